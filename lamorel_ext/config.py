@@ -1,0 +1,573 @@
+"""The typed configuration: one schema, read from YAML, checked as a whole. The only file that knows OmegaConf and Hydra.
+
+A configuration is made of ``configs/default.yaml``, one file per chosen group (``model=flan_t5_small``), and single values
+(``feedback.loss=clipped``), in Hydra's syntax. Whatever is wrong with it is reported at once, every problem in a line of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lamorel_ext.errors import ConfigError
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+
+Signal = Literal["previous", "td", "gae", "state", "weighted", "random", "shuffled", "positive", "inverted", "none"]
+ONLINE_SIGNALS = ("previous", "td", "state", "random", "positive", "none")
+"""Signals that need nothing later than the step itself: the ones that ``feedback.every: 1`` can have."""
+
+
+# --- Lamorel's keys ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DistributedSetupArgs:
+    """How many processes play which role; the first ``n_rl_processes`` ranks are the clients."""
+
+    n_rl_processes: int = 1
+    n_llm_processes: int = 1
+
+
+@dataclass(frozen=True)
+class AccelerateArgs:
+    """What the launchers write into the ``accelerate launch`` line. Port 0 means a free one."""
+
+    config_file: str | None = None
+    machine_rank: int = 0
+    num_machines: int = 1
+    main_process_ip: str = "127.0.0.1"
+    main_process_port: int = 0
+
+
+@dataclass(frozen=True)
+class ParallelismArgs:
+    """Devices of one LLM server."""
+
+    use_gpu: bool = False
+    model_parallelism_size: int = 1
+    synchronize_gpus_after_scoring: bool = False
+    empty_cuda_cache_after_scoring: bool = False
+
+
+@dataclass(frozen=True)
+class LlmArgs:
+    """The language model.
+
+    Attributes:
+        model_type: ``auto`` reads it from the model's own configuration.
+        model_path: ``embedded``, a name on the hub, a folder, or a GGUF file's folder (with ``gguf_file``); ``smollm2`` takes the file that
+            the extra ``smollm2`` installs.
+        pretrained: False draws fresh weights of the model's shape from ``seed``.
+        minibatch_size: Sequences scored at a time at most; bounds the memory of a scoring call.
+        max_prompt_tokens: A longer prompt is refused; null takes the model's own limit where it has one.
+        cache_size: Answers remembered between two updates; 0 switches the memory off.
+        num_threads: Threads of one server for PyTorch; 0 leaves PyTorch's choice.
+        value_head_hidden: Width of the value head's two hidden layers.
+    """
+
+    model_type: Literal["auto", "seq2seq", "causal"] = "auto"
+    model_path: str = "embedded"
+    gguf_file: str | None = None
+    pretrained: bool = True
+    trust_remote_code: bool = False
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    minibatch_size: int = 192
+    pre_encode_inputs: bool = True
+    load_in_4bit: bool = False
+    max_prompt_tokens: int | None = None
+    cache_size: int = 100_000
+    num_threads: int = 0
+    value_head_hidden: int = 1024
+    seed: int = 0
+    parallelism: ParallelismArgs = field(default_factory=ParallelismArgs)
+
+
+@dataclass(frozen=True)
+class LamorelArgs:
+    """Lamorel's own keys, with Lamorel's names.
+
+    Attributes:
+        gloo_timeout: Seconds after which a request without an answer is given up. A peer that died is noticed within seconds whatever this says.
+        allow_subgraph_use_whith_gradient: Lamorel's key, spelt as there; accepted, and not needed here: parameters without a gradient are
+            counted as zero.
+    """
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    gloo_timeout: int = 1800
+    allow_subgraph_use_whith_gradient: bool = False
+    distributed_setup_args: DistributedSetupArgs = field(default_factory=DistributedSetupArgs)
+    accelerate_args: AccelerateArgs = field(default_factory=AccelerateArgs)
+    llm_args: LlmArgs = field(default_factory=LlmArgs)
+
+
+# --- ours ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EnvArgs:
+    """The task.
+
+    Attributes:
+        level: Id of a BabyAI level, such as ``BabyAI-GoToRedBallNoDists-v0``.
+        num_envs: Copies stepped together.
+        language: Language of the observation's sentences; missions stay English.
+        prompt: Template of the prompt: ``lamorel`` (the last observation) or ``glam`` (action list and history).
+        history: Observations in a ``glam`` prompt; 1 makes the policy memoryless.
+    """
+
+    level: str = "BabyAI-GoToRedBallNoDists-v0"
+    num_envs: int = 16
+    language: Literal["en", "fr"] = "en"
+    prompt: Literal["lamorel", "glam"] = "lamorel"
+    history: int = 3
+
+
+@dataclass(frozen=True)
+class ArmArgs:
+    """Who acts, and who gives guidance.
+
+    Attributes:
+        name: Name in reports and folders.
+        agent: ``llm_policy`` (the LLM scores the actions, PPO trains it) or ``student`` (a network acts, a teacher guides).
+        teacher: Of a student: the LLM, nobody, uniformly random guidance, or the BabyAI bot.
+    """
+
+    name: str = "teacher_feedback"
+    agent: Literal["llm_policy", "student"] = "student"
+    teacher: Literal["llm", "none", "random", "oracle"] = "llm"
+
+
+@dataclass(frozen=True)
+class GuidanceArgs:
+    """What the teacher may say.
+
+    Attributes:
+        vocabulary: ``action_hint`` the six action texts, ``subgoal`` short sentences, ``free`` generated text.
+        max_new_tokens: Length of ``free`` guidance in tokens.
+    """
+
+    vocabulary: Literal["action_hint", "subgoal", "free"] = "action_hint"
+    max_new_tokens: int = 12
+
+
+@dataclass(frozen=True)
+class StudentArgs:
+    """The RL student, trained by PPO on unscaled rewards (METHOD.md, section 2).
+
+    Attributes:
+        kappa: Initial bias of the logits towards the hinted action; 0 means none.
+        num_steps: Steps of each environment between two updates.
+        num_minibatches: Minibatches per epoch.
+    """
+
+    hidden_size: int = 64
+    guidance_size: int = 16
+    kappa: float = 2.0
+    num_steps: int = 32
+    epochs: int = 4
+    num_minibatches: int = 4
+    lr: float = 2e-3
+    gamma: float = 0.99
+    lam: float = 0.95
+    clip_eps: float = 0.2
+    entropy_coef: float = 0.01
+    value_loss_coef: float = 0.5
+    max_grad_norm: float = 0.5
+
+
+@dataclass(frozen=True)
+class PpoArgs:
+    """PPO of the LLM policy; the defaults are GLAM's (Carta et al. 2023, appendix), rewards times 20.
+
+    Attributes:
+        num_steps: Steps of each environment between two updates.
+        gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means the whole minibatch.
+    """
+
+    num_steps: int = 40
+    epochs: int = 4
+    minibatch_size: int = 64
+    gradient_minibatch_size: int = 0
+    lr: float = 1e-6
+    adam_eps: float = 1e-5
+    gamma: float = 0.99
+    lam: float = 0.99
+    clip_eps: float = 0.2
+    entropy_coef: float = 0.01
+    value_loss_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    reward_scale: float = 20.0
+
+
+@dataclass(frozen=True)
+class FeedbackArgs:
+    """The feedback edge (METHOD.md, section 2).
+
+    Attributes:
+        signal: What f_t is; ``none`` cuts the edge.
+        inverts: The signal that ``inverted`` turns around.
+        shuffles: The signal that ``shuffled`` permutes.
+        ties: What the sign of an exact tie is, for ``previous``.
+        every: Steps of the environments between two teacher updates, or ``rollout``. 1 is Algorithm 1 as written.
+        lr: Step size of Adam.
+        kl_coef: Weight of the KL divergence to the initial teacher.
+        gradient_minibatch_size: As in ``ppo``.
+    """
+
+    signal: Signal = "gae"
+    inverts: Signal = "gae"
+    shuffles: Signal = "gae"
+    loss: Literal["reinforce", "unlikelihood", "clipped"] = "reinforce"
+    channel: Literal["loss", "prompt", "both"] = "loss"
+    every: int | Literal["rollout"] = "rollout"
+    ties: Literal["positive", "zero"] = "positive"
+    lr: float = 1e-4
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.0
+    clip_eps: float = 0.2
+    max_grad_norm: float = 1.0
+    gradient_minibatch_size: int = 0
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """One training run.
+
+    Attributes:
+        total_steps: Environment steps, over all environments.
+        eval_every: Environment steps between two evaluations (rounded up to whole rollouts); the first comes before any training.
+        evaluation: ``exact`` enumerates (GoToRedBallNoDists, memoryless policies), ``episodes`` simulates, ``auto`` takes the exact one where it
+            can.
+        eval_episodes: Episodes of a simulated evaluation.
+        eval_seed: Seed of the first held-out episode; training never uses it or the ones after it.
+        checkpoint_every: Rollouts between two checkpoints; 0 writes only the last.
+        num_threads: Threads of the client for PyTorch; 0 leaves PyTorch's choice.
+    """
+
+    seed: int = 0
+    total_steps: int = 2100
+    eval_every: int = 512
+    evaluation: Literal["auto", "exact", "episodes"] = "auto"
+    eval_episodes: int = 200
+    eval_seed: int = 1_000_000_000
+    checkpoint_every: int = 1
+    num_threads: int = 1
+    output_dir: str = "runs/run"
+
+
+@dataclass(frozen=True)
+class CompareArgs:
+    """A comparison: every arm with every seed.
+
+    Attributes:
+        name: Title of the report.
+        arms: Names of files in ``configs/arm``.
+        seeds: One run per arm and seed; seed ``s`` means the same episodes in every arm.
+        bootstrap_samples: Resamples over seeds behind each interval.
+    """
+
+    name: str = "comparison"
+    arms: tuple[str, ...] = ("llm_policy", "teacher_feedback_gae")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    output_dir: str = "runs/comparison"
+    bootstrap_samples: int = 2000
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run needs."""
+
+    lamorel_args: LamorelArgs = field(default_factory=LamorelArgs)
+    env: EnvArgs = field(default_factory=EnvArgs)
+    arm: ArmArgs = field(default_factory=ArmArgs)
+    guidance: GuidanceArgs = field(default_factory=GuidanceArgs)
+    student: StudentArgs = field(default_factory=StudentArgs)
+    ppo: PpoArgs = field(default_factory=PpoArgs)
+    feedback: FeedbackArgs = field(default_factory=FeedbackArgs)
+    run: RunArgs = field(default_factory=RunArgs)
+    compare: CompareArgs = field(default_factory=CompareArgs)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of each environment between two policy updates."""
+        return self.ppo.num_steps if self.arm.agent == "llm_policy" else self.student.num_steps
+
+    @property
+    def feedback_trains(self) -> bool:
+        """True where the feedback edge changes the LLM's weights."""
+        return self.feedback.signal != "none" and self.feedback.channel != "prompt"
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------------
+
+
+def load_config(overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR) -> Config:
+    """Compose the configuration and check it as a whole.
+
+    Args:
+        overrides: Hydra's syntax: ``model=flan_t5_small`` chooses a file of a group, ``feedback.lr=1e-5`` sets a value.
+        config_name: File in ``config_dir`` to start from, without ``.yaml``.
+        config_dir: Folder of the files.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    return from_mapping(compose_mapping(overrides, config_name, config_dir))
+
+
+def compose_mapping(
+    overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR
+) -> dict[str, Any]:
+    """Compose the plain values, unchecked. See ``load_config``."""
+    folder = Path(config_dir).resolve()
+    if not (folder / f"{config_name}.yaml").is_file():
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        raise ConfigError(f"no configuration {config_name!r} in {folder}{_did_you_mean(config_name, known)}")
+    groups, values, problems = _split_overrides(overrides, folder)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(folder), version_base=None):
+            composed = compose(config_name, overrides=groups)
+        OmegaConf.set_struct(composed, False)
+        for key, value in values:
+            OmegaConf.update(composed, key, value, force_add=True)
+        plain = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{config_name}.yaml with {list(overrides)}: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{config_name}.yaml is not a mapping of keys to values")
+    return {str(key): value for key, value in plain.items()}
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> Config:
+    """Build the typed configuration from plain values.
+
+    Raises:
+        ConfigError: With every unknown key, wrong type and impossible value.
+    """
+    problems: list[str] = []
+    config = _build(Config, mapping, "", problems)
+    if not problems:
+        problems = _impossible_values(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """Plain dictionaries and lists, as ``from_mapping`` takes them."""
+    plain: dict[str, Any] = dataclasses.asdict(config)
+    return plain
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(_lists(to_mapping(config)))), encoding="utf-8")
+
+
+def read_config(path: Path) -> Config:
+    """Read what ``save_config`` wrote.
+
+    Raises:
+        ConfigError: The file is missing, no YAML, or does not fit the schema.
+    """
+    try:
+        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path} is not a mapping of keys to values")
+    return from_mapping({str(key): value for key, value in plain.items()})
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _split_overrides(overrides: Sequence[str], folder: Path) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
+    """Hydra composes the groups; single values are set afterwards, so that all of them can be checked together."""
+    groups: list[str] = []
+    values: list[tuple[str, Any]] = []
+    problems: list[str] = []
+    for text in overrides:
+        try:
+            (parsed,) = OverridesParser.create().parse_overrides([text])
+        except HydraException:
+            problems.append(f"{text!r} is not of the form key=value")
+            continue
+        key = parsed.key_or_group
+        if (folder / key).is_dir():
+            choices = sorted(path.stem for path in (folder / key).glob("*.yaml"))
+            if str(parsed.value()) in choices:
+                groups.append(text)
+            else:
+                problems.append(f"{key}={parsed.value()}: no such file in {folder / key}; there are: {', '.join(choices)}")
+        else:
+            values.append((key, _plain(parsed.value())))
+    return groups, values, problems
+
+
+def _plain(value: Any) -> Any:
+    """Values of Hydra's override grammar as plain Python."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+
+
+# --- checking --------------------------------------------------------------------------------------------------------------
+
+
+def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
+    if not isinstance(mapping, Mapping):
+        problems.append(f"{prefix or 'the configuration'}: expected a group of keys, got {mapping!r}")
+        return kind()
+    hints = get_type_hints(kind)
+    for key in mapping:
+        if key not in hints:
+            problems.append(f"{prefix}{key}: unknown key{_did_you_mean(str(key), list(hints))}")
+    values = {}
+    for name, hint in hints.items():
+        if name not in mapping:
+            continue
+        if dataclasses.is_dataclass(hint):
+            values[name] = _build(hint, mapping[name], f"{prefix}{name}.", problems)  # type: ignore[arg-type]
+        else:
+            values[name] = _convert(hint, mapping[name], f"{prefix}{name}", problems)
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
+    """The value as the hint wants it; a problem is noted where it cannot be."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            problems.append(f"{key}: expected a list, got {value!r}")
+            return ()
+        return tuple(_convert(arguments[0], item, f"{key}[{i}]", problems) for i, item in enumerate(value))
+    fitting = [option for option in _alternatives(hint) if _fits(option, value)]
+    if not fitting:
+        problems.append(f"{key}: expected {_describe(hint)}, got {value!r}")
+        return value
+    return float(value) if fitting[0] is float else value
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if hint is type(None):
+        return value is None
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    def one(option: Any) -> str:
+        if option is type(None):
+            return "null"
+        return "one of " + ", ".join(get_args(option)) if get_origin(option) is Literal else option.__name__
+
+    return " or ".join(one(option) for option in _alternatives(hint))
+
+
+def _did_you_mean(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
+
+
+def _impossible_values(config: Config) -> list[str]:
+    """Problems that only show once every value has its type."""
+    roles, llm, run, student, ppo = (
+        config.lamorel_args.distributed_setup_args, config.lamorel_args.llm_args, config.run, config.student, config.ppo,
+    )  # fmt: skip
+    at_least_one = {
+        "lamorel_args.distributed_setup_args.n_rl_processes": roles.n_rl_processes,
+        "lamorel_args.distributed_setup_args.n_llm_processes": roles.n_llm_processes,
+        "lamorel_args.accelerate_args.num_machines": config.lamorel_args.accelerate_args.num_machines,
+        "lamorel_args.gloo_timeout": config.lamorel_args.gloo_timeout,
+        "lamorel_args.llm_args.minibatch_size": llm.minibatch_size,
+        "lamorel_args.llm_args.value_head_hidden": llm.value_head_hidden,
+        "lamorel_args.llm_args.parallelism.model_parallelism_size": llm.parallelism.model_parallelism_size,
+        "env.num_envs": config.env.num_envs, "env.history": config.env.history,
+        "guidance.max_new_tokens": config.guidance.max_new_tokens,
+        "student.num_steps": student.num_steps, "student.epochs": student.epochs, "student.num_minibatches": student.num_minibatches,
+        "student.hidden_size": student.hidden_size, "student.guidance_size": student.guidance_size,
+        "ppo.num_steps": ppo.num_steps, "ppo.epochs": ppo.epochs, "ppo.minibatch_size": ppo.minibatch_size,
+        "run.total_steps": run.total_steps, "run.eval_every": run.eval_every, "run.eval_episodes": run.eval_episodes,
+        "compare.bootstrap_samples": config.compare.bootstrap_samples,
+    }  # fmt: skip
+    not_negative = {
+        "lamorel_args.llm_args.cache_size": llm.cache_size, "lamorel_args.llm_args.num_threads": llm.num_threads,
+        "ppo.gradient_minibatch_size": ppo.gradient_minibatch_size, "feedback.gradient_minibatch_size": config.feedback.gradient_minibatch_size,
+        "run.seed": run.seed, "run.eval_seed": run.eval_seed, "run.checkpoint_every": run.checkpoint_every, "run.num_threads": run.num_threads,
+        "student.lr": student.lr, "ppo.lr": ppo.lr, "feedback.lr": config.feedback.lr,
+        "student.kappa": student.kappa, "student.entropy_coef": student.entropy_coef, "ppo.entropy_coef": ppo.entropy_coef,
+    }  # fmt: skip
+    positive = {
+        "student.max_grad_norm": student.max_grad_norm, "ppo.max_grad_norm": ppo.max_grad_norm, "feedback.max_grad_norm": config.feedback.max_grad_norm,
+        "student.clip_eps": student.clip_eps, "ppo.clip_eps": ppo.clip_eps, "feedback.clip_eps": config.feedback.clip_eps,
+    }  # fmt: skip
+    unit = {"student.gamma": student.gamma, "student.lam": student.lam, "ppo.gamma": ppo.gamma, "ppo.lam": ppo.lam}
+    problems = [f"{key}: must be at least 1, got {value}" for key, value in at_least_one.items() if value < 1]
+    problems += [f"{key}: must not be negative, got {value}" for key, value in not_negative.items() if value < 0]
+    problems += [f"{key}: must be above 0, got {value}" for key, value in positive.items() if value <= 0]
+    problems += [f"{key}: must be between 0 and 1, got {value}" for key, value in unit.items() if not 0 <= value <= 1]
+    return problems + _impossible_method(config) + _impossible_comparison(config.compare)
+
+
+def _impossible_method(config: Config) -> list[str]:
+    """Combinations of arm and feedback that mean nothing."""
+    problems = []
+    feedback, arm = config.feedback, config.arm
+    if feedback.signal == "inverted" and feedback.inverts in ("inverted", "shuffled", "none"):
+        problems.append(f"feedback.inverts: must name a signal of its own, got {feedback.inverts}")
+    if feedback.signal == "shuffled" and feedback.shuffles in ("inverted", "shuffled", "none"):
+        problems.append(f"feedback.shuffles: must name a signal of its own, got {feedback.shuffles}")
+    if isinstance(feedback.every, int):
+        used = feedback.inverts if feedback.signal == "inverted" else feedback.signal
+        if feedback.every < 1:
+            problems.append(f"feedback.every: must be at least 1 or 'rollout', got {feedback.every}")
+        elif used not in ONLINE_SIGNALS:
+            problems.append(f"feedback.signal: {used} needs the whole rollout; with feedback.every={feedback.every} it can be {', '.join(ONLINE_SIGNALS)}")
+    if arm.agent == "student" and arm.teacher != "llm" and feedback.signal != "none":
+        problems.append(f"feedback.signal: must be none where arm.teacher is {arm.teacher}: there is no LLM to teach, got {feedback.signal}")
+    if arm.agent == "llm_policy" and config.guidance.vocabulary != "action_hint":
+        problems.append(f"guidance.vocabulary: must be action_hint where arm.agent is llm_policy, got {config.guidance.vocabulary}")
+    if feedback.signal == "weighted" and feedback.loss == "unlikelihood":
+        problems.append("feedback.loss: unlikelihood knows signs only; with feedback.signal=weighted it can be reinforce or clipped")
+    return problems
+
+
+def _impossible_comparison(compare: CompareArgs) -> list[str]:
+    problems = []
+    for key, values in (("compare.arms", compare.arms), ("compare.seeds", compare.seeds)):
+        if not values:
+            problems.append(f"{key}: must not be empty")
+        if len(set(values)) < len(values):
+            problems.append(f"{key}: names one twice: {list(values)}")
+    return problems + [f"compare.seeds: must not be negative, got {seed}" for seed in compare.seeds if seed < 0]

@@ -1,0 +1,96 @@
+"""Every error that this package raises on purpose.
+
+    LamorelExtError
+    ├── ConfigError            a key is unknown, has the wrong type or an impossible value (all problems at once)
+    ├── RequestError           a request that cannot be answered: empty prompts, wrong candidate lists, prompt too long
+    ├── ModelLoadError         a model, tokenizer or weights file is missing, corrupt or of another shape
+    ├── CheckpointError        a checkpoint cannot be written or read
+    ├── LevelError             a level does not exist, or calls come in an illegal order
+    └── RpcError
+        ├── RemoteError        the peer raised; carries its rank, type and traceback
+        ├── PeerDiedError      the peer's process is gone
+        ├── ProtocolError      bytes on the wire that are not ours
+        └── RequestTimeout     no answer within the time allowed
+
+Everything a user can cause ends in one of these, with a message that names the key, file or rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LamorelExtError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ConfigError(LamorelExtError):
+    """The configuration cannot be used.
+
+    Args:
+        problems: One line per problem, each naming its key.
+    """
+
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        head = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__(f"{head} in the configuration:\n" + "\n".join(f"  - {p}" for p in self.problems))
+
+
+class RequestError(LamorelExtError):
+    """A request that can never be answered, whatever the state of the server."""
+
+
+class ModelLoadError(LamorelExtError):
+    """A model, tokenizer or weights file is missing, corrupt or of another shape."""
+
+
+class CheckpointError(LamorelExtError):
+    """A checkpoint cannot be written or read; the message names the file."""
+
+
+class LevelError(LamorelExtError):
+    """A level does not exist, or an environment was called in an illegal order."""
+
+
+class RpcError(LamorelExtError):
+    """Base of everything that can go wrong between two ranks."""
+
+
+class RemoteError(RpcError):
+    """The peer raised while it worked on our request.
+
+    Args:
+        rank: Global rank of the peer.
+        role: ``"llm server 0"`` or ``"rl client 0"``.
+        type_name: Name of the exception's type over there.
+        message: Its message.
+        remote_traceback: Its traceback, as text.
+    """
+
+    def __init__(self, rank: int, role: str, type_name: str, message: str, remote_traceback: str) -> None:
+        self.rank, self.role = rank, role
+        self.type_name, self.message, self.remote_traceback = type_name, message, remote_traceback
+        super().__init__(f"rank {rank} ({role}) raised {type_name}: {message}\n--- traceback of rank {rank} ---\n{remote_traceback}")
+
+
+class PeerDiedError(RpcError):
+    """The peer's process is gone without a word.
+
+    Args:
+        rank: Global rank of the peer.
+        role: ``"llm server 0"`` or ``"rl client 0"``.
+        detail: What was seen (connection closed, reset, no heartbeat).
+    """
+
+    def __init__(self, rank: int, role: str, detail: str) -> None:
+        self.rank, self.role, self.detail = rank, role, detail
+        super().__init__(f"rank {rank} ({role}) died: {detail}")
+
+
+class ProtocolError(RpcError):
+    """The peer sent bytes that are not a message of ours."""
+
+
+class RequestTimeout(RpcError):
+    """No answer within the time allowed; the message names the rank and the seconds."""

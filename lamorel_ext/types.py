@@ -1,0 +1,293 @@
+"""The frozen dataclasses that cross a boundary: environment to prompts, client to server, server to updater.
+
+Nothing here has behaviour beyond small views of its own fields, and nothing here imports the rest of the project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Scalar = bool | int | float | str
+"""What an option of a request may be."""
+
+
+# --- environments ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ObservationBatch:
+    """What ``num_envs`` environments show at one time.
+
+    Attributes:
+        missions: Mission of each episode.
+        descriptions: Sentences of each state, in the order of BabyAI-Text.
+        images: ``(num_envs, 7, 7, 3)`` uint8, the egocentric symbolic view; index ``[x, y, channel]``.
+        directions: ``(num_envs,)`` int64, 0 right, 1 down, 2 left, 3 up.
+    """
+
+    missions: tuple[str, ...]
+    descriptions: tuple[tuple[str, ...], ...]
+    images: np.ndarray
+    directions: np.ndarray
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one step of ``num_envs`` environments gives.
+
+    ``reached`` is the state that the action led to, before any reset: bootstrap from it. ``current`` is where the next action is taken:
+    the same as ``reached`` except where an episode ended, there it is the first state of the next episode. No step is ever spent on a
+    reset.
+
+    Attributes:
+        reached: States reached, before any reset.
+        current: States in which the next actions are taken.
+        rewards: ``(num_envs,)`` float64, unscaled.
+        terminated: ``(num_envs,)`` bool, True where the task itself ended the episode.
+        truncated: ``(num_envs,)`` bool, True where the step limit ended it.
+    """
+
+    reached: ObservationBatch
+    current: ObservationBatch
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+    @property
+    def done(self) -> np.ndarray:
+        """``(num_envs,)`` bool, True where the episode ended for either reason."""
+        return np.logical_or(self.terminated, self.truncated)
+
+
+class BatchedEnv(Protocol):
+    """Several copies of one level stepped together; each resets itself at the end of an episode.
+
+    Episode ``k`` of environment ``i`` depends on the seed, ``i`` and ``k`` alone, not on the actions of earlier episodes, so that
+    every arm of a comparison sees the same episodes.
+    """
+
+    num_envs: int
+
+    def reset(self) -> ObservationBatch:
+        """Start episode 0 everywhere."""
+
+    def step(self, actions: np.ndarray) -> StepBatch:
+        """Take ``actions`` ``(num_envs,)``, ids of BabyAI actions (0 to 6)."""
+
+    def state(self) -> dict[str, list[int]]:
+        """What is needed to come back here: plain lists that JSON can hold."""
+
+    def restore(self, state: dict[str, list[int]]) -> ObservationBatch:
+        """Come back to a saved state; gives the observations there."""
+
+    def close(self) -> None:
+        """Free what is held. May be called twice."""
+
+
+# --- client to server --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Score candidate continuations, and evaluate module functions (heads), for each prompt.
+
+    Attributes:
+        prompts: ``n`` prompts.
+        candidates: ``n`` tuples of candidates; they may differ in length. With ``score=False`` it may be ``()``.
+        modules: Names of module functions to evaluate besides, such as ``("value",)``.
+        score: False to evaluate the module functions only.
+    """
+
+    prompts: tuple[str, ...]
+    candidates: tuple[tuple[str, ...], ...]
+    modules: tuple[str, ...] = ()
+    score: bool = True
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Answer to a ``ScoreRequest``, in its order.
+
+    Attributes:
+        log_probs: ``(sum(counts),)`` summed token log-probability of each candidate in nats, prompt after prompt; float32, or float64 from
+            a float64 model.
+        counts: Number of candidates of each prompt.
+        modules: What each module function gave, each ``(n, ...)``.
+        stats: Additive counters and seconds: ``prompts``, ``distinct_prompts``, ``cached_prompts``, ``tokens``, ``seconds``.
+    """
+
+    log_probs: Tensor
+    counts: tuple[int, ...]
+    modules: dict[str, Tensor] = field(default_factory=dict)
+    stats: dict[str, float] = field(default_factory=dict)
+
+    def split(self) -> list[Tensor]:
+        """One tensor ``(counts[i],)`` per prompt."""
+        return list(torch.split(self.log_probs, list(self.counts)))
+
+    def padded(self) -> Tensor:
+        """``(n, max(counts))``, minus infinity where a prompt has fewer candidates."""
+        width = max(self.counts, default=0)
+        if all(count == width for count in self.counts):
+            return self.log_probs.reshape(len(self.counts), width)
+        return torch.nn.utils.rnn.pad_sequence(self.split(), batch_first=True, padding_value=float("-inf"))
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Continue each prompt.
+
+    Attributes:
+        prompts: ``n`` prompts.
+        options: Arguments of transformers' ``generate``: scalars only. ``seed`` fixes the sampling.
+    """
+
+    prompts: tuple[str, ...]
+    options: dict[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """Answer to a ``GenerateRequest``.
+
+    Attributes:
+        texts: ``n`` tuples of generated texts, one per returned sequence.
+        tokens: ``(total,)`` int64, the generated tokens of all sequences, one after the other, without padding.
+        token_log_probs: ``(total,)`` log-probability of each of them under the model in nats.
+        lengths: Number of tokens of each sequence, prompt after prompt.
+        stats: As in ``ScoreResult``.
+    """
+
+    texts: tuple[tuple[str, ...], ...]
+    tokens: Tensor
+    token_log_probs: Tensor
+    lengths: tuple[int, ...]
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UpdateRequest:
+    """Apply an updater to a batch. A server receives its own shard of it.
+
+    Attributes:
+        updater: Name under which the updater is registered on the server.
+        prompts: ``n`` prompts of this shard.
+        candidates: ``n`` tuples of candidates.
+        indices: ``(n,)`` int64, place of each sample in the whole batch.
+        total: Size of the whole batch, over all shards.
+        data: Per-sample tensors, each ``(n, ...)``.
+        options: Hyper-parameters.
+    """
+
+    updater: str
+    prompts: tuple[str, ...]
+    candidates: tuple[tuple[str, ...], ...]
+    indices: Tensor
+    total: int
+    data: dict[str, Tensor] = field(default_factory=dict)
+    options: dict[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What an update did, the same on every server: means over the whole batch."""
+
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ResetRequest:
+    """Go back to the weights that were loaded at start; heads and optimisers start anew from ``seed``."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class SaveRequest:
+    """Write weights, heads and optimiser states below ``folder`` (safetensors); only the first server writes."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """Read what a ``SaveRequest`` wrote, on every server."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
+class InfoRequest:
+    """Ask what a server hosts."""
+
+
+@dataclass(frozen=True)
+class InfoResult:
+    """What a server hosts: name, number of parameters, dtype, device, versions, counters."""
+
+    info: dict[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CloseRequest:
+    """The client is done; the server's ``serve`` returns once every client has said so."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer that carries nothing."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The answer of a server (or the last word of a client) that raised."""
+
+    rank: int
+    role: str
+    type_name: str
+    message: str
+    remote_traceback: str
+
+
+Request = ScoreRequest | GenerateRequest | UpdateRequest | ResetRequest | SaveRequest | LoadRequest | InfoRequest | CloseRequest
+Answer = ScoreResult | GenerateResult | UpdateResult | InfoResult | Done | Failure
+
+
+# --- protocols at plug points ------------------------------------------------------------------------------------------
+
+
+class ServerGroup(Protocol):
+    """The LLM servers among themselves: just what data-parallel updates need."""
+
+    rank: int
+    size: int
+
+    def all_reduce_sum(self, tensor: Tensor) -> None:
+        """Replace ``tensor`` by its sum over all servers, in place. Every server must call it, in the same order."""
+
+    def barrier(self) -> None:
+        """Wait until every server is here."""
+
+
+class LlmClient(Protocol):
+    """What the student's side needs of the servers: the typed half of ``Caller``."""
+
+    def score_batch(self, request: ScoreRequest) -> ScoreResult: ...
+
+    def generate_batch(self, request: GenerateRequest) -> GenerateResult: ...
+
+    def update_batch(self, request: UpdateRequest) -> UpdateResult: ...
+
+    def reset(self, seed: int) -> None: ...
+
+    def save(self, folder: str) -> None: ...
+
+    def load(self, folder: str) -> None: ...
+
+    def info(self) -> Mapping[str, Scalar]: ...
