@@ -55,7 +55,10 @@ def test_things_come_by_column_and_from_far_to_near() -> None:
 def test_doors_say_their_state() -> None:
     image = view((0, 6, (4, 5, 2)), (3, 0, (4, 3, 1)))
     assert describe(image) == ("You see a locked grey door 3 steps left", "You see a closed purple door 6 steps forward")
-    assert describe(image, language="fr") == ("Tu vois une porte grise fermée à clef 3 pas à gauche", "Tu vois une porte violette fermée 6 pas devant")
+    assert describe(image, language="fr") == (
+        "Tu vois une porte grise fermée à clef 3 pas à gauche",
+        "Tu vois une porte violette fermée 6 pas devant",
+    )
 
 
 def test_what_is_carried_comes_first_and_is_read_from_the_agents_cell() -> None:
