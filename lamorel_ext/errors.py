@@ -5,6 +5,7 @@
     ├── RequestError           a request that cannot be answered: empty prompts, wrong candidate lists, prompt too long
     ├── ModelLoadError         a model, tokenizer or weights file is missing, corrupt or of another shape
     ├── CheckpointError        a checkpoint cannot be written or read
+    ├── UpdateError            an update was given up on the way: a loss or gradient that is not finite, or another server failed in it
     ├── LevelError             a level does not exist, or calls come in an illegal order
     └── RpcError
         ├── RemoteError        the peer raised; carries its rank, type and traceback
@@ -47,6 +48,10 @@ class ModelLoadError(LamorelExtError):
 
 class CheckpointError(LamorelExtError):
     """A checkpoint cannot be written or read; the message names the file."""
+
+
+class UpdateError(LamorelExtError):
+    """An update was given up on the way: a loss or gradient is not finite, or another server failed in it."""
 
 
 class LevelError(LamorelExtError):
