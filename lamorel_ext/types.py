@@ -80,6 +80,9 @@ class BatchedEnv(Protocol):
     def step(self, actions: np.ndarray) -> StepBatch:
         """Take ``actions`` ``(num_envs,)``, ids of BabyAI actions (0 to 6)."""
 
+    def expert_actions(self) -> np.ndarray:
+        """``(num_envs,)`` int64, ids 0 to 5: what an expert (shortest path, or the BabyAI bot) would do in the current states."""
+
     def state(self) -> dict[str, list[int]]:
         """What is needed to come back here: plain lists that JSON can hold."""
 
