@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from lamorel_ext.errors import ConfigError
 
@@ -328,9 +329,7 @@ def load_config(overrides: Sequence[str] = (), config_name: str = "default", con
     return from_mapping(compose_mapping(overrides, config_name, config_dir))
 
 
-def compose_mapping(
-    overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR
-) -> dict[str, Any]:
+def compose_mapping(overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR) -> dict[str, Any]:
     """Compose the plain values, unchecked. See ``load_config``."""
     folder = Path(config_dir).resolve()
     if not (folder / f"{config_name}.yaml").is_file():
@@ -347,7 +346,7 @@ def compose_mapping(
         for key, value in values:
             OmegaConf.update(composed, key, value, force_add=True)
         plain = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"{config_name}.yaml with {list(overrides)}: {' '.join(str(error).split())}") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{config_name}.yaml is not a mapping of keys to values")
@@ -388,8 +387,8 @@ def read_config(path: Path) -> Config:
     """
     try:
         plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except (OSError, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} is not a mapping of keys to values")
     return from_mapping({str(key): value for key, value in plain.items()})
@@ -411,6 +410,9 @@ def _split_overrides(overrides: Sequence[str], folder: Path) -> tuple[list[str],
             (parsed,) = OverridesParser.create().parse_overrides([text])
         except HydraException:
             problems.append(f"{text!r} is not of the form key=value")
+            continue
+        if parsed.is_sweep_override() or parsed.is_delete():
+            problems.append(f"{text!r}: exactly one value is needed here")
             continue
         key = parsed.key_or_group
         if (folder / key).is_dir():
@@ -438,7 +440,7 @@ def _plain(value: Any) -> Any:
 
 def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
     if not isinstance(mapping, Mapping):
-        problems.append(f"{prefix or 'the configuration'}: expected a group of keys, got {mapping!r}")
+        problems.append(f"{prefix.removesuffix('.') or 'the configuration'}: expected a group of keys, got {mapping!r}")
         return kind()
     hints = get_type_hints(kind)
     for key in mapping:
@@ -553,9 +555,13 @@ def _impossible_method(config: Config) -> list[str]:
         if feedback.every < 1:
             problems.append(f"feedback.every: must be at least 1 or 'rollout', got {feedback.every}")
         elif used not in ONLINE_SIGNALS:
-            problems.append(f"feedback.signal: {used} needs the whole rollout; with feedback.every={feedback.every} it can be {', '.join(ONLINE_SIGNALS)}")
+            problems.append(
+                f"feedback.signal: {used} needs the whole rollout; with feedback.every={feedback.every} it can be {', '.join(ONLINE_SIGNALS)}"
+            )
     if arm.agent == "student" and arm.teacher != "llm" and feedback.signal != "none":
-        problems.append(f"feedback.signal: must be none where arm.teacher is {arm.teacher}: there is no LLM to teach, got {feedback.signal}")
+        problems.append(
+            f"feedback.signal: must be none where arm.teacher is {arm.teacher}: there is no LLM to teach, got {feedback.signal}"
+        )
     if arm.agent == "llm_policy" and config.guidance.vocabulary != "action_hint":
         problems.append(f"guidance.vocabulary: must be action_hint where arm.agent is llm_policy, got {config.guidance.vocabulary}")
     if feedback.signal == "weighted" and feedback.loss == "unlikelihood":

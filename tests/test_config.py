@@ -1,0 +1,184 @@
+"""The configuration: what ships is valid, what wins over what, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lamorel_ext.config import CONFIG_DIR, Config, from_mapping, load_config, read_config, save_config, to_mapping
+from lamorel_ext.errors import ConfigError
+
+EXPERIMENTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
+ARMS = sorted(path.stem for path in (CONFIG_DIR / "arm").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
+
+
+def leaves(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in mapping.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def problems(*overrides: str, name: str = "default") -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides, name)
+    return str(caught.value)
+
+
+# --- what ships ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_valid_with_every_arm_it_names(name: str) -> None:
+    for arm in load_config((), name).compare.arms:
+        assert arm in ARMS
+        load_config([f"arm={arm}"], name)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_valid_and_changes_nothing_but_arm_and_feedback(arm: str) -> None:
+    base, config = load_config(["arm=teacher_feedback_gae"]), load_config([f"arm={arm}"])
+    changed = {field.name for field in dataclasses.fields(Config) if getattr(base, field.name) != getattr(config, field.name)}
+    assert changed <= {"arm", "feedback"}
+    assert "".join(re.findall("[a-z]+", config.arm.name)) == arm.replace("_", "")
+
+
+def test_no_two_arms_have_the_same_label_or_the_same_values() -> None:
+    configs = [load_config([f"arm={arm}"]) for arm in ARMS]
+    assert len({config.arm.name for config in configs}) == len(ARMS)
+    assert len({(config.arm.agent, config.arm.teacher, config.feedback) for config in configs}) == len(ARMS)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_is_one_comment_and_one_or_two_lines(arm: str) -> None:
+    header, comment, *lines = (CONFIG_DIR / "arm" / f"{arm}.yaml").read_text().splitlines()
+    assert header == "# @package _global_" and comment.startswith("# ") and 1 <= len(lines) <= 2
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_is_valid_and_sets_both_step_sizes(model: str) -> None:
+    written = yaml.safe_load((CONFIG_DIR / "model" / f"{model}.yaml").read_text())
+    config = load_config([f"model={model}"], "demo")
+    assert config.ppo.lr == written["ppo"]["lr"] and config.feedback.lr == written["feedback"]["lr"]
+    assert config.lamorel_args.llm_args.model_path == written["lamorel_args"]["llm_args"]["model_path"]
+
+
+def test_the_default_file_names_every_key_of_the_schema_with_the_schemas_default() -> None:
+    written = yaml.safe_load((CONFIG_DIR / "default.yaml").read_text())
+    del written["defaults"]
+    expected = leaves(to_mapping(Config()))
+    assert leaves(written) == {key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()}
+
+
+def test_every_key_of_the_default_file_has_a_comment() -> None:
+    lines = (CONFIG_DIR / "default.yaml").read_text().split("\nlamorel_args:")[1].splitlines()
+    assert [line for line in lines if line.strip() and not line.rstrip().endswith(":") and " # " not in line] == []
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "default"])
+def test_every_experiment_states_its_command_and_its_cost_at_the_top(name: str) -> None:
+    text = (CONFIG_DIR / f"{name}.yaml").read_text()
+    head = text.split("defaults:")[0]
+    assert name in head and "Cost: " in head
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "default"])
+def test_the_cost_at_the_top_counts_the_runs_that_the_file_asks_for(name: str) -> None:
+    compare = load_config((), name).compare
+    assert f"Cost: {len(compare.arms) * len(compare.seeds)} runs" in (CONFIG_DIR / f"{name}.yaml").read_text()
+
+
+# --- what wins -----------------------------------------------------------------------------------------------------------
+
+
+def write_layers(folder: Path) -> None:
+    (folder / "arm").mkdir()
+    (folder / "default.yaml").write_text(
+        "defaults: [_self_, {arm: one}]\nfeedback: {lr: 1.0, kl_coef: 1.0, entropy_coef: 1.0, clip_eps: 1.0}\n"
+    )
+    (folder / "arm" / "one.yaml").write_text("# @package _global_\nfeedback: {kl_coef: 2.0, entropy_coef: 2.0, clip_eps: 2.0}\n")
+    (folder / "arm" / "two.yaml").write_text("# @package _global_\nfeedback: {kl_coef: 3.0, entropy_coef: 3.0, clip_eps: 3.0}\n")
+    (folder / "trial.yaml").write_text("defaults: [default, _self_]\nfeedback: {entropy_coef: 4.0, clip_eps: 4.0}\n")
+
+
+def test_command_line_wins_over_experiment_over_group_over_default(tmp_path: Path) -> None:
+    write_layers(tmp_path)
+    feedback = load_config(["arm=two", "feedback.clip_eps=5.0"], "trial", tmp_path).feedback
+    assert (feedback.lr, feedback.kl_coef, feedback.entropy_coef, feedback.clip_eps) == (1.0, 3.0, 4.0, 5.0)
+
+
+def test_the_demo_takes_another_model_and_another_budget() -> None:
+    config = load_config(["model=flan_t5_small", "run.total_steps=40", "arm=llm_policy"], "demo")
+    assert config.lamorel_args.llm_args.model_path == "google/flan-t5-small"
+    assert (config.run.total_steps, config.arm.agent, config.ppo.lr) == (40, "llm_policy", 1e-6)
+    assert config.compare.output_dir == "runs/demo"
+
+
+def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(["arm=control_inverted", "feedback.lr=3e-5", "env.level=BabyAI-GoToObj-v0"], "figure2_40")
+    save_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+# --- what is said about mistakes -------------------------------------------------------------------------------------------
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    text = problems("run.total_step=40", "feedback.lr=fast", "env.num_envs=0.5", "student.num_steps=[1]")
+    assert "4 problems" in text
+    assert "run.total_step: unknown key (did you mean total_steps?)" in text
+    assert "feedback.lr: expected float, got 'fast'" in text
+    assert "env.num_envs: expected int, got 0.5" in text
+    assert "student.num_steps: expected int, got [1]" in text
+
+
+def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problems() -> None:
+    with pytest.raises(ConfigError, match="env: expected a group of keys, got 3"):
+        from_mapping({"env": 3})
+    with pytest.raises(ConfigError, match="run.seed: expected int"):
+        from_mapping({"run": {"seed": {"a": 1}}})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lamorel_args.distributed_setup_args.n_rl_processes=0", "n_rl_processes: must be at least 1, got 0"),
+        ("lamorel_args.distributed_setup_args.n_llm_processes=-1", "n_llm_processes: must be at least 1, got -1"),
+        ("run.total_steps=0", "run.total_steps: must be at least 1, got 0"),
+        ("student.gamma=1.5", "student.gamma: must be between 0 and 1, got 1.5"),
+        ("student.lr=-1.0", "student.lr: must not be negative, got -1.0"),
+        ("feedback.clip_eps=0.0", "feedback.clip_eps: must be above 0, got 0.0"),
+        ("feedback.signal=best", "feedback.signal: expected one of previous, td"),
+        ("run.seed=true", "run.seed: expected int, got True"),
+        ("feedback.every=0", "feedback.every: must be at least 1 or 'rollout', got 0"),
+        ("feedback.every=1", "feedback.signal: gae needs the whole rollout"),
+        ("arm.teacher=oracle", "feedback.signal: must be none where arm.teacher is oracle"),
+        ("compare.seeds=[1,1]", "compare.seeds: names one twice"),
+        ("compare.seeds=[-1]", "compare.seeds: must not be negative, got -1"),
+        ("compare.arms=[]", "compare.arms: must not be empty"),
+        ("arm=teacher_feedbak_gae", "arm=teacher_feedbak_gae: no such file in"),
+        ("model=gpt9", "model=gpt9: no such file in"),
+        ("run.seed=1,2", "'run.seed=1,2': exactly one value is needed"),
+        ("~run", "'~run': exactly one value is needed"),
+        ("env=3", "env: expected a group of keys, got 3"),
+        ("run.seed", "'run.seed' is not of the form key=value"),
+    ],
+)
+def test_an_impossible_value_is_named_with_its_key(override: str, message: str) -> None:
+    assert message in problems(override)
+
+
+def test_an_unknown_experiment_names_the_nearest_one() -> None:
+    assert "did you mean demo?" in problems(name="demoo")
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: [1,\n")
+    with pytest.raises(ConfigError, match="config.yaml cannot be read"):
+        read_config(tmp_path / "config.yaml")
