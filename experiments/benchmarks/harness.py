@@ -1,0 +1,136 @@
+"""Measuring contenders side by side, and the rows that come of it.
+
+A ratio of two programs means something only when both ran on the same machine at the same time. So contenders take turns (A B A B ...),
+a ratio is formed within each turn, and the row holds the median of the turns and how far they lie apart.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Detail = bool | int | float | str | None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One program that does the work of a benchmark.
+
+    Attributes:
+        run: The timed call.
+        prepare: Called before each timed call, untimed: empties a cache, restores weights.
+        scale: Work of the whole benchmark over the work of one ``run``; above 1 where only a fair sample is run.
+    """
+
+    run: Callable[[], object]
+    prepare: Callable[[], object] | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``bench.json``.
+
+    Attributes:
+        name: Name of the benchmark.
+        value: What was measured; None where it could not be, then ``detail["reason"]`` says why.
+        bar: What the project promises, or None where it promises nothing.
+        unit: Unit of value, bar and spread.
+        spread: Highest minus lowest value over the repetitions; None with fewer than two.
+        threads: Threads of PyTorch in each process while it was measured.
+        better: Whether the bar is a floor (``higher``) or a ceiling (``lower``).
+        detail: What else was seen: the contenders' own figures, sizes, how a sample was scaled.
+    """
+
+    name: str
+    value: float | None
+    bar: float | None
+    unit: str
+    spread: float | None
+    threads: int
+    better: Literal["higher", "lower"] = "higher"
+    detail: dict[str, Detail] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the bar is reached; None without a value or a bar."""
+        if self.value is None or self.bar is None:
+            return None
+        return self.value >= self.bar if self.better == "higher" else self.value <= self.bar
+
+    def to_json(self) -> str:
+        """The row as one line of JSON."""
+        return json.dumps({**asdict(self), "passed": self.passed})
+
+
+def take_turns(contenders: Mapping[str, Contender], repetitions: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Time the contenders in turns.
+
+    Args:
+        contenders: By name, in the order of each turn.
+        repetitions: Timed turns.
+        warm_up: Turns before them that are not counted.
+
+    Returns:
+        Seconds of the whole work by contender, one per turn, ``scale`` applied.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(warm_up + repetitions):
+        for name, contender in contenders.items():
+            elapsed = _time_once(contender)
+            if turn >= warm_up:
+                seconds[name].append(elapsed * contender.scale)
+    return seconds
+
+
+def _time_once(contender: Contender) -> float:
+    if contender.prepare is not None:
+        contender.prepare()
+    start = time.perf_counter()
+    contender.run()
+    return time.perf_counter() - start
+
+
+def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
+    """How many times faster, turn by turn."""
+    return [slow / fast for slow, fast in zip(slower, faster, strict=True)]
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Highest minus lowest, None with fewer than two values."""
+    return max(values) - min(values) if len(values) > 1 else None
+
+
+def make_row(
+    name: str,
+    values: Sequence[float],
+    bar: float | None,
+    unit: str,
+    better: Literal["higher", "lower"] = "higher",
+    detail: Mapping[str, Detail] | None = None,
+) -> Row:
+    """A row from the values of the repetitions: their median and how far they lie apart."""
+    detail = {"repetitions": len(values), **(detail or {})}
+    return Row(name, statistics.median(values), bar, unit, spread(values), torch.get_num_threads(), better, detail)
+
+
+def missing_row(name: str, bar: float | None, unit: str, reason: str, better: Literal["higher", "lower"] = "higher") -> Row:
+    """A row without a value, with the reason."""
+    return Row(name, None, bar, unit, None, torch.get_num_threads(), better, {"reason": reason})
+
+
+def median(values: Iterable[float]) -> float:
+    """Median, rounded to four significant digits for the details of a row."""
+    return float(f"{statistics.median(values):.4g}")
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write ``bench.json``: a list of the rows' objects."""
+    path.write_text("[\n" + ",\n".join(row.to_json() for row in rows) + "\n]\n", encoding="utf-8")

@@ -1,0 +1,136 @@
+"""How many operations an answer needs, and how fast this machine multiplies matrices: the two sides of ``score_limit``.
+
+Needed means: without padding, each distinct prompt once through the encoder, its cross-attention keys and values once per decoder layer, the
+decoder at every node of the candidates' prefix tree that has a child, and the head where the decoder ran. A multiplication and an addition
+count as two operations; normalisations, activations, softmax and look-ups count as none.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import linear
+from transformers import PreTrainedTokenizerBase
+
+from experiments.benchmarks.checkpoint import Shape
+
+SAMPLES = 5
+"""Times that a product is run to measure it."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What scoring one prompt's candidates takes.
+
+    Attributes:
+        prompt_tokens: Length of the prompt.
+        node_depths: For each internal node of the candidates' prefix tree, its distance from the root; the root is the start token.
+    """
+
+    prompt_tokens: int
+    node_depths: tuple[int, ...]
+
+
+def internal_node_depths(candidates: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Depths of the prefixes that some candidate continues, each distinct prefix once.
+
+    Args:
+        candidates: Token ids of each candidate, without the start token.
+    """
+    prefixes = {tuple(candidate[:length]) for candidate in candidates for length in range(len(candidate))}
+    return tuple(sorted(len(prefix) for prefix in prefixes))
+
+
+def work_of(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[Work]:
+    """The work of each distinct (prompt, candidates) pair, in the order of first appearance."""
+    distinct = dict.fromkeys(zip(prompts, map(tuple, candidates), strict=True))
+    depths = {options: internal_node_depths([_ids(tokenizer, option) for option in options]) for _, options in distinct}
+    return [Work(len(_ids(tokenizer, prompt)), depths[options]) for prompt, options in distinct]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def count_operations(shape: Shape, work: Work) -> float:
+    """Operations needed for one prompt: encoder, cross-attention keys and values, decoder nodes and head."""
+    d, inner, length, nodes = shape.d_model, shape.num_heads * shape.d_kv, work.prompt_tokens, len(work.node_depths)
+    feed_forward = 3 * 2 * d * shape.d_ff
+    projection = 2 * d * inner
+    encoder_token = 4 * projection + feed_forward + 4 * inner * length
+    cross_keys_values = 2 * projection
+    # A node attends to its ancestors and itself, and to the whole prompt.
+    attended = sum(depth + 1 for depth in work.node_depths) + nodes * length
+    decoder = nodes * (6 * projection + feed_forward) + 4 * inner * attended
+    head = nodes * 2 * d * shape.vocab_size
+    return float(shape.num_layers * (length * (encoder_token + cross_keys_values) + decoder) + head)
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """A matrix product ``(rows, inner) x (inner, columns)``."""
+
+    rows: int
+    inner: int
+    columns: int
+
+    @property
+    def operations(self) -> int:
+        return 2 * self.rows * self.inner * self.columns
+
+
+def multiplies_of(shape: Shape, tokens: int, nodes: int) -> dict[Multiply, int]:
+    """The products of a call, attention aside, and how often each occurs.
+
+    Args:
+        shape: Sizes of the model.
+        tokens: Prompt tokens of the call, over all prompts.
+        nodes: Decoder positions of the call, over all prompts.
+    """
+    d, inner, layers = shape.d_model, shape.num_heads * shape.d_kv, shape.num_layers
+    counts: dict[Multiply, int] = {}
+    for multiply, times in (
+        (Multiply(tokens, d, inner), 5 * layers),
+        (Multiply(tokens, inner, d), layers),
+        (Multiply(tokens, d, shape.d_ff), 2 * layers),
+        (Multiply(tokens, shape.d_ff, d), layers),
+        (Multiply(nodes, d, inner), 4 * layers),
+        (Multiply(nodes, inner, d), 2 * layers),
+        (Multiply(nodes, d, shape.d_ff), 2 * layers),
+        (Multiply(nodes, shape.d_ff, d), layers),
+        (Multiply(nodes, d, shape.vocab_size), 1),
+    ):
+        counts[multiply] = counts.get(multiply, 0) + times
+    return counts
+
+
+class MultiplyLimit:
+    """Float32 products of a call's sizes, one after the other, nothing between them: as fast as the machine multiplies."""
+
+    def __init__(self, shape: Shape, tokens: int, nodes: int) -> None:
+        self._counts = multiplies_of(shape, tokens, nodes)
+        self.operations = sum(multiply.operations * times for multiply, times in self._counts.items())
+
+    def run(self) -> float:
+        """Operations per second over the mix: each product's median time, weighted by how often a call has it."""
+        seconds = sum(times * self._seconds(multiply) for multiply, times in self._counts.items())
+        return self.operations / seconds
+
+    @staticmethod
+    def _seconds(multiply: Multiply) -> float:
+        # Drawn, not zeros: the product of zeros would be as fast, but nobody would believe it.
+        left, weight = torch.randn(multiply.rows, multiply.inner), torch.randn(multiply.columns, multiply.inner)
+        with torch.no_grad():
+            linear(left, weight)
+            return statistics.median(_seconds_of(lambda: linear(left, weight)) for _ in range(SAMPLES))
+
+
+def _seconds_of(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
