@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -47,7 +48,7 @@ class Shape:
 
     def to_config(self) -> T5Config:
         """Configuration with gated-gelu and an untied head, as flan-t5 has them."""
-        values = {
+        values: dict[str, Any] = {
             "vocab_size": self.vocab_size, "d_model": self.d_model, "d_kv": self.d_kv, "d_ff": self.d_ff, "num_layers": self.num_layers,
             "num_decoder_layers": self.num_layers, "num_heads": self.num_heads, "feed_forward_proj": "gated-gelu",
             "tie_word_embeddings": False, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
