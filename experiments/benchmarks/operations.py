@@ -1,7 +1,7 @@
 """How many operations an answer needs, and how fast this machine multiplies matrices: the two sides of ``score_limit``.
 
-Needed means: without padding, each distinct prompt once through the encoder, its cross-attention keys and values once per decoder layer, the
-decoder at every node of the candidates' prefix tree that has a child, and the head where the decoder ran. A multiplication and an addition
+Needed means: without padding, each distinct prompt once through the encoder, cross-attention in the cheaper order of multiplication, the decoder
+at every node of the candidates' prefix tree that has a child, and the head where the decoder ran. A multiplication and an addition
 count as two operations; normalisations, activations, softmax and look-ups count as none.
 """
 
@@ -57,18 +57,27 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def count_operations(shape: Shape, work: Work) -> float:
-    """Operations needed for one prompt: encoder, cross-attention keys and values, decoder nodes and head."""
+def count_operations(shape: Shape, work: Work, cheaper_order: bool = True) -> float:
+    """Operations needed for one prompt: encoder, cross-attention, decoder nodes and head.
+
+    Args:
+        shape: Sizes of the model.
+        work: What is asked.
+        cheaper_order: Cross-attention may project every encoder state to a key and a value, as it is usually written, or carry each node's
+            queries into the encoder's space and the mixed states back, which gives the same numbers and is cheaper for few nodes. True counts
+            the cheaper of the two, False always counts projecting.
+    """
     d, inner, length, nodes = shape.d_model, shape.num_heads * shape.d_kv, work.prompt_tokens, len(work.node_depths)
     feed_forward = 3 * 2 * d * shape.d_ff
     projection = 2 * d * inner
-    encoder_token = 4 * projection + feed_forward + 4 * inner * length
-    cross_keys_values = 2 * projection
-    # A node attends to its ancestors and itself, and to the whole prompt.
-    attended = sum(depth + 1 for depth in work.node_depths) + nodes * length
-    decoder = nodes * (6 * projection + feed_forward) + 4 * inner * attended
+    encoder = length * (4 * projection + feed_forward + 4 * inner * length)
+    projecting = 2 * projection * length + 4 * inner * length * nodes
+    carrying = nodes * (2 * projection + 4 * shape.num_heads * d * length)
+    # A node attends to its ancestors and itself; queries and outputs of both attentions are projected in either order.
+    decoder = nodes * (6 * projection + feed_forward) + 4 * inner * sum(depth + 1 for depth in work.node_depths)
+    cross = min(projecting, carrying) if cheaper_order else projecting
     head = nodes * 2 * d * shape.vocab_size
-    return float(shape.num_layers * (length * (encoder_token + cross_keys_values) + decoder) + head)
+    return float(shape.num_layers * (encoder + cross + decoder) + head)
 
 
 @dataclass(frozen=True)

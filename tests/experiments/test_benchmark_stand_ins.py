@@ -177,10 +177,23 @@ def test_operations_by_hand() -> None:
     shape = checkpoint.Shape(d_model=2, d_kv=1, d_ff=3, num_layers=1, num_heads=1, vocab_size=10)
     # One projection 2x1 costs 4, the feed-forward's three matrices 2x3 cost 36 a token.
     encoder = 2 * (4 * 4 + 36) + 2 * (4 * 1 * 2)  # projections and feed-forward of 2 tokens; each attends to 2
-    cross = 2 * (2 * 4)
-    nodes = 2 * (6 * 4 + 36) + 4 * 1 * (1 + 2) + 4 * 1 * (2 * 2)  # itself and its ancestors; the prompt
+    projecting = 2 * (2 * 4) + 4 * 1 * (2 * 2)  # keys and values of 2 tokens; 2 nodes attend to 2 tokens
+    nodes = 2 * (6 * 4 + 36) + 4 * 1 * (1 + 2)  # each attends to itself and its ancestors
     head = 2 * (2 * 2 * 10)
-    assert operations.count_operations(shape, operations.Work(2, (0, 1))) == encoder + cross + nodes + head
+    assert operations.count_operations(shape, operations.Work(2, (0, 1)), cheaper_order=False) == encoder + projecting + nodes + head
+
+
+def test_cross_attention_is_counted_in_the_cheaper_order() -> None:
+    shape = checkpoint.Shape(d_model=2, d_kv=1, d_ff=3, num_layers=1, num_heads=1, vocab_size=10)
+    # One node, three tokens. Projecting: 3 keys and values, 3 scores and mixtures of size 1. Carrying: there and back, the same of size 2.
+    projecting, carrying = 3 * 2 * 4 + 3 * 4, 2 * 4 + 3 * 4 * 2
+    one_node = operations.Work(3, (0,))
+    assert (
+        operations.count_operations(shape, one_node, cheaper_order=False) - operations.count_operations(shape, one_node)
+        == projecting - carrying
+    )
+    many_nodes = operations.Work(1, (0, 1, 1, 1))
+    assert operations.count_operations(shape, many_nodes, cheaper_order=False) == operations.count_operations(shape, many_nodes)
 
 
 def test_products_of_a_call_add_up_to_the_count_without_attention() -> None:
@@ -188,7 +201,7 @@ def test_products_of_a_call_add_up_to_the_count_without_attention() -> None:
     products = operations.multiplies_of(shape, tokens=10, nodes=3)
     inner = shape.num_heads * shape.d_kv
     attention = shape.num_layers * 4 * inner * (7 * 7 + 3 * 3 + (1 + 2 + 2 * 7) + (1 + 3))
-    total = sum(operations.count_operations(shape, work) for work in works)
+    total = sum(operations.count_operations(shape, work, cheaper_order=False) for work in works)
     assert sum(product.operations * times for product, times in products.items()) == total - attention
 
 
