@@ -1,0 +1,101 @@
+"""Start an experiment on several ranks: ``python -m launchers compare --config-name demo feedback.lr=1e-5``.
+
+Without options the ranks start on this machine. ``--slurm`` prints a batch script instead, ``--slurm-array`` one with a job per arm and seed.
+``--dry-run`` starts nothing and prints the command, the batch script and who is who among the ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lamorel_ext.config import CONFIG_DIR, Config, load_config
+from lamorel_ext.errors import ConfigError, LamorelExtError
+from lamorel_ext.rpc.topology import format_table, placements
+from launchers.command import MODULES, Command, accelerate_launch, one_process
+from launchers.local import run_here
+from launchers.slurm import array_script, batch_script
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    parser = argparse.ArgumentParser(prog="lamorel-ext-launch", description="Start an experiment on several ranks.")
+    parser.add_argument("task", choices=sorted(MODULES), help="what to run")
+    parser.add_argument("overrides", nargs="*", help="group=file or key=value")
+    parser.add_argument("--config-name", default="default", help="file in the folder of configurations, without .yaml")
+    parser.add_argument("--config-dir", default=str(CONFIG_DIR), help="folder of configurations")
+    parser.add_argument("--dry-run", action="store_true", help="start nothing; print command, batch script and ranks")
+    parser.add_argument("--one-process", action="store_true", help="both roles in one process, without accelerate")
+    parser.add_argument("--slurm", action="store_true", help="print a batch script for sbatch")
+    parser.add_argument("--slurm-array", action="store_true", help="print a batch script with one job per arm and seed")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="a further #SBATCH option, such as time=02:00:00"
+    )
+    return parser
+
+
+def check_configs(task: str, overrides: Sequence[str], config_name: str, config_dir: str) -> Config:
+    """Load the configuration, and for a comparison that of each arm, so that a mistake is found before any rank starts.
+
+    Raises:
+        ConfigError: With every problem of the first configuration that has one.
+    """
+    config = load_config(overrides, config_name, config_dir)
+    for arm in config.compare.arms if task == "compare" else ():
+        load_config([*overrides, f"arm={arm}"], config_name, config_dir)
+    placements(config.lamorel_args)
+    return config
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Do what the command line asks; gives the exit status.
+
+    Raises:
+        ConfigError: The configuration cannot be used.
+    """
+    options = make_parser().parse_intermixed_args(argv)
+    config = check_configs(options.task, options.overrides, options.config_name, options.config_dir)
+    sbatch = dict(_option(text) for text in options.sbatch)
+    arguments = ["--config-name", options.config_name, *options.overrides]
+    if options.config_dir != str(CONFIG_DIR):
+        arguments = ["--config-dir", options.config_dir, *arguments]
+    if options.slurm_array:
+        print(array_script(config, arguments, sbatch), end="")
+    elif options.slurm:
+        print(batch_script(config, options.task, arguments, sbatch), end="")
+    else:
+        command = (
+            one_process(options.task, arguments, sys.executable)
+            if options.one_process
+            else accelerate_launch(config, options.task, arguments)
+        )
+        if not options.dry_run:
+            return run_here(command)
+        print(_dry_run(config, command, batch_script(config, options.task, arguments, sbatch)))
+    return 0
+
+
+def _dry_run(config: Config, command: Command, script: str) -> str:
+    table = format_table(placements(config.lamorel_args))
+    return f"# ranks\n{table}\n\n# on this machine\n{command.shell()}\n\n# for sbatch\n{script.rstrip()}"
+
+
+def _option(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError(f"--sbatch {text}: expected KEY=VALUE")
+    return key, value
+
+
+def main() -> int:
+    """Entry of ``lamorel-ext-launch``."""
+    try:
+        return launch(sys.argv[1:])
+    except LamorelExtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

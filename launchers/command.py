@@ -1,0 +1,90 @@
+"""The ``accelerate launch`` line of a configuration, as pure text."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lamorel_ext.config import Config
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.rpc.topology import world_size
+
+MODULES = {"train": "experiments.train", "compare": "experiments.compare", "evaluate": "experiments.evaluate"}
+"""What can be launched on several ranks, and the module behind it."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and the environment variables it adds.
+
+    Attributes:
+        argv: The program and its arguments.
+        environment: Added to the surrounding environment.
+    """
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def shell(self) -> str:
+        """One line for a shell, quoted where needed."""
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*assignments, shlex.join(self.argv)])
+
+
+def accelerate_arguments(config: Config) -> list[str]:
+    """What stands between ``accelerate launch`` and the module.
+
+    ``--multi_gpu`` is also the way to several processes on CPUs: accelerate's own CPU mode starts one process only, and the environment
+    variable ``ACCELERATE_USE_CPU`` keeps the ranks off the GPUs.
+
+    Raises:
+        ConfigError: This machine has an impossible number, or several machines have no fixed port to meet on.
+    """
+    accelerate = config.lamorel_args.accelerate_args
+    _check_machines(config)
+    arguments = ["--config_file", accelerate.config_file] if accelerate.config_file else []
+    arguments += [
+        "--multi_gpu",
+        "--num_processes",
+        str(world_size(config.lamorel_args.distributed_setup_args)),
+        "--num_machines",
+        str(accelerate.num_machines),
+    ]
+    if accelerate.num_machines > 1:
+        arguments += ["--machine_rank", str(accelerate.machine_rank), "--main_process_ip", accelerate.main_process_ip]
+    arguments += ["--main_process_port", str(accelerate.main_process_port), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*arguments, "--num_cpu_threads_per_process", str(threads_per_process(config))]
+
+
+def accelerate_launch(config: Config, task: str, arguments: Sequence[str]) -> Command:
+    """The whole line: ``accelerate launch ... -m experiments.<task> <arguments>``."""
+    argv = ("accelerate", "launch", *accelerate_arguments(config), "-m", MODULES[task], *arguments)
+    return Command(argv, rank_environment(config))
+
+
+def one_process(task: str, arguments: Sequence[str], python: str = "python") -> Command:
+    """Both roles in one process, without ``accelerate``: for debugging, and where one CPU is all there is."""
+    return Command((python, "-m", MODULES[task], *arguments))
+
+
+def rank_environment(config: Config) -> dict[str, str]:
+    """Variables that every rank needs."""
+    return {} if config.lamorel_args.llm_args.parallelism.use_gpu else {"ACCELERATE_USE_CPU": "true"}
+
+
+def threads_per_process(config: Config) -> int:
+    """Threads that PyTorch starts with; each rank then takes its own ``num_threads``."""
+    return max(1, config.lamorel_args.llm_args.num_threads, config.run.num_threads)
+
+
+def _check_machines(config: Config) -> None:
+    accelerate, problems = config.lamorel_args.accelerate_args, []
+    if accelerate.num_machines > 1 and not accelerate.main_process_port:
+        problems.append("lamorel_args.accelerate_args.main_process_port: must be a fixed port with several machines, got 0")
+    if not 0 <= accelerate.machine_rank < accelerate.num_machines:
+        problems.append(
+            f"lamorel_args.accelerate_args.machine_rank: must be between 0 and {accelerate.num_machines - 1}, got {accelerate.machine_rank}"
+        )
+    if problems:
+        raise ConfigError(problems)
