@@ -1,0 +1,37 @@
+# One door for everything. `make demo` installs what is needed, trains the demonstration's arms and names the report.
+# PYTHON chooses the interpreter (3.11 to 3.13), VENV the environment's folder, ARGS adds overrides: make demo ARGS='run.total_steps=512'.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: setup demo test check bench clean
+
+setup: $(INSTALLED)
+
+# torch first: everything else then meets the version it was tested with.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "PYTHON must be 3.11 to 3.13, got " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m launchers compare --config-name demo $(ARGS)
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy lamorel_ext experiments launchers
+
+bench: setup
+	$(BIN)/python -m experiments.benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
