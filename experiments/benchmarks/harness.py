@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,11 +20,18 @@ Detail = bool | int | float | str | None
 
 
 @dataclass(frozen=True)
+class Seconds:
+    """What a contender returns that has looked at the clock itself."""
+
+    value: float
+
+
+@dataclass(frozen=True)
 class Contender:
     """One program that does the work of a benchmark.
 
     Attributes:
-        run: The timed call.
+        run: The timed call; where it returns ``Seconds``, these count instead.
         prepare: Called before each timed call, untimed: empties a cache, restores weights.
         scale: Work of the whole benchmark over the work of one ``run``; above 1 where only a fair sample is run.
     """
@@ -94,8 +101,9 @@ def _time_once(contender: Contender) -> float:
     if contender.prepare is not None:
         contender.prepare()
     start = time.perf_counter()
-    contender.run()
-    return time.perf_counter() - start
+    result = contender.run()
+    elapsed = time.perf_counter() - start
+    return result.value if isinstance(result, Seconds) else elapsed
 
 
 def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
@@ -126,9 +134,14 @@ def missing_row(name: str, bar: float | None, unit: str, reason: str, better: Li
     return Row(name, None, bar, unit, None, torch.get_num_threads(), better, {"reason": reason})
 
 
-def median(values: Iterable[float]) -> float:
-    """Median, rounded to four significant digits for the details of a row."""
-    return float(f"{statistics.median(values):.4g}")
+def rounded(value: float) -> float:
+    """Four significant digits, for the details of a row."""
+    return float(f"{value:.4g}")
+
+
+def rates(work: float, unit: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, Detail]:
+    """For the details of a row: how much of ``unit`` each contender does in a second, by the median of its turns."""
+    return {f"{name}_{unit}_per_s": rounded(work / statistics.median(turns)) for name, turns in seconds.items()}
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:

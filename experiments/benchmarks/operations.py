@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedTokenizerBase
 
 from experiments.benchmarks.checkpoint import Shape
+from experiments.benchmarks.harness import Seconds
 
 SAMPLES = 5
 """Times that a product is run to measure it."""
@@ -125,21 +126,18 @@ class MultiplyLimit:
         self._counts = multiplies_of(shape, tokens, nodes)
         self.operations = sum(multiply.operations * times for multiply, times in self._counts.items())
 
-    def run(self) -> float:
-        """Operations per second over the mix: each product's median time, weighted by how often a call has it."""
-        seconds = sum(times * self._seconds(multiply) for multiply, times in self._counts.items())
-        return self.operations / seconds
+    def run(self) -> Seconds:
+        """Seconds of all products: each one's median time, times how often a call has it."""
+        return Seconds(sum(times * _seconds(multiply) for multiply, times in self._counts.items()))
 
-    @staticmethod
-    def _seconds(multiply: Multiply) -> float:
-        # Drawn, not zeros: the product of zeros would be as fast, but nobody would believe it.
-        left, weight = torch.randn(multiply.rows, multiply.inner), torch.randn(multiply.columns, multiply.inner)
-        with torch.no_grad():
+
+def _seconds(multiply: Multiply) -> float:
+    left, weight = torch.randn(multiply.rows, multiply.inner), torch.randn(multiply.columns, multiply.inner)
+    samples = []
+    with torch.no_grad():
+        linear(left, weight)
+        for _ in range(SAMPLES):
+            start = time.perf_counter()
             linear(left, weight)
-            return statistics.median(_seconds_of(lambda: linear(left, weight)) for _ in range(SAMPLES))
-
-
-def _seconds_of(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+            samples.append(time.perf_counter() - start)
+    return statistics.median(samples)

@@ -212,6 +212,11 @@ def test_work_counts_a_repeated_prompt_once(tokenizer: PreTrainedTokenizerBase) 
     assert works[0].node_depths == (0, 1)  # the start token, then "turn"
 
 
-def test_the_multiply_limit_is_a_rate() -> None:
+def test_the_multiply_limit_adds_up_the_seconds_of_all_products() -> None:
     limit = operations.MultiplyLimit(checkpoint.TINY, tokens=10, nodes=3)
-    assert 1e5 < limit.run() < 1e14
+    assert limit.operations == sum(p.operations * times for p, times in operations.multiplies_of(checkpoint.TINY, 10, 3).items())
+    assert 0.0 < limit.run().value < 10.0
+
+
+def test_a_contender_may_look_at_the_clock_itself() -> None:
+    assert harness.take_turns({"a": harness.Contender(lambda: harness.Seconds(7.0), scale=2.0)}, 2) == {"a": [14.0, 14.0]}
