@@ -1,0 +1,120 @@
+"""The feedback edge: the student's signals f_t change how likely the teacher is to say the same again (METHOD, section 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lamorel_ext.errors import RequestError
+from lamorel_ext.types import UpdateRequest
+from lamorel_ext.updaters.candidates import CandidateUpdater, Scored
+from lamorel_ext.updaters.losses import (
+    candidate_log_softmax,
+    chosen_log_probs,
+    clipped_surrogate_loss,
+    entropy,
+    kl_divergence,
+    log1mexp,
+    log_complement,
+    reinforce_loss,
+    unlikelihood_loss,
+)
+from lamorel_ext.updaters.requests import DataSpec, option
+
+
+@dataclass(frozen=True)
+class FeedbackOptions:
+    """Options of ``FeedbackUpdater``.
+
+    Attributes:
+        loss: Form of the loss.
+        lr: Adam's step size.
+        kl_coef: Weight of KL(current || initial teacher).
+        clip_eps: Of ``clipped`` alone.
+        gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means all.
+        normalise: True: p is normalised over the candidates. False, for generated guidance: p is the product over the text's tokens.
+    """
+
+    loss: Literal["reinforce", "unlikelihood", "clipped"] = "reinforce"
+    lr: float = option(1e-4, at_least=0.0)
+    adam_eps: float = option(1e-8, above=0.0)
+    entropy_coef: float = option(0.0, at_least=0.0)
+    kl_coef: float = option(0.0, at_least=0.0)
+    clip_eps: float = option(0.2, above=0.0)
+    max_grad_norm: float = option(1.0, above=0.0, finite=False)
+    gradient_minibatch_size: int = option(0, at_least=0)
+    normalise: bool = True
+
+
+class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
+    """One optimiser step on the mean feedback loss of a batch.
+
+    Data, each ``(n,)``: ``chosen`` (places of candidates), ``signals`` (f), ``old_log_probs`` (log p when it was said; only ``clipped``
+    needs it). Options: ``FeedbackOptions``. Samples with f = 0 count in the mean and pull nowhere; where no sample pulls, no step is
+    taken.
+
+    Statistics, before the step: ``loss``, ``log_prob`` (of what was said), ``entropy`` and ``kl`` (from the initial teacher), exact over
+    the candidates. Without ``normalise`` those two are one-sample estimates, ``-log p`` and ``log p - log p_initial`` of what was said.
+    """
+
+    name = "feedback"
+    options_type = FeedbackOptions
+    uses_reference = True
+    terms: ClassVar[tuple[str, ...]] = ("loss", "log_prob", "entropy", "kl")
+
+    def data_spec(self, options: FeedbackOptions) -> DataSpec:
+        """See the class."""
+        optional = () if options.loss == "clipped" else ("old_log_probs",)
+        return DataSpec(("chosen",), ("signals", "old_log_probs"), optional)
+
+    def check(self, request: UpdateRequest, data: dict[str, Tensor], options: FeedbackOptions) -> None:
+        """Combinations that mean nothing."""
+        for key in ("kl_coef", "entropy_coef"):
+            if not options.normalise and getattr(options, key) != 0.0:
+                raise RequestError(f"{self.name}: options[{key!r}] must be 0 without normalise: there is no distribution over candidates")
+        if options.loss != "unlikelihood":
+            return
+        signals = data["signals"]
+        if not bool(torch.isin(signals, torch.tensor([-1.0, 0.0, 1.0], dtype=signals.dtype)).all()):
+            raise RequestError(
+                f"{self.name}: data['signals'] must be -1, 0 or 1 where options['loss'] is 'unlikelihood', which knows signs only"
+            )
+        alone = torch.tensor([len(candidates) == 1 for candidates in request.candidates], dtype=torch.bool)
+        if options.normalise and bool((alone & (signals < 0)).any()):
+            raise RequestError(f"{self.name}: candidates: an only candidate has probability 1 and cannot be made less likely")
+
+    def reduce_request(self, request: UpdateRequest, data: dict[str, Tensor], options: FeedbackOptions) -> tuple[Any, dict[str, Tensor]]:
+        """Without normalisation only what was said needs to be scored."""
+        if options.normalise:
+            return request.candidates, data
+        said = tuple((c[i],) for c, i in zip(request.candidates, data["chosen"].tolist(), strict=True))
+        return said, data | {"chosen": torch.zeros_like(data["chosen"])}
+
+    def loss(self, scored: Scored, data: dict[str, Tensor], options: FeedbackOptions) -> dict[str, Tensor]:
+        """The chosen form, minus the entropy bonus, plus the KL penalty."""
+        if scored.reference is None:
+            raise TypeError("the loss needs the reference scores")
+        if not options.normalise:
+            log_p, reference = scored.scores[:, 0], scored.reference[:, 0]
+            pull = _feedback_loss(log_p, None, data, options)
+            return {"loss": pull, "log_prob": log_p, "entropy": -log_p, "kl": log_p - reference}
+        log_probs = candidate_log_softmax(scored.scores)
+        log_p = chosen_log_probs(log_probs, data["chosen"])
+        pull = _feedback_loss(log_p, log_probs, data, options)
+        spread = entropy(log_probs)
+        distance = kl_divergence(log_probs, candidate_log_softmax(scored.reference))
+        loss = pull - options.entropy_coef * spread + options.kl_coef * distance
+        return {"loss": loss, "log_prob": log_p, "entropy": spread, "kl": distance}
+
+
+def _feedback_loss(log_p: Tensor, log_probs: Tensor | None, data: dict[str, Tensor], options: FeedbackOptions) -> Tensor:
+    signals = data["signals"]
+    if options.loss == "reinforce":
+        return reinforce_loss(log_p, signals)
+    if options.loss == "clipped":
+        return clipped_surrogate_loss(log_p, data["old_log_probs"], signals, options.clip_eps)
+    log_not_p = log1mexp(log_p) if log_probs is None else log_complement(log_probs, data["chosen"])
+    return unlikelihood_loss(log_p, log_not_p, signals)

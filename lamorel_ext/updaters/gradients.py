@@ -1,0 +1,137 @@
+"""One optimiser step over several servers: sum the gradients, measure and clip their norm, let Adam step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from lamorel_ext.types import ServerGroup
+
+FULL_PRECISION = (torch.float32, torch.float64)
+FUSED_DEVICES = ("cpu", "cuda")
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def sum_over_servers(tensors: Sequence[Tensor], group: ServerGroup, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Sum tensors over all servers in one all-reduce. Every server must call it.
+
+    Args:
+        tensors: Of the same shapes on every server.
+        group: The servers.
+        dtype: Precision of the sum.
+
+    Returns:
+        Views into one flat buffer, on the first tensor's device.
+    """
+    buffer = torch.cat([tensor.detach().reshape(-1).to(tensors[0].device, dtype) for tensor in tensors])
+    group.all_reduce_sum(buffer)
+    parts = buffer.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+class GradientStepper:
+    """Adam over a list of parameters that every server holds.
+
+    A parameter without a gradient counts as one with a gradient of zero, on every server alike. Parameters of less than single precision
+    are stepped on in float32 copies: an update of 1e-6 would be lost in rounding.
+
+    Args:
+        named_parameters: Names and parameters, in the same order on every server.
+        group: The servers.
+    """
+
+    def __init__(self, named_parameters: Sequence[tuple[str, Parameter]], group: ServerGroup) -> None:
+        self.names = [name for name, _ in named_parameters]
+        self.parameters = [parameter for _, parameter in named_parameters]
+        self._group = group
+        self._held: list[Tensor] = [p if p.dtype in FULL_PRECISION else p.detach().float() for p in self.parameters]
+        self._rounded = [(p, held) for p, held in zip(self.parameters, self._held, strict=True) if held is not p]
+        fused = all(held.device.type in FUSED_DEVICES for held in self._held)
+        self._adam = torch.optim.Adam(self._held, fused=fused, foreach=not fused)
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        for parameter, held in zip(self.parameters, self._held, strict=True):
+            parameter.grad = held.grad = None
+
+    def reduce(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum the gradients, and some numbers besides, over all servers. Every server must call it.
+
+        Args:
+            sums: ``(k,)``, numbers of this server.
+
+        Returns:
+            The gradients' norm before clipping, a scalar, and ``sums`` summed.
+        """
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        if self._group.size > 1:
+            gradients, sums = self._summed(gradients, sums)
+        for held, gradient in zip(self._held, gradients, strict=True):
+            held.grad = gradient.to(held.device, held.dtype)
+        return get_total_norm(self._gradients(), foreach=True), sums
+
+    @torch.no_grad()
+    def step(self, norm: Tensor, lr: float, eps: float, max_norm: float) -> None:
+        """Clip the gradients that ``reduce`` left, and step.
+
+        Args:
+            norm: Their norm, as ``reduce`` gave it.
+            lr: Step size.
+            eps: Adam's epsilon.
+            max_norm: Gradients longer than this are scaled down to it.
+        """
+        if float(norm) > max_norm:
+            clip_grads_with_norm_(self._held, max_norm, norm, foreach=True)
+        for group in self._adam.param_groups:
+            group["lr"], group["eps"] = lr, eps
+        self._refresh_copies()
+        self._adam.step()
+        if self._rounded:
+            torch._foreach_copy_([p for p, _ in self._rounded], [held for _, held in self._rounded])
+
+    def state(self) -> dict[str, Tensor]:
+        """Adam's moments, and the float32 copies, by ``kind/parameter name``; empty before the first step."""
+        tensors: dict[str, Tensor] = {}
+        for name, held, parameter in zip(self.names, self._held, self.parameters, strict=True):
+            moments = self._adam.state.get(held, {})
+            tensors |= {f"{kind}/{name}": moments[kind] for kind in MOMENTS if kind in moments}
+            if moments and held is not parameter:
+                tensors[f"copy/{name}"] = held
+        return tensors
+
+    def expected(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what ``state`` gives after a step."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, held, parameter in zip(self.names, self._held, self.parameters, strict=True):
+            shape = tuple(held.shape)
+            shapes |= {f"exp_avg/{name}": shape, f"exp_avg_sq/{name}": shape, f"step/{name}": ()}
+            if held is not parameter:
+                shapes[f"copy/{name}"] = shape
+        return shapes
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what ``state`` gave. The keys and shapes must be those of ``expected``, or there are none."""
+        named = enumerate(self.names) if tensors else ()
+        moments = {i: {kind: tensors[f"{kind}/{name}"] for kind in MOMENTS} for i, name in named}
+        self._adam.load_state_dict({"state": moments, "param_groups": self._adam.state_dict()["param_groups"]})
+        for name, held in zip(self.names, self._held, strict=True):
+            if f"copy/{name}" in tensors:
+                held.copy_(tensors[f"copy/{name}"])
+
+    def _gradients(self) -> list[Tensor]:
+        return [held.grad for held in self._held if held.grad is not None]
+
+    def _summed(self, gradients: list[Tensor], sums: Tensor) -> tuple[list[Tensor], Tensor]:
+        dtype = torch.float64 if any(held.dtype == torch.float64 for held in self._held) else torch.float32
+        *gradients, sums = sum_over_servers([*gradients, sums], self._group, dtype)
+        return gradients, sums
+
+    def _refresh_copies(self) -> None:
+        """A copy counts as long as it rounds to its weight; where something else changed the weight, start from there."""
+        for parameter, held in self._rounded:
+            held.copy_(torch.where(held.to(parameter.dtype) == parameter, held, parameter.to(held.dtype)))
