@@ -97,9 +97,9 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
     def check(self, request: UpdateRequest, data: dict[str, Tensor], options: OptionsT) -> None:
         """Further checks; raises RequestError."""
 
-    def reduce_request(self, request: UpdateRequest, data: dict[str, Tensor], options: OptionsT) -> tuple[Any, dict[str, Tensor]]:
-        """The candidates that need to be scored, and the data that goes with them."""
-        return request.candidates, data
+    def scored_candidates(self, request: UpdateRequest, data: dict[str, Tensor], options: OptionsT) -> tuple[tuple[str, ...], ...]:
+        """The candidates that need to be scored, one tuple per sample; here all of them."""
+        return request.candidates
 
     def schedule(self, total: int, options: OptionsT) -> Iterable[Minibatch]:
         """The minibatches, one optimiser step each; here one of everything."""
@@ -197,7 +197,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         check_samples(request)
         data = read_data(request, self.data_spec(options))
         self.check(request, data, options)
-        candidates, data = self.reduce_request(request, data, options)
+        candidates = self.scored_candidates(request, data, options)
         return options, make_batch(request.prompts, candidates, request.indices, request.total, data)
 
     def _new_stepper(self) -> GradientStepper:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -86,12 +86,11 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
         if options.normalise and bool((alone & (signals < 0)).any()):
             raise RequestError(f"{self.name}: candidates: an only candidate has probability 1 and cannot be made less likely")
 
-    def reduce_request(self, request: UpdateRequest, data: dict[str, Tensor], options: FeedbackOptions) -> tuple[Any, dict[str, Tensor]]:
-        """Without normalisation only what was said needs to be scored."""
+    def scored_candidates(self, request: UpdateRequest, data: dict[str, Tensor], options: FeedbackOptions) -> tuple[tuple[str, ...], ...]:
+        """Without normalisation what was said, alone: the one column of the scores."""
         if options.normalise:
-            return request.candidates, data
-        said = tuple((c[i],) for c, i in zip(request.candidates, data["chosen"].tolist(), strict=True))
-        return said, data | {"chosen": torch.zeros_like(data["chosen"])}
+            return request.candidates
+        return tuple((candidates[i],) for candidates, i in zip(request.candidates, data["chosen"].tolist(), strict=True))
 
     def loss(self, scored: Scored, data: dict[str, Tensor], options: FeedbackOptions) -> dict[str, Tensor]:
         """The chosen form, minus the entropy bonus, plus the KL penalty."""
