@@ -242,11 +242,13 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         result = self._host.score(chunk.prompts, chunk.candidates, modules=self.modules, require_grad=True)
         scores = result.padded()
         place = chunk.pair_of_row.to(scores.device)
-        modules = {name: values[place.to(values.device)].to(scores.device) for name, values in result.modules.items()}
+        modules = {name: _per_prompt(values, result.counts).to(scores.device)[place] for name, values in result.modules.items()}
         reference = self._reference(chunk, result)[place] if self.uses_reference else None
         data = {key: _like(scores, values[chunk.rows]) for key, values in batch.data.items()}
         terms = self.loss(Scored(scores[place], modules, reference), data, options)
-        (terms["loss"].sum() / size).backward()
+        share = terms["loss"].sum() / size
+        if share.requires_grad:  # not where every candidate is the empty text, whose score is the constant 0
+            share.backward()
         sums = [terms[name].detach().sum() for name in self.terms]
         counts = torch.tensor([len(chunk.prompts), result.stats.get("tokens", 0.0)], dtype=torch.float64)
         return torch.cat([torch.stack(sums).to("cpu", torch.float64), counts])
@@ -269,6 +271,14 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
             self._steps += 1
             self._host.weights_changed()
         return report
+
+
+def _per_prompt(values: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """One row per prompt: of a module function that was evaluated on every candidate the first one's, as in Lamorel's examples."""
+    if len(values) == len(counts):
+        return values
+    sizes = torch.tensor(counts, device=values.device)
+    return values[sizes.cumsum(0) - sizes]
 
 
 def _like(scores: Tensor, values: Tensor) -> Tensor:

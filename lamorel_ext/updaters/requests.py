@@ -66,7 +66,7 @@ def check_samples(request: UpdateRequest) -> None:
     """Check prompts, candidates and indices.
 
     Raises:
-        RequestError: Lengths disagree, a prompt or candidate list is empty, or an index is double or outside the whole batch.
+        RequestError: Lengths disagree, a candidate list is empty, or an index is double or outside the whole batch.
     """
     n = len(request.prompts)
     name, indices = request.updater, request.indices
@@ -74,9 +74,7 @@ def check_samples(request: UpdateRequest) -> None:
         raise RequestError(f"{name}: total must be at least 1, got {request.total}: there is nothing to learn from")
     if len(request.candidates) != n:
         raise RequestError(f"{name}: {n} prompts, but candidates for {len(request.candidates)}")
-    for i, (prompt, candidates) in enumerate(zip(request.prompts, request.candidates, strict=True)):
-        if not prompt:
-            raise RequestError(f"{name}: prompts[{i}] is empty")
+    for i, candidates in enumerate(request.candidates):
         if len(candidates) == 0:
             raise RequestError(f"{name}: candidates[{i}] is empty")
     if tuple(indices.shape) != (n,) or indices.dtype != torch.int64:

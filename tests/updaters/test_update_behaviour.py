@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError, UpdateError
-from lamorel_ext.types import UpdateRequest
+from lamorel_ext.types import ScoreResult, UpdateRequest
 from lamorel_ext.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, SupervisedUpdater, make_updaters
 from tests.updaters.updater_fakes import FakeHost, feedback_data, make_request, ppo_data
 
@@ -46,7 +46,6 @@ def with_data(request: UpdateRequest, **data: Tensor | None) -> UpdateRequest:
 REFUSED: list[tuple[UpdateRequest, str]] = [
     (dataclasses.replace(PPO_REQUEST, total=0), "total"),
     (dataclasses.replace(PPO_REQUEST, candidates=PPO_REQUEST.candidates[:5]), "6 prompts, but candidates for 5"),
-    (dataclasses.replace(PPO_REQUEST, prompts=("", *PPO_REQUEST.prompts[1:])), r"prompts\[0\] is empty"),
     (dataclasses.replace(PPO_REQUEST, candidates=(*PPO_REQUEST.candidates[:5], ())), r"candidates\[5\] is empty"),
     (dataclasses.replace(PPO_REQUEST, indices=torch.arange(5)), r"indices must be \(6,\) int64"),
     (dataclasses.replace(PPO_REQUEST, indices=torch.arange(6.0)), "int64"),
@@ -126,6 +125,27 @@ def test_a_module_that_gives_two_numbers_is_refused() -> None:
     with pytest.raises(RequestError, match="'spare' must give one number per prompt"):
         updater.update(PPO_REQUEST)
     assert host.versions == 0
+
+
+def test_a_critic_that_is_evaluated_on_every_candidate_counts_for_the_first() -> None:
+    class PerCandidate(FakeHost):
+        """Gives what a Lamorel-style head gives: one row for each candidate; all but the first are wrong."""
+
+        def score(self, *args: Any, **kwargs: Any) -> ScoreResult:
+            result = super().score(*args, **kwargs)
+            rows = [
+                torch.cat([value[None], value.new_full((count - 1, 1), 1e3)])
+                for value, count in zip(result.modules["value"], result.counts, strict=True)
+            ]
+            return dataclasses.replace(result, modules={"value": torch.cat(rows)})
+
+    weights = []
+    for host in (FakeHost(), PerCandidate()):
+        updater = PPOUpdater()
+        updater.set_llm_module(host)
+        updater.update(PPO_REQUEST)
+        weights.append(host.weights())
+    assert torch.equal(*weights)
 
 
 # --- failures on the way -------------------------------------------------------------------------------------------------------
