@@ -121,6 +121,13 @@ def make_level(level_id: str, num_distractors: int | None = None, max_steps: int
     return level
 
 
+def seed_determines(level_id: str) -> bool:
+    """True where a seed fixes the original's level. Otherwise that level also depends on a room left over from the object's last, unseeded one."""
+    spec = level_spec(level_id)
+    explicit_unlock = spec.build is OriginalLevelGen and not spec.options.get("implicit_unlock", True)
+    return not (explicit_unlock and spec.options.get("locked_room_prob", 0.5) > 0)
+
+
 def _fewest_objects(spec: LevelSpec) -> int:
     """Objects without which a mission cannot be said, where the level's number includes the targets."""
     if spec.build in (LocalLevel, GoToRedBall, GoToRedBallGrey, GoToRedBlueBall):
