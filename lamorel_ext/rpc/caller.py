@@ -1,0 +1,262 @@
+"""The client of the LLM servers: what a training loop talks to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from lamorel_ext.errors import ProtocolError, RpcError
+from lamorel_ext.rpc import lamorel_shape
+from lamorel_ext.rpc.checks import check_generate, check_score, check_update
+from lamorel_ext.rpc.gathering import gather
+from lamorel_ext.rpc.sharding import merge_generate, merge_score, merge_update, split_generate, split_score, split_update
+from lamorel_ext.rpc.transport import Transport
+from lamorel_ext.types import (
+    Answer,
+    Done,
+    GenerateRequest,
+    GenerateResult,
+    InfoRequest,
+    InfoResult,
+    LoadRequest,
+    Request,
+    ResetRequest,
+    SaveRequest,
+    Scalar,
+    ScoreRequest,
+    ScoreResult,
+    UpdateRequest,
+    UpdateResult,
+)
+
+A = TypeVar("A", ScoreResult, GenerateResult, UpdateResult, InfoResult, Done)
+T = TypeVar("T")
+
+COUNTERS = ("llm_calls", "llm_prompts", "llm_tokens", "update_calls", "server_seconds", "transport_seconds")
+
+
+class Caller:
+    """Asks the LLM servers, in types (``score_batch`` and its like) or in Lamorel's call shape (``score`` and its like).
+
+    A batch is cut into one shard per server. Everything that cannot be answered raises ``RequestError`` before anything is sent; an exception on
+    a server raises ``RemoteError`` here, a server that died ``PeerDiedError``, one that is silent too long ``RequestTimeout``.
+
+    As a context manager it takes leave of the servers at the end; where the block ends with an exception, they learn of it and end too.
+
+    Args:
+        transport: Carries the requests.
+        first_server: Server that gets the first shard, so that the small requests of several clients do not all go to one server.
+        rl_group: Process group of the RL clients among themselves, for ``get_rl_dist_group``.
+    """
+
+    def __init__(self, transport: Transport, first_server: int = 0, rl_group: Any = None) -> None:
+        self._transport, self._first_server, self._rl_group = transport, first_server, rl_group
+        self._counters = dict.fromkeys(COUNTERS, 0.0)
+        self._lock = threading.Lock()
+
+    @property
+    def num_servers(self) -> int:
+        """Number of LLM servers."""
+        return self._transport.num_servers
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Counters since the start.
+
+        ``llm_calls``, ``llm_prompts``, ``llm_tokens`` count what was scored or generated, ``update_calls`` the updates; ``server_seconds`` is the
+        time that the slowest server of each call spent on it, ``transport_seconds`` all the rest between asking and having the answer.
+        """
+        with self._lock:
+            return dict(self._counters)
+
+    # --- typed -----------------------------------------------------------------------------------------------------------------
+
+    def submit_score(self, request: ScoreRequest) -> Future[ScoreResult]:
+        """Ask for scores and go on; the future raises what ``score_batch`` would.
+
+        Raises:
+            RequestError: The request can never be answered.
+        """
+        check_score(request)
+        started = time.perf_counter()
+        num_prompts = len(request.prompts)
+        shards = [shard for shard in split_score(request, self.num_servers) if shard.prompts]
+
+        def finish(answers: Sequence[Answer]) -> ScoreResult:
+            results = _expect(ScoreResult, answers)
+            result = merge_score(results)
+            if len(result.counts) != num_prompts or result.log_probs.shape != (sum(result.counts),):
+                raise ProtocolError(
+                    f"expected the scores of {num_prompts} prompts, got {len(result.counts)} with {len(result.log_probs)} numbers"
+                )
+            self._count(started, results, llm_calls=1, llm_prompts=num_prompts, llm_tokens=result.stats.get("tokens", 0.0))
+            return result
+
+        return gather(self._submit(shards), finish)
+
+    def score_batch(self, request: ScoreRequest) -> ScoreResult:
+        """Score candidates and evaluate module functions.
+
+        Raises:
+            RequestError: The request can never be answered.
+            RpcError: No answer comes.
+        """
+        return self.submit_score(request).result()
+
+    def generate_batch(self, request: GenerateRequest) -> GenerateResult:
+        """Continue prompts. Raises as ``score_batch``."""
+        check_generate(request)
+        started = time.perf_counter()
+        num_prompts = len(request.prompts)
+        shards = [shard for shard in split_generate(request, self.num_servers) if shard.prompts]
+
+        def finish(answers: Sequence[Answer]) -> GenerateResult:
+            results = _expect(GenerateResult, answers)
+            result = merge_generate(results)
+            if len(result.texts) != num_prompts or not len(result.tokens) == len(result.token_log_probs) == sum(result.lengths):
+                raise ProtocolError(f"expected texts for {num_prompts} prompts, got {len(result.texts)} with {len(result.tokens)} tokens")
+            self._count(started, results, llm_calls=1, llm_prompts=num_prompts, llm_tokens=result.stats.get("tokens", 0.0))
+            return result
+
+        return gather(self._submit(shards), finish).result()
+
+    def update_batch(self, request: UpdateRequest) -> UpdateResult:
+        """Apply an updater to a whole batch on all servers. Raises as ``score_batch``."""
+        return merge_update(self._update(request))
+
+    def reset(self, seed: int) -> None:
+        """Bring back the weights of the start; heads and optimisers start anew from ``seed``."""
+        self._everywhere(ResetRequest(seed))
+
+    def save(self, folder: str) -> None:
+        """Let the first server write weights, heads and optimiser states below ``folder``, a path on its machine."""
+        self._everywhere(SaveRequest(str(folder)))
+
+    def load(self, folder: str) -> None:
+        """Let every server read what ``save`` wrote."""
+        self._everywhere(LoadRequest(str(folder)))
+
+    def info(self) -> Mapping[str, Scalar]:
+        """What the first server hosts, and ``num_servers``."""
+        (answer,) = gather([self._transport.submit(0, InfoRequest())], lambda answers: _expect(InfoResult, answers)).result()
+        return {**answer.info, "num_servers": self.num_servers}
+
+    # --- Lamorel's call shape ----------------------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        contexts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        additional_module_function_keys: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> list[Tensor] | list[dict[str, Tensor]]:
+        """Log-probability of each candidate after its context.
+
+        Args:
+            contexts: ``n`` prompts.
+            candidates: ``n`` lists.
+            additional_module_function_keys: Module functions to evaluate besides.
+            **kwargs: Lamorel's ``require_grad=False`` and ``minibatch_size`` are accepted and change nothing.
+
+        Returns:
+            One tensor ``(num_candidates,)`` per context, in nats; with additional keys one dictionary per context, with the tensor as ``__score``
+            and a row ``(1, ...)`` of each module function.
+        """
+        rows = self.custom_module_fns((lamorel_shape.SCORE_KEY, *additional_module_function_keys), contexts, candidates, **kwargs)
+        return rows if additional_module_function_keys else [row[lamorel_shape.SCORE_KEY] for row in rows]
+
+    def custom_module_fns(
+        self, module_function_keys: Sequence[str], contexts: Sequence[str], candidates: Sequence[Sequence[str]] | None = None, **kwargs: Any
+    ) -> list[dict[str, Tensor]]:
+        """Evaluate module functions; one dictionary per context, with a row ``(1, ...)`` of each, and ``__score`` where the keys have it."""
+        request = lamorel_shape.score_request(contexts, candidates, module_function_keys, kwargs)
+        return lamorel_shape.rows_of_score(self.score_batch(request), request)
+
+    def generate(self, contexts: Sequence[str], return_logprobs: bool = False, **kwargs: Any) -> list[list[dict[str, Any]]]:
+        """Continue each context.
+
+        Args:
+            contexts: ``n`` prompts.
+            return_logprobs: Give ``text_logprob`` and ``tokens_logprob`` (nats) in place of ``text_probability`` and ``tokens_probability``.
+            **kwargs: Arguments of transformers' ``generate``; ``seed`` fixes the sampling.
+
+        Returns:
+            For each context a list with one dictionary per sequence: ``text``, ``tokens`` and the two above.
+        """
+        return lamorel_shape.rows_of_generate(self.generate_batch(lamorel_shape.generate_request(contexts, kwargs)), return_logprobs)
+
+    def update(self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], **kwargs: Any) -> list[dict[str, float]]:
+        """Apply an updater to a batch; see ``lamorel_shape.update_request`` for the arguments.
+
+        Returns:
+            What the update did, one dictionary per server.
+        """
+        return [result.stats for result in self._update(lamorel_shape.update_request(contexts, candidates, kwargs))]
+
+    def get_rl_dist_group(self) -> Any:
+        """The ``torch.distributed`` group of the RL clients among themselves.
+
+        Raises:
+            RpcError: This process was not launched as one of several ranks.
+        """
+        if self._rl_group is None:
+            raise RpcError("there is no group of RL processes: this caller was not made by connect()")
+        return self._rl_group
+
+    # --- the end -------------------------------------------------------------------------------------------------------------------
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the servers that this process ends because of ``error``; they end too."""
+        self._transport.fail(error)
+
+    def close(self) -> None:
+        """Take leave of the servers. May be called twice."""
+        self._transport.close()
+
+    def __enter__(self) -> Caller:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None or (isinstance(error, SystemExit) and not error.code):
+            self.close()
+        else:
+            self.fail(error)
+
+    # --- inside --------------------------------------------------------------------------------------------------------------------
+
+    def _submit(self, shards: Sequence[Request]) -> list[Future[Answer]]:
+        return [self._transport.submit((self._first_server + place) % self.num_servers, shard) for place, shard in enumerate(shards)]
+
+    def _everywhere(self, request: Request) -> None:
+        gather(self._transport.submit_together([request] * self.num_servers), lambda answers: _expect(Done, answers)).result()
+
+    def _update(self, request: UpdateRequest) -> list[UpdateResult]:
+        check_update(request)
+        started = time.perf_counter()
+
+        def finish(answers: Sequence[Answer]) -> list[UpdateResult]:
+            results = _expect(UpdateResult, answers)
+            self._count(started, results, update_calls=1)
+            return results
+
+        return gather(self._transport.submit_together(split_update(request, self.num_servers)), finish).result()
+
+    def _count(self, started: float, results: Sequence[ScoreResult | GenerateResult | UpdateResult], **counts: float) -> None:
+        seconds = time.perf_counter() - started
+        slowest = max(result.stats.get("seconds", 0.0) for result in results)
+        with self._lock:
+            for name, count in {**counts, "server_seconds": slowest, "transport_seconds": max(0.0, seconds - slowest)}.items():
+                self._counters[name] += count
+
+
+def _expect(kind: type[A], answers: Sequence[Answer]) -> list[A]:
+    expected = [answer for answer in answers if isinstance(answer, kind)]
+    if len(expected) < len(answers):
+        raise ProtocolError(f"expected {kind.__name__} from every server, got {[type(answer).__name__ for answer in answers]}")
+    return expected

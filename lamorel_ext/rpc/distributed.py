@@ -1,0 +1,123 @@
+"""What comes from torch.distributed: the store where ranks find each other, and the sums among the LLM servers. No other file uses it.
+
+The launch is torchrun's or accelerate's: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` are in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lamorel_ext.config import LamorelArgs
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.rpc.topology import Role, check_world_size, client_ranks, role_of, server_ranks
+
+
+def launched_role(args: LamorelArgs) -> Role | None:
+    """The role of this process in the launch; None where it was started on its own.
+
+    Raises:
+        ConfigError: Another number of processes was launched than is configured.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return None
+    check_world_size(int(os.environ["WORLD_SIZE"]), args.distributed_setup_args)
+    return role_of(int(os.environ["RANK"]), args.distributed_setup_args)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process as one of the ranks.
+
+    Attributes:
+        store: Shared by all ranks.
+        client_group: The RL clients among themselves (gloo); of no use on a server.
+        server_groups: The LLM servers among themselves: gloo, and NCCL where they use GPUs and there are several.
+        one_machine: True where every rank is on this machine.
+    """
+
+    rank: int
+    role: Role
+    store: Any
+    client_group: Any
+    server_groups: tuple[Any, Any]
+    one_machine: bool
+    master_address: str
+
+    def leave(self) -> None:
+        """Free the process groups."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join(args: LamorelArgs) -> Launch:
+    """Meet the other ranks; every rank must call it. A process group that exists already, accelerate's for one, is used.
+
+    Raises:
+        ConfigError: This process was not launched as a rank, or another number of ranks was.
+    """
+    role = launched_role(args)
+    if role is None:
+        raise ConfigError(
+            "this process is no rank of a launch (RANK and WORLD_SIZE are not set); start it with accelerate launch or torchrun"
+        )
+    timeout = timedelta(seconds=args.gloo_timeout)
+    store, rank, ranks = _default_store(timeout)
+    setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
+    client_group = dist.new_group(list(client_ranks(setup)), timeout=timeout, backend="gloo")
+    gloo = nccl = None
+    if setup.n_llm_processes > 1:
+        gloo = dist.new_group(list(server_ranks(setup)), timeout=timeout, backend="gloo")
+        if parallelism.use_gpu and dist.is_nccl_available():
+            nccl = dist.new_group(list(server_ranks(setup)), timeout=timeout, backend="nccl")
+    machines = args.accelerate_args.num_machines
+    one_machine = int(os.environ.get("LOCAL_WORLD_SIZE", ranks // machines)) == ranks
+    store = dist.PrefixStore("lamorel_ext", store)
+    return Launch(rank, role, store, client_group, (gloo, nccl), one_machine, os.environ.get("MASTER_ADDR", "localhost"))
+
+
+class TorchGroup:
+    """The LLM servers as separate processes. See ``types.ServerGroup``.
+
+    Args:
+        gloo: Process group of the servers, for tensors on the CPU.
+        nccl: The same for tensors on GPUs; None lets them travel over the CPU.
+    """
+
+    def __init__(self, gloo: Any, nccl: Any = None) -> None:
+        self._gloo, self._nccl = gloo, nccl
+        self.rank, self.size = dist.get_rank(gloo), dist.get_world_size(gloo)
+
+    def all_reduce_sum(self, tensor: Tensor) -> None:
+        """Replace ``tensor`` by its sum over all servers, in place.
+
+        Raises:
+            RuntimeError: A server is gone, or did not come in time.
+        """
+        values = tensor.detach()
+        group = self._nccl if values.is_cuda else self._gloo
+        if group is None or not values.is_contiguous():
+            values = values.to("cpu" if group is None else values.device).contiguous()
+            dist.all_reduce(values, group=group or self._gloo)
+            tensor.detach().copy_(values)
+        else:
+            dist.all_reduce(values, group=group)
+
+    def barrier(self) -> None:
+        """Wait until every server is here."""
+        self.all_reduce_sum(torch.zeros(1))
+
+
+def _default_store(timeout: timedelta) -> tuple[Any, int, int]:
+    if dist.is_initialized():
+        return dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+    store, rank, ranks = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    store.set_timeout(timeout)
+    dist.init_process_group("gloo", store=dist.PrefixStore("default", store), rank=rank, world_size=ranks, timeout=timeout)
+    return store, rank, ranks

@@ -1,0 +1,193 @@
+"""One connection between two ranks: frames out under a lock, frames in on a thread that never sends more than a few bytes itself."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lamorel_ext.errors import PeerDiedError, ProtocolError, RpcError
+from lamorel_ext.rpc.codec import PREFIX, Buffer, Kind, Message, Prefix, decode_header, decode_message, decode_prefix, frame, pack
+from lamorel_ext.rpc.failures import error_of
+from lamorel_ext.types import Failure
+
+SILENCE_S = 15
+"""Seconds after which a machine that answers no packet counts as gone."""
+
+_MAX_BUFFERS = 512
+_VERDICT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end: global rank and role, such as ``"llm server 0"``."""
+
+    rank: int
+    role: str
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} ({self.role})"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame that came in; ``problem`` in place of ``message`` where the frame is whole but its message is not one of ours."""
+
+    prefix: Prefix
+    message: Message | None
+    problem: ProtocolError | None = None
+
+
+def tune(sock: socket.socket) -> None:
+    """No delay for small messages; notice within ``SILENCE_S`` seconds that the other machine has vanished."""
+    sock.settimeout(None)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 5), ("TCP_USER_TIMEOUT", SILENCE_S * 1000)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+class Link:
+    """A connection to one peer.
+
+    Args:
+        sock: Connected, after the handshake.
+        peer: Who is at the other end.
+
+    Attributes:
+        lost: Why the connection is of no use any more; None as long as it is, and after a regular end.
+        left: True once the peer has taken leave: the end of the connection is then no accident.
+    """
+
+    def __init__(self, sock: socket.socket, peer: Peer) -> None:
+        tune(sock)
+        self.peer = peer
+        self.lost: RpcError | None = None
+        self.left = False
+        self._sock = sock
+        self._reader = sock.makefile("rb")
+        self._sending = threading.Lock()
+        self._closing = self._started = False
+        self._ended = threading.Event()
+
+    def start(self, on_frame: Callable[[Link, Frame], None], on_lost: Callable[[Link, RpcError], None]) -> None:
+        """Begin to read.
+
+        Args:
+            on_frame: Called on the reading thread with every ``MESSAGE`` and ``TICKET``; must not block.
+            on_lost: Called on the reading thread, once, where the peer died, raised (``RemoteError``) or speaks nonsense.
+        """
+        self._started = True
+        threading.Thread(target=self._read, args=(on_frame, on_lost), name=f"from {self.peer}", daemon=True).start()
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Write one frame.
+
+        Raises:
+            PeerDiedError: The peer is gone.
+            RemoteError: It said why before it went.
+        """
+        try:
+            with self._sending:
+                for start in range(0, len(buffers), _MAX_BUFFERS):
+                    self._write(list(buffers[start : start + _MAX_BUFFERS]))
+        except OSError as error:
+            # The reading thread knows better what happened: the peer's last word may still be on its way.
+            self._ended.wait(_VERDICT_S)
+            raise self.lost or PeerDiedError(self.peer.rank, self.peer.role, f"sending failed: {error}") from error
+
+    def say_last_word(self, failure: Failure) -> None:
+        """Tell the peer why this process ends, if it still listens, and close."""
+        self._part(frame(pack(failure), Kind.LAST_WORD))
+
+    def say_goodbye(self) -> None:
+        """Take leave of the peer, if it still listens, and close."""
+        self._part(frame(kind=Kind.GOODBYE))
+
+    def close(self) -> None:
+        """End the connection. May be called twice."""
+        self._closing = True
+        # Without the shutdown the reading thread would sleep on; where it fails, the connection has ended already.
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+        if not self._started:
+            self._reader.close()
+
+    def _part(self, buffers: Sequence[Buffer]) -> None:
+        self._closing = True
+        # A peer that does not read must not keep this process from ending.
+        self._sock.settimeout(1.0)
+        if self._sending.acquire(timeout=1.0):
+            with contextlib.suppress(OSError):
+                self._write(list(buffers))
+            self._sending.release()
+        self.close()
+
+    def _write(self, buffers: list[Buffer]) -> None:
+        views = [memoryview(buffer) for buffer in buffers if len(buffer)]
+        while views:
+            sent = self._sock.sendmsg(views)
+            while views and sent >= len(views[0]):
+                sent -= len(views.pop(0))
+            if sent:
+                views[0] = views[0][sent:]
+
+    def _read(self, on_frame: Callable[[Link, Frame], None], on_lost: Callable[[Link, RpcError], None]) -> None:
+        try:
+            while True:
+                received = self._receive()
+                if received.prefix.kind is Kind.GOODBYE:
+                    self.left = True
+                else:
+                    on_frame(self, received)
+        except (OSError, EOFError) as error:
+            verdict: RpcError = PeerDiedError(self.peer.rank, self.peer.role, _what_happened(error))
+        except RpcError as error:
+            verdict = error
+        expected = self._closing or (self.left and isinstance(verdict, PeerDiedError))
+        self.lost = None if expected else verdict
+        self._ended.set()
+        self.close()
+        self._reader.close()
+        if not expected:
+            on_lost(self, verdict)
+
+    def _receive(self) -> Frame:
+        prefix = decode_prefix(self._exactly(PREFIX.size))
+        header_bytes = self._exactly(prefix.header_bytes)
+        payload, message, problem = bytearray(), None, None
+        if not header_bytes and prefix.kind in (Kind.TICKET, Kind.GOODBYE):
+            return Frame(prefix, None)
+        try:
+            header = decode_header(header_bytes, prefix.payload_bytes)
+            payload = self._exactly(prefix.payload_bytes)
+            message = decode_message(header, payload)
+        except ProtocolError as error:
+            if len(payload) < prefix.payload_bytes:
+                self._exactly(prefix.payload_bytes)
+            problem = error
+        if prefix.kind is Kind.LAST_WORD:
+            raise error_of(message) if isinstance(message, Failure) else ProtocolError(f"{self.peer} sent a last word that is none")
+        return Frame(prefix, message, problem)
+
+    def _exactly(self, num_bytes: int) -> bytearray:
+        received = bytearray(num_bytes)
+        view, filled = memoryview(received), 0
+        while filled < num_bytes:
+            count = self._reader.readinto(view[filled:])
+            if not count:
+                raise EOFError
+            filled += count
+        return received
+
+
+def _what_happened(error: Exception) -> str:
+    if isinstance(error, EOFError):
+        return "its connection was closed"
+    if isinstance(error, TimeoutError):
+        return f"no sign of life for {SILENCE_S} s"
+    return f"its connection broke: {error}"

@@ -1,0 +1,171 @@
+"""How the ranks of a launch find and connect each other: addresses and a secret token in a shared store, then one connection per pair.
+
+Every client connects to every server, and every server to the servers before it. A server listens only until all its peers are there, on a port
+that the system chooses.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import queue
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Protocol
+
+from lamorel_ext.config import DistributedSetupArgs
+from lamorel_ext.errors import PeerDiedError, ProtocolError, RpcError
+from lamorel_ext.rpc.handshake import examine, introduce, new_token
+from lamorel_ext.rpc.link import Link, Peer
+from lamorel_ext.rpc.topology import role_of, server_ranks, world_size
+
+HANDSHAKE_S = 10.0
+MAX_STRANGERS = 64
+"""Connections examined at the same time; more are closed at once."""
+
+
+class Store(Protocol):
+    """The part of ``torch.distributed.Store`` that is used."""
+
+    def set(self, key: str, value: str) -> Any: ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def wait(self, keys: list[str], timeout: timedelta) -> Any: ...
+
+
+def peer_of(rank: int, setup: DistributedSetupArgs) -> Peer:
+    """Rank and role, as error messages name them."""
+    return Peer(rank, str(role_of(rank, setup)))
+
+
+def connect_to_servers(store: Store, setup: DistributedSetupArgs, rank: int, timeout_s: float) -> list[Link]:
+    """The client's part: one link per LLM server, in order.
+
+    Raises:
+        RpcError: A server cannot be reached within ``timeout_s`` seconds, or is not what it should be.
+    """
+    return _connect(store, setup, rank, server_ranks(setup), _read(store, "token", timeout_s), timeout_s)
+
+
+def meet_peers(store: Store, setup: DistributedSetupArgs, rank: int, host: str, timeout_s: float) -> tuple[list[Link], list[Link]]:
+    """The server's part: links to all clients and to all other servers, each in order of rank.
+
+    Args:
+        host: Address of this machine to listen on.
+
+    Raises:
+        RpcError: A peer did not come within ``timeout_s`` seconds.
+    """
+    first = server_ranks(setup)[0]
+    if rank == first:
+        store.set("token", new_token().hex())
+    token = _read(store, "token", timeout_s)
+    earlier = _connect(store, setup, rank, range(first, rank), token, timeout_s)
+    expected = {peer: peer_of(peer, setup) for peer in (*range(first), *range(rank + 1, world_size(setup)))}
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family, backlog=2 * len(expected) + MAX_STRANGERS) as listening:
+        # Only now, because who connects expects an answer within the seconds of a handshake.
+        store.set(f"address of rank {rank}", f"{listening.getsockname()[1]} {host}")
+        later = accept_peers(listening, token, rank, expected, timeout_s)
+    links = {link.peer.rank: link for link in (*earlier, *later)}
+    return [links[peer] for peer in sorted(links) if peer < first], [links[peer] for peer in sorted(links) if peer >= first]
+
+
+def accept_peers(listening: socket.socket, token: bytes, rank: int, expected: Mapping[int, Peer], timeout_s: float) -> list[Link]:
+    """Accept connections until every expected peer has come; strangers are turned away, and a silent one holds nobody up.
+
+    Raises:
+        RpcError: Somebody did not come within ``timeout_s`` seconds; names them.
+    """
+    deadline = time.monotonic() + timeout_s
+    missing = dict(expected)
+    arrived: queue.Queue[tuple[int, socket.socket]] = queue.Queue()
+    room = threading.Semaphore(MAX_STRANGERS)
+    links: list[Link] = []
+    listening.settimeout(0.02)
+    while missing:
+        if time.monotonic() > deadline:
+            raise RpcError(f"{', '.join(map(str, missing.values()))} did not connect to rank {rank} within {timeout_s:g} s")
+        try:
+            sock, _ = listening.accept()
+            if room.acquire(blocking=False):
+                threading.Thread(target=_examine, args=(sock, token, rank, arrived, room), daemon=True).start()
+            else:
+                sock.close()
+        except TimeoutError:
+            # Nobody at the door: look who has passed the examination meanwhile.
+            listening.settimeout(0.02)
+        while not arrived.empty():
+            peer_rank, sock = arrived.get()
+            if peer_rank in missing:
+                links.append(Link(sock, missing.pop(peer_rank)))
+            else:
+                sock.close()
+    return links
+
+
+def reachable_address(one_machine: bool, master_address: str) -> str:
+    """The address of this machine that the other ranks can reach: loopback where all are here, else the one towards ``MASTER_ADDR``.
+
+    Raises:
+        RpcError: There is none but loopback.
+    """
+    if one_machine:
+        return "127.0.0.1"
+    # The second one is reserved for documentation: asking for the way to it sends no packet and gives the address of the default route.
+    for target in (master_address, "192.0.2.1"):
+        address = _address_towards(target)
+        if address is not None and not ipaddress.ip_address(address).is_loopback:
+            return address
+    raise RpcError(f"no address of this machine leads to MASTER_ADDR={master_address}; the ranks are on several machines")
+
+
+def _address_towards(target: str) -> str | None:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def _examine(
+    sock: socket.socket, token: bytes, rank: int, arrived: queue.Queue[tuple[int, socket.socket]], room: threading.Semaphore
+) -> None:
+    try:
+        sock.settimeout(HANDSHAKE_S)
+        arrived.put((examine(sock, token, rank), sock))
+    except (OSError, ProtocolError):
+        sock.close()
+    finally:
+        room.release()
+
+
+def _connect(store: Store, setup: DistributedSetupArgs, rank: int, servers: Sequence[int], token: bytes, timeout_s: float) -> list[Link]:
+    links: list[Link] = []
+    for server in servers:
+        peer = peer_of(server, setup)
+        port, host = _read_text(store, f"address of rank {server}", timeout_s).split(" ", 1)
+        try:
+            sock = socket.create_connection((host, int(port)), timeout=HANDSHAKE_S)
+            introduce(sock, token, rank, server)
+        except OSError as error:
+            raise PeerDiedError(peer.rank, peer.role, f"{host}:{port} cannot be reached: {error}") from error
+        links.append(Link(sock, peer))
+    return links
+
+
+def _read(store: Store, key: str, timeout_s: float) -> bytes:
+    return bytes.fromhex(_read_text(store, key, timeout_s))
+
+
+def _read_text(store: Store, key: str, timeout_s: float) -> str:
+    try:
+        store.wait([key], timedelta(seconds=timeout_s))
+        return store.get(key).decode("ascii")
+    except RuntimeError as error:
+        raise RpcError(f"no {key} in the store of the launch within {timeout_s:g} s: {error}") from error

@@ -1,0 +1,153 @@
+"""The server's end of the TCP connections: to every RL client, and to the other servers, to notice when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lamorel_ext.errors import ProtocolError, RequestError, RpcError
+from lamorel_ext.rpc.codec import Kind, frame, pack
+from lamorel_ext.rpc.failures import failure_of
+from lamorel_ext.rpc.link import Frame, Link, Peer
+from lamorel_ext.rpc.transport import Inbox
+from lamorel_ext.types import Answer, CloseRequest, Done, Request
+
+GRACE_S = 4.0
+"""Seconds that a server has to end by itself after a peer died, before its process is ended."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that waits for its answer."""
+
+    request: Request
+    answer: Callable[[Answer], None]
+
+
+class Listener(Protocol):
+    """Where a server takes its work from."""
+
+    def get(self) -> Call | None:
+        """Wait for the next call; None once every client has said that it is done.
+
+        Raises:
+            RpcError: A client or another server is gone.
+        """
+
+    def loss(self, timeout_s: float) -> BaseException | None:
+        """Why a peer is gone, or None where none is within ``timeout_s`` seconds."""
+
+    def fail(self, error: BaseException) -> None:
+        """Tell everybody that this process ends because of ``error``, and close."""
+
+    def close(self) -> None:
+        """Take leave of everybody. May be called twice."""
+
+
+def end_process(line: str) -> None:
+    """End this process at once, whatever its main thread is stuck in."""
+    print(line, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+class TcpListener:
+    """Connections of one LLM server. See ``Listener``.
+
+    When a client or another server dies, ``get`` raises. A main thread that is stuck elsewhere, in a sum over servers of which one is gone, or in
+    a long computation that nobody waits for any more, is given ``grace_s`` seconds; then the process ends.
+
+    Args:
+        clients: Links to the RL clients; not yet started.
+        servers: Links to the other LLM servers; not yet started.
+        me: This server.
+        grace_s: See above.
+        end: Called with one line, which names the dead rank, to end the process.
+    """
+
+    def __init__(
+        self, clients: Sequence[Link], servers: Sequence[Link], me: Peer, grace_s: float = GRACE_S, end: Callable[[str], None] = end_process
+    ) -> None:
+        self._links, self._me, self._grace_s, self._end = [*clients, *servers], me, grace_s, end
+        self._inbox: Inbox[Call] = Inbox()
+        self._tickets = 0
+        self._lock = threading.Lock()
+        self._num_open = len(clients)
+        self._closed = threading.Event()
+        for link in self._links:
+            link.start(self._on_frame, self._on_lost)
+
+    def get(self) -> Call | None:
+        """See ``Listener``."""
+        while self._num_open:
+            call = self._inbox.get()
+            if not isinstance(call.request, CloseRequest):
+                return call
+            self._num_open -= 1
+            call.answer(Done())
+        return None
+
+    def loss(self, timeout_s: float) -> BaseException | None:
+        """See ``Listener``."""
+        return self._inbox.failure(timeout_s)
+
+    def fail(self, error: BaseException) -> None:
+        """See ``Listener``."""
+        if not self._closed.is_set():
+            self._closed.set()
+            last_word = failure_of(error, self._me.rank, self._me.role)
+            for link in self._links:
+                link.say_last_word(last_word)
+
+    def close(self) -> None:
+        """See ``Listener``."""
+        if not self._closed.is_set():
+            self._closed.set()
+            for link in self._links:
+                link.say_goodbye()
+
+    # --- on the reading threads ----------------------------------------------------------------------------------------------
+
+    def _on_frame(self, link: Link, received: Frame) -> None:
+        call_id, ticket = received.prefix.call_id, received.prefix.ticket
+        if received.prefix.kind is Kind.TICKET:
+            self._give_ticket(link, call_id)
+            return
+
+        def answer(message: Answer) -> None:
+            _answer(link, call_id, message, self._me)
+
+        request = received.message
+        if isinstance(request, Request):
+            if isinstance(request, CloseRequest):
+                link.left = True
+            self._inbox.put(Call(request, answer), ticket)
+        else:
+            problem = received.problem or ProtocolError(f"{type(request).__name__} is no request")
+            answer(failure_of(problem, self._me.rank, self._me.role))
+
+    def _give_ticket(self, link: Link, call_id: int) -> None:
+        with self._lock:
+            self._tickets += 1
+            ticket = self._tickets
+        link.send(frame(kind=Kind.TICKET, call_id=call_id, ticket=ticket))
+
+    def _on_lost(self, link: Link, error: RpcError) -> None:
+        if self._closed.is_set():
+            return
+        self._inbox.fail(error)
+        first_line = str(error).splitlines()[0]
+        line = f"rank {self._me.rank} ({self._me.role}) ends: {first_line}"
+        if not self._closed.wait(self._grace_s):
+            self._end(line)
+
+
+def _answer(link: Link, call_id: int, message: Answer, me: Peer) -> None:
+    try:
+        packed = pack(message)
+    except RequestError as error:
+        packed = pack(failure_of(error, me.rank, me.role))
+    link.send(frame(packed, Kind.MESSAGE, call_id))

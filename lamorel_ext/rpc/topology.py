@@ -1,0 +1,188 @@
+"""Who is who in a launch: rank to role, node and devices. Pure: no torch, no processes, so that a launcher can print it beforehand.
+
+Lamorel's rule: the first ``n_rl_processes`` ranks are RL clients, the next ``n_llm_processes`` are LLM servers. Ranks fill the machines one after
+the other, as many on each. The GPUs of a machine are divided evenly among the LLM servers on it, and each takes the first
+``model_parallelism_size`` of its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lamorel_ext.config import DistributedSetupArgs, LamorelArgs
+from lamorel_ext.errors import ConfigError
+
+RoleKind = Literal["rl client", "llm server"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a rank does, and which one of its kind it is (from 0)."""
+
+    kind: RoleKind
+    index: int
+
+    @property
+    def is_server(self) -> bool:
+        """True for an LLM server, False for an RL client."""
+        return self.kind == "llm server"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.index}"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a rank lives.
+
+    Attributes:
+        node: Number of its machine.
+        local_rank: Its number among the ranks of that machine.
+        gpus: CUDA devices of its machine that it uses; empty means the CPU.
+    """
+
+    rank: int
+    role: Role
+    node: int
+    local_rank: int
+    gpus: tuple[int, ...] = ()
+
+    @property
+    def device(self) -> str:
+        """Where its inputs go, as ``torch.device`` reads it."""
+        return f"cuda:{self.gpus[0]}" if self.gpus else "cpu"
+
+
+def split_evenly(num_items: int, num_parts: int) -> list[range]:
+    """Cut ``range(num_items)`` into ``num_parts`` contiguous ranges; the first ones are longer by one where it does not divide.
+
+    Raises:
+        ValueError: There are no parts to cut into.
+    """
+    if num_parts < 1:
+        raise ValueError(f"cannot cut into {num_parts} parts")
+    size, longer = divmod(num_items, num_parts)
+    starts = [part * size + min(part, longer) for part in range(num_parts + 1)]
+    return [range(start, stop) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
+
+
+def world_size(setup: DistributedSetupArgs) -> int:
+    """Number of processes of the launch."""
+    return setup.n_rl_processes + setup.n_llm_processes
+
+
+def client_ranks(setup: DistributedSetupArgs) -> range:
+    """Global ranks of the RL clients."""
+    return range(setup.n_rl_processes)
+
+
+def server_ranks(setup: DistributedSetupArgs) -> range:
+    """Global ranks of the LLM servers."""
+    return range(setup.n_rl_processes, world_size(setup))
+
+
+def role_of(rank: int, setup: DistributedSetupArgs) -> Role:
+    """The role of a global rank.
+
+    Raises:
+        ConfigError: There is no such rank.
+    """
+    if not 0 <= rank < world_size(setup):
+        raise ConfigError(f"rank {rank} has no role: {_processes(setup)}")
+    if rank < setup.n_rl_processes:
+        return Role("rl client", rank)
+    return Role("llm server", rank - setup.n_rl_processes)
+
+
+def check_world_size(launched: int, setup: DistributedSetupArgs) -> None:
+    """Compare what was launched with what is configured.
+
+    Raises:
+        ConfigError: Naming both numbers and the keys.
+    """
+    if launched != world_size(setup):
+        raise ConfigError(f"{launched} processes were launched, but {_processes(setup)}")
+
+
+def placements(args: LamorelArgs, gpus_per_node: int | None = None) -> tuple[Placement, ...]:
+    """Every rank with its role, node and devices, in order of rank.
+
+    Args:
+        args: ``distributed_setup_args``, ``accelerate_args.num_machines`` and ``llm_args.parallelism`` are read.
+        gpus_per_node: GPUs that each machine has; None, where nobody knows yet, means just as many as are needed.
+
+    Raises:
+        ConfigError: With every problem: a role without a process, processes that do not divide over the machines, too few GPUs.
+    """
+    _check_counts(args)
+    table: list[Placement] = []
+    problems: list[str] = []
+    for node in range(args.accelerate_args.num_machines):
+        try:
+            table += placements_on(node, args, gpus_per_node)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return tuple(table)
+
+
+def placements_on(node: int, args: LamorelArgs, num_gpus: int | None = None) -> tuple[Placement, ...]:
+    """The ranks of one machine, which may have another number of GPUs than the next. See ``placements``."""
+    _check_counts(args)
+    setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
+    per_node = world_size(setup) // args.accelerate_args.num_machines
+    ranks = range(node * per_node, (node + 1) * per_node)
+    servers = [rank for rank in ranks if role_of(rank, setup).is_server]
+    shares: Mapping[int, tuple[int, ...]] = {}
+    if parallelism.use_gpu and servers:
+        needed = len(servers) * parallelism.model_parallelism_size
+        shares = _share_gpus(node, servers, needed if num_gpus is None else num_gpus, parallelism.model_parallelism_size)
+    return tuple(Placement(rank, role_of(rank, setup), node, place, shares.get(rank, ())) for place, rank in enumerate(ranks))
+
+
+def format_table(table: Sequence[Placement]) -> str:
+    """The placements as text, one line per rank."""
+    rows = [("rank", "role", "node", "local rank", "devices")]
+    for place in table:
+        devices = ", ".join(f"cuda:{gpu}" for gpu in place.gpus) or "cpu"
+        rows.append((str(place.rank), str(place.role), str(place.node), str(place.local_rank), devices))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _share_gpus(node: int, servers: Sequence[int], available: int, size: int) -> Mapping[int, tuple[int, ...]]:
+    shares = split_evenly(available, len(servers))
+    if len(shares[-1]) < size:
+        raise ConfigError(
+            f"lamorel_args.llm_args.parallelism.model_parallelism_size: {len(servers)} LLM servers on machine {node} need {size} GPUs each,"
+            f" {len(servers) * size} in all, and it has {available}"
+        )
+    return {rank: tuple(share[:size]) for rank, share in zip(servers, shares, strict=True)}
+
+
+def _check_counts(args: LamorelArgs) -> None:
+    setup, machines = args.distributed_setup_args, args.accelerate_args.num_machines
+    counts = {
+        "lamorel_args.distributed_setup_args.n_rl_processes": setup.n_rl_processes,
+        "lamorel_args.distributed_setup_args.n_llm_processes": setup.n_llm_processes,
+        "lamorel_args.accelerate_args.num_machines": machines,
+        "lamorel_args.llm_args.parallelism.model_parallelism_size": args.llm_args.parallelism.model_parallelism_size,
+    }
+    problems = [f"{key}: must be at least 1, got {count}" for key, count in counts.items() if count < 1]
+    if not problems and world_size(setup) % machines:
+        problems.append(
+            f"lamorel_args.accelerate_args.num_machines: {world_size(setup)} processes do not divide over {machines} machines;"
+            " accelerate starts as many on each"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _processes(setup: DistributedSetupArgs) -> str:
+    return (
+        f"lamorel_args.distributed_setup_args asks for {world_size(setup)}:"
+        f" n_rl_processes={setup.n_rl_processes} and n_llm_processes={setup.n_llm_processes}"
+    )

@@ -1,0 +1,158 @@
+"""How requests reach servers: the protocol that ``Caller`` relies on, and the transport for servers that live in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Generic, Protocol, TypeVar
+
+from lamorel_ext.errors import RpcError
+from lamorel_ext.types import Answer, Request
+
+T = TypeVar("T")
+
+Handler = Callable[[Request], Answer]
+"""A server as seen from outside: it answers, with a ``Failure`` where it raised."""
+
+
+class Transport(Protocol):
+    """Carries requests to the servers; safe to use from several threads."""
+
+    num_servers: int
+
+    def submit(self, server_index: int, request: Request) -> Future[Answer]:
+        """Send a request to one server; answers come in the order of requests.
+
+        The future raises ``PeerDiedError``, ``RemoteError``, ``RequestTimeout`` or ``ProtocolError`` where no answer comes.
+
+        Raises:
+            RequestError: The request cannot be sent; nothing was.
+            RpcError: The server is gone.
+        """
+
+    def submit_together(self, requests: Sequence[Request]) -> list[Future[Answer]]:
+        """Send one request to each server, which serve them in the same order on every server, whoever else sends some.
+
+        Raises:
+            RequestError: One of them cannot be sent; none was.
+            RpcError: A server is gone.
+        """
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the servers that this process ends because of ``error``, and close."""
+
+    def close(self) -> None:
+        """Take leave of the servers. May be called twice."""
+
+
+class Inbox(Generic[T]):
+    """What a server has to do, in order of arrival; what carries a ticket waits until all smaller tickets are in.
+
+    Tickets count from 1. A ticketed item never holds back one without ticket.
+    """
+
+    def __init__(self) -> None:
+        self._ready: deque[T] = deque()
+        self._early: dict[int, T] = {}
+        self._next_ticket = 1
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def put(self, item: T, ticket: int = 0) -> None:
+        """Add an item; ticket 0 means none."""
+        with self._changed:
+            if not ticket:
+                self._ready.append(item)
+            else:
+                self._early[ticket] = item
+                while self._next_ticket in self._early:
+                    self._ready.append(self._early.pop(self._next_ticket))
+                    self._next_ticket += 1
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Let ``get`` raise ``error``, before anything that still waits; the first error stays."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def failure(self, timeout_s: float) -> BaseException | None:
+        """What was given to ``fail``, or None where nothing was for ``timeout_s`` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None, timeout_s)
+            return self._error
+
+    def get(self) -> T:
+        """Wait for the next item.
+
+        Raises:
+            BaseException: What was given to ``fail``.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._error is not None)
+            if self._error is not None:
+                raise self._error
+            return self._ready.popleft()
+
+
+class InProcessTransport:
+    """Servers in this process, each in a thread of its own: for tests, debugging and single-process runs.
+
+    Args:
+        handlers: One per server.
+    """
+
+    def __init__(self, handlers: Sequence[Handler]) -> None:
+        self.num_servers = len(handlers)
+        self._closed = False
+        self._lock = threading.Lock()
+        self._inboxes: list[Inbox[tuple[Request, Future[Answer]] | None]] = [Inbox() for _ in handlers]
+        self._threads = [
+            threading.Thread(target=_serve, args=(handler, inbox), name=f"llm server {index}", daemon=True)
+            for index, (handler, inbox) in enumerate(zip(handlers, self._inboxes, strict=True))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, server_index: int, request: Request) -> Future[Answer]:
+        """See ``Transport``."""
+        with self._lock:
+            return self._put(server_index, request)
+
+    def submit_together(self, requests: Sequence[Request]) -> list[Future[Answer]]:
+        """See ``Transport``; the lock makes the order the same everywhere."""
+        with self._lock:
+            return [self._put(index, request) for index, request in enumerate(requests)]
+
+    def fail(self, error: BaseException) -> None:
+        """The servers are in this process and end with it."""
+        self.close()
+
+    def close(self) -> None:
+        """Let the servers finish what they have, and end their threads."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for inbox in self._inboxes:
+                inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _put(self, server_index: int, request: Request) -> Future[Answer]:
+        if self._closed:
+            raise RpcError(f"cannot send {type(request).__name__}: the caller was closed")
+        future: Future[Answer] = Future()
+        self._inboxes[server_index].put((request, future))
+        return future
+
+
+def _serve(handler: Handler, inbox: Inbox[tuple[Request, Future[Answer]] | None]) -> None:
+    while (item := inbox.get()) is not None:
+        request, future = item
+        try:
+            future.set_result(handler(request))
+        except BaseException as error:
+            future.set_exception(error)

@@ -1,0 +1,156 @@
+"""Roles, nodes and devices of ranks."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamorel_ext.config import AccelerateArgs, DistributedSetupArgs, LamorelArgs, LlmArgs, ParallelismArgs
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.rpc.topology import (
+    Role,
+    check_world_size,
+    client_ranks,
+    format_table,
+    placements,
+    placements_on,
+    role_of,
+    server_ranks,
+    split_evenly,
+)
+
+
+def lamorel_args(clients: int, servers: int, machines: int = 1, use_gpu: bool = False, size: int = 1) -> LamorelArgs:
+    return LamorelArgs(
+        distributed_setup_args=DistributedSetupArgs(clients, servers),
+        accelerate_args=AccelerateArgs(num_machines=machines),
+        llm_args=LlmArgs(parallelism=ParallelismArgs(use_gpu=use_gpu, model_parallelism_size=size)),
+    )
+
+
+def test_first_ranks_are_clients_and_the_next_are_servers() -> None:
+    setup = DistributedSetupArgs(2, 3)
+    assert [str(role_of(rank, setup)) for rank in range(5)] == [
+        "rl client 0",
+        "rl client 1",
+        "llm server 0",
+        "llm server 1",
+        "llm server 2",
+    ]
+    assert list(client_ranks(setup)) == [0, 1] and list(server_ranks(setup)) == [2, 3, 4]
+    assert not role_of(1, setup).is_server and role_of(2, setup).is_server
+
+
+def test_a_rank_beyond_the_configured_processes_has_no_role() -> None:
+    with pytest.raises(ConfigError, match="rank 3 has no role.*asks for 3: n_rl_processes=1 and n_llm_processes=2"):
+        role_of(3, DistributedSetupArgs(1, 2))
+
+
+def test_another_number_of_launched_processes_is_a_config_error() -> None:
+    check_world_size(3, DistributedSetupArgs(1, 2))
+    with pytest.raises(ConfigError, match="4 processes were launched, but .* asks for 3"):
+        check_world_size(4, DistributedSetupArgs(1, 2))
+
+
+def test_gpus_of_a_machine_are_divided_among_its_servers() -> None:
+    # 5 GPUs over 2 servers: shares 0-2 and 3-4; each takes the first two of its share.
+    table = placements(lamorel_args(1, 2, use_gpu=True, size=2), gpus_per_node=5)
+    assert [place.gpus for place in table] == [(), (0, 1), (3, 4)]
+    assert [place.device for place in table] == ["cpu", "cuda:0", "cuda:3"]
+
+
+def test_several_machines_are_filled_one_after_the_other() -> None:
+    # 8 processes on 2 machines: ranks 0-3 and 4-7; the two clients share the first machine with two servers.
+    table = placements(lamorel_args(2, 6, machines=2, use_gpu=True), gpus_per_node=4)
+    assert [place.node for place in table] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert [place.local_rank for place in table] == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert [place.gpus for place in table] == [(), (), (0,), (2,), (0,), (1,), (2,), (3,)]
+
+
+def test_unknown_number_of_gpus_is_taken_as_just_enough() -> None:
+    assert [place.gpus for place in placements(lamorel_args(1, 2, use_gpu=True, size=2))] == [(), (0, 1), (2, 3)]
+
+
+def test_without_gpus_everything_is_on_the_cpu() -> None:
+    assert {place.device for place in placements(lamorel_args(1, 2), gpus_per_node=8)} == {"cpu"}
+
+
+def test_too_few_gpus_are_reported_for_every_machine() -> None:
+    with pytest.raises(ConfigError) as raised:
+        placements(lamorel_args(1, 5, machines=2, use_gpu=True, size=2), gpus_per_node=3)
+    assert len(raised.value.problems) == 2
+    assert "2 LLM servers on machine 0 need 2 GPUs each, 4 in all, and it has 3" in raised.value.problems[0]
+    assert "3 LLM servers on machine 1 need 2 GPUs each, 6 in all, and it has 3" in raised.value.problems[1]
+
+
+def test_a_machine_is_placed_whatever_the_other_machines_have() -> None:
+    table = placements_on(0, lamorel_args(1, 3, machines=2, use_gpu=True), num_gpus=1)
+    assert [(place.rank, place.gpus) for place in table] == [(0, ()), (1, (0,))]
+
+
+@pytest.mark.parametrize(
+    ("args", "key"),
+    [
+        (lamorel_args(0, 1), "n_rl_processes"),
+        (lamorel_args(1, 0), "n_llm_processes"),
+        (lamorel_args(1, 1, size=0), "model_parallelism_size"),
+        (lamorel_args(1, 2, machines=2), "num_machines"),
+        (lamorel_args(1, 1, machines=0), "num_machines"),
+    ],
+)
+def test_impossible_numbers_name_their_key(args: LamorelArgs, key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        placements(args)
+
+
+def test_table_has_one_line_per_rank() -> None:
+    assert format_table(placements(lamorel_args(1, 1, use_gpu=True, size=2))).splitlines() == [
+        "rank  role          node  local rank  devices",
+        "0     rl client 0   0     0           cpu",
+        "1     llm server 0  0     1           cuda:0, cuda:1",
+    ]
+
+
+def test_launchers_can_plan_without_torch() -> None:
+    code = "import sys, lamorel_ext.rpc.topology; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.integers(0, 12))
+def test_no_gpu_belongs_to_two_servers_and_every_rank_has_one_place(
+    clients: int, servers: int, machines: int, size: int, gpus: int
+) -> None:
+    args = replace(lamorel_args(clients, servers, machines, use_gpu=True, size=size))
+    try:
+        table = placements(args, gpus)
+    except ConfigError:
+        per_node = (clients + servers) / machines
+        most = max(
+            sum(clients <= rank < clients + servers for rank in range(int(n * per_node), int((n + 1) * per_node))) for n in range(machines)
+        )
+        assert not per_node.is_integer() or most * size > gpus
+        return
+    assert [place.rank for place in table] == list(range(clients + servers))
+    assert sum(place.role.kind == "rl client" for place in table) == clients
+    used = [(place.node, gpu) for place in table for gpu in place.gpus]
+    assert len(used) == len(set(used)) == servers * size
+    assert all(gpu < gpus for _, gpu in used)
+
+
+@given(st.integers(0, 50), st.integers(1, 9))
+def test_parts_cover_everything_and_differ_by_one_at_most(items: int, parts: int) -> None:
+    ranges = split_evenly(items, parts)
+    assert [item for part in ranges for item in part] == list(range(items))
+    assert len(ranges) == parts and max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+def test_nothing_can_be_cut_into_no_parts() -> None:
+    with pytest.raises(ValueError, match="0 parts"):
+        split_evenly(3, 0)
+
+
+def test_role_reads_as_in_error_messages() -> None:
+    assert str(Role("llm server", 3)) == "llm server 3"
