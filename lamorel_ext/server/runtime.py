@@ -1,0 +1,88 @@
+"""The server's end of a launch, and servers inside the client's process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lamorel_ext.config import LamorelArgs
+from lamorel_ext.errors import ConfigError, PeerDiedError, RemoteError
+from lamorel_ext.rpc.caller import Caller
+from lamorel_ext.rpc.distributed import Launch, TorchGroup, join
+from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
+from lamorel_ext.rpc.rendezvous import meet_peers, peer_of, reachable_address
+from lamorel_ext.rpc.tcp_listener import TcpListener, end_process
+from lamorel_ext.rpc.topology import Placement, placements_on, world_size
+from lamorel_ext.rpc.transport import InProcessTransport
+from lamorel_ext.server.handlers import Desk, Host, Updater
+from lamorel_ext.server.server import Server
+from lamorel_ext.types import ServerGroup
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """What one server offers: the language model, and the updaters by name."""
+
+    host: Host
+    updaters: Mapping[str, Updater]
+
+
+def serve(args: LamorelArgs, build: Callable[[Placement], Hosted]) -> None:
+    """Be the LLM server that this rank is; returns once every client is done.
+
+    The connections stand before the model is loaded, so that a client learns at once when loading fails. Where a client or another server dies,
+    one line says so and the process ends with status 1, without Python's usual end, which could wait for the dead.
+
+    Args:
+        args: Lamorel's keys.
+        build: Loads the model and makes the updaters, for the devices of the placement.
+
+    Raises:
+        ConfigError: This process is not an LLM server of a launch.
+    """
+    launch = join(args)
+    if not launch.role.is_server:
+        raise ConfigError(f"rank {launch.rank} is {launch.role}; only an LLM server serves")
+    setup = args.distributed_setup_args
+    me = peer_of(launch.rank, setup)
+    address = reachable_address(launch.one_machine, launch.master_address)
+    listener = TcpListener(*meet_peers(launch.store, setup, launch.rank, address, args.gloo_timeout), me)
+    try:
+        hosted = build(_placement(launch.rank, args))
+        Server(hosted.host, hosted.updaters, listener, _group(launch), me).serve()
+    except (PeerDiedError, RemoteError) as error:
+        listener.fail(error)
+        end_process(f"{me} ends: {str(error).splitlines()[0]}")
+    except BaseException as error:
+        listener.fail(error)
+        raise
+    listener.close()
+    launch.leave()
+
+
+def in_process(hosted: Sequence[Hosted]) -> Caller:
+    """Servers in threads of this process, one for each, behind the same ``Caller``; for debugging, tests and runs in one process.
+
+    Args:
+        hosted: One per server; each needs a host and updaters of its own.
+    """
+    desks = [
+        Desk(each.host, dict(each.updaters), LockstepGroup(group), group.rank, f"llm server {group.rank}")
+        for each, group in zip(hosted, make_thread_groups(len(hosted)), strict=True)
+    ]
+    for desk in desks:
+        desk.open()
+    return Caller(InProcessTransport([desk.handle for desk in desks]))
+
+
+def _placement(rank: int, args: LamorelArgs) -> Placement:
+    per_node = world_size(args.distributed_setup_args) // args.accelerate_args.num_machines
+    num_gpus = torch.cuda.device_count() if args.llm_args.parallelism.use_gpu else 0
+    return placements_on(rank // per_node, args, num_gpus)[rank % per_node]
+
+
+def _group(launch: Launch) -> ServerGroup:
+    gloo, nccl = launch.server_groups
+    return make_thread_groups(1)[0] if gloo is None else TorchGroup(gloo, nccl)
