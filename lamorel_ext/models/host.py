@@ -1,0 +1,301 @@
+"""The language model as a server hosts it: scoring, heads, generation, a frozen reference, and what training and checkpoints need of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lamorel_ext.config import LlmArgs
+from lamorel_ext.errors import RequestError
+from lamorel_ext.models.answers import Answer, Answerer, Question, distinct, join
+from lamorel_ext.models.engines import make_engine, unwrap
+from lamorel_ext.models.generation import Generator
+from lamorel_ext.models.memory import Memory
+from lamorel_ext.models.module_functions import BaseModuleFunction
+from lamorel_ext.models.plain import PlainForward
+from lamorel_ext.models.scoring import Scorer
+from lamorel_ext.models.ties import config_values
+from lamorel_ext.models.tokens import TextEncoder
+from lamorel_ext.models.weights import copy_into, distinct_tensors, read_tensors, write_tensors, written_whole
+from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar, ScoreResult
+
+MODEL_FILE = "model.safetensors"
+MODULES_FILE = "modules.safetensors"
+
+
+class ModelHost(nn.Module):
+    """A language model with its tokenizer and module functions.
+
+    Nothing here ever applies dropout, not with gradients either: what is trained is the very distribution that was sampled from.
+
+    Args:
+        model: On its device, in its precision.
+        tokenizer: Its tokenizer.
+        args: Minibatch size, limits and memory; ``args.seed`` draws the module functions.
+        module_functions: By name; they are initialised here.
+
+    Attributes:
+        model_type: ``"seq2seq"`` or ``"causal"``.
+        weights_version: Grows with every change of the weights.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        args: LlmArgs,
+        module_functions: Mapping[str, BaseModuleFunction] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.args = args
+        self.model_type: Literal["seq2seq", "causal"] = "seq2seq" if model.config.is_encoder_decoder else "causal"
+        self.module_functions = nn.ModuleDict(dict(module_functions or {}))
+        self.weights_version = 0
+        model.config.dtype = model.dtype
+        self._initialize_modules(args.seed, anew=False)
+        self._initial = {name: tensor.to("cpu", copy=True) for name, tensor in distinct_tensors(model).items()}
+        self._encoder = TextEncoder(tokenizer, model.config, args.max_prompt_tokens)
+        self._answerer = self._make_answerer(model)
+        self._generator = Generator(unwrap(model), tokenizer, self._encoder, self._answerer.scorer)
+        self._memory: Memory[tuple[Question, tuple[str, ...], bool], Answer] = Memory(args.cache_size)
+        self._remembered_at = self._stamp()
+        self._reference: Answerer | None = None
+        self._reference_memory: Memory[Question, Answer] = Memory(args.cache_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def score_dtype(self) -> torch.dtype:
+        """Of everything that leaves the host: float64 for a float64 model, else float32."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: no dropout."""
+        return super().train(False)
+
+    # --- scoring ---------------------------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        modules: Sequence[str] = (),
+        with_score: bool = True,
+        require_grad: bool = False,
+    ) -> ScoreResult:
+        """Score candidates after prompts and evaluate module functions.
+
+        A score is the sum of the candidate's token log-probabilities in nats, without special tokens; ``""`` scores 0. Without gradients, answers
+        are remembered until the weights change.
+
+        Args:
+            prompts: ``n`` prompts, repeated ones at no cost; an empty one is allowed.
+            candidates: Candidates of each prompt; may be ``()`` without scores.
+            modules: Names of module functions.
+            with_score: False to evaluate the module functions only.
+            require_grad: Whether gradients are to flow into the weights. No dropout in either case.
+
+        Returns:
+            Results on the CPU, float32 (float64 from a float64 model). A module function that needs states gives one row per prompt, one that needs
+            whole passes gives one per candidate. ``stats``: ``prompts``; ``distinct_prompts`` read by the model; ``cached_prompts`` answered from
+            memory; ``tokens``, the positions that the model computed; ``seconds``.
+
+        Raises:
+            RequestError: The lists do not fit, a prompt is too long, or a module function is unknown.
+        """
+        started = time.perf_counter()
+        functions = self._functions(modules)
+        questions = _questions(prompts, candidates, with_score, any(function.needs == "full" for function in functions.values()))
+        places = distinct(questions)
+        names = tuple(modules)
+        known: dict[Question, Answer] = {}
+        if not require_grad:
+            self._forget_if_changed()
+            known = {question: answer for question in places if (answer := self._memory.get((question, names, with_score))) is not None}
+        cached = sum(question in known for question in questions)
+        stats = {"distinct_prompts": 0.0, "tokens": 0.0}
+        if missing := [question for question in places if question not in known]:
+            with torch.set_grad_enabled(require_grad):
+                fresh, stats = self._answerer.answer(missing, [places[question] for question in missing], functions, with_score)
+            for question, answer in zip(missing, fresh, strict=True):
+                known[question] = answer
+                if not require_grad:
+                    self._memory.put((question, names, with_score), answer)
+        log_probs, counts, results = join([known[question] for question in questions], names, self.score_dtype)
+        self._tidy_device()
+        stats |= {"prompts": float(len(prompts)), "cached_prompts": float(cached), "seconds": time.perf_counter() - started}
+        return ScoreResult(log_probs, counts, results, stats)
+
+    def reference_log_probs(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> Tensor:
+        """Scores under the weights that were loaded at start, ``(sum(counts),)``; without gradient, and remembered for good.
+
+        Raises:
+            RequestError: As in ``score``.
+        """
+        questions = _questions(prompts, candidates, True, False)
+        places = distinct(questions)
+        known = {question: answer for question in places if (answer := self._reference_memory.get(question)) is not None}
+        if missing := [question for question in places if question not in known]:
+            if self._reference is None:
+                self._reference = self._make_answerer(self._frozen_copy())
+            with torch.no_grad():
+                fresh, _ = self._reference.answer(missing, [places[question] for question in missing], {}, True)
+            for question, answer in zip(missing, fresh, strict=True):
+                known[question] = answer
+                self._reference_memory.put(question, answer)
+        return join([known[question] for question in questions], (), self.score_dtype)[0]
+
+    def generate(self, request: GenerateRequest) -> GenerateResult:
+        """Continue prompts; see ``generation.Generator``.
+
+        Raises:
+            RequestError: An option is unknown or impossible, or a prompt too long.
+        """
+        return self._generator.generate(request, self.args.minibatch_size)
+
+    # --- training --------------------------------------------------------------------------------------------------------
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Parameters of model and module functions that take gradients, in a stable order."""
+        return [parameter for _, parameter in self.named_trainable_parameters()]
+
+    def named_trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The same with their names."""
+        return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def weights_changed(self) -> None:
+        """To be called after each change of the weights: what was remembered of the old ones is forgotten."""
+        self.weights_version += 1
+
+    def reset(self, seed: int) -> None:
+        """Go back to the model weights of the start; draw the module functions anew. Parameters stay the same objects."""
+        copy_into(self.model, self._initial)
+        self._initialize_modules(seed, anew=True)
+        self.weights_changed()
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors``, configuration and tokenizer, as transformers has them, and ``modules.safetensors``.
+
+        Raises:
+            CheckpointError: Something cannot be written; files of an earlier save stay as they were.
+        """
+        inner = unwrap(self.model)
+        with written_whole(Path(folder)) as scratch:
+            write_tensors(self.model, scratch / MODEL_FILE)
+            write_tensors(self.module_functions, scratch / MODULES_FILE)
+            (scratch / "config.json").write_text(json.dumps(config_values(inner), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            if getattr(inner, "generation_config", None) is not None:
+                inner.generation_config.save_pretrained(scratch)
+            self.tokenizer.save_pretrained(scratch)
+
+    def load(self, folder: Path) -> None:
+        """Read the weights that ``save`` wrote. Nothing changes unless all of them fit.
+
+        Raises:
+            CheckpointError: A file is missing, corrupt or of another model; the message names it.
+        """
+        values = read_tensors(self.model, Path(folder) / MODEL_FILE)
+        modules = read_tensors(self.module_functions, Path(folder) / MODULES_FILE)
+        copy_into(self.model, values)
+        copy_into(self.module_functions, modules)
+        self.weights_changed()
+
+    def info(self) -> dict[str, Scalar]:
+        """What is hosted."""
+        return {
+            "model_path": self.args.model_path, "model_type": self.model_type, "architecture": type(unwrap(self.model)).__name__,
+            "engine": type(self._answerer.scorer.engine).__name__,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "trainable_parameters": sum(parameter.numel() for parameter in self.trainable_parameters()),
+            "vocab_size": int(self.model.config.vocab_size), "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device),
+            "module_functions": ",".join(self.module_functions), "weights_version": self.weights_version,
+            "remembered_answers": len(self._memory), "torch": torch.__version__, "transformers": transformers.__version__,
+        }  # fmt: skip
+
+    # --- inside ----------------------------------------------------------------------------------------------------------
+
+    def _functions(self, names: Iterable[str]) -> dict[str, BaseModuleFunction]:
+        functions: dict[str, BaseModuleFunction] = {}
+        for name in names:
+            function = self.module_functions[name] if name in self.module_functions else None
+            if not isinstance(function, BaseModuleFunction):
+                raise RequestError(f"no module function {name!r}; there are: {', '.join(self.module_functions) or 'none'}")
+            functions[name] = function
+        return functions
+
+    def _make_answerer(self, model: PreTrainedModel) -> Answerer:
+        size, inner = self.args.minibatch_size, unwrap(model)
+        plain = PlainForward(inner, self.model_type == "seq2seq", size)
+        return Answerer(self._encoder, Scorer(make_engine(model, size), size, self.score_dtype), plain, self.args.pre_encode_inputs)
+
+    def _frozen_copy(self) -> PreTrainedModel:
+        """A model of its own with the initial weights; on the CPU it is the remembered initial tensors themselves, not one more copy."""
+        held: dict[int, object] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if name in self._initial:
+                value = self._initial[name].to(tensor.device)
+                held[id(tensor)] = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+        return copy.deepcopy(self.model, held).requires_grad_(False).eval()
+
+    def _initialize_modules(self, seed: int, anew: bool) -> None:
+        for name in self.module_functions:
+            function = self.module_functions[name]
+            if not isinstance(function, BaseModuleFunction):
+                raise TypeError(f"module function {name!r} is a {type(function).__name__}, not a BaseModuleFunction")
+            function.device, function.llm_config = self.device, unwrap(self.model).config
+            drawn = copy.deepcopy(function) if anew else function
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                drawn.initialize()
+            if anew:  # an optimiser holds the parameters: they stay the same objects
+                copy_into(function, distinct_tensors(drawn))
+
+    def _stamp(self) -> tuple[int, int]:
+        """Differs after any change of the weights: in-place changes count too, so that one nobody announced is noticed."""
+        return self.weights_version, sum(parameter._version for parameter in self.parameters())
+
+    def _forget_if_changed(self) -> None:
+        if (stamp := self._stamp()) != self._remembered_at:
+            self._memory.clear()
+            self._remembered_at = stamp
+
+    def _tidy_device(self) -> None:
+        options = self.args.parallelism
+        if self.device.type == "cuda":
+            if options.synchronize_gpus_after_scoring:
+                torch.cuda.synchronize(self.device)
+            if options.empty_cuda_cache_after_scoring:
+                torch.cuda.empty_cache()
+
+
+def _questions(prompts: Sequence[str], candidates: Sequence[Sequence[str]], with_score: bool, needed: bool) -> list[Question]:
+    """Each prompt with its candidates; without them where nobody asks, so that prompts are told apart by nothing else."""
+    if not with_score and not candidates:
+        candidates = [()] * len(prompts)
+    if len(candidates) != len(prompts):
+        raise RequestError(f"{len(prompts)} prompts but {len(candidates)} lists of candidates")
+    for place, (prompt, own) in enumerate(zip(prompts, candidates, strict=True)):
+        if not isinstance(prompt, str):
+            raise RequestError(f"prompt {place} is a {type(prompt).__name__}, not a text")
+        if isinstance(own, str) or not all(isinstance(candidate, str) for candidate in own):
+            raise RequestError(f"the candidates of prompt {place} are not a list of texts")
+    return [(prompt, tuple(own) if with_score or needed else ()) for prompt, own in zip(prompts, candidates, strict=True)]

