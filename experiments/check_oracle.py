@@ -23,7 +23,7 @@ import numpy as np
 
 from lamorel_ext.envs.describe import describe
 from lamorel_ext.envs.levels import level_ids, make_level, seed_determines
-from lamorel_ext.envs.transcripts import RecordedLevel, box_contents, grid_codes, moves_by_chance, rebuild, rules_known, thing_record
+from lamorel_ext.envs.transcripts import RecordedLevel, box_contents, grid_codes, moves_otherwise, rebuild, rules_known, thing_record
 from lamorel_ext.errors import LamorelExtError
 from lamorel_ext.prompts.templates import action_name, glam_prompt, lamorel_prompt
 
@@ -146,7 +146,7 @@ def check_draw(first: Record, comparison: Comparison) -> None:
 
 def check_replay(episode: list[Record], comparison: Comparison) -> None:
     """Step from the first state with the recorded actions; compare mission, states, rewards and ends, as far as the rules are known."""
-    if moves_by_chance(episode[0]):
+    if moves_otherwise(episode[0]):
         comparison.skipped["replay"] += len(episode)
         return
     level, scored = rebuild(episode[0]), rules_known(episode[0])

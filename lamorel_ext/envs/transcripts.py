@@ -110,9 +110,9 @@ def rebuild(record: Record) -> RecordedLevel | RecordedGrid:
     return RecordedGrid(record) if record["instr"] is None else RecordedLevel(record)
 
 
-def moves_by_chance(record: Record) -> bool:
-    """True where something moves of itself, so that actions alone do not tell the next state."""
-    return _of_family(record, ("Dynamic",))
+def moves_otherwise(record: Record) -> bool:
+    """True where the state does not follow from the actions by the common rules: obstacles that move, actions with another meaning."""
+    return _of_family(record, ("Dynamic", "Memory"))
 
 
 def rules_known(record: Record) -> bool:
