@@ -147,10 +147,10 @@ def test_contenders_take_turns_and_samples_are_scaled() -> None:
     calls: list[str] = []
     contenders = {
         "a": harness.Contender(lambda: calls.append("a"), prepare=lambda: calls.append("prepare a"), scale=1000.0),
-        "b": harness.Contender(lambda: calls.append("b")),
+        "b": harness.Contender(lambda: calls.append("b"), warm_up=lambda: calls.append("warm up b")),
     }
-    seconds = harness.take_turns(contenders, repetitions=2, warm_up=1)
-    assert calls == ["prepare a", "a", "b"] * 3
+    seconds = harness.take_turns(contenders, repetitions=2)
+    assert calls == ["prepare a", "a", "warm up b", *["prepare a", "a", "b"] * 2]
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
     assert min(seconds["a"]) > max(seconds["b"])  # the same work times 1000
 

@@ -1,0 +1,57 @@
+"""Files that are whole or not there: atomic replacement, and one kind of error for a disk that is full or closed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lamorel_ext.errors import CheckpointError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about ``path`` into an error that names it.
+
+    Raises:
+        CheckpointError: The disk is full, the folder is read-only, and the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` so that a reader, or a crash, sees the old file or the new one and nothing between.
+
+    Raises:
+        CheckpointError: It cannot be written; the old file is still there.
+    """
+    part = path.with_name(path.name + ".part")
+    with writing(path):
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    """``replace_text`` with JSON."""
+    replace_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def csv_cell(number: float | None) -> str:
+    """A number in full precision; empty where there is none, or NaN."""
+    if number is None or math.isnan(number):
+        return ""
+    return repr(int(number)) if math.isfinite(number) and number == int(number) and abs(number) < 1e15 else repr(float(number))

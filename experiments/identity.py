@@ -1,0 +1,50 @@
+"""When two configurations mean the same run, or the same arm: by the keys that can change a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lamorel_ext.config import Config, to_mapping
+
+HOW_IT_RUNS = (
+    "compare.",
+    "run.output_dir",
+    "run.num_threads",
+    "run.checkpoint_every",
+    "lamorel_args.log_level",
+    "lamorel_args.gloo_timeout",
+    "lamorel_args.accelerate_args.",
+    "lamorel_args.distributed_setup_args.",
+    "lamorel_args.llm_args.num_threads",
+)
+"""Keys, and groups of keys, that say how and where a run runs; its numbers do not follow from them."""
+WHICH_ONE = ("run.seed", "arm.name")
+"""Keys that tell runs of one arm, and arms, apart without being part of the method."""
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every key with its value, such as ``{"feedback.lr": 1e-4}``, in the schema's order."""
+
+    def walk(mapping: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in mapping.items():
+            found.update(walk(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        return found
+
+    return walk(to_mapping(config), "")
+
+
+def run_identity(config: Config) -> dict[str, Any]:
+    """The keys that make a run the run it is."""
+    return {key: value for key, value in flat(config).items() if not key.startswith(HOW_IT_RUNS)}
+
+
+def method(config: Config) -> dict[str, Any]:
+    """The keys that make an arm the arm it is."""
+    return {key: value for key, value in run_identity(config).items() if key not in WHICH_ONE}
+
+
+def differing_keys(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys that do not have the same value everywhere."""
+    return [key for key in mappings[0] if any(mapping[key] != mappings[0][key] for mapping in mappings[1:])]

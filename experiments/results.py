@@ -1,0 +1,180 @@
+"""Read run folders back: what a report is made of. Nothing here needs the programme that made the runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.identity import differing_keys, method
+from experiments.statistics import area_under_curve, steps_to
+from lamorel_ext.config import Config, read_config
+from lamorel_ext.errors import CheckpointError, ConfigError
+
+STEPS = "env_steps"
+SUCCESS = "success"
+RETURN = "return"
+CALLS = "llm_calls"
+TOKENS = "llm_tokens"
+SECONDS = "seconds"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        folder: Where it lies.
+        config: Its resolved configuration.
+        state: ``running``, ``complete`` or ``failed``; ``running`` is also what a killed process leaves behind.
+        status: All of ``status.json``.
+        versions: All of ``versions.json``.
+        columns: The learning curve, column by column, each ``(evaluations,)`` float64; NaN where nothing was measured.
+    """
+
+    folder: Path
+    config: Config
+    state: str
+    status: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    columns: Mapping[str, np.ndarray]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.config.run.seed
+
+    def last(self, column: str) -> float:
+        """Value at the last evaluation."""
+        return float(self.columns[column][-1])
+
+    def area(self, column: str, until: float) -> float:
+        """Mean height of a curve over environment steps."""
+        return area_under_curve(self.columns[STEPS], self.columns[column], until)
+
+    def steps_to(self, threshold: float) -> float | None:
+        """Environment steps until an evaluation succeeds this often."""
+        return steps_to(self.columns[STEPS], self.columns[SUCCESS], threshold)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        label: Name for people, unlike that of any other arm.
+        runs: By seed.
+    """
+
+    label: str
+    runs: Mapping[int, Run]
+
+    @property
+    def config(self) -> Config:
+        """The configuration, with the seed of the first run."""
+        return next(iter(self.runs.values())).config
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Every run below ``folder``, in the order of their folders' names.
+
+    Raises:
+        CheckpointError: There is none, or a file of one cannot be read.
+    """
+    runs = [read_run(path.parent) for path in sorted(folder.rglob("config.yaml"))]
+    if not runs:
+        raise CheckpointError(f"{folder} holds no run: no config.yaml in it or below it")
+    return runs
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run folder.
+
+    Raises:
+        CheckpointError: A file is missing or cannot be read.
+    """
+    try:
+        config = read_config(folder / "config.yaml")
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    status = read_json(folder / "status.json")
+    versions, columns = read_json(folder / "versions.json"), read_columns(folder / "metrics.csv")
+    return Run(folder, config, str(status.get("state", "running")), status, versions, columns)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file.
+
+    Raises:
+        CheckpointError: It is no JSON object.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """The numbers of a CSV file, column by column; NaN where a cell is empty, no column where it holds words.
+
+    Raises:
+        CheckpointError: A row has more or fewer cells than the header.
+    """
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise CheckpointError(f"{path}, line {number}: expected {len(header)} cells, got {len(row)}")
+    columns = {}
+    for name, *cells in zip(header, *rows, strict=True):
+        try:
+            columns[name] = np.array([float(cell) if cell else np.nan for cell in cells])
+        except ValueError:
+            continue
+    return columns
+
+
+def group_arms(runs: Sequence[Run]) -> list[Arm]:
+    """Runs grouped by configuration, in the order of ``compare.arms`` where the folders are named after them.
+
+    Raises:
+        CheckpointError: Two runs have the same configuration and the same seed.
+    """
+    groups: dict[tuple[Any, ...], dict[int, Run]] = {}
+    arms = max((run.config.compare.arms for run in runs), key=len, default=())
+    for run in sorted(runs, key=lambda run: _order(run, arms)):
+        members = groups.setdefault((run.config.arm.name, *method(run.config).items()), {})
+        if run.seed in members:
+            raise CheckpointError(f"{run.folder} and {members[run.seed].folder} have the same configuration and the same seed {run.seed}")
+        members[run.seed] = run
+    grouped = [Arm(next(iter(members.values())).config.arm.name, dict(sorted(members.items()))) for members in groups.values()]
+    return [Arm(_distinct_label(arm, grouped), arm.runs) for arm in grouped]
+
+
+def _order(run: Run, arms: Sequence[str]) -> tuple[int, str, int]:
+    """As asked for, then by name."""
+    name = run.folder.parent.name
+    return (arms.index(name) if name in arms else len(arms), str(run.folder.parent), run.seed)
+
+
+def _distinct_label(arm: Arm, arms: Sequence[Arm]) -> str:
+    """The arm's name, with the values that set it apart from others of that name."""
+    namesakes = [method(other.config) for other in arms if other.label == arm.label]
+    values = method(arm.config)
+    apart = ", ".join(f"{key}={values[key]}" for key in differing_keys(namesakes))
+    return f"{arm.label} ({apart})" if apart else arm.label

@@ -1,0 +1,35 @@
+"""Run folders with numbers chosen by hand, written the way a run writes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.run_folder import RunFolder
+from lamorel_ext.config import Config, load_config
+
+VERSIONS = {"command": "python -m launchers compare --config-name hand", "python": "3.11.7", "commit": "abc", "dirty": False}
+
+
+def make_config(arm: str, seed: int, root: Path, arms: Sequence[str], *overrides: str) -> Config:
+    """The configuration of one run of a comparison in ``root``."""
+    config = load_config([f"arm={arm}", "run.total_steps=20", "run.eval_every=10", *overrides])
+    run = dataclasses.replace(config.run, seed=seed, output_dir=str(root / arm / f"seed_{seed}"))
+    compare = dataclasses.replace(config.compare, name="by hand", arms=tuple(arms), bootstrap_samples=200)
+    return dataclasses.replace(config, run=run, compare=compare)
+
+
+def make_row(steps: float, success: float, **more: float) -> dict[str, float]:
+    """One evaluation; the return is half the success, and every step costs two calls of ten tokens."""
+    return {"env_steps": steps, "success": success, "return": success / 2, "eval_exact": 1.0, "llm_calls": 2 * steps, "llm_tokens": 20 * steps,
+            "seconds": steps / 10, **more}  # fmt: skip
+
+
+def make_run(config: Config, curve: Sequence[float]) -> Path:
+    """A complete run whose evaluations at 0, 10, 20, ... have the given success."""
+    folder = Path(config.run.output_dir)
+    with RunFolder(folder, config, VERSIONS) as run:
+        for point, success in enumerate(curve):
+            run.write(make_row(10.0 * point, success))
+    return folder

@@ -1,0 +1,182 @@
+"""A report from run folders alone, with numbers that can be checked by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_runs import make_config, make_run
+
+from experiments.report import make_report
+from experiments.results import group_arms, read_runs
+from experiments.summary import headline, summarise
+from lamorel_ext.errors import CheckpointError
+
+ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback_gae"]
+# Areas over 20 steps, (a + 2 b + c) / 4, of the three arms; in both seeds gae is ahead of the baseline by 0.25 and 0.375.
+CURVES = {
+    ("llm_policy", 0): [0.0, 0.25, 0.5],  # 0.25
+    ("llm_policy", 1): [0.0, 0.0, 0.5],  # 0.125
+    ("teacher_frozen", 0): [0.5, 0.5, 0.5],  # 0.5
+    ("teacher_frozen", 1): [0.25, 0.5, 0.25],  # 0.375
+    ("teacher_feedback_gae", 0): [0.25, 0.5, 0.75],  # 0.5
+    ("teacher_feedback_gae", 1): [0.25, 0.375, 1.0],  # 0.5
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    for (arm, seed), curve in CURVES.items():
+        make_run(make_config(arm, seed, root, ARMS), curve)
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(runs: Path) -> Path:
+    return make_report(runs)
+
+
+def rows(report: Path, name: str) -> list[dict[str, str]]:
+    with (report.parent / "tables" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_first_lines_answer_the_question(runs: Path) -> None:
+    sentences = headline(summarise(group_arms(read_runs(runs)), samples=200))
+    # gae minus llm_policy: 0.25 and 0.375, mean 0.3125.
+    assert sentences[0] == (
+        "teacher_feedback/gae is better than llm_policy: area under the success curve +0.312 [+0.250, +0.375], ahead in 2 of 2 paired seeds."
+    )
+    # gae minus frozen: 0 and 0.125, mean 0.0625; an interval that touches zero shows nothing.
+    assert sentences[1] == (
+        "teacher_feedback/gae is not distinguishable from teacher_frozen: area under the success curve "
+        "+0.062 [+0.000, +0.125], ahead in 1 of 2 paired seeds."
+    )
+    assert "3 arms were tried" in sentences[-1] and "2 paired seeds show a tendency; a claim needs 10" in sentences[-1]
+
+
+def test_the_summary_holds_the_numbers_worked_out_by_hand(report: Path) -> None:
+    baseline, frozen, gae = rows(report, "summary")
+    assert [row["arm"] for row in (baseline, frozen, gae)] == ["llm_policy", "teacher_frozen", "teacher_feedback/gae"]
+    assert (float(gae["success"]), float(gae["return"]), float(gae["return_x20"])) == (0.875, 0.4375, 8.75)
+    assert (float(gae["area"]), float(gae["area_low"]), float(gae["area_high"])) == (0.5, 0.5, 0.5)
+    assert (float(baseline["area"]), float(baseline["area_low"]), float(baseline["area_high"])) == (0.1875, 0.125, 0.25)
+    # 80 %: one seed at 20 and one never: the median of (20, infinity) is never.
+    assert gae["steps_to_80"] == "" and float(gae["llm_calls"]) == 40 and float(gae["llm_tokens"]) == 400 and float(gae["seconds"]) == 2
+
+
+def test_the_differences_are_listed_seed_by_seed(report: Path) -> None:
+    found = {(row["arm"], row["minus"], row["seed"]): float(row["area_difference"]) for row in rows(report, "differences")}
+    assert found[("teacher_feedback/gae", "llm_policy", "0")] == 0.25
+    assert found[("teacher_feedback/gae", "llm_policy", "1")] == 0.375
+    assert found[("teacher_feedback/gae", "llm_policy", "")] == 0.3125
+    assert found[("llm_policy", "teacher_frozen", "1")] == -0.25
+    improvement = [row["probability_of_improvement"] for row in rows(report, "differences") if row["seed"] == ""]
+    assert improvement[0] == "1"
+
+
+def test_the_curves_are_listed_point_by_point(report: Path) -> None:
+    found = rows(report, "curves")
+    assert len(found) == 18
+    assert [row["success"] for row in found if (row["arm"], row["seed"]) == ("teacher_feedback/gae", "1")] == ["0.25", "0.375", "1"]
+
+
+def test_the_page_needs_nothing_outside_itself(report: Path) -> None:
+    text = report.read_text()
+    assert (
+        re.findall(r"""(?:src|href)=["'](?!data:)""", text) == [] and "<script" not in text and "@import" not in text and "url(" not in text
+    )
+    assert 'name="viewport"' in text and "@media print" in text
+    images = re.findall(r"<img [^>]*>", text)
+    assert len(images) == 5 and all(re.search(r'alt="[^"]{20,}"', image) for image in images)
+    for heading in ("Arms", "Curves", "Against the baseline, llm_policy", "Against the frozen teacher", "What the arms differ in"):
+        assert f"<h2>{heading}" in text
+    assert "python -m launchers compare --config-name hand" in text and "commit abc" in text
+    assert "exact, by enumeration" in text
+
+
+def test_every_figure_is_there_as_svg_and_png(report: Path) -> None:
+    names = {"success_by_steps", "return_by_steps", "success_by_calls", "difference_to_baseline", "difference_to_frozen_teacher"}
+    for name in names:
+        assert (report.parent / "figures" / f"{name}.svg").read_text().startswith("<?xml")
+        assert (report.parent / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((report.parent / "figures").iterdir())) == 2 * len(names)
+
+
+def test_a_report_made_twice_is_the_same_to_the_byte(runs: Path, report: Path, tmp_path: Path) -> None:
+    again = make_report(runs, tmp_path)
+    assert again.read_bytes() == report.read_bytes()
+
+
+def test_what_arms_differ_in_is_shown(report: Path) -> None:
+    part = report.read_text().split("What the arms differ in")[1].split("</section>")[0]
+    headers = re.findall(r'<th scope="col">([^<]*)</th>', part)
+    assert headers == ["arm", "arm.agent", "feedback.signal"]
+
+
+def test_unfinished_runs_are_left_out_and_named(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    status = tmp_path / "teacher_feedback_gae" / "seed_1" / "status.json"
+    status.write_text(json.dumps({"state": "failed", "error": "rank 1 died\nmore"}))
+    text = make_report(tmp_path).read_text()
+    assert "Runs left out: 1" in text and "seed_1: failed: rank 1 died" in text
+    assert "<td>1 of 1</td>" in text
+
+
+def test_runs_of_one_arm_with_other_settings_are_another_arm(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "first")
+    make_run(make_config("teacher_feedback_gae", 0, tmp_path / "second", ARMS, "feedback.lr=0.5"), [0.0, 0.0, 0.0])
+    labels = [arm.label for arm in group_arms(read_runs(tmp_path))]
+    assert labels[:2] == ["llm_policy", "teacher_frozen"]
+    assert sorted(labels[2:]) == ["teacher_feedback/gae (feedback.lr=0.0001)", "teacher_feedback/gae (feedback.lr=0.5)"]
+
+
+def test_the_same_run_twice_is_refused(runs: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(runs, tmp_path / name)
+    with pytest.raises(CheckpointError, match="the same configuration and the same seed 0"):
+        make_report(tmp_path)
+
+
+def report_command(folder: Path) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.report", str(folder)], cwd=root, env=os.environ, capture_output=True, text=True
+    )
+
+
+def test_the_command_prints_the_path_last(runs: Path) -> None:
+    done = report_command(runs)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"report: {runs / 'report.html'}"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no run"),
+        ({"a/config.yaml": "run: {seeds: 1}\n"}, "run.seeds: unknown key"),
+        ({"a/config.yaml": "run: {seed: 1}\n"}, "none of them complete"),
+        ({"a/config.yaml": "run: {seed: 1}\n", "a/status.json": "{"}, "status.json cannot be read"),
+        ({"a/config.yaml": "run: {seed: 1}\n", "a/metrics.csv": "a,b\n1\n"}, "metrics.csv, line 2: expected 2 cells, got 1"),
+    ],
+)
+def test_a_bad_folder_ends_with_one_message(
+    tmp_path: Path, files: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from experiments.entry import run_main
+    from experiments.report import report
+
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert run_main(report, [str(tmp_path)]) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and message in errors and "Traceback" not in errors

@@ -1,0 +1,225 @@
+"""A run's folder: what stands in it, what a crash leaves, and what is said about a bad one."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from made_runs import VERSIONS, make_config, make_row, make_run
+
+from experiments import run_folder
+from experiments.results import read_columns, read_run
+from experiments.run_folder import RunFolder, check_same_run, read_checkpoint, run_state
+from lamorel_ext.config import Config, read_config
+from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.student.recorder import Checkpoint
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return make_config("teacher_feedback_gae", 3, tmp_path, ["teacher_feedback_gae"])
+
+
+def folder_of(config: Config) -> Path:
+    return Path(config.run.output_dir)
+
+
+def save_llm(folder: str) -> None:
+    Path(folder).mkdir(parents=True)
+    Path(folder, "model.safetensors").write_bytes(b"weights")
+
+
+def a_checkpoint(steps: int) -> Checkpoint:
+    return Checkpoint(
+        steps, {"w": torch.full((2, 3), float(steps)), "view": torch.arange(6).reshape(2, 3).t()}, {"rng": [1, 2], "steps": steps}
+    )
+
+
+# --- what stands in it -------------------------------------------------------------------------------------------------------
+
+
+def test_a_complete_run_reads_back_with_everything(config: Config) -> None:
+    run = read_run(make_run(config, [0.25, 0.5, 1.0]))
+    assert (run.state, run.seed, run.config) == ("complete", 3, config)
+    assert run.status["exit_status"] == 0 and run.versions == VERSIONS
+    assert run.columns["env_steps"].tolist() == [0, 10, 20] and run.columns["success"].tolist() == [0.25, 0.5, 1.0]
+    assert run.area("success", 20) == 0.5625 and run.steps_to(0.5) == 10
+
+
+def test_the_rows_are_events_of_tensorboard_too(config: Config) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(make_run(config, [0.25, 0.5]) / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("success")] == [(0, 0.25), (10, 0.5)]
+
+
+def test_a_number_that_was_not_measured_is_an_empty_cell(config: Config) -> None:
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.write(make_row(0, 0.1, teacher_success=math.nan))
+        run.write(make_row(10, 0.1234567890123456789, teacher_success=0.5))
+    columns = read_columns(folder_of(config) / "metrics.csv")
+    assert math.isnan(columns["teacher_success"][0]) and columns["teacher_success"][1] == 0.5
+    assert columns["success"][1] == 0.1234567890123456789
+
+
+def test_rows_of_one_run_have_the_same_columns(config: Config) -> None:
+    with pytest.raises(CheckpointError, match="has the columns"), RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.write({"env_steps": 0.0})
+        run.write({"env_steps": 1.0, "more": 2.0})
+
+
+def test_the_status_follows_the_run(config: Config) -> None:
+    assert run_state(folder_of(config)) == "absent"
+    with pytest.raises(RuntimeError), RunFolder(folder_of(config), config, VERSIONS) as run:
+        assert run_state(folder_of(config)) == "running"
+        run.progress(7, 20, {})
+        raise RuntimeError("the server is gone")
+    status = json.loads((folder_of(config) / "status.json").read_text())
+    assert (status["state"], status["exit_status"], status["error"], status["env_steps"]) == ("failed", 1, "the server is gone", 7)
+    assert status["error_type"] == "RuntimeError"
+
+
+def test_progress_is_passed_on(config: Config) -> None:
+    heard: list[tuple[int, int]] = []
+    with RunFolder(folder_of(config), config, VERSIONS, lambda done, total, info: heard.append((done, total))) as run:
+        run.progress(5, 20, {})
+        run.progress(20, 20, {})
+    assert heard == [(5, 20), (20, 20)]
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_a_checkpoint_starts_over(config: Config) -> None:
+    make_run(config, [0.25, 0.5])
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        assert run.resume() is None
+        run.write(make_row(0, 0.125))
+    assert read_run(folder_of(config)).columns["success"].tolist() == [0.125]
+
+
+def test_a_checkpoint_comes_back_whole_and_later_rows_are_dropped(config: Config) -> None:
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.write(make_row(0, 0.1))
+        run.checkpoint(a_checkpoint(5), save_llm)
+        run.write(make_row(10, 0.2))
+        run.checkpoint(a_checkpoint(12), save_llm)
+        run.write(make_row(20, 0.3))
+    with (folder_of(config) / "metrics.csv").open("a") as file:
+        file.write("30,0.")  # cut short by a crash
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        checkpoint = run.resume()
+        run.write(make_row(20, 0.4))
+    assert checkpoint is not None and (checkpoint.env_steps, checkpoint.state) == (12, {"rng": [1, 2], "steps": 12})
+    assert torch.equal(checkpoint.tensors["w"], torch.full((2, 3), 12.0))
+    assert torch.equal(checkpoint.tensors["view"], torch.tensor([[0, 3], [1, 4], [2, 5]]))
+    assert checkpoint.llm_folder is not None and Path(checkpoint.llm_folder, "model.safetensors").read_bytes() == b"weights"
+    assert read_run(folder_of(config)).columns["success"].tolist() == [0.1, 0.2, 0.4]
+    assert [path.name for path in (folder_of(config) / "checkpoints").glob("step-*")] == ["step-12"]
+
+
+def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(config: Config) -> None:
+    def full(folder: str) -> None:
+        save_llm(folder)
+        raise CheckpointError("No space left on device")
+
+    with pytest.raises(CheckpointError), RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.write(make_row(0, 0.1))
+        run.checkpoint(a_checkpoint(5), save_llm)
+        run.checkpoint(a_checkpoint(9), full)
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        checkpoint = run.resume()
+        assert checkpoint is not None and checkpoint.env_steps == 5
+        run.checkpoint(a_checkpoint(5), None)
+    assert [path.name for path in (folder_of(config) / "checkpoints").glob("step-*")] == ["step-5-again"]
+    assert read_checkpoint(folder_of(config)).llm_folder is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("step-5/client.safetensors", b"not safetensors"), ("step-5/client.safetensors", b""), ("step-5/state.json", b"{"), ("current.json", b"[]"),
+     ("current.json", b'{"folder": 3}')],
+)  # fmt: skip
+def test_a_corrupt_checkpoint_is_named(config: Config, name: str, content: bytes) -> None:
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.checkpoint(a_checkpoint(5), None)
+    (folder_of(config) / "checkpoints" / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name.split("/")[-1]), RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.resume()
+
+
+def test_a_checkpoint_without_its_rows_is_refused(config: Config) -> None:
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.write(make_row(0, 0.1))
+        run.checkpoint(a_checkpoint(5), None)
+    (folder_of(config) / "metrics.csv").unlink()
+    with (
+        pytest.raises(CheckpointError, match="metrics.csv has 0 rows, its checkpoint was made after 1"),
+        RunFolder(folder_of(config), config, VERSIONS) as run,
+    ):
+        run.resume()
+
+
+# --- a full disk --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_gives_a_clear_message_and_keeps_what_was_written(config: Config, tmp_path: Path) -> None:
+    finished = make_run(make_config("llm_policy", 3, tmp_path, ["llm_policy"]), [0.5, 0.75])
+    folder = folder_of(config)
+    with (
+        pytest.raises(CheckpointError, match=r"metrics.csv cannot be written: No space left on device"),
+        RunFolder(folder, config, VERSIONS) as run,
+    ):
+        (folder / "metrics.csv").symlink_to("/dev/full")
+        run.write(make_row(0, 0.1))
+    assert run_state(folder) == "failed" and "No space left on device" in json.loads((folder / "status.json").read_text())["error"]
+    assert read_run(finished).columns["success"].tolist() == [0.5, 0.75]
+
+
+def test_a_status_that_cannot_be_written_does_not_hide_the_error(config: Config) -> None:
+    folder = folder_of(config)
+    with pytest.raises(CheckpointError, match="metrics.csv cannot be written"), RunFolder(folder, config, VERSIONS) as run:
+        for name in ("metrics.csv", "status.json.part"):
+            (folder / name).symlink_to("/dev/full")
+        run.write(make_row(0, 0.1))
+    assert run_state(folder) == "running"  # the old file is still whole
+
+
+def test_a_disk_that_fills_up_under_a_checkpoint_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "save_file", full)
+    with (
+        pytest.raises(CheckpointError, match="step-5 cannot be written: No space left"),
+        RunFolder(folder_of(config), config, VERSIONS) as run,
+    ):
+        run.checkpoint(a_checkpoint(5), None)
+
+
+# --- another run's folder -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_of_another_run_is_refused_with_every_key_that_differs(config: Config, tmp_path: Path) -> None:
+    make_run(config, [0.5])
+    other = make_config("teacher_feedback_td", 4, tmp_path, ["llm_policy"], "student.lr=0.5")
+    with pytest.raises(ConfigError) as caught:
+        check_same_run(folder_of(config), other)
+    text = str(caught.value)
+    for key in ("arm.name", "feedback.signal", "run.seed", "student.lr"):
+        assert f"{key}: " in text
+    assert "was made with 'gae', asked for is 'td'" in text and "compare" not in text
+
+
+def test_how_a_run_runs_may_change_when_it_is_resumed(config: Config, tmp_path: Path) -> None:
+    folder = make_run(config, [0.5])
+    same = make_config(
+        "teacher_feedback_gae", 3, tmp_path, ["a", "b"], "lamorel_args.distributed_setup_args.n_llm_processes=3", "run.checkpoint_every=7"
+    )
+    check_same_run(folder, same)
+    with RunFolder(folder, same, VERSIONS):
+        pass
+    assert read_config(folder / "config.yaml") == same
