@@ -18,6 +18,7 @@ SILENCE_S = 15
 
 _MAX_BUFFERS = 512
 _VERDICT_S = 2.0
+_PARTING_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,10 @@ class Link:
 
     def _part(self, buffers: Sequence[Buffer]) -> None:
         self._closing = True
-        # A peer that does not read must not keep this process from ending.
-        self._sock.settimeout(1.0)
-        if self._sending.acquire(timeout=1.0):
+        # A peer that does not read must not keep this process from ending, and one that has gone already needs no word.
+        if self._sending.acquire(timeout=_PARTING_S):
             with contextlib.suppress(OSError):
+                self._sock.settimeout(_PARTING_S)
                 self._write(list(buffers))
             self._sending.release()
         self.close()

@@ -181,7 +181,7 @@ def test_numbers_that_are_not_finite_travel(value: float) -> None:
 @pytest.mark.parametrize(
     ("message", "field"),
     [
-        (ScoreRequest("a", ()), "ScoreRequest.prompts"),
+        (ScoreRequest("a", ()), "ScoreRequest.prompts"),  # type: ignore[arg-type]
         (ScoreRequest((1,), ()), "ScoreRequest.prompts"),  # type: ignore[arg-type]
         (ScoreRequest(("a",), ("turn left",)), "ScoreRequest.candidates"),  # type: ignore[arg-type]
         (ScoreResult([0.5], ()), "ScoreResult.log_probs"),  # type: ignore[arg-type]
@@ -265,6 +265,6 @@ def test_prefixes_that_are_not_ours_are_refused(prefix: bytes, message: str) -> 
 
 
 def test_frames_without_message_carry_their_numbers() -> None:
-    (raw,) = frame(kind=Kind.TICKET, call_id=5, ticket=2**40)
+    raw = b"".join(frame(kind=Kind.TICKET, call_id=5, ticket=2**40))
     prefix = decode_prefix(raw)
     assert (prefix.kind, prefix.call_id, prefix.ticket, prefix.header_bytes) == (Kind.TICKET, 5, 2**40, 0)

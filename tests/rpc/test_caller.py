@@ -1,0 +1,222 @@
+"""The caller's two halves, typed and in Lamorel's call shape, over servers in this process."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lamorel_ext.errors import ProtocolError, RemoteError, RequestError, RpcError
+from lamorel_ext.rpc.caller import Caller
+from lamorel_ext.rpc.transport import InProcessTransport
+from lamorel_ext.server.runtime import Hosted, in_process
+from lamorel_ext.types import Done, GenerateRequest, LlmClient, ScoreRequest, UpdateRequest, UpdateResult
+from tests.rpc.rpc_fakes import ACTIONS, FakeHost, SumUpdater, fake_log_prob
+
+
+@pytest.fixture(params=[1, 2, 3])
+def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
+    with in_process([Hosted(FakeHost(), {"sum": SumUpdater()}) for _ in range(request.param)]) as made:
+        yield made
+
+
+def test_caller_is_an_llm_client(caller: Caller) -> None:
+    client: LlmClient = caller
+    assert client.info()["name"] == "fake"
+    assert client.info()["num_servers"] == caller.num_servers
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2, 5])
+def test_scores_come_back_in_the_order_of_the_prompts(caller: Caller, num_prompts: int) -> None:
+    prompts = tuple("p" * (i + 1) for i in range(num_prompts))
+    result = caller.score_batch(ScoreRequest(prompts, (ACTIONS,) * num_prompts, ("value",)))
+    expected = [[fake_log_prob(prompt, action) for action in ACTIONS] for prompt in prompts]
+    assert torch.equal(result.padded(), torch.tensor(expected))
+    assert result.modules["value"].flatten().tolist() == [float(len(prompt)) for prompt in prompts]
+
+
+def test_calls_can_overlap(caller: Caller) -> None:
+    futures = [caller.submit_score(ScoreRequest((f"{'x' * n}",), (("a",),))) for n in range(1, 8)]
+    assert [future.result(10).log_probs.item() for future in futures] == pytest.approx([-n - 0.01 for n in range(1, 8)], abs=1e-6)
+
+
+def test_an_update_reaches_every_sample_once(caller: Caller) -> None:
+    request = UpdateRequest("sum", ("a", "b"), (ACTIONS,) * 2, torch.arange(2), 2, {"signals": torch.tensor([1.0, 4.0])})
+    assert caller.update_batch(request).stats["weight"] == 5.0
+    assert caller.update_batch(request).stats["weight"] == 10.0
+    caller.reset(3)
+    assert caller.update_batch(request).stats["weight"] == 5.0
+
+
+def test_a_saved_state_comes_back_on_every_server(caller: Caller, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"contexts": ["a"], "candidates": [ACTIONS], "signals": [2.0]}
+    caller.update(**arguments)
+    caller.save(str(tmp_path / "state"))
+    caller.update(**arguments)
+    caller.load(str(tmp_path / "state"))
+    assert [stats["weight"] for stats in caller.update(**arguments)] == [4.0] * caller.num_servers
+
+
+def test_lamorel_score_gives_one_tensor_per_context(caller: Caller) -> None:
+    scores = caller.score(["one", "three"], [["a"], ["b", "cc"]])
+    assert [score.tolist() for score in scores] == [  # type: ignore[union-attr]
+        pytest.approx([-3.01], abs=1e-5),
+        pytest.approx([-5.01, -5.02], abs=1e-5),
+    ]
+
+
+def test_lamorel_score_with_module_functions_gives_dictionaries(caller: Caller) -> None:
+    rows = caller.score(["one", "three"], [["a"], ["b", "cc"]], additional_module_function_keys=["value"])
+    assert [sorted(row) for row in rows] == [["__score", "value"]] * 2
+    assert rows[1]["__score"].shape == (2,) and rows[1]["value"].tolist() == [[5.0]]
+
+
+def test_lamorel_module_functions_need_no_candidates(caller: Caller) -> None:
+    rows = caller.custom_module_fns(["value"], contexts=["one", "three"])
+    assert [list(row) for row in rows] == [["value"]] * 2 and [row["value"][0].item() for row in rows] == [3.0, 5.0]
+    with_score = caller.custom_module_fns(
+        ["__score", "value"], contexts=["one"], candidates=[["a", "b"]], require_grad=False, minibatch_size=4
+    )
+    assert with_score[0]["__score"].shape == (2,)
+
+
+@pytest.mark.parametrize(("return_logprobs", "suffix"), [(False, "probability"), (True, "logprob")])
+def test_lamorel_generate_gives_a_dictionary_per_sequence(caller: Caller, return_logprobs: bool, suffix: str) -> None:
+    rows = caller.generate(["p", "qq", "r"], return_logprobs=return_logprobs, num_return_sequences=2, do_sample=True)
+    assert [len(sequences) for sequences in rows] == [2, 2, 2]
+    first, second = rows[1]
+    assert (first["text"], second["text"]) == ("qq+0+0", "qq+0+1")
+    assert len(first["tokens"]) == 2 and len(second["tokens"]) == 3
+    # Each token has probability one half: two tokens 1/4, three tokens 1/8.
+    expected = [math.log(0.25), math.log(0.125)] if return_logprobs else [0.25, 0.125]
+    assert [float(row[f"text_{suffix}"]) for row in (first, second)] == pytest.approx(expected, abs=1e-6)
+    assert second[f"tokens_{suffix}"].shape == (3,)
+    assert set(first) == {"text", "tokens", f"text_{suffix}", f"tokens_{suffix}"}
+
+
+def test_lamorel_update_gives_one_result_per_server(caller: Caller) -> None:
+    results = caller.update(["a", "b", "c"], [ACTIONS] * 3, signals=torch.tensor([1.0, 2.0, 3.0]), updater="sum", steps=2)
+    assert [stats["weight"] for stats in results] == [6.0] * caller.num_servers
+    assert sum(stats["shard"] for stats in results) == 3
+
+
+class Recorder:
+    """A server that keeps the last request."""
+
+    def __init__(self) -> None:
+        self.last: Any = None
+
+    def __call__(self, request: Any) -> UpdateResult:
+        self.last = request
+        return UpdateResult()
+
+
+def test_lamorel_update_tells_data_from_options() -> None:
+    server = Recorder()
+    with Caller(InProcessTransport([server])) as caller:
+        caller.update(
+            ["a", "b"],
+            [["x"], ["x"]],
+            actions=[1, 0],
+            advantages=np.array([0.5, 1.5]),
+            logprobs=[torch.tensor(0.25), torch.tensor(0.75)],
+            hidden=torch.ones(2, 3),
+            lr=1e-4,
+            epochs=np.int64(4),
+            clip=torch.tensor(0.5),
+            path="here",
+            save=True,
+        )
+    request = server.last
+    assert request.updater == "" and request.total == 2 and request.indices.tolist() == [0, 1]
+    assert {name: (tensor.dtype, tensor.tolist()) for name, tensor in request.data.items() if name != "hidden"} == {
+        "actions": (torch.int64, [1, 0]),
+        "advantages": (torch.float64, [0.5, 1.5]),
+        "logprobs": (torch.float32, [0.25, 0.75]),
+    }
+    assert request.data["hidden"].shape == (2, 3)
+    assert request.options == {"lr": 1e-4, "epochs": 4, "clip": 0.5, "path": "here", "save": True}
+    assert request.candidates[0] is request.candidates[1]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c: c.score([], []), "prompts is empty"),
+        (lambda c: c.score("prompt", [["a"]]), "contexts is a single string"),
+        (lambda c: c.score(["a", 3], [["a"], ["a"]]), r"prompts\[1\] is 3, expected a string"),
+        (lambda c: c.score(["a", "b"], [["a"]]), "candidates has 1 lists, expected 2"),
+        (lambda c: c.score(["a", "b"], [["a"], []]), r"candidates\[1\] is empty"),
+        (lambda c: c.score(["a", "b"], [["a"], "turn left"]), r"candidates\[1\] is 'turn left', expected a list of strings"),
+        (lambda c: c.score(["a"], [["a", None]]), r"candidates\[0\]\[1\] is None"),
+        (lambda c: c.score(["a"], [["a"]], require_grad=True), "require_grad=True has no meaning"),
+        (lambda c: c.score(["a"], [["a"]], temperature=1.0), "temperature=1.0 has no meaning"),
+        (lambda c: c.custom_module_fns([], ["a"]), "nothing is asked for"),
+        (lambda c: c.custom_module_fns("value", ["a"]), "module_function_keys is a single string"),
+        (lambda c: c.generate([]), "prompts is empty"),
+        (lambda c: c.generate(["a"], bad_words=["b"]), "bad_words is .* expected a number"),
+        (lambda c: c.update([], []), "prompts is empty"),
+        (lambda c: c.update(["a", "b"], [["a"]] * 2, actions=[1]), "actions has 1 rows, expected 2"),
+        (lambda c: c.update(["a", "b"], [["a"]] * 2, names=["x", "y"]), "names is no tensor, array or list of numbers"),
+        (lambda c: c.update(["a", "b"], [["a"]] * 2, ragged=[[1], [1, 2]]), "ragged is no tensor"),
+        (lambda c: c.update(["a"], [["a"]], path=None), "path is None"),
+        (lambda c: c.update(["a"], [["a"]], updater=3), "updater is 3"),
+        (lambda c: c.generate_batch(GenerateRequest(("a",), {"x": [1]})), r"options\['x'\] is \[1\]"),  # type: ignore[dict-item]
+    ],
+)
+def test_what_can_never_be_answered_is_refused_before_anything_is_sent(call: Any, message: str) -> None:
+    server = Recorder()
+    with Caller(InProcessTransport([server])) as caller:
+        with pytest.raises(RequestError, match=message):
+            call(caller)
+    assert server.last is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"indices": torch.tensor([0, 2])}, "lie between 0 and 2, expected 0 to 1"),
+        ({"indices": torch.tensor([1, 1])}, "names a place twice"),
+        ({"indices": torch.tensor([0.0, 1.0])}, "expected torch.int64"),
+        ({"total": 0}, "total is 0"),
+        ({"data": {"x": torch.zeros(())}}, "'x'. has no rows"),
+        ({"data": {"x": torch.zeros(3, 2)}}, "'x'. has 3 rows, expected 2"),
+    ],
+)
+def test_an_inconsistent_update_request_names_what_is_wrong(changes: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {"updater": "sum", "prompts": ("a", "b"), "candidates": (("x",),) * 2, "indices": torch.arange(2), "total": 2}
+    with Caller(InProcessTransport([Recorder()])) as caller:
+        with pytest.raises(RequestError, match=message):
+            caller.update_batch(UpdateRequest(**{**good, **changes}))
+
+
+def test_an_exception_on_a_server_is_raised_with_its_traceback(caller: Caller) -> None:
+    with pytest.raises(RemoteError) as raised:
+        caller.score(["fine", "raise here"], [["a"], ["a"]])
+    assert raised.value.type_name == "ZeroDivisionError" and "llm server" in raised.value.role
+    assert "the fake host was asked to: raise here" in raised.value.remote_traceback and "rpc_fakes.py" in raised.value.remote_traceback
+    assert caller.score(["fine"], [["a"]])[0].shape == (1,)  # type: ignore[union-attr]
+
+
+def test_an_answer_of_another_kind_is_a_protocol_error() -> None:
+    with Caller(InProcessTransport([lambda request: Done()])) as caller:
+        with pytest.raises(ProtocolError, match="expected ScoreResult from every server, got .'Done'"):
+            caller.score(["a"], [["a"]])
+
+
+def test_counters_tell_calls_prompts_tokens_and_seconds(caller: Caller) -> None:
+    caller.score(["sleep 0.1", "b"], [["a"], ["a"]])
+    caller.generate(["abc"])
+    caller.update(["a"], [["a"]], signals=[1.0])
+    stats = caller.stats
+    # Tokens of the fake host: characters of the scored prompts, 9 + 1, and two generated ones.
+    assert (stats["llm_calls"], stats["llm_prompts"], stats["llm_tokens"], stats["update_calls"]) == (2, 3, 12, 1)
+    assert 0.1 <= stats["server_seconds"] < 0.5 and 0 < stats["transport_seconds"] < 0.1
+
+
+def test_without_a_launch_there_is_no_group_of_clients(caller: Caller) -> None:
+    with pytest.raises(RpcError, match="no group of RL processes"):
+        caller.get_rl_dist_group()
