@@ -54,7 +54,9 @@ def start_log(level: str) -> None:
     """Log to standard error, each line with the rank that says it."""
     rank = os.environ.get("RANK")
     prefix = f"[rank {rank}] " if rank else ""
-    logging.basicConfig(level=level.upper(), format=f"{prefix}%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True)
+    for name in ("experiments", "lamorel_ext", "__main__"):
+        logging.getLogger(name).setLevel(level.upper())
 
 
 def _all_kinds(kind: type[Exception]) -> list[type[Exception]]:

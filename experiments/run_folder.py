@@ -47,6 +47,12 @@ def run_state(folder: Path) -> str:
     return str(read_json(folder / "status.json").get("state", "running"))
 
 
+def steps_done(folder: Path) -> int:
+    """Environment steps up to the current checkpoint; 0 where there is none."""
+    steps = read_json(folder / "checkpoints" / "current.json").get("env_steps", 0)
+    return steps if isinstance(steps, int) else 0
+
+
 def check_same_run(folder: Path, config: Config) -> None:
     """Make sure that a folder, where there is one, holds the run that ``config`` asks for.
 

@@ -1,0 +1,79 @@
+"""From a configuration to the two sides of a launch: an LLM server with its updaters, or a client that talks to the servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from lamorel_ext.config import Config, LamorelArgs
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.models.loading import load_host
+from lamorel_ext.models.module_functions import ValueHead
+from lamorel_ext.rpc.caller import Caller
+from lamorel_ext.rpc.distributed import launched_role
+from lamorel_ext.rpc.runtime import connect
+from lamorel_ext.rpc.topology import Placement, Role
+from lamorel_ext.server.runtime import Hosted, in_process, serve
+from lamorel_ext.types import LlmClient
+from lamorel_ext.updaters import make_updaters
+
+Client = Callable[[Caller], int]
+"""What the RL client does with the servers; gives the exit status."""
+
+
+def run_as_ranked(config: Config, client: Client) -> int:
+    """Be what this rank is: an LLM server until every client is done, or the client.
+
+    A process that was started on its own is both: one server in a thread of its own, behind the same caller.
+
+    Raises:
+        ConfigError: The launch is not the one that is configured, or there are several clients.
+    """
+    args = config.lamorel_args
+    role = launched_role(args)
+    if args.distributed_setup_args.n_rl_processes != 1:
+        raise ConfigError(
+            "lamorel_args.distributed_setup_args.n_rl_processes: a training run has one client, which steps env.num_envs environments together; "
+            f"got {args.distributed_setup_args.n_rl_processes}"
+        )
+    if role is not None and role.is_server:
+        serve(args, lambda placement: build_server(args, placement))
+        return 0
+    use_threads(config.run.num_threads)
+    with connect(args) if role is not None else in_process([build_server(args, alone(args))]) as caller:
+        return client(caller)
+
+
+def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
+    """Load the model with its value head, and make the updaters.
+
+    Raises:
+        ModelLoadError: The model cannot be had.
+    """
+    llm = args.llm_args
+    use_threads(llm.num_threads)
+    host = load_host(llm, torch.device(placement.device), {"value": ValueHead(llm.value_head_hidden)})
+    return Hosted(host, make_updaters())
+
+
+def alone(args: LamorelArgs) -> Placement:
+    """Where a server lives that shares the client's process."""
+    gpus = (0,) if args.llm_args.parallelism.use_gpu else ()
+    return Placement(0, Role("llm server", 0), 0, 0, gpus)
+
+
+def use_threads(num_threads: int) -> None:
+    """Let PyTorch use as many threads in this process; 0 leaves its choice."""
+    if num_threads:
+        torch.set_num_threads(num_threads)
+
+
+def needs_llm(config: Config) -> bool:
+    """True where the arm asks a language model anything."""
+    return config.arm.agent == "llm_policy" or config.arm.teacher == "llm"
+
+
+def llm_of(config: Config, caller: LlmClient) -> LlmClient | None:
+    """The servers, for an arm that has use for them."""
+    return caller if needs_llm(config) else None

@@ -1,0 +1,140 @@
+"""Every arm with every seed, one after the other in one launch: ``python -m launchers compare --config-name demo``.
+
+The servers stay up between runs and go back to their first weights. Complete runs are skipped, a stopped one goes on from its checkpoint, so the
+same command finishes what was interrupted. Ends with the report; its path is printed last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.build import run_as_ranked
+from experiments.entry import make_parser, run_main, start_log
+from experiments.progress import Ticker
+from experiments.report import make_report
+from experiments.run_folder import check_same_run, run_state, steps_done
+from experiments.train import train_one
+from experiments.versions import describe_versions
+from lamorel_ext.config import CONFIG_DIR, Config, load_config
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.types import LlmClient
+
+log = logging.getLogger(__name__)
+
+SET_HERE = {"arm": "compare.arms", "run.seed": "compare.seeds", "run.output_dir": "compare.output_dir"}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a comparison.
+
+    Attributes:
+        name: For the log.
+        config: With the arm's values, the seed and the folder.
+    """
+
+    name: str
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        """Where it goes."""
+        return Path(self.config.run.output_dir)
+
+
+def plan(overrides: Sequence[str], config_name: str, config_dir: str | Path = CONFIG_DIR) -> list[Planned]:
+    """Compose the configuration anew for each arm, so that the experiment's own values and the command line win over the arm's.
+
+    Returns:
+        The runs, seed by seed, so that an interrupted comparison has complete pairs.
+
+    Raises:
+        ConfigError: With the problems of every arm.
+    """
+    taken = [text for text in overrides if text.split("=")[0] in SET_HERE]
+    if taken:
+        raise ConfigError([f"{text}: a comparison sets this itself; set {SET_HERE[text.split('=')[0]]}" for text in taken])
+    base = load_config(overrides, config_name, config_dir)
+    configs: dict[str, Config] = {}
+    problems: list[str] = []
+    for arm in base.compare.arms:
+        try:
+            configs[arm] = load_config([*overrides, f"arm={arm}"], config_name, config_dir)
+        except ConfigError as error:
+            problems += [f"with arm={arm}: {problem}" for problem in error.problems]
+    problems += [
+        f"with arm={arm}: lamorel_args differs from that of the other arms; one launch has one set of servers"
+        for arm, config in configs.items()
+        if config.lamorel_args != base.lamorel_args
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return [_plan_one(arm, seed, config) for seed in base.compare.seeds for arm, config in configs.items()]
+
+
+def _plan_one(arm: str, seed: int, config: Config) -> Planned:
+    folder = Path(config.compare.output_dir) / arm / f"seed_{seed}"
+    run = dataclasses.replace(config.run, seed=seed, output_dir=str(folder))
+    return Planned(f"{arm}, seed {seed}", dataclasses.replace(config, run=run))
+
+
+def check_folders(runs: Sequence[Planned]) -> None:
+    """Make sure that no folder holds another run than planned.
+
+    Raises:
+        ConfigError: With every folder that does, and the keys that differ.
+    """
+    problems: list[str] = []
+    for planned in runs:
+        try:
+            check_same_run(planned.folder, planned.config)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def compare(runs: Sequence[Planned], llm: LlmClient, versions: dict[str, object]) -> None:
+    """Train every run that is not complete. The first failure ends the comparison; what is complete stays.
+
+    Raises:
+        LamorelExtError: As ``train_one``.
+    """
+    to_do = [planned for planned in runs if run_state(planned.folder) != "complete"]
+    if len(to_do) < len(runs):
+        log.info("%d of %d runs are complete already", len(runs) - len(to_do), len(runs))
+    ticker = Ticker(sum(planned.config.run.total_steps for planned in to_do))
+    for number, planned in enumerate(to_do, start=1):
+        name = f"[{number}/{len(to_do)}] {planned.name}"
+        ticker.skip(steps_done(planned.folder))
+        train_one(planned.config, llm, versions, ticker.listener(name))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the command line asks; every rank calls it."""
+    options = make_parser("lamorel-ext-compare", "Train every arm with every seed, and report.").parse_intermixed_args(argv)
+    runs = plan(options.overrides, options.config_name, options.config_dir)
+    config = runs[0].config
+    start_log(config.lamorel_args.log_level)
+    check_folders(runs)
+
+    def client(llm: LlmClient) -> int:
+        compare(runs, llm, describe_versions("compare", argv))
+        print(f"report: {make_report(Path(config.compare.output_dir))}")
+        return 0
+
+    return run_as_ranked(config, client)
+
+
+def main() -> int:
+    """Entry of ``lamorel-ext-compare``."""
+    return run_main(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

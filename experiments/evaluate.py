@@ -1,0 +1,176 @@
+"""Evaluate a policy next to uniformly random actions and the BabyAI bot, on held-out episodes and, where possible, exactly.
+
+``python -m experiments.evaluate model=flan_t5_small`` evaluates the language model as it is, as policy (zero-shot);
+``python -m experiments.evaluate policy=runs/demo/teacher_feedback_gae/seed_0 run.eval_episodes=1000`` what a run has learnt. Prints a table, and
+the same as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.build import llm_of, needs_llm, run_as_ranked
+from experiments.entry import make_parser, run_main, start_log
+from experiments.run_folder import read_checkpoint
+from experiments.statistics import Interval, bootstrap, wilson_interval
+from lamorel_ext.config import Config, load_config
+from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.student.actors import ExpertActor, UniformActor
+from lamorel_ext.student.building import make_env, make_evaluator
+from lamorel_ext.student.feedback import FeedbackSignals
+from lamorel_ext.student.recorder import Checkpoint
+from lamorel_ext.student.rollout import Actor
+from lamorel_ext.student.run import TrainingRun
+from lamorel_ext.types import LlmClient
+
+ZERO_SHOT = "zero_shot"
+RETURN_SAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one actor did.
+
+    Attributes:
+        name: Who.
+        success: Rate over episodes, with Wilson's interval.
+        returned: Mean unscaled return over episodes, with a bootstrap interval over episodes.
+        exact_success: By enumeration, where possible.
+        exact_return: The same.
+    """
+
+    name: str
+    success: Interval
+    returned: Interval
+    exact_success: float | None
+    exact_return: float | None
+
+
+def read_policy(policy: str, overrides: Sequence[str], config_name: str, config_dir: str | Path) -> tuple[Config, Checkpoint | None]:
+    """Configuration and checkpoint of ``zero_shot`` or of a run folder, on which the overrides then work.
+
+    Raises:
+        ConfigError: The overrides do not fit.
+        CheckpointError: It is no run folder, or its checkpoint is corrupt.
+    """
+    if policy == ZERO_SHOT:
+        return load_config(["arm=llm_policy", *overrides], config_name, config_dir), None
+    folder = Path(policy)
+    if not (folder / "config.yaml").exists():
+        raise CheckpointError(f"policy={policy}: neither {ZERO_SHOT} nor a run folder: no config.yaml in it")
+    return load_config(overrides, "config", folder), read_checkpoint(folder)
+
+
+def evaluate_all(config: Config, llm: LlmClient | None, checkpoint: Checkpoint | None, name: str) -> list[Score]:
+    """The policy, its teacher followed blindly where it has one, random actions and the bot, on the same episodes."""
+    with TrainingRun(config, llm, make_env) as run:
+        run.start(checkpoint)
+        signals = run.edge.signals if run.edge.speaks else None
+        scores = [evaluate(config, run.agent, name, signals)]
+        if run.agent.follower is not None:
+            scores.append(evaluate(config, run.agent.follower, "its teacher, followed", signals))
+    others: list[tuple[str, Actor]] = [("random", UniformActor()), ("bot", ExpertActor())]
+    return scores + [evaluate(_with_bot(config), actor, other) for other, actor in others]
+
+
+def evaluate(config: Config, actor: Actor, name: str, signals: FeedbackSignals | None = None) -> Score:
+    """Simulate ``run.eval_episodes`` held-out episodes, and enumerate the states where ``run.evaluation`` has it so.
+
+    Raises:
+        ConfigError: ``run.evaluation`` is ``exact`` and this actor cannot be evaluated exactly.
+    """
+    simulator = make_evaluator(_by_episodes(config), make_env)
+    enumerator = make_evaluator(config, make_env)
+    try:
+        seen = simulator.evaluate(actor, signals)
+        exact = enumerator.evaluate(actor, signals) if config.run.evaluation != "episodes" else seen
+    finally:
+        simulator.close()
+        enumerator.close()
+    return Score(
+        name=name,
+        success=wilson_interval(int(seen.successes.sum()), len(seen.successes)),
+        returned=bootstrap(seen.returns, samples=RETURN_SAMPLES),
+        exact_success=exact.success if exact.exact else None,
+        exact_return=exact.expected_return if exact.exact else None,
+    )
+
+
+def show(config: Config, scores: Sequence[Score]) -> str:
+    """The table."""
+    lines = [
+        f"{config.env.level}, {config.run.eval_episodes} held-out episodes from seed {config.run.eval_seed}; 95 % intervals",
+        f"{'':24}{'success':>24}{'return':>26}{'exact success':>16}{'exact return':>15}",
+    ]
+    for score in scores:
+        exact = [f"{value:.4f}" if value is not None else "–" for value in (score.exact_success, score.exact_return)]
+        lines.append(f"{score.name[-24:]:24}{_interval(score.success):>24}{_interval(score.returned):>26}{exact[0]:>16}{exact[1]:>15}")
+    return "\n".join(lines)
+
+
+def as_json(config: Config, policy: str, scores: Sequence[Score]) -> str:
+    """The same for programs, in one line."""
+    found = {
+        "policy": policy,
+        "level": config.env.level,
+        "model": config.lamorel_args.llm_args.model_path if needs_llm(config) else None,
+        "episodes": config.run.eval_episodes,
+        "eval_seed": config.run.eval_seed,
+        "scores": [{key: _null_for_nan(value) for key, value in dataclasses.asdict(score).items()} for score in scores],
+    }
+    return json.dumps(found)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the command line asks; every rank calls it."""
+    options = make_parser("lamorel-ext-evaluate", __doc__ or "").parse_intermixed_args(argv)
+    policies = [text.partition("=")[2] for text in options.overrides if text.startswith("policy=")]
+    if len(policies) > 1:
+        raise ConfigError(f"policy: one at a time, got {', '.join(policies)}")
+    overrides = [text for text in options.overrides if not text.startswith("policy=")]
+    policy = policies[0] if policies else ZERO_SHOT
+    config, checkpoint = read_policy(policy, overrides, options.config_name, options.config_dir)
+    start_log(config.lamorel_args.log_level)
+
+    def client(llm: LlmClient) -> int:
+        scores = evaluate_all(config, llm_of(config, llm), checkpoint, policy)
+        print(f"{show(config, scores)}\n{as_json(config, policy, scores)}")
+        return 0
+
+    return run_as_ranked(config, client)
+
+
+def _by_episodes(config: Config) -> Config:
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, evaluation="episodes"))
+
+
+def _with_bot(config: Config) -> Config:
+    """The same environments, where the expert is asked at every step."""
+    arm = dataclasses.replace(config.arm, agent="student", teacher="oracle")
+    return dataclasses.replace(config, arm=arm)
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _null_for_nan(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _null_for_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def main() -> int:
+    """Entry of ``lamorel-ext-evaluate``."""
+    return run_main(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
