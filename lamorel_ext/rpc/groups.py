@@ -130,6 +130,15 @@ class LockstepGroup:
         if self.size > 1:
             self._agree(_BARRIER)
 
+    def same(self, number: int, what: str) -> None:
+        """Check that every server has the same number, before they do something that needs it.
+
+        Raises:
+            OtherServerFailed: They do not agree on ``what``.
+        """
+        if self.size > 1:
+            self._agree(number, f"the servers do not agree: llm server {self.rank} has {number} {what}")
+
     def together(self, work: Callable[[], T]) -> T:
         """Do something on every server: all of them finish it, or all of them raise.
 
@@ -157,7 +166,7 @@ class LockstepGroup:
             except Exception as second:
                 error.add_note(f"the other servers could not be told: {second}")
 
-    def _agree(self, num_elements: int) -> None:
+    def _agree(self, num_elements: int, complaint: str = "") -> None:
         if self._given_up is None:
             failed, total, squares = self._exchange(num_elements, failed=False)
             if failed:
@@ -165,7 +174,8 @@ class LockstepGroup:
             # Equal numbers are those without variance.
             elif self.size * squares != total * total:
                 self._given_up = OtherServerFailed(
-                    f"the servers do not sum the same thing: llm server {self.rank} came {_describe(num_elements)}; every server must call"
+                    complaint
+                    or f"the servers do not sum the same thing: llm server {self.rank} came {_describe(num_elements)}; every server must call"
                     " all_reduce_sum equally often with tensors of the same size, also with an empty shard"
                 )
         # An updater that swallows the error must not go on to wait for servers that have left.

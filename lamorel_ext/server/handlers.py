@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from lamorel_ext.errors import CheckpointError, LamorelExtError, RequestError
+from lamorel_ext.errors import CheckpointError, LamorelExtError, RequestError, UpdateError
 from lamorel_ext.rpc.checks import check_generate, check_score, check_update
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.groups import LockstepGroup
@@ -36,6 +36,9 @@ from lamorel_ext.types import (
 
 class Host(Protocol):
     """What a server needs of a ``models.host.ModelHost``."""
+
+    @property
+    def weights_version(self) -> int: ...
 
     def score(
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], modules: Sequence[str] = (), with_score: bool = True
@@ -68,7 +71,7 @@ class Updater(Protocol):
     def load(self, folder: Path) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Desk:
     """Where one server works.
 
@@ -78,6 +81,8 @@ class Desk:
         group: The LLM servers among themselves.
         rank: Global rank of this process.
         role: Such as ``"llm server 0"``.
+        known_version: Version of the weights when they were last the same on every server for sure: at the start, after a reset or a load.
+            None after a reset or load that failed.
     """
 
     host: Host
@@ -85,9 +90,11 @@ class Desk:
     group: LockstepGroup
     rank: int
     role: str
+    known_version: int | None = 0
 
     def open(self) -> None:
         """Hand host and group to the updaters."""
+        self.known_version = self.host.weights_version
         for updater in self.updaters.values():
             updater.set_llm_module(self.host)
             updater.set_group(self.group)
@@ -122,7 +129,9 @@ def update(desk: Desk, request: UpdateRequest) -> UpdateResult:
 
     def work() -> UpdateResult:
         check_update(request)
-        return _updater(desk, request.updater).update(request)
+        updater = _updater(desk, request.updater)
+        _check_same_weights(desk)
+        return updater.update(request)
 
     return UpdateResult(_timed(desk.group.together(work).stats, started))
 
@@ -131,11 +140,13 @@ def reset(desk: Desk, request: ResetRequest) -> Done:
     """Bring back the weights of the start."""
 
     def work() -> None:
+        desk.known_version = None
         desk.host.reset(request.seed)
         for updater in desk.updaters.values():
             updater.reset(request.seed)
 
     desk.group.together(work)
+    desk.known_version = desk.host.weights_version
     return Done()
 
 
@@ -158,6 +169,9 @@ def load(desk: Desk, request: LoadRequest) -> Done:
     def work() -> None:
         if not _model(folder).is_dir():
             raise CheckpointError(f"{folder} is no checkpoint of a server: it has no folder {_model(folder).name!r}")
+        # Nobody begins unless everybody can.
+        desk.group.barrier()
+        desk.known_version = None
         try:
             desk.host.load(_model(folder))
             for name, updater in desk.updaters.items():
@@ -166,6 +180,7 @@ def load(desk: Desk, request: LoadRequest) -> Done:
             raise CheckpointError(f"{folder} cannot be read: {error}") from error
 
     desk.group.together(work)
+    desk.known_version = desk.host.weights_version
     return Done()
 
 
@@ -197,6 +212,18 @@ def _updater(desk: Desk, name: str) -> Updater:
     if not name and len(desk.updaters) == 1:
         return next(iter(desk.updaters.values()))
     raise RequestError(f"no updater {name!r} on {desk.role}; there are: {', '.join(sorted(desk.updaters)) or 'none'}")
+
+
+def _check_same_weights(desk: Desk) -> None:
+    """An update that failed after its last sum may have changed some servers and not others; training must not go on like that."""
+    if desk.group.size == 1:
+        return
+    if desk.known_version is None:
+        raise UpdateError(f"{desk.role} has no sound weights since a reset or load that failed; load a checkpoint or reset")
+    steps = desk.host.weights_version - desk.known_version
+    desk.group.same(
+        steps, "steps behind it since its weights were last known to be the same, after an update that failed; load a checkpoint or reset"
+    )
 
 
 def _timed(stats: dict[str, float], started: float) -> dict[str, float]:

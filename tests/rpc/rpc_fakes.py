@@ -37,7 +37,7 @@ class FakeHost:
     """
 
     def __init__(self) -> None:
-        self.weight = 0.0
+        self.weight, self.weights_version = 0.0, 0
         self.log: list[str] = []
 
     def score(
@@ -66,12 +66,14 @@ class FakeHost:
     def reset(self, seed: int) -> None:
         self.log.append(f"reset {seed}")
         self.weight = 0.0
+        self.weights_version += 1
 
     def save(self, folder: Path) -> None:
         (folder / "weight.txt").write_text(str(self.weight))
 
     def load(self, folder: Path) -> None:
         self.weight = float((folder / "weight.txt").read_text())
+        self.weights_version += 1
 
     def info(self) -> dict[str, Scalar]:
         return {"name": "fake", "weight": self.weight}
@@ -81,7 +83,7 @@ class SumUpdater:
     """Adds the batch's ``signals`` to the weight, in ``steps`` sums over the servers.
 
     Options: ``fail_rank`` is the server that raises, ``fail_step`` before which sum (``steps`` means after the last); ``skip_rank`` leaves out its
-    first sum, as an updater that forgets about empty shards does; ``swallow`` catches what happens in a sum and goes on.
+    first sum, as an updater that forgets about empty shards does.
     """
 
     def __init__(self) -> None:
@@ -102,13 +104,10 @@ class SumUpdater:
             if step == 0 and request.options.get("skip_rank") == self._group.rank:
                 continue
             total = request.data["signals"].sum().reshape(1) if len(request.prompts) else torch.zeros(1)
-            try:
-                self._group.all_reduce_sum(total)
-            except Exception:
-                if not request.options.get("swallow"):
-                    raise
+            self._group.all_reduce_sum(total)
         self._fail_if(request, steps)
         self._host.weight += float(total)
+        self._host.weights_version += 1
         return UpdateResult({"weight": self._host.weight, "shard": float(len(request.prompts))})
 
     def reset(self, seed: int) -> None:
@@ -149,11 +148,6 @@ class ThreadedLaunch:
             assert not thread.is_alive(), f"{thread.name} does not end"
 
 
-def fake_hosted() -> tuple[FakeHost, dict[str, SumUpdater]]:
-    """A host and its updaters."""
-    return FakeHost(), {"sum": SumUpdater()}
-
-
 @contextmanager
 def threaded_launch(
     num_clients: int = 1, num_servers: int = 1, timeout_s: float = 30.0, grace_s: float = 0.3, group_timeout_s: float = 20.0
@@ -171,6 +165,10 @@ def threaded_launch(
     try:
         _in_parallel([lambda rank=rank: _connect(launch, store, rank, timeout_s) for rank in range(num_clients)])  # type: ignore[misc]
         launch.callers.sort(key=lambda caller: caller.rank)  # type: ignore[attr-defined]
+        deadline = time.monotonic() + 10
+        while len(launch.listeners) < num_servers:
+            assert time.monotonic() < deadline, "a server does not get through"
+            time.sleep(0.001)
         yield launch
     finally:
         for caller in launch.callers:

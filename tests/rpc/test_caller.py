@@ -69,7 +69,7 @@ def test_lamorel_score_gives_one_tensor_per_context(caller: Caller) -> None:
 
 
 def test_lamorel_score_with_module_functions_gives_dictionaries(caller: Caller) -> None:
-    rows = caller.score(["one", "three"], [["a"], ["b", "cc"]], additional_module_function_keys=["value"])
+    rows: Any = caller.score(["one", "three"], [["a"], ["b", "cc"]], additional_module_function_keys=["value"])
     assert [sorted(row) for row in rows] == [["__score", "value"]] * 2
     assert rows[1]["__score"].shape == (2,) and rows[1]["value"].tolist() == [[5.0]]
 

@@ -37,7 +37,12 @@ def on_servers(size: int, work: Callable[[LockstepGroup], Any], timeout_s: float
 def test_sums_are_the_same_everywhere_and_in_place(size: int) -> None:
     def work(group: LockstepGroup) -> Tensor:
         tensor = torch.tensor([1.0, 10.0]) * (group.rank + 1)
-        group.together(lambda: [group.all_reduce_sum(tensor), group.barrier()])
+
+        def add() -> None:
+            group.all_reduce_sum(tensor)
+            group.barrier()
+
+        group.together(add)
         return tensor
 
     factor = size * (size + 1) / 2

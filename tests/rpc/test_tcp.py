@@ -1,0 +1,380 @@
+"""Ranks that talk over real sockets: order, failures, deaths, silence and strangers."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lamorel_ext.config import DistributedSetupArgs
+from lamorel_ext.errors import PeerDiedError, ProtocolError, RemoteError, RequestTimeout, RpcError
+from lamorel_ext.rpc import rendezvous
+from lamorel_ext.rpc.codec import MAGIC, PREFIX, VERSION
+from lamorel_ext.rpc.handshake import examine, introduce, new_token
+from lamorel_ext.rpc.link import SILENCE_S, Link, Peer
+from lamorel_ext.rpc.rendezvous import accept_peers, connect_to_servers, reachable_address
+from lamorel_ext.rpc.tcp_transport import TcpTransport
+from lamorel_ext.types import ScoreRequest, UpdateRequest
+from tests.rpc.rpc_fakes import ACTIONS, fake_log_prob, threaded_launch
+
+
+def links_of(transport: object) -> list[Link]:
+    """The connections inside, to harm them."""
+    links: list[Link] = transport._links  # type: ignore[attr-defined]
+    return links
+
+
+def cut(link: Link) -> None:
+    """What the kernel does to the connections of a process that is killed."""
+    link._sock.shutdown(socket.SHUT_RDWR)
+
+
+def seconds_until(call: Callable[[], object], error: type[BaseException], match: str) -> float:
+    started = time.monotonic()
+    with pytest.raises(error, match=match):
+        call()
+    return time.monotonic() - started
+
+
+def test_scores_heads_texts_and_updates_travel() -> None:
+    with threaded_launch(1, 2) as launch:
+        caller = launch.callers[0]
+        prompts = tuple(f"prompt {i}" for i in range(5))
+        result = caller.score_batch(ScoreRequest(prompts, (ACTIONS,) * 5, ("value",)))
+        assert torch.equal(result.padded(), torch.tensor([[fake_log_prob(prompt, action) for action in ACTIONS] for prompt in prompts]))
+        assert result.modules["value"].shape == (5, 1)
+        assert caller.generate(["abc"])[0][0]["text"] == "abc+0+0"
+        assert [stats["weight"] for stats in caller.update(["a", "b", "c"], [ACTIONS] * 3, signals=[1.0, 2.0, 3.0])] == [6.0, 6.0]
+    assert launch.errors == {} and launch.ends == []
+
+
+def test_a_large_message_travels_in_both_directions() -> None:
+    with threaded_launch(1, 1) as launch:
+        prompts = tuple("x" * 2000 + str(i) for i in range(1000))
+        result = launch.callers[0].score_batch(ScoreRequest(prompts, (tuple(str(i) for i in range(1000)),) * 1000))
+        assert result.log_probs.shape == (1_000_000,)
+        signals = torch.rand(1000, 500)
+        (stats,) = launch.callers[0].update(prompts, [("a",)] * 1000, signals=signals)
+        assert stats["weight"] == pytest.approx(float(signals.sum()), rel=1e-5)
+
+
+def test_connections_are_tuned_for_small_messages_and_vanishing_machines() -> None:
+    with threaded_launch(1, 1) as launch:
+        sock = links_of(launch.callers[0]._transport)[0]._sock
+        option = lambda name: sock.getsockopt(socket.IPPROTO_TCP, name)  # noqa: E731
+        assert option(socket.TCP_NODELAY) and sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert option(socket.TCP_KEEPIDLE) + option(socket.TCP_KEEPINTVL) * option(socket.TCP_KEEPCNT) <= SILENCE_S < 20
+        assert option(socket.TCP_USER_TIMEOUT) == SILENCE_S * 1000
+
+
+# --- several clients -----------------------------------------------------------------------------------------------------------
+
+
+def test_updates_of_several_clients_are_in_the_same_order_on_every_server() -> None:
+    with threaded_launch(3, 3) as launch:
+
+        def work(rank: int) -> None:
+            caller = launch.callers[rank]
+            for number in range(15):
+                caller.update(["a", "b"], [ACTIONS] * 2, signals=[1.0, 1.0], name=f"{rank}.{number}", steps=2)
+                caller.score([f"{rank}"], [["a"]])
+                if number % 5 == 0:
+                    caller.reset(rank)
+
+        threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive(), "the clients block each other"
+        together = [[line for line in host.log if not line.startswith("score")] for host in launch.hosts]
+        assert together[0] == together[1] == together[2] and len(together[0]) == 3 * (15 + 3)
+        for rank in range(3):
+            own = [line for line in together[0] if line.startswith(f"update {rank}.")]
+            assert own == [f"update {rank}.{number}" for number in range(15)]
+    assert launch.errors == {}
+
+
+def test_a_failed_update_of_one_client_does_not_block_the_others() -> None:
+    with threaded_launch(2, 2) as launch:
+        first, second = launch.callers
+        for _ in range(3):
+            with pytest.raises(RemoteError, match="asked to fail"):
+                first.update(["a"], [ACTIONS], signals=[1.0], fail_rank=1)
+            with pytest.raises(RemoteError, match="no updater 'missing'"):
+                second.update(["a"], [ACTIONS], updater="missing")
+            assert len(second.update(["a"], [ACTIONS], signals=[1.0])) == 2
+
+
+def test_a_client_that_leaves_early_leaves_the_servers_to_the_others() -> None:
+    with threaded_launch(2, 1) as launch:
+        launch.callers[0].close()
+        assert len(launch.callers[1].score(["a"], [["b"]])) == 1
+        assert launch.threads[0].is_alive()
+    assert launch.errors == {} and launch.ends == []
+
+
+def test_small_requests_of_several_clients_go_to_different_servers() -> None:
+    with threaded_launch(2, 2) as launch:
+        for rank, caller in enumerate(launch.callers):
+            caller.score([f"from {rank}"], [["a"]])
+        assert [host.log for host in launch.hosts] == [["score from 0"], ["score from 1"]]
+
+
+# --- failures ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"fail_rank": 1}, {"fail_rank": 0, "fail_step": 1}, {"fail_rank": 2, "fail_step": 2}])
+def test_an_update_that_raises_on_one_server_fails_everywhere_at_once_and_the_servers_live_on(options: dict[str, int]) -> None:
+    with threaded_launch(1, 3) as launch:
+        caller = launch.callers[0]
+        update = lambda **more: caller.update(["a", "b", "c", "d"], [ACTIONS] * 4, signals=[1.0] * 4, steps=3, **more)  # noqa: E731
+        index = options["fail_rank"]
+        assert seconds_until(lambda: update(**options), RemoteError, f"rank {index + 1} .llm server {index}. raised ArithmeticError") < 1
+        assert [stats["weight"] for stats in update()] == [4.0] * 3
+
+
+def test_after_a_failure_that_left_the_servers_with_different_weights_they_refuse_updates_until_a_reset() -> None:
+    with threaded_launch(1, 2) as launch:
+        caller = launch.callers[0]
+        update = lambda **more: caller.update(["a", "b"], [ACTIONS] * 2, signals=[1.0] * 2, **more)  # noqa: E731
+        update()
+        with pytest.raises(RemoteError, match="ArithmeticError"):
+            # After its last sum: the other server has made the step by then.
+            update(fail_rank=1, fail_step=1)
+        assert [host.weight for host in launch.hosts] == [4.0, 2.0]
+        for _ in range(2):
+            with pytest.raises(
+                RemoteError, match="the servers do not agree: llm server 0 has 2 steps behind it .* load a checkpoint or reset"
+            ):
+                update()
+        caller.reset(0)
+        assert [stats["weight"] for stats in update()] == [2.0, 2.0]
+
+
+def test_an_updater_that_forgets_a_sum_fails_instead_of_hanging() -> None:
+    with threaded_launch(1, 2) as launch:
+        update = lambda: launch.callers[0].update(["a"], [ACTIONS], signals=[1.0], skip_rank=1)  # noqa: E731
+        assert seconds_until(update, RemoteError, "the servers do not sum the same thing") < 1
+
+
+def test_a_request_that_only_a_server_can_refuse_comes_back_as_failure() -> None:
+    with threaded_launch(1, 1) as launch:
+        caller = launch.callers[0]
+        bad = UpdateRequest("sum", ("a",), (("x",),), torch.tensor([5]), 2, {}, {})
+        future = caller._transport.submit_together([bad])[0]
+        assert "indices lie between 5 and 5" in future.result(5).message  # type: ignore[union-attr]
+        assert caller.score(["a"], [["b"]])
+
+
+def test_a_message_that_is_none_of_ours_is_answered_with_a_failure() -> None:
+    with threaded_launch(1, 1) as launch:
+        transport = launch.callers[0]._transport
+        assert isinstance(transport, TcpTransport)
+        call_id, pending = transport._expect(0, "nonsense")
+        header = b'{"type":"Popen","fields":{},"tensors":[]}'
+        transport._write(call_id, [PREFIX.pack(MAGIC, VERSION, 0, call_id, 0, len(header), 0), header])
+        answer = pending.future.result(5)
+        assert answer.type_name == "ProtocolError" and "unknown type of message: 'Popen'" in answer.message
+        assert launch.callers[0].score(["a"], [["b"]])
+
+
+# --- deaths --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_dies_ends_the_call_within_a_second() -> None:
+    with threaded_launch(1, 2) as launch:
+        caller = launch.callers[0]
+        future = caller.submit_score(ScoreRequest(("sleep 1.5", "sleep 1.5"), (("a",),) * 2))
+        time.sleep(0.1)
+        cut(launch.listeners[1]._links[0])
+        assert seconds_until(lambda: future.result(5), PeerDiedError, r"rank 2 .llm server 1. died: its connection was closed") < 1
+        assert seconds_until(lambda: caller.score(["a"], [["b"]]), PeerDiedError, "rank 2") < 1
+    assert set(launch.errors) == {0, 1}
+
+
+def test_a_client_that_dies_ends_its_servers_and_their_line_names_it() -> None:
+    with threaded_launch(1, 2) as launch:
+        for link in links_of(launch.callers[0]._transport):
+            cut(link)
+        launch.join(5)
+    assert all(isinstance(error, PeerDiedError) and error.rank == 0 for error in launch.errors.values()) and len(launch.errors) == 2
+
+
+def test_a_server_whose_main_thread_is_stuck_is_ended_after_the_grace_time() -> None:
+    with threaded_launch(1, 1, grace_s=0.2) as launch:
+        launch.callers[0].submit_score(ScoreRequest(("sleep 1",), (("a",),)))
+        time.sleep(0.1)
+        cut(links_of(launch.callers[0]._transport)[0])
+        time.sleep(0.5)
+        assert launch.ends == ["rank 1 (llm server 0) ends: rank 0 (rl client 0) died: its connection was closed"]
+
+
+def test_a_server_notices_that_another_server_died() -> None:
+    with threaded_launch(1, 2) as launch:
+        to_the_other = launch.listeners[0]._links[1]
+        assert to_the_other.peer == Peer(2, "llm server 1")
+        cut(to_the_other)
+        launch.join(5)
+        assert {type(error) for error in launch.errors.values()} <= {PeerDiedError, RemoteError} and len(launch.errors) == 2
+        with pytest.raises(RpcError, match="llm server"):
+            launch.callers[0].score(["a"], [["b"]])
+
+
+def test_the_last_word_of_a_server_is_raised_at_the_client() -> None:
+    with threaded_launch(1, 2) as launch:
+        future = launch.callers[0].submit_score(ScoreRequest(("sleep 1", "sleep 1"), (("a",),) * 2))
+        launch.listeners[1].fail(MemoryError("the weights do not fit"))
+        wait = lambda: future.result(5)  # noqa: E731
+        assert seconds_until(wait, RemoteError, r"rank 2 .llm server 1. raised MemoryError: the weights do not fit") < 1
+
+
+def test_the_last_word_of_a_client_is_raised_at_the_servers() -> None:
+    with threaded_launch(1, 2) as launch:
+        with pytest.raises(KeyError):
+            with launch.callers[0]:
+                raise KeyError("no such level")
+        launch.join(5)
+    for error in launch.errors.values():
+        assert (
+            isinstance(error, RemoteError)
+            and (error.rank, error.type_name) == (0, "KeyError")
+            and "no such level" in error.remote_traceback
+        )
+    assert len(launch.errors) == 2
+
+
+def test_a_client_that_ends_well_inside_the_block_is_no_failure() -> None:
+    with threaded_launch(1, 1) as launch:
+        with pytest.raises(SystemExit):
+            with launch.callers[0]:
+                raise SystemExit(0)
+        launch.join(5)
+    assert launch.errors == {}
+
+
+def test_no_answer_in_time_is_a_timeout_that_names_rank_and_seconds() -> None:
+    with threaded_launch(1, 1, timeout_s=0.3) as launch:
+        caller = launch.callers[0]
+        call = lambda: caller.score(["sleep 1"], [["a"]])  # noqa: E731
+        assert seconds_until(call, RequestTimeout, r"rank 1 .llm server 0. did not answer ScoreRequest within 0.3 s") < 0.9
+
+
+def test_nonsense_on_an_open_connection_is_a_protocol_error_at_the_other_end() -> None:
+    with threaded_launch(1, 1) as launch:
+        links_of(launch.callers[0]._transport)[0]._sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        launch.join(5)
+    assert isinstance(launch.errors[0], ProtocolError) and "starts with b'GET '" in str(launch.errors[0])
+
+
+# --- strangers -----------------------------------------------------------------------------------------------------------------
+
+
+def connected_pair() -> tuple[socket.socket, socket.socket]:
+    left, right = socket.socketpair()
+    left.settimeout(5)
+    right.settimeout(5)
+    return left, right
+
+
+@pytest.mark.parametrize("same_token", [True, False])
+def test_handshake_needs_the_same_token_at_both_ends(same_token: bool) -> None:
+    token = new_token()
+    server, client = connected_pair()
+    outcome: list[object] = []
+
+    def answer() -> None:
+        try:
+            outcome.append(examine(server, token, 3))
+        except ProtocolError as error:
+            outcome.append(error)
+            server.close()
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    if same_token:
+        introduce(client, token, 1, 3)
+        thread.join(5)
+        assert outcome == [1]
+    else:
+        with pytest.raises(ProtocolError):
+            introduce(client, new_token(), 1, 3)
+        thread.join(5)
+        assert isinstance(outcome[0], ProtocolError) and "stranger" in str(outcome[0])
+    client.close()
+    server.close()
+
+
+def test_a_false_server_is_recognised() -> None:
+    server, client = connected_pair()
+    # It has seen a challenge and sends some proof, without knowing the token.
+    server.sendall(MAGIC + bytes([VERSION]) + os.urandom(16) + os.urandom(32))
+    with pytest.raises(ProtocolError, match="rank 3 does not know this launch's token"):
+        introduce(client, new_token(), 1, 3)
+
+
+def test_strangers_silent_ones_and_impostors_do_not_keep_the_peers_out() -> None:
+    token = new_token()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = listening.getsockname()
+        result: list[list[Link]] = []
+        expected = {0: Peer(0, "rl client 0")}
+        thread = threading.Thread(target=lambda: result.append(accept_peers(listening, token, 1, expected, 10.0)), daemon=True)
+        thread.start()
+        silent = socket.create_connection(address)
+        stranger = socket.create_connection(address)
+        stranger.sendall(b"x" * 57)
+        with pytest.raises((ProtocolError, OSError)), socket.create_connection(address, timeout=5) as impostor:
+            introduce(impostor, new_token(), 0, 1)
+        # It knows the token but is not expected.
+        unknown = socket.create_connection(address, timeout=5)
+        introduce(unknown, token, 7, 1)
+        assert thread.is_alive()
+        client = socket.create_connection(address, timeout=5)
+        introduce(client, token, 0, 1)
+        thread.join(5)
+        assert [link.peer for link in result[0]] == [Peer(0, "rl client 0")]
+        assert unknown.recv(1) == b""
+        stranger.settimeout(5)
+        assert len(stranger.recv(100)) == 21 and stranger.recv(1) == b""
+    for sock in (silent, stranger, unknown, client):
+        sock.close()
+    result[0][0].close()
+
+
+def test_peers_that_do_not_come_are_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        expected = {0: Peer(0, "rl client 0"), 2: Peer(2, "llm server 1")}
+        with pytest.raises(RpcError, match=r"rank 0 .rl client 0., rank 2 .llm server 1. did not connect to rank 1 within 0.1 s"):
+            accept_peers(listening, new_token(), 1, expected, 0.1)
+
+
+def test_a_server_that_is_not_there_any_more_is_named() -> None:
+    store = dist.HashStore()
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    store.set("token", new_token().hex())
+    store.set("address of rank 1", f"{port} 127.0.0.1")
+    with pytest.raises(PeerDiedError, match=r"rank 1 .llm server 0. died: 127.0.0.1:\d+ cannot be reached"):
+        connect_to_servers(store, DistributedSetupArgs(1, 1), 0, 1.0)
+
+
+def test_a_server_that_never_tells_its_address_is_waited_for_only_so_long() -> None:
+    with pytest.raises(RpcError, match="no token in the store of the launch within 0.1 s"):
+        connect_to_servers(dist.HashStore(), DistributedSetupArgs(1, 1), 0, 0.1)
+
+
+def test_one_machine_listens_on_loopback_and_several_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reachable_address(True, "somewhere") == "127.0.0.1"
+    ways = {"head-node": "10.1.2.3", "127.0.1.1": "127.0.0.1", "192.0.2.1": "10.9.8.7"}
+    monkeypatch.setattr(rendezvous, "_address_towards", ways.get)
+    assert reachable_address(False, "head-node") == "10.1.2.3"
+    # The head node's own name often leads to loopback there.
+    assert reachable_address(False, "127.0.1.1") == "10.9.8.7"
+    ways.pop("192.0.2.1")
+    with pytest.raises(RpcError, match="MASTER_ADDR=127.0.1.1"):
+        reachable_address(False, "127.0.1.1")
