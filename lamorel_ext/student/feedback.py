@@ -1,0 +1,134 @@
+"""What the student's advantages say to the teacher: the sign (or weight) f_t of every signal (METHOD: Gu 2024, Algorithm 1, and its variants)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lamorel_ext.config import ONLINE_SIGNALS, FeedbackArgs
+from lamorel_ext.errors import CheckpointError
+from lamorel_ext.student.advantages import normalise
+
+
+class FeedbackSignals:
+    """Computes f_t step by step or for a whole rollout, and remembers what its rule needs.
+
+    ``previous`` remembers the last advantage of each environment's episode, ``state`` the running mean of the advantages met at each prompt.
+
+    Args:
+        args: Names the signal; ``inverts``, ``shuffles`` and ``ties`` refine it.
+        num_envs: Environments whose memories are kept apart.
+        rng: Stream of its own for ``random`` and ``shuffled``.
+    """
+
+    def __init__(self, args: FeedbackArgs, num_envs: int, rng: np.random.Generator) -> None:
+        self.signal = args.signal
+        self.base = {"inverted": args.inverts, "shuffled": args.shuffles}.get(args.signal, args.signal)
+        self._tie = 1.0 if args.ties == "positive" else 0.0
+        self._rng = rng
+        self._previous = np.full(num_envs, np.nan)
+        self._means: dict[str, tuple[int, float]] = {}
+
+    @property
+    def online(self) -> bool:
+        """True where f_t is known as soon as the step is over."""
+        return self.signal != "shuffled" and self.base in ONLINE_SIGNALS
+
+    def step(self, errors: np.ndarray, prompts: Sequence[str], done: np.ndarray, envs: np.ndarray | None = None) -> np.ndarray:
+        """f_t of one step, for signals that are ``online``.
+
+        Args:
+            errors: ``(n,)``, TD errors A'_t.
+            prompts: ``n`` prompts of the states acted in, without feedback sentences.
+            done: ``(n,)`` bool, True where the episode ended with this step.
+            envs: ``(n,)`` int, which environments these are; None means all of them.
+
+        Returns:
+            ``(n,)`` float64.
+        """
+        who = np.arange(len(self._previous)) if envs is None else envs
+        f = self._base_step(errors, prompts, done, who)
+        return -f if self.signal == "inverted" else f
+
+    def rollout(self, errors: np.ndarray, advantages: np.ndarray, prompts: Sequence[Sequence[str]], done: np.ndarray) -> np.ndarray:
+        """f_t of a whole rollout, for every signal; what ``step`` would have given where that is possible.
+
+        Args:
+            errors: ``(num_steps, num_envs)``, TD errors.
+            advantages: ``(num_steps, num_envs)``, generalised advantages, not normalised.
+            prompts: ``num_steps`` sequences of ``num_envs`` prompts.
+            done: ``(num_steps, num_envs)`` bool.
+
+        Returns:
+            ``(num_steps, num_envs)`` float64.
+        """
+        if self.base == "gae":
+            f = np.sign(advantages)
+        elif self.base == "weighted":
+            f = normalise(advantages)
+        else:
+            who = np.arange(len(self._previous))
+            f = np.stack([self._base_step(errors[t], prompts[t], done[t], who) for t in range(len(errors))])
+        if self.signal == "shuffled":
+            return self._rng.permutation(f.ravel()).reshape(f.shape)
+        return -f if self.signal == "inverted" else f
+
+    def fork(self, num_envs: int, rng: np.random.Generator) -> FeedbackSignals:
+        """A copy for other environments: the prompts' means are taken along, the environments' last advantages are not."""
+        other = copy.copy(self)
+        other._rng, other._previous, other._means = rng, np.full(num_envs, np.nan), dict(self._means)
+        return other
+
+    def state(self) -> dict[str, Any]:
+        """What is remembered, as JSON can hold it. The random stream is saved by its owner."""
+        previous = [None if np.isnan(value) else float(value) for value in self._previous]
+        return {"previous": previous, "means": {prompt: list(mean) for prompt, mean in self._means.items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Come back to a saved state.
+
+        Raises:
+            CheckpointError: ``state`` is of another number of environments, or not what ``state()`` gives.
+        """
+        try:
+            previous = np.array([np.nan if value is None else value for value in state["previous"]], dtype=np.float64)
+            means = {str(prompt): (int(count), float(mean)) for prompt, (count, mean) in state["means"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"not a saved feedback memory: {error!r}") from error
+        if previous.shape != self._previous.shape:
+            raise CheckpointError(f"feedback memory of {len(previous)} environments, expected {len(self._previous)}")
+        self._previous, self._means = previous, means
+
+    def _base_step(self, errors: np.ndarray, prompts: Sequence[str], done: np.ndarray, who: np.ndarray) -> np.ndarray:
+        match self.base:
+            case "previous":
+                return self._against_previous(errors, done, who)
+            case "state":
+                return np.array([self._against_mean(prompt, float(error)) for prompt, error in zip(prompts, errors, strict=True)])
+            case "td":
+                return np.sign(errors)
+            case "random":
+                return self._rng.integers(0, 2, size=len(errors)) * 2.0 - 1.0
+            case "positive":
+                return np.ones(len(errors))
+            case "none":
+                return np.zeros(len(errors))
+        raise ValueError(f"{self.base} needs the whole rollout")
+
+    def _against_previous(self, errors: np.ndarray, done: np.ndarray, who: np.ndarray) -> np.ndarray:
+        """-1 where A_prev > A', else +1; 0 on an episode's first step, where there is no A_prev."""
+        previous = self._previous[who]
+        f = np.where(previous > errors, -1.0, 1.0)
+        f[previous == errors] = self._tie
+        f[np.isnan(previous)] = 0.0
+        self._previous[who] = np.where(done, np.nan, errors)
+        return f
+
+    def _against_mean(self, prompt: str, error: float) -> float:
+        """Sign against the mean of the earlier visits; 0 on the first. Counting this visit in would not change the sign."""
+        count, mean = self._means.get(prompt, (0, error))
+        self._means[prompt] = (count + 1, mean + (error - mean) / (count + 1))
+        return float(np.sign(error - mean))

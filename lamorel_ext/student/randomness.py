@@ -1,0 +1,90 @@
+"""Random streams by purpose, all from one seed: what one part of a run draws never shifts what another part draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lamorel_ext.errors import CheckpointError
+
+PURPOSES = ("actions", "guidance", "feedback", "updates", "weights", "evaluation")
+
+
+def make_rng(seed: int, purpose: str) -> np.random.Generator:
+    """The stream of one purpose.
+
+    Args:
+        seed: Seed of the run.
+        purpose: One of ``PURPOSES``.
+    """
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose),))))
+
+
+class Draws:
+    """The two streams that acting consumes: one number per environment and step from each, whatever the policy.
+
+    Args:
+        actions: Stream behind the sampled actions.
+        guidance: Stream behind the sampled guidance.
+    """
+
+    def __init__(self, actions: np.random.Generator, guidance: np.random.Generator) -> None:
+        self.actions = actions
+        self.guidance = guidance
+
+    @classmethod
+    def of_evaluation(cls, seed: int) -> Draws:
+        """Fresh streams for one evaluation: every evaluation of a run draws the same numbers."""
+        actions, guidance = make_rng(seed, "evaluation").spawn(2)
+        return cls(actions, guidance)
+
+
+def sample_rows(log_probs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw one column per row.
+
+    Args:
+        log_probs: ``(n, k)`` in nats, normalised or not; minus infinity is never drawn.
+        rng: One uniform number is taken per row.
+
+    Returns:
+        ``(n,)`` int64.
+    """
+    weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
+    cumulative = np.cumsum(weights, axis=1)
+    threshold = rng.random(len(log_probs))[:, None] * cumulative[:, -1:]
+    columns = np.sum(cumulative <= threshold, axis=1)
+    return np.minimum(columns, log_probs.shape[1] - 1)  # rounding can lift the threshold to the very end
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """Normalise rows ``(n, k)`` of log-weights in float64; minus infinity stays minus infinity."""
+    shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+    normalised: np.ndarray = shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))
+    return normalised
+
+
+def entropies(log_probs: np.ndarray) -> np.ndarray:
+    """Entropy in nats of each row of normalised log-probabilities ``(n, k)``; gives ``(n,)``."""
+    probs = np.exp(log_probs)
+    total: np.ndarray = -np.sum(probs * np.where(probs > 0, log_probs, 0.0), axis=1)
+    return total
+
+
+def rng_states(streams: Mapping[str, np.random.Generator]) -> dict[str, Any]:
+    """States of named streams as JSON can hold them."""
+    return {name: rng.bit_generator.state for name, rng in streams.items()}
+
+
+def restore_rng_states(streams: Mapping[str, np.random.Generator], states: Mapping[str, Any]) -> None:
+    """Bring named streams back.
+
+    Raises:
+        CheckpointError: A stream is missing or its state is not one.
+    """
+    try:
+        for name, rng in streams.items():
+            rng.bit_generator.state = states[name]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"not saved random streams: {error!r}") from error
