@@ -1,0 +1,56 @@
+"""Who learns to act: one protocol for the LLM as policy and for the RL student, and the choice between them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lamorel_ext.config import Config
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.student.llm_policy import LlmPolicyAgent
+from lamorel_ext.student.networks import StudentNetwork
+from lamorel_ext.student.randomness import make_rng
+from lamorel_ext.student.rollout import Actor, Rollout
+from lamorel_ext.student.student_agent import StudentAgent
+from lamorel_ext.student.teachers import make_teacher
+from lamorel_ext.types import LlmClient
+
+
+class Agent(Actor, Protocol):
+    """An actor that learns.
+
+    Attributes:
+        columns: Names of the numbers that ``update`` gives.
+        follower: Somebody who does what the teacher hints at, to see how good the teacher is; None without a teacher of one's own.
+    """
+
+    columns: tuple[str, ...]
+    follower: Actor | None
+
+    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
+        """Learn from a rollout; absent numbers were not measured."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and optimiser state that live on the client."""
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Come back to saved ``tensors``."""
+
+
+def make_agent(config: Config, llm: LlmClient | None) -> Agent:
+    """The agent that the configuration names.
+
+    Raises:
+        ConfigError: It needs an LLM and there is none, or its teacher cannot speak the vocabulary.
+    """
+    if config.arm.agent == "llm_policy":
+        if llm is None:
+            raise ConfigError("arm.agent: llm_policy needs an LLM server")
+        return LlmPolicyAgent(llm, config.ppo)
+    teacher, args = make_teacher(config, llm), config.student
+    generator = torch.Generator().manual_seed(int(make_rng(config.run.seed, "weights").integers(2**31)))
+    network = StudentNetwork(teacher.guidance_codes, args.hidden_size, args.guidance_size, args.kappa, generator)
+    return StudentAgent(network, teacher, args, reads_prompts=config.arm.teacher == "llm")

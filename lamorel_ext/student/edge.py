@@ -1,0 +1,147 @@
+"""The feedback edge on the client: computes f_t, says it in words or sends it to the servers, every k steps or per rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from lamorel_ext.config import Config
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.student.feedback import FeedbackSignals
+from lamorel_ext.student.rollout import Discount, Rollout, Turn
+from lamorel_ext.student.teachers import Said
+from lamorel_ext.types import LlmClient, Scalar, UpdateRequest
+
+UPDATE_STATS = ("loss", "log_prob", "entropy", "kl", "grad_norm")
+"""Numbers of an update that are recorded; servers give them as they were before the step."""
+
+
+class FeedbackEdge:
+    """From the student back to the teacher.
+
+    The signal is computed at every step where that is possible and needed (``feedback.every`` is a number, or the next prompt is to say
+    it), and once per rollout otherwise. Updates go out every ``feedback.every`` steps, and with what is left at the end of a rollout.
+
+    Args:
+        config: Its ``feedback`` group says everything.
+        llm: Receives the updates; None where nothing is sent.
+        signals: Computes f_t.
+    """
+
+    def __init__(self, config: Config, llm: LlmClient | None, signals: FeedbackSignals) -> None:
+        args = config.feedback
+        if config.feedback_trains and llm is None:
+            raise ConfigError(f"feedback.signal: {args.signal} needs an LLM server")
+        self.active = args.signal != "none"
+        self.speaks = self.active and args.channel != "loss"
+        self.trains = config.feedback_trains
+        self.every = args.every if isinstance(args.every, int) else 0
+        self.online = self.speaks or (self.active and self.every > 0)
+        if self.online and not signals.online:
+            raise ConfigError(
+                f"feedback.signal: {args.signal} needs the whole rollout, feedback.channel and feedback.every need it at once"
+            )
+        self.signals = signals
+        self._llm = llm
+        self._options = _options(config)
+        self._pending: list[tuple[Said, np.ndarray]] = []
+        self._seen: list[np.ndarray] = []
+        self._stats: list[Mapping[str, float]] = []
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the numbers that ``after_rollout`` gives."""
+        if not self.active:
+            return ()
+        return ("f_positive", "f_zero", *(UPDATE_STATS if self.trains else ()))
+
+    def after_step(self, turn: Turn, discount: Discount) -> np.ndarray | None:
+        """Hear of a step; update the teacher if it is time.
+
+        Returns:
+            What the next prompts are to say, ``(num_envs,)``, or None. The first prompt of an episode says nothing.
+        """
+        if not self.online:
+            return None
+        done = turn.step.done
+        f = self.signals.step(turn.errors(discount), turn.prompts, done)
+        self._seen.append(f)
+        if self.trains and turn.decision.said is not None:
+            self._pending.append((turn.decision.said, f))
+            if len(self._pending) == self.every:
+                self._send()
+        return np.where(done, 0.0, f) if self.speaks else None
+
+    def after_rollout(self, rollout: Rollout) -> dict[str, float]:
+        """Send what has not been sent.
+
+        Returns:
+            Shares of f > 0 and f = 0, and means over the updates since the last call (absent where there was none).
+        """
+        if not self.active:
+            return {}
+        if not self.online:
+            f = self.signals.rollout(rollout.errors, rollout.advantages, [turn.prompts for turn in rollout.turns], rollout.done)
+            self._seen = list(f)
+            if self.trains:
+                said = [turn.decision.said for turn in rollout.turns]
+                self._pending = [(words, row) for words, row in zip(said, f, strict=True) if words is not None]
+        self._send()
+        seen, stats = np.concatenate(self._seen), self._stats
+        self._seen, self._stats = [], []
+        numbers = {"f_positive": float(np.mean(seen > 0)), "f_zero": float(np.mean(seen == 0))}
+        return numbers | {name: float(np.mean([row[name] for row in stats])) for name in UPDATE_STATS if stats and name in stats[0]}
+
+    def _send(self) -> None:
+        """One update from everything pending. Nothing goes out where no f pulls and no other term of the loss does."""
+        pending, self._pending = self._pending, []
+        if not pending or self._llm is None:
+            return
+        request = feedback_request(pending, self._options)
+        pulls = self._options["entropy_coef"] or self._options["kl_coef"] or bool(request.data["signals"].any())
+        if request.total and pulls:
+            self._stats.append(self._llm.update_batch(request).stats)
+
+
+def feedback_request(pending: list[tuple[Said, np.ndarray]], options: dict[str, Scalar]) -> UpdateRequest:
+    """The update that teaches what was said.
+
+    Args:
+        pending: What was said at each step, and its f, ``(num_envs,)``. Empty texts are left out: they have no probability to change.
+        options: Of the server's feedback updater.
+    """
+    prompts = [prompt for said, _ in pending for prompt in said.prompts]
+    candidates = [texts for said, _ in pending for texts in said.candidates]
+    chosen = np.concatenate([said.chosen for said, _ in pending])
+    signals = np.concatenate([f for _, f in pending])
+    log_probs = np.concatenate([said.log_probs for said, _ in pending])
+    kept = [i for i, (texts, choice) in enumerate(zip(candidates, chosen, strict=True)) if texts[choice]]
+    return UpdateRequest(
+        updater="feedback",
+        prompts=tuple(prompts[i] for i in kept),
+        candidates=tuple(candidates[i] for i in kept),
+        indices=torch.arange(len(kept)),
+        total=len(kept),
+        data={
+            "chosen": torch.from_numpy(chosen[kept]),
+            "signals": torch.from_numpy(signals[kept]),
+            "old_log_probs": torch.from_numpy(log_probs[kept]),
+        },
+        options=dict(options),
+    )
+
+
+def _options(config: Config) -> dict[str, Scalar]:
+    args = config.feedback
+    return {
+        "loss": args.loss,
+        "lr": args.lr,
+        "entropy_coef": args.entropy_coef,
+        "kl_coef": args.kl_coef,
+        "clip_eps": args.clip_eps,
+        "max_grad_norm": args.max_grad_norm,
+        "gradient_minibatch_size": args.gradient_minibatch_size,
+        "normalise": config.guidance.vocabulary != "free",
+    }

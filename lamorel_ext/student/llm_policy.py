@@ -1,0 +1,99 @@
+"""The LLM as policy: the baseline of Lamorel and GLAM (Carta et al. 2023)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lamorel_ext.config import PpoArgs
+from lamorel_ext.prompts import ACTION_NAMES
+from lamorel_ext.student.advantages import normalise
+from lamorel_ext.student.randomness import Draws, entropies, sample_rows
+from lamorel_ext.student.rollout import Actor, Decision, Discount, Rollout
+from lamorel_ext.student.scenes import Scene
+from lamorel_ext.student.teachers import Said, score_candidates
+from lamorel_ext.types import LlmClient, Scalar, ScoreRequest, UpdateRequest
+
+PPO_STATS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "initial_ratio_error", "grad_norm")
+"""Numbers of the servers' PPO update that are recorded."""
+_VALUE = "value"
+
+
+class LlmPolicyAgent:
+    """The LLM scores the six action texts and is trained by PPO on the servers; a value head is the critic.
+
+    Advantages are normalised over the rollout, as in Lamorel's PPO example. Guidance and action coincide: x_t = a_t.
+    """
+
+    reads_prompts = True
+    enumerable = True
+    follower: Actor | None = None
+    columns: tuple[str, ...] = tuple(f"ppo_{name}" for name in PPO_STATS)
+
+    def __init__(self, llm: LlmClient, args: PpoArgs) -> None:
+        self._llm = llm
+        self._args = args
+        self.discount = Discount(args.gamma, args.lam, args.reward_scale)
+
+    def decide(self, scene: Scene, draws: Draws) -> Decision:
+        """See ``Actor``."""
+        prompts, candidates = scene.shown, (ACTION_NAMES,) * len(scene)
+        log_probs, modules = score_candidates(self._llm, prompts, candidates, (_VALUE,))
+        actions = sample_rows(log_probs, draws.actions)
+        taken = log_probs[np.arange(len(actions)), actions]
+        return Decision(actions, taken, modules[_VALUE].reshape(-1), Said(prompts, candidates, actions, taken, entropies(log_probs)))
+
+    def values(self, scene: Scene) -> np.ndarray:
+        """See ``Actor``."""
+        request = ScoreRequest(scene.shown, ((),) * len(scene), (_VALUE,), score=False)
+        values: np.ndarray = self._llm.score_batch(request).modules[_VALUE].detach().double().reshape(-1).numpy()
+        return values
+
+    def action_probs(self, scene: Scene) -> np.ndarray:
+        """See ``Actor``."""
+        probs: np.ndarray = np.exp(score_candidates(self._llm, scene.shown, (ACTION_NAMES,) * len(scene))[0])
+        return probs
+
+    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
+        """See ``Agent``."""
+        stats = self._llm.update_batch(ppo_request(rollout, self._args, seed=int(rng.integers(2**31)))).stats
+        return {f"ppo_{name}": stats[name] for name in PPO_STATS if name in stats}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that learns lives on the servers."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """See ``tensors``."""
+
+
+def ppo_request(rollout: Rollout, args: PpoArgs, seed: int) -> UpdateRequest:
+    """The servers' PPO update from a rollout of the LLM policy's.
+
+    Args:
+        seed: Fixes the minibatches.
+    """
+    said = [turn.decision.said for turn in rollout.turns if turn.decision.said is not None]
+    prompts = tuple(prompt for words in said for prompt in words.prompts)
+    options: dict[str, Scalar] = {
+        "lr": args.lr,
+        "adam_eps": args.adam_eps,
+        "epochs": args.epochs,
+        "minibatch_size": args.minibatch_size,
+        "gradient_minibatch_size": args.gradient_minibatch_size,
+        "clip_eps": args.clip_eps,
+        "entropy_coef": args.entropy_coef,
+        "value_loss_coef": args.value_loss_coef,
+        "max_grad_norm": args.max_grad_norm,
+        "seed": seed,
+    }
+    data = {
+        "actions": torch.from_numpy(np.concatenate([words.chosen for words in said])),
+        "old_log_probs": torch.from_numpy(np.concatenate([words.log_probs for words in said])),
+        "advantages": torch.from_numpy(normalise(rollout.advantages).ravel()),
+        "returns": torch.from_numpy(rollout.returns.ravel()),
+        "values": torch.from_numpy(rollout.values.ravel()),
+    }
+    candidates = tuple(texts for words in said for texts in words.candidates)
+    return UpdateRequest("ppo", prompts, candidates, torch.arange(len(prompts)), len(prompts), data, options)

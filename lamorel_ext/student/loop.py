@@ -1,0 +1,51 @@
+"""The training loop: collect, give feedback, update, evaluate, record, save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lamorel_ext.config import Config
+from lamorel_ext.student.building import EnvFactory, make_env
+from lamorel_ext.student.recorder import Recorder
+from lamorel_ext.student.run import TrainingRun
+from lamorel_ext.types import LlmClient
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended.
+
+    Attributes:
+        env_steps: Environment steps, over all environments.
+        last_row: The last row of the learning curve; None where something was not measured.
+    """
+
+    env_steps: int
+    last_row: Mapping[str, float | None]
+
+
+def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory: EnvFactory = make_env) -> Summary:
+    """Train one arm with one seed, from the recorder's last checkpoint where it has one.
+
+    Everything follows from ``config.run.seed``: two runs give the same curve, and so does one that was stopped and resumed.
+
+    Args:
+        config: The run.
+        llm: The LLM's servers; None in an arm without an LLM.
+        recorder: Keeps rows and checkpoints.
+        env_factory: Makes the environments.
+    """
+    with TrainingRun(config, llm, env_factory) as run:
+        checkpoint = recorder.resume()
+        run.start(checkpoint)
+        if checkpoint is None:
+            recorder.write(run.evaluate())
+        while not run.finished:
+            run.rollout()
+            if run.evaluation_due:
+                recorder.write(run.evaluate())
+            if run.checkpoint_due:
+                run.save(recorder)
+            recorder.progress(run.progress.env_steps, run.budget, run.counters())
+        return Summary(run.progress.env_steps, run.progress.last_row)

@@ -1,0 +1,173 @@
+"""The parts of one training run: built from the configuration, saved and brought back together."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from lamorel_ext.config import Config
+from lamorel_ext.errors import CheckpointError
+from lamorel_ext.student.agents import make_agent
+from lamorel_ext.student.building import EnvFactory, make_evaluator, make_prompted_env
+from lamorel_ext.student.edge import FeedbackEdge
+from lamorel_ext.student.feedback import FeedbackSignals
+from lamorel_ext.student.metering import MeteredClient
+from lamorel_ext.student.progress import Progress
+from lamorel_ext.student.randomness import Draws, make_rng, restore_rng_states, rng_states
+from lamorel_ext.student.recorder import Checkpoint, Recorder
+from lamorel_ext.student.rollout import collect
+from lamorel_ext.student.scenes import Scene
+from lamorel_ext.types import LlmClient
+
+COUNTERS = ("env_steps", "episodes", "llm_calls", "llm_prompts", "llm_tokens", "seconds")
+EVALUATION = ("success", "return", "eval_exact")
+TRAINING = ("train_success", "train_return")
+FOLLOWED = ("teacher_success", "teacher_return")
+
+
+class TrainingRun:
+    """Everything that changes while a run trains. A context manager: leaving it closes the environments.
+
+    Args:
+        config: The run.
+        llm: The servers, or None in an arm without an LLM.
+        env_factory: Makes the environments.
+    """
+
+    def __init__(self, config: Config, llm: LlmClient | None, env_factory: EnvFactory) -> None:
+        self.config = config
+        self.llm = None if llm is None else MeteredClient(llm)
+        self._streams = {name: make_rng(config.run.seed, name) for name in ("actions", "guidance", "feedback", "updates")}
+        self._draws = Draws(self._streams["actions"], self._streams["guidance"])
+        self.agent = make_agent(config, self.llm)
+        self.edge = FeedbackEdge(config, self.llm, FeedbackSignals(config.feedback, config.env.num_envs, self._streams["feedback"]))
+        self.env = make_prompted_env(config, env_factory(config, False))
+        self.evaluator = make_evaluator(config, env_factory)
+        self.progress = Progress()
+        self._scene: Scene | None = None
+
+    def __enter__(self) -> TrainingRun:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.env.close()
+        self.evaluator.close()
+
+    # --- where the run stands ----------------------------------------------------------------------------------------------
+
+    @property
+    def budget(self) -> int:
+        """Environment steps of the whole run: the smallest multiple of ``env.num_envs`` that is not below ``run.total_steps``."""
+        copies = self.config.env.num_envs
+        return math.ceil(self.config.run.total_steps / copies) * copies
+
+    @property
+    def finished(self) -> bool:
+        """True once the budget is used up."""
+        return self.progress.env_steps >= self.budget
+
+    @property
+    def evaluation_due(self) -> bool:
+        """True at the start, whenever another ``run.eval_every`` steps are over, and at the end."""
+        return self.finished or self.progress.env_steps >= self.progress.next_eval
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """True after every ``run.checkpoint_every`` rollouts, and at the end."""
+        every = self.config.run.checkpoint_every
+        return self.finished or (every > 0 and self.progress.rollouts % every == 0)
+
+    # --- what a run does ---------------------------------------------------------------------------------------------------
+
+    def start(self, checkpoint: Checkpoint | None) -> None:
+        """Begin anew, or where ``checkpoint`` was made.
+
+        Raises:
+            CheckpointError: It does not belong to this configuration.
+        """
+        if self.llm is not None:
+            self.llm.reset(self.config.run.seed)
+        if checkpoint is None:
+            self._scene = self.env.reset()
+        else:
+            self._restore(checkpoint)
+
+    def rollout(self) -> None:
+        """Collect a rollout, give feedback to the teacher, update the agent."""
+        if self._scene is None:
+            raise ValueError("start the run first")
+        begin = time.perf_counter()
+        left = (self.budget - self.progress.env_steps) // self.env.num_envs
+        rollout, self._scene = collect(self.env, self.agent, self.edge, self._scene, min(self.config.num_steps, left), self._draws)
+        feedback = {f"feedback_{name}": value for name, value in self.edge.after_rollout(rollout).items()}
+        learning = self.agent.update(rollout, self._streams["updates"])
+        self.progress.averages.add(feedback | learning)
+        self.progress.note(rollout, time.perf_counter() - begin)
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate the policy, and the teacher followed blindly; gives the next row of the learning curve."""
+        signals = self.edge.signals if self.edge.speaks else None
+        row = dict.fromkeys(COUNTERS, 0.0) | self.counters()
+        with self._unmetered():
+            result = self.evaluator.evaluate(self.agent, signals)
+            row |= dict(zip(EVALUATION, (result.success, result.expected_return, float(result.exact)), strict=True))
+            if self.agent.follower is not None:
+                followed = self.evaluator.evaluate(self.agent.follower, signals)
+                row |= dict(zip(FOLLOWED, (followed.success, followed.expected_return), strict=True))
+        columns = (*TRAINING, *self.agent.columns, *(f"feedback_{name}" for name in self.edge.columns))
+        row |= self.progress.averages.take(columns)
+        self.progress.last_row = {name: None if math.isnan(value) else value for name, value in row.items()}
+        every = self.config.run.eval_every
+        self.progress.next_eval = (self.progress.env_steps // every + 1) * every
+        return row
+
+    def counters(self) -> dict[str, float]:
+        """What the run has cost so far, by ``COUNTERS``."""
+        done = self.progress
+        own = {"env_steps": float(done.env_steps), "episodes": float(done.episodes), "seconds": done.seconds}
+        return own | ({} if self.llm is None else self.llm.counts)
+
+    def save(self, recorder: Recorder) -> None:
+        """Hand everything to the recorder."""
+        if self._scene is None:
+            raise ValueError("start the run first")
+        said = self._scene.signals
+        state = {
+            "progress": self.progress.state(),
+            "streams": rng_states(self._streams),
+            "env": self.env.state(),
+            "said": None if said is None else said.tolist(),
+            "signals": self.edge.signals.state(),
+            "llm": {} if self.llm is None else dict(self.llm.counts),
+        }
+        checkpoint = Checkpoint(self.progress.env_steps, self.agent.tensors(), state)
+        recorder.checkpoint(checkpoint, None if self.llm is None else self.llm.save)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state: dict[str, Any] = checkpoint.state
+        try:
+            self.progress = Progress.restored(state["progress"])
+            restore_rng_states(self._streams, state["streams"])
+            self.edge.signals.restore(state["signals"])
+            self._scene = self.env.restore(state["env"]).saying(None if state["said"] is None else np.array(state["said"]))
+            if self.llm is not None:
+                self.llm.counts.update(state["llm"])
+        except KeyError as error:
+            raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} lacks {error}") from error
+        self.agent.load_tensors(checkpoint.tensors)
+        if self.llm is not None:
+            if checkpoint.llm_folder is None:
+                raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} has no LLM, this run has one")
+            self.llm.load(checkpoint.llm_folder)
+
+    @contextmanager
+    def _unmetered(self) -> Iterator[None]:
+        """Evaluations are no cost of learning."""
+        with nullcontext() if self.llm is None else self.llm.paused():
+            yield

@@ -1,0 +1,159 @@
+"""An RL student that hears a teacher."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lamorel_ext.config import StudentArgs
+from lamorel_ext.errors import CheckpointError
+from lamorel_ext.student.features import encode_observations
+from lamorel_ext.student.guidance import NUM_ACTIONS
+from lamorel_ext.student.networks import StudentNetwork
+from lamorel_ext.student.optimizer import FlatAdam
+from lamorel_ext.student.ppo import STATS, StudentBatch, update_student
+from lamorel_ext.student.randomness import Draws, sample_rows
+from lamorel_ext.student.rollout import Actor, Decision, Discount, Rollout
+from lamorel_ext.student.scenes import Scene
+from lamorel_ext.student.teachers import Guidance, Teacher
+
+
+class StudentAgent:
+    """A small network that acts on the symbolic view and its teacher's guidance, trained by PPO on the client."""
+
+    def __init__(self, network: StudentNetwork, teacher: Teacher, args: StudentArgs, reads_prompts: bool) -> None:
+        self.network = network
+        self.teacher = teacher
+        self.args = args
+        self.optimizer = FlatAdam(list(network.parameters()))
+        self.discount = Discount(args.gamma, args.lam)
+        self.reads_prompts = reads_prompts
+        self.enumerable = teacher.options is not None
+        self.columns: tuple[str, ...] = tuple(f"student_{name}" for name in STATS) + (("teacher_entropy",) if reads_prompts else ())
+        self.follower: Actor | None = BlindFollower(self) if teacher.guidance_codes > 1 else None
+
+    def decide(self, scene: Scene, draws: Draws) -> Decision:
+        """See ``Actor``."""
+        heard = self.teacher.guide(scene, draws)
+        features = encode_observations(scene.observations)
+        with torch.inference_mode():
+            seen = torch.from_numpy(features)
+            log_probs = self.network.policy(seen, torch.from_numpy(heard.codes), torch.from_numpy(heard.hints)).double().numpy()
+            values = self.network.value(seen).double().numpy()
+        actions = sample_rows(log_probs, draws.actions)
+        return Decision(actions, log_probs[np.arange(len(actions)), actions], values, heard.said, features, heard)
+
+    def values(self, scene: Scene) -> np.ndarray:
+        """See ``Actor``."""
+        with torch.inference_mode():
+            values: np.ndarray = self.network.value(torch.from_numpy(encode_observations(scene.observations))).double().numpy()
+        return values
+
+    def action_probs(self, scene: Scene) -> np.ndarray:
+        """The sum over guidance of M(x | s) pi(a | x, s)."""
+        options = _listed(self.teacher)
+        weights = self.teacher.distribution(scene)
+        n, size = weights.shape
+        with torch.inference_mode():
+            seen = self.network.see(torch.from_numpy(encode_observations(scene.observations))).repeat_interleave(size, dim=0)
+            codes, hints = torch.from_numpy(options.codes).repeat(n, 1), torch.from_numpy(options.hints).repeat(n)
+            policy = self.network.choose(seen, codes, hints).double().exp().numpy()
+        probs: np.ndarray = np.einsum("nx,nxa->na", weights, policy.reshape(n, size, NUM_ACTIONS))
+        return probs
+
+    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
+        """See ``Agent``."""
+        stats = update_student(self.network, self.optimizer, student_batch(rollout), self.args, rng)
+        numbers = {f"student_{name}": value for name, value in stats.items()}
+        said = [turn.decision.said for turn in rollout.turns]
+        spread = [words.entropies for words in said if words is not None]
+        return numbers | ({"teacher_entropy": float(np.mean(spread))} if spread else {})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights as ``student.<name>``, the optimiser's state as ``adam.<key>``."""
+        weights = {f"student.{name}": tensor.detach().clone() for name, tensor in self.network.named_parameters()}
+        return weights | {f"adam.{key}": tensor for key, tensor in self.optimizer.tensors().items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Come back to saved tensors.
+
+        Raises:
+            CheckpointError: A tensor is missing or has another shape.
+        """
+        for name, parameter in self.network.named_parameters():
+            with torch.no_grad():
+                parameter.copy_(expect_tensor(tensors, f"student.{name}", parameter.shape))
+        self.optimizer.load({key: expect_tensor(tensors, f"adam.{key}", own.shape) for key, own in self.optimizer.tensors().items()})
+
+
+def expect_tensor(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
+    """The saved tensor of that name.
+
+    Raises:
+        CheckpointError: It is missing or has another shape.
+    """
+    saved = tensors.get(name)
+    if saved is None or saved.shape != shape:
+        got = "nothing" if saved is None else str(tuple(saved.shape))
+        raise CheckpointError(f"{name}: expected shape {tuple(shape)}, got {got}")
+    return saved
+
+
+class BlindFollower:
+    """Does what the teacher of a student hints at, and acts uniformly at random where it hints at nothing."""
+
+    def __init__(self, student: StudentAgent) -> None:
+        self._student = student
+        self.discount = student.discount
+        self.reads_prompts = student.reads_prompts
+        self.enumerable = student.enumerable
+
+    def decide(self, scene: Scene, draws: Draws) -> Decision:
+        """See ``Actor``."""
+        heard = self._student.teacher.guide(scene, draws)
+        with np.errstate(divide="ignore"):
+            log_probs = np.log(_obey(heard.hints))
+        actions = sample_rows(log_probs, draws.actions)
+        return Decision(actions, log_probs[np.arange(len(actions)), actions], self.values(scene), heard.said, heard=heard)
+
+    def values(self, scene: Scene) -> np.ndarray:
+        """The student's."""
+        return self._student.values(scene)
+
+    def action_probs(self, scene: Scene) -> np.ndarray:
+        """See ``Actor``."""
+        teacher = self._student.teacher
+        probs: np.ndarray = teacher.distribution(scene) @ _obey(_listed(teacher).hints)
+        return probs
+
+
+def student_batch(rollout: Rollout) -> StudentBatch:
+    """A rollout of a student's, flattened to ``(num_steps * num_envs, ...)``."""
+    decisions = [turn.decision for turn in rollout.turns]
+    heard = [decision.heard for decision in decisions if decision.heard is not None]
+    features = [decision.features for decision in decisions if decision.features is not None]
+    if len(heard) != len(decisions) or len(features) != len(decisions):
+        raise ValueError("this rollout is not a student's")
+    return StudentBatch(
+        features=torch.from_numpy(np.concatenate(features)),
+        codes=torch.from_numpy(np.concatenate([guidance.codes for guidance in heard])),
+        hints=torch.from_numpy(np.concatenate([guidance.hints for guidance in heard])),
+        actions=torch.from_numpy(np.concatenate([decision.actions for decision in decisions])),
+        old_log_probs=torch.from_numpy(np.concatenate([decision.log_probs for decision in decisions])).float(),
+        advantages=torch.from_numpy(rollout.advantages.ravel()).float(),
+        returns=torch.from_numpy(rollout.returns.ravel()).float(),
+    )
+
+
+def _listed(teacher: Teacher) -> Guidance:
+    if teacher.options is None:
+        raise ValueError("this teacher's guidance cannot be enumerated")
+    return teacher.options
+
+
+def _obey(hints: np.ndarray) -> np.ndarray:
+    """``(n, NUM_ACTIONS)``: the hinted action surely, every action alike without a hint."""
+    table = np.concatenate([np.eye(NUM_ACTIONS), np.full((1, NUM_ACTIONS), 1.0 / NUM_ACTIONS)])
+    obeyed: np.ndarray = table[hints]
+    return obeyed

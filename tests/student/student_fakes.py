@@ -1,0 +1,183 @@
+"""Stand-ins for the student's tests: a corridor to walk along, and an LLM that is a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lamorel_ext.config import ArmArgs, Config, EnvArgs, FeedbackArgs, GuidanceArgs, PpoArgs, RunArgs, StudentArgs
+from lamorel_ext.types import (
+    GenerateRequest,
+    GenerateResult,
+    ObservationBatch,
+    Scalar,
+    ScoreRequest,
+    ScoreResult,
+    StepBatch,
+    UpdateRequest,
+    UpdateResult,
+)
+
+LENGTH = 6
+MAX_STEPS = 12
+
+
+def observe(positions: np.ndarray, facings: np.ndarray) -> ObservationBatch:
+    """States of the corridor: where (0 to LENGTH - 1), and facing the ball (1) or not (0)."""
+    images = np.zeros((len(positions), 7, 7, 3), dtype=np.uint8)
+    images[np.arange(len(positions)), positions, 0, 0] = 6
+    said = tuple(
+        (f"You see a red ball {LENGTH - p} steps {'forward' if f else 'behind'}",) for p, f in zip(positions, facings, strict=True)
+    )
+    return ObservationBatch(("go to the red ball",) * len(positions), said, images, np.where(facings, 0, 2).astype(np.int64))
+
+
+def successor(positions: np.ndarray, facings: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both turns turn around, going forward walks, everything else does nothing. The ball lies at LENGTH."""
+    facings = np.where(actions <= 1, 1 - facings, facings)
+    walked = np.clip(positions + np.where(facings, 1, -1), 0, LENGTH)
+    return np.where(actions == 2, walked, positions), facings
+
+
+class CorridorEnv:
+    """A BatchedEnv. Episode k of copy i starts where (seed, i, k) says."""
+
+    def __init__(self, num_envs: int, seed: int) -> None:
+        self.num_envs = num_envs
+        self._seed = seed
+        self.closed = False
+
+    def reset(self) -> ObservationBatch:
+        self._episodes = np.zeros(self.num_envs, dtype=np.int64)
+        self._steps = np.zeros(self.num_envs, dtype=np.int64)
+        starts = [self._start(i) for i in range(self.num_envs)]
+        self._positions, self._facings = (np.array(column) for column in zip(*starts, strict=True))
+        return observe(self._positions, self._facings)
+
+    def step(self, actions: np.ndarray) -> StepBatch:
+        self._positions, self._facings = successor(self._positions, self._facings, actions)
+        self._steps += 1
+        terminated = self._positions == LENGTH
+        truncated = self._steps == MAX_STEPS
+        rewards = np.where(terminated, 1.0 - 0.9 * self._steps / MAX_STEPS, 0.0)
+        reached = current = observe(np.minimum(self._positions, LENGTH - 1), self._facings)
+        ended = np.flatnonzero(terminated | truncated)
+        for i in ended:
+            self._episodes[i] += 1
+            self._steps[i] = 0
+            self._positions[i], self._facings[i] = self._start(int(i))
+        if len(ended):
+            current = observe(self._positions, self._facings)
+        return StepBatch(reached, current, rewards, terminated, truncated)
+
+    def expert_actions(self) -> np.ndarray:
+        return np.where(self._facings == 1, 2, 0)
+
+    def state(self) -> dict[str, list[int]]:
+        return {"episodes": self._episodes.tolist(), "steps": self._steps.tolist(), "positions": self._positions.tolist(),
+                "facings": self._facings.tolist()}  # fmt: skip
+
+    def restore(self, state: dict[str, list[int]]) -> ObservationBatch:
+        self._episodes, self._steps = np.array(state["episodes"]), np.array(state["steps"])
+        self._positions, self._facings = np.array(state["positions"]), np.array(state["facings"])
+        return observe(self._positions, self._facings)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _start(self, i: int) -> tuple[int, int]:
+        rng = np.random.default_rng([self._seed, i, int(self._episodes[i])])
+        return int(rng.integers(LENGTH - 1)), int(rng.integers(2))
+
+
+def make_corridor(config: Config, held_out: bool) -> CorridorEnv:
+    """An env_factory."""
+    return CorridorEnv(config.run.eval_episodes, config.run.eval_seed) if held_out else CorridorEnv(config.env.num_envs, config.run.seed)
+
+
+class TableLlm:
+    """An LlmClient whose language model is a table of scores, trained by plain gradient steps. It notes every request."""
+
+    def __init__(self, favourite: str = "", strength: float = 0.0) -> None:
+        self._favourite, self._strength = favourite, strength
+        self.requests: list[ScoreRequest | GenerateRequest | UpdateRequest] = []
+        self.reset_seeds: list[int] = []
+        self.scores: dict[str, float] = {}
+        self.values: dict[str, float] = {}
+
+    def score_batch(self, request: ScoreRequest) -> ScoreResult:
+        self.requests.append(request)
+        n = len(request.prompts)
+        log_probs = [self._score(p, c) for p, texts in zip(request.prompts, request.candidates, strict=True) for c in texts]
+        modules = {
+            name: torch.tensor([[self.values.get(p, 0.0)] for p in request.prompts], dtype=torch.float32) for name in request.modules
+        }
+        counts = tuple(len(texts) for texts in request.candidates) if request.score else (0,) * n
+        stats = {"tokens": float(sum(len(p.split()) for p in request.prompts))}
+        return ScoreResult(torch.tensor(log_probs if request.score else [], dtype=torch.float32), counts, modules, stats)
+
+    def generate_batch(self, request: GenerateRequest) -> GenerateResult:
+        self.requests.append(request)
+        rng = np.random.default_rng(int(request.options["seed"]))
+        said = rng.choice(["turn left", "go forward now", ""], size=len(request.prompts)).tolist()
+        lengths = tuple(len(text.split()) + 1 for text in said)
+        total = sum(lengths)
+        return GenerateResult(tuple((t,) for t in said), torch.zeros(total, dtype=torch.int64), torch.full((total,), -0.5), lengths, {})
+
+    def update_batch(self, request: UpdateRequest) -> UpdateResult:
+        self.requests.append(request)
+        chosen = request.data["chosen" if request.updater == "feedback" else "actions"].tolist()
+        weights = request.data["signals" if request.updater == "feedback" else "advantages"].tolist()
+        lr = float(request.options["lr"])
+        for i, (prompt, texts) in enumerate(zip(request.prompts, request.candidates, strict=True)):
+            probs = np.exp([self._score(prompt, text) for text in texts])
+            probs /= probs.sum()
+            for j, text in enumerate(texts):
+                self.scores[f"{prompt}|{text}"] = self._score(prompt, text) + lr * weights[i] * ((j == chosen[i]) - probs[j])
+            if request.updater == "ppo":
+                self.values[prompt] = self.values.get(prompt, 0.0) + 0.1 * (
+                    float(request.data["returns"][i]) - self.values.get(prompt, 0.0)
+                )
+        return UpdateResult({"loss": 0.5, "grad_norm": 1.0, "kl": 0.25, "entropy": 1.0, "log_prob": -1.0, "scored_tokens": 7.0})
+
+    def reset(self, seed: int) -> None:
+        self.reset_seeds.append(seed)
+        self.scores.clear()
+        self.values.clear()
+
+    def save(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, "table.json").write_text(json.dumps([self.scores, self.values]))
+
+    def load(self, folder: str) -> None:
+        self.scores, self.values = json.loads(Path(folder, "table.json").read_text())
+
+    def info(self) -> Mapping[str, Scalar]:
+        return {"model": "table"}
+
+    def updates(self) -> list[UpdateRequest]:
+        return [request for request in self.requests if isinstance(request, UpdateRequest)]
+
+    def _score(self, prompt: str, text: str) -> float:
+        default = zlib.crc32(f"{prompt}|{text}".encode()) % 100 / 100 - 1.0 + self._strength * (text == self._favourite)
+        return self.scores.get(f"{prompt}|{text}", default)
+
+
+def small_config(**groups: object) -> Config:
+    """Four corridors, eight steps a rollout; keys such as ``feedback={"signal": "td"}`` replace values."""
+    config = Config(
+        env=EnvArgs(level="Corridor", num_envs=4),
+        arm=ArmArgs(),
+        guidance=GuidanceArgs(),
+        student=StudentArgs(num_steps=8, hidden_size=16),
+        ppo=PpoArgs(num_steps=8, lr=0.1),
+        feedback=FeedbackArgs(lr=0.1),
+        run=RunArgs(total_steps=128, eval_every=64, eval_episodes=20, eval_seed=1000),
+    )
+    return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in groups.items()})

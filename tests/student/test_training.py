@@ -1,0 +1,174 @@
+"""The training loop on a corridor with a tabular LLM: budgets, columns, equality of curves, resuming."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from lamorel_ext.student.loop import train
+from lamorel_ext.student.recorder import Checkpoint, MemoryRecorder
+from tests.student.student_fakes import TableLlm, make_corridor, small_config
+
+ARMS = {
+    "llm_policy": {"arm": {"agent": "llm_policy"}, "feedback": {"signal": "none"}},
+    "llm_policy+feedback": {"arm": {"agent": "llm_policy"}, "feedback": {"signal": "gae"}},
+    "llm_policy+online": {"arm": {"agent": "llm_policy"}, "feedback": {"signal": "td", "every": 2}},
+    "teacher_feedback": {"feedback": {"signal": "gae"}},
+    "previous_online": {"feedback": {"signal": "previous", "every": 3}},
+    "both": {"feedback": {"signal": "previous", "channel": "both"}},
+    "prompt": {"feedback": {"signal": "state", "channel": "prompt"}},
+    "shuffled": {"feedback": {"signal": "shuffled"}},
+    "random": {"feedback": {"signal": "random"}},
+    "free": {"guidance": {"vocabulary": "free"}},
+    "subgoal": {"guidance": {"vocabulary": "subgoal"}},
+    "glam": {"env": {"prompt": "glam"}},
+    "student_alone": {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}},
+    "teacher_random": {"arm": {"teacher": "random"}, "feedback": {"signal": "none"}},
+    "teacher_oracle": {"arm": {"teacher": "oracle"}, "feedback": {"signal": "none"}},
+}
+
+
+def run(tmp_path, recorder=None, **groups):
+    recorder = recorder or MemoryRecorder(tmp_path)
+    config = small_config(**groups)
+    llm = TableLlm() if config.arm.teacher == "llm" or config.arm.agent == "llm_policy" else None
+    return train(config, llm, recorder, make_corridor), recorder, llm
+
+
+def without_seconds(rows):
+    return [{key: repr(value) for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_two_runs_give_the_same_curve_and_their_seed_matters(arm, tmp_path):
+    first, second = run(tmp_path, **ARMS[arm])[1], run(tmp_path, **ARMS[arm])[1]
+    other = run(tmp_path, **{**ARMS[arm], "run": {"seed": 1}})[1]
+    assert without_seconds(first.rows) == without_seconds(second.rows)
+    assert without_seconds(first.rows) != without_seconds(other.rows)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_rows_come_at_the_start_when_due_and_at_the_end_with_the_same_columns(arm, tmp_path):
+    summary, recorder, _ = run(tmp_path, **ARMS[arm])
+    assert [row["env_steps"] for row in recorder.rows] == [0, 64, 128]
+    assert len({tuple(row) for row in recorder.rows}) == 1
+    for row in recorder.rows[1:]:
+        missing = [name for name, value in row.items() if math.isnan(value)]
+        assert not missing or arm.startswith("llm_policy"), missing  # the table does not give all of PPO's numbers
+    assert summary.env_steps == 128
+    assert summary.last_row["success"] == recorder.rows[-1]["success"]
+
+
+class Stops(Exception):
+    """The power went out."""
+
+
+class FragileRecorder(MemoryRecorder):
+    """Raises after a number of rollouts, before the checkpoint that comes after them."""
+
+    rollouts_left = 2
+
+    def checkpoint(self, checkpoint, save_llm):
+        self.rollouts_left -= 1
+        if self.rollouts_left < 0:
+            raise Stops
+        super().checkpoint(checkpoint, save_llm)
+        state = json.loads(json.dumps(self.last.state, allow_nan=False))  # what a file would give back
+        self.last = Checkpoint(self.last.env_steps, self.last.tensors, state, self.last.llm_folder)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(arm, tmp_path):
+    whole, fragile = run(tmp_path / "whole", **ARMS[arm])[1], FragileRecorder(tmp_path / "fragile")
+    with pytest.raises(Stops):
+        run(tmp_path, fragile, **ARMS[arm])
+    assert len(fragile.rows) == 2 and fragile.last.env_steps == 64
+    fragile.rollouts_left = 9
+    run(tmp_path, fragile, **ARMS[arm])
+    assert without_seconds(fragile.rows) == without_seconds(whole.rows)
+    assert fragile.last.tensors.keys() == whole.last.tensors.keys()
+    for name, tensor in whole.last.tensors.items():
+        assert torch.equal(tensor, fragile.last.tensors[name]), name
+    if whole.last.llm_folder:
+        tables = [Path(recorder.last.llm_folder, "table.json").read_text() for recorder in (whole, fragile)]
+        assert tables[0] == tables[1]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    _, recorder, _ = run(tmp_path)
+    rows = list(recorder.rows)
+    summary, _, llm = run(tmp_path, recorder)
+    assert recorder.rows == rows and llm.requests == []
+    assert summary.last_row["success"] == rows[-1]["success"]
+
+
+@pytest.mark.parametrize("total, num_envs, expected", [(40, 16, 48), (40, 4, 40), (2100, 4, 2100), (5, 1, 5)])
+def test_the_budget_is_exact_where_the_number_of_copies_divides_it(total, num_envs, expected, tmp_path):
+    groups = {"env": {"num_envs": num_envs}, "run": {"total_steps": total, "eval_every": 10_000, "checkpoint_every": 0, "eval_episodes": 2}}
+    summary, recorder, _ = run(tmp_path, **groups, arm={"teacher": "none"}, feedback={"signal": "none"})
+    assert summary.env_steps == expected
+    assert [row["env_steps"] for row in recorder.rows] == [0, expected]
+    assert recorder.last.env_steps == expected
+
+
+def test_training_rows_count_finished_episodes(tmp_path):
+    _, recorder, _ = run(tmp_path, arm={"teacher": "oracle"}, feedback={"signal": "none"}, student={"kappa": 50.0, "lr": 0.0})
+    last = recorder.rows[-1]
+    # The expert, obeyed: at most a turn and six steps forward, so every episode ends in success.
+    assert last["train_success"] == 1.0 and last["success"] == 1.0 and last["teacher_success"] == 1.0
+    assert last["episodes"] >= 128 / 7 - 4
+    assert 1 - 0.9 * 7 / 12 <= last["train_return"] <= 1.0
+
+
+LONG = {
+    "env": {"num_envs": 16},
+    "student": {"lr": 5e-3, "hidden_size": 64},
+    "run": {"total_steps": 2048, "eval_every": 2048, "checkpoint_every": 0, "eval_episodes": 100},
+}
+
+
+def test_the_student_learns_alone(tmp_path):
+    _, recorder, _ = run(tmp_path, **LONG, arm={"teacher": "none"}, feedback={"signal": "none"})
+    assert recorder.rows[0]["success"] < 0.2 and recorder.rows[-1]["success"] > 0.7
+
+
+def test_the_feedback_edge_makes_a_better_teacher(tmp_path):
+    _, taught, _ = run(tmp_path, **LONG, feedback={"signal": "gae", "lr": 0.1})
+    _, frozen, _ = run(tmp_path, **LONG, feedback={"signal": "none"})
+    assert frozen.rows[0]["teacher_success"] == frozen.rows[-1]["teacher_success"] == taught.rows[0]["teacher_success"]
+    assert taught.rows[-1]["teacher_success"] > frozen.rows[-1]["teacher_success"] + 0.3
+
+
+def test_the_llm_policy_learns(tmp_path):
+    _, recorder, _ = run(tmp_path, **LONG, **ARMS["llm_policy"])
+    assert recorder.rows[-1]["success"] > recorder.rows[0]["success"] + 0.3
+
+
+def test_evaluation_costs_nothing_and_training_is_counted(tmp_path):
+    _, recorder, llm = run(tmp_path)
+    assert recorder.rows[0]["llm_calls"] == 0
+    # 32 steps of scoring four prompts, and four updates of 32 samples
+    assert recorder.rows[-1]["llm_calls"] == 32 + 4
+    assert recorder.rows[-1]["llm_prompts"] == 32 * 4 + 4 * 32
+    assert len(llm.requests) > 36
+    assert llm.reset_seeds == [0]
+
+
+def test_arms_of_one_seed_meet_the_same_episodes(tmp_path):
+    seen = []
+
+    def spy(config, held_out):
+        env = make_corridor(config, held_out)
+        reset = env.reset
+        env.reset = lambda: seen.append((held_out, reset())) or seen[-1][1]
+        return env
+
+    for arm in ("llm_policy", "teacher_feedback", "student_alone"):
+        config = small_config(**ARMS[arm])
+        train(config, TableLlm(), MemoryRecorder(tmp_path), spy)
+    starts = [observations.images.tobytes() for held_out, observations in seen if not held_out]
+    held_out = [observations.images.tobytes() for held_out, observations in seen if held_out]
+    assert len(starts) == 3 and len(set(starts)) == 1
+    assert len(held_out) >= 9 and len(set(held_out)) == 1
