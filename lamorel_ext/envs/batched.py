@@ -1,0 +1,70 @@
+"""Several copies of one level stepped together, each resetting itself: the batch that a rollout steps.
+
+Two backends give the same steps. ``minigrid`` runs any level, one copy after the other; ``table`` looks GoToRedBallNoDists up in arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from lamorel_ext.envs import enumeration
+from lamorel_ext.envs.babyai_text import sentence_language
+from lamorel_ext.envs.batch_checks import EpisodeSeed
+from lamorel_ext.envs.describe import Language
+from lamorel_ext.envs.minigrid_batch import MinigridBatch
+from lamorel_ext.envs.table_batch import TableBatch
+from lamorel_ext.errors import LevelError
+from lamorel_ext.types import BatchedEnv
+
+SEED_BOUND = 1_000_000_000
+"""Seeds from here on are held out for evaluation."""
+
+
+def make_batched_env(
+    level: str,
+    num_envs: int,
+    language: Language = "en",
+    seed: int = 0,
+    episode_seed: EpisodeSeed | None = None,
+    backend: Literal["auto", "minigrid", "table"] = "auto",
+    num_distractors: int | None = None,
+) -> BatchedEnv:
+    """Build ``num_envs`` copies of a level, still to be reset.
+
+    Args:
+        level: Id of a level, see ``levels.level_ids``.
+        num_envs: Copies.
+        language: Language of the sentences; missions stay English.
+        seed: Seed of the run, from which the default ``episode_seed`` is derived.
+        episode_seed: Seed of each episode. None takes ``training_seeds(seed)``.
+        backend: ``auto`` takes the tables where there are some.
+        num_distractors: See ``levels.make_level``.
+
+    Raises:
+        LevelError: The level is unknown, ``num_envs`` is below 1, or the backend does not know the level.
+    """
+    if num_envs < 1:
+        raise LevelError(f"num_envs must be at least 1, got {num_envs}")
+    if backend not in ("auto", "minigrid", "table"):
+        raise LevelError(f"backend must be auto, minigrid or table, got {backend!r}")
+    tabular = level == enumeration.LEVEL and num_distractors is None
+    if backend == "table" and not tabular:
+        raise LevelError(
+            f"the table backend knows {enumeration.LEVEL} alone, got {level}" + (" with distractors" if num_distractors is not None else "")
+        )
+    seeds = training_seeds(seed) if episode_seed is None else episode_seed
+    spoken = sentence_language(level, language)
+    if tabular and backend != "minigrid":
+        return TableBatch(num_envs, spoken, seeds)
+    return MinigridBatch(level, num_envs, spoken, seeds, num_distractors)
+
+
+def training_seeds(seed: int) -> EpisodeSeed:
+    """Episode seeds below ``SEED_BOUND``, spread by a hash of run, environment and episode."""
+
+    def episode_seed(env: int, episode: int) -> int:
+        return int(np.random.SeedSequence((seed, env, episode)).generate_state(1, np.uint64)[0] % SEED_BOUND)
+
+    return episode_seed

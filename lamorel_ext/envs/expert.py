@@ -1,0 +1,88 @@
+"""The BabyAI bot as an expert that can be asked in any state of an episode, and that always answers."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+from minigrid.utils.baby_ai_bot import BabyAIBot
+
+_NUM_OFFERED = 6
+_log = logging.getLogger(__name__)
+
+
+class Expert:
+    """The bot over one episode of one level.
+
+    The bot remembers what it has seen and plans ahead, so it is told every action. Where it was not asked for a step, or has failed, a
+    new one takes over that knows only the current state. Where that one fails too (the bot cannot solve KeyInBox, or missions whose
+    object is lost), the answer is one of the six actions at random, the same for the same episode and step.
+
+    Args:
+        level: The level; the episode must be at its start.
+        seed: Seed of the episode.
+    """
+
+    def __init__(self, level: RoomGridLevel, seed: int) -> None:
+        self.level = level
+        self.seed = seed
+        self.failures = 0
+        self._bot: BabyAIBot | None = None
+        self._first = self._last = -1
+        self._answer = 0
+
+    def action(self, taken: list[int]) -> int:
+        """What to do now.
+
+        Args:
+            taken: Actions since the start of the episode.
+
+        Returns:
+            An action id, 0 to 5.
+        """
+        now = len(taken)
+        if now == self._last:
+            return self._answer
+        follows = self._bot is not None and now == self._last + 1
+        answer = self._ask(taken[-1]) if follows else None
+        if answer is None:
+            self._first = now
+            answer = self._ask_new()
+        self._last = now
+        self._answer = self._at_random(now) if answer is None else answer
+        return self._answer
+
+    def span(self, now: int) -> tuple[int, int]:
+        """First and last step at which the living bot was asked; ``(-1, -1)`` where the next question goes to a new one anyway."""
+        return (self._first, self._last) if self._last >= 0 and self._last >= now - 1 else (-1, -1)
+
+    def _ask_new(self) -> int | None:
+        try:
+            self._bot = BabyAIBot(self.level)
+        except Exception as error:  # the bot fails with assertions and worse; an expert that is silent would end a run
+            self._give_up(error)
+            return None
+        return self._ask(None)
+
+    def _ask(self, action_taken: int | None) -> int | None:
+        bot = self._bot
+        if bot is None:
+            return None
+        try:
+            suggested = int(bot.replan(action_taken))
+        except Exception as error:  # as above
+            self._give_up(error)
+            return None
+        if suggested >= _NUM_OFFERED:
+            self._give_up("it thinks that it is done, but the episode goes on")
+            return None
+        return suggested
+
+    def _give_up(self, reason: object) -> None:
+        self.failures += 1
+        self._bot = None
+        _log.debug("the BabyAI bot gives up on %r: %r", self.level.mission, reason)
+
+    def _at_random(self, now: int) -> int:
+        return int(np.random.default_rng((self.seed, now)).integers(_NUM_OFFERED))
