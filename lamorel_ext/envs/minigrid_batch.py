@@ -111,12 +111,8 @@ class MinigridBatch:
             CheckpointError: The state is of another batch.
         """
         episodes, lengths, actions, experts = read_state(state, self.num_envs, "episodes", "lengths", "actions", "experts")
-        if (
-            len(episodes) != self.num_envs
-            or len(lengths) != self.num_envs
-            or len(experts) != 2 * self.num_envs
-            or sum(lengths) != len(actions)
-        ):
+        complete = len(episodes) == len(lengths) == self.num_envs and len(experts) == 2 * self.num_envs and sum(lengths) == len(actions)
+        if not complete or min(episodes + lengths + actions) < 0 or max(actions, default=0) >= NUM_ACTIONS:
             raise CheckpointError(f"the saved state is not of {self.num_envs} environments of this level")
         taken = iter(actions)
         for index, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
