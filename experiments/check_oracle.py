@@ -24,6 +24,7 @@ import numpy as np
 from lamorel_ext.envs.describe import describe
 from lamorel_ext.envs.levels import level_ids, make_level, seed_determines
 from lamorel_ext.envs.transcripts import RecordedLevel, box_contents, grid_codes, moves_otherwise, rebuild, rules_known, thing_record
+from lamorel_ext.envs.view import symbolic_view
 from lamorel_ext.errors import LamorelExtError
 from lamorel_ext.prompts.templates import action_name, glam_prompt, lamorel_prompt
 
@@ -109,7 +110,7 @@ def check_episode(episode: list[Record], comparison: Comparison) -> None:
 
 def check_text(record: Record, comparison: Comparison) -> None:
     """Rebuild one state; compare the view and the sentences in both languages."""
-    image = rebuild(record).gen_obs()["image"]
+    image = symbolic_view(rebuild(record))
     comparison.check("image", record, image.reshape(-1).tolist(), record["image"])
     comparison.check("descriptions", record, list(describe(image)), record["descriptions"])
     comparison.check("descriptions_fr", record, list(describe(image, language="fr")), record["descriptions_fr"])
