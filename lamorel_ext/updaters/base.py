@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lamorel_ext.types import ScoreResult, ServerGroup, UpdateRequest, UpdateResult
-from lamorel_ext.updaters.gradients import sum_over_servers
+from lamorel_ext.updaters.gradients import sum_dtype, sum_over_servers
 
 
 class Host(Protocol):
@@ -104,7 +104,8 @@ class BaseUpdater:
             return
         parameters = [parameter for _, parameter in self._llm_module.named_trainable_parameters()]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        for parameter, summed in zip(parameters, sum_over_servers(gradients, self._group), strict=True):
+        sums = sum_over_servers(gradients, self._group, sum_dtype(gradients))
+        for parameter, summed in zip(parameters, sums, strict=True):
             parameter.grad = (summed / self._group.size).to(parameter.device, parameter.dtype)
 
     def reset(self, seed: int) -> None:

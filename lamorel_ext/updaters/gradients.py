@@ -16,7 +16,12 @@ FUSED_DEVICES = ("cpu", "cuda")
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def sum_over_servers(tensors: Sequence[Tensor], group: ServerGroup, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def sum_dtype(gradients: Sequence[Tensor]) -> torch.dtype:
+    """Precision to add gradients in: float64 where any of them has it, else float32."""
+    return torch.float64 if any(gradient.dtype == torch.float64 for gradient in gradients) else torch.float32
+
+
+def sum_over_servers(tensors: Sequence[Tensor], group: ServerGroup, dtype: torch.dtype) -> list[Tensor]:
     """Sum tensors over all servers in one all-reduce. Every server must call it.
 
     Args:
@@ -72,7 +77,7 @@ class GradientStepper:
             gradients, sums = self._summed(gradients, sums)
         for held, gradient in zip(self._held, gradients, strict=True):
             held.grad = gradient.to(held.device, held.dtype)
-        return get_total_norm(self._gradients(), foreach=True), sums
+        return get_total_norm(self._gradients()), sums
 
     @torch.no_grad()
     def step(self, norm: Tensor, lr: float, eps: float, max_norm: float) -> None:
@@ -85,7 +90,7 @@ class GradientStepper:
             max_norm: Gradients longer than this are scaled down to it.
         """
         if float(norm) > max_norm:
-            clip_grads_with_norm_(self._held, max_norm, norm, foreach=True)
+            clip_grads_with_norm_(self._held, max_norm, norm)
         for group in self._adam.param_groups:
             group["lr"], group["eps"] = lr, eps
         self._refresh_copies()
@@ -127,8 +132,7 @@ class GradientStepper:
         return [held.grad for held in self._held if held.grad is not None]
 
     def _summed(self, gradients: list[Tensor], sums: Tensor) -> tuple[list[Tensor], Tensor]:
-        dtype = torch.float64 if any(held.dtype == torch.float64 for held in self._held) else torch.float32
-        *gradients, sums = sum_over_servers([*gradients, sums], self._group, dtype)
+        *gradients, sums = sum_over_servers([*gradients, sums], self._group, sum_dtype(gradients))
         return gradients, sums
 
     def _refresh_copies(self) -> None:
