@@ -46,7 +46,7 @@ class LlmPolicyAgent:
 
     def values(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
-        request = ScoreRequest(scene.shown, ((),) * len(scene), (_VALUE,), score=False)
+        request = ScoreRequest(scene.shown, (), (_VALUE,), score=False)
         values: np.ndarray = self._llm.score_batch(request).modules[_VALUE].detach().double().reshape(-1).numpy()
         return values
 
