@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,13 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError, UpdateError
-from lamorel_ext.types import Scalar, ScoreResult, UpdateRequest, UpdateResult
+from lamorel_ext.types import Scalar, UpdateRequest, UpdateResult
 from lamorel_ext.updaters.base import BaseUpdater, Host
 from lamorel_ext.updaters.batches import Batch, Chunk, Minibatch, cut_chunks, make_batch
 from lamorel_ext.updaters.checkpoints import read_state, write_state
 from lamorel_ext.updaters.gradients import GradientStepper
 from lamorel_ext.updaters.requests import DataSpec, check_samples, read_data, read_options
-
-COUNTERS = ("scored_pairs", "scored_tokens")
+from lamorel_ext.updaters.scored import COUNTERS, Scored, score_chunk
 
 
 class StepOptions(Protocol):
@@ -37,21 +35,6 @@ class StepOptions(Protocol):
 
 
 OptionsT = TypeVar("OptionsT", bound=StepOptions)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What the model says of ``n`` samples.
-
-    Attributes:
-        scores: ``(n, k)``, summed token log-probabilities in nats, with gradient; minus infinity where there is no candidate.
-        modules: What each module function gave, each ``(n, ...)``, with gradient.
-        reference: ``(n, k)``, scores under the initial weights, where the updater asked for them.
-    """
-
-    scores: Tensor
-    modules: dict[str, Tensor]
-    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -239,23 +222,13 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
 
     def _accumulate(self, batch: Batch, chunk: Chunk, size: int, options: OptionsT) -> Tensor:
         """Add a chunk's share to the gradients; gives its share of the sums ``(len(terms) + len(COUNTERS),)``."""
-        result = self._host.score(chunk.prompts, chunk.candidates, modules=self.modules, require_grad=True)
-        scores = result.padded()
-        place = chunk.pair_of_row.to(scores.device)
-        modules = {name: _per_prompt(values, result.counts).to(scores.device)[place] for name, values in result.modules.items()}
-        reference = self._reference(chunk, result)[place] if self.uses_reference else None
-        data = {key: _like(scores, values[chunk.rows]) for key, values in batch.data.items()}
-        terms = self.loss(Scored(scores[place], modules, reference), data, options)
+        scored, counts = score_chunk(self._host, chunk, self.modules, self.uses_reference)
+        terms = self.loss(scored, {key: _like(scored.scores, values[chunk.rows]) for key, values in batch.data.items()}, options)
         share = terms["loss"].sum() / size
         if share.requires_grad:  # not where every candidate is the empty text, whose score is the constant 0
             share.backward()
         sums = [terms[name].detach().sum() for name in self.terms]
-        counts = torch.tensor([len(chunk.prompts), result.stats.get("tokens", 0.0)], dtype=torch.float64)
-        return torch.cat([torch.stack(sums).to("cpu", torch.float64), counts])
-
-    def _reference(self, chunk: Chunk, result: ScoreResult) -> Tensor:
-        flat = self._host.reference_log_probs(chunk.prompts, chunk.candidates)
-        return dataclasses.replace(result, log_probs=flat.to(result.log_probs)).padded()
+        return torch.cat([torch.stack(sums).to("cpu", torch.float64), torch.tensor(counts, dtype=torch.float64)])
 
     def _means(self, numbers: list[float], size: int) -> dict[str, float]:
         return {name: number / size for name, number in zip((*self.terms, *COUNTERS), numbers, strict=True)}
@@ -271,14 +244,6 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
             self._steps += 1
             self._host.weights_changed()
         return report
-
-
-def _per_prompt(values: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """One row per prompt: of a module function that was evaluated on every candidate the first one's, as in Lamorel's examples."""
-    if len(values) == len(counts):
-        return values
-    sizes = torch.tensor(counts, device=values.device)
-    return values[sizes.cumsum(0) - sizes]
 
 
 def _like(scores: Tensor, values: Tensor) -> Tensor:

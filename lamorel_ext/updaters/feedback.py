@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.types import UpdateRequest
-from lamorel_ext.updaters.candidates import CandidateUpdater, Scored
+from lamorel_ext.updaters.candidates import CandidateUpdater
 from lamorel_ext.updaters.losses import (
     candidate_log_softmax,
     chosen_log_probs,
@@ -23,6 +23,7 @@ from lamorel_ext.updaters.losses import (
     unlikelihood_loss,
 )
 from lamorel_ext.updaters.requests import DataSpec, option
+from lamorel_ext.updaters.scored import Scored
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.updaters.batches import Minibatch, draw_minibatches
-from lamorel_ext.updaters.candidates import CandidateUpdater, Scored, StepReport
+from lamorel_ext.updaters.candidates import CandidateUpdater, StepReport
 from lamorel_ext.updaters.losses import (
     MAX_LOG_RATIO,
     candidate_log_softmax,
@@ -20,6 +20,7 @@ from lamorel_ext.updaters.losses import (
     entropy,
 )
 from lamorel_ext.updaters.requests import DataSpec, option
+from lamorel_ext.updaters.scored import Scored
 
 
 @dataclass(frozen=True)

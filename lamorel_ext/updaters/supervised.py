@@ -9,9 +9,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from lamorel_ext.updaters.batches import Minibatch, draw_minibatches
-from lamorel_ext.updaters.candidates import CandidateUpdater, Scored
+from lamorel_ext.updaters.candidates import CandidateUpdater
 from lamorel_ext.updaters.losses import candidate_log_softmax, chosen_log_probs, entropy
 from lamorel_ext.updaters.requests import DataSpec, option
+from lamorel_ext.updaters.scored import Scored
 
 
 @dataclass(frozen=True)
