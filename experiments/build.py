@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from lamorel_ext.config import Config, LamorelArgs
-from lamorel_ext.errors import ConfigError
+from lamorel_ext.envs.levels import level_spec
+from lamorel_ext.errors import ConfigError, LevelError
 from lamorel_ext.models.loading import load_host
 from lamorel_ext.models.module_functions import ValueHead
 from lamorel_ext.rpc.caller import Caller
@@ -32,6 +34,7 @@ def run_as_ranked(config: Config, client: Client) -> int:
     """
     args = config.lamorel_args
     role = launched_role(args)
+    check_level(config)
     if args.distributed_setup_args.n_rl_processes != 1:
         raise ConfigError(
             "lamorel_args.distributed_setup_args.n_rl_processes: a training run has one client, which steps env.num_envs environments together; "
@@ -45,6 +48,18 @@ def run_as_ranked(config: Config, client: Client) -> int:
         return client(caller)
 
 
+def check_level(config: Config) -> None:
+    """Make sure that the level exists, before a model is loaded.
+
+    Raises:
+        ConfigError: It does not; names those that are spelt like it.
+    """
+    try:
+        level_spec(config.env.level)
+    except LevelError as error:
+        raise ConfigError(f"env.level: {error}") from error
+
+
 def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
     """Load the model with its value head, and make the updaters.
 
@@ -53,6 +68,7 @@ def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
     """
     llm = args.llm_args
     use_threads(llm.num_threads)
+    disable_progress_bar()  # one per checkpoint would bury the log
     host = load_host(llm, torch.device(placement.device), {"value": ValueHead(llm.value_head_hidden)})
     return Hosted(host, make_updaters())
 

@@ -17,7 +17,7 @@ from experiments.build import run_as_ranked
 from experiments.entry import make_parser, run_main, start_log
 from experiments.progress import Ticker
 from experiments.report import make_report
-from experiments.run_folder import check_same_run, run_state, steps_done
+from experiments.run_folder import check_folders, run_state, steps_done
 from experiments.train import train_one
 from experiments.versions import describe_versions
 from lamorel_ext.config import CONFIG_DIR, Config, load_config
@@ -83,22 +83,6 @@ def _plan_one(arm: str, seed: int, config: Config) -> Planned:
     return Planned(f"{arm}, seed {seed}", dataclasses.replace(config, run=run))
 
 
-def check_folders(runs: Sequence[Planned]) -> None:
-    """Make sure that no folder holds another run than planned.
-
-    Raises:
-        ConfigError: With every folder that does, and the keys that differ.
-    """
-    problems: list[str] = []
-    for planned in runs:
-        try:
-            check_same_run(planned.folder, planned.config)
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-
-
 def compare(runs: Sequence[Planned], llm: LlmClient, versions: dict[str, object]) -> None:
     """Train every run that is not complete. The first failure ends the comparison; what is complete stays.
 
@@ -121,7 +105,7 @@ def run(argv: Sequence[str]) -> int:
     runs = plan(options.overrides, options.config_name, options.config_dir)
     config = runs[0].config
     start_log(config.lamorel_args.log_level)
-    check_folders(runs)
+    check_folders((planned.folder, planned.config) for planned in runs)
 
     def client(llm: LlmClient) -> int:
         compare(runs, llm, describe_versions("compare", argv))

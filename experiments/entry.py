@@ -26,15 +26,15 @@ def run_main(program: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         return program(sys.argv[1:] if argv is None else argv)
     except ConfigError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+            _complain(str(error))
         return USER_ERROR
     except RemoteError as error:
         explained = {kind.__name__ for kind in _all_kinds(LamorelExtError)}
         known = error.type_name in explained
-        print(f"error: rank {error.rank} ({error.role}): {error.message}" if known else f"error: {error}", file=sys.stderr)
+        _complain(f"rank {error.rank} ({error.role}): {error.message}" if known else str(error))
         return FAILURE
     except LamorelExtError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(str(error))
         return FAILURE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -57,6 +57,11 @@ def start_log(level: str) -> None:
     logging.basicConfig(level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True)
     for name in ("experiments", "lamorel_ext", "__main__"):
         logging.getLogger(name).setLevel(level.upper())
+
+
+def _complain(message: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    print(f"error: {message}" if rank == "0" else f"[rank {rank}] error: {message}", file=sys.stderr, flush=True)
 
 
 def _all_kinds(kind: type[Exception]) -> list[type[Exception]]:

@@ -76,18 +76,17 @@ def evaluate_all(config: Config, llm: LlmClient | None, checkpoint: Checkpoint |
         scores = [evaluate(config, run.agent, name, signals)]
         if run.agent.follower is not None:
             scores.append(evaluate(config, run.agent.follower, "its teacher, followed", signals))
-    others: list[tuple[str, Actor]] = [("random", UniformActor()), ("bot", ExpertActor())]
-    return scores + [evaluate(_with_bot(config), actor, other) for other, actor in others]
+    return [*scores, evaluate(config, UniformActor(), "random"), evaluate(config, ExpertActor(), "bot", with_experts=True)]
 
 
-def evaluate(config: Config, actor: Actor, name: str, signals: FeedbackSignals | None = None) -> Score:
+def evaluate(config: Config, actor: Actor, name: str, signals: FeedbackSignals | None = None, with_experts: bool = False) -> Score:
     """Simulate ``run.eval_episodes`` held-out episodes, and enumerate the states where ``run.evaluation`` has it so.
 
     Raises:
         ConfigError: ``run.evaluation`` is ``exact`` and this actor cannot be evaluated exactly.
     """
-    simulator = make_evaluator(_by_episodes(config), make_env)
-    enumerator = make_evaluator(config, make_env)
+    simulator = make_evaluator(_by_episodes(config), make_env, with_experts)
+    enumerator = make_evaluator(config, make_env, with_experts)
     try:
         seen = simulator.evaluate(actor, signals)
         exact = enumerator.evaluate(actor, signals) if config.run.evaluation != "episodes" else seen
@@ -149,12 +148,6 @@ def run(argv: Sequence[str]) -> int:
 
 def _by_episodes(config: Config) -> Config:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, evaluation="episodes"))
-
-
-def _with_bot(config: Config) -> Config:
-    """The same environments, where the expert is asked at every step."""
-    arm = dataclasses.replace(config.arm, agent="student", teacher="oracle")
-    return dataclasses.replace(config, arm=arm)
 
 
 def _interval(interval: Interval) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,10 @@ from experiments.summary import Difference
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 """Okabe and Ito's palette (2008), without its yellow, which vanishes on paper; and brown."""
-DASHES: tuple[tuple[int, tuple[float, ...]] | str, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
+Dashes = tuple[int, tuple[float, ...]] | str
+Line = tuple[str, Dashes]
+Axis = tuple[str, str]
+DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -49,39 +52,49 @@ class Picture:
 
 def draw_all(arms: Sequence[Arm], baseline: Sequence[Difference], frozen: Sequence[Difference], samples: int) -> list[Picture]:
     """Every figure for which there is something to draw."""
+    lines = {arm.label: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, arm in enumerate(arms)}
     pictures = [
-        curves("success_by_steps", arms, STEPS, SUCCESS, "environment steps", "success rate", samples),
-        curves("return_by_steps", arms, STEPS, RETURN, "environment steps", "return (unscaled)", samples),
+        curves("success_by_steps", arms, lines, (STEPS, "environment steps"), (SUCCESS, "success rate"), samples),
+        curves("return_by_steps", arms, lines, (STEPS, "environment steps"), (RETURN, "return (unscaled)"), samples),
     ]
     calling = [arm for arm in arms if all(CALLS in run.columns and run.last(CALLS) > 0 for run in arm.runs.values())]
     if calling:
-        pictures.append(curves("success_by_calls", calling, CALLS, SUCCESS, "calls of the LLM", "success rate", samples))
+        pictures.append(curves("success_by_calls", calling, lines, (CALLS, "calls of the LLM"), (SUCCESS, "success rate"), samples))
     for name, differences in (("difference_to_baseline", baseline), ("difference_to_frozen_teacher", frozen)):
         if any(difference.per_seed for difference in differences):
             pictures.append(forest(name, [difference for difference in differences if difference.per_seed]))
     return pictures
 
 
-def curves(name: str, arms: Sequence[Arm], x: str, y: str, x_label: str, y_label: str, samples: int) -> Picture:
-    """Mean over seeds of each arm, with a bootstrap interval over seeds."""
+def curves(name: str, arms: Sequence[Arm], lines: Mapping[str, Line], x: Axis, y: Axis, samples: int) -> Picture:
+    """Mean over seeds of each arm, with a bootstrap interval over seeds.
+
+    Args:
+        name: File name without ending.
+        arms: What to draw.
+        lines: Colour and dashes by label, the same in every figure.
+        x: Column and label.
+        y: Column and label.
+        samples: Resamples behind each interval.
+    """
 
     def draw(axes: Axes) -> None:
-        for index, arm in enumerate(arms):
+        for arm in arms:
             runs = list(arm.runs.values())
-            points = min(len(run.columns[y]) for run in runs)
-            heights = np.stack([run.columns[y][:points] for run in runs])
-            places = np.mean([run.columns[x][:points] for run in runs], axis=0)
+            points = min(len(run.columns[y[0]]) for run in runs)
+            heights = np.stack([run.columns[y[0]][:points] for run in runs])
+            places = np.mean([run.columns[x[0]][:points] for run in runs], axis=0)
             intervals = [bootstrap(heights[:, point], samples=samples) for point in range(points)]
-            colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+            colour, dashes = lines[arm.label]
             axes.plot(places, heights.mean(axis=0), color=colour, linestyle=dashes, marker="o", markersize=3, label=arm.label)
             if len(runs) > 1:
                 axes.fill_between(places, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.13, linewidth=0)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+        axes.set_xlabel(x[1])
+        axes.set_ylabel(y[1])
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False, fontsize=8)
 
-    caption = f"{y_label.capitalize()} against {x_label}: mean over seeds; bands are 95 % bootstrap intervals over seeds."
+    caption = f"{y[1].capitalize()} against {x[1]}: mean over seeds; bands are 95 % bootstrap intervals over seeds."
     return _render(name, caption, draw, 3.0 + 0.16 * ((len(arms) + 1) // 2))
 
 

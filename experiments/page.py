@@ -33,7 +33,8 @@ pre { background: var(--tint); padding: .6rem; white-space: pre-wrap; overflow-w
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   h2 { break-after: avoid; }
   tr { break-inside: avoid; }
-  .wide { overflow: visible; }
+  .wide { overflow: visible; break-inside: avoid; }
+  figure img { max-width: 11.5cm; }
   table { font-size: 7.5pt; }
   th, td { white-space: normal; padding-right: .35rem; }
 }

@@ -9,7 +9,7 @@ import argparse
 import csv
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments import page
@@ -18,6 +18,7 @@ from experiments.figures import Picture, draw_all
 from experiments.files import csv_cell, writing
 from experiments.identity import differing_keys, method
 from experiments.results import STEPS, SUCCESS, Arm, Run, group_arms, read_runs
+from experiments.statistics import Interval
 from experiments.summary import (
     REWARD_SCALE,
     ArmSummary,
@@ -137,11 +138,16 @@ def _arms_table(summary: Summary) -> str:
     rows = []
     for row in summary.arms:
         rows.append([
-            row.arm.label, str(len(row.arm.runs)), f"{plain(row.success.estimate)} {bracket(row.success)}",
-            f"{plain(row.returned.estimate)} {bracket(row.returned)}", plain(REWARD_SCALE * row.returned.estimate),
-            f"{plain(row.area.estimate)} {bracket(row.area)}", plain(row.area_iqm), _count(row.steps_to_80), _count(row.steps_to_95),
+            row.arm.label, str(len(row.arm.runs)), _with_interval(row.success),
+            _with_interval(row.returned), plain(REWARD_SCALE * row.returned.estimate),
+            _with_interval(row.area), plain(row.area_iqm), _count(row.steps_to_80), _count(row.steps_to_95),
         ])  # fmt: skip
     return page.table(header, rows)
+
+
+def _with_interval(interval: Interval, show: Callable[[float], str] = plain) -> str:
+    """A line may break before the bracket, not within it."""
+    return f"{show(interval.estimate)} " + bracket(interval, show).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _how_to_read(summary: Summary) -> str:
@@ -166,8 +172,8 @@ def _differences(differences: Sequence[Difference]) -> str:
     rows = [
         [
             difference.ours,
-            f"{signed(difference.interval.estimate)} {bracket(difference.interval, signed)}",
-            f"{signed(difference.success.estimate)} {bracket(difference.success, signed)}",
+            _with_interval(difference.interval, signed),
+            _with_interval(difference.success, signed),
             f"{difference.seeds_won} of {len(difference.per_seed)}",
             plain(difference.improvement),
             *(signed(difference.per_seed.get(seed, math.nan)) for seed in seeds),

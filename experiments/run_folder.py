@@ -20,7 +20,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,22 +53,26 @@ def steps_done(folder: Path) -> int:
     return steps if isinstance(steps, int) else 0
 
 
-def check_same_run(folder: Path, config: Config) -> None:
-    """Make sure that a folder, where there is one, holds the run that ``config`` asks for.
+def differences(folder: Path, config: Config) -> list[str]:
+    """Why ``folder`` cannot take the run that ``config`` asks for: each key that differs, with both values.
+
+    A folder without a checkpoint, of a run that is not complete, holds nothing that would be lost.
+    """
+    if run_state(folder) == "absent" or (run_state(folder) != "complete" and not (folder / "checkpoints" / "current.json").exists()):
+        return []
+    stored, asked = run_identity(read_config(folder / "config.yaml")), run_identity(config)
+    return [f"{key}: {folder} was made with {stored[key]!r}, asked for is {asked[key]!r}" for key in differing_keys([stored, asked])]
+
+
+def check_folders(runs: Iterable[tuple[Path, Config]]) -> None:
+    """Make sure that no folder holds another run than the one asked for.
 
     Raises:
-        ConfigError: Naming each key that differs, with both values.
+        ConfigError: Naming every folder that does, and each key that differs.
     """
-    path = folder / "config.yaml"
-    if not path.exists():
-        return
-    stored, asked = run_identity(read_config(path)), run_identity(config)
-    differing = differing_keys([stored, asked])
-    if differing:
-        raise ConfigError(
-            [f"{key}: {folder} was made with {stored[key]!r}, asked for is {asked[key]!r}" for key in differing]
-            + ["choose another output_dir, or remove that folder"]
-        )
+    problems = [problem for folder, config in runs for problem in differences(folder, config)]
+    if problems:
+        raise ConfigError([*problems, "choose another output_dir, or remove what is there"])
 
 
 class RunFolder:
@@ -95,7 +99,7 @@ class RunFolder:
     # --- begin and end --------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> RunFolder:
-        check_same_run(self.folder, self._config)
+        check_folders([(self.folder, self._config)])
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(self._config, self.folder / "config.yaml")

@@ -13,7 +13,7 @@ from pathlib import Path
 from experiments.build import llm_of, run_as_ranked
 from experiments.entry import make_parser, run_main, start_log
 from experiments.progress import Ticker
-from experiments.run_folder import ProgressListener, RunFolder, check_same_run, run_state, steps_done
+from experiments.run_folder import ProgressListener, RunFolder, check_folders, run_state, steps_done
 from experiments.versions import describe_versions
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.student.loop import train
@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     config = load_config(options.overrides, options.config_name, options.config_dir)
     start_log(config.lamorel_args.log_level)
     folder = Path(config.run.output_dir)
-    check_same_run(folder, config)
+    check_folders([(folder, config)])
 
     def client(llm: LlmClient) -> int:
         if run_state(folder) == "complete":

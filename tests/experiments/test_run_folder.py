@@ -12,7 +12,7 @@ from made_runs import VERSIONS, make_config, make_row, make_run
 
 from experiments import run_folder
 from experiments.results import read_columns, read_run
-from experiments.run_folder import RunFolder, check_same_run, read_checkpoint, run_state
+from experiments.run_folder import RunFolder, check_folders, read_checkpoint, run_state
 from lamorel_ext.config import Config, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.student.recorder import Checkpoint
@@ -207,7 +207,7 @@ def test_the_folder_of_another_run_is_refused_with_every_key_that_differs(config
     make_run(config, [0.5])
     other = make_config("teacher_feedback_td", 4, tmp_path, ["llm_policy"], "student.lr=0.5")
     with pytest.raises(ConfigError) as caught:
-        check_same_run(folder_of(config), other)
+        check_folders([(folder_of(config), other)])
     text = str(caught.value)
     for key in ("arm.name", "feedback.signal", "run.seed", "student.lr"):
         assert f"{key}: " in text
@@ -219,7 +219,7 @@ def test_how_a_run_runs_may_change_when_it_is_resumed(config: Config, tmp_path: 
     same = make_config(
         "teacher_feedback_gae", 3, tmp_path, ["a", "b"], "lamorel_args.distributed_setup_args.n_llm_processes=3", "run.checkpoint_every=7"
     )
-    check_same_run(folder, same)
+    check_folders([(folder, same)])
     with RunFolder(folder, same, VERSIONS):
         pass
     assert read_config(folder / "config.yaml") == same
