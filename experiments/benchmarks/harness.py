@@ -34,11 +34,13 @@ class Contender:
         run: The timed call; where it returns ``Seconds``, these count instead.
         prepare: Called before each timed call, untimed: empties a cache, restores weights.
         scale: Work of the whole benchmark over the work of one ``run``; above 1 where only a fair sample is run.
+        warm_up: Called once before the first turn; None calls ``prepare`` and ``run``.
     """
 
     run: Callable[[], object]
     prepare: Callable[[], object] | None = None
     scale: float = 1.0
+    warm_up: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,23 +79,22 @@ class Row:
         return json.dumps({**asdict(self), "passed": self.passed})
 
 
-def take_turns(contenders: Mapping[str, Contender], repetitions: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Time the contenders in turns.
+def take_turns(contenders: Mapping[str, Contender], repetitions: int) -> dict[str, list[float]]:
+    """Warm the contenders up, then time them in turns.
 
     Args:
         contenders: By name, in the order of each turn.
-        repetitions: Timed turns.
-        warm_up: Turns before them that are not counted.
+        repetitions: Number of turns.
 
     Returns:
         Seconds of the whole work by contender, one per turn, ``scale`` applied.
     """
+    for contender in contenders.values():
+        _time_once(contender) if contender.warm_up is None else contender.warm_up()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(warm_up + repetitions):
+    for _ in range(repetitions):
         for name, contender in contenders.items():
-            elapsed = _time_once(contender)
-            if turn >= warm_up:
-                seconds[name].append(elapsed * contender.scale)
+            seconds[name].append(_time_once(contender) * contender.scale)
     return seconds
 
 

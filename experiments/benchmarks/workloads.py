@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -43,7 +44,8 @@ def rollout_calls(env: BatchedEnv, num_steps: int, template: Template = "lamorel
 def distinct_calls(env: BatchedEnv, num_calls: int, size: int, template: Template = "glam", history: int = 1, seed: int = 0) -> Calls:
     """Calls of ``size`` prompts in which no prompt comes twice, in the order in which a random policy meets them."""
     met: dict[str, None] = {}
-    for prompts in walk(env, template, history, seed):
+    # The first steps would show shorter histories than a rollout's.
+    for prompts in itertools.islice(walk(env, template, history, seed), history - 1, None):
         met.update(dict.fromkeys(prompts))
         if len(met) >= num_calls * size:
             break

@@ -6,6 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -13,7 +14,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, 
 
 from experiments.benchmarks import checkpoint, harness, operations
 from experiments.benchmarks.lamorel_way import LamorelPpo, LamorelScorer
+from experiments.benchmarks.minigrid_text import MinigridText
 from experiments.benchmarks.plain import score_pairs
+from lamorel_ext.envs import BabyAITextEnv
 
 ACTIONS = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
 PROMPTS = (
@@ -220,3 +223,22 @@ def test_the_multiply_limit_adds_up_the_seconds_of_all_products() -> None:
 
 def test_a_contender_may_look_at_the_clock_itself() -> None:
     assert harness.take_turns({"a": harness.Contender(lambda: harness.Seconds(7.0), scale=2.0)}, 2) == {"a": [14.0, 14.0]}
+
+
+@pytest.mark.parametrize("level", ["BabyAI-GoToLocal-v0", "BabyAI-UnlockLocal-v0"])
+def test_minigrid_with_text_says_what_this_package_says(level: str) -> None:
+    ours, plain = BabyAITextEnv(level), MinigridText(level)
+    _, info = ours.reset(seed=3)
+    mission, said = plain.reset(seed=3)
+    assert mission == info["mission"]
+    met = set(said)
+    for action in np.random.default_rng(0).integers(6, size=60).tolist():
+        assert said == info["descriptions"]
+        met.update(said)
+        _, reward, terminated, truncated, info = ours.step(action)
+        said, plain_reward, done = plain.step(action)
+        assert (plain_reward, done) == (reward, terminated or truncated)
+        if done:
+            _, info = ours.reset()
+            _, said = plain.reset()
+    assert len(met) > 20

@@ -1,0 +1,69 @@
+"""``python -m experiments.benchmarks``: prints one JSON line per figure and writes them all into ``bench.json``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from experiments.benchmarks.harness import Row, missing_row, write_rows
+from experiments.benchmarks.registry import BENCHMARKS
+from experiments.benchmarks.subjects import FULL, QUICK, Subjects
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run benchmarks; gives 1 if one of them failed, else 0. A missed bar is a result, not a failure."""
+    args = _parse(argv)
+    torch.set_num_threads(args.threads)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the processes that benchmarks start
+    setting = QUICK if args.quick else FULL
+    subjects = Subjects(replace(setting, repetitions=args.repetitions or setting.repetitions), args.threads)
+    rows, failed = [], False
+    for name in args.names or BENCHMARKS:
+        start = time.perf_counter()
+        try:
+            found = BENCHMARKS[name](subjects)
+        except Exception as error:  # the other figures are still wanted
+            traceback.print_exc()
+            found, failed = [missing_row(name, None, "", f"{type(error).__name__}: {error}")], True
+        for row in found:
+            print(row.to_json(), flush=True)
+        rows += found
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    write_rows(rows, args.output)
+    _summarise(rows)
+    return int(failed)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run; all without any: {', '.join(BENCHMARKS)}")
+    parser.add_argument("--quick", action="store_true", help="smaller samples and two repetitions: under three minutes")
+    parser.add_argument("--repetitions", type=int, help="timed turns of each benchmark")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch in each process")
+    parser.add_argument("--output", type=Path, default=Path("bench.json"))
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}")
+    return args
+
+
+def _summarise(rows: Sequence[Row]) -> None:
+    """A table for people, on standard error: standard output is JSON alone."""
+    for row in rows:
+        value = "missing" if row.value is None else f"{row.value:10.4g}"
+        bar = "" if row.bar is None else f"{'>=' if row.better == 'higher' else '<='} {row.bar:g}"
+        verdict = {True: "reached", False: "MISSED", None: ""}[row.passed]
+        print(f"{row.name:24} {value:>10} {row.unit:18} {bar:10} {verdict}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

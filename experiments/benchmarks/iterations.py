@@ -1,0 +1,140 @@
+"""End to end: one iteration of each arm and where its time goes, and the paper's run of 2,100 steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from experiments.benchmarks.breakdown import MODEL_PARTS, Stopwatch, shares, watching
+from experiments.benchmarks.harness import Detail, Row, make_row, rounded
+from experiments.benchmarks.subjects import Subjects
+from experiments.build import alone, build_server, llm_of
+from lamorel_ext.config import Config, load_config
+from lamorel_ext.envs.batched import make_batched_env
+from lamorel_ext.server.runtime import in_process
+from lamorel_ext.student.building import make_env
+from lamorel_ext.student.run import TrainingRun
+
+ARMS = ("llm_policy", "llm_policy_feedback_gae", "teacher_frozen", "teacher_feedback_gae", "student_alone")
+FIGURE_ARMS = ("llm_policy", "teacher_feedback_previous_online")
+"""Of Figure 2b: the baseline, and feedback to the teacher after every step."""
+
+FIGURE_STEPS = 2100
+FIGURE_THREADS = 2
+MAX_SHARE = 0.1
+REASONS = {
+    "student_alone": "no language model: the student's own network, its update and the environment are all there is",
+    "teacher_frozen": "the language model answers each distinct prompt once and never again, so the student's own update is what remains",
+}
+"""Why something outside the models takes more than a tenth in these arms."""
+
+
+def iterations(subjects: Subjects) -> list[Row]:
+    """Seconds of one iteration (rollout, feedback, update) of each arm, with the share of every part."""
+    return [_iteration(subjects, arm) for arm in ARMS]
+
+
+def _iteration(subjects: Subjects, arm: str) -> Row:
+    steps = subjects.setting.iteration_steps
+    config = _config(subjects, [f"arm={arm}"], subjects.num_threads)
+    # One epoch over the rollout: more would only enlarge the models' share.
+    config = replace(
+        config, env=replace(config.env, num_envs=subjects.setting.num_envs), ppo=replace(config.ppo, num_steps=steps, epochs=1),
+        student=replace(config.student, num_steps=steps), run=replace(config.run, total_steps=10 * steps * subjects.setting.num_envs),
+    )  # fmt: skip
+    watch = Stopwatch()
+    with watching(make_batched_env(config.env.level, 1), watch), _running(config) as run:
+        run.rollout()  # optimisers are made, critics leave zero
+        watch.seconds.clear()
+        seconds = _seconds_of(run.rollout)
+    parts = shares(watch, seconds)
+    outside = {part: share for part, share in parts.items() if part not in MODEL_PARTS and share > MAX_SHARE}
+    detail: dict[str, Detail] = {"env_steps": steps * subjects.setting.num_envs, "epochs": 1}
+    detail |= {f"share_{part}": rounded(share) for part, share in parts.items()}
+    if outside:
+        detail["above_a_tenth"] = f"{', '.join(outside)}: {REASONS.get(arm, 'no reason is known')}"
+    return make_row(f"iteration_{arm}", [seconds], None, "s", better="lower", detail=detail)
+
+
+def figure2_2100(subjects: Subjects) -> list[Row]:
+    """Minutes for one seed of 2,100 environment steps of the baseline and of online feedback, evaluations included, on two cores.
+
+    An estimate from a few steps of each arm, unless the setting asks for all of them.
+    """
+    steps = subjects.setting.online_steps
+    whole = steps >= FIGURE_STEPS
+    detail: dict[str, Detail] = {
+        "estimate": not whole,
+        "steps_measured_per_arm": min(steps, FIGURE_STEPS),
+        "threads_of_the_server": FIGURE_THREADS,
+    }
+    minutes = 0.0
+    threads = torch.get_num_threads()
+    try:
+        for arm in FIGURE_ARMS:
+            config = _config(subjects, [f"arm={arm}"], FIGURE_THREADS, "figure2_2100")
+            seconds = _whole_run_seconds(config) if whole else _estimated_seconds(config, steps, detail)
+            detail[f"{arm}_min"] = rounded(seconds / 60)
+            minutes += seconds / 60
+    finally:
+        torch.set_num_threads(threads)  # building a server sets them
+    row = make_row("figure2_2100", [minutes], 40.0, "min", better="lower", detail=detail)
+    return [replace(row, threads=FIGURE_THREADS)]
+
+
+def _whole_run_seconds(config: Config) -> float:
+    with _running(config) as run:
+        start = time.perf_counter()
+        run.evaluate()
+        while not run.finished:
+            run.rollout()
+            if run.evaluation_due:
+                run.evaluate()
+        return time.perf_counter() - start
+
+
+def _estimated_seconds(config: Config, steps: int, detail: dict[str, Detail]) -> float:
+    """Seconds of the whole run, from at least ``steps`` environment steps in whole rollouts and one evaluation.
+
+    The baseline's rollouts keep their length, which decides how many transitions an update has; a student that is taught online costs the same
+    at every step. The first evaluation, in which tables are built, is not counted.
+    """
+    name, run_args = config.arm.name, config.run
+    config = replace(config, student=replace(config.student, num_steps=min(steps, config.student.num_steps)))
+    with _running(config) as run:
+        run.evaluate()
+        trained = 0.0
+        while run.progress.env_steps < steps:
+            trained += _seconds_of(run.rollout)
+        per_step = trained / run.progress.env_steps
+        evaluation = _seconds_of(run.evaluate)
+    detail |= {f"{name}_s_per_step": rounded(per_step), f"{name}_s_per_evaluation": rounded(evaluation)}
+    return per_step * run_args.total_steps + evaluation * (run_args.total_steps // run_args.eval_every + 2)
+
+
+def _seconds_of(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _config(subjects: Subjects, overrides: Sequence[str], num_threads: int, name: str = "default") -> Config:
+    """A shipped configuration on the benchmark's checkpoint."""
+    config = load_config(overrides, name)
+    llm = replace(subjects.llm_args, num_threads=num_threads)
+    return replace(
+        config, lamorel_args=replace(config.lamorel_args, llm_args=llm), run=replace(config.run, num_threads=subjects.num_threads)
+    )
+
+
+@contextmanager
+def _running(config: Config) -> Iterator[TrainingRun]:
+    """A started run, its server in a thread of this process."""
+    args = config.lamorel_args
+    with in_process([build_server(args, alone(args))]) as caller, TrainingRun(config, llm_of(config, caller), make_env) as run:
+        run.start(None)
+        yield run

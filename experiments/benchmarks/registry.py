@@ -1,0 +1,27 @@
+"""All benchmarks by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from experiments.benchmarks.environments import env_paper, env_text
+from experiments.benchmarks.harness import Row
+from experiments.benchmarks.iterations import figure2_2100, iterations
+from experiments.benchmarks.scoring import score_distinct, score_growth, score_rollout, score_two
+from experiments.benchmarks.subjects import Subjects
+from experiments.benchmarks.transport import transport_share
+from experiments.benchmarks.updates import update_64, update_320
+
+BENCHMARKS: dict[str, Callable[[Subjects], list[Row]]] = {
+    "score_rollout": score_rollout,
+    "score_distinct": score_distinct,
+    "score_two": score_two,
+    "score_growth": score_growth,
+    "update_64": update_64,
+    "update_320": update_320,
+    "transport_share": transport_share,
+    "env_text": env_text,
+    "env_paper": env_paper,
+    "figure2_2100": figure2_2100,
+    "iterations": iterations,
+}

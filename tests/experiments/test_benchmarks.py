@@ -1,0 +1,186 @@
+"""Every benchmark runs in miniature, on a tiny model, and gives well-formed rows. No time is judged here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.benchmarks import __main__ as program
+from experiments.benchmarks import breakdown, workloads
+from experiments.benchmarks.harness import Row
+from experiments.benchmarks.lamorel_way import LamorelPpo
+from experiments.benchmarks.registry import BENCHMARKS
+from experiments.benchmarks.subjects import MINIATURE, PAPER_LEVEL, Subjects
+from experiments.benchmarks.updates import Transitions
+from lamorel_ext.envs.batched import make_batched_env
+from lamorel_ext.models.tokens import TextEncoder
+from lamorel_ext.updaters import PPOUpdater
+
+ROWS = {
+    "score_distinct": ["score_distinct", "score_limit"],
+    "transport_share": ["transport_share", "rpc_round_trip"],
+    "iterations": [
+        "iteration_llm_policy", "iteration_llm_policy_feedback_gae", "iteration_teacher_frozen", "iteration_teacher_feedback_gae",
+        "iteration_student_alone",
+    ],
+}  # fmt: skip
+"""Benchmarks whose rows are not just one of their own name."""
+
+BARS = {
+    "score_rollout": 8.0, "score_distinct": 2.5, "score_limit": 0.6, "score_two": 1.5, "score_growth": 3.0, "update_64": 2.2, "update_320": 5.0,
+    "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0, "figure2_2100": 40.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def subjects(cache: None) -> Subjects:
+    return Subjects(MINIATURE)
+
+
+@pytest.fixture(scope="module")
+def rows(subjects: Subjects) -> dict[str, list[Row]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = {name: run(subjects) for name, run in BENCHMARKS.items()}
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_gives_well_formed_rows(rows: dict[str, list[Row]], name: str) -> None:
+    assert [row.name for row in rows[name]] == ROWS.get(name, [name])
+    for row in rows[name]:
+        written = json.loads(row.to_json())
+        assert set(written) == {"name", "value", "bar", "unit", "spread", "threads", "better", "detail", "passed"}
+        assert written["bar"] == BARS.get(row.name)
+        assert written["threads"] == (2 if name == "figure2_2100" else 1)
+        if row.value is None:
+            assert isinstance(row.detail["reason"], str)
+        else:
+            assert math.isfinite(row.value) and row.value > 0
+        assert all(value is None or isinstance(value, (bool, int, float, str)) for value in row.detail.values())
+
+
+def test_contenders_are_compared_on_the_same_numbers(rows: dict[str, list[Row]]) -> None:
+    differences = [
+        value for name in ("score_rollout", "score_distinct", "score_two") for row in rows[name] for key, value in row.detail.items()
+        if key.endswith("max_difference_nats")
+    ]  # fmt: skip
+    assert len(differences) == 4
+    assert all(isinstance(value, float) and value < 1e-4 for value in differences)
+
+
+def test_lamorels_value_head_is_ours(subjects: Subjects) -> None:
+    prompts = workloads.rollout_calls(subjects.make_env(PAPER_LEVEL), 1)[0]
+    ours = subjects.host.score(prompts, workloads.same_candidates(prompts), modules=("value",)).modules["value"]
+    theirs = torch.stack([answer["value"][0] for answer in subjects.lamorel.forward(prompts, workloads.same_candidates(prompts))])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_both_updates_step_to_the_same_weights(cache: None) -> None:
+    """One minibatch of PPO in float64, Lamorel's way and ours, nothing clipped (Lamorel never clips)."""
+    subjects = Subjects(MINIATURE)
+    prompts = tuple(prompt for call in workloads.rollout_calls(subjects.make_env(PAPER_LEVEL), 3) for prompt in call)
+    assert len(set(prompts)) < len(prompts)  # repeated prompts are what ours computes once
+    transitions = Transitions(
+        prompts, {key: values.double() if values.is_floating_point() else values for key, values in workloads.ppo_data(9, 1).items()}
+    )
+    ours, lamorel = subjects.host.double(), LamorelPpo(subjects.lamorel, lr=1e-2, adam_eps=1e-2)
+    for module in (subjects.lamorel.model, subjects.lamorel.value_head):
+        module.double()
+    subjects.lamorel.value_head.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    before = ours.model.lm_head.weight.detach().clone()
+    updater = PPOUpdater()
+    updater.set_llm_module(ours)
+    request = transitions.request(minibatch_size=9)
+    request.options.update({"lr": 1e-2, "adam_eps": 1e-2, "max_grad_norm": 1e9})
+    updater.update(request)
+    lamorel.update(transitions.prompts, transitions.candidates, transitions.data, minibatch_size=9)
+    moved = float((ours.model.lm_head.weight - before).detach().abs().max())
+    assert moved > 1e-3
+    theirs = dict(subjects.plain_model.named_parameters())
+    for name, parameter in ours.model.named_parameters():
+        torch.testing.assert_close(parameter, theirs[name], rtol=0, atol=1e-5 * moved)
+
+
+def test_distinct_calls_repeat_nothing_and_show_whole_histories() -> None:
+    calls = workloads.distinct_calls(make_batched_env(PAPER_LEVEL, 4), num_calls=3, size=5, history=3)
+    prompts = [prompt for call in calls for prompt in call]
+    assert len(set(prompts)) == len(prompts) == 15
+    assert "Observation 2" in prompts[0]
+
+
+def test_a_rollout_is_the_same_every_time() -> None:
+    first, second = (workloads.rollout_calls(make_batched_env(PAPER_LEVEL, 4), 6) for _ in range(2))
+    assert first == second
+    assert [len(call) for call in first] == [4] * 6
+
+
+def test_a_sample_of_calls_is_spread_over_the_rollout() -> None:
+    calls = [(str(number),) for number in range(40)]
+    assert workloads.spaced(calls, 4) == [("0",), ("13",), ("26",), ("39",)]
+
+
+def test_the_stopwatch_gives_each_part_its_own_time() -> None:
+    watch = breakdown.Stopwatch()
+    inner = watch.timed("environment", lambda: sum(range(200_000)))
+    watch.timed("prompts", inner)()
+    assert watch.seconds["environment"] > watch.seconds["prompts"] >= 0.0
+
+
+def test_shares_of_a_run_add_up_to_one() -> None:
+    watch = breakdown.Stopwatch()
+    watch.seconds |= {"environment": 1.0, "waiting": 6.0, "forward": 3.0, "server": 1.5, "student": 0.2}
+    shares = breakdown.shares(watch, 10.0)
+    assert shares == {"environment": 0.1, "forward": 0.3, "server": 0.15, "transport": 0.15, "student": 0.3}
+
+
+def test_seams_are_put_back(subjects: Subjects) -> None:
+    encode = TextEncoder.encode
+    with breakdown.watching(make_batched_env(PAPER_LEVEL, 1), breakdown.Stopwatch()):
+        assert TextEncoder.encode is not encode
+    assert TextEncoder.encode is encode
+
+
+def test_the_program_prints_json_lines_and_writes_the_same(
+    cache: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "QUICK", MINIATURE)
+    status = program.main(["env_paper", "score_two", "--quick", "--output", str(tmp_path / "bench.json")])
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert status == 0
+    assert [row["name"] for row in printed] == ["env_paper", "score_two"]
+    assert json.loads((tmp_path / "bench.json").read_text()) == printed
+
+
+def test_a_benchmark_that_fails_leaves_the_others_their_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(subjects: Subjects) -> list[Row]:
+        raise RuntimeError("no such model")
+
+    monkeypatch.setitem(program.BENCHMARKS, "env_text", broken)
+    monkeypatch.setattr(program, "QUICK", MINIATURE)
+    assert program.main(["env_text", "env_paper", "--quick", "--output", str(tmp_path / "bench.json")]) == 1
+    failed, measured = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert failed["value"] is None and "no such model" in failed["detail"]["reason"]
+    assert measured["value"] > 0
+
+
+def test_an_unknown_benchmark_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        program.main(["score_everything"])
+    assert "no benchmark score_everything" in capsys.readouterr().err
