@@ -82,7 +82,7 @@ def load_model(args: LlmArgs, device: torch.device) -> tuple[PreTrainedModel, Pr
     try:
         config = AutoConfig.from_pretrained(source.name, **options)
         model_type = _model_type(args, config)
-        tokenizer = AutoTokenizer.from_pretrained(source.name, **options)
+        tokenizer = _read_tokenizer(source, options)
         model = _read_weights(source, args, config, model_type, options) if args.pretrained else _draw_weights(args, config, model_type)
         _move(model, device, DTYPES[args.dtype])
         return model.eval(), tokenizer, model_type
@@ -148,18 +148,34 @@ def _auto_class(model_type: ModelType) -> Any:
     return AutoModelForSeq2SeqLM if model_type == "seq2seq" else AutoModelForCausalLM
 
 
+def _read_tokenizer(source: _Source, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name, **options)
+    files = list(dict.fromkeys(tokenizer.vocab_files_names.values()))
+    # Where none of its files is there, transformers makes one up that knows nothing but special tokens.
+    if source.gguf_file is None and files and not any(_stored_file(source, file) for file in files):
+        raise ModelLoadError(f"{source.name} has no tokenizer: none of {', '.join(files)}")
+    return tokenizer
+
+
+def _stored_file(source: _Source, file: str) -> str | None:
+    """Path of a file of a source that was just loaded."""
+    path: str | None = cached_file(source.name, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return path
+
+
 def _read_weights(source: _Source, args: LlmArgs, config: Any, model_type: ModelType, options: Mapping[str, Any]) -> PreTrainedModel:
     # A GGUF file's own configuration is read with its tensors.
     own_config = {} if source.gguf_file is not None else {"config": config}
-    model, seen = _auto_class(model_type).from_pretrained(
-        source.name, dtype=DTYPES[args.dtype], use_safetensors=True, output_loading_info=True, **own_config, **options
-    )  # fmt: skip
+    try:
+        model, seen = _auto_class(model_type).from_pretrained(
+            source.name, dtype=DTYPES[args.dtype], use_safetensors=True, output_loading_info=True, **own_config, **options
+        )
+    except RuntimeError as error:
+        raise ModelLoadError(f"{source.name}: {_first_misfit(source, config, model_type) or _one_line(error)}") from error
     if missing := sorted(seen["missing_keys"]):
         raise ModelLoadError(f"{source.name} lacks {len(missing)} of the weights of a {config.model_type}, the first is {missing[0]}")
-    if mismatched := sorted(str(key) for key in seen["mismatched_keys"]):
-        raise ModelLoadError(f"{source.name}: weights of another shape than its configuration says: {mismatched[0]}")
     if source.gguf_file is None:
-        if "lm_head.weight" in _stored_names(source, args):
+        if "lm_head.weight" in _stored_names(source):
             give_own_head(model)
     elif hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the tensors are dequantised; saved with it, they would be taken for a GGUF file
@@ -167,16 +183,26 @@ def _read_weights(source: _Source, args: LlmArgs, config: Any, model_type: Model
     return loaded
 
 
-def _stored_names(source: _Source, args: LlmArgs) -> set[str]:
+def _first_misfit(source: _Source, config: Any, model_type: ModelType) -> str | None:
+    """What transformers only prints: a tensor of another shape than the configuration asks for."""
+    path = _stored_file(source, "model.safetensors") if source.gguf_file is None else None
+    if path is None:
+        return None
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in _auto_class(model_type).from_config(config).state_dict().items()}
+    with safe_open(path, framework="pt") as stored:
+        shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys() if name in expected}
+    names = sorted(name for name, shape in shapes.items() if shape != expected[name])
+    return f"{names[0]} has shape {shapes[names[0]]}, the configuration asks for {expected[names[0]]}" if names else None
+
+
+def _stored_names(source: _Source) -> set[str]:
     """Names of the tensors in a checkpoint that was just loaded."""
-    for file in ("model.safetensors", "model.safetensors.index.json"):
-        path = cached_file(source.name, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
-        if path is not None and path.endswith(".json"):
-            return set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"])
-        if path is not None:
-            with safe_open(path, framework="pt") as stored:
-                return set(stored.keys())
-    return set()
+    if whole := _stored_file(source, "model.safetensors"):
+        with safe_open(whole, framework="pt") as stored:
+            return set(stored.keys())
+    index = _stored_file(source, "model.safetensors.index.json")
+    return set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]) if index else set()
 
 
 def _draw_weights(args: LlmArgs, config: Any, model_type: ModelType) -> PreTrainedModel:
@@ -207,7 +233,11 @@ def _move(model: torch.nn.Module, device: torch.device, dtype: torch.dtype | Non
 
 
 def _explain(source: _Source, error: Exception) -> str:
-    cause = " ".join(str(error).split()) or type(error).__name__
+    cause = _one_line(error)
     if source.folder is None:
         return f"{source.name} cannot be loaded from the Hugging Face hub (no such folder here, and the hub is unreachable or has no such model): {cause}"
     return f"{source.name} cannot be loaded: {type(error).__name__}: {cause}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
