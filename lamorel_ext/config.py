@@ -550,18 +550,29 @@ def _impossible_method(config: Config) -> list[str]:
         problems.append(f"feedback.inverts: must name a signal of its own, got {feedback.inverts}")
     if feedback.signal == "shuffled" and feedback.shuffles in ("inverted", "shuffled", "none"):
         problems.append(f"feedback.shuffles: must name a signal of its own, got {feedback.shuffles}")
+    used = feedback.inverts if feedback.signal == "inverted" else feedback.signal
     if isinstance(feedback.every, int):
-        used = feedback.inverts if feedback.signal == "inverted" else feedback.signal
         if feedback.every < 1:
             problems.append(f"feedback.every: must be at least 1 or 'rollout', got {feedback.every}")
         elif used not in ONLINE_SIGNALS:
             problems.append(
                 f"feedback.signal: {used} needs the whole rollout; with feedback.every={feedback.every} it can be {', '.join(ONLINE_SIGNALS)}"
             )
+    if feedback.channel != "loss" and used not in ONLINE_SIGNALS:
+        problems.append(
+            f"feedback.signal: {used} needs the whole rollout, but feedback.channel={feedback.channel} says it in the next prompt; "
+            f"it can be {', '.join(ONLINE_SIGNALS)}"
+        )
     if arm.agent == "student" and arm.teacher != "llm" and feedback.signal != "none":
         problems.append(
             f"feedback.signal: must be none where arm.teacher is {arm.teacher}: there is no LLM to teach, got {feedback.signal}"
         )
+    if arm.agent == "student" and arm.teacher in ("random", "oracle") and config.guidance.vocabulary == "free":
+        problems.append(f"guidance.vocabulary: free text needs an LLM, but arm.teacher is {arm.teacher}")
+    if arm.agent == "student" and arm.teacher == "oracle" and config.guidance.vocabulary == "subgoal":
+        problems.append("guidance.vocabulary: must be action_hint where arm.teacher is oracle, got subgoal")
+    if config.guidance.vocabulary == "free" and config.feedback_trains and (feedback.entropy_coef or feedback.kl_coef):
+        problems.append("guidance.vocabulary: free text has no list of candidates; feedback.entropy_coef and feedback.kl_coef must be 0")
     if arm.agent == "llm_policy" and config.guidance.vocabulary != "action_hint":
         problems.append(f"guidance.vocabulary: must be action_hint where arm.agent is llm_policy, got {config.guidance.vocabulary}")
     if feedback.signal == "weighted" and feedback.loss == "unlikelihood":

@@ -158,6 +158,7 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
         ("run.seed=true", "run.seed: expected int, got True"),
         ("feedback.every=0", "feedback.every: must be at least 1 or 'rollout', got 0"),
         ("feedback.every=1", "feedback.signal: gae needs the whole rollout"),
+        ("feedback.channel=both", "feedback.signal: gae needs the whole rollout, but feedback.channel=both"),
         ("arm.teacher=oracle", "feedback.signal: must be none where arm.teacher is oracle"),
         ("compare.seeds=[1,1]", "compare.seeds: names one twice"),
         ("compare.seeds=[-1]", "compare.seeds: must not be negative, got -1"),
@@ -172,6 +173,18 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
 )
 def test_an_impossible_value_is_named_with_its_key(override: str, message: str) -> None:
     assert message in problems(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("arm=teacher_random", "guidance.vocabulary=free"), "guidance.vocabulary: free text needs an LLM, but arm.teacher is random"),
+        (("arm=teacher_oracle", "guidance.vocabulary=subgoal"), "guidance.vocabulary: must be action_hint where arm.teacher is oracle"),
+        (("guidance.vocabulary=free", "feedback.kl_coef=0.1"), "feedback.entropy_coef and feedback.kl_coef must be 0"),
+    ],
+)
+def test_values_that_do_not_go_together_are_named(overrides: tuple[str, ...], message: str) -> None:
+    assert message in problems(*overrides)
 
 
 def test_an_unknown_experiment_names_the_nearest_one() -> None:
