@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 
 from experiments.benchmarks.harness import Contender, Detail, Row, make_row, missing_row, ratios, rounded, take_turns
-from experiments.benchmarks.minigrid_text import MinigridText
+from experiments.benchmarks.minigrid_text import VERSION, MinigridText
 from experiments.benchmarks.subjects import LOCAL_LEVEL, PAPER_LEVEL, Subjects
 from lamorel_ext.envs.batched import make_batched_env
 from lamorel_ext.envs.minigrid_batch import MinigridBatch
@@ -35,7 +35,7 @@ def _compare(name: str, levels: tuple[str, ...], bar: float, subjects: Subjects)
     if stepwise:
         return missing_row(name, bar, "x", f"no vectorised environment for {', '.join(stepwise)}: the batch steps minigrid itself there")
     measured = {level: _race(level, env, subjects) for level, env in envs.items()}
-    detail: dict[str, Detail] = {"num_envs": setting.large_batch}
+    detail: dict[str, Detail] = {"num_envs": setting.large_batch, "minigrid": VERSION}
     for level, seconds in measured.items():
         detail |= {f"{level}_{who}_steps_per_s": rounded(1.0 / statistics.median(turns)) for who, turns in seconds.items()}
     slowest = min((ratios(seconds["minigrid"], seconds["ours"]) for seconds in measured.values()), key=statistics.median)

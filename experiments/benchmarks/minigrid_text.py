@@ -1,15 +1,19 @@
-"""One minigrid environment with BabyAI-Text's sentences, written down as one does without a thought of speed: nothing is remembered.
+"""minigrid's own environment with BabyAI-Text's sentences, written down as one does without a thought of speed: nothing is remembered.
 
 Only for comparison. Its sentences are those of ``lamorel_ext.envs.describe``, which a test holds it to.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+
+import gymnasium
+import minigrid  # registers its levels
 import numpy as np
 from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT
 
-from lamorel_ext.envs.levels import make_level
-
+VERSION = minigrid.__version__
 DOOR_STATES = ("open", "closed", "locked")
 SIDES = {"forward": (0, -1, 6), "left": (-1, 0, 3), "right": (1, 0, 3)}
 """Of the agent at (3, 6): step in x, step in y, and cells up to the edge of the view."""
@@ -19,21 +23,22 @@ class MinigridText:
     """A level that says what it shows.
 
     Args:
-        level: Id of a BabyAI level.
+        level: Id under which minigrid has registered it.
     """
 
     def __init__(self, level: str) -> None:
-        self._level = make_level(level)
+        self._level = gymnasium.make(level, disable_env_checker=True).unwrapped
 
     def reset(self, seed: int | None = None) -> tuple[str, list[str]]:
         """Start an episode; gives mission and sentences."""
-        observation, _ = self._level.reset(seed=seed)
+        with contextlib.redirect_stdout(io.StringIO()):  # minigrid prints while it draws a level
+            observation, _ = self._level.reset(seed=seed)
         return observation["mission"], sentences(observation["image"])
 
     def step(self, action: int) -> tuple[list[str], float, bool]:
         """Take an action; gives sentences, reward, and whether the episode is over."""
         observation, reward, terminated, truncated, _ = self._level.step(action)
-        return sentences(observation["image"]), float(reward), terminated or truncated
+        return sentences(observation["image"]), float(reward), bool(terminated or truncated)
 
 
 def sentences(image: np.ndarray) -> list[str]:
