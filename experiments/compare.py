@@ -20,7 +20,7 @@ from experiments.report import make_report
 from experiments.run_folder import check_folders, run_state, steps_done
 from experiments.train import train_one
 from experiments.versions import describe_versions
-from lamorel_ext.config import CONFIG_DIR, Config, load_config
+from lamorel_ext.config import CONFIG_DIR, Config, load_arms
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.types import LlmClient
 
@@ -47,7 +47,7 @@ class Planned:
         return Path(self.config.run.output_dir)
 
 
-def plan(overrides: Sequence[str], config_name: str, config_dir: str | Path = CONFIG_DIR) -> list[Planned]:
+def plan(overrides: Sequence[str], config_name: str = "default", config_dir: str | Path = CONFIG_DIR) -> list[Planned]:
     """Compose the configuration anew for each arm, so that the experiment's own values and the command line win over the arm's.
 
     Returns:
@@ -59,22 +59,14 @@ def plan(overrides: Sequence[str], config_name: str, config_dir: str | Path = CO
     taken = [text for text in overrides if text.split("=")[0] in SET_HERE]
     if taken:
         raise ConfigError([f"{text}: a comparison sets this itself; set {SET_HERE[text.split('=')[0]]}" for text in taken])
-    base = load_config(overrides, config_name, config_dir)
-    configs: dict[str, Config] = {}
-    problems: list[str] = []
-    for arm in base.compare.arms:
-        try:
-            configs[arm] = load_config([*overrides, f"arm={arm}"], config_name, config_dir)
-        except ConfigError as error:
-            problems += [f"with arm={arm}: {problem}" for problem in error.problems]
-    problems += [
-        f"with arm={arm}: lamorel_args differs from that of the other arms; one launch has one set of servers"
-        for arm, config in configs.items()
-        if config.lamorel_args != base.lamorel_args
-    ]
-    if problems:
-        raise ConfigError(problems)
-    return [_plan_one(arm, seed, config) for seed in base.compare.seeds for arm, config in configs.items()]
+    configs = load_arms(overrides, config_name, config_dir)
+    first = next(iter(configs.values()))
+    others = [arm for arm, config in configs.items() if config.lamorel_args != first.lamorel_args]
+    if others:
+        raise ConfigError(
+            f"lamorel_args: one launch has one set of servers, but with arm={', '.join(others)} it differs from the first arm's"
+        )
+    return [_plan_one(arm, seed, config) for seed in first.compare.seeds for arm, config in configs.items()]
 
 
 def _plan_one(arm: str, seed: int, config: Config) -> Planned:

@@ -195,8 +195,8 @@ class RunFolder:
     def _keep_rows(self, rows: int) -> None:
         """Cut ``metrics.csv`` to its header and ``rows`` rows; a line that a crash cut short goes with the rest."""
         path = self.folder / "metrics.csv"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        if len(lines) < rows + 1 and rows:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if rows and path.exists() else []
+        if rows and len(lines) < rows + 1:
             raise CheckpointError(f"{path} has {max(len(lines) - 1, 0)} rows, its checkpoint was made after {rows}")
         with writing(path):
             if rows:

@@ -329,6 +329,29 @@ def load_config(overrides: Sequence[str] = (), config_name: str = "default", con
     return from_mapping(compose_mapping(overrides, config_name, config_dir))
 
 
+def load_arms(overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR) -> dict[str, Config]:
+    """The configuration of each arm in ``compare.arms``, composed anew, so that the experiment's own values win over the arm's.
+
+    Raises:
+        ConfigError: With the problems of every arm; what all arms have in common is said once.
+    """
+    mapping = compose_mapping(overrides, config_name, config_dir)
+    arms = from_mapping({"compare": mapping["compare"]} if "compare" in mapping else {}).compare.arms
+    configs: dict[str, Config] = {}
+    problems: dict[str, list[str]] = {}
+    for arm in arms:
+        try:
+            configs[arm] = load_config([*overrides, f"arm={arm}"], config_name, config_dir)
+        except ConfigError as error:
+            for problem in error.problems:
+                problems.setdefault(problem, []).append(arm)
+    if problems:
+        raise ConfigError([
+            problem if len(concerned) == len(arms) else f"with arm={', '.join(concerned)}: {problem}" for problem, concerned in problems.items()
+        ])  # fmt: skip
+    return configs
+
+
 def compose_mapping(overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR) -> dict[str, Any]:
     """Compose the plain values, unchecked. See ``load_config``."""
     folder = Path(config_dir).resolve()

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lamorel_ext.config import CONFIG_DIR, Config, load_config
+from lamorel_ext.config import CONFIG_DIR, Config, load_arms, load_config
 from lamorel_ext.errors import ConfigError, LamorelExtError
 from lamorel_ext.rpc.topology import format_table, placements
 from launchers.command import MODULES, Command, accelerate_launch, one_process
@@ -36,14 +36,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check_configs(task: str, overrides: Sequence[str], config_name: str, config_dir: str) -> Config:
-    """Load the configuration, and for a comparison that of each arm, so that a mistake is found before any rank starts.
+    """Load the configuration, or for a comparison that of each arm, so that a mistake is found before any rank starts.
 
     Raises:
-        ConfigError: With every problem of the first configuration that has one.
+        ConfigError: With every problem.
     """
-    config = load_config(overrides, config_name, config_dir)
-    for arm in config.compare.arms if task == "compare" else ():
-        load_config([*overrides, f"arm={arm}"], config_name, config_dir)
+    if task == "compare":
+        config = next(iter(load_arms(overrides, config_name, config_dir).values()))
+    else:
+        config = load_config(overrides, config_name, config_dir)
     placements(config.lamorel_args)
     return config
 
