@@ -12,7 +12,7 @@ from lamorel_ext.student.advantages import normalise
 from lamorel_ext.student.randomness import Draws, entropies, sample_rows
 from lamorel_ext.student.rollout import Actor, Decision, Discount, Rollout
 from lamorel_ext.student.scenes import Scene
-from lamorel_ext.student.teachers import Said, score_candidates
+from lamorel_ext.student.teachers import Said, candidate_table, score_candidates
 from lamorel_ext.types import LlmClient, Scalar, ScoreRequest, UpdateRequest
 
 PPO_STATS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "initial_ratio_error", "grad_norm")
@@ -52,7 +52,7 @@ class LlmPolicyAgent:
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
-        probs: np.ndarray = np.exp(score_candidates(self._llm, scene.shown, (ACTION_NAMES,) * len(scene))[0])
+        probs: np.ndarray = np.exp(candidate_table(self._llm, scene.shown, (ACTION_NAMES,) * len(scene)))
         return probs
 
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:

@@ -28,7 +28,7 @@ class FlatAdam:
         self._eps = eps
         self._steps = 0
         self._weights = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-        self._gradients, self._first, self._second = (torch.zeros_like(self._weights) for _ in range(3))
+        self._gradients, self._first, self._second, self._scratch = (torch.zeros_like(self._weights) for _ in range(4))
         start = 0
         for parameter in parameters:
             place = slice(start, start + parameter.numel())
@@ -49,10 +49,11 @@ class FlatAdam:
         beta_1, beta_2 = self._betas
         self._steps += 1
         norm = self._gradients.norm()
-        gradients = self._gradients * (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        gradients = self._gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self._first.lerp_(gradients, 1 - beta_1)
         self._second.mul_(beta_2).addcmul_(gradients, gradients, value=1 - beta_2)
-        spread = (self._second.sqrt() / math.sqrt(1 - beta_2**self._steps)).add_(self._eps)
+        # Fresh memory for a temporary of this size would cost more than the arithmetic.
+        spread = torch.sqrt(self._second, out=self._scratch).mul_(1 / math.sqrt(1 - beta_2**self._steps)).add_(self._eps)
         self._weights.addcdiv_(self._first, spread, value=-lr / (1 - beta_1**self._steps))
         return norm
 

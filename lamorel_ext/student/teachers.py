@@ -81,6 +81,17 @@ def score_candidates(
     return log_softmax(result.padded().detach().double().numpy()), values
 
 
+def candidate_table(llm: LlmClient, prompts: tuple[str, ...], candidates: tuple[tuple[str, ...], ...]) -> np.ndarray:
+    """As ``score_candidates``, for many states that read alike: each distinct text travels once.
+
+    Returns:
+        ``(n, candidates)`` float64 in nats.
+    """
+    asked = {pair: row for row, pair in enumerate(dict.fromkeys(zip(prompts, candidates, strict=True)))}
+    table, _ = score_candidates(llm, tuple(prompt for prompt, _ in asked), tuple(texts for _, texts in asked))
+    return table[[asked[pair] for pair in zip(prompts, candidates, strict=True)]]
+
+
 class LlmTeacher:
     """The LLM chooses from a fixed vocabulary: it is sampled from the softmax of its summed log-probabilities."""
 
@@ -92,18 +103,18 @@ class LlmTeacher:
 
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
-        candidates, log_probs = self._score(scene)
+        candidates = self._candidates(scene)
+        log_probs, _ = score_candidates(self._llm, scene.shown, candidates)
         chosen = sample_rows(log_probs, draws.guidance)
         said = Said(scene.shown, candidates, chosen, log_probs[np.arange(len(chosen)), chosen], entropies(log_probs))
         return _choose(self._vocabulary, chosen, said)
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
-        return np.exp(self._score(scene)[1])
+        return np.exp(candidate_table(self._llm, scene.shown, self._candidates(scene)))
 
-    def _score(self, scene: Scene) -> tuple[tuple[tuple[str, ...], ...], np.ndarray]:
-        candidates = tuple(self._vocabulary.candidates(mission) for mission in scene.observations.missions)
-        return candidates, score_candidates(self._llm, scene.shown, candidates)[0]
+    def _candidates(self, scene: Scene) -> tuple[tuple[str, ...], ...]:
+        return tuple(self._vocabulary.candidates(mission) for mission in scene.observations.missions)
 
 
 class FreeTeacher:
@@ -138,7 +149,14 @@ class FreeTeacher:
 
     def _write(self, prompts: tuple[str, ...], seed: int) -> tuple[list[str], np.ndarray]:
         """Sample from the model's own distribution, unshaped, so that the tokens' log-probabilities are those of the sampling."""
-        options: dict[str, Scalar] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": self._max_new_tokens, "seed": seed}
+        options: dict[str, Scalar] = {
+            "do_sample": True,
+            "top_k": 0,
+            "top_p": 1.0,
+            "temperature": 1.0,
+            "max_new_tokens": self._max_new_tokens,
+            "seed": seed,
+        }
         result = self._llm.generate_batch(GenerateRequest(prompts, options))
         parts = np.split(result.token_log_probs.detach().double().numpy(), np.cumsum(result.lengths)[:-1])
         return [sequences[0].strip() for sequences in result.texts], np.array([part.sum() for part in parts])

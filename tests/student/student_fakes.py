@@ -114,13 +114,15 @@ class TableLlm:
     def score_batch(self, request: ScoreRequest) -> ScoreResult:
         self.requests.append(request)
         n = len(request.prompts)
-        log_probs = [self._score(p, c) for p, texts in zip(request.prompts, request.candidates, strict=True) for c in texts]
+        asked = list(zip(request.prompts, request.candidates, strict=True)) if request.score else []
+        known = {(prompt, texts): [self._score(prompt, text) for text in texts] for prompt, texts in set(asked)}
+        log_probs = [score for pair in asked for score in known[pair]]
         modules = {
             name: torch.tensor([[self.values.get(p, 0.0)] for p in request.prompts], dtype=torch.float32) for name in request.modules
         }
         counts = tuple(len(texts) for texts in request.candidates) if request.score else (0,) * n
         stats = {"tokens": float(sum(len(p.split()) for p in request.prompts))}
-        return ScoreResult(torch.tensor(log_probs if request.score else [], dtype=torch.float32), counts, modules, stats)
+        return ScoreResult(torch.tensor(log_probs, dtype=torch.float32), counts, modules, stats)
 
     def generate_batch(self, request: GenerateRequest) -> GenerateResult:
         self.requests.append(request)
