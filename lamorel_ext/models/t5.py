@@ -25,6 +25,8 @@ from lamorel_ext.models.packing import Packing, make_packing
 
 CPU_ROWS = 512
 """Encoder positions worked on at a time, per thread: their widest activations stay in a core's second-level cache."""
+TRAINING_ROWS = 4096
+"""The same with gradients: every further chunk adds its gradient to every weight's once more, which costs more than the cache saves."""
 GPU_ROWS = 16_384
 
 
@@ -65,8 +67,7 @@ class T5Forward:
         states = [torch.zeros(empty, self.config.d_model, dtype=stack.final_layer_norm.weight.dtype, device=device)] if empty else []
         if texts:
             bias = _Bias(stack, self.config, bidirectional=True).toeplitz(len(texts[-1]), device)
-            budget = CPU_ROWS * torch.get_num_threads() if device.type == "cpu" else GPU_ROWS
-            states += [self._encode_chunk(stack, chunk, bias, device) for chunk in _chunks(texts, budget)]
+            states += [self._encode_chunk(stack, chunk, bias, device) for chunk in _chunks(texts, _row_budget(device))]
         return torch.cat(states), make_packing([max(1, len(prompt)) for prompt in prompts], device)
 
     def _encode_chunk(self, stack: Any, prompts: Sequence[tuple[int, ...]], bias: Tensor, device: torch.device) -> Tensor:
@@ -249,6 +250,12 @@ def _plus(x: Tensor, y: Tensor) -> Tensor:
 
 def _times(x: Tensor, y: Tensor) -> Tensor:
     return x * y if torch.is_grad_enabled() or x.dtype != y.dtype else x.mul_(y)
+
+
+def _row_budget(device: torch.device) -> int:
+    if device.type != "cpu":
+        return GPU_ROWS
+    return (TRAINING_ROWS if torch.is_grad_enabled() else CPU_ROWS) * torch.get_num_threads()
 
 
 def _chunks(prompts: Sequence[tuple[int, ...]], budget: int) -> list[list[tuple[int, ...]]]:

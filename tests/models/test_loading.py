@@ -229,7 +229,7 @@ def test_a_gguf_file(tmp_path: Path) -> None:
 
 def write_gguf(gguf: Any, path: Path, model: Any) -> None:
     """A small llama with a byte-pair tokenizer, in the form that llama.cpp gives it."""
-    config, words = model.config, [f"<{i}>" for i in range(model.config.vocab_size - 3)] + ["t", "u", "tu"]
+    config, words = model.config, [f"<{i}>" for i in range(model.config.vocab_size - 4)] + ["t", "u", "tu", "tuu"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -243,7 +243,7 @@ def write_gguf(gguf: Any, path: Path, model: Any) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(words)
     writer.add_token_types([1] * len(words))
-    writer.add_token_merges(["t u"])
+    writer.add_token_merges(["t u", "tu u"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(1)
     names = {
