@@ -120,24 +120,34 @@ def multiplies_of(shape: Shape, tokens: int, nodes: int) -> dict[Multiply, int]:
 
 
 class MultiplyLimit:
-    """Float32 products of a call's sizes, one after the other, nothing between them: as fast as the machine multiplies."""
+    """Products of a call's sizes, one after the other, nothing between them: as fast as the machine multiplies."""
 
-    def __init__(self, shape: Shape, tokens: int, nodes: int) -> None:
+    def __init__(
+        self, shape: Shape, tokens: int, nodes: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         self._counts = multiplies_of(shape, tokens, nodes)
+        self._device, self._dtype = device or torch.device("cpu"), dtype
         self.operations = sum(multiply.operations * times for multiply, times in self._counts.items())
 
     def run(self) -> Seconds:
         """Seconds of all products: each one's median time, times how often a call has it."""
-        return Seconds(sum(times * _seconds(multiply) for multiply, times in self._counts.items()))
+        return Seconds(sum(times * self._seconds(multiply) for multiply, times in self._counts.items()))
 
-
-def _seconds(multiply: Multiply) -> float:
-    left, weight = torch.randn(multiply.rows, multiply.inner), torch.randn(multiply.columns, multiply.inner)
-    samples = []
-    with torch.no_grad():
-        linear(left, weight)
-        for _ in range(SAMPLES):
-            start = time.perf_counter()
+    def _seconds(self, multiply: Multiply) -> float:
+        left, weight = (
+            torch.randn(rows, multiply.inner, device=self._device, dtype=self._dtype) for rows in (multiply.rows, multiply.columns)
+        )
+        samples = []
+        with torch.no_grad():
             linear(left, weight)
-            samples.append(time.perf_counter() - start)
-    return statistics.median(samples)
+            for _ in range(SAMPLES):
+                self._synchronize()
+                start = time.perf_counter()
+                linear(left, weight)
+                self._synchronize()
+                samples.append(time.perf_counter() - start)
+        return statistics.median(samples)
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from experiments.benchmarks.environments import env_paper, env_text
+from experiments.benchmarks.gpu import score_gpu
 from experiments.benchmarks.harness import Row
 from experiments.benchmarks.iterations import figure2_2100, iterations
 from experiments.benchmarks.scoring import score_distinct, score_growth, score_rollout, score_two
@@ -24,4 +25,5 @@ BENCHMARKS: dict[str, Callable[[Subjects], list[Row]]] = {
     "env_paper": env_paper,
     "figure2_2100": figure2_2100,
     "iterations": iterations,
+    "score_gpu": score_gpu,
 }

@@ -25,7 +25,9 @@ def score_rollout(subjects: Subjects) -> list[Row]:
     difference = _difference(_ours(subjects, sample[0]), _lamorels(subjects, sample[0]))
     seconds = take_turns(
         {
-            "lamorel": Contender(lambda: [_lamorels(subjects, call, True) for call in sample], scale=len(calls) / len(sample)),
+            "lamorel": Contender(
+                lambda: [_lamorels(subjects, call, True) for call in sample], scale=len(calls) / len(sample), warm_up=_is_warm
+            ),
             "ours": Contender(lambda: [_ours(subjects, call, ("value",)) for call in calls], prepare=subjects.host.weights_changed),
         },
         setting.repetitions,
@@ -76,7 +78,7 @@ def _distinct(subjects: Subjects, history: int) -> _Distinct:
     difference = _difference(_ours(subjects, sample[0]), _lamorels(subjects, sample[0]))
     seconds = take_turns(
         {
-            "lamorel": Contender(lambda: [_lamorels(subjects, call) for call in sample], scale=len(calls) / len(sample)),
+            "lamorel": Contender(lambda: [_lamorels(subjects, call) for call in sample], scale=len(calls) / len(sample), warm_up=_is_warm),
             "ours": Contender(lambda: [_ours(subjects, call) for call in calls], prepare=subjects.host.weights_changed),
             "limit": Contender(limit.run),
         },
@@ -110,7 +112,7 @@ def score_two(subjects: Subjects) -> list[Row]:
     difference = _difference(host.score(prompts, two).log_probs, plain())
     seconds = take_turns(
         {
-            "plain": Contender(plain),
+            "plain": Contender(plain, warm_up=_is_warm),
             "lamorel": Contender(lambda: subjects.lamorel.forward(prompts, two, with_value=False)),
             "ours": Contender(lambda: host.score(prompts, two), prepare=host.weights_changed),
         },
@@ -139,6 +141,10 @@ def score_growth(subjects: Subjects) -> list[Row]:
         detail[f"{name}_gflop_per_prompt"] = rounded(sum(count_operations(setting.shape, work) for work in works) / len(works) / 1e9)
     detail |= rates(len(prompts), "prompts", seconds)
     return [make_row("score_growth", ratios(seconds["many"], seconds["few"]), 3.0, "x", better="lower", detail=detail)]
+
+
+def _is_warm() -> None:
+    """The contender has just run to be compared with ours."""
 
 
 def _ours(subjects: Subjects, prompts: Sequence[str], modules: Sequence[str] = ()) -> Tensor:

@@ -42,6 +42,7 @@ class Setting:
         env_steps: Steps of the batched environments.
         minigrid_steps: Steps of one minigrid environment.
         large_batch: Environments in the environment benchmarks.
+        gpu_calls: The call on a GPU has this many times ``num_envs`` prompts.
     """
 
     shape: Shape = FLAN_T5_SMALL
@@ -57,6 +58,7 @@ class Setting:
     env_steps: int = 200
     minigrid_steps: int = 2000
     large_batch: int = 256
+    gpu_calls: int = 128
 
 
 FULL = Setting()
@@ -66,7 +68,7 @@ QUICK = Setting(
 )  # fmt: skip
 MINIATURE = Setting(
     shape=TINY, repetitions=1, num_envs=3, num_steps=4, lamorel_calls=2, distinct_calls=2, lamorel_transitions=2, update_minibatches=(2, 1),
-    iteration_steps=2, online_steps=2, env_steps=5, minigrid_steps=5, large_batch=4,
+    iteration_steps=2, online_steps=2, env_steps=5, minigrid_steps=5, large_batch=4, gpu_calls=2,
 )  # fmt: skip
 """For tests: every benchmark runs, no figure means anything."""
 

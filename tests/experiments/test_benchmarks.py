@@ -12,6 +12,7 @@ import torch
 
 from experiments.benchmarks import __main__ as program
 from experiments.benchmarks import breakdown, workloads
+from experiments.benchmarks.gpu import score_on
 from experiments.benchmarks.harness import Row
 from experiments.benchmarks.lamorel_way import LamorelPpo
 from experiments.benchmarks.registry import BENCHMARKS
@@ -33,7 +34,7 @@ ROWS = {
 
 BARS = {
     "score_rollout": 8.0, "score_distinct": 2.5, "score_limit": 0.6, "score_two": 1.5, "score_growth": 3.0, "update_64": 2.2, "update_320": 5.0,
-    "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0, "figure2_2100": 40.0,
+    "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0, "figure2_2100": 40.0, "score_gpu": 20_000.0,
 }  # fmt: skip
 
 
@@ -81,6 +82,14 @@ def test_contenders_are_compared_on_the_same_numbers(rows: dict[str, list[Row]])
     ]  # fmt: skip
     assert len(differences) == 4
     assert all(isinstance(value, float) and value < 1e-4 for value in differences)
+
+
+def test_the_measurement_for_gpus_holds_bfloat16_to_float32(subjects: Subjects) -> None:
+    row = score_on(subjects, torch.device("cpu"))
+    assert row.value is not None and row.value > 0
+    off, wide = row.detail["rms_difference_to_float32_nats"], row.detail["exact_std_nats"]
+    assert isinstance(off, float) and isinstance(wide, float)
+    assert 0 < off < 0.05 * wide  # bfloat16 keeps 8 bits: some hundredths of the spread after a few layers
 
 
 def test_lamorels_value_head_is_ours(subjects: Subjects) -> None:
