@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.results import CALLS, RETURN, STEPS, SUCCESS, Arm
+from experiments.results import CALLS, RETURN, SECONDS, STEPS, SUCCESS, TEACHER, TOKENS, Arm
 from experiments.statistics import bootstrap
 from experiments.summary import Difference
 
@@ -57,9 +57,15 @@ def draw_all(arms: Sequence[Arm], baseline: Sequence[Difference], frozen: Sequen
         curves("success_by_steps", arms, lines, (STEPS, "environment steps"), (SUCCESS, "success rate"), samples),
         curves("return_by_steps", arms, lines, (STEPS, "environment steps"), (RETURN, "return (unscaled)"), samples),
     ]
-    calling = [arm for arm in arms if all(CALLS in run.columns and run.last(CALLS) > 0 for run in arm.runs.values())]
-    if calling:
-        pictures.append(curves("success_by_calls", calling, lines, (CALLS, "calls of the LLM"), (SUCCESS, "success rate"), samples))
+    costs = ((CALLS, "calls of the LLM"), (TOKENS, "tokens through the LLM"), (SECONDS, "seconds of collecting and updating"))
+    for cost in costs:
+        paying = [arm for arm in arms if all(cost[0] in run.columns and run.last(cost[0]) > 0 for run in arm.runs.values())]
+        if paying:
+            pictures.append(curves(f"success_by_{cost[0]}", paying, lines, cost, (SUCCESS, "success rate"), samples))
+    followed = [arm for arm in arms if all(not np.isnan(run.columns.get(TEACHER, np.array(np.nan))).any() for run in arm.runs.values())]
+    if followed:
+        label = "success rate of the teacher, followed blindly"
+        pictures.append(curves("teacher_by_steps", followed, lines, (STEPS, "environment steps"), (TEACHER, label), samples))
     for name, differences in (("difference_to_baseline", baseline), ("difference_to_frozen_teacher", frozen)):
         if any(difference.per_seed for difference in differences):
             pictures.append(forest(name, [difference for difference in differences if difference.per_seed]))
@@ -94,7 +100,7 @@ def curves(name: str, arms: Sequence[Arm], lines: Mapping[str, Line], x: Axis, y
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False, fontsize=8)
 
-    caption = f"{y[1].capitalize()} against {x[1]}: mean over seeds; bands are 95 % bootstrap intervals over seeds."
+    caption = f"{y[1][0].upper()}{y[1][1:]} against {x[1]}: mean over seeds; bands are 95 % bootstrap intervals over seeds."
     return _render(name, caption, draw, 3.0 + 0.16 * ((len(arms) + 1) // 2))
 
 

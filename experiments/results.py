@@ -22,6 +22,7 @@ RETURN = "return"
 CALLS = "llm_calls"
 TOKENS = "llm_tokens"
 SECONDS = "seconds"
+TEACHER = "teacher_success"
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def test_the_page_needs_nothing_outside_itself(report: Path) -> None:
     )
     assert 'name="viewport"' in text and "@media print" in text
     images = re.findall(r"<img [^>]*>", text)
-    assert len(images) == 5 and all(re.search(r'alt="[^"]{20,}"', image) for image in images)
+    assert len(images) == 7 and all(re.search(r'alt="[^"]{20,}"', image) for image in images)
     for heading in ("Arms", "Curves", "Against the baseline, llm_policy", "Against the frozen teacher", "What the arms differ in"):
         assert f"<h2>{heading}" in text
     assert "python -m launchers compare --config-name hand" in text and "commit abc" in text
@@ -104,7 +104,15 @@ def test_the_page_needs_nothing_outside_itself(report: Path) -> None:
 
 
 def test_every_figure_is_there_as_svg_and_png(report: Path) -> None:
-    names = {"success_by_steps", "return_by_steps", "success_by_calls", "difference_to_baseline", "difference_to_frozen_teacher"}
+    names = {
+        "success_by_steps",
+        "return_by_steps",
+        "success_by_llm_calls",
+        "success_by_llm_tokens",
+        "success_by_seconds",
+        "difference_to_baseline",
+        "difference_to_frozen_teacher",
+    }
     for name in names:
         assert (report.parent / "figures" / f"{name}.svg").read_text().startswith("<?xml")
         assert (report.parent / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
