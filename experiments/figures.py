@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from experiments.results import CALLS, RETURN, SECONDS, STEPS, SUCCESS, TEACHER, TOKENS, Arm
 from experiments.statistics import bootstrap
@@ -64,8 +65,8 @@ def draw_all(arms: Sequence[Arm], baseline: Sequence[Difference], frozen: Sequen
             pictures.append(curves(f"success_by_{cost[0]}", paying, lines, cost, (SUCCESS, "success rate"), samples))
     followed = [arm for arm in arms if all(not np.isnan(run.columns.get(TEACHER, np.array(np.nan))).any() for run in arm.runs.values())]
     if followed:
-        label = "success rate of the teacher, followed blindly"
-        pictures.append(curves("teacher_by_steps", followed, lines, (STEPS, "environment steps"), (TEACHER, label), samples))
+        success = (TEACHER, "success rate of the teacher alone")
+        pictures.append(curves("teacher_by_steps", followed, lines, (STEPS, "environment steps"), success, samples))
     for name, differences in (("difference_to_baseline", baseline), ("difference_to_frozen_teacher", frozen)):
         if any(difference.per_seed for difference in differences):
             pictures.append(forest(name, [difference for difference in differences if difference.per_seed]))
@@ -98,6 +99,8 @@ def curves(name: str, arms: Sequence[Arm], lines: Mapping[str, Line], x: Axis, y
         axes.set_xlabel(x[1])
         axes.set_ylabel(y[1])
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False, fontsize=8)
 
     caption = f"{y[1][0].upper()}{y[1][1:]} against {x[1]}: mean over seeds; bands are 95 % bootstrap intervals over seeds."
