@@ -41,15 +41,16 @@ def score_request(
 
 
 def rows_of_score(result: ScoreResult, request: ScoreRequest) -> list[dict[str, Tensor]]:
-    """One dictionary per prompt: ``__score`` ``(num_candidates,)`` where it was asked for, and each module function's row ``(1, ...)``."""
-    scores = result.split() if request.score else []
-    return [
-        {
-            **({SCORE_KEY: scores[index]} if request.score else {}),
-            **{name: result.modules[name][index : index + 1] for name in request.modules},
-        }
-        for index in range(len(request.prompts))
-    ]
+    """One dictionary per prompt: ``__score`` ``(num_candidates,)`` where it was asked for, and the rows of each module function.
+
+    Most module functions have one row per prompt, ``(1, ...)``; those that look at whole passes have one per candidate.
+    """
+    columns = {SCORE_KEY: result.split()} if request.score else {}
+    num_prompts, widths = len(request.prompts), [len(texts) for texts in request.candidates]
+    for name in request.modules:
+        rows = result.modules[name]
+        columns[name] = list(torch.split(rows, 1 if len(rows) == num_prompts else widths))
+    return [{name: column[index] for name, column in columns.items()} for index in range(num_prompts)]
 
 
 def generate_request(contexts: Sequence[str], arguments: Mapping[str, Any]) -> GenerateRequest:

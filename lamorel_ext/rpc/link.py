@@ -149,7 +149,8 @@ class Link:
             verdict: RpcError = PeerDiedError(self.peer.rank, self.peer.role, _what_happened(error))
         except RpcError as error:
             verdict = error
-        expected = self._closing or (self.left and isinstance(verdict, PeerDiedError))
+        # Once a peer has taken leave, the end of its connection is no news.
+        expected = self._closing or (self.left and isinstance(verdict, PeerDiedError) and verdict.rank == self.peer.rank)
         self.lost = None if expected else verdict
         self._ended.set()
         self.close()

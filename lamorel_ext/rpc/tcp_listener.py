@@ -150,4 +150,9 @@ def _answer(link: Link, call_id: int, message: Answer, me: Peer) -> None:
         packed = pack(message)
     except RequestError as error:
         packed = pack(failure_of(error, me.rank, me.role))
-    link.send(frame(packed, Kind.MESSAGE, call_id))
+    try:
+        link.send(frame(packed, Kind.MESSAGE, call_id))
+    except RpcError:
+        # Who has taken leave does not wait for answers.
+        if not link.left:
+            raise

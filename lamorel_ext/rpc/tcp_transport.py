@@ -7,6 +7,7 @@ overlap.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -81,9 +82,13 @@ class TcpTransport:
         """See ``Transport``. Waits up to ``CLOSE_TIMEOUT_S`` for servers that are busy with another client."""
         if self._closed.is_set():
             return
-        if self._lost is None:
+        with contextlib.suppress(RpcError):
             packed = pack(CloseRequest())
             wait([self._send(index, "CloseRequest", packed) for index in range(self.num_servers)], CLOSE_TIMEOUT_S)
+        if self._lost is not None:
+            # The other servers are of no use without the one that is gone.
+            self.fail(self._lost)
+            return
         self._closed.set()
         for link in self._links:
             link.say_goodbye()
@@ -119,10 +124,13 @@ class TcpTransport:
             return
         try:
             pending.link.send(buffers)
-        except RpcError:
+        except RpcError as error:
             with self._lock:
                 self._pending.pop(call_id, None)
-            raise
+                first = self._lost or error
+            if first is error:
+                raise
+            raise first from error
 
     # --- on the reading threads ----------------------------------------------------------------------------------------------
 

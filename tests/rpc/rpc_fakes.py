@@ -83,7 +83,7 @@ class SumUpdater:
     """Adds the batch's ``signals`` to the weight, in ``steps`` sums over the servers.
 
     Options: ``fail_rank`` is the server that raises, ``fail_step`` before which sum (``steps`` means after the last); ``skip_rank`` leaves out its
-    first sum, as an updater that forgets about empty shards does.
+    first sum, as an updater that forgets about empty shards does; ``sleep_rank`` waits ``sleep`` seconds before anything else.
     """
 
     def __init__(self) -> None:
@@ -98,6 +98,8 @@ class SumUpdater:
     def update(self, request: UpdateRequest) -> UpdateResult:
         self._host.log.append(f"update {request.options.get('name', '')}")
         steps = int(request.options.get("steps", 1))
+        if request.options.get("sleep_rank") == self._group.rank:
+            time.sleep(float(request.options["sleep"]))
         total = torch.zeros(1)
         for step in range(steps):
             self._fail_if(request, step)

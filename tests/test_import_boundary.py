@@ -1,0 +1,145 @@
+"""Who may import whom: the process boundary is an import boundary. And what may be imported or called by nobody."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BASICS = {"types", "errors", "config"}
+MAY_IMPORT = {
+    "types": set(),
+    "errors": set(),
+    "config": {"errors"},
+    "envs": BASICS,
+    "prompts": BASICS,
+    "rpc": BASICS,
+    "models": BASICS,
+    "updaters": BASICS | {"models"},
+    "server": BASICS | {"rpc", "models", "updaters"},
+    "student": BASICS | {"rpc", "envs", "prompts"},
+}
+"""Parts of ``lamorel_ext`` by the parts that they may import, besides themselves."""
+
+LAUNCHERS_MAY_IMPORT = {"lamorel_ext.config", "lamorel_ext.errors", "lamorel_ext.rpc.topology"}
+LAUNCHERS_NEVER_IMPORT = {"torch", "transformers", "accelerate", "numpy"}
+IN_ACCELERATES_PLACE = "launchers/elastic.py"
+"""Runs as a process of its own in the place of ``accelerate launch``."""
+
+RUNS_WHAT_ARRIVES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "numpy.load", "np.load"}
+OBJECT_COLLECTIVES = {
+    "gather_object",
+    "broadcast_object_list",
+    "scatter_object_list",
+    "all_gather_object",
+    "send_object_list",
+    "recv_object_list",
+}
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every imported module, inside functions too, absolute, with its line; ``from a import b`` gives ``a.b``."""
+    package = dotted(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((f"{origin}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def part_of(name: str) -> str | None:
+    pieces = name.split(".")
+    return pieces[1] if pieces[0] == "lamorel_ext" and len(pieces) > 1 else None
+
+
+def wrong_imports(path: Path) -> list[str]:
+    own = part_of(dotted(path))
+    if own is None:
+        return []
+    found = []
+    for name, line in imports(path):
+        top, part = name.split(".")[0], part_of(name)
+        outside = top in {"experiments", "launchers", "configs", "tests"}
+        if outside or (part is not None and part != own and part not in MAY_IMPORT[own]):
+            found.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    return found
+
+
+def test_every_part_of_the_package_has_its_arrows() -> None:
+    parts = {path.stem for path in (ROOT / "lamorel_ext").iterdir() if (path.suffix == ".py" or (path / "__init__.py").exists())}
+    assert parts - {"__init__", "__pycache__"} == set(MAY_IMPORT)
+
+
+def test_parts_import_only_along_the_arrows() -> None:
+    assert [wrong for path in modules("lamorel_ext") for wrong in wrong_imports(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [
+        ("rpc/x.py", "from lamorel_ext.models import host"),
+        ("rpc/x.py", "def f():\n    import lamorel_ext.server.server"),
+        ("student/x.py", "from ..models.host import ModelHost"),
+        ("server/x.py", "from lamorel_ext import envs"),
+        ("models/x.py", "import experiments.train"),
+    ],
+)
+def test_a_wrong_arrow_is_found(place: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lamorel_ext" / place
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert len(wrong_imports(path)) == 1
+
+
+def test_launchers_import_neither_torch_nor_more_than_they_need() -> None:
+    wrong = []
+    for path in modules("launchers"):
+        if str(path.relative_to(ROOT)) == IN_ACCELERATES_PLACE:
+            continue
+        for name, line in imports(path):
+            ours = name.startswith("lamorel_ext") and not any(name == one or name.startswith(f"{one}.") for one in LAUNCHERS_MAY_IMPORT)
+            if ours or name.split(".")[0] in LAUNCHERS_NEVER_IMPORT:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert wrong == []
+
+
+def test_collectives_live_in_one_file() -> None:
+    users = [
+        str(path.relative_to(ROOT))
+        for path in modules("lamorel_ext")
+        if any(name.startswith("torch.distributed") for name, _ in imports(path))
+    ]
+    assert users == ["lamorel_ext/rpc/distributed.py"]
+
+
+def test_nothing_that_arrives_or_lies_on_a_disk_can_run_code() -> None:
+    wrong = []
+    for path in [*modules("lamorel_ext"), *modules("experiments"), *modules("launchers")]:
+        where = path.relative_to(ROOT)
+        wrong += [f"{where}:{line} imports {name}" for name, line in imports(path) if name.split(".")[0] in RUNS_WHAT_ARRIVES]
+        for name, call in calls(path):
+            trusting = [word for word in call.keywords if word.arg == "trust_remote_code" and ast.unparse(word.value) == "True"]
+            if name in FORBIDDEN_CALLS or name.split(".")[-1] in OBJECT_COLLECTIVES or trusting:
+                wrong.append(f"{where}:{call.lineno} calls {ast.unparse(call):.80}")
+    assert wrong == []
