@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,6 +84,7 @@ class Desk:
         role: Such as ``"llm server 0"``.
         known_version: Version of the weights when they were last the same on every server for sure: at the start, after a reset or a load.
             None after a reset or load that failed.
+        random_state: Held while random numbers are drawn: servers that are threads of one process share its random state.
     """
 
     host: Host
@@ -91,6 +93,7 @@ class Desk:
     rank: int
     role: str
     known_version: int | None = 0
+    random_state: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
     def open(self) -> None:
         """Hand host and group to the updaters."""
@@ -119,7 +122,8 @@ def generate(desk: Desk, request: GenerateRequest) -> GenerateResult:
     """Continue prompts."""
     check_generate(request)
     started = time.perf_counter()
-    result = desk.host.generate(request)
+    with desk.random_state:
+        result = desk.host.generate(request)
     return replace(result, stats=_timed(result.stats, started))
 
 
@@ -141,9 +145,10 @@ def reset(desk: Desk, request: ResetRequest) -> Done:
 
     def work() -> None:
         desk.known_version = None
-        desk.host.reset(request.seed)
-        for updater in desk.updaters.values():
-            updater.reset(request.seed)
+        with desk.random_state:
+            desk.host.reset(request.seed)
+            for updater in desk.updaters.values():
+                updater.reset(request.seed)
 
     desk.group.together(work)
     desk.known_version = desk.host.weights_version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,8 @@ def serve(args: LamorelArgs, build: Callable[[Placement], Hosted]) -> None:
     listener = TcpListener(*meet_peers(launch.store, setup, launch.rank, address, args.gloo_timeout), me)
     try:
         hosted = build(_placement(launch.rank, args))
+        # PyTorch begins with the same random state in every process: servers that sample without a seed must not say the same.
+        torch.manual_seed(args.llm_args.seed + launch.role.index)
         Server(hosted.host, hosted.updaters, listener, _group(launch), me).serve()
     except (PeerDiedError, RemoteError) as error:
         listener.fail(error)
@@ -68,8 +71,9 @@ def in_process(hosted: Sequence[Hosted]) -> Caller:
     Args:
         hosted: One per server; each needs a host and updaters of its own.
     """
+    random_state = threading.Lock()
     desks = [
-        Desk(each.host, dict(each.updaters), LockstepGroup(group), group.rank, f"llm server {group.rank}")
+        Desk(each.host, dict(each.updaters), LockstepGroup(group), group.rank, f"llm server {group.rank}", random_state=random_state)
         for each, group in zip(hosted, make_thread_groups(len(hosted)), strict=True)
     ]
     for desk in desks:

@@ -72,7 +72,7 @@ def test_only_the_first_server_writes_and_every_server_reads(tmp_path: Path) -> 
     with servers(3) as (caller, hosts):
         caller.update(["a"], [ACTIONS], signals=[2.0])
         for host in hosts[1:]:
-            host.save = lambda folder: pytest.fail("another server wrote")  # type: ignore[method-assign,assignment]
+            host.save = lambda folder: pytest.fail("another server wrote")  # type: ignore[method-assign]
         caller.save(str(folder))
         caller.reset(5)
         assert [host.weight for host in hosts] == [0.0] * 3
