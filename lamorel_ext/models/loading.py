@@ -212,7 +212,7 @@ def _draw_weights(args: LlmArgs, config: Any, model_type: ModelType) -> PreTrain
             _auto_class(model_type).from_config(config, trust_remote_code=args.trust_remote_code, dtype=torch.float32).eval()
         )
         head: Any = model.get_output_embeddings()
-        if wants_own_head(config):
+        if wants_own_head(model):
             give_own_head(model)
             head.weight.normal_()
         for _ in range(3):  # with a tied head, its scale changes the states a little, and so the spread again

@@ -31,7 +31,7 @@ class PlainPass:
         outputs: What the model returned: ``logits`` and, where asked for, hidden states.
         minibatch: What it was given, ``(pairs, ...)``.
         first: Position whose logits predict a candidate's first token.
-        candidates: ``(pairs, longest)`` int64, the padding token after a candidate's end.
+        candidates: ``(pairs, longest)`` int64, 0 after a candidate's end.
         prompts: The prompts, padded to the same length, as ``{"input_ids", "attention_mask"}`` in lists.
     """
 
@@ -103,10 +103,9 @@ class PlainForward:
         return {"input_ids": ids, "attention_mask": mask.long()}, first, _as_lists(ids[:, :first], mask[:, :first])
 
     def _pad(self, sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-        """``(n, longest)`` tokens, padded on the right with the padding token (else 0), and True where they are real."""
-        pad = self.model.config.pad_token_id or 0
+        """``(n, longest)`` tokens, padded on the right with 0, as Lamorel's module functions expect, and True where they are real."""
         width = max(map(len, sequences))
-        ids = torch.tensor([[*sequence, *[pad] * (width - len(sequence))] for sequence in sequences], dtype=torch.long)
+        ids = torch.tensor([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences], dtype=torch.long)
         mask = torch.arange(width)[None, :] < torch.tensor([len(sequence) for sequence in sequences])[:, None]
         return ids.to(self.model.device), mask.to(self.model.device)
 

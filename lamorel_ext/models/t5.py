@@ -107,7 +107,7 @@ class T5Forward:
 
     def head(self, states: Tensor) -> Tensor:
         """``(n, d)`` decoder states to ``(n, vocab_size)`` logits."""
-        if self.config.scale_decoder_outputs:
+        if getattr(self.config, "scale_decoder_outputs", False):  # MT5 has no such entry and never scales
             states = states * self.config.d_model**-0.5
         logits: Tensor = self.model.lm_head(states)
         return logits

@@ -14,9 +14,9 @@ from torch import nn
 from lamorel_ext.models.t5 import is_t5
 
 
-def wants_own_head(config: Any) -> bool:
-    """Whether a model of this configuration has an untied head when it is made anew: among T5, those that do not scale the decoder's output."""
-    return not getattr(config, "scale_decoder_outputs", True)
+def wants_own_head(model: Any) -> bool:
+    """Whether a freshly made model is a T5 with an untied head: one that does not scale the decoder's output."""
+    return is_t5(model) and not getattr(model.config, "scale_decoder_outputs", False)
 
 
 def has_own_head(model: Any) -> bool:

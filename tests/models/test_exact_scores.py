@@ -22,6 +22,7 @@ from tests.models.tiny_models import (
     ids,
     make_causal,
     make_host,
+    make_mt5,
     make_t5,
     make_tokenizer,
     plain_scores,
@@ -57,6 +58,11 @@ def test_any_ragged_request_scores_as_plain_passes(request: list[tuple[str, list
 @pytest.mark.parametrize("own_head", [True, False])
 def test_every_kind_of_t5(ff: str, own_head: bool) -> None:
     check(make_t5(ff, own_head), PROMPTS[1:4], [ACTIONS[::2], ACTIONS, ACTIONS[1:2]])
+
+
+def test_mt5() -> None:
+    assert make_host(make_mt5()).info()["engine"] == "T5Engine"
+    check(make_mt5(), PROMPTS, [ACTIONS] * len(PROMPTS))
 
 
 @pytest.mark.parametrize("architecture", sorted(TREE_MODELS))

