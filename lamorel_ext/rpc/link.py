@@ -149,6 +149,9 @@ class Link:
             verdict: RpcError = PeerDiedError(self.peer.rank, self.peer.role, _what_happened(error))
         except RpcError as error:
             verdict = error
+        except Exception as error:
+            # Whoever waits for an answer must learn that nobody reads any more.
+            verdict = RpcError(f"reading from {self.peer} failed: {type(error).__name__}: {error}")
         # Once a peer has taken leave, the end of its connection is no news.
         expected = self._closing or (self.left and isinstance(verdict, PeerDiedError) and verdict.rank == self.peer.rank)
         self.lost = None if expected else verdict
