@@ -37,7 +37,8 @@ def run_main(program: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         _complain(str(error))
         return FAILURE
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr)
         return INTERRUPTED
 
 

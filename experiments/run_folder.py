@@ -114,7 +114,7 @@ class RunFolder:
             self._set_status("complete", exit_status=0)
             return
         try:
-            message = str(error) or type(error).__name__
+            message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
             self._set_status("failed", exit_status=1, error=message, error_type=type(error).__name__)
         except CheckpointError as second:  # a full disk: what made the run fail is the error to see
             log.warning("the failure of this run could not be noted: %s", second)

@@ -12,6 +12,7 @@ import sys
 def main() -> int:
     """Run accelerate's launcher on this process's arguments."""
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -22,6 +23,9 @@ def main() -> int:
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         print(f"launch: rank {rank} ended with exit status {status}; the other ranks were stopped", file=sys.stderr)
         return status
+    except SignalException as error:
+        print(f"launch: stopped by {error.sigval.name}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 128 + error.sigval
     return 0
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -194,3 +196,21 @@ def test_a_failed_rank_gives_its_exit_status_and_one_line(
     assert launch_ranks(tmp_path, "1", monkeypatch) == 7
     errors = capfd.readouterr().err
     assert "launch: rank 1 ended with exit status 7" in errors and "Traceback" not in errors
+
+
+def test_an_interruption_reaches_the_ranks_and_ends_with_one_line(tmp_path: Path) -> None:
+    code = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], os.environ['RANK']).touch(); time.sleep(60)"
+    (tmp_path / "ranks_of_a_test.py").write_text(code)
+    start = (
+        "import sys; from launchers.command import *; from launchers.local import run_here; from lamorel_ext.config import load_config;"
+        "argv = ('accelerate', 'launch', *accelerate_arguments(load_config()), '-m', 'ranks_of_a_test', sys.argv[1]);"
+        "sys.exit(run_here(Command(argv, {'ACCELERATE_USE_CPU': 'true'})))"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    child = subprocess.Popen([sys.executable, "-c", start, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "1").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    errors = child.communicate(timeout=60)[1]
+    assert child.returncode == 130 and "launch: stopped by SIGINT" in errors
