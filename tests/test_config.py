@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ def leaves(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+@functools.cache
+def arm_config(arm: str) -> Config:
+    return load_config([f"arm={arm}"])
+
+
 def problems(*overrides: str, name: str = "default") -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(overrides, name)
@@ -43,14 +49,14 @@ def test_every_experiment_is_valid_with_every_arm_it_names(name: str) -> None:
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_is_valid_and_changes_nothing_but_arm_and_feedback(arm: str) -> None:
-    base, config = load_config(["arm=teacher_feedback_gae"]), load_config([f"arm={arm}"])
+    base, config = arm_config("teacher_feedback_gae"), arm_config(arm)
     changed = {field.name for field in dataclasses.fields(Config) if getattr(base, field.name) != getattr(config, field.name)}
     assert changed <= {"arm", "feedback"}
     assert "".join(re.findall("[a-z]+", config.arm.name)) == arm.replace("_", "")
 
 
 def test_no_two_arms_have_the_same_label_or_the_same_values() -> None:
-    configs = [load_config([f"arm={arm}"]) for arm in ARMS]
+    configs = [arm_config(arm) for arm in ARMS]
     assert len({config.arm.name for config in configs}) == len(ARMS)
     assert len({(config.arm.agent, config.arm.teacher, config.feedback) for config in configs}) == len(ARMS)
 
