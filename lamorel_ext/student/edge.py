@@ -10,8 +10,8 @@ import torch
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.student.feedback import FeedbackSignals
+from lamorel_ext.student.guidance import Said
 from lamorel_ext.student.rollout import Discount, Rollout, Turn
-from lamorel_ext.student.teachers import Said
 from lamorel_ext.types import LlmClient, Scalar, UpdateRequest
 
 UPDATE_STATS = ("loss", "log_prob", "entropy", "kl", "grad_norm")
@@ -23,6 +23,8 @@ class FeedbackEdge:
 
     The signal is computed at every step where that is possible and needed (``feedback.every`` is a number, or the next prompt is to say
     it), and once per rollout otherwise. Updates go out every ``feedback.every`` steps, and with what is left at the end of a rollout.
+
+    Where prompts tell feedback, an LLM's value of the state reached is that of the prompt without the sentence, which depends on this value.
 
     Args:
         config: Its ``feedback`` group says everything.

@@ -1,15 +1,17 @@
-"""What a teacher may say: the guidance vocabularies, and which action a text asks for."""
+"""What a teacher may say and how a student hears it: vocabularies, hints, and the plug point of teachers."""
 
 from __future__ import annotations
 
 import functools
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from lamorel_ext.prompts import ACTION_NAMES
+from lamorel_ext.student.randomness import Draws
+from lamorel_ext.student.scenes import Scene
 
 NUM_ACTIONS = len(ACTION_NAMES)
 NO_HINT = NUM_ACTIONS
@@ -84,3 +86,65 @@ def hinted_action(text: str) -> int:
     """
     found = _ACTION.search(text.lower())
     return ACTION_NAMES.index(found.group()) if found else NO_HINT
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an LLM said at one step, as the feedback edge needs it.
+
+    Attributes:
+        prompts: ``n`` prompts as the LLM read them.
+        candidates: ``n`` tuples of texts it could have said; for free guidance the one it did say.
+        chosen: ``(n,)`` int64, which of them it said.
+        log_probs: ``(n,)`` float64, log p(x_t) in nats: normalised over the candidates, or summed over the tokens of free guidance.
+        entropies: ``(n,)`` in nats; for free guidance the one-sample estimate ``-log p``.
+    """
+
+    prompts: tuple[str, ...]
+    candidates: tuple[tuple[str, ...], ...]
+    chosen: np.ndarray
+    log_probs: np.ndarray
+    entropies: np.ndarray
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance x_t as the student hears it.
+
+    Attributes:
+        codes: ``(n, guidance_codes)`` float32.
+        hints: ``(n,)`` int64, hinted actions or ``NO_HINT``.
+        said: Where an LLM said it: what and how likely.
+    """
+
+    codes: np.ndarray
+    hints: np.ndarray
+    said: Said | None = None
+
+
+class Teacher(Protocol):
+    """The plug point of a source of guidance.
+
+    Attributes:
+        guidance_codes: Size of the codes it gives.
+        options: Everything it can say in any state, one row each, or None where that cannot be listed.
+    """
+
+    guidance_codes: int
+    options: Guidance | None
+
+    def guide(self, scene: Scene, draws: Draws) -> Guidance:
+        """Draw one guidance per environment."""
+
+    def distribution(self, scene: Scene) -> np.ndarray:
+        """M(x | s), ``(n, options)`` float64; only where ``options`` are listed."""
+
+
+def every_guidance(vocabulary: Vocabulary) -> Guidance:
+    """All of a vocabulary, one row each."""
+    return choose_guidance(vocabulary, np.arange(vocabulary.size))
+
+
+def choose_guidance(vocabulary: Vocabulary, chosen: np.ndarray, said: Said | None = None) -> Guidance:
+    """The guidance at the places ``chosen``, ``(n,)``, of a vocabulary."""
+    return Guidance(np.eye(vocabulary.size, dtype=np.float32)[chosen], vocabulary.hints[chosen], said)

@@ -9,10 +9,11 @@ from torch import Tensor
 from lamorel_ext.config import PpoArgs
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.student.advantages import normalise
+from lamorel_ext.student.guidance import Said
+from lamorel_ext.student.llm_teachers import candidate_table, score_candidates
 from lamorel_ext.student.randomness import Draws, entropies, sample_rows
 from lamorel_ext.student.rollout import Actor, Decision, Discount, Rollout
 from lamorel_ext.student.scenes import Scene
-from lamorel_ext.student.teachers import Said, candidate_table, score_candidates
 from lamorel_ext.types import LlmClient, Scalar, ScoreRequest, UpdateRequest
 
 PPO_STATS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "initial_ratio_error", "grad_norm")

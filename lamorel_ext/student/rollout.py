@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from lamorel_ext.student.advantages import gae, td_errors
+from lamorel_ext.student.guidance import Guidance, Said
 from lamorel_ext.student.randomness import Draws
 from lamorel_ext.student.scenes import PromptedEnv, Scene, SceneStep, join
-from lamorel_ext.student.teachers import Guidance, Said
 from lamorel_ext.types import StepBatch
 
 

@@ -9,14 +9,13 @@ from torch import Tensor
 from lamorel_ext.config import StudentArgs
 from lamorel_ext.errors import CheckpointError
 from lamorel_ext.student.features import encode_observations
-from lamorel_ext.student.guidance import NUM_ACTIONS
+from lamorel_ext.student.guidance import NUM_ACTIONS, Guidance, Teacher
 from lamorel_ext.student.networks import StudentNetwork
 from lamorel_ext.student.optimizer import FlatAdam
 from lamorel_ext.student.ppo import STATS, StudentBatch, update_student
 from lamorel_ext.student.randomness import Draws, sample_rows
 from lamorel_ext.student.rollout import Actor, Decision, Discount, Rollout
 from lamorel_ext.student.scenes import Scene
-from lamorel_ext.student.teachers import Guidance, Teacher
 
 
 class StudentAgent:
