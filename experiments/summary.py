@@ -12,6 +12,7 @@ from experiments.results import CALLS, RETURN, SECONDS, STEPS, SUCCESS, TOKENS, 
 from experiments.statistics import Interval, bootstrap, interquartile_mean, paired_differences, probability_of_improvement
 
 SEEDS_FOR_A_CLAIM = 10
+CONTROLS = ("random", "shuffled", "positive", "inverted")
 REWARD_SCALE = 20.0
 """Lamorel and GLAM report returns multiplied by this."""
 
@@ -132,20 +133,24 @@ def compare_arms(ours: Arm, theirs: Arm, until: float, samples: int) -> Differen
 
 
 def headline(summary: Summary) -> list[str]:
-    """The answer, in sentences: which arm is better than the baseline, by how much, and how sure that is."""
+    """The answer, in sentences: which arm is better than the baseline, by how much, and how sure that is.
+
+    Beside the frozen teacher stands the best of the teachers that get feedback: the two differ in nothing but the edge.
+    """
     if not summary.against_baseline:
         return [f"Only one arm, {summary.baseline}, has complete runs: there is nothing to compare it with."]
     best = max(summary.against_baseline, key=lambda difference: _or_low(difference.interval.estimate))
     sentences = [_verdict(best)]
     if summary.frozen and summary.frozen != summary.baseline:
-        taught = [difference for difference in summary.against_frozen if difference.ours == best.ours]
-        sentences += [_verdict(difference) for difference in taught]
+        taught = {row.arm.label for row in summary.arms if _is_taught(row.arm)}
+        rivals = [difference for difference in summary.against_frozen if difference.ours in taught]
+        sentences += [_verdict(max(rivals, key=lambda difference: _or_low(difference.interval.estimate)))] if rivals else []
     better = [difference.ours for difference in summary.against_baseline if difference.interval.low > 0]
     worse = [difference.ours for difference in summary.against_baseline if difference.interval.high < 0]
     if better:
         sentences.append(f"Better than {summary.baseline}, with an interval above zero: {', '.join(better)}.")
     if worse:
-        sentences.append(f"Worse, with an interval below zero: {', '.join(worse)}.")
+        sentences.append(f"Worse than {summary.baseline}, with an interval below zero: {', '.join(worse)}.")
     return [*sentences, _caution(summary)]
 
 
@@ -215,6 +220,12 @@ def _mean_last(runs: Sequence[Run], column: str) -> float:
 def _is_frozen(arm: Arm) -> bool:
     config = arm.config
     return config.arm.agent == "student" and config.arm.teacher == "llm" and config.feedback.signal == "none"
+
+
+def _is_taught(arm: Arm) -> bool:
+    """True for a student's teacher that gets a signal, controls left out."""
+    config = arm.config
+    return config.arm.agent == "student" and config.arm.teacher == "llm" and config.feedback.signal not in ("none", *CONTROLS)
 
 
 def _interval(values: list[float], samples: int) -> Interval:

@@ -63,6 +63,17 @@ def test_the_first_lines_answer_the_question(runs: Path) -> None:
     assert "3 arms were tried" in sentences[-1] and "2 paired seeds show a tendency; a claim needs 10" in sentences[-1]
 
 
+def test_a_control_may_be_the_best_arm_but_speaks_for_no_feedback(tmp_path: Path) -> None:
+    arms = ["llm_policy", "teacher_frozen", "teacher_feedback_td", "control_random"]
+    for arm, height in zip(arms, (0.1, 0.25, 0.5, 0.75), strict=True):
+        for seed in (0, 1):
+            make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
+    first, second, better, *_ = headline(summarise(group_arms(read_runs(tmp_path)), samples=200))
+    assert first.startswith("control/random is better than llm_policy: area under the success curve +0.650")
+    assert second.startswith("teacher_feedback/td is better than teacher_frozen: area under the success curve +0.250")
+    assert better == "Better than llm_policy, with an interval above zero: teacher_frozen, teacher_feedback/td, control/random."
+
+
 def test_the_summary_holds_the_numbers_worked_out_by_hand(report: Path) -> None:
     baseline, frozen, gae = rows(report, "summary")
     assert [row["arm"] for row in (baseline, frozen, gae)] == ["llm_policy", "teacher_frozen", "teacher_feedback/gae"]
