@@ -15,6 +15,7 @@ from experiments.benchmarks.subjects import Subjects
 from experiments.build import alone, build_server, llm_of
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.envs.batched import make_batched_env
+from lamorel_ext.envs.enumeration import state_table
 from lamorel_ext.server.runtime import in_process
 from lamorel_ext.student.building import make_env
 from lamorel_ext.student.run import TrainingRun
@@ -101,17 +102,17 @@ def _estimated_seconds(config: Config, steps: int, detail: dict[str, Detail]) ->
     """Seconds of the whole run, from at least ``steps`` environment steps in whole rollouts and one evaluation.
 
     The baseline's rollouts keep their length, which decides how many transitions an update has; a student that is taught online costs the same
-    at every step. The first evaluation, in which tables are built, is not counted.
+    at every step. The tables that an evaluation needs are built before the clock runs.
     """
     name, run_args = config.arm.name, config.run
+    state_table()
     config = replace(config, student=replace(config.student, num_steps=min(steps, config.student.num_steps)))
     with _running(config) as run:
-        run.evaluate()
+        evaluation = _seconds_of(run.evaluate)
         trained = 0.0
         while run.progress.env_steps < steps:
             trained += _seconds_of(run.rollout)
         per_step = trained / run.progress.env_steps
-        evaluation = _seconds_of(run.evaluate)
     detail |= {f"{name}_s_per_step": rounded(per_step), f"{name}_s_per_evaluation": rounded(evaluation)}
     return per_step * run_args.total_steps + evaluation * (run_args.total_steps // run_args.eval_every + 2)
 

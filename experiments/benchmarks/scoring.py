@@ -13,7 +13,7 @@ from experiments.benchmarks.harness import Contender, Detail, Row, make_row, rat
 from experiments.benchmarks.operations import MultiplyLimit, count_operations, work_of
 from experiments.benchmarks.plain import score_pairs
 from experiments.benchmarks.subjects import LOCAL_LEVEL, PAPER_LEVEL, Subjects
-from experiments.benchmarks.workloads import SUBGOALS, distinct_calls, rollout_calls, same_candidates, spaced
+from experiments.benchmarks.workloads import SUBGOALS, cut, distinct_calls, rollout_calls, same_candidates, spaced
 from lamorel_ext.prompts import ACTION_NAMES
 
 
@@ -70,15 +70,16 @@ class _Distinct:
 def _distinct(subjects: Subjects, history: int) -> _Distinct:
     setting = subjects.setting
     calls = distinct_calls(subjects.make_env(LOCAL_LEVEL), setting.distinct_calls, setting.num_envs, history=history)
-    sample = calls[: max(1, len(calls) // 2)]
     prompts = [prompt for call in calls for prompt in call]
+    sample = cut(prompts[: setting.lamorel_distinct], setting.num_envs)
+    share_of_work = sum(map(len, sample)) / len(prompts)
     works = work_of(subjects.tokenizer, prompts, same_candidates(prompts))
     tokens, nodes = sum(work.prompt_tokens for work in works), sum(len(work.node_depths) for work in works)
     limit = MultiplyLimit(setting.shape, tokens // len(calls), nodes // len(calls))
     difference = _difference(_ours(subjects, sample[0]), _lamorels(subjects, sample[0]))
     seconds = take_turns(
         {
-            "lamorel": Contender(lambda: [_lamorels(subjects, call) for call in sample], scale=len(calls) / len(sample), warm_up=_is_warm),
+            "lamorel": Contender(lambda: [_lamorels(subjects, call) for call in sample], scale=1 / share_of_work, warm_up=_is_warm),
             "ours": Contender(lambda: [_ours(subjects, call) for call in calls], prepare=subjects.host.weights_changed),
             "limit": Contender(limit.run),
         },
@@ -87,7 +88,8 @@ def _distinct(subjects: Subjects, history: int) -> _Distinct:
     most = [limit.operations / turn for turn in seconds.pop("limit")]
     needed = sum(count_operations(setting.shape, work) for work in works)
     shares = [needed / ours / rate for ours, rate in zip(seconds["ours"], most, strict=True)]
-    speed = {"lamorel_sample": f"{len(sample)} of {len(calls)} calls, scaled"} | difference | rates(len(prompts), "prompts", seconds)
+    speed: dict[str, Detail] = {"lamorel_sample": f"{sum(map(len, sample))} of {len(prompts)} prompts, scaled"}
+    speed |= difference | rates(len(prompts), "prompts", seconds)
     share: dict[str, Detail] = {
         "tokens_per_prompt": rounded(tokens / len(prompts)), "gflop_per_prompt": rounded(needed / len(prompts) / 1e9),
         "limit_gflop_per_s": rounded(statistics.median(most) / 1e9),

@@ -34,7 +34,8 @@ class Setting:
         num_envs: Environments of a rollout, prompts of a call.
         num_steps: Steps of a rollout.
         lamorel_calls: Calls of a rollout that Lamorel's way is timed on.
-        distinct_calls: Calls of all-distinct prompts that ours is timed on; Lamorel's way has the first half of them, at least one.
+        distinct_calls: Calls of all-distinct prompts that ours is timed on.
+        lamorel_distinct: All-distinct prompts that Lamorel's way is timed on, in calls of at most ``num_envs``.
         lamorel_transitions: Transitions whose gradients Lamorel's way is timed on.
         update_minibatches: Minibatches of 64 and of 320 transitions that our update is timed on; an epoch has 20 and 4.
         iteration_steps: Steps of each environment in an end-to-end iteration of an arm.
@@ -51,11 +52,12 @@ class Setting:
     num_steps: int = 40
     lamorel_calls: int = 4
     distinct_calls: int = 4
+    lamorel_distinct: int = 64
     lamorel_transitions: int = 48
     update_minibatches: tuple[int, int] = (20, 4)
     iteration_steps: int = 32
     online_steps: int = 40
-    env_steps: int = 200
+    env_steps: int = 500
     minigrid_steps: int = 2000
     large_batch: int = 256
     gpu_calls: int = 128
@@ -63,11 +65,11 @@ class Setting:
 
 FULL = Setting()
 QUICK = Setting(
-    repetitions=2, lamorel_calls=2, distinct_calls=2, lamorel_transitions=12, update_minibatches=(3, 1), iteration_steps=8, online_steps=10, env_steps=100,
-    minigrid_steps=600,
+    repetitions=2, lamorel_calls=2, distinct_calls=1, lamorel_distinct=16, lamorel_transitions=10, update_minibatches=(2, 1), iteration_steps=4,
+    online_steps=8, env_steps=200, minigrid_steps=1000,
 )  # fmt: skip
 MINIATURE = Setting(
-    shape=TINY, repetitions=1, num_envs=3, num_steps=4, lamorel_calls=2, distinct_calls=2, lamorel_transitions=2, update_minibatches=(2, 1),
+    shape=TINY, repetitions=1, num_envs=3, num_steps=4, lamorel_calls=2, distinct_calls=2, lamorel_distinct=4, lamorel_transitions=2, update_minibatches=(2, 1),
     iteration_steps=2, online_steps=2, env_steps=5, minigrid_steps=5, large_batch=4, gpu_calls=2,
 )  # fmt: skip
 """For tests: every benchmark runs, no figure means anything."""

@@ -46,7 +46,7 @@ def _update_row(shared: Subjects, name: str, minibatch_size: int, num_minibatche
             ),
             "ours": Contender(
                 lambda: updater.update(ours.request(minibatch_size)), scale=steps / num_minibatches,
-                warm_up=lambda: updater.update(ours.sample(minibatch_size).request(minibatch_size)),
+                warm_up=lambda: updater.update(ours.sample(min(8, minibatch_size)).request(minibatch_size)),
             ),
         },
         setting.repetitions,

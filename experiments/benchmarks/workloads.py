@@ -49,8 +49,12 @@ def distinct_calls(env: BatchedEnv, num_calls: int, size: int, template: Templat
         met.update(dict.fromkeys(prompts))
         if len(met) >= num_calls * size:
             break
-    distinct = list(met)
-    return [tuple(distinct[i * size : (i + 1) * size]) for i in range(num_calls)]
+    return cut(list(met)[: num_calls * size], size)
+
+
+def cut(prompts: Sequence[str], size: int) -> Calls:
+    """Calls of ``size`` prompts; the last may be smaller."""
+    return [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
 
 
 def spaced(calls: Calls, count: int) -> Calls:
