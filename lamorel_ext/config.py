@@ -223,7 +223,8 @@ class FeedbackArgs:
         shuffles: The signal that ``shuffled`` permutes.
         ties: What the sign of an exact tie is, for ``previous``.
         every: Steps of the environments between two teacher updates, or ``rollout``. 1 is Algorithm 1 as written.
-        lr: Step size of Adam.
+        lr: Step size of Adam for one update per rollout.
+        lr_online: The same where ``every`` is a number of steps: many small, noisy updates want a smaller one.
         kl_coef: Weight of the KL divergence to the initial teacher.
         gradient_minibatch_size: As in ``ppo``.
     """
@@ -236,6 +237,7 @@ class FeedbackArgs:
     every: int | Literal["rollout"] = "rollout"
     ties: Literal["positive", "zero"] = "positive"
     lr: float = 1e-4
+    lr_online: float = 1e-5
     entropy_coef: float = 0.0
     kl_coef: float = 0.0
     clip_eps: float = 0.2
@@ -550,7 +552,7 @@ def _impossible_values(config: Config) -> list[str]:
         "lamorel_args.llm_args.cache_size": llm.cache_size, "lamorel_args.llm_args.num_threads": llm.num_threads,
         "ppo.gradient_minibatch_size": ppo.gradient_minibatch_size, "feedback.gradient_minibatch_size": config.feedback.gradient_minibatch_size,
         "run.seed": run.seed, "run.eval_seed": run.eval_seed, "run.checkpoint_every": run.checkpoint_every, "run.num_threads": run.num_threads,
-        "student.lr": student.lr, "ppo.lr": ppo.lr, "feedback.lr": config.feedback.lr,
+        "student.lr": student.lr, "ppo.lr": ppo.lr, "feedback.lr": config.feedback.lr, "feedback.lr_online": config.feedback.lr_online,
         "student.kappa": student.kappa, "student.entropy_coef": student.entropy_coef, "ppo.entropy_coef": ppo.entropy_coef,
     }  # fmt: skip
     positive = {

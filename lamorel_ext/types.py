@@ -226,6 +226,11 @@ class LoadRequest:
 
 
 @dataclass(frozen=True)
+class ForgetRequest:
+    """Drop the answers remembered since the last change of the weights: what follows costs and rounds as on a server that just started."""
+
+
+@dataclass(frozen=True)
 class InfoRequest:
     """Ask what a server hosts."""
 
@@ -258,7 +263,7 @@ class Failure:
     remote_traceback: str
 
 
-Request = ScoreRequest | GenerateRequest | UpdateRequest | ResetRequest | SaveRequest | LoadRequest | InfoRequest | CloseRequest
+Request = ScoreRequest | GenerateRequest | UpdateRequest | ResetRequest | SaveRequest | LoadRequest | ForgetRequest | InfoRequest | CloseRequest
 Answer = ScoreResult | GenerateResult | UpdateResult | InfoResult | Done | Failure
 
 
@@ -292,5 +297,7 @@ class LlmClient(Protocol):
     def save(self, folder: str) -> None: ...
 
     def load(self, folder: str) -> None: ...
+
+    def forget(self) -> None: ...
 
     def info(self) -> Mapping[str, Scalar]: ...

@@ -184,6 +184,10 @@ class ModelHost(nn.Module):
         """To be called after each change of the weights: what was remembered of the old ones is forgotten."""
         self.weights_version += 1
 
+    def forget(self) -> None:
+        """Drop the answers remembered under the present weights."""
+        self._memory.clear()
+
     def reset(self, seed: int) -> None:
         """Go back to the model weights of the start; draw the module functions anew. Parameters stay the same objects."""
         copy_into(self.model, self._initial)

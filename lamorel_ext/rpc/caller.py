@@ -20,6 +20,7 @@ from lamorel_ext.rpc.transport import Transport
 from lamorel_ext.types import (
     Answer,
     Done,
+    ForgetRequest,
     GenerateRequest,
     GenerateResult,
     InfoRequest,
@@ -141,6 +142,10 @@ class Caller:
     def load(self, folder: str) -> None:
         """Let every server read what ``save`` wrote."""
         self._everywhere(LoadRequest(str(folder)))
+
+    def forget(self) -> None:
+        """Let every server drop the answers it remembers: costs and rounding then do not depend on what was asked before."""
+        self._everywhere(ForgetRequest())
 
     def info(self) -> Mapping[str, Scalar]:
         """What the first server hosts, and ``num_servers``."""

@@ -18,6 +18,7 @@ from lamorel_ext.types import (
     Answer,
     CloseRequest,
     Done,
+    ForgetRequest,
     GenerateRequest,
     GenerateResult,
     InfoRequest,
@@ -52,6 +53,8 @@ class Host(Protocol):
     def save(self, folder: Path) -> None: ...
 
     def load(self, folder: Path) -> None: ...
+
+    def forget(self) -> None: ...
 
     def info(self) -> dict[str, Scalar]: ...
 
@@ -194,6 +197,12 @@ def info(desk: Desk, request: InfoRequest) -> InfoResult:
     return InfoResult({**desk.host.info(), "updaters": ", ".join(sorted(desk.updaters))})
 
 
+def forget(desk: Desk, request: ForgetRequest) -> Done:
+    """Drop remembered answers."""
+    desk.host.forget()
+    return Done()
+
+
 def close(desk: Desk, request: CloseRequest) -> Done:
     """Nothing to do here: who listens counts the clients that are done."""
     return Done()
@@ -206,6 +215,7 @@ _HANDLERS: dict[type, Callable[[Desk, Any], Answer]] = {
     ResetRequest: reset,
     SaveRequest: save,
     LoadRequest: load,
+    ForgetRequest: forget,
     InfoRequest: info,
     CloseRequest: close,
 }

@@ -139,7 +139,7 @@ def _options(config: Config) -> dict[str, Scalar]:
     args = config.feedback
     return {
         "loss": args.loss,
-        "lr": args.lr,
+        "lr": args.lr if args.every == "rollout" else args.lr_online,
         "entropy_coef": args.entropy_coef,
         "kl_coef": args.kl_coef,
         "clip_eps": args.clip_eps,

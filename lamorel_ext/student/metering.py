@@ -61,6 +61,10 @@ class MeteredClient:
         """See ``LlmClient``."""
         self._llm.load(folder)
 
+    def forget(self) -> None:
+        """See ``LlmClient``."""
+        self._llm.forget()
+
     def info(self) -> Mapping[str, Scalar]:
         """See ``LlmClient``."""
         return self._llm.info()

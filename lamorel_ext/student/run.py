@@ -102,6 +102,9 @@ class TrainingRun:
         """Collect a rollout, give feedback to the teacher, update the agent."""
         if self._scene is None:
             raise ValueError("start the run first")
+        if self.llm is not None:
+            # What an evaluation has asked must not make the rollout cheaper, nor a resumed run round differently.
+            self.llm.forget()
         begin = time.perf_counter()
         left = (self.budget - self.progress.env_steps) // self.env.num_envs
         rollout, self._scene = collect(self.env, self.agent, self.edge, self._scene, min(self.config.num_steps, left), self._draws)

@@ -75,6 +75,9 @@ class FakeHost:
         self.weight = float((folder / "weight.txt").read_text())
         self.weights_version += 1
 
+    def forget(self) -> None:
+        """This fake remembers nothing."""
+
     def info(self) -> dict[str, Scalar]:
         return {"name": "fake", "weight": self.weight}
 

@@ -160,6 +160,9 @@ class TableLlm:
     def load(self, folder: str) -> None:
         self.scores, self.values = json.loads(Path(folder, "table.json").read_text())
 
+    def forget(self) -> None:
+        """This fake remembers nothing."""
+
     def info(self) -> Mapping[str, Scalar]:
         return {"model": "table"}
 
