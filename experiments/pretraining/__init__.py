@@ -1,0 +1,1 @@
+"""How the embedded model is made: its tokenizer, its texts, its training, its figures."""

@@ -1,0 +1,106 @@
+"""Episodes to learn from: BabyAI levels walked by a distracted bot, every state in English and French."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from minigrid.core.world_object import WorldObj
+from minigrid.minigrid_env import MiniGridEnv
+from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
+
+from lamorel_ext.envs.describe import COLOR_NAMES, OBJECT_NAMES, describe
+from lamorel_ext.envs.levels import make_level
+
+FIRST_HELD_OUT_SEED = 1_000_000_000
+"""Evaluation draws its episodes from this seed on; nothing is learnt from them."""
+_SEEDS_PER_LEVEL = 1_000_000
+_LONGEST_EPISODE = 32
+_BOT_SHARES = (0.0, 0.5, 0.9)
+_BOT_FAILURES = (DisappearedBoxError, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class State:
+    """One state of an episode.
+
+    Attributes:
+        english: Sentences of the state.
+        french: The same in French.
+        bot_action: What the BabyAI bot would do, 0 to 5; None where it has no answer.
+        action: What was done instead, 0 to 5.
+    """
+
+    mission: str
+    english: tuple[str, ...]
+    french: tuple[str, ...]
+    bot_action: int | None
+    action: int
+
+
+Episode = tuple[State, ...]
+
+
+def collect_episodes(states_per_level: Mapping[str, int], seed: int) -> list[Episode]:
+    """Walk every level for about so many states.
+
+    Each episode follows the bot with a probability of its own and takes one of the six actions at random otherwise.
+
+    Raises:
+        ValueError: So many levels that their seeds would reach the held-out ones.
+    """
+    if seed < 0 or (seed + 1) * len(states_per_level) * _SEEDS_PER_LEVEL > FIRST_HELD_OUT_SEED:
+        raise ValueError(f"seed {seed} with {len(states_per_level)} levels reaches the held-out seeds from {FIRST_HELD_OUT_SEED}")
+    episodes: list[Episode] = []
+    for index, (level, num_states) in enumerate(states_per_level.items()):
+        first_seed = (seed * len(states_per_level) + index) * _SEEDS_PER_LEVEL
+        episodes += _collect_level(level, num_states, first_seed)
+    return episodes
+
+
+def _collect_level(level: str, num_states: int, first_seed: int) -> list[Episode]:
+    environment = make_level(level)
+    rng = np.random.default_rng(first_seed)
+    episodes: list[Episode] = []
+    missing = num_states
+    while missing > 0:
+        episodes.append(_walk(environment, first_seed + len(episodes), rng)[:missing])
+        missing -= len(episodes[-1])
+    environment.close()
+    return episodes
+
+
+def _walk(environment: MiniGridEnv, seed: int, rng: np.random.Generator) -> Episode:
+    observation, _ = environment.reset(seed=seed)
+    bot: BabyAIBot | None = BabyAIBot(environment)
+    bot_share = rng.choice(_BOT_SHARES)
+    states: list[State] = []
+    action: int | None = None
+    for _ in range(_LONGEST_EPISODE):
+        bot, bot_action = _ask(bot, action)
+        follows = bot_action is not None and rng.random() < bot_share
+        action = bot_action if follows else int(rng.integers(6))
+        image, carried = observation["image"], _codes(environment.carrying)
+        states.append(
+            State(environment.mission, describe(image, carried, "en"), describe(image, carried, "fr"), bot_action, int(action or 0))
+        )
+        observation, _, terminated, truncated, _ = environment.step(action)
+        if terminated or truncated:
+            break
+    return tuple(states)
+
+
+def _ask(bot: BabyAIBot | None, last_action: int | None) -> tuple[BabyAIBot | None, int | None]:
+    """The bot gives up for the rest of an episode when what was done does not fit its plans, such as a box that is gone."""
+    if bot is None:
+        return None, None
+    try:
+        action = int(bot.replan(last_action))
+    except _BOT_FAILURES:
+        return None, None
+    return (bot, action) if action < 6 else (None, None)
+
+
+def _codes(carried: WorldObj | None) -> tuple[int, int] | None:
+    return None if carried is None else (OBJECT_NAMES.index(carried.type), COLOR_NAMES.index(carried.color))
