@@ -65,7 +65,7 @@ class Setting:
 
 FULL = Setting()
 QUICK = Setting(
-    repetitions=2, lamorel_calls=2, distinct_calls=1, lamorel_distinct=16, lamorel_transitions=10, update_minibatches=(2, 1), iteration_steps=4,
+    repetitions=2, lamorel_calls=2, distinct_calls=1, lamorel_distinct=16, lamorel_transitions=10, update_minibatches=(2, 1), iteration_steps=2,
     online_steps=8, env_steps=200, minigrid_steps=1000,
 )  # fmt: skip
 MINIATURE = Setting(
