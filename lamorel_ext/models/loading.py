@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ModelLoadError
@@ -167,9 +169,10 @@ def _read_weights(source: _Source, args: LlmArgs, config: Any, model_type: Model
     # A GGUF file's own configuration is read with its tensors.
     own_config = {} if source.gguf_file is not None else {"config": config}
     try:
-        model, seen = _auto_class(model_type).from_pretrained(
-            source.name, dtype=DTYPES[args.dtype], use_safetensors=True, output_loading_info=True, **own_config, **options
-        )
+        with _quiet_transformers():
+            model, seen = _auto_class(model_type).from_pretrained(
+                source.name, dtype=DTYPES[args.dtype], use_safetensors=True, output_loading_info=True, **own_config, **options
+            )
     except RuntimeError as error:
         raise ModelLoadError(f"{source.name}: {_first_misfit(source, config, model_type) or _one_line(error)}") from error
     if missing := sorted(seen["missing_keys"]):
@@ -181,6 +184,20 @@ def _read_weights(source: _Source, args: LlmArgs, config: Any, model_type: Model
         del model.config.quantization_config  # the tensors are dequantised; saved with it, they would be taken for a GGUF file
     loaded: PreTrainedModel = model
     return loaded
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars, no tables of tensors, no advice about tied weights: what matters of it is checked here, and said in one line."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _first_misfit(source: _Source, config: Any, model_type: ModelType) -> str | None:
