@@ -1,25 +1,26 @@
 """Several copies of one level stepped together, each resetting itself: the batch that a rollout steps.
 
-Two backends give the same steps. ``minigrid`` runs any level, one copy after the other; ``table`` looks GoToRedBallNoDists up in arrays.
+The backends give the same steps. ``minigrid`` runs any level, one copy after the other; ``vector`` runs single rooms in arrays over all copies;
+``table`` looks GoToRedBallNoDists up.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-
 from lamorel_ext.envs import enumeration
 from lamorel_ext.envs.babyai_text import sentence_language
 from lamorel_ext.envs.batch_checks import EpisodeSeed
 from lamorel_ext.envs.describe import Language
+from lamorel_ext.envs.episodes import SEED_BOUND, TrainingSeeds
 from lamorel_ext.envs.minigrid_batch import MinigridBatch
+from lamorel_ext.envs.room_levels import room_level
 from lamorel_ext.envs.table_batch import TableBatch
+from lamorel_ext.envs.vector_batch import VectorBatch
 from lamorel_ext.errors import LevelError
 from lamorel_ext.types import BatchedEnv
 
-SEED_BOUND = 1_000_000_000
-"""Seeds from here on are held out for evaluation."""
+__all__ = ["SEED_BOUND", "make_batched_env", "training_seeds"]
 
 
 def make_batched_env(
@@ -28,7 +29,7 @@ def make_batched_env(
     language: Language = "en",
     seed: int = 0,
     episode_seed: EpisodeSeed | None = None,
-    backend: Literal["auto", "minigrid", "table"] = "auto",
+    backend: Literal["auto", "minigrid", "vector", "table"] = "auto",
     num_distractors: int | None = None,
 ) -> BatchedEnv:
     """Build ``num_envs`` copies of a level, still to be reset.
@@ -39,7 +40,7 @@ def make_batched_env(
         language: Language of the sentences; missions stay English.
         seed: Seed of the run, from which the default ``episode_seed`` is derived.
         episode_seed: Seed of each episode. None takes ``training_seeds(seed)``.
-        backend: ``auto`` takes the tables where there are some.
+        backend: ``auto`` takes the fastest that knows the level.
         num_distractors: See ``levels.make_level``.
 
     Raises:
@@ -47,8 +48,8 @@ def make_batched_env(
     """
     if num_envs < 1:
         raise LevelError(f"num_envs must be at least 1, got {num_envs}")
-    if backend not in ("auto", "minigrid", "table"):
-        raise LevelError(f"backend must be auto, minigrid or table, got {backend!r}")
+    if backend not in ("auto", "minigrid", "vector", "table"):
+        raise LevelError(f"backend must be auto, minigrid, vector or table, got {backend!r}")
     tabular = level == enumeration.LEVEL and num_distractors is None
     if backend == "table" and not tabular:
         raise LevelError(
@@ -56,15 +57,13 @@ def make_batched_env(
         )
     seeds = training_seeds(seed) if episode_seed is None else episode_seed
     spoken = sentence_language(level, language)
-    if tabular and backend != "minigrid":
+    if tabular and backend in ("auto", "table"):
         return TableBatch(num_envs, spoken, seeds)
+    if backend == "vector" or backend == "auto" and room_level(level, num_distractors) is not None:
+        return VectorBatch(level, num_envs, spoken, seeds, num_distractors)
     return MinigridBatch(level, num_envs, spoken, seeds, num_distractors)
 
 
-def training_seeds(seed: int) -> EpisodeSeed:
-    """Episode seeds below ``SEED_BOUND``, spread by a hash of run, environment and episode."""
-
-    def episode_seed(env: int, episode: int) -> int:
-        return int(np.random.SeedSequence((seed, env, episode)).generate_state(1, np.uint64)[0] % SEED_BOUND)
-
-    return episode_seed
+def training_seeds(seed: int) -> TrainingSeeds:
+    """The default ``episode_seed`` of a run."""
+    return TrainingSeeds(seed)

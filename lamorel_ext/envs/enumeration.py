@@ -6,6 +6,7 @@ and the episode ends before the ball could be touched, so that only turning and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,7 +16,9 @@ from minigrid.core.world_object import Ball, Wall
 from minigrid.minigrid_env import MiniGridEnv
 
 from lamorel_ext.envs.describe import Language, describe
+from lamorel_ext.envs.episodes import words_of_seeds
 from lamorel_ext.envs.levels import make_level
+from lamorel_ext.envs.streams import words_of
 from lamorel_ext.errors import LevelError
 
 LEVEL = "BabyAI-GoToRedBallNoDists-v0"
@@ -29,6 +32,7 @@ _CELLS = _SIDE * _SIDE
 _ROOM = _SIDE + 2  # with the walls
 _LEFT, _RIGHT, _FORWARD = 0, 1, 2
 _STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # right, down, left, up
+_FIRST_WORDS = 32  # one episode in 4,000 needs more
 _EMPTY_CODE, _RED_BALL = 1, (6, 0, 0)
 
 
@@ -141,15 +145,42 @@ def start_state(seed: int) -> int:
     The agent's cell, its direction and the ball's cell are drawn in this order; a cell on a wall is drawn again, and so is a ball
     less than two steps from the agent.
     """
-    draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).integers
-    agent_x, agent_y = int(draw(0, _ROOM)), int(draw(0, _ROOM))
-    while not _is_free(agent_x, agent_y):
-        agent_x, agent_y = int(draw(0, _ROOM)), int(draw(0, _ROOM))
-    direction = int(draw(0, 4))
-    ball_x, ball_y = int(draw(0, _ROOM)), int(draw(0, _ROOM))
-    while not _is_free(ball_x, ball_y) or abs(ball_x - agent_x) + abs(ball_y - agent_y) < 2:
-        ball_x, ball_y = int(draw(0, _ROOM)), int(draw(0, _ROOM))
-    return int(_index(agent_x, agent_y, direction, ball_x, ball_y))
+    return start_states([seed])[0]
+
+
+def start_states(seeds: Sequence[int]) -> list[int]:
+    """``start_state`` of each seed, for many at once. Bounds of the draws are powers of two: a draw is the upper bits of a 32-bit word."""
+    if not len(seeds):
+        return []
+    words = words_of_seeds(seeds, _FIRST_WORDS)
+    states = _first_states(words)
+    for index in np.flatnonzero(states < 0).tolist():
+        more = words
+        while states[index] < 0:
+            more = np.array([words_of(seeds[index], 0, 2 * more.shape[1])], dtype=np.uint32)
+            states[index] = _first_states(more)[0]
+    found: list[int] = states.tolist()
+    return found
+
+
+def _first_states(words: np.ndarray) -> np.ndarray:
+    """``(n,)`` first states from ``(n, words)`` words, -1 where the words do not suffice."""
+    rows = np.arange(len(words))
+    eighths = (words >> np.uint32(29)).astype(np.int64)
+    inner = (eighths >= 1) & (eighths <= _SIDE)
+    agent = inner[:, 0:-2:2] & inner[:, 1:-2:2]
+    first = 2 * agent.argmax(axis=1)
+    x, y = eighths[rows, first], eighths[rows, first + 1]
+    direction = eighths[rows, first + 2] >> 1  # of four: the upper two of the three bits
+    ball_x, ball_y = eighths[:, 1:-1], eighths[:, 2:]
+    allowed = inner[:, 1:-1] & inner[:, 2:] & (np.abs(ball_x - x[:, None]) + np.abs(ball_y - y[:, None]) >= 2)
+    after = (
+        np.arange(allowed.shape[1]) - (first + 2)[:, None]
+    )  # pairs begin one word after the direction, and at every second one from there
+    allowed &= (after >= 0) & (after % 2 == 0)
+    second = allowed.argmax(axis=1)
+    states = _index(x, y, direction, ball_x[rows, second], ball_y[rows, second])
+    return np.where(agent.any(axis=1) & allowed.any(axis=1), states, -1)
 
 
 def evaluate_policy(policy: np.ndarray) -> ExactValue:

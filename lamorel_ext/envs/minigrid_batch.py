@@ -15,7 +15,7 @@ from lamorel_ext.errors import CheckpointError, LevelError
 from lamorel_ext.types import ObservationBatch, StepBatch
 
 
-class _Copy:
+class LevelCopy:
     """One copy of the level and the running episode.
 
     Attributes:
@@ -62,7 +62,7 @@ class MinigridBatch:
         self.num_envs = num_envs
         self.language: Language = language
         self.episode_seed = episode_seed
-        self._copies = [_Copy(level, num_distractors) for _ in range(num_envs)]
+        self._copies = [LevelCopy(level, num_distractors) for _ in range(num_envs)]
         self._running = False
 
     def reset(self) -> ObservationBatch:

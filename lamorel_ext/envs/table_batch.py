@@ -8,7 +8,8 @@ import numpy as np
 
 from lamorel_ext.envs.batch_checks import EpisodeSeed, checked_actions, read_state
 from lamorel_ext.envs.describe import Language
-from lamorel_ext.envs.enumeration import MAX_STEPS, MISSION, NUM_ACTIONS, NUM_STATES, reward_at, start_state, state_table
+from lamorel_ext.envs.enumeration import MAX_STEPS, MISSION, NUM_ACTIONS, NUM_STATES, reward_at, start_states, state_table
+from lamorel_ext.envs.episodes import ComingEpisodes
 from lamorel_ext.errors import CheckpointError, LevelError
 from lamorel_ext.types import ObservationBatch, StepBatch
 
@@ -26,7 +27,7 @@ class TableBatch:
 
     def __init__(self, num_envs: int, language: Language, episode_seed: EpisodeSeed) -> None:
         self.num_envs = num_envs
-        self.episode_seed = episode_seed
+        self._starts = ComingEpisodes(num_envs, episode_seed, start_states)
         self.table = state_table()
         self._states = np.zeros(num_envs, dtype=np.int64)
         self._steps = np.zeros(num_envs, dtype=np.int64)
@@ -45,7 +46,7 @@ class TableBatch:
     def reset(self) -> ObservationBatch:
         """Start episode 0 everywhere."""
         self._episodes[:] = 0
-        self._start(range(self.num_envs))
+        self._start(np.arange(self.num_envs))
         self._running = True
         return self._observe()
 
@@ -66,8 +67,8 @@ class TableBatch:
         ended = np.flatnonzero(terminated | truncated)
         if len(ended):
             self._episodes[ended] += 1
-            self._start(ended.tolist())
-            current = self._observe()
+            self._start(ended)
+            current = self._observe_anew(reached, ended)
         return StepBatch(reached, current, rewards, terminated, truncated)
 
     def expert_actions(self) -> np.ndarray:
@@ -99,11 +100,10 @@ class TableBatch:
         """Nothing to free. May be called twice."""
         self._running = False
 
-    def _start(self, indices: Sequence[int]) -> None:
+    def _start(self, indices: np.ndarray) -> None:
         """The numbers of the episodes are set before."""
-        for index in indices:
-            self._states[index] = start_state(self.episode_seed(index, int(self._episodes[index])))
-            self._steps[index] = 0
+        self._states[indices] = self._starts.take(indices.tolist(), self._episodes[indices].tolist())
+        self._steps[indices] = 0
 
     def _check_running(self) -> None:
         if not self._running:
@@ -117,3 +117,13 @@ class TableBatch:
             images=self.table.images[views],
             directions=self.table.directions[views],
         )
+
+    def _observe_anew(self, observations: ObservationBatch, rows: np.ndarray) -> ObservationBatch:
+        """The same observations, but for some rows."""
+        descriptions = list(observations.descriptions)
+        images, directions = observations.images.copy(), observations.directions.copy()
+        views, texts = self.table.views[self._states[rows]], self.table.texts[self._states[rows]]
+        images[rows], directions[rows] = self.table.images[views], self.table.directions[views]
+        for row, sentences in zip(rows.tolist(), self._sentences[texts].tolist(), strict=True):
+            descriptions[row] = sentences
+        return ObservationBatch(self._missions, tuple(descriptions), images, directions)
