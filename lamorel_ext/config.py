@@ -386,8 +386,7 @@ def from_mapping(mapping: Mapping[str, Any]) -> Config:
     """
     problems: list[str] = []
     config = _build(Config, mapping, "", problems)
-    if not problems:
-        problems = _impossible_values(config)
+    problems += _impossible_values(config)
     if problems:
         raise ConfigError(problems)
     return config
@@ -478,7 +477,10 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
         if dataclasses.is_dataclass(hint):
             values[name] = _build(hint, mapping[name], f"{prefix}{name}.", problems)  # type: ignore[arg-type]
         else:
-            values[name] = _convert(hint, mapping[name], f"{prefix}{name}", problems)
+            known = len(problems)
+            value = _convert(hint, mapping[name], f"{prefix}{name}", problems)
+            if len(problems) == known:  # otherwise the default stands in, so that the rest can be checked too
+                values[name] = value
     return kind(**values)
 
 

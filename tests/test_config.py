@@ -201,3 +201,12 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: [1,\n")
     with pytest.raises(ConfigError, match="config.yaml cannot be read"):
         read_config(tmp_path / "config.yaml")
+
+
+def test_a_wrong_type_does_not_hide_an_impossible_value() -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping({"run": {"total_steps": "x"}, "lamorel_args": {"distributed_setup_args": {"n_llm_processes": 0}}})
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "run.total_steps",
+        "lamorel_args.distributed_setup_args.n_llm_processes",
+    ]
