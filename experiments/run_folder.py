@@ -16,7 +16,6 @@ import csv
 import io
 import json
 import logging
-import math
 import os
 import shutil
 import time
@@ -31,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from experiments.files import csv_cell, replace_json, writing
 from experiments.identity import differing_keys, run_identity
 from experiments.results import read_json
+from experiments.trackers import Tracker, make_trackers
 from lamorel_ext.config import Config, read_config, save_config
 from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.student.recorder import Checkpoint, SaveLlm
@@ -94,7 +94,7 @@ class RunFolder:
         self._rows = 0
         self._env_steps = 0
         self._started = time.time()
-        self._events: Any = None
+        self._trackers: list[Tracker] = []
 
     # --- begin and end --------------------------------------------------------------------------------------------------------
 
@@ -104,12 +104,13 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(self._config, self.folder / "config.yaml")
         replace_json(self.folder / "versions.json", self._versions)
+        self._trackers = make_trackers(self.folder, self._config)
         self._set_status("running")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self._events is not None:
-            self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
         if error is None:
             self._set_status("complete", exit_status=0)
             return
@@ -122,7 +123,7 @@ class RunFolder:
     # --- Recorder ---------------------------------------------------------------------------------------------------------------
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Append a row to ``metrics.csv`` and to the TensorBoard events.
+        """Append a row to ``metrics.csv`` and give it to the trackers.
 
         Raises:
             CheckpointError: The disk is full, or the row has other columns than the rows before it.
@@ -135,7 +136,8 @@ class RunFolder:
             raise CheckpointError(f"{path} has the columns {self._columns}, the next row has {list(row)}")
         self._append(path, [csv_cell(value) for value in row.values()], "a")
         self._rows += 1
-        self._write_events(row)
+        for tracker in self._trackers:
+            tracker.log(row, int(row.get("env_steps", self._rows)))
 
     def checkpoint(self, checkpoint: Checkpoint, save_llm: SaveLlm | None) -> None:
         """Write a checkpoint beside the last one, then make it the current one, then remove the last one.
@@ -205,19 +207,6 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         self._columns = next(csv.reader(lines[:1])) if rows else []
         self._rows = rows
-
-    def _write_events(self, row: Mapping[str, float]) -> None:
-        """A resumed run hides the events that it is about to write again."""
-        step = int(row.get("env_steps", self._rows))
-        with writing(self.folder / "tensorboard"):
-            if self._events is None:
-                from torch.utils.tensorboard import SummaryWriter  # a second of imports that a report does not need
-
-                self._events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
-            for name, value in row.items():
-                if not math.isnan(value):
-                    self._events.add_scalar(name, value, step)
-            self._events.flush()
 
     def _set_status(self, state: str, **more: Any) -> None:
         times = {"started": self._started, "updated": time.time()}

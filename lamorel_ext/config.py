@@ -258,6 +258,7 @@ class RunArgs:
         eval_seed: Seed of the first held-out episode; training never uses it or the ones after it.
         checkpoint_every: Rollouts between two checkpoints; 0 writes only the last.
         num_threads: Threads of the client for PyTorch; 0 leaves PyTorch's choice.
+        tracker: Takes the learning curve besides ``metrics.csv`` and TensorBoard.
     """
 
     seed: int = 0
@@ -268,6 +269,7 @@ class RunArgs:
     eval_seed: int = 1_000_000_000
     checkpoint_every: int = 1
     num_threads: int = 1
+    tracker: Literal["none", "wandb"] = "none"
     output_dir: str = "runs/run"
 
 

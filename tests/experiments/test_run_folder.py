@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -223,3 +226,21 @@ def test_how_a_run_runs_may_change_when_it_is_resumed(config: Config, tmp_path: 
     with RunFolder(folder, same, VERSIONS):
         pass
     assert read_config(folder / "config.yaml") == same
+
+
+def test_a_tracker_that_is_not_installed_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    asked = dataclasses.replace(config, run=dataclasses.replace(config.run, tracker="wandb"))
+    with pytest.raises(ConfigError, match=r"run\.tracker: wandb is not installed"):
+        make_run(asked, [0.25])
+
+
+def test_weights_and_biases_gets_every_measured_value_with_its_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", MagicMock(init=MagicMock(return_value=run)))
+    asked = dataclasses.replace(config, run=dataclasses.replace(config.run, tracker="wandb"))
+    make_run(asked, [0.25, 0.5])
+    logged = [(call.args[0]["success"], call.kwargs["step"]) for call in run.log.call_args_list]
+    assert [value for value, _ in logged] == [0.25, 0.5]
+    assert [step for _, step in logged] == sorted({step for _, step in logged})
+    run.finish.assert_called_once_with()
