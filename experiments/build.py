@@ -8,7 +8,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from lamorel_ext.config import Config, LamorelArgs
-from lamorel_ext.envs.levels import level_spec
+from lamorel_ext.envs.levels import level_spec, make_level
 from lamorel_ext.errors import ConfigError, LevelError
 from lamorel_ext.models.loading import load_host
 from lamorel_ext.models.module_functions import ValueHead
@@ -49,15 +49,18 @@ def run_as_ranked(config: Config, client: Client) -> int:
 
 
 def check_level(config: Config) -> None:
-    """Make sure that the level exists, before a model is loaded.
+    """Make sure that the level exists and takes a number of distractors if one is set, before a model is loaded.
 
     Raises:
-        ConfigError: It does not; names those that are spelt like it.
+        ConfigError: It does not; names levels that are spelt like it, or that take such a number.
     """
+    key, env = "env.level", config.env
     try:
-        level_spec(config.env.level)
+        level_spec(env.level)
+        key = "env.num_distractors"
+        make_level(env.level, env.num_distractors)
     except LevelError as error:
-        raise ConfigError(f"env.level: {error}") from error
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def build_server(args: LamorelArgs, placement: Placement) -> Hosted:

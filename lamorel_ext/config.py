@@ -124,6 +124,7 @@ class EnvArgs:
     Attributes:
         level: Id of a BabyAI level, such as ``BabyAI-GoToRedBallNoDists-v0``.
         num_envs: Copies stepped together.
+        num_distractors: Objects, in the level's own way of counting (see ``envs.levels.make_level``); null keeps the level's own number.
         language: Language of the observation's sentences; missions stay English.
         prompt: Template of the prompt: ``lamorel`` (the last observation) or ``glam`` (action list and history).
         history: Observations in a ``glam`` prompt; 1 makes the policy memoryless.
@@ -131,6 +132,7 @@ class EnvArgs:
 
     level: str = "BabyAI-GoToRedBallNoDists-v0"
     num_envs: int = 16
+    num_distractors: int | None = None
     language: Literal["en", "fr"] = "en"
     prompt: Literal["lamorel", "glam"] = "lamorel"
     history: int = 3
@@ -565,6 +567,8 @@ def _impossible_values(config: Config) -> list[str]:
     }  # fmt: skip
     unit = {"student.gamma": student.gamma, "student.lam": student.lam, "ppo.gamma": ppo.gamma, "ppo.lam": ppo.lam}
     problems = [f"{key}: must be at least 1, got {value}" for key, value in at_least_one.items() if value < 1]
+    if config.env.num_distractors is not None:
+        not_negative["env.num_distractors"] = config.env.num_distractors
     problems += [f"{key}: must not be negative, got {value}" for key, value in not_negative.items() if value < 0]
     problems += [f"{key}: must be above 0, got {value}" for key, value in positive.items() if value <= 0]
     problems += [f"{key}: must be between 0 and 1, got {value}" for key, value in unit.items() if not 0 <= value <= 1]

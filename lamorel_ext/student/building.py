@@ -30,8 +30,11 @@ def make_env(config: Config, held_out: bool) -> BatchedEnv:
     """The environments of BabyAI-Text. See ``EnvFactory``."""
     env, run = config.env, config.run
     if held_out:
-        return make_batched_env(env.level, run.eval_episodes, env.language, episode_seed=lambda copy, episode: run.eval_seed + copy)
-    return make_batched_env(env.level, env.num_envs, env.language, seed=run.seed)
+        return make_batched_env(
+            env.level, run.eval_episodes, env.language, num_distractors=env.num_distractors,
+            episode_seed=lambda copy, episode: run.eval_seed + copy,
+        )  # fmt: skip
+    return make_batched_env(env.level, env.num_envs, env.language, seed=run.seed, num_distractors=env.num_distractors)
 
 
 def make_prompted_env(config: Config, env: BatchedEnv, with_experts: bool = False) -> PromptedEnv:
@@ -53,7 +56,7 @@ def make_evaluator(config: Config, env_factory: EnvFactory, with_experts: bool =
     def exact() -> ExactEvaluator:
         return ExactEvaluator(config.env, with_experts or expert_teaches(config))
 
-    return Evaluator(config, held_out, exact if can_enumerate(config.env.level) else None)
+    return Evaluator(config, held_out, exact if can_enumerate(config.env) else None)
 
 
 def expert_teaches(config: Config) -> bool:

@@ -12,9 +12,9 @@ from lamorel_ext.student.scenes import Scene
 from lamorel_ext.types import ObservationBatch
 
 
-def can_enumerate(level: str) -> bool:
+def can_enumerate(args: EnvArgs) -> bool:
     """True where the states of a level can be listed."""
-    return level == LEVEL
+    return args.level == LEVEL and args.num_distractors is None
 
 
 class ExactEvaluator:

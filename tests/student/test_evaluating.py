@@ -16,7 +16,7 @@ from lamorel_ext.student.agents import make_agent
 from lamorel_ext.student.baselines import evaluate_bot, evaluate_random
 from lamorel_ext.student.building import expert_teaches, make_env, make_evaluator
 from lamorel_ext.student.evaluate import run_episodes
-from lamorel_ext.student.exact import ExactEvaluator
+from lamorel_ext.student.exact import ExactEvaluator, can_enumerate
 from lamorel_ext.student.features import encode_observations
 from lamorel_ext.student.feedback import FeedbackSignals
 from lamorel_ext.student.randomness import Draws
@@ -144,6 +144,21 @@ def test_held_out_episodes_are_those_of_the_seeds_from_eval_seed_on():
         assert env.num_envs == config.env.num_envs
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_level_has_as_many_distractors_as_are_asked_for(held_out):
+    config = make_config(env=EnvArgs(level="BabyAI-GoToLocal-v0", num_distractors=1), run=RunArgs(eval_episodes=16))
+    with closing(make_env(config, held_out)) as env:
+        sentences = env.reset().descriptions
+    # The target is the only object there is: whoever sees one sees that one.
+    assert all(sum(thing in sentence for thing in ("ball", "box", "key") for sentence in seen) <= 1 for seen in sentences)
+    with closing(make_env(make_config(env=EnvArgs(level="BabyAI-GoToLocal-v0"), run=RunArgs(eval_episodes=16)), held_out)) as env:
+        assert any(sum(thing in sentence for thing in ("ball", "box", "key") for sentence in seen) > 1 for seen in env.reset().descriptions)
+
+
+def test_exact_evaluation_is_only_for_the_levels_own_number_of_distractors():
+    assert can_enumerate(EnvArgs()) and not can_enumerate(EnvArgs(num_distractors=0))
+
+
 def test_only_copies_whose_episode_runs_are_asked():
     asked = []
 
@@ -176,6 +191,7 @@ def test_prompts_tell_feedback_in_evaluations_too_and_leave_the_memory_of_traini
     ("groups", "why"),
     [
         ({"env": EnvArgs(level="BabyAI-GoToLocal-v0")}, "cannot be listed"),
+        ({"env": EnvArgs(level="BabyAI-GoToRedBall-v0", num_distractors=0)}, "cannot be listed"),
         ({"env": EnvArgs(prompt="glam", history=3)}, "env.history=3"),
         ({"guidance": GuidanceArgs(vocabulary="free")}, "free guidance"),
     ],
