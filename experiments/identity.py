@@ -12,6 +12,7 @@ HOW_IT_RUNS = (
     "run.output_dir",
     "run.num_threads",
     "run.checkpoint_every",
+    "run.trace_every",
     "run.tracker",
     "lamorel_args.log_level",
     "lamorel_args.gloo_timeout",

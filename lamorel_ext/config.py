@@ -1,6 +1,6 @@
 """The typed configuration: one schema, read from YAML, checked as a whole. The only file that knows OmegaConf and Hydra.
 
-A configuration is made of ``configs/default.yaml``, one file per chosen group (``model=flan_t5_small``), and single values
+A configuration is made of ``configs/default.yaml``, one file per chosen group (``model=flan_t5_small``, ``task=go_to_local``), and single values
 (``feedback.loss=clipped``), in Hydra's syntax. Whatever is wrong with it is reported at once, every problem in a line of its own.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,6 +123,7 @@ class EnvArgs:
     """The task.
 
     Attributes:
+        name: Of the task in reports; empty takes the level's. Set by the files in ``configs/task``.
         level: Id of a BabyAI level, such as ``BabyAI-GoToRedBallNoDists-v0``.
         num_envs: Copies stepped together.
         num_distractors: Objects, in the level's own way of counting (see ``envs.levels.make_level``); null keeps the level's own number.
@@ -130,6 +132,7 @@ class EnvArgs:
         history: Observations in a ``glam`` prompt; 1 makes the policy memoryless.
     """
 
+    name: str = ""
     level: str = "BabyAI-GoToRedBallNoDists-v0"
     num_envs: int = 16
     num_distractors: int | None = None
@@ -259,6 +262,8 @@ class RunArgs:
         eval_episodes: Episodes of a simulated evaluation.
         eval_seed: Seed of the first held-out episode; training never uses it or the ones after it.
         checkpoint_every: Rollouts between two checkpoints; 0 writes only the last.
+        trace_every: Rollouts from one whose steps are recorded for the viewer to the next, from the first on; the last full one and what
+            remains after it are recorded too. 0 records none. Changes no number of the run.
         num_threads: Threads of the client for PyTorch; 0 leaves PyTorch's choice.
         tracker: Takes the learning curve besides ``metrics.csv`` and TensorBoard.
     """
@@ -270,6 +275,7 @@ class RunArgs:
     eval_episodes: int = 200
     eval_seed: int = 1_000_000_000
     checkpoint_every: int = 1
+    trace_every: int = 100
     num_threads: int = 1
     tracker: Literal["none", "wandb"] = "none"
     output_dir: str = "runs/run"
@@ -277,16 +283,19 @@ class RunArgs:
 
 @dataclass(frozen=True)
 class CompareArgs:
-    """A comparison: every arm with every seed.
+    """A comparison: every arm with every seed, on every task.
 
     Attributes:
         name: Title of the report.
+        tasks: Names of files in ``configs/task``; none means the one task that ``env`` describes. Where tasks are named, runs lie in
+            ``output_dir/task/arm/seed_k`` instead of ``output_dir/arm/seed_k``.
         arms: Names of files in ``configs/arm``.
         seeds: One run per arm and seed; seed ``s`` means the same episodes in every arm.
         bootstrap_samples: Resamples over seeds behind each interval.
     """
 
     name: str = "comparison"
+    tasks: tuple[str, ...] = ()
     arms: tuple[str, ...] = ("llm_policy", "teacher_feedback_gae")
     seeds: tuple[int, ...] = (0, 1, 2)
     output_dir: str = "runs/comparison"
@@ -335,27 +344,50 @@ def load_config(overrides: Sequence[str] = (), config_name: str = "default", con
     return from_mapping(compose_mapping(overrides, config_name, config_dir))
 
 
-def load_arms(overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR) -> dict[str, Config]:
-    """The configuration of each arm in ``compare.arms``, composed anew, so that the experiment's own values win over the arm's.
+def load_matrix(
+    overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR
+) -> dict[tuple[str, str], Config]:
+    """The configuration of each arm on each task of a comparison, composed anew, so that the experiment's own values win over theirs.
+
+    Returns:
+        By task and arm, task after task. The task is empty where ``compare.tasks`` names none.
 
     Raises:
-        ConfigError: With the problems of every arm; what all arms have in common is said once.
+        ConfigError: With the problems of every task and arm; what all have in common is said once. Or two tasks are the same.
     """
     mapping = compose_mapping(overrides, config_name, config_dir)
-    arms = from_mapping({"compare": mapping["compare"]} if "compare" in mapping else {}).compare.arms
-    configs: dict[str, Config] = {}
-    problems: dict[str, list[str]] = {}
-    for arm in arms:
+    compare = from_mapping({"compare": mapping["compare"]} if "compare" in mapping else {}).compare
+    configs: dict[tuple[str, str], Config] = {}
+    problems: dict[str, list[tuple[str, str]]] = {}
+    for task, arm in itertools.product(compare.tasks or ("",), compare.arms):
+        groups = [*([f"task={task}"] if task else []), f"arm={arm}"]
         try:
-            configs[arm] = load_config([*overrides, f"arm={arm}"], config_name, config_dir)
+            configs[task, arm] = load_config([*overrides, *groups], config_name, config_dir)
         except ConfigError as error:
             for problem in error.problems:
-                problems.setdefault(problem, []).append(arm)
+                problems.setdefault(problem, []).append((task, arm))
     if problems:
-        raise ConfigError([
-            problem if len(concerned) == len(arms) else f"with arm={', '.join(concerned)}: {problem}" for problem, concerned in problems.items()
-        ])  # fmt: skip
+        raise ConfigError([_concerning(problem, concerned, compare) for problem, concerned in problems.items()])
+    _check_tasks_differ(configs, compare)
     return configs
+
+
+def _concerning(problem: str, concerned: Sequence[tuple[str, str]], compare: CompareArgs) -> str:
+    """A problem behind the tasks and arms that have it, where not all of them do."""
+    tasks, arms = (tuple(dict.fromkeys(names)) for names in zip(*concerned, strict=True))
+    words = [f"task={', '.join(tasks)}"] if len(tasks) < len(compare.tasks) else []
+    words += [f"arm={', '.join(arms)}"] if len(arms) < len(compare.arms) else []
+    return f"with {' and '.join(words)}: {problem}" if words else problem
+
+
+def _check_tasks_differ(configs: Mapping[tuple[str, str], Config], compare: CompareArgs) -> None:
+    """A value of the experiment, or of the command line, may win over what sets two tasks apart."""
+    seen: dict[EnvArgs, str] = {}
+    for task in compare.tasks:
+        env = dataclasses.replace(configs[task, compare.arms[0]].env, name="")
+        if env in seen:
+            raise ConfigError(f"compare.tasks: {seen[env]} and {task} have the same env values; is one of them set besides?")
+        seen[env] = task
 
 
 def compose_mapping(overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR) -> dict[str, Any]:
@@ -558,6 +590,7 @@ def _impossible_values(config: Config) -> list[str]:
         "lamorel_args.llm_args.cache_size": llm.cache_size, "lamorel_args.llm_args.num_threads": llm.num_threads,
         "ppo.gradient_minibatch_size": ppo.gradient_minibatch_size, "feedback.gradient_minibatch_size": config.feedback.gradient_minibatch_size,
         "run.seed": run.seed, "run.eval_seed": run.eval_seed, "run.checkpoint_every": run.checkpoint_every, "run.num_threads": run.num_threads,
+        "run.trace_every": run.trace_every,
         "student.lr": student.lr, "ppo.lr": ppo.lr, "feedback.lr": config.feedback.lr, "feedback.lr_online": config.feedback.lr_online,
         "student.kappa": student.kappa, "student.entropy_coef": student.entropy_coef, "ppo.entropy_coef": ppo.entropy_coef,
     }  # fmt: skip
@@ -615,8 +648,8 @@ def _impossible_method(config: Config) -> list[str]:
 
 def _impossible_comparison(compare: CompareArgs) -> list[str]:
     problems = []
-    for key, values in (("compare.arms", compare.arms), ("compare.seeds", compare.seeds)):
-        if not values:
+    for key, values in (("compare.tasks", compare.tasks), ("compare.arms", compare.arms), ("compare.seeds", compare.seeds)):
+        if not values and key != "compare.tasks":
             problems.append(f"{key}: must not be empty")
         if len(set(values)) < len(values):
             problems.append(f"{key}: names one twice: {list(values)}")

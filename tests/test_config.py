@@ -157,6 +157,7 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
         ("lamorel_args.distributed_setup_args.n_rl_processes=0", "n_rl_processes: must be at least 1, got 0"),
         ("lamorel_args.distributed_setup_args.n_llm_processes=-1", "n_llm_processes: must be at least 1, got -1"),
         ("run.total_steps=0", "run.total_steps: must be at least 1, got 0"),
+        ("run.trace_every=-1", "run.trace_every: must not be negative, got -1"),
         ("student.gamma=1.5", "student.gamma: must be between 0 and 1, got 1.5"),
         ("student.lr=-1.0", "student.lr: must not be negative, got -1.0"),
         ("feedback.clip_eps=0.0", "feedback.clip_eps: must be above 0, got 0.0"),
