@@ -283,8 +283,24 @@ class ServerGroup(Protocol):
         """Wait until every server is here."""
 
 
+class PendingScores(Protocol):
+    """Scores that a server may still be working on."""
+
+    def result(self) -> ScoreResult:
+        """Wait for them; raises what ``LlmClient.score_batch`` would. To be called once."""
+
+
 class LlmClient(Protocol):
-    """What the student's side needs of the servers: the typed half of ``Caller``."""
+    """What the student's side needs of the servers: the typed half of ``Caller``.
+
+    Attributes:
+        remote: True where the servers are processes of their own, which work while this one does something else.
+    """
+
+    @property
+    def remote(self) -> bool: ...
+
+    def submit_score(self, request: ScoreRequest) -> PendingScores: ...
 
     def score_batch(self, request: ScoreRequest) -> ScoreResult: ...
 

@@ -67,6 +67,11 @@ class Caller:
         return self._transport.num_servers
 
     @property
+    def remote(self) -> bool:
+        """True where the servers are processes of their own."""
+        return self._transport.remote
+
+    @property
     def stats(self) -> dict[str, float]:
         """Counters since the start.
 

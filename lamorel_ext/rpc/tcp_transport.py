@@ -44,6 +44,8 @@ class TcpTransport:
         with_tickets: True where other clients send requests too: server 0 then decides their order.
     """
 
+    remote = True
+
     def __init__(self, links: Sequence[Link], me: Peer, timeout_s: float, with_tickets: bool) -> None:
         self.num_servers = len(links)
         self._links, self._me, self._timeout_s, self._with_tickets = list(links), me, timeout_s, with_tickets

@@ -18,9 +18,15 @@ Handler = Callable[[Request], Answer]
 
 
 class Transport(Protocol):
-    """Carries requests to the servers; safe to use from several threads."""
+    """Carries requests to the servers; safe to use from several threads.
+
+    Attributes:
+        num_servers: How many there are.
+        remote: True where they are processes of their own.
+    """
 
     num_servers: int
+    remote: bool
 
     def submit(self, server_index: int, request: Request) -> Future[Answer]:
         """Send a request to one server; answers come in the order of requests.
@@ -103,6 +109,8 @@ class InProcessTransport:
     Args:
         handlers: One per server.
     """
+
+    remote = False
 
     def __init__(self, handlers: Sequence[Handler]) -> None:
         self.num_servers = len(handlers)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from lamorel_ext.types import GenerateRequest, GenerateResult, LlmClient, Scalar, ScoreRequest, ScoreResult, UpdateRequest, UpdateResult
+from lamorel_ext.types import (
+    GenerateRequest,
+    GenerateResult,
+    LlmClient,
+    PendingScores,
+    Scalar,
+    ScoreRequest,
+    ScoreResult,
+    UpdateRequest,
+    UpdateResult,
+)
 
 
 class MeteredClient:
@@ -31,22 +41,31 @@ class MeteredClient:
         finally:
             self._counting = True
 
+    @property
+    def remote(self) -> bool:
+        """See ``LlmClient``."""
+        return self._llm.remote
+
+    def submit_score(self, request: ScoreRequest) -> PendingScores:
+        """See ``LlmClient``; counted when the scores are taken."""
+        return _MeteredScores(self, self._llm.submit_score(request), request.prompts)
+
     def score_batch(self, request: ScoreRequest) -> ScoreResult:
         """See ``LlmClient``."""
         result = self._llm.score_batch(request)
-        self._count(request.prompts, result.stats.get("tokens", 0.0))
+        self.count(request.prompts, result.stats.get("tokens", 0.0))
         return result
 
     def generate_batch(self, request: GenerateRequest) -> GenerateResult:
         """See ``LlmClient``."""
         result = self._llm.generate_batch(request)
-        self._count(request.prompts, result.stats.get("tokens", 0.0))
+        self.count(request.prompts, result.stats.get("tokens", 0.0))
         return result
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult:
         """See ``LlmClient``."""
         result = self._llm.update_batch(request)
-        self._count(request.prompts, result.stats.get("scored_tokens", 0.0))
+        self.count(request.prompts, result.stats.get("scored_tokens", 0.0))
         return result
 
     def reset(self, seed: int) -> None:
@@ -69,8 +88,22 @@ class MeteredClient:
         """See ``LlmClient``."""
         return self._llm.info()
 
-    def _count(self, prompts: tuple[str, ...], tokens: float) -> None:
+    def count(self, prompts: tuple[str, ...], tokens: float) -> None:
+        """Count one call."""
         if self._counting:
             self.counts["llm_calls"] += 1
             self.counts["llm_prompts"] += len(prompts)
             self.counts["llm_tokens"] += tokens
+
+
+class _MeteredScores:
+    """Scores under way; taking them counts the call, on the thread of whoever takes them."""
+
+    def __init__(self, meter: MeteredClient, pending: PendingScores, prompts: tuple[str, ...]) -> None:
+        self._meter, self._pending, self._prompts = meter, pending, prompts
+
+    def result(self) -> ScoreResult:
+        """See ``PendingScores``."""
+        result = self._pending.result()
+        self._meter.count(self._prompts, result.stats.get("tokens", 0.0))
+        return result

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +105,18 @@ def make_corridor(config: Config, held_out: bool) -> CorridorEnv:
 class TableLlm:
     """An LlmClient whose language model is a table of scores, trained by plain gradient steps. It notes every request."""
 
-    def __init__(self, favourite: str = "", strength: float = 0.0) -> None:
+    def __init__(self, favourite: str = "", strength: float = 0.0, remote: bool = False) -> None:
+        self.remote = remote
         self._favourite, self._strength = favourite, strength
         self.requests: list[ScoreRequest | GenerateRequest | UpdateRequest] = []
         self.reset_seeds: list[int] = []
         self.scores: dict[str, float] = {}
         self.values: dict[str, float] = {}
+
+    def submit_score(self, request: ScoreRequest) -> Future[ScoreResult]:
+        pending: Future[ScoreResult] = Future()
+        pending.set_result(self.score_batch(request))
+        return pending
 
     def score_batch(self, request: ScoreRequest) -> ScoreResult:
         self.requests.append(request)
