@@ -227,6 +227,7 @@ class FeedbackArgs:
         inverts: The signal that ``inverted`` turns around.
         shuffles: The signal that ``shuffled`` permutes.
         ties: What the sign of an exact tie is, for ``previous``.
+        warmup_steps: Environment steps, over all environments, before the first feedback: the student's critic learns meanwhile.
         every: Steps of the environments between two teacher updates, or ``rollout``. 1 is Algorithm 1 as written.
         lr: Step size of Adam for one update per rollout.
         lr_online: The same where ``every`` is a number of steps: many small, noisy updates want a smaller one.
@@ -241,6 +242,7 @@ class FeedbackArgs:
     channel: Literal["loss", "prompt", "both"] = "loss"
     every: int | Literal["rollout"] = "rollout"
     ties: Literal["positive", "zero"] = "positive"
+    warmup_steps: int = 0
     lr: float = 1e-4
     lr_online: float = 1e-5
     entropy_coef: float = 0.0
@@ -589,6 +591,7 @@ def _impossible_values(config: Config) -> list[str]:
     not_negative = {
         "lamorel_args.llm_args.cache_size": llm.cache_size, "lamorel_args.llm_args.num_threads": llm.num_threads,
         "ppo.gradient_minibatch_size": ppo.gradient_minibatch_size, "feedback.gradient_minibatch_size": config.feedback.gradient_minibatch_size,
+        "feedback.warmup_steps": config.feedback.warmup_steps,
         "run.seed": run.seed, "run.eval_seed": run.eval_seed, "run.checkpoint_every": run.checkpoint_every, "run.num_threads": run.num_threads,
         "run.trace_every": run.trace_every,
         "student.lr": student.lr, "ppo.lr": ppo.lr, "feedback.lr": config.feedback.lr, "feedback.lr_online": config.feedback.lr_online,

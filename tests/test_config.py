@@ -164,6 +164,7 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
         ("feedback.signal=best", "feedback.signal: expected one of previous, td"),
         ("run.seed=true", "run.seed: expected int, got True"),
         ("env.num_distractors=-1", "env.num_distractors: must not be negative, got -1"),
+        ("feedback.warmup_steps=-1", "feedback.warmup_steps: must not be negative, got -1"),
         ("feedback.every=0", "feedback.every: must be at least 1 or 'rollout', got 0"),
         ("feedback.every=1", "feedback.signal: gae needs the whole rollout"),
         ("feedback.channel=both", "feedback.signal: gae needs the whole rollout, but feedback.channel=both"),

@@ -22,7 +22,8 @@ class FeedbackEdge:
     """From the student back to the teacher.
 
     The signal is computed at every step where that is possible and needed (``feedback.every`` is a number, or the next prompt is to say
-    it), and once per rollout otherwise. Updates go out every ``feedback.every`` steps, and with what is left at the end of a rollout.
+    it), and once per rollout otherwise. Updates go out every ``feedback.every`` steps, and with what is left at the end of a rollout. The
+    first ``feedback.warmup_steps`` environment steps get no feedback at all.
 
     Where prompts tell feedback, an LLM's value of the state reached is that of the prompt without the sentence, which depends on this value.
 
@@ -65,7 +66,7 @@ class FeedbackEdge:
         Returns:
             What the next prompts are to say, ``(num_envs,)``, or None. The first prompt of an episode says nothing.
         """
-        if not self.online:
+        if not self.online or self.signals.warm_up(1):
             return None
         done = turn.step.done
         f = self.signals.step(turn.errors(discount), turn.prompts, done)
@@ -80,17 +81,25 @@ class FeedbackEdge:
         """Send what has not been sent.
 
         Returns:
-            Shares of f > 0 and f = 0, and means over the updates since the last call (absent where there was none).
+            Shares of f > 0 and f = 0, and means over the updates since the last call (absent where there was none). Steps of the warm-up
+            do not count.
         """
         if not self.active:
             return {}
         if not self.online:
-            f = self.signals.rollout(rollout.errors, rollout.advantages, [turn.prompts for turn in rollout.turns], rollout.done)
+            cold = self.signals.warm_up(len(rollout.turns))
+            turns = rollout.turns[cold:]
+            if not turns:
+                return {}
+            prompts = [turn.prompts for turn in turns]
+            f = self.signals.rollout(rollout.errors[cold:], rollout.advantages[cold:], prompts, rollout.done[cold:])
             self._seen = list(f)
             if self.trains:
-                said = [turn.decision.said for turn in rollout.turns]
+                said = [turn.decision.said for turn in turns]
                 self._pending = [(words, row) for words, row in zip(said, f, strict=True) if words is not None]
         self._send()
+        if not self._seen:
+            return {}
         seen, stats = np.concatenate(self._seen), self._stats
         self._seen, self._stats = [], []
         numbers = {"f_positive": float(np.mean(seen > 0)), "f_zero": float(np.mean(seen == 0))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +18,10 @@ class FeedbackSignals:
     """Computes f_t step by step or for a whole rollout, and remembers what its rule needs.
 
     ``previous`` remembers the last advantage of each environment's episode, ``state`` the running mean of the advantages met at each prompt.
+    During the warm-up there is no signal, and nothing is remembered: what an untrained critic says is no measure for later.
 
     Args:
-        args: Names the signal; ``inverts``, ``shuffles`` and ``ties`` refine it.
+        args: Names the signal; ``inverts``, ``shuffles``, ``ties`` and ``warmup_steps`` refine it.
         num_envs: Environments whose memories are kept apart.
         rng: Stream of its own for ``random`` and ``shuffled``.
     """
@@ -29,6 +31,8 @@ class FeedbackSignals:
         self.base = {"inverted": args.inverts, "shuffled": args.shuffles}.get(args.signal, args.signal)
         self._tie = 1.0 if args.ties == "positive" else 0.0
         self._rng = rng
+        self._warmup = args.warmup_steps
+        self._silent = False
         self._previous = np.full(num_envs, np.nan)
         self._means: dict[str, tuple[int, float]] = {}
 
@@ -37,8 +41,14 @@ class FeedbackSignals:
         """True where f_t is known as soon as the step is over."""
         return self.signal != "shuffled" and self.base in ONLINE_SIGNALS
 
+    def warm_up(self, num_steps: int) -> int:
+        """Let ``num_steps`` steps of all environments pass; gives how many of them, the first ones, are still part of the warm-up."""
+        cold = min(num_steps, math.ceil(self._warmup / len(self._previous)))
+        self._warmup = max(0, self._warmup - cold * len(self._previous))
+        return cold
+
     def step(self, errors: np.ndarray, prompts: Sequence[str], done: np.ndarray, envs: np.ndarray | None = None) -> np.ndarray:
-        """f_t of one step, for signals that are ``online``.
+        """f_t of one step, for signals that are ``online``; zeros in a copy that was made during the warm-up (see ``fork``).
 
         Args:
             errors: ``(n,)``, TD errors A'_t.
@@ -49,6 +59,8 @@ class FeedbackSignals:
         Returns:
             ``(n,)`` float64.
         """
+        if self._silent:
+            return np.zeros(len(errors))
         who = np.arange(len(self._previous)) if envs is None else envs
         f = self._base_step(errors, prompts, done, who)
         return -f if self.signal == "inverted" else f
@@ -77,15 +89,20 @@ class FeedbackSignals:
         return -f if self.signal == "inverted" else f
 
     def fork(self, num_envs: int, rng: np.random.Generator) -> FeedbackSignals:
-        """A copy for other environments: the prompts' means are taken along, the environments' last advantages are not."""
+        """A copy for other environments: the prompts' means are taken along, the environments' last advantages are not.
+
+        Time stands still for it: made during the warm-up, it never says anything.
+        """
         other = copy.copy(self)
+        other._silent = self._warmup > 0
         other._rng, other._previous, other._means = rng, np.full(num_envs, np.nan), dict(self._means)
         return other
 
     def state(self) -> dict[str, Any]:
         """What is remembered, as JSON can hold it. The random stream is saved by its owner."""
         previous = [None if np.isnan(value) else float(value) for value in self._previous]
-        return {"previous": previous, "means": {prompt: list(mean) for prompt, mean in self._means.items()}}
+        means = {prompt: list(mean) for prompt, mean in self._means.items()}
+        return {"previous": previous, "means": means, "warmup": self._warmup}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Come back to a saved state.
@@ -96,11 +113,12 @@ class FeedbackSignals:
         try:
             previous = np.array([np.nan if value is None else value for value in state["previous"]], dtype=np.float64)
             means = {str(prompt): (int(count), float(mean)) for prompt, (count, mean) in state["means"].items()}
+            warmup = int(state.get("warmup", 0))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"not a saved feedback memory: {error!r}") from error
         if previous.shape != self._previous.shape:
             raise CheckpointError(f"feedback memory of {len(previous)} environments, expected {len(self._previous)}")
-        self._previous, self._means = previous, means
+        self._previous, self._means, self._warmup = previous, means, warmup
 
     def _base_step(self, errors: np.ndarray, prompts: Sequence[str], done: np.ndarray, who: np.ndarray) -> np.ndarray:
         match self.base:

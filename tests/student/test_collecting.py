@@ -134,6 +134,25 @@ def test_updates_go_out_every_k_steps_and_with_the_rest_of_a_rollout(every, size
     np.testing.assert_array_equal(signals, np.sign(rollout.errors).ravel())
 
 
+@pytest.mark.parametrize("every", [2, "rollout"])
+@pytest.mark.parametrize(("warmup", "cold"), [(0, 0), (9, 3), (12, 3), (17, 5), (20, 5), (99, 5)])
+def test_nothing_goes_out_or_is_counted_during_the_warm_up(warmup, cold, every):
+    llm, agent, edge, env = make_parts(feedback={"signal": "td", "every": every, "warmup_steps": warmup})
+    rollout, _ = collect(env, agent, edge, env.reset(), 5, draws())  # four environments
+    numbers = edge.after_rollout(rollout)
+    expected = np.sign(rollout.errors[cold:]).ravel()
+    sent = [request.data["signals"].numpy() for request in llm.updates()]
+    np.testing.assert_array_equal(np.concatenate([*sent, []]), expected)
+    assert (numbers == {}) if cold == 5 else (numbers["f_positive"] == np.mean(expected > 0))
+
+
+def test_prompts_say_nothing_during_the_warm_up():
+    llm, agent, edge, env = make_parts(feedback={"signal": "td", "channel": "prompt", "warmup_steps": 12})
+    rollout, scene = collect(env, agent, edge, env.reset(), 6, draws())
+    told = ["last instruction" in " ".join(turn.decision.said.prompts) for turn in rollout.turns]
+    assert told == [False] * 4 + [True] * 2 and scene.signals is not None
+
+
 def test_the_teacher_is_asked_again_after_an_update_and_before_the_next_step():
     llm, agent, edge, env = make_parts(feedback={"signal": "td", "every": 1})
     rollout, _ = collect(env, agent, edge, env.reset(), 3, draws())

@@ -95,6 +95,28 @@ def test_signals_of_a_whole_rollout_are_not_online(args):
     assert not make(**args).online
 
 
+@pytest.mark.parametrize(("warmup", "cold"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 0, 0]), (5, [2, 1, 0]), (99, [2, 2, 2])])
+def test_a_warm_up_ends_with_the_step_that_brings_its_number_of_environment_steps(warmup, cold):
+    signals = make(signal="td", warmup_steps=warmup)  # two environments
+    assert [signals.warm_up(2) for _ in range(3)] == cold
+
+
+def test_a_copy_made_during_the_warm_up_stays_silent_and_one_made_after_it_does_not():
+    signals = make(signal="positive", warmup_steps=4)
+    no = np.array([False])
+    for expected in (0.0, 0.0, 1.0):
+        fork = signals.fork(1, np.random.default_rng(0))
+        assert [fork.step(np.array([5.0]), ("b",), no).tolist() for _ in range(9)] == [[expected]] * 9
+        signals.warm_up(1)
+
+
+def test_a_warm_up_goes_on_where_it_was_saved():
+    signals, other = make(warmup_steps=10), make(warmup_steps=10)
+    signals.warm_up(3)
+    other.restore(json.loads(json.dumps(signals.state())))
+    assert other.warm_up(9) == 2
+
+
 def test_a_saved_memory_goes_on_where_it_was():
     for name in ("previous", "state"):
         signals, other = make(signal=name), make(signal=name)
