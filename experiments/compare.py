@@ -1,11 +1,14 @@
-"""Every arm with every seed, one after the other in one launch: ``python -m launchers compare --config-name demo``.
+"""Every arm with every seed on every task, one after the other in one launch: ``python -m launchers compare --config-name demo``.
 
 The servers stay up between runs and go back to their first weights. Complete runs are skipped, a stopped one goes on from its checkpoint, so the
 same command finishes what was interrupted. Ends with the report; its path is printed last.
+
+``--part 1/2`` and ``--part 2/2``, started side by side, share a comparison between two processes; each does every second run.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import logging
 import sys
@@ -13,20 +16,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.build import run_as_ranked
+from experiments.build import check_level, run_as_ranked
 from experiments.entry import make_parser, run_main, start_log
 from experiments.progress import Ticker
 from experiments.report import make_report
 from experiments.run_folder import check_folders, run_state, steps_done
 from experiments.train import train_one
 from experiments.versions import describe_versions
-from lamorel_ext.config import CONFIG_DIR, Config, load_arms
+from lamorel_ext.config import CONFIG_DIR, Config, load_matrix
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
 
-SET_HERE = {"arm": "compare.arms", "run.seed": "compare.seeds", "run.output_dir": "compare.output_dir"}
+SET_HERE = {"task": "compare.tasks", "arm": "compare.arms", "run.seed": "compare.seeds", "run.output_dir": "compare.output_dir"}
 
 
 @dataclass(frozen=True)
@@ -48,31 +51,30 @@ class Planned:
 
 
 def plan(overrides: Sequence[str], config_name: str = "default", config_dir: str | Path = CONFIG_DIR) -> list[Planned]:
-    """Compose the configuration anew for each arm, so that the experiment's own values and the command line win over the arm's.
+    """Compose the configuration anew for each task and arm, so that the experiment's own values and the command line win over theirs.
 
     Returns:
-        The runs, seed by seed, so that an interrupted comparison has complete pairs.
+        The runs, seed by seed, and task by task within a seed, so that an interrupted comparison has complete pairs.
 
     Raises:
-        ConfigError: With the problems of every arm.
+        ConfigError: With the problems of every task and arm.
     """
     taken = [text for text in overrides if text.split("=")[0] in SET_HERE]
     if taken:
         raise ConfigError([f"{text}: a comparison sets this itself; set {SET_HERE[text.split('=')[0]]}" for text in taken])
-    configs = load_arms(overrides, config_name, config_dir)
+    configs = load_matrix(overrides, config_name, config_dir)
     first = next(iter(configs.values()))
-    others = [arm for arm, config in configs.items() if config.lamorel_args != first.lamorel_args]
+    others = [where for where, config in configs.items() if config.lamorel_args != first.lamorel_args]
     if others:
-        raise ConfigError(
-            f"lamorel_args: one launch has one set of servers, but with arm={', '.join(others)} it differs from the first arm's"
-        )
-    return [_plan_one(arm, seed, config) for seed in first.compare.seeds for arm, config in configs.items()]
+        words = ", ".join(f"task={task} arm={arm}" if task else f"arm={arm}" for task, arm in others)
+        raise ConfigError(f"lamorel_args: one launch has one set of servers, but with {words} it differs from the first run's")
+    return [_plan_one(task, arm, seed, config) for seed in first.compare.seeds for (task, arm), config in configs.items()]
 
 
-def _plan_one(arm: str, seed: int, config: Config) -> Planned:
-    folder = Path(config.compare.output_dir) / arm / f"seed_{seed}"
+def _plan_one(task: str, arm: str, seed: int, config: Config) -> Planned:
+    folder = Path(config.compare.output_dir) / task / arm / f"seed_{seed}"
     run = dataclasses.replace(config.run, seed=seed, output_dir=str(folder))
-    return Planned(f"{arm}, seed {seed}", dataclasses.replace(config, run=run))
+    return Planned(f"{task + ', ' if task else ''}{arm}, seed {seed}", dataclasses.replace(config, run=run))
 
 
 def compare(runs: Sequence[Planned], llm: LlmClient, versions: dict[str, object]) -> None:
@@ -91,17 +93,32 @@ def compare(runs: Sequence[Planned], llm: LlmClient, versions: dict[str, object]
         train_one(planned.config, llm, versions, ticker.listener(name))
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """``2/3`` as (1, 3): which part, counted from zero, of how many."""
+    number, separator, parts = text.partition("/")
+    if not (separator and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"expected K/N with K from 1 to N, got {text!r}")
+    return int(number) - 1, int(parts)
+
+
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
-    options = make_parser("lamorel-ext-compare", "Train every arm with every seed, and report.").parse_intermixed_args(argv)
-    runs = plan(options.overrides, options.config_name, options.config_dir)
-    config = runs[0].config
+    parser = make_parser("lamorel-ext-compare", "Train every arm with every seed on every task, and report.")
+    parser.add_argument("--part", type=part_of, default=(0, 1), metavar="K/N", help="do every N-th run from the K-th on, and no report")
+    options = parser.parse_intermixed_args(argv)
+    whole = plan(options.overrides, options.config_name, options.config_dir)
+    part, parts = options.part
+    runs = whole[part::parts]
+    config = whole[0].config
     start_log(config.lamorel_args.log_level)
-    check_folders((planned.folder, planned.config) for planned in runs)
+    check_folders((planned.folder, planned.config) for planned in whole)
+    for first in {planned.config.env: planned.config for planned in whole}.values():
+        check_level(first)
 
     def client(llm: LlmClient) -> int:
         compare(runs, llm, describe_versions("compare", argv))
-        print(f"report: {make_report(Path(config.compare.output_dir))}")
+        folder = Path(config.compare.output_dir)
+        print(f"report: {make_report(folder)}" if parts == 1 else f"part {part + 1} of {parts} is complete: {folder}")
         return 0
 
     return run_as_ranked(config, client)

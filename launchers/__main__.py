@@ -1,6 +1,6 @@
 """Start an experiment on several ranks: ``python -m launchers compare --config-name demo feedback.lr=1e-5``.
 
-Without options the ranks start on this machine. ``--slurm`` prints a batch script instead, ``--slurm-array`` one with a job per arm and seed.
+Without options the ranks start on this machine. ``--slurm`` prints a batch script instead, ``--slurm-array`` one with a job per task, arm and seed.
 ``--dry-run`` starts nothing and prints the command, the batch script and who is who among the ranks.
 """
 
@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lamorel_ext.config import CONFIG_DIR, Config, load_arms, load_config
+from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
 from lamorel_ext.errors import ConfigError, LamorelExtError
 from lamorel_ext.rpc.topology import format_table, placements
 from launchers.command import MODULES, Command, accelerate_launch, one_process
@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="start nothing; print command, batch script and ranks")
     parser.add_argument("--one-process", action="store_true", help="both roles in one process, without accelerate")
     parser.add_argument("--slurm", action="store_true", help="print a batch script for sbatch")
-    parser.add_argument("--slurm-array", action="store_true", help="print a batch script with one job per arm and seed")
+    parser.add_argument("--slurm-array", action="store_true", help="print a batch script with one job per task, arm and seed")
     parser.add_argument(
         "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="a further #SBATCH option, such as time=02:00:00"
     )
@@ -36,13 +36,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check_configs(task: str, overrides: Sequence[str], config_name: str, config_dir: str) -> Config:
-    """Load the configuration, or for a comparison that of each arm, so that a mistake is found before any rank starts.
+    """Load the configuration, or for a comparison that of each arm on each task, so that a mistake is found before any rank starts.
 
     Raises:
         ConfigError: With every problem.
     """
     if task == "compare":
-        config = next(iter(load_arms(overrides, config_name, config_dir).values()))
+        config = next(iter(load_matrix(overrides, config_name, config_dir).values()))
     else:
         config = load_config(overrides, config_name, config_dir)
     placements(config.lamorel_args)

@@ -1,4 +1,4 @@
-"""Batch scripts for Slurm, as pure text: one job on one or several nodes, or an array over arms and seeds."""
+"""Batch scripts for Slurm, as pure text: one job on one or several nodes, or an array over tasks, arms and seeds."""
 
 from __future__ import annotations
 
@@ -28,27 +28,35 @@ def batch_script(config: Config, task: str, arguments: Sequence[str], options: M
 
 
 def array_script(config: Config, arguments: Sequence[str], options: Mapping[str, str] | None = None) -> str:
-    """An array with one training run per arm and seed of the comparison; folders are those of ``experiments.compare``.
+    """An array with one training run per task, arm and seed of the comparison; folders are those of ``experiments.compare``.
 
     ``experiments.report`` on the comparison's folder makes the report once the array is through.
 
     Raises:
-        ConfigError: An arm, a seed or a folder is also set in ``arguments``.
+        ConfigError: A task, an arm, a seed or a folder is also set in ``arguments``.
     """
-    taken = [text for text in arguments if text.split("=")[0] in ("arm", "run.seed", "run.output_dir")]
+    compare = config.compare
+    own_keys = ("arm", "run.seed", "run.output_dir", *(["task"] if compare.tasks else []))
+    taken = [text for text in arguments if text.split("=")[0] in own_keys]
     if taken:
         raise ConfigError([f"{text}: an array sets this itself, from compare.arms, compare.seeds and compare.output_dir" for text in taken])
-    compare = config.compare
+    task_lines = [
+        f"tasks=({shlex.join(compare.tasks)})",
+        "task=${tasks[SLURM_ARRAY_TASK_ID / (${#arms[@]} * ${#seeds[@]})]}",
+    ]
     body = [
         f"arms=({shlex.join(compare.arms)})",
         f"seeds=({' '.join(str(seed) for seed in compare.seeds)})",
-        "arm=${arms[SLURM_ARRAY_TASK_ID / ${#seeds[@]}]}",
+        *(task_lines if compare.tasks else []),
+        f"arm=${{arms[SLURM_ARRAY_TASK_ID / ${{#seeds[@]}}{' % ${#arms[@]}' if compare.tasks else ''}]}}",
         "seed=${seeds[SLURM_ARRAY_TASK_ID % ${#seeds[@]}]}",
-        f'folder={shlex.quote(compare.output_dir)}/"$arm/seed_$seed"',
-        "export arm seed folder",
+        f'folder={shlex.quote(compare.output_dir)}/"{"$task/" if compare.tasks else ""}$arm/seed_$seed"',
+        f"export {'task ' if compare.tasks else ''}arm seed folder",
     ]
-    own = {"array": f"0-{len(compare.arms) * len(compare.seeds) - 1}", "output": "%x-%A_%a.out"}
-    last = f'-m {MODULES["train"]} {shlex.join(arguments)} "arm=$arm" "run.seed=$seed" "run.output_dir=$folder"'
+    jobs = max(len(compare.tasks), 1) * len(compare.arms) * len(compare.seeds)
+    own = {"array": f"0-{jobs - 1}", "output": "%x-%A_%a.out"}
+    choice = '"task=$task" "arm=$arm"' if compare.tasks else '"arm=$arm"'
+    last = f'-m {MODULES["train"]} {shlex.join(arguments)} {choice} "run.seed=$seed" "run.output_dir=$folder"'
     return _script(config, "lamorel-ext-train", {**own, **(options or {})}, body, last)
 
 

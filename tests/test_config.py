@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from lamorel_ext.config import CONFIG_DIR, Config, from_mapping, load_config, read_config, save_config, to_mapping
+from lamorel_ext.config import CONFIG_DIR, Config, from_mapping, load_config, load_matrix, read_config, save_config, to_mapping
+from lamorel_ext.envs.levels import make_level
 from lamorel_ext.errors import ConfigError
 
 EXPERIMENTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 ARMS = sorted(path.stem for path in (CONFIG_DIR / "arm").glob("*.yaml"))
+TASKS = sorted(path.stem for path in (CONFIG_DIR / "task").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 
 
@@ -61,6 +63,45 @@ def test_no_two_arms_have_the_same_label_or_the_same_values() -> None:
     assert len({(config.arm.agent, config.arm.teacher, config.feedback) for config in configs}) == len(ARMS)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_valid_and_can_be_built_and_changes_nothing_but_the_level_and_the_budget(task: str) -> None:
+    base, config = load_config(), load_config([f"task={task}"])
+    assert dataclasses.replace(config, env=base.env, run=base.run) == base
+    env = {"name": base.env.name, "level": base.env.level, "num_distractors": base.env.num_distractors}
+    run = {"total_steps": base.run.total_steps, "eval_every": base.run.eval_every, "eval_episodes": base.run.eval_episodes}
+    assert dataclasses.replace(config.env, **env) == base.env and dataclasses.replace(config.run, **run) == base.run  # type: ignore[arg-type]
+    assert config.env.name == task
+    make_level(config.env.level, config.env.num_distractors)
+
+
+def test_no_two_tasks_are_the_same() -> None:
+    found = load_matrix([f"compare.tasks=[{','.join(TASKS)}]", "compare.arms=[llm_policy]"])
+    assert [task for task, _ in found] == TASKS and {arm for _, arm in found} == {"llm_policy"}
+    assert len({(config.env.level, config.env.num_distractors) for config in found.values()}) == len(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["compare.tasks=[go_to_local,go_to_loca]"], "with task=go_to_loca: task=go_to_loca: no such file in"),
+        (["compare.tasks=[go_to_local,go_to_local]"], "compare.tasks: names one twice"),
+        (
+            ["compare.tasks=[go_to_local,go_to_local_d4]", "env.num_distractors=2"],
+            "go_to_local and go_to_local_d4 have the same env values",
+        ),
+        (["compare.tasks=[go_to_local,open_door]", "run.total_steps=0"], "\n  - run.total_steps: must be at least 1"),
+        (
+            ["compare.tasks=[go_to_local,open_door]", "compare.arms=[llm_policy,teacher_feedback_gae]", "feedback.every=1"],
+            "\n  - with arm=teacher_feedback_gae: feedback.signal: gae needs the whole rollout",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_matrix_is_said_where_it_is_wrong(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_matrix(overrides)
+    assert message in str(caught.value) and "1 problem " in str(caught.value)
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_is_one_comment_and_one_or_two_lines(arm: str) -> None:
     header, comment, *lines = (CONFIG_DIR / "arm" / f"{arm}.yaml").read_text().splitlines()
@@ -97,7 +138,7 @@ def test_every_experiment_states_its_command_and_its_cost_at_the_top(name: str) 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "default"])
 def test_the_cost_at_the_top_counts_the_runs_that_the_file_asks_for(name: str) -> None:
     compare = load_config((), name).compare
-    assert f"Cost: {len(compare.arms) * len(compare.seeds)} runs" in (CONFIG_DIR / f"{name}.yaml").read_text()
+    assert f"Cost: {max(len(compare.tasks), 1) * len(compare.arms) * len(compare.seeds)} runs" in (CONFIG_DIR / f"{name}.yaml").read_text()
 
 
 # --- what wins -----------------------------------------------------------------------------------------------------------

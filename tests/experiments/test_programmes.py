@@ -147,6 +147,42 @@ def test_a_plan_has_every_arm_for_a_seed_before_the_next_seed() -> None:
     assert all(run.config.run.total_steps == 40 and run.config.run.evaluation == "exact" for run in planned)
 
 
+def test_a_plan_over_tasks_has_each_task_in_a_folder_of_its_own_and_the_experiments_values_win() -> None:
+    words = ["compare.tasks=[go_to_local_d4,open_door]", "compare.arms=[student_alone,llm_policy]", "compare.seeds=[3,1]", "env.num_envs=2"]
+    planned = compare.plan(words, "demo")
+    assert [str(run.folder) for run in planned] == [
+        f"runs/demo/{task}/{arm}/seed_{seed}"
+        for seed in (3, 1)
+        for task in ("go_to_local_d4", "open_door")
+        for arm in ("student_alone", "llm_policy")
+    ]
+    assert planned[0].name == "go_to_local_d4, student_alone, seed 3"
+    first, last = planned[0].config, planned[-1].config
+    assert (first.env.level, first.env.num_distractors, first.arm.teacher) == ("BabyAI-GoToLocal-v0", 4, "none")
+    assert (last.env.level, last.env.num_distractors, last.arm.agent) == ("BabyAI-OpenDoor-v0", None, "llm_policy")
+    # The task's 50,000 steps give way to the demonstration's 2,100; what neither it nor the command line says is the task's.
+    assert {run.config.run.total_steps for run in planned} == {2100} and {run.config.env.num_envs for run in planned} == {2}
+    assert (first.run.eval_episodes, last.run.eval_episodes) == (200, 100)
+
+
+def test_parts_of_a_plan_are_every_run_once(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr(compare, "compare", lambda runs, llm, versions: trained.extend(run.name for run in runs))
+    words = [*tiny, "compare.arms=[student_alone,teacher_random]", "compare.seeds=[0,1,2]", f"compare.output_dir={tmp_path}"]
+    for part in ("1/2", "2/2"):
+        assert compare.run([*words, "--part", part]) == 0
+    assert trained == [
+        "student_alone, seed 0", "student_alone, seed 1", "student_alone, seed 2",
+        "teacher_random, seed 0", "teacher_random, seed 1", "teacher_random, seed 2"]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b"])
+def test_a_part_that_there_is_not_is_refused(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare.run(["--part", part])
+    assert "expected K/N with K from 1 to N" in capsys.readouterr().err
+
+
 def test_one_run_of_a_plan_is_what_train_makes_of_the_same_words() -> None:
     planned = compare.plan(["compare.arms=[control_random]", "compare.seeds=[2]", "student.lr=0.5"], "demo")[0]
     words = ["compare.arms=[control_random]", "compare.seeds=[2]", "student.lr=0.5", "arm=control_random", "run.seed=2"]
@@ -171,7 +207,7 @@ def test_the_arm_that_nobody_asked_for_need_not_be_possible() -> None:
     compare.plan(["feedback.every=1", "compare.arms=[teacher_feedback_td_online,llm_policy]"])
 
 
-@pytest.mark.parametrize("override", ["arm=llm_policy", "run.seed=1", "run.output_dir=x"])
+@pytest.mark.parametrize("override", ["arm=llm_policy", "task=open_door", "run.seed=1", "run.output_dir=x"])
 def test_what_a_comparison_sets_itself_cannot_be_set(override: str) -> None:
     with pytest.raises(ConfigError, match="a comparison sets this itself; set compare"):
         compare.plan([override], "demo")

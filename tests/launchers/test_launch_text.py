@@ -169,6 +169,21 @@ def test_an_array_covers_every_arm_and_seed_once(tmp_path: Path) -> None:
     assert ends == expected
 
 
+def test_an_array_over_tasks_covers_every_task_arm_and_seed_once(tmp_path: Path) -> None:
+    overrides = ["compare.tasks=[go_to_local,open_door]", "compare.arms=[llm_policy,student_alone,teacher_frozen]", "compare.seeds=[0,4]"]
+    script = array_script(load_config([*overrides, "task=go_to_local"], "demo"), arguments(*overrides))
+    assert "#SBATCH --array=0-11\n" in script
+    for task in range(12):
+        run_on_fake_cluster(script, tmp_path, FAKE_NODES="1", SLURM_ARRAY_TASK_ID=str(task))
+    ends = {line.split("seeds=[0,4] ")[1] for line in (tmp_path / "log.txt").read_text().splitlines()}
+    assert ends == {
+        f"task={task} arm={arm} run.seed={seed} run.output_dir=runs/demo/{task}/{arm}/seed_{seed}"
+        for task in ("go_to_local", "open_door")
+        for arm in ("llm_policy", "student_alone", "teacher_frozen")
+        for seed in (0, 4)
+    }
+
+
 # --- real ranks -------------------------------------------------------------------------------------------------------------------
 
 RANKS = """
