@@ -130,6 +130,9 @@ class EnvArgs:
         language: Language of the observation's sentences; missions stay English.
         prompt: Template of the prompt: ``lamorel`` (the last observation) or ``glam`` (action list and history).
         history: Observations in a ``glam`` prompt; 1 makes the policy memoryless.
+        backend: How the copies are stepped; all ways give the same steps. ``auto`` takes the fastest that knows the level: ``table``, ``vector``
+            (arrays over all copies), or minigrid itself, in this process (``minigrid``) or in others (``processes``).
+        num_workers: Processes that step levels that only minigrid knows; 0 means none.
     """
 
     name: str = ""
@@ -139,6 +142,8 @@ class EnvArgs:
     language: Literal["en", "fr"] = "en"
     prompt: Literal["lamorel", "glam"] = "lamorel"
     history: int = 3
+    backend: Literal["auto", "minigrid", "vector", "table", "processes"] = "auto"
+    num_workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -590,6 +595,7 @@ def _impossible_values(config: Config) -> list[str]:
     }  # fmt: skip
     not_negative = {
         "lamorel_args.llm_args.cache_size": llm.cache_size, "lamorel_args.llm_args.num_threads": llm.num_threads,
+        "env.num_workers": config.env.num_workers,
         "ppo.gradient_minibatch_size": ppo.gradient_minibatch_size, "feedback.gradient_minibatch_size": config.feedback.gradient_minibatch_size,
         "feedback.warmup_steps": config.feedback.warmup_steps,
         "run.seed": run.seed, "run.eval_seed": run.eval_seed, "run.checkpoint_every": run.checkpoint_every, "run.num_threads": run.num_threads,
@@ -608,7 +614,15 @@ def _impossible_values(config: Config) -> list[str]:
     problems += [f"{key}: must not be negative, got {value}" for key, value in not_negative.items() if value < 0]
     problems += [f"{key}: must be above 0, got {value}" for key, value in positive.items() if value <= 0]
     problems += [f"{key}: must be between 0 and 1, got {value}" for key, value in unit.items() if not 0 <= value <= 1]
-    return problems + _impossible_method(config) + _impossible_comparison(config.compare)
+    return problems + _impossible_workers(config.env) + _impossible_method(config) + _impossible_comparison(config.compare)
+
+
+def _impossible_workers(env: EnvArgs) -> list[str]:
+    if env.backend == "processes" and env.num_workers == 0:
+        return ["env.num_workers: must be at least 1 where env.backend is processes, got 0"]
+    if env.backend in ("minigrid", "vector", "table") and env.num_workers > 0:
+        return [f"env.num_workers: must be 0 where env.backend is {env.backend}, got {env.num_workers}"]
+    return []
 
 
 def _impossible_method(config: Config) -> list[str]:

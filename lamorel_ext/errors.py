@@ -7,6 +7,7 @@
     ├── CheckpointError        a checkpoint cannot be written or read
     ├── UpdateError            an update was given up on the way: a loss or gradient that is not finite, or another server failed in it
     ├── LevelError             a level does not exist, or calls come in an illegal order
+    ├── EnvWorkerError         a process that steps environments raised, died or fell silent
     └── RpcError
         ├── RemoteError        the peer raised; carries its rank, type and traceback
         ├── PeerDiedError      the peer's process is gone
@@ -56,6 +57,21 @@ class UpdateError(LamorelExtError):
 
 class LevelError(LamorelExtError):
     """A level does not exist, or an environment was called in an illegal order."""
+
+
+class EnvWorkerError(LamorelExtError):
+    """A process that steps environments raised, died or gave no answer in time; the others have been ended.
+
+    Args:
+        worker: Number of the process.
+        detail: What was seen.
+        remote_traceback: Its traceback, as text; empty where it died without one.
+    """
+
+    def __init__(self, worker: int, detail: str, remote_traceback: str = "") -> None:
+        self.worker, self.detail, self.remote_traceback = worker, detail, remote_traceback
+        shown = f"\n--- traceback of environment worker {worker} ---\n{remote_traceback}" if remote_traceback else ""
+        super().__init__(f"environment worker {worker} {detail}{shown}")
 
 
 class RpcError(LamorelExtError):

@@ -1,12 +1,12 @@
 """Several copies of one level stepped together, each resetting itself: the batch that a rollout steps.
 
-The backends give the same steps. ``minigrid`` runs any level, one copy after the other; ``vector`` runs single rooms in arrays over all copies;
-``table`` looks GoToRedBallNoDists up.
+The backends give the same steps. ``minigrid`` runs any level, one copy after the other; ``processes`` does so in several processes; ``vector`` runs
+single rooms in arrays over all copies; ``table`` looks GoToRedBallNoDists up.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from lamorel_ext.envs import enumeration
 from lamorel_ext.envs.babyai_text import sentence_language
@@ -14,13 +14,16 @@ from lamorel_ext.envs.batch_checks import EpisodeSeed
 from lamorel_ext.envs.describe import Language
 from lamorel_ext.envs.episodes import SEED_BOUND, TrainingSeeds
 from lamorel_ext.envs.minigrid_batch import MinigridBatch
+from lamorel_ext.envs.process_batch import ProcessBatch
 from lamorel_ext.envs.room_levels import room_level
 from lamorel_ext.envs.table_batch import TableBatch
 from lamorel_ext.envs.vector_batch import VectorBatch
 from lamorel_ext.errors import LevelError
 from lamorel_ext.types import BatchedEnv
 
-__all__ = ["SEED_BOUND", "make_batched_env", "training_seeds"]
+__all__ = ["SEED_BOUND", "Backend", "make_batched_env", "training_seeds"]
+
+Backend = Literal["auto", "minigrid", "vector", "table", "processes"]
 
 
 def make_batched_env(
@@ -29,8 +32,9 @@ def make_batched_env(
     language: Language = "en",
     seed: int = 0,
     episode_seed: EpisodeSeed | None = None,
-    backend: Literal["auto", "minigrid", "vector", "table"] = "auto",
+    backend: Backend = "auto",
     num_distractors: int | None = None,
+    num_workers: int = 0,
 ) -> BatchedEnv:
     """Build ``num_envs`` copies of a level, still to be reset.
 
@@ -42,14 +46,18 @@ def make_batched_env(
         episode_seed: Seed of each episode. None takes ``training_seeds(seed)``.
         backend: ``auto`` takes the fastest that knows the level.
         num_distractors: See ``levels.make_level``.
+        num_workers: Processes of the ``processes`` backend. With 0 ``auto`` starts none, with more it takes this backend for the levels that
+            only minigrid knows.
 
     Raises:
-        LevelError: The level is unknown, ``num_envs`` is below 1, or the backend does not know the level.
+        LevelError: The level is unknown, ``num_envs`` is below 1, the backend does not know the level, or ``processes`` has no workers.
     """
     if num_envs < 1:
         raise LevelError(f"num_envs must be at least 1, got {num_envs}")
-    if backend not in ("auto", "minigrid", "vector", "table"):
-        raise LevelError(f"backend must be auto, minigrid, vector or table, got {backend!r}")
+    if backend not in get_args(Backend):
+        raise LevelError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
+    if num_workers < 0:
+        raise LevelError(f"num_workers must not be negative, got {num_workers}")
     tabular = level == enumeration.LEVEL and num_distractors is None
     if backend == "table" and not tabular:
         raise LevelError(
@@ -61,6 +69,8 @@ def make_batched_env(
         return TableBatch(num_envs, spoken, seeds)
     if backend == "vector" or backend == "auto" and room_level(level, num_distractors) is not None:
         return VectorBatch(level, num_envs, spoken, seeds, num_distractors)
+    if backend == "processes" or backend == "auto" and num_workers > 0:
+        return ProcessBatch(level, num_envs, spoken, seeds, num_distractors, num_workers)
     return MinigridBatch(level, num_envs, spoken, seeds, num_distractors)
 
 

@@ -10,7 +10,7 @@ from lamorel_ext.envs.babyai_text import NUM_ACTIONS
 from lamorel_ext.envs.batch_checks import EpisodeSeed, checked_actions, read_state
 from lamorel_ext.envs.describe import Language
 from lamorel_ext.envs.episodes import ComingEpisodes, words_of_seeds
-from lamorel_ext.envs.minigrid_batch import LevelCopy
+from lamorel_ext.envs.level_copies import LevelCopy
 from lamorel_ext.envs.room_codes import Start
 from lamorel_ext.envs.room_expert import knows_paths, path_actions
 from lamorel_ext.envs.room_levels import room_level

@@ -31,10 +31,18 @@ def make_env(config: Config, held_out: bool) -> BatchedEnv:
     env, run = config.env, config.run
     if held_out:
         return make_batched_env(
-            env.level, run.eval_episodes, env.language, num_distractors=env.num_distractors,
+            env.level, run.eval_episodes, env.language, num_distractors=env.num_distractors, backend=env.backend, num_workers=env.num_workers,
             episode_seed=lambda copy, episode: run.eval_seed + copy,
         )  # fmt: skip
-    return make_batched_env(env.level, env.num_envs, env.language, seed=run.seed, num_distractors=env.num_distractors)
+    return make_batched_env(
+        env.level,
+        env.num_envs,
+        env.language,
+        run.seed,
+        backend=env.backend,
+        num_distractors=env.num_distractors,
+        num_workers=env.num_workers,
+    )
 
 
 def make_prompted_env(config: Config, env: BatchedEnv, with_experts: bool = False) -> PromptedEnv:
