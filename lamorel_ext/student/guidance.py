@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -138,6 +139,18 @@ class Teacher(Protocol):
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """M(x | s), ``(n, options)`` float64; only where ``options`` are listed."""
+
+
+Hearing = Callable[[Draws], Guidance]
+"""Guidance that was asked for: the call waits for the LLM's answer and draws from it."""
+
+
+@runtime_checkable
+class AskingTeacher(Teacher, Protocol):
+    """A teacher that can be asked now and heard later."""
+
+    def ask(self, scene: Scene) -> Hearing:
+        """Send off what the LLM must score."""
 
 
 def every_guidance(vocabulary: Vocabulary) -> Guidance:

@@ -10,11 +10,11 @@ from lamorel_ext.config import PpoArgs
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.student.advantages import normalise
 from lamorel_ext.student.guidance import Said
-from lamorel_ext.student.llm_teachers import candidate_table, score_candidates
+from lamorel_ext.student.llm_teachers import candidate_table, normalised_scores
 from lamorel_ext.student.randomness import Draws, entropies, sample_rows
-from lamorel_ext.student.rollout import Actor, Decision, Discount, Rollout
+from lamorel_ext.student.rollout import Actor, Deciding, Decision, Discount, Rollout
 from lamorel_ext.student.scenes import Scene
-from lamorel_ext.types import LlmClient, Scalar, ScoreRequest, UpdateRequest
+from lamorel_ext.types import LlmClient, Scalar, ScoreRequest, ScoreResult, UpdateRequest
 
 PPO_STATS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "initial_ratio_error", "grad_norm")
 """Numbers of the servers' PPO update that are recorded."""
@@ -29,6 +29,7 @@ class LlmPolicyAgent:
 
     reads_prompts = True
     enumerable = True
+    asks = True
     follower: Actor | None = None
     columns: tuple[str, ...] = tuple(f"ppo_{name}" for name in PPO_STATS)
 
@@ -39,11 +40,14 @@ class LlmPolicyAgent:
 
     def decide(self, scene: Scene, draws: Draws) -> Decision:
         """See ``Actor``."""
-        prompts, candidates = scene.shown, (ACTION_NAMES,) * len(scene)
-        log_probs, modules = score_candidates(self._llm, prompts, candidates, (_VALUE,))
-        actions = sample_rows(log_probs, draws.actions)
-        taken = log_probs[np.arange(len(actions)), actions]
-        return Decision(actions, taken, modules[_VALUE].reshape(-1), Said(prompts, candidates, actions, taken, entropies(log_probs)))
+        request = _scores_and_values(scene)
+        return _decide(request, self._llm.score_batch(request), draws)
+
+    def ask(self, scene: Scene) -> Deciding:
+        """See ``AskingActor``."""
+        request = _scores_and_values(scene)
+        pending = self._llm.submit_score(request)
+        return lambda draws: _decide(request, pending.result(), draws)
 
     def values(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
@@ -67,6 +71,19 @@ class LlmPolicyAgent:
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """See ``tensors``."""
+
+
+def _scores_and_values(scene: Scene) -> ScoreRequest:
+    return ScoreRequest(scene.shown, (ACTION_NAMES,) * len(scene), (_VALUE,))
+
+
+def _decide(request: ScoreRequest, result: ScoreResult, draws: Draws) -> Decision:
+    """Sample from the softmax of the summed log-probabilities."""
+    log_probs, modules = normalised_scores(result)
+    actions = sample_rows(log_probs, draws.actions)
+    taken = log_probs[np.arange(len(actions)), actions]
+    said = Said(request.prompts, request.candidates, actions, taken, entropies(log_probs))
+    return Decision(actions, taken, modules[_VALUE].reshape(-1), said)
 
 
 def ppo_request(rollout: Rollout, args: PpoArgs, seed: int) -> UpdateRequest:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from lamorel_ext.student.features import TEXT_SIZE, hashed_words
-from lamorel_ext.student.guidance import Guidance, Said, Vocabulary, choose_guidance, every_guidance, hinted_action
+from lamorel_ext.student.guidance import Guidance, Hearing, Said, Vocabulary, choose_guidance, every_guidance, hinted_action
 from lamorel_ext.student.randomness import Draws, entropies, log_softmax, sample_rows
 from lamorel_ext.student.scenes import Scene
-from lamorel_ext.types import GenerateRequest, LlmClient, Scalar, ScoreRequest
+from lamorel_ext.types import GenerateRequest, LlmClient, Scalar, ScoreRequest, ScoreResult
 
 
 def score_candidates(
@@ -19,7 +19,11 @@ def score_candidates(
     Returns:
         ``(n, candidates)`` float64 in nats, and one float64 array per module.
     """
-    result = llm.score_batch(ScoreRequest(prompts, candidates, modules))
+    return normalised_scores(llm.score_batch(ScoreRequest(prompts, candidates, modules)))
+
+
+def normalised_scores(result: ScoreResult) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What ``score_candidates`` gives, from an answer."""
     values = {name: values.detach().double().numpy() for name, values in result.modules.items()}
     return log_softmax(result.padded().detach().double().numpy()), values
 
@@ -48,13 +52,22 @@ class LlmTeacher:
         """See ``Teacher``."""
         candidates = self._candidates(scene)
         log_probs, _ = score_candidates(self._llm, scene.shown, candidates)
-        chosen = sample_rows(log_probs, draws.guidance)
-        said = Said(scene.shown, candidates, chosen, log_probs[np.arange(len(chosen)), chosen], entropies(log_probs))
-        return choose_guidance(self._vocabulary, chosen, said)
+        return self._choose(scene, candidates, log_probs, draws)
+
+    def ask(self, scene: Scene) -> Hearing:
+        """See ``AskingTeacher``."""
+        candidates = self._candidates(scene)
+        pending = self._llm.submit_score(ScoreRequest(scene.shown, candidates))
+        return lambda draws: self._choose(scene, candidates, normalised_scores(pending.result())[0], draws)
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
         return np.exp(candidate_table(self._llm, scene.shown, self._candidates(scene)))
+
+    def _choose(self, scene: Scene, candidates: tuple[tuple[str, ...], ...], log_probs: np.ndarray, draws: Draws) -> Guidance:
+        chosen = sample_rows(log_probs, draws.guidance)
+        said = Said(scene.shown, candidates, chosen, log_probs[np.arange(len(chosen)), chosen], entropies(log_probs))
+        return choose_guidance(self._vocabulary, chosen, said)
 
     def _candidates(self, scene: Scene) -> tuple[tuple[str, ...], ...]:
         return tuple(self._vocabulary.candidates(mission) for mission in scene.observations.missions)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from lamorel_ext.student.advantages import gae, td_errors
 from lamorel_ext.student.guidance import Guidance, Said
+from lamorel_ext.student.joining import join
 from lamorel_ext.student.randomness import Draws
-from lamorel_ext.student.scenes import PromptedEnv, Scene, SceneStep, join
+from lamorel_ext.student.scenes import PromptedEnv, Scene, SceneStep
 from lamorel_ext.types import StepBatch
 
 
@@ -45,6 +46,10 @@ class Decision:
     heard: Guidance | None = None
 
 
+Deciding = Callable[[Draws], Decision]
+"""A decision under way: the call waits for the LLM's answer and draws from it."""
+
+
 class Actor(Protocol):
     """Whoever can be put into an environment.
 
@@ -66,6 +71,20 @@ class Actor(Protocol):
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """Probability of each action in each state, ``(n, actions)`` float64, whatever guidance may be given there."""
+
+
+@runtime_checkable
+class AskingActor(Actor, Protocol):
+    """An actor that can send off its question to the LLM now and decide later.
+
+    Attributes:
+        asks: True where it has a question: one request for scores in each state.
+    """
+
+    asks: bool
+
+    def ask(self, scene: Scene) -> Deciding:
+        """Send off what the LLM must score; ``ask(scene)(draws)`` is ``decide(scene, draws)``."""
 
 
 @dataclass(frozen=True)

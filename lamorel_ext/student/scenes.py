@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,15 +118,3 @@ class PromptedEnv:
 
     def _scene(self, observations: ObservationBatch, prompts: tuple[str, ...]) -> Scene:
         return Scene(observations, prompts, self._env.expert_actions() if self._with_experts else None)
-
-
-def join(scenes: Sequence[Scene]) -> Scene:
-    """Several scenes as one, in their order; what is said or done by experts is left out."""
-    seen = [scene.observations for scene in scenes]
-    observations = ObservationBatch(
-        missions=tuple(mission for batch in seen for mission in batch.missions),
-        descriptions=tuple(sentences for batch in seen for sentences in batch.descriptions),
-        images=np.concatenate([batch.images for batch in seen]),
-        directions=np.concatenate([batch.directions for batch in seen]),
-    )
-    return Scene(observations, tuple(prompt for scene in scenes for prompt in scene.prompts))

@@ -9,12 +9,12 @@ from torch import Tensor
 from lamorel_ext.config import StudentArgs
 from lamorel_ext.errors import CheckpointError
 from lamorel_ext.student.features import encode_observations
-from lamorel_ext.student.guidance import NUM_ACTIONS, Guidance, Teacher
+from lamorel_ext.student.guidance import NUM_ACTIONS, AskingTeacher, Guidance, Teacher
 from lamorel_ext.student.networks import StudentNetwork
 from lamorel_ext.student.optimizer import FlatAdam
 from lamorel_ext.student.ppo import STATS, StudentBatch, update_student
 from lamorel_ext.student.randomness import Draws, sample_rows
-from lamorel_ext.student.rollout import Actor, Decision, Discount, Rollout
+from lamorel_ext.student.rollout import Actor, Deciding, Decision, Discount, Rollout
 from lamorel_ext.student.scenes import Scene
 
 
@@ -29,19 +29,20 @@ class StudentAgent:
         self.discount = Discount(args.gamma, args.lam)
         self.reads_prompts = reads_prompts
         self.enumerable = teacher.options is not None
+        self.asks = isinstance(teacher, AskingTeacher)
         self.columns: tuple[str, ...] = tuple(f"student_{name}" for name in STATS) + (("teacher_entropy",) if reads_prompts else ())
         self.follower: Actor | None = BlindFollower(self) if teacher.guidance_codes > 1 else None
 
     def decide(self, scene: Scene, draws: Draws) -> Decision:
         """See ``Actor``."""
-        heard = self.teacher.guide(scene, draws)
-        features = encode_observations(scene.observations)
-        with torch.inference_mode():
-            seen = torch.from_numpy(features)
-            log_probs = self.network.policy(seen, torch.from_numpy(heard.codes), torch.from_numpy(heard.hints)).double().numpy()
-            values = self.network.value(seen).double().numpy()
-        actions = sample_rows(log_probs, draws.actions)
-        return Decision(actions, log_probs[np.arange(len(actions)), actions], values, heard.said, features, heard)
+        return self._act(scene, self.teacher.guide(scene, draws), draws)
+
+    def ask(self, scene: Scene) -> Deciding:
+        """See ``AskingActor``."""
+        if not isinstance(self.teacher, AskingTeacher):
+            raise ValueError("this student's teacher has nothing to ask beforehand")
+        hearing = self.teacher.ask(scene)
+        return lambda draws: self._act(scene, hearing(draws), draws)
 
     def values(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
@@ -84,6 +85,15 @@ class StudentAgent:
             with torch.no_grad():
                 parameter.copy_(expect_tensor(tensors, f"student.{name}", parameter.shape))
         self.optimizer.load({key: expect_tensor(tensors, f"adam.{key}", own.shape) for key, own in self.optimizer.tensors().items()})
+
+    def _act(self, scene: Scene, heard: Guidance, draws: Draws) -> Decision:
+        features = encode_observations(scene.observations)
+        with torch.inference_mode():
+            seen = torch.from_numpy(features)
+            log_probs = self.network.policy(seen, torch.from_numpy(heard.codes), torch.from_numpy(heard.hints)).double().numpy()
+            values = self.network.value(seen).double().numpy()
+        actions = sample_rows(log_probs, draws.actions)
+        return Decision(actions, log_probs[np.arange(len(actions)), actions], values, heard.said, features, heard)
 
 
 def expect_tensor(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
