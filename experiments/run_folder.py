@@ -5,6 +5,7 @@
     status.json     running, complete or failed, with exit status and error
     metrics.csv     one row per evaluation
     tensorboard/    the same numbers as events
+    traces/         single rollouts step by step, one file each, named after the environment steps before it (lamorel_ext/student/trace.py)
     checkpoints/    current.json names the folder of the last one: client.safetensors, state.json, llm/
 
 A crash at any moment leaves a folder that can be resumed: a checkpoint counts once ``current.json`` names it.
@@ -27,13 +28,14 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from experiments.files import csv_cell, replace_json, writing
+from experiments.files import csv_cell, replace_json, replace_text, writing
 from experiments.identity import differing_keys, run_identity
 from experiments.results import read_json
 from experiments.trackers import Tracker, make_trackers
 from lamorel_ext.config import Config, read_config, save_config
 from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.student.recorder import Checkpoint, SaveLlm
+from lamorel_ext.student.trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,16 @@ def check_folders(runs: Iterable[tuple[Path, Config]]) -> None:
     problems = [problem for folder, config in runs for problem in differences(folder, config)]
     if problems:
         raise ConfigError([*problems, "choose another output_dir, or remove what is there"])
+
+
+def trace_files(folder: Path) -> dict[int, Path]:
+    """The recorded rollouts of a run folder, by the environment steps before them."""
+    found = {}
+    for path in (folder / "traces").glob("step_*.jsonl"):
+        digits = path.stem.removeprefix("step_")
+        if digits.isdecimal():
+            found[int(digits)] = path
+    return dict(sorted(found.items()))
 
 
 class RunFolder:
@@ -139,6 +151,17 @@ class RunFolder:
         for tracker in self._trackers:
             tracker.log(row, int(row.get("env_steps", self._rows)))
 
+    def trace(self, trace: Trace) -> None:
+        """Write a recorded rollout to a file of its own.
+
+        Raises:
+            CheckpointError: The disk is full.
+        """
+        path = self.folder / "traces" / f"step_{trace.env_steps:06d}.jsonl"
+        with writing(path.parent):
+            path.parent.mkdir(exist_ok=True)
+        replace_text(path, trace.text())
+
     def checkpoint(self, checkpoint: Checkpoint, save_llm: SaveLlm | None) -> None:
         """Write a checkpoint beside the last one, then make it the current one, then remove the last one.
 
@@ -167,7 +190,7 @@ class RunFolder:
         _remove_others(root, target.name)
 
     def resume(self) -> Checkpoint | None:
-        """The current checkpoint; rows and events after it are dropped.
+        """The current checkpoint; rows, events and traces after it are dropped.
 
         Raises:
             CheckpointError: A file of it is missing or corrupt.
@@ -176,6 +199,10 @@ class RunFolder:
         checkpoint = read_checkpoint(self.folder) if current else None
         self._keep_rows(int(current["rows"]) if current else 0)
         self._env_steps = checkpoint.env_steps if checkpoint else 0
+        for env_steps, path in trace_files(self.folder).items():
+            if env_steps >= self._env_steps:
+                with writing(path):
+                    path.unlink()
         return checkpoint
 
     def progress(self, env_steps: int, total_steps: int, info: Mapping[str, float]) -> None:

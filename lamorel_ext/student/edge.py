@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +19,23 @@ UPDATE_STATS = ("loss", "log_prob", "entropy", "kl", "grad_norm")
 """Numbers of an update that are recorded; servers give them as they were before the step."""
 
 
+Pending = Sequence[tuple[Said, np.ndarray]]
+"""What was said at each step, with its f, ``(num_envs,)``."""
+
+
+class EdgeWatcher(Protocol):
+    """Who is told what the edge does and has no say in it."""
+
+    def before_update(self, pending: Pending) -> None:
+        """An update of the teacher is about to go out."""
+
+    def after_update(self, pending: Pending, stats: Mapping[str, float]) -> None:
+        """It is done; ``stats`` is what the servers say of it."""
+
+    def signalled(self, signals: np.ndarray) -> None:
+        """What f was in the rollout's last steps, ``(steps, num_envs)``; all of them but those of a warm-up."""
+
+
 class FeedbackEdge:
     """From the student back to the teacher.
 
@@ -31,6 +49,9 @@ class FeedbackEdge:
         config: Its ``feedback`` group says everything.
         llm: Receives the updates; None where nothing is sent.
         signals: Computes f_t.
+
+    Attributes:
+        watcher: Is told of updates and signals, if there is one.
     """
 
     def __init__(self, config: Config, llm: LlmClient | None, signals: FeedbackSignals) -> None:
@@ -47,6 +68,7 @@ class FeedbackEdge:
                 f"feedback.signal: {args.signal} needs the whole rollout, feedback.channel and feedback.every need it at once"
             )
         self.signals = signals
+        self.watcher: EdgeWatcher | None = None
         self._llm = llm
         self._options = _options(config)
         self._pending: list[tuple[Said, np.ndarray]] = []
@@ -100,6 +122,8 @@ class FeedbackEdge:
         self._send()
         if not self._seen:
             return {}
+        if self.watcher is not None:
+            self.watcher.signalled(np.stack(self._seen))
         seen, stats = np.concatenate(self._seen), self._stats
         self._seen, self._stats = [], []
         numbers = {"f_positive": float(np.mean(seen > 0)), "f_zero": float(np.mean(seen == 0))}
@@ -113,7 +137,12 @@ class FeedbackEdge:
         request = feedback_request(pending, self._options)
         pulls = self._options["entropy_coef"] or self._options["kl_coef"] or bool(request.data["signals"].any())
         if request.total and pulls:
-            self._stats.append(self._llm.update_batch(request).stats)
+            if self.watcher is not None:
+                self.watcher.before_update(pending)
+            stats = self._llm.update_batch(request).stats
+            self._stats.append(stats)
+            if self.watcher is not None:
+                self.watcher.after_update(pending, stats)
 
 
 def feedback_request(pending: list[tuple[Said, np.ndarray]], options: dict[str, Scalar]) -> UpdateRequest:

@@ -99,6 +99,7 @@ class Said:
         chosen: ``(n,)`` int64, which of them it said.
         log_probs: ``(n,)`` float64, log p(x_t) in nats: normalised over the candidates, or summed over the tokens of free guidance.
         entropies: ``(n,)`` in nats; for free guidance the one-sample estimate ``-log p``.
+        scores: ``(n, candidates)`` float64, the summed log-probability of each candidate's tokens in nats, not normalised; None for free guidance.
     """
 
     prompts: tuple[str, ...]
@@ -106,6 +107,7 @@ class Said:
     chosen: np.ndarray
     log_probs: np.ndarray
     entropies: np.ndarray
+    scores: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

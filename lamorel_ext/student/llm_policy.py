@@ -10,7 +10,7 @@ from lamorel_ext.config import PpoArgs
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.student.advantages import normalise
 from lamorel_ext.student.guidance import Said
-from lamorel_ext.student.llm_teachers import candidate_table, normalised_scores
+from lamorel_ext.student.llm_teachers import candidate_table, normalised_scores, summed_scores
 from lamorel_ext.student.randomness import Draws, entropies, sample_rows
 from lamorel_ext.student.rollout import Actor, Deciding, Decision, Discount, Rollout
 from lamorel_ext.student.scenes import Scene
@@ -82,7 +82,7 @@ def _decide(request: ScoreRequest, result: ScoreResult, draws: Draws) -> Decisio
     log_probs, modules = normalised_scores(result)
     actions = sample_rows(log_probs, draws.actions)
     taken = log_probs[np.arange(len(actions)), actions]
-    said = Said(request.prompts, request.candidates, actions, taken, entropies(log_probs))
+    said = Said(request.prompts, request.candidates, actions, taken, entropies(log_probs), summed_scores(result))
     return Decision(actions, taken, modules[_VALUE].reshape(-1), said)
 
 

@@ -25,7 +25,13 @@ def score_candidates(
 def normalised_scores(result: ScoreResult) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """What ``score_candidates`` gives, from an answer."""
     values = {name: values.detach().double().numpy() for name, values in result.modules.items()}
-    return log_softmax(result.padded().detach().double().numpy()), values
+    return log_softmax(summed_scores(result)), values
+
+
+def summed_scores(result: ScoreResult) -> np.ndarray:
+    """``(n, candidates)`` float64: what ``normalised_scores`` normalises."""
+    scores: np.ndarray = result.padded().detach().double().numpy()
+    return scores
 
 
 def candidate_table(llm: LlmClient, prompts: tuple[str, ...], candidates: tuple[tuple[str, ...], ...]) -> np.ndarray:
@@ -51,22 +57,23 @@ class LlmTeacher:
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
         candidates = self._candidates(scene)
-        log_probs, _ = score_candidates(self._llm, scene.shown, candidates)
-        return self._choose(scene, candidates, log_probs, draws)
+        return self._choose(scene, candidates, self._llm.score_batch(ScoreRequest(scene.shown, candidates)), draws)
 
     def ask(self, scene: Scene) -> Hearing:
         """See ``AskingTeacher``."""
         candidates = self._candidates(scene)
         pending = self._llm.submit_score(ScoreRequest(scene.shown, candidates))
-        return lambda draws: self._choose(scene, candidates, normalised_scores(pending.result())[0], draws)
+        return lambda draws: self._choose(scene, candidates, pending.result(), draws)
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
         return np.exp(candidate_table(self._llm, scene.shown, self._candidates(scene)))
 
-    def _choose(self, scene: Scene, candidates: tuple[tuple[str, ...], ...], log_probs: np.ndarray, draws: Draws) -> Guidance:
+    def _choose(self, scene: Scene, candidates: tuple[tuple[str, ...], ...], result: ScoreResult, draws: Draws) -> Guidance:
+        scores = summed_scores(result)
+        log_probs = log_softmax(scores)
         chosen = sample_rows(log_probs, draws.guidance)
-        said = Said(scene.shown, candidates, chosen, log_probs[np.arange(len(chosen)), chosen], entropies(log_probs))
+        said = Said(scene.shown, candidates, chosen, log_probs[np.arange(len(chosen)), chosen], entropies(log_probs), scores)
         return choose_guidance(self._vocabulary, chosen, said)
 
     def _candidates(self, scene: Scene) -> tuple[tuple[str, ...], ...]:

@@ -42,7 +42,9 @@ def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory
         if checkpoint is None:
             recorder.write(run.evaluate())
         while not run.finished:
-            run.rollout()
+            trace = run.rollout()
+            if trace is not None:
+                recorder.trace(trace)
             if run.evaluation_due:
                 recorder.write(run.evaluate())
             if run.checkpoint_due:

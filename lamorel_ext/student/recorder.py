@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lamorel_ext.student.trace import Trace
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -42,6 +44,9 @@ class Recorder(Protocol):
     def write(self, row: Mapping[str, float]) -> None:
         """Keep one row of the learning curve. Every row of a run has the same keys; NaN means not measured."""
 
+    def trace(self, trace: Trace) -> None:
+        """Keep what was recorded of one rollout."""
+
     def checkpoint(self, checkpoint: Checkpoint, save_llm: SaveLlm | None) -> None:
         """Replace the last checkpoint.
 
@@ -51,7 +56,7 @@ class Recorder(Protocol):
         """
 
     def resume(self) -> Checkpoint | None:
-        """The last checkpoint, or None. Rows that were written after it are forgotten: the run writes them again."""
+        """The last checkpoint, or None. Rows and traces of later rollouts are forgotten: the run makes them again."""
 
     def progress(self, env_steps: int, total_steps: int, info: Mapping[str, float]) -> None:
         """Hear how far the run is, after every rollout."""
@@ -67,12 +72,17 @@ class MemoryRecorder:
 
     folder: Path | None = None
     rows: list[dict[str, float]] = field(default_factory=list)
+    traces: dict[int, Trace] = field(default_factory=dict)
     last: Checkpoint | None = None
     _rows_at_checkpoint: int = 0
 
     def write(self, row: Mapping[str, float]) -> None:
         """See ``Recorder``."""
         self.rows.append(dict(row))
+
+    def trace(self, trace: Trace) -> None:
+        """See ``Recorder``."""
+        self.traces[trace.env_steps] = trace
 
     def checkpoint(self, checkpoint: Checkpoint, save_llm: SaveLlm | None) -> None:
         """See ``Recorder``."""
@@ -90,6 +100,8 @@ class MemoryRecorder:
     def resume(self) -> Checkpoint | None:
         """See ``Recorder``."""
         del self.rows[self._rows_at_checkpoint :]
+        done = 0 if self.last is None else self.last.env_steps
+        self.traces = {steps: trace for steps, trace in self.traces.items() if steps < done}
         return self.last
 
     def progress(self, env_steps: int, total_steps: int, info: Mapping[str, float]) -> None:

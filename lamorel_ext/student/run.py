@@ -23,6 +23,7 @@ from lamorel_ext.student.randomness import Draws, make_rng, restore_rng_states, 
 from lamorel_ext.student.recorder import Checkpoint, Recorder
 from lamorel_ext.student.rollout import collect
 from lamorel_ext.student.scenes import Scene
+from lamorel_ext.student.trace import Trace, Tracer
 from lamorel_ext.types import LlmClient
 
 COUNTERS = ("env_steps", "episodes", "llm_calls", "llm_prompts", "llm_tokens", "seconds")
@@ -47,6 +48,7 @@ class TrainingRun:
         self._draws = Draws(self._streams["actions"], self._streams["guidance"])
         self.agent = make_agent(config, self.llm)
         self.edge = FeedbackEdge(config, self.llm, FeedbackSignals(config.feedback, config.env.num_envs, self._streams["feedback"]))
+        self.tracer = self.edge.watcher = Tracer(config, self.llm)
         self.env = make_prompted_env(config, env_factory(config, False))
         self.evaluator = make_evaluator(config, env_factory)
         self.progress = Progress()
@@ -98,8 +100,8 @@ class TrainingRun:
         else:
             self._restore(checkpoint)
 
-    def rollout(self) -> None:
-        """Collect a rollout, give feedback to the teacher, update the agent."""
+    def rollout(self) -> Trace | None:
+        """Collect a rollout, give feedback to the teacher, update the agent; gives the rollout's trace if it was its turn to be recorded."""
         if self._scene is None:
             raise ValueError("start the run first")
         if self.llm is not None:
@@ -107,11 +109,15 @@ class TrainingRun:
             self.llm.forget()
         begin = time.perf_counter()
         left = (self.budget - self.progress.env_steps) // self.env.num_envs
+        self.tracer.begin(self.progress.env_steps, self.progress.rollouts, left, self._scene)
         rollout, self._scene = collect(self.env, self.agent, self.edge, self._scene, min(self.config.num_steps, left), self._draws)
+        self.tracer.collected(rollout, self.agent)
         feedback = {f"feedback_{name}": value for name, value in self.edge.after_rollout(rollout).items()}
         learning = self.agent.update(rollout, self._streams["updates"])
+        trace = self.tracer.finish(rollout)
         self.progress.averages.add(feedback | learning)
-        self.progress.note(rollout, time.perf_counter() - begin)
+        self.progress.note(rollout, time.perf_counter() - begin - self.tracer.seconds)
+        return trace
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate the policy, and the teacher followed blindly; gives the next row of the learning curve."""
@@ -147,6 +153,7 @@ class TrainingRun:
             "env": self.env.state(),
             "said": None if said is None else said.tolist(),
             "signals": self.edge.signals.state(),
+            "trace": self.tracer.state(),
             "llm": {} if self.llm is None else dict(self.llm.counts),
         }
         checkpoint = Checkpoint(self.progress.env_steps, self.agent.tensors(), state)
@@ -158,6 +165,7 @@ class TrainingRun:
             self.progress = Progress.restored(state["progress"])
             restore_rng_states(self._streams, state["streams"])
             self.edge.signals.restore(state["signals"])
+            self.tracer.restore(state.get("trace"))
             self._scene = self.env.restore(state["env"]).saying(None if state["said"] is None else np.array(state["said"]))
             if self.llm is not None:
                 self.llm.counts.update(state["llm"])
