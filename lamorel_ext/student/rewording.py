@@ -1,0 +1,102 @@
+"""An LLM client that says everything in other words: environments, prompts and agents do not notice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+from lamorel_ext.prompts import PLAIN, Wording
+from lamorel_ext.types import (
+    GenerateRequest,
+    GenerateResult,
+    LlmClient,
+    PendingScores,
+    Scalar,
+    ScoreRequest,
+    ScoreResult,
+    UpdateRequest,
+    UpdateResult,
+)
+
+Texts = tuple[str, ...]
+AboutCandidates = TypeVar("AboutCandidates", ScoreRequest, UpdateRequest)
+
+
+class RewordedClient:
+    """Rewords prompts and candidates on their way to the LLM. What the LLM writes itself comes back as it wrote it.
+
+    Args:
+        llm: Whom the texts are for.
+
+    Attributes:
+        wording: In force; ``PLAIN`` at first.
+    """
+
+    def __init__(self, llm: LlmClient) -> None:
+        self._llm = llm
+        self.wording = PLAIN
+
+    @contextmanager
+    def speaking(self, wording: Wording) -> Iterator[None]:
+        """Use ``wording`` meanwhile."""
+        before, self.wording = self.wording, wording
+        try:
+            yield
+        finally:
+            self.wording = before
+
+    @property
+    def remote(self) -> bool:
+        """See ``LlmClient``."""
+        return self._llm.remote
+
+    def submit_score(self, request: ScoreRequest) -> PendingScores:
+        """See ``LlmClient``."""
+        return self._llm.submit_score(self._reworded(request))
+
+    def score_batch(self, request: ScoreRequest) -> ScoreResult:
+        """See ``LlmClient``."""
+        return self._llm.score_batch(self._reworded(request))
+
+    def generate_batch(self, request: GenerateRequest) -> GenerateResult:
+        """See ``LlmClient``."""
+        return self._llm.generate_batch(dataclasses.replace(request, prompts=self._prompts(request.prompts)))
+
+    def update_batch(self, request: UpdateRequest) -> UpdateResult:
+        """See ``LlmClient``."""
+        return self._llm.update_batch(self._reworded(request))
+
+    def reset(self, seed: int) -> None:
+        """See ``LlmClient``."""
+        self._llm.reset(seed)
+
+    def save(self, folder: str) -> None:
+        """See ``LlmClient``."""
+        self._llm.save(folder)
+
+    def load(self, folder: str) -> None:
+        """See ``LlmClient``."""
+        self._llm.load(folder)
+
+    def forget(self) -> None:
+        """See ``LlmClient``."""
+        self._llm.forget()
+
+    def info(self) -> Mapping[str, Scalar]:
+        """See ``LlmClient``."""
+        return self._llm.info()
+
+    def _reworded(self, request: AboutCandidates) -> AboutCandidates:
+        if not self.wording:
+            return request
+        return dataclasses.replace(request, prompts=self._prompts(request.prompts), candidates=self._candidates(request.candidates))
+
+    def _prompts(self, prompts: Texts) -> Texts:
+        return tuple(self.wording.prompt(prompt) for prompt in prompts)
+
+    def _candidates(self, candidates: tuple[Texts, ...]) -> tuple[Texts, ...]:
+        """Each distinct tuple once: most prompts of a batch have the same candidates."""
+        said = {texts: tuple(self.wording.candidate(text) for text in texts) for texts in dict.fromkeys(candidates)}
+        return tuple(said[texts] for texts in candidates)
