@@ -19,7 +19,6 @@ from lamorel_ext.types import ScoreRequest, ScoreResult
 from tests.student.student_fakes import TableLlm, make_corridor, small_config
 from tests.student.test_training import ARMS, FragileRecorder, Stops, without_seconds
 
-
 WATCHED = ("llm_policy", "llm_policy+feedback", "llm_policy+online", "teacher_feedback", "previous_online", "both", "free", "shuffled",
            "student_alone", "teacher_oracle")  # fmt: skip
 """The arms in which recording does something different."""
