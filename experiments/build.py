@@ -90,7 +90,7 @@ def use_threads(num_threads: int) -> None:
 
 def needs_llm(config: Config) -> bool:
     """True where the arm asks a language model anything."""
-    return config.arm.agent == "llm_policy" or config.arm.teacher == "llm"
+    return config.asks_llm
 
 
 def llm_of(config: Config, caller: LlmClient) -> LlmClient | None:

@@ -152,13 +152,21 @@ class ArmArgs:
 
     Attributes:
         name: Name in reports and folders.
-        agent: ``llm_policy`` (the LLM scores the actions, PPO trains it) or ``student`` (a network acts, a teacher guides).
+        agent: ``llm_policy`` (the LLM scores the actions, PPO trains it), ``student`` (a network acts, a teacher guides), or one to compare with:
+            ``drrn`` (Q-learning over texts), ``cloning`` (the LLM learns the actions of the BabyAI bot, which acts meanwhile), ``random``
+            (every action alike) and ``bot``, which learn nothing.
         teacher: Of a student: the LLM, nobody, uniformly random guidance, or the BabyAI bot.
+        action_heads: Of an LLM as policy: whether the actions' logits come from a head of their own on the state that predicts the first token,
+            in place of the scores of the actions' texts.
+        weights: What the LLM starts from: ``pretrained`` (what was loaded), ``fresh`` (drawn from ``run.seed``) or ``embeddings`` (the same, but
+            with the loaded token embeddings).
     """
 
     name: str = "teacher_feedback"
-    agent: Literal["llm_policy", "student"] = "student"
+    agent: Literal["llm_policy", "student", "drrn", "cloning", "random", "bot"] = "student"
     teacher: Literal["llm", "none", "random", "oracle"] = "llm"
+    action_heads: bool = False
+    weights: Literal["pretrained", "embeddings", "fresh"] = "pretrained"
 
 
 @dataclass(frozen=True)
@@ -221,6 +229,57 @@ class PpoArgs:
     value_loss_coef: float = 0.5
     max_grad_norm: float = 0.5
     reward_scale: float = 20.0
+
+
+@dataclass(frozen=True)
+class DrrnArgs:
+    """Q-learning over texts: the Deep Reinforcement Relevance Network (He et al. 2016), as GLAM uses it (Carta et al. 2023).
+
+    Attributes:
+        embedding_size: Of a word.
+        hidden_size: Of the two recurrent encoders, and of the layer that joins them.
+        num_steps: Steps of each environment between two rounds of updates.
+        update_every: Environment steps, over all environments, for each gradient step. GLAM has 64.
+        batch_size: Transitions of a gradient step; there is none before so many have been seen.
+        replay_size: Transitions remembered.
+        target_every: Gradient steps between two copies of the network that the targets come from; 0 takes the network itself, as GLAM does.
+        exploration: ``softmax`` samples from the softmax of Q / ``temperature``, ``epsilon`` takes the best action but for a share of
+            ``epsilon``. Evaluations act alike.
+    """
+
+    embedding_size: int = 128
+    hidden_size: int = 128
+    num_steps: int = 4
+    update_every: int = 8
+    batch_size: int = 64
+    replay_size: int = 100_000
+    target_every: int = 0
+    exploration: Literal["softmax", "epsilon"] = "softmax"
+    temperature: float = 1.0
+    epsilon: float = 0.1
+    gamma: float = 0.9
+    lr: float = 1e-4
+    max_grad_norm: float = 5.0
+    reward_scale: float = 20.0
+
+
+@dataclass(frozen=True)
+class CloningArgs:
+    """Behavioural cloning of the BabyAI bot by the LLM: cross-entropy over the actions' texts.
+
+    Attributes:
+        num_steps: Steps of each environment between two updates.
+        epochs: Passes over them.
+        minibatch_size: Transitions of a step of Adam, over all servers.
+        gradient_minibatch_size: As in ``ppo``.
+    """
+
+    num_steps: int = 32
+    epochs: int = 1
+    minibatch_size: int = 64
+    gradient_minibatch_size: int = 0
+    lr: float = 5e-4
+    max_grad_norm: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -319,6 +378,8 @@ class Config:
     guidance: GuidanceArgs = field(default_factory=GuidanceArgs)
     student: StudentArgs = field(default_factory=StudentArgs)
     ppo: PpoArgs = field(default_factory=PpoArgs)
+    drrn: DrrnArgs = field(default_factory=DrrnArgs)
+    cloning: CloningArgs = field(default_factory=CloningArgs)
     feedback: FeedbackArgs = field(default_factory=FeedbackArgs)
     run: RunArgs = field(default_factory=RunArgs)
     compare: CompareArgs = field(default_factory=CompareArgs)
@@ -326,7 +387,13 @@ class Config:
     @property
     def num_steps(self) -> int:
         """Steps of each environment between two policy updates."""
-        return self.ppo.num_steps if self.arm.agent == "llm_policy" else self.student.num_steps
+        own = {"llm_policy": self.ppo.num_steps, "drrn": self.drrn.num_steps, "cloning": self.cloning.num_steps}
+        return own.get(self.arm.agent, self.student.num_steps)
+
+    @property
+    def asks_llm(self) -> bool:
+        """True where the arm asks a language model anything."""
+        return self.arm.agent in ("llm_policy", "cloning") or (self.arm.agent == "student" and self.arm.teacher == "llm")
 
     @property
     def feedback_trains(self) -> bool:
@@ -577,6 +644,7 @@ def _impossible_values(config: Config) -> list[str]:
     roles, llm, run, student, ppo = (
         config.lamorel_args.distributed_setup_args, config.lamorel_args.llm_args, config.run, config.student, config.ppo,
     )  # fmt: skip
+    drrn, cloning = config.drrn, config.cloning
     at_least_one = {
         "lamorel_args.distributed_setup_args.n_rl_processes": roles.n_rl_processes,
         "lamorel_args.distributed_setup_args.n_llm_processes": roles.n_llm_processes,
@@ -590,6 +658,9 @@ def _impossible_values(config: Config) -> list[str]:
         "student.num_steps": student.num_steps, "student.epochs": student.epochs, "student.num_minibatches": student.num_minibatches,
         "student.hidden_size": student.hidden_size, "student.guidance_size": student.guidance_size,
         "ppo.num_steps": ppo.num_steps, "ppo.epochs": ppo.epochs, "ppo.minibatch_size": ppo.minibatch_size,
+        "drrn.embedding_size": drrn.embedding_size, "drrn.hidden_size": drrn.hidden_size, "drrn.num_steps": drrn.num_steps,
+        "drrn.update_every": drrn.update_every, "drrn.batch_size": drrn.batch_size, "drrn.replay_size": drrn.replay_size,
+        "cloning.num_steps": cloning.num_steps, "cloning.epochs": cloning.epochs, "cloning.minibatch_size": cloning.minibatch_size,
         "run.total_steps": run.total_steps, "run.eval_every": run.eval_every, "run.eval_episodes": run.eval_episodes,
         "compare.bootstrap_samples": config.compare.bootstrap_samples,
     }  # fmt: skip
@@ -597,7 +668,8 @@ def _impossible_values(config: Config) -> list[str]:
         "lamorel_args.llm_args.cache_size": llm.cache_size, "lamorel_args.llm_args.num_threads": llm.num_threads,
         "env.num_workers": config.env.num_workers,
         "ppo.gradient_minibatch_size": ppo.gradient_minibatch_size, "feedback.gradient_minibatch_size": config.feedback.gradient_minibatch_size,
-        "feedback.warmup_steps": config.feedback.warmup_steps,
+        "feedback.warmup_steps": config.feedback.warmup_steps, "drrn.target_every": drrn.target_every, "drrn.lr": drrn.lr,
+        "cloning.lr": cloning.lr, "cloning.gradient_minibatch_size": cloning.gradient_minibatch_size,
         "run.seed": run.seed, "run.eval_seed": run.eval_seed, "run.checkpoint_every": run.checkpoint_every, "run.num_threads": run.num_threads,
         "run.trace_every": run.trace_every,
         "student.lr": student.lr, "ppo.lr": ppo.lr, "feedback.lr": config.feedback.lr, "feedback.lr_online": config.feedback.lr_online,
@@ -606,15 +678,23 @@ def _impossible_values(config: Config) -> list[str]:
     positive = {
         "student.max_grad_norm": student.max_grad_norm, "ppo.max_grad_norm": ppo.max_grad_norm, "feedback.max_grad_norm": config.feedback.max_grad_norm,
         "student.clip_eps": student.clip_eps, "ppo.clip_eps": ppo.clip_eps, "feedback.clip_eps": config.feedback.clip_eps,
+        "drrn.temperature": drrn.temperature, "drrn.max_grad_norm": drrn.max_grad_norm, "drrn.reward_scale": drrn.reward_scale,
+        "cloning.max_grad_norm": cloning.max_grad_norm,
     }  # fmt: skip
     unit = {"student.gamma": student.gamma, "student.lam": student.lam, "ppo.gamma": ppo.gamma, "ppo.lam": ppo.lam}
+    unit |= {"drrn.gamma": drrn.gamma, "drrn.epsilon": drrn.epsilon}
     problems = [f"{key}: must be at least 1, got {value}" for key, value in at_least_one.items() if value < 1]
     if config.env.num_distractors is not None:
         not_negative["env.num_distractors"] = config.env.num_distractors
     problems += [f"{key}: must not be negative, got {value}" for key, value in not_negative.items() if value < 0]
     problems += [f"{key}: must be above 0, got {value}" for key, value in positive.items() if value <= 0]
     problems += [f"{key}: must be between 0 and 1, got {value}" for key, value in unit.items() if not 0 <= value <= 1]
-    return problems + _impossible_workers(config.env) + _impossible_method(config) + _impossible_comparison(config.compare)
+    if drrn.replay_size < drrn.batch_size:
+        problems.append(f"drrn.replay_size: must be at least drrn.batch_size={drrn.batch_size}, got {drrn.replay_size}")
+    return [
+        *problems, *_impossible_workers(config.env), *_impossible_method(config), *_impossible_llm(config),
+        *_impossible_comparison(config.compare),
+    ]  # fmt: skip
 
 
 def _impossible_workers(env: EnvArgs) -> list[str]:
@@ -656,10 +736,29 @@ def _impossible_method(config: Config) -> list[str]:
         problems.append("guidance.vocabulary: must be action_hint where arm.teacher is oracle, got subgoal")
     if config.guidance.vocabulary == "free" and config.feedback_trains and (feedback.entropy_coef or feedback.kl_coef):
         problems.append("guidance.vocabulary: free text has no list of candidates; feedback.entropy_coef and feedback.kl_coef must be 0")
-    if arm.agent == "llm_policy" and config.guidance.vocabulary != "action_hint":
-        problems.append(f"guidance.vocabulary: must be action_hint where arm.agent is llm_policy, got {config.guidance.vocabulary}")
+    if arm.agent not in ("student", "llm_policy") and feedback.signal != "none":
+        problems.append(f"feedback.signal: must be none where arm.agent is {arm.agent}: nobody gives guidance, got {feedback.signal}")
+    if arm.agent != "student" and config.guidance.vocabulary != "action_hint":
+        problems.append(f"guidance.vocabulary: must be action_hint where arm.agent is {arm.agent}, got {config.guidance.vocabulary}")
     if feedback.signal == "weighted" and feedback.loss == "unlikelihood":
         problems.append("feedback.loss: unlikelihood knows signs only; with feedback.signal=weighted it can be reinforce or clipped")
+    return problems
+
+
+def _impossible_llm(config: Config) -> list[str]:
+    """Combinations of the LLM's weights and heads with an arm that has no use for them."""
+    problems = []
+    feedback, arm = config.feedback, config.arm
+    if arm.action_heads and arm.agent != "llm_policy":
+        problems.append(f"arm.action_heads: only an LLM as policy acts with them, but arm.agent is {arm.agent}")
+    if arm.action_heads and feedback.signal != "none":
+        problems.append(f"feedback.signal: must be none where arm.action_heads is true: it teaches texts, got {feedback.signal}")
+    if arm.weights != "pretrained" and not config.asks_llm:
+        problems.append(f"arm.weights: must be pretrained where no LLM takes part, got {arm.weights}")
+    if arm.weights == "embeddings" and not config.lamorel_args.llm_args.pretrained:
+        problems.append("arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is false, got embeddings")
+    if arm.weights != "pretrained" and config.feedback_trains and feedback.kl_coef:
+        problems.append(f"feedback.kl_coef: must be 0 where arm.weights is {arm.weights}: it measures from what was loaded")
     return problems
 
 

@@ -60,7 +60,7 @@ def test_every_arm_is_valid_and_changes_nothing_but_arm_and_feedback(arm: str) -
 def test_no_two_arms_have_the_same_label_or_the_same_values() -> None:
     configs = [arm_config(arm) for arm in ARMS]
     assert len({config.arm.name for config in configs}) == len(ARMS)
-    assert len({(config.arm.agent, config.arm.teacher, config.feedback) for config in configs}) == len(ARMS)
+    assert len({(dataclasses.replace(config.arm, name=""), config.feedback) for config in configs}) == len(ARMS)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -205,6 +205,10 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
         ("feedback.signal=best", "feedback.signal: expected one of previous, td"),
         ("run.seed=true", "run.seed: expected int, got True"),
         ("env.num_distractors=-1", "env.num_distractors: must not be negative, got -1"),
+        ("drrn.temperature=0.0", "drrn.temperature: must be above 0, got 0.0"),
+        ("drrn.epsilon=1.5", "drrn.epsilon: must be between 0 and 1, got 1.5"),
+        ("drrn.update_every=0", "drrn.update_every: must be at least 1, got 0"),
+        ("cloning.epochs=0", "cloning.epochs: must be at least 1, got 0"),
         ("feedback.warmup_steps=-1", "feedback.warmup_steps: must not be negative, got -1"),
         ("feedback.every=0", "feedback.every: must be at least 1 or 'rollout', got 0"),
         ("feedback.every=1", "feedback.signal: gae needs the whole rollout"),
@@ -230,6 +234,17 @@ def test_an_impossible_value_is_named_with_its_key(override: str, message: str) 
     [
         (("arm=teacher_random", "guidance.vocabulary=free"), "guidance.vocabulary: free text needs an LLM, but arm.teacher is random"),
         (("arm=teacher_oracle", "guidance.vocabulary=subgoal"), "guidance.vocabulary: must be action_hint where arm.teacher is oracle"),
+        (("arm=random", "feedback.signal=td"), "feedback.signal: must be none where arm.agent is random: nobody gives guidance, got td"),
+        (("arm=cloning", "guidance.vocabulary=subgoal"), "guidance.vocabulary: must be action_hint where arm.agent is cloning"),
+        (("arm=bot", "arm.action_heads=true"), "arm.action_heads: only an LLM as policy acts with them, but arm.agent is bot"),
+        (("arm=llm_policy_feedback_td", "arm.action_heads=true"), "feedback.signal: must be none where arm.action_heads is true"),
+        (("arm=student_alone", "arm.weights=fresh"), "arm.weights: must be pretrained where no LLM takes part, got fresh"),
+        (
+            ("arm=llm_policy", "arm.weights=embeddings", "lamorel_args.llm_args.pretrained=false"),
+            "arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is false",
+        ),
+        (("arm.weights=fresh", "feedback.kl_coef=0.1"), "feedback.kl_coef: must be 0 where arm.weights is fresh"),
+        (("drrn.batch_size=10", "drrn.replay_size=9"), "drrn.replay_size: must be at least drrn.batch_size=10, got 9"),
         (("guidance.vocabulary=free", "feedback.kl_coef=0.1"), "feedback.entropy_coef and feedback.kl_coef must be 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Who learns to act: one protocol for the LLM as policy and for the RL student, and the choice between them."""
+"""Who learns to act: one protocol for the LLM as policy, the RL student and those to compare with, and the choice between them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.student.actors import ExpertActor, UniformActor
+from lamorel_ext.student.cloning import CloningAgent
+from lamorel_ext.student.fixed_agent import FixedAgent
 from lamorel_ext.student.llm_policy import LlmPolicyAgent
 from lamorel_ext.student.networks import StudentNetwork
 from lamorel_ext.student.randomness import make_rng
@@ -46,10 +49,13 @@ def make_agent(config: Config, llm: LlmClient | None) -> Agent:
     Raises:
         ConfigError: It needs an LLM and there is none, or its teacher cannot speak the vocabulary.
     """
-    if config.arm.agent == "llm_policy":
+    kind = config.arm.agent
+    if kind in ("random", "bot"):
+        return FixedAgent(UniformActor() if kind == "random" else ExpertActor())
+    if kind in ("llm_policy", "cloning"):
         if llm is None:
-            raise ConfigError("arm.agent: llm_policy needs an LLM server")
-        return LlmPolicyAgent(llm, config.ppo)
+            raise ConfigError(f"arm.agent: {kind} needs an LLM server")
+        return LlmPolicyAgent(llm, config.ppo) if kind == "llm_policy" else CloningAgent(llm, config.cloning)
     teacher, args = make_teacher(config, llm), config.student
     generator = torch.Generator().manual_seed(int(make_rng(config.run.seed, "weights").integers(2**31)))
     network = StudentNetwork(teacher.guidance_codes, args.hidden_size, args.guidance_size, args.kappa, generator)

@@ -45,28 +45,30 @@ def make_env(config: Config, held_out: bool) -> BatchedEnv:
     )
 
 
-def make_prompted_env(config: Config, env: BatchedEnv, with_experts: bool = False) -> PromptedEnv:
+def make_prompted_env(config: Config, env: BatchedEnv, with_experts: bool = False, held_out: bool = False) -> PromptedEnv:
     """Put the prompts of the configuration to an environment.
 
     Args:
-        with_experts: True asks the environment for expert actions even where they teach nobody.
+        with_experts: True asks the environment for expert actions even where the arm does not need them.
+        held_out: True for evaluation.
     """
     history = PromptHistory(config.env.prompt, config.env.history, config.env.language)
-    return PromptedEnv(env, history, with_experts or expert_teaches(config))
+    return PromptedEnv(env, history, with_experts or needs_experts(config, held_out))
 
 
 def make_evaluator(config: Config, env_factory: EnvFactory, with_experts: bool = False) -> Evaluator:
     """The evaluator of the configuration's level; nothing is built before it is needed."""
 
     def held_out() -> PromptedEnv:
-        return make_prompted_env(config, env_factory(config, True), with_experts)
+        return make_prompted_env(config, env_factory(config, True), with_experts, held_out=True)
 
     def exact() -> ExactEvaluator:
-        return ExactEvaluator(config.env, with_experts or expert_teaches(config))
+        return ExactEvaluator(config.env, with_experts or needs_experts(config, held_out=True))
 
     return Evaluator(config, held_out, exact if can_enumerate(config.env) else None)
 
 
-def expert_teaches(config: Config) -> bool:
-    """True where the student's teacher is the expert."""
-    return config.arm.agent == "student" and config.arm.teacher == "oracle"
+def needs_experts(config: Config, held_out: bool) -> bool:
+    """True where the arm needs the expert's actions: as guidance, as its own, or, in training alone, to clone them."""
+    arm = config.arm
+    return (arm.agent == "student" and arm.teacher == "oracle") or arm.agent == "bot" or (arm.agent == "cloning" and not held_out)

@@ -141,8 +141,11 @@ class TableLlm:
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult:
         self.requests.append(request)
-        chosen = request.data["chosen" if request.updater == "feedback" else "actions"].tolist()
-        weights = request.data["signals" if request.updater == "feedback" else "advantages"].tolist()
+        chosen_key, weight_key = {"feedback": ("chosen", "signals"), "ppo": ("actions", "advantages"), "supervised": ("targets", "")}[
+            request.updater
+        ]
+        chosen = request.data[chosen_key].tolist()
+        weights = request.data[weight_key].tolist() if weight_key else [1.0] * len(chosen)
         lr = float(request.options["lr"])
         for i, (prompt, texts) in enumerate(zip(request.prompts, request.candidates, strict=True)):
             probs = np.exp([self._score(prompt, text) for text in texts])

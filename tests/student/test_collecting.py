@@ -279,6 +279,7 @@ def test_an_oracle_hints_at_the_experts_action_and_a_random_teacher_at_any():
     ("groups", "message"),
     [
         ({"arm": {"agent": "llm_policy"}}, "llm_policy needs an LLM"),
+        ({"arm": {"agent": "cloning"}}, "cloning needs an LLM"),
         ({"arm": {"teacher": "llm"}}, "llm needs an LLM"),
         ({"arm": {"teacher": "random"}, "guidance": {"vocabulary": "free"}}, "free cannot be said"),
         ({"arm": {"teacher": "oracle"}, "guidance": {"vocabulary": "subgoal"}}, "subgoal cannot be said"),

@@ -14,7 +14,7 @@ from lamorel_ext.prompts import PromptHistory
 from lamorel_ext.student.actors import ExpertActor, UniformActor
 from lamorel_ext.student.agents import make_agent
 from lamorel_ext.student.baselines import evaluate_bot, evaluate_random
-from lamorel_ext.student.building import expert_teaches, make_env, make_evaluator
+from lamorel_ext.student.building import make_env, make_evaluator
 from lamorel_ext.student.evaluate import run_episodes
 from lamorel_ext.student.exact import ExactEvaluator, can_enumerate
 from lamorel_ext.student.features import encode_observations
@@ -58,6 +58,9 @@ def test_exact_evaluation_gives_the_numbers_known_of_the_level(actor, success, e
         {"arm": ArmArgs(teacher="none")},
         {"arm": ArmArgs(teacher="random")},
         {"arm": ArmArgs(teacher="oracle")},
+        {"arm": ArmArgs(agent="random")},
+        {"arm": ArmArgs(agent="bot")},
+        {"arm": ArmArgs(agent="cloning")},
         {"arm": ArmArgs(teacher="llm"), "env": EnvArgs(prompt="glam", history=1)},
         {"arm": ArmArgs(teacher="llm"), "guidance": GuidanceArgs(vocabulary="subgoal"), "env": EnvArgs(language="fr")},
     ],
@@ -215,4 +218,3 @@ def test_baselines_are_evaluated_exactly_or_on_held_out_episodes():
     other = make_config(env=EnvArgs(level="BabyAI-GoToObj-v0"), run=RunArgs(eval_episodes=5))
     found = evaluate_bot(other)
     assert not found.exact and found.success == 1.0 and found.expected_return > 0.5
-    assert not expert_teaches(other)

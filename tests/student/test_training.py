@@ -30,13 +30,16 @@ ARMS = {
     "student_alone": {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}},
     "teacher_random": {"arm": {"teacher": "random"}, "feedback": {"signal": "none"}},
     "teacher_oracle": {"arm": {"teacher": "oracle"}, "feedback": {"signal": "none"}},
+    "random_actions": {"arm": {"agent": "random"}, "feedback": {"signal": "none"}},
+    "bot": {"arm": {"agent": "bot"}, "feedback": {"signal": "none"}},
+    "cloning": {"arm": {"agent": "cloning"}, "feedback": {"signal": "none"}, "cloning": {"num_steps": 8, "lr": 0.1}},
 }
 
 
 def run(tmp_path, recorder=None, **groups):
     recorder = recorder or MemoryRecorder(tmp_path)
     config = small_config(**groups)
-    llm = TableLlm() if config.arm.teacher == "llm" or config.arm.agent == "llm_policy" else None
+    llm = TableLlm() if config.asks_llm else None
     return train(config, llm, recorder, make_corridor), recorder, llm
 
 
@@ -68,8 +71,9 @@ def test_rows_come_at_the_start_when_due_and_at_the_end_with_the_same_columns(wh
     for row in recorder.rows[1:]:
         missing = [name for name, value in row.items() if math.isnan(value)]
         cold = arm.startswith("warmup") and row["env_steps"] == 64
-        # The table does not give all of PPO's numbers, and there is no feedback during a warm-up.
-        assert not missing or arm.startswith("llm_policy") or (cold and all(name.startswith("feedback_") for name in missing)), missing
+        # The table does not give all numbers of PPO and cloning, and there is no feedback during a warm-up.
+        expected = arm.startswith(("llm_policy", "cloning")) or (cold and all(name.startswith("feedback_") for name in missing))
+        assert not missing or expected, missing
     assert summary.env_steps == 128
     assert summary.last_row["success"] == recorder.rows[-1]["success"]
 
@@ -158,6 +162,24 @@ def test_the_feedback_edge_makes_a_better_teacher(tmp_path):
 def test_the_llm_policy_learns(tmp_path):
     _, recorder, _ = run(tmp_path, **LONG, **ARMS["llm_policy"])
     assert recorder.rows[-1]["success"] > recorder.rows[0]["success"] + 0.3
+
+
+def test_the_bot_always_succeeds_and_random_actions_do_as_well_at_the_end_as_at_the_start(tmp_path):
+    bot, random = (run(tmp_path / arm, **ARMS[arm])[1].rows for arm in ("bot", "random_actions"))
+    assert [row["success"] for row in bot] == [1.0] * 3 and bot[-1]["train_success"] == 1.0
+    assert len({row["success"] for row in random}) == 1 and random[0]["success"] < 0.5
+    assert bot[-1]["llm_calls"] == random[-1]["llm_calls"] == 0
+
+
+def test_cloning_learns_from_the_experts_actions_and_is_evaluated_acting_alone(tmp_path):
+    groups = {**LONG, **ARMS["cloning"], "cloning": {"num_steps": 8, "lr": 0.5}}
+    _, recorder, llm = run(tmp_path, **groups)
+    first, last = recorder.rows[0], recorder.rows[-1]
+    assert first["success"] < 0.3 and last["success"] > 0.9 and last["train_success"] == 1.0
+    request = llm.updates()[0]
+    facing = ["forward" in prompt for prompt in request.prompts]
+    assert request.updater == "supervised" and request.data["targets"].tolist() == [2 if f else 0 for f in facing]
+    assert last["llm_calls"] == len(llm.updates()) == 1536 / (16 * 8)  # training asks the LLM nothing
 
 
 def test_evaluation_costs_nothing_and_training_is_counted(tmp_path):
