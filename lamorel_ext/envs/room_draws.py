@@ -112,7 +112,7 @@ class Scene:
 
     def __init__(self, size: int, words: Words) -> None:
         self.size, self.words = size, words
-        self._walls, self._around = _masks(size)
+        self._walls, self._around = room_masks(size)
         self.agent, self.direction = size // 2 * (size + 1), 0  # until it is placed, it counts as standing in the middle
         self.taken = 0
         self.things: list[Thing] = []
@@ -173,7 +173,7 @@ class Scene:
 
 
 @cache
-def _masks(size: int) -> tuple[int, tuple[int, ...]]:
+def room_masks(size: int) -> tuple[int, tuple[int, ...]]:
     """The walls, and each cell with its four neighbours."""
     around = [
         mask_of(other for other in range(size * size) if abs(other % size - cell % size) + abs(other // size - cell // size) < 2)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 from minigrid.core.constants import COLOR_TO_IDX
 from minigrid.envs.babyai import (
     GoTo,
@@ -21,10 +22,13 @@ from minigrid.envs.babyai import (
 )
 from minigrid.envs.babyai.core.verifier import LOC_NAMES
 
+from lamorel_ext.envs import block_levels
+from lamorel_ext.envs.episodes import words_of_seeds
 from lamorel_ext.envs.levels import make_level
 from lamorel_ext.envs.original_levels import MAX_REJECTED, MAX_STUCK, LocalLevel, OriginalLevelGen
 from lamorel_ext.envs.room_codes import FIRST, SECOND, Start, kind_and_color, look_of, wall_cells
 from lamorel_ext.envs.room_draws import COLORS, Rejected, Scene, Stuck, Thing, Words, looks_of, said
+from lamorel_ext.envs.scene_blocks import MAX_SIZE
 from lamorel_ext.errors import LevelError
 
 Task = Literal["goto", "pickup", "putnext", "pickup_goto", "pickup_pickup", "goto_both"]
@@ -36,6 +40,13 @@ _RED_BALL, _BLUE_BALL = look_of(_BALL, _RED), look_of(_BALL, _BLUE)
 _DESCRIBED = (_BOX, _BALL, _KEY, None)
 """Kinds in the order in which missions draw them; None is a door, of which a single room has none."""
 _MAX_DESCRIPTIONS = 101
+_FIRST_WORDS = 128
+"""Random words that most scenes do with."""
+_BLOCK_WORDS = (192, 768)
+"""The same where many seeds are drawn together: so many that few are left over, then for those."""
+_WORTH_ARRAYS = 100
+"""Seeds from which on drawing them together is faster."""
+_MOST_THINGS = (MAX_SIZE - 2) ** 2
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,21 @@ class RoomLevel:
         """The original's rule: room size squared x navigations."""
         return self.size**2 * (1 if self.task in ("goto", "pickup") else 2)
 
+    def draw_many(self, seeds: Sequence[int]) -> list[Start]:
+        """The first states of the episodes of many seeds: in arrays as far as these know the level, and where there are enough seeds."""
+        law = self._law_in_arrays()
+        drawn: dict[int, Start] = {}
+        left = list(dict.fromkeys(seeds))
+        for num_words in _BLOCK_WORDS:
+            if law is not None and len(left) >= _WORTH_ARRAYS:
+                block = block_levels.draw_block(law, self.size, _MOST_THINGS, words_of_seeds(left, num_words))
+                drawn |= {seed: start for seed, start in zip(left, block, strict=True) if start is not None}
+                left = [seed for seed in left if seed not in drawn]
+        drawn |= {
+            seed: self.draw(seed, words) for seed, words in zip(left, words_of_seeds(left, _FIRST_WORDS).tolist(), strict=True)
+        }  # fmt: skip
+        return [drawn[seed] for seed in seeds]
+
     def draw(self, seed: int, words: list[int]) -> Start:
         """The first state of the episode of a seed.
 
@@ -84,6 +110,11 @@ class RoomLevel:
             else:
                 return _start(scene, mission)
         raise LevelError(f"{rejected + stuck} scenes of {self.name} were invalid; are there too many objects for the room?")
+
+    def _law_in_arrays(self) -> block_levels.Law | None:
+        if self.size > MAX_SIZE or not isinstance(self.scene, partial) or self.scene.func not in _IN_ARRAYS:
+            return None
+        return partial(_IN_ARRAYS[self.scene.func], **self.scene.keywords)
 
 
 @dataclass(frozen=True)
@@ -125,7 +156,7 @@ def _known(level: Any, kind: type) -> tuple[Task, Callable[[Scene], Mission]] | 
     if kind in (GoToLocal, GoTo):
         return "goto", partial(_go_to_one, count=level.num_dists)
     if kind is GoToObj:
-        return "goto", _go_to_only
+        return "goto", partial(_go_to_only)
     if issubclass(kind, (GoToRedBall, GoToRedBallGrey)):
         return "goto", partial(_go_to_red_ball, count=level.num_dists, grey=kind is GoToRedBallGrey)
     return None
@@ -285,3 +316,11 @@ def _pick_up_and(scene: Scene, task: Task, orders: tuple[bool, ...], count: int,
     if not reachable or any(phrase in words for phrase in excluded):
         raise Rejected
     return Mission(words, meant_first, meant_second)
+
+
+_IN_ARRAYS: dict[Callable[..., Mission], Callable[..., np.ndarray]] = {
+    _go_to_one: block_levels.go_to_one, _go_to_only: block_levels.go_to_only, _go_to_red_ball: block_levels.go_to_red_ball,
+    _go_to_red_or_blue: block_levels.go_to_red_or_blue, _put_next: block_levels.put_next, _from_grammar: block_levels.from_grammar,
+    _pick_up_and: block_levels.pick_up_and,
+}  # fmt: skip
+"""The same laws in arrays; what is missing draws few words."""

@@ -16,6 +16,8 @@ _HASH_B, _TIMES_B = 0x8B51F9DD, 0x58F38DED
 _MIX_LEFT, _MIX_RIGHT = np.uint32(0xCA01F9DD), np.uint32(0x4973F715)
 _SHIFT = np.uint32(16)
 _LCG = 0x2360ED051FC65DA44385DF649FCCF645
+_LANES = 8
+"""Numbers of each seed that are computed side by side: few enough for what is computed to stay in the processor's cache."""
 _BITS_32, _BITS_64, _BITS_128 = 2**32 - 1, 2**64 - 1, 2**128 - 1
 
 
@@ -72,15 +74,24 @@ def random_words(seeds: np.ndarray, num_words: int) -> np.ndarray:
     stream_low = stream_low << np.uint64(1) | np.uint64(1)
     first_low = first_low + stream_low
     first_high = first_high + stream_high + (first_low < stream_low)
-    powers, sums = _jumps(num_words // 2)
-    high, low = _product(first_high[:, None], first_low[:, None], *powers)
-    more_high, more_low = _product(stream_high[:, None], stream_low[:, None], *sums)
-    low = low + more_low
-    high = high + more_high + (low < more_low)
+    stream = stream_high[:, None], stream_low[:, None]
+    powers, sums = _jumps(_LANES)
+    place = _sum(_product(first_high[:, None], first_low[:, None], *powers), _product(*stream, *sums))
+    far, far_sum = _leap(_LANES)
+    added = _product(*stream, *far_sum)
+    numbers = np.empty((len(seeds), -(-num_words // 2 // _LANES) * _LANES), dtype="<u8")
+    for begin in range(0, numbers.shape[1], _LANES):
+        numbers[:, begin : begin + _LANES] = _output(*place)
+        place = _sum(_product(*place, *far), added)
+    return numbers.view("<u4")[:, :num_words]
+
+
+def _output(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """What the generator gives in a state."""
     turn = high >> np.uint64(58)
     mixed = high ^ low
-    numbers = mixed >> turn | mixed << (np.uint64(64) - turn & np.uint64(63))
-    return np.stack([numbers.astype(np.uint32), (numbers >> np.uint64(32)).astype(np.uint32)], axis=2).reshape(len(seeds), num_words)
+    rotated: np.ndarray = mixed >> turn | mixed << (np.uint64(64) - turn & np.uint64(63))
+    return rotated
 
 
 def words_of(seed: int, start: int, count: int) -> list[int]:
@@ -114,8 +125,23 @@ def _jumps(count: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray,
     return _halves(powers), _halves(sums)
 
 
+@cache
+def _leap(count: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The same for ``count`` steps from any state: a^count, and 1 + a + ... + a^(count - 1)."""
+    power, total = 1, 0
+    for _ in range(count):
+        power, total = power * _LCG & _BITS_128, (total * _LCG + 1) & _BITS_128
+    return _halves([power]), _halves([total])
+
+
 def _halves(values: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([value >> 64 for value in values], dtype=np.uint64), np.array([value & _BITS_64 for value in values], dtype=np.uint64)
+
+
+def _sum(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of 128-bit numbers modulo 2**128, as upper and lower halves."""
+    low = one[1] + other[1]
+    return one[0] + other[0] + (low < one[1]), low
 
 
 def _product(high: np.ndarray, low: np.ndarray, other_high: np.ndarray, other_low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,9 +9,8 @@ import numpy as np
 from lamorel_ext.envs.babyai_text import NUM_ACTIONS
 from lamorel_ext.envs.batch_checks import EpisodeSeed, checked_actions, read_state
 from lamorel_ext.envs.describe import Language
-from lamorel_ext.envs.episodes import ComingEpisodes, words_of_seeds
+from lamorel_ext.envs.episodes import ComingEpisodes
 from lamorel_ext.envs.level_copies import LevelCopy
-from lamorel_ext.envs.room_codes import Start
 from lamorel_ext.envs.room_expert import knows_paths, path_actions
 from lamorel_ext.envs.room_levels import room_level
 from lamorel_ext.envs.room_views import Sentences, images_of, views_of
@@ -19,7 +18,6 @@ from lamorel_ext.envs.rooms import Rooms
 from lamorel_ext.errors import CheckpointError, LevelError
 from lamorel_ext.types import ObservationBatch, StepBatch
 
-_FIRST_WORDS = 128
 _DONE = 6
 
 
@@ -48,7 +46,7 @@ class VectorBatch:
         self.episode_seed = episode_seed
         self.rooms = Rooms(rules, num_envs)
         self._level_args = level, num_distractors
-        self._starts = ComingEpisodes(num_envs, episode_seed, self._draw)
+        self._starts = ComingEpisodes(num_envs, episode_seed, rules.draw_many)
         self._sentences = Sentences(language)
         self._episodes = np.zeros(num_envs, dtype=np.int64)
         self._taken = np.zeros((num_envs, rules.max_steps), dtype=np.uint8)
@@ -125,10 +123,6 @@ class VectorBatch:
         """Free what is held. May be called twice."""
         self._copies = [None] * self.num_envs
         self._running = False
-
-    def _draw(self, seeds: list[int]) -> list[Start]:
-        words = words_of_seeds(seeds, _FIRST_WORDS).tolist()
-        return [self.level.draw(seed, first) for seed, first in zip(seeds, words, strict=True)]
 
     def _start(self, rows: np.ndarray) -> None:
         """The numbers of the episodes are set before."""
