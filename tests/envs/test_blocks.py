@@ -45,7 +45,7 @@ def test_seeds_whose_words_do_not_suffice_are_left_out_and_the_others_are_right(
     law = rules._law_in_arrays()
     assert law is not None
     drawn = left_out = 0
-    for num_words in (20, 40, 60):
+    for num_words in (20, 60, 100):
         words = random_words(np.arange(400), num_words)
         for seed, start in enumerate(block_levels.draw_block(law, rules.size, 36, words)):
             drawn, left_out = drawn + (start is not None), left_out + (start is None)
