@@ -12,6 +12,7 @@ from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.student.actors import ExpertActor, UniformActor
 from lamorel_ext.student.cloning import CloningAgent
+from lamorel_ext.student.drrn import DrrnAgent
 from lamorel_ext.student.fixed_agent import FixedAgent
 from lamorel_ext.student.llm_policy import LlmPolicyAgent
 from lamorel_ext.student.networks import StudentNetwork
@@ -56,7 +57,10 @@ def make_agent(config: Config, llm: LlmClient | None) -> Agent:
         if llm is None:
             raise ConfigError(f"arm.agent: {kind} needs an LLM server")
         return LlmPolicyAgent(llm, config.ppo) if kind == "llm_policy" else CloningAgent(llm, config.cloning)
+    seed = int(make_rng(config.run.seed, "weights").integers(2**31))
+    if kind == "drrn":
+        return DrrnAgent(config.drrn, seed)
     teacher, args = make_teacher(config, llm), config.student
-    generator = torch.Generator().manual_seed(int(make_rng(config.run.seed, "weights").integers(2**31)))
+    generator = torch.Generator().manual_seed(seed)
     network = StudentNetwork(teacher.guidance_codes, args.hidden_size, args.guidance_size, args.kappa, generator)
     return StudentAgent(network, teacher, args, reads_prompts=config.arm.teacher == "llm")

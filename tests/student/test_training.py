@@ -32,6 +32,11 @@ ARMS = {
     "teacher_oracle": {"arm": {"teacher": "oracle"}, "feedback": {"signal": "none"}},
     "random_actions": {"arm": {"agent": "random"}, "feedback": {"signal": "none"}},
     "bot": {"arm": {"agent": "bot"}, "feedback": {"signal": "none"}},
+    "drrn": {
+        "arm": {"agent": "drrn"},
+        "feedback": {"signal": "none"},
+        "drrn": {"num_steps": 8, "hidden_size": 8, "embedding_size": 8, "batch_size": 16, "replay_size": 90, "target_every": 3},
+    },
     "cloning": {"arm": {"agent": "cloning"}, "feedback": {"signal": "none"}, "cloning": {"num_steps": 8, "lr": 0.1}},
 }
 
