@@ -135,7 +135,7 @@ class LocalLevel(RoomGridLevel):
     def reset(self, **options: Any) -> Any:
         seed = options.pop("seed", None)
         episode_seed = int(self.np_random.integers(2**31)) if seed is None else seed
-        self.kind = self.kinds[int(np.random.default_rng(episode_seed).integers(0, len(self.kinds)))]
+        self.kind = kind_of_seed(self.kinds, episode_seed)
         self.num_cols = 2 if self.kind == "open" else 1
         self.width, self.height = self.num_cols * (self.room_size - 1) + 1, self.room_size
         return super().reset(seed=episode_seed, **options)
@@ -199,6 +199,11 @@ class LocalLevel(RoomGridLevel):
         while len(twins) < 2 and _looks(second) == _looks(first):
             second = self._rand_elem(objects)
         return _describe(first), _describe(second)
+
+
+def kind_of_seed(kinds: Sequence[str], seed: int) -> str:
+    """The kind of task that a ``LocalLevel`` with these kinds draws for the episode of a seed."""
+    return kinds[int(np.random.default_rng(seed).integers(0, len(kinds)))]
 
 
 class PutNextAnywhere(RoomGridLevel):

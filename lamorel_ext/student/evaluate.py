@@ -27,6 +27,7 @@ class Evaluation:
         exact: True where both are exact.
         successes: ``(episodes,)`` bool of a simulated evaluation, else empty.
         returns: ``(episodes,)`` float64, unscaled, likewise.
+        lengths: ``(episodes,)`` int64, steps, likewise.
     """
 
     success: float
@@ -34,6 +35,7 @@ class Evaluation:
     exact: bool
     successes: np.ndarray
     returns: np.ndarray
+    lengths: np.ndarray
 
 
 def run_episodes(env: PromptedEnv, actor: Actor, draws: Draws, signals: FeedbackSignals | None = None) -> Evaluation:
@@ -46,7 +48,7 @@ def run_episodes(env: PromptedEnv, actor: Actor, draws: Draws, signals: Feedback
         signals: Computes what the prompts say of the last guidance, from the actor's own values; None says nothing.
     """
     scene = env.reset()
-    successes, returns = np.zeros(env.num_envs, dtype=bool), np.zeros(env.num_envs)
+    successes, returns, lengths = np.zeros(env.num_envs, dtype=bool), np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     running = np.arange(env.num_envs)
     said = None
     while len(running):
@@ -57,13 +59,14 @@ def run_episodes(env: PromptedEnv, actor: Actor, draws: Draws, signals: Feedback
         stepped = env.step(actions)
         rewards, done, terminated = stepped.step.rewards[running], stepped.step.done[running], stepped.step.terminated[running]
         returns[running] += rewards
+        lengths[running] += 1
         successes[running] = returns[running] > 0
         if signals is not None:
             next_values = actor.values(stepped.reached.take(running))
             errors = td_errors(rewards * actor.discount.reward_scale, decision.values, next_values, terminated, actor.discount.gamma)
             said = signals.step(errors, shown.prompts, done, envs=running)[~done]
         running, scene = running[~done], stepped.current
-    return Evaluation(float(successes.mean()), float(returns.mean()), False, successes, returns)
+    return Evaluation(float(successes.mean()), float(returns.mean()), False, successes, returns, lengths)
 
 
 class Evaluator:
@@ -101,7 +104,7 @@ class Evaluator:
         if self._exact is None:
             self._exact = self._make_exact()
         success, expected_return = self._exact.evaluate(actor)
-        return Evaluation(success, expected_return, True, np.zeros(0, dtype=bool), np.zeros(0))
+        return Evaluation(success, expected_return, True, np.zeros(0, dtype=bool), np.zeros(0), np.zeros(0, dtype=np.int64))
 
     def close(self) -> None:
         """Close the held-out environment. May be called twice."""

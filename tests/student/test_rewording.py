@@ -41,7 +41,7 @@ class Listener:
         self.heard.append(request)
         return UpdateResult()
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, *more: object) -> None:
         self.heard.append(("reset", seed))
 
     def save(self, folder: str) -> None:
