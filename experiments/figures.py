@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from experiments.results import CALLS, RETURN, SECONDS, STEPS, SUCCESS, TEACHER, TOKENS, Arm
-from experiments.statistics import bootstrap
+from experiments.statistics import Interval, bootstrap
 from experiments.summary import Difference
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
@@ -23,6 +23,7 @@ Dashes = tuple[int, tuple[float, ...]] | str
 Line = tuple[str, Dashes]
 Axis = tuple[str, str]
 DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
+MARKERS = ("o", "s", "^")
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -126,6 +127,35 @@ def forest(name: str, differences: Sequence[Difference]) -> Picture:
 
     caption = f"Difference to {theirs}, seed by seed: diamonds are means, bars 95 % bootstrap intervals over seeds, grey dots single seeds."
     return _render(name, caption, draw, 0.9 + 0.36 * len(differences))
+
+
+def dots(name: str, caption: str, label: str, rows: Sequence[str], series: Mapping[str, Sequence[Interval | None]]) -> Picture:
+    """Several series of intervals side by side, one row below the other.
+
+    Args:
+        name: File name without ending.
+        caption: What it shows.
+        label: Of the axis of values.
+        rows: Labels of the rows, from the top.
+        series: One interval per row, or None where there is none.
+    """
+    spread = 0.76 / max(len(series), 1)
+    height = 0.9 + max(0.24, 0.07 * len(series)) * len(rows)
+
+    def draw(axes: Axes) -> None:
+        for number, (title, intervals) in enumerate(series.items()):
+            shown = [(len(rows) - 1 - row + 0.38 - spread * (number + 0.5), i) for row, i in enumerate(intervals) if i is not None]
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+            for place, interval in shown:
+                axes.plot([interval.low, interval.high], [place, place], color=colour, linewidth=1.2)
+            axes.plot([i.estimate for _, i in shown], [place for place, _ in shown], marker, color=colour, markersize=3.5, label=title)
+        axes.axvline(0, color="#555555", linewidth=0.8)
+        axes.set_yticks(range(len(rows)), rows[::-1])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlabel(label)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.5 / height), ncols=2, frameon=False, fontsize=8)
+
+    return _render(name, caption, draw, height)
 
 
 def _render(name: str, caption: str, draw: Callable[[Axes], None], height_inches: float) -> Picture:

@@ -1,0 +1,153 @@
+"""From outcomes to arms: what each condition costs, with intervals over seeds, and the sentences that say it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.files import csv_cell
+from experiments.generalisation.conditions import TEXT_GROUPS, Condition
+from experiments.generalisation.outcomes import RANDOM, Outcome
+from experiments.statistics import Interval, bootstrap
+from experiments.summary import SEEDS_FOR_A_CLAIM, bracket, plain, signed
+
+HEADER = ("arm", "seed", "group", "test", "level", "distractors", "episodes", "success", "success_low", "success_high", "return", "unchanged",
+          "change", "change_low", "change_high")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm under one condition, over its seeds.
+
+    Attributes:
+        arm: Label of the arm.
+        condition: The test.
+        outcomes: One per seed.
+        success: Mean success rate: intervals are over seeds, or over episodes where there is one seed.
+        change: The same of the difference to the unchanged condition.
+    """
+
+    arm: str
+    condition: Condition
+    outcomes: tuple[Outcome, ...]
+    success: Interval
+    change: Interval
+
+    @property
+    def reads(self) -> bool:
+        """True for arms that read prompts."""
+        return self.outcomes[0].reads
+
+
+def summarise(outcomes: Sequence[Outcome], samples: int) -> list[Cell]:
+    """Join the seeds of each arm under each condition, in the order in which they were tested."""
+    together: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        together.setdefault((outcome.arm, outcome.condition.name), []).append(outcome)
+    return [_cell(tuple(members), samples) for members in together.values()]
+
+
+def _cell(outcomes: tuple[Outcome, ...], samples: int) -> Cell:
+    first = outcomes[0]
+    if len(outcomes) == 1:
+        return Cell(first.arm, first.condition, outcomes, first.interval(), first.change_interval(samples))
+    success = bootstrap([outcome.result.success for outcome in outcomes], samples=samples)
+    return Cell(first.arm, first.condition, outcomes, success, bootstrap([outcome.change for outcome in outcomes], samples=samples))
+
+
+# --- for programs ---------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(cells: Sequence[Cell], samples: int) -> list[list[str]]:
+    """One row per arm, test and seed, and one without a seed for the arm; no episodes means exact. Columns as in ``HEADER``."""
+    rows = []
+    for cell in cells:
+        for outcome in cell.outcomes:
+            rows.append(_row(outcome, str(outcome.seed), outcome.interval(), outcome.change_interval(samples), outcome.unchanged.success))
+        rows.append(_row(cell.outcomes[0], "", cell.success, cell.change, cell.success.estimate - cell.change.estimate))
+    return rows
+
+
+def _row(outcome: Outcome, seed: str, success: Interval, change: Interval, unchanged: float) -> list[str]:
+    env, result = outcome.config.env, outcome.result
+    returned = result.expected_return if seed else math.nan
+    numbers = (success.estimate, success.low, success.high, returned, unchanged, change.estimate, change.low, change.high)
+    distractors = "" if env.num_distractors is None else str(env.num_distractors)
+    names = [outcome.arm, seed, outcome.condition.group, outcome.condition.name, env.level, distractors, str(len(result.successes))]
+    return [*names, *(csv_cell(number) for number in numbers)]
+
+
+# --- for people -----------------------------------------------------------------------------------------------------------------
+
+
+def headline(cells: Sequence[Cell]) -> list[str]:
+    """The answer, the most important sentence first."""
+    sentences = [*_texts(cells), *_levels(cells, "distractors"), *_tasks(cells)]
+    seeds = max((len(cell.outcomes) for cell in cells), default=0)
+    if seeds < SEEDS_FOR_A_CLAIM:
+        sentences.append(f"{seeds} {'seed shows' if seeds == 1 else 'seeds show'} a tendency; a claim needs {SEEDS_FOR_A_CLAIM}.")
+    return sentences
+
+
+def _texts(cells: Sequence[Cell]) -> list[str]:
+    """What reading other texts costs those who read at all; the worst test of each arm."""
+    worst = _worst_by_arm([cell for cell in cells if cell.reads and cell.condition.group in TEXT_GROUPS])
+    if not worst:
+        return []
+    ranked = sorted(worst, key=lambda cell: cell.change.estimate)
+    first, last = ranked[0], ranked[-1]
+    sentences = [f"Said in other words, the same episodes cost {first.arm} most: {_told(first)}."]
+    if last is not first:
+        sentences.append(
+            f"The worst test of {last.arm}, the steadiest of {len(ranked)} arms that read, is {last.condition.title}: {_with(last.change)}."
+        )
+    mild = [cell for cell in cells if cell.reads and cell.condition.group in TEXT_GROUPS and cell.change.estimate > -TOLERANCE]
+    if mild:
+        names = ", ".join(dict.fromkeys(cell.condition.title for cell in mild if _all_mild(cell.condition, cells)))
+        sentences += [f"No arm loses more than {TOLERANCE:.2f} under: {names}."] if names else []
+    return sentences
+
+
+TOLERANCE = 0.02
+"""A loss of success that is called none."""
+
+
+def _all_mild(condition: Condition, cells: Sequence[Cell]) -> bool:
+    return all(cell.change.estimate > -TOLERANCE for cell in cells if cell.reads and cell.condition.name == condition.name)
+
+
+def _levels(cells: Sequence[Cell], group: str) -> list[str]:
+    """The arm that loses most, of those that act on purpose."""
+    worst = _worst_by_arm([cell for cell in cells if cell.condition.group == group and cell.arm != RANDOM])
+    if not worst:
+        return []
+    ranked = sorted(worst, key=lambda cell: cell.change.estimate)
+    return [f"With more or fewer distractors, {ranked[0].arm} loses most: {_told(ranked[0])}."]
+
+
+def _tasks(cells: Sequence[Cell]) -> list[str]:
+    """Whether anything learnt carries over: the best arm of each new task, beside random actions."""
+    told = []
+    tasks = dict.fromkeys(cell.condition.name for cell in cells if cell.condition.group == "tasks")
+    for name in tasks:
+        here = [cell for cell in cells if cell.condition.name == name]
+        acting = [cell for cell in here if cell.arm != RANDOM]
+        chance = next((cell.success.estimate for cell in here if cell.arm == RANDOM), math.nan)
+        if acting:
+            best = max(acting, key=lambda cell: cell.success.estimate)
+            told.append(f"{best.condition.title} {plain(best.success.estimate)} ({best.arm}; random actions {plain(chance)})")
+    return [f"New tasks, the best arm of each: {'; '.join(told)}."] if told else []
+
+
+def _worst_by_arm(cells: Sequence[Cell]) -> list[Cell]:
+    arms = dict.fromkeys(cell.arm for cell in cells)
+    return [min((cell for cell in cells if cell.arm == arm), key=lambda cell: cell.change.estimate) for arm in arms]
+
+
+def _told(cell: Cell) -> str:
+    return f"{_with(cell.change)} under {cell.condition.title}, where it still succeeds in {plain(cell.success.estimate)}"
+
+
+def _with(interval: Interval) -> str:
+    return signed(interval.estimate) + ("" if math.isnan(interval.low) else f" {bracket(interval, signed)}")
