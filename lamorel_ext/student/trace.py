@@ -7,15 +7,17 @@ and last the updates of the teacher. Every line has a ``kind``:
              every; gamma, lam, reward_scale; actions (texts by id); left_out (steps of the rollout after the recorded ones)
     episode  number of the environment's episode, and actions (ids) from its start to the first step recorded; both null where the run was resumed
              from a checkpoint that does not know; mission; candidates (what can be said, null where there is no list)
-    step     prompt as the LLM read it; sentences; view (7 x 7 x 3 bytes ``[x, y, channel]`` in hexadecimal); direction; action; reward (unscaled);
-             end (null, "terminated" or "truncated"); value V(s); error A' (the TD error), previous (the error of the episode's last step, null on its
-             first); advantage (GAE); signal f, as it was sent or said, null where there was none; and three groups, each null where there is no such thing:
-             llm       chosen (place in candidates, or 0), text; scores of the candidates in nats, summed over their tokens, under the weights that
-                       chose (before), after the update that this step's feedback went into (after), and after the policy's own PPO (later);
-                       update, its place among the updates below. Null for each that did not take place
-             guidance  text that the student heard, hint (action id, or null), and of a teacher that is no LLM its probabilities by candidate
-             policy    of the student, by action: heard, after this guidance; silent, after none (code zero and the row of "no hint", an input that a
-                       taught student is not trained on); mixed, averaged over what the teacher could have said, sum_x M(x|s) pi(a|x,s)
+    step     prompt as the LLM read it; sentences; view (7 x 7 x 3 bytes ``[x, y, channel]`` in hexadecimal); direction; action and its
+             probability; reward (unscaled); end (null, "terminated" or "truncated"); value V(s); error A' (the TD error), previous (the error
+             of the episode's step before, null on its first); advantage (GAE); signal f as it was sent or said, null where there was none;
+             and three groups, each null where there is no such thing:
+      llm       chosen (place in candidates, or 0), text; scores of the candidates in nats, summed over their tokens, under the weights that
+                chose (before), after the update that this step's feedback went into (after), and after the policy's own PPO (later); null for
+                each that did not take place; update, its place among the updates below
+      guidance  text that the student heard, hint (action id, or null), and of a teacher that is no LLM its probabilities by candidate
+      policy    of an agent that is no LLM, by action: heard, after this guidance; silent, after none (code zero and the row of "no hint", an input
+                that a taught student is not trained on); mixed, averaged over what the teacher could have said, sum_x M(x|s) pi(a|x,s); the
+                last two null where nobody gives guidance
     update   number, samples, stats (what the server said of it; loss, entropy and the like as they were before the step)
 """
 
@@ -37,10 +39,9 @@ from lamorel_ext.student.agents import Agent
 from lamorel_ext.student.edge import Pending
 from lamorel_ext.student.guidance import Said
 from lamorel_ext.student.metering import MeteredClient
-from lamorel_ext.student.rollout import Rollout, Turn
+from lamorel_ext.student.rollout import Discount, Rollout, Turn
 from lamorel_ext.student.scenes import Scene
-from lamorel_ext.student.student_agent import StudentAgent
-from lamorel_ext.student.trace_lines import ENV, Course, Line, Scores, episode_line, header_line, rounded, step_line, student_entries
+from lamorel_ext.student.trace_lines import ENV, Course, Line, Scores, agent_entries, episode_line, header_line, rounded, spoke, step_line
 from lamorel_ext.types import ScoreRequest
 
 MAX_STEPS = 128
@@ -71,14 +72,15 @@ class _Recording:
     env_steps: int
     rollout: int
     scene: Scene
+    discount: Discount = Discount(1.0, 1.0)
     scores: Scores = field(default_factory=Scores)
-    students: list[Line] = field(default_factory=list)
+    entries: list[Line] = field(default_factory=list)
     signals: np.ndarray | None = None
     updates: list[Line] = field(default_factory=list)
 
-    def wanted(self, pending: Pending) -> list[Said]:
+    def wanted(self, config: Config, pending: Pending) -> list[Said]:
         """What is to be scored: not the empty text, which has no probability, and not more than is shown."""
-        said = [words for words, _ in pending if words.candidates[ENV][words.chosen[ENV]]]
+        said = [words for words, _ in pending if spoke(config, words) and words.candidates[ENV][words.chosen[ENV]]]
         return said[: MAX_STEPS - len(self.scores.after)]
 
 
@@ -121,10 +123,12 @@ class Tracer:
 
     def collected(self, rollout: Rollout, agent: Agent) -> None:
         """It is collected, and the agent has not learnt from it yet."""
-        if self._recording is not None and isinstance(agent, StudentAgent):
+        recording = self._recording
+        if recording is not None:
             with self._timed():
-                places = _places(self._recording.scene, rollout)
-                self._recording.students = [student_entries(self._config, agent, turn, scene) for turn, scene in places]
+                places = _places(recording.scene, rollout)
+                recording.discount = agent.discount
+                recording.entries = [agent_entries(self._config, agent, turn, scene) for turn, scene in places]
 
     def finish(self, rollout: Rollout) -> Trace | None:
         """The agent has learnt from it; gives what was recorded, if anything."""
@@ -134,9 +138,11 @@ class Tracer:
             return None
         with self._timed():
             if self._config.arm.agent == "llm_policy":
-                said = [turn.decision.said for turn, _ in _places(recording.scene, rollout) if turn.decision.said is not None]
+                words = [turn.decision.said for turn, _ in _places(recording.scene, rollout)]
+                said = [one for one in words if one is not None and spoke(self._config, one)]
                 recording.scores.later = dict(zip(map(id, said), self._ask(said), strict=True))
-            header = header_line(self._config, recording.env_steps, recording.rollout, max(0, len(rollout.turns) - MAX_STEPS))
+            left_out = max(0, len(rollout.turns) - MAX_STEPS)
+            header = header_line(self._config, recording.discount, recording.env_steps, recording.rollout, left_out)
             lines = (header, *self._steps(recording, rollout), *recording.updates)
             self._pass_over(rollout, MAX_STEPS)
         return Trace(recording.env_steps, lines)
@@ -162,7 +168,7 @@ class Tracer:
         """Free text is scored here: while it was written, the end of the text counted too, in an update it does not."""
         if self._recording is not None and self._config.guidance.vocabulary == "free":
             with self._timed():
-                said = self._recording.wanted(pending)
+                said = self._recording.wanted(self._config, pending)
                 self._recording.scores.before |= zip(map(id, said), self._ask(said), strict=True)
 
     def after_update(self, pending: Pending, stats: Mapping[str, float]) -> None:
@@ -174,7 +180,7 @@ class Tracer:
             number, samples = len(recording.updates), sum(len(words.prompts) for words, _ in pending)
             numbers = {name: rounded(value) for name, value in stats.items() if math.isfinite(value)}
             recording.updates.append({"kind": "update", "number": number, "samples": samples, "stats": numbers})
-            said = recording.wanted(pending)
+            said = recording.wanted(self._config, pending)
             recording.scores.after |= {id(words): (number, row) for words, row in zip(said, self._ask(said), strict=True)}
 
     def signalled(self, signals: np.ndarray) -> None:
@@ -207,8 +213,7 @@ class Tracer:
             if t == 0 or rollout.done[t - 1, ENV]:
                 yield episode_line(self._config, self._course, turn, scene)
             f = None if recording.signals is None or t < cold else float(recording.signals[t - cold, ENV])
-            student = recording.students[t] if recording.students else {"guidance": None, "policy": None}
-            yield step_line(rollout, t, scene, self._course, f, recording.scores, student)
+            yield step_line(self._config, rollout, t, scene, self._course, f, recording.scores, recording.entries[t])
             self._course.advance(rollout, t)
 
     def _pass_over(self, rollout: Rollout, first: int) -> None:

@@ -12,9 +12,10 @@ import torch
 
 from lamorel_ext.config import Config
 from lamorel_ext.prompts import ACTION_NAMES
+from lamorel_ext.student.agents import Agent
 from lamorel_ext.student.guidance import NO_HINT, Guidance, Said, make_vocabulary
 from lamorel_ext.student.randomness import log_softmax
-from lamorel_ext.student.rollout import Rollout, Turn
+from lamorel_ext.student.rollout import Discount, Rollout, Turn
 from lamorel_ext.student.scenes import Scene
 from lamorel_ext.student.student_agent import StudentAgent
 
@@ -66,15 +67,14 @@ class Scores:
     later: dict[int, np.ndarray] = field(default_factory=dict)
 
 
-def header_line(config: Config, env_steps: int, rollout: int, left_out: int) -> Line:
+def header_line(config: Config, discount: Discount, env_steps: int, rollout: int, left_out: int) -> Line:
     """The first line."""
     arm, feedback = config.arm, config.feedback
-    own = config.ppo if arm.agent == "llm_policy" else config.student
     return {
         "kind": "trace", "version": VERSION, "env_steps": env_steps, "rollout": rollout, "env": ENV, "seed": config.run.seed,
         "level": config.env.level, "arm": arm.name, "agent": arm.agent, "teacher": arm.teacher if arm.agent == "student" else None,
         "vocabulary": config.guidance.vocabulary, "signal": feedback.signal, "loss": feedback.loss, "channel": feedback.channel,
-        "every": feedback.every, "gamma": own.gamma, "lam": own.lam, "reward_scale": config.ppo.reward_scale if own is config.ppo else 1.0,
+        "every": feedback.every, "gamma": discount.gamma, "lam": discount.lam, "reward_scale": discount.reward_scale,
         "actions": list(ACTION_NAMES), "left_out": left_out,
     }  # fmt: skip
 
@@ -83,23 +83,31 @@ def episode_line(config: Config, course: Course, turn: Turn, scene: Scene) -> Li
     """The line before an episode's first recorded step."""
     mission, said = scene.observations.missions[ENV], turn.decision.said
     kind, candidates = config.guidance.vocabulary, None
-    if kind != "free" and not (config.arm.agent == "student" and config.arm.teacher == "none"):
-        candidates = list(make_vocabulary(kind).candidates(mission) if said is None else said.candidates[ENV])
+    if said is not None and said.scores is not None:
+        candidates = list(said.candidates[ENV])
+    elif kind != "free" and config.arm.agent == "student" and config.arm.teacher in ("random", "oracle"):
+        candidates = list(make_vocabulary(kind).candidates(mission))
     actions = None if course.actions is None else list(course.actions)
     return {"kind": "episode", "number": course.episode, "actions": actions, "mission": mission, "candidates": candidates}
 
 
-def step_line(rollout: Rollout, t: int, scene: Scene, course: Course, f: float | None, scores: Scores, student: Line) -> Line:
+def spoke(config: Config, said: Said) -> bool:
+    """True where texts were scored, or written: action heads choose without words."""
+    return said.scores is not None or config.guidance.vocabulary == "free"
+
+
+def step_line(config: Config, rollout: Rollout, t: int, scene: Scene, course: Course, f: float | None, scores: Scores, agent: Line) -> Line:
     """One step.
 
     Args:
+        config: The run.
         rollout: It is step ``t`` of this one.
         t: Place in the rollout.
         scene: Where it was taken.
         course: Of the episode before it.
         f: The signal.
         scores: Of all steps.
-        student: The entries ``guidance`` and ``policy``.
+        agent: The entries ``guidance`` and ``policy``.
     """
     turn, seen = rollout.turns[t], scene.observations
     said = turn.decision.said
@@ -110,6 +118,7 @@ def step_line(rollout: Rollout, t: int, scene: Scene, course: Course, f: float |
         "view": seen.images[ENV].astype(np.uint8).tobytes().hex(),
         "direction": int(seen.directions[ENV]),
         "action": int(turn.decision.actions[ENV]),
+        "probability": rounded(math.exp(turn.decision.log_probs[ENV])),
         "reward": rounded(rollout.rewards[t, ENV]),
         "end": "terminated" if rollout.terminated[t, ENV] else "truncated" if rollout.done[t, ENV] else None,
         "value": rounded(rollout.values[t, ENV]),
@@ -117,13 +126,22 @@ def step_line(rollout: Rollout, t: int, scene: Scene, course: Course, f: float |
         "previous": rounded(course.error),
         "advantage": rounded(rollout.advantages[t, ENV]),
         "signal": rounded(f),
-        "llm": None if said is None else _llm(said, scores),
-        **student,
+        "llm": _llm(said, scores) if said is not None and spoke(config, said) else None,
+        **agent,
     }
 
 
-def student_entries(config: Config, agent: StudentAgent, turn: Turn, scene: Scene) -> Line:
-    """What the watched student heard, and its policy with and without it: a step's ``guidance`` and ``policy``."""
+def agent_entries(config: Config, agent: Agent, turn: Turn, scene: Scene) -> Line:
+    """A step's ``guidance`` and ``policy``: what the watched agent heard, and its policy, where no LLM must be asked for it."""
+    if isinstance(agent, StudentAgent):
+        return _student_entries(config, agent, turn, scene)
+    if config.asks_llm or not agent.enumerable:
+        return {"guidance": None, "policy": None}
+    own = row(agent.action_probs(scene.take(np.array([ENV])))[0])
+    return {"guidance": None, "policy": {"heard": own, "silent": None, "mixed": None}}
+
+
+def _student_entries(config: Config, agent: StudentAgent, turn: Turn, scene: Scene) -> Line:
     heard, features = turn.decision.heard, turn.decision.features
     if heard is None or features is None:
         raise ValueError("this rollout is not a student's")

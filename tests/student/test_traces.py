@@ -20,7 +20,7 @@ from tests.student.student_fakes import TableLlm, make_corridor, small_config
 from tests.student.test_training import ARMS, FragileRecorder, Stops, without_seconds
 
 WATCHED = ("llm_policy", "llm_policy+feedback", "llm_policy+online", "teacher_feedback", "previous_online", "both", "free", "shuffled",
-           "student_alone", "teacher_oracle")  # fmt: skip
+           "warmup_online", "student_alone", "teacher_oracle", "drrn", "cloning")  # fmt: skip
 """The arms in which recording does something different."""
 
 
@@ -53,9 +53,9 @@ class RememberingLlm(TableLlm):
         self.memory.clear()
         return super().update_batch(request)
 
-    def reset(self, seed):
+    def reset(self, *how):
         self.memory.clear()
-        super().reset(seed)
+        super().reset(*how)
 
     def load(self, folder):
         self.memory.clear()
@@ -292,6 +292,19 @@ def test_teachers_that_are_no_llm_show_what_they_would_say(traced):
         assert step["policy"]["mixed"] == pytest.approx(step["policy"]["heard"], abs=1e-5)
     for step in lines_of(traced("student_alone")[1].traces[0], "step"):
         assert step["guidance"] is None and step["policy"]["silent"] is None and len(step["policy"]["heard"]) == 6
+
+
+def test_agents_to_compare_with_show_their_own_policy_unless_the_llm_would_have_to_be_asked(traced, tmp_path):
+    for step in lines_of(traced("drrn")[1].traces[0], "step"):
+        assert step["llm"] is None and step["policy"]["silent"] is None
+        assert step["policy"]["heard"][step["action"]] == pytest.approx(step["probability"], abs=1e-5)
+    for step in lines_of(traced("cloning")[1].traces[0], "step"):
+        assert (step["llm"], step["policy"], step["probability"]) == (None, None, 1.0)
+
+
+def test_steps_of_a_warm_up_have_no_signal_and_those_after_it_have(traced):
+    steps = [step for trace in traced("warmup_online")[1].traces.values() for step in lines_of(trace, "step")]
+    assert [step["signal"] is None for step in steps] == [True] * 18 + [False] * 14  # 70 steps of 4 environments, rounded up
 
 
 # --- resuming -----------------------------------------------------------------------------------------------------------------------

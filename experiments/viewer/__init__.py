@@ -1,0 +1,1 @@
+"""The loop viewer: recorded rollouts as one page that plays them, step by step."""

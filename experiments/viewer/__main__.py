@@ -1,0 +1,67 @@
+"""Make the loop viewer's page: ``python -m experiments.viewer runs/demo`` for a comparison, or the folder of a single run.
+
+Writes ``viewer.html`` into the folder (or ``--output``) and prints its path last. Each run records its first and last rollouts, and every
+``run.trace_every``-th.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.entry import run_main, start_log
+from experiments.files import replace_text
+from experiments.viewer.content import make_content
+from experiments.viewer.page import make_page
+
+
+def make_viewer(folder: Path, output: Path | None = None, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
+    """Write the page of a run, or of a comparison.
+
+    Args:
+        folder: Holds the run, or the runs.
+        output: File to write; ``viewer.html`` in the folder if None.
+        arms: As in ``content.make_content``.
+        seeds: Likewise.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: Nothing was recorded, or a file cannot be read or written.
+    """
+    data = make_content(folder, arms, seeds)
+    target = output or folder / "viewer.html"
+    replace_text(target, make_page(data))
+    if data["left_out"]:
+        print(f"left out, for the page's size: {len(data['left_out'])} rollouts; choose with --arm and --seed")
+    return target
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="lamorel-ext-viewer", description="Show recorded rollouts step by step.")
+    parser.add_argument("folder", type=Path, help="folder of a run, or of a comparison")
+    parser.add_argument("--output", type=Path, default=None, help="file to write; viewer.html in the folder if not given")
+    parser.add_argument("--arm", action="append", default=[], help="show this arm; may be given several times")
+    parser.add_argument("--seed", action="append", type=int, default=[], help="show this seed; may be given several times")
+    return parser.parse_args(argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Make the page and print its path."""
+    options = parse(argv)
+    start_log("info")
+    print(f"viewer: {make_viewer(options.folder, options.output, options.arm, options.seed)}")
+    return 0
+
+
+def main() -> int:
+    """Entry of ``lamorel-ext-viewer``."""
+    return run_main(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""What a viewer's page holds: recorded rollouts of one run or of a comparison, as JSON that repeats no text.
+
+Texts, views and grids stand in tables of their own and are referred to by their places. A page has a size that it must not exceed: first come the
+first and the last two rollouts of every run, seed by seed, then the others; what does not fit any more is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.results import Run, group_arms, read_runs
+from experiments.run_folder import trace_files
+from experiments.viewer.reading import Episode, Line, RecordedRollout, read_trace
+from experiments.viewer.replay import replay
+from lamorel_ext.config import Config
+from lamorel_ext.errors import CheckpointError
+
+MAX_BYTES = 4_500_000
+"""Of a page's data."""
+_FACTS = ("agent", "teacher", "vocabulary", "signal", "loss", "channel", "every", "actions")
+
+
+@dataclass
+class Table:
+    """Values by place, each once."""
+
+    values: list[Any] = field(default_factory=list)
+    size: int = 0
+    _places: dict[Any, int] = field(default_factory=dict)
+
+    def place(self, value: Any) -> int:
+        """Where it stands."""
+        if value not in self._places:
+            self._places[value] = len(self.values)
+            self.values.append(value)
+            self.size += len(json.dumps(value)) + 1
+        return self._places[value]
+
+
+@dataclass
+class Content:
+    """A page's data in the making."""
+
+    texts: Table = field(default_factory=Table)
+    views: Table = field(default_factory=Table)
+    grids: Table = field(default_factory=Table)
+    runs: dict[tuple[str, int], Line] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, name: str, run: Run, path: Path) -> None:
+        """One recorded rollout, if there is room."""
+        seed = run.seed
+        if self.size >= MAX_BYTES:
+            self.left_out.append(f"{name}, seed {seed}: {path.name}")
+            return
+        recorded = read_trace(path)
+        made = self._rollout(run.config, recorded)
+        self.size += len(json.dumps(made))
+        facts = {key: recorded.header[key] for key in _FACTS} | {"level": run.config.env.level}
+        entry = self.runs.setdefault((name, seed), {"label": name, "seed": seed, "facts": facts, "rollouts": []})
+        entry["rollouts"].append(made)
+
+    def data(self, title: str) -> Line:
+        """What the page's script reads."""
+        for run in self.runs.values():
+            run["rollouts"].sort(key=lambda rollout: rollout["env_steps"])
+        return {
+            "title": title, "texts": self.texts.values, "views": self.views.values, "grids": [list(grid) for grid in self.grids.values],
+            "runs": list(self.runs.values()), "left_out": self.left_out,
+        }  # fmt: skip
+
+    def _rollout(self, config: Config, recorded: RecordedRollout) -> Line:
+        header = recorded.header
+        before = self.texts.size + self.views.size + self.grids.size
+        made = {
+            "env_steps": header["env_steps"], "rollout": header["rollout"], "left_out": header["left_out"],
+            "updates": [{"samples": update["samples"], "stats": update["stats"]} for update in recorded.updates],
+            "episodes": [self._episode(config, header["env"], episode) for episode in recorded.episodes],
+        }  # fmt: skip
+        self.size += self.texts.size + self.views.size + self.grids.size - before
+        return made
+
+    def _episode(self, config: Config, env: int, episode: Episode) -> Line:
+        line, poses = episode.line, replay(config, env, episode)
+        said = line["candidates"]
+        placed = None
+        if poses is not None:
+            placed = [[pose.x, pose.y, pose.direction, self.grids.place((pose.width, pose.grid))] for pose in poses]
+        return {
+            "number": line["number"], "before": None if line["actions"] is None else len(line["actions"]), "poses": placed,
+            "mission": self.texts.place(line["mission"]), "candidates": None if said is None else [self.texts.place(text) for text in said],
+            "steps": [self._step(step) for step in episode.steps],
+        }  # fmt: skip
+
+    def _step(self, step: Line) -> Line:
+        own = {key: value for key, value in step.items() if key not in ("kind", "prompt", "sentences", "view")}
+        for group in ("llm", "guidance"):
+            if step[group] is not None:
+                own[group] = {**step[group], "text": self.texts.place(step[group]["text"])}
+        sentences = [self.texts.place(sentence) for sentence in step["sentences"]]
+        return {"prompt": self.texts.place(step["prompt"]), "sentences": sentences, "view": self.views.place(step["view"]), **own}
+
+
+def make_content(folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Line:
+    """Everything recorded below a folder.
+
+    Args:
+        folder: Of one run, or of a comparison.
+        arms: Labels, or names of the folders, of the arms to show; none means all.
+        seeds: Likewise.
+
+    Raises:
+        CheckpointError: Nothing was recorded, or a file cannot be read.
+    """
+    runs = [(arm.label, run) for arm in group_arms(read_runs(folder)) for run in arm.runs.values()]
+    chosen = [
+        (name, run)
+        for name, run in sorted(runs, key=lambda pair: pair[1].seed)
+        if (not arms or {name, run.folder.parent.name} & set(arms)) and (not seeds or run.seed in seeds)
+    ]
+    recorded = [(name, run, list(trace_files(run.folder).values())) for name, run in chosen]
+    if not any(paths for _, _, paths in recorded):
+        known = (
+            f"there are the arms {', '.join(dict.fromkeys(name for name, _ in runs))}"
+            if not chosen
+            else "run.trace_every was 0, or too high"
+        )
+        raise CheckpointError(f"{folder} holds no recorded rollout of {len(chosen)} run(s): {known}")
+    content = Content()
+    for name, run, path in _in_turn(recorded):
+        content.add(name, run, path)
+    return content.data(folder.resolve().name)
+
+
+def _in_turn(recorded: Sequence[tuple[str, Run, list[Path]]]) -> Iterator[tuple[str, Run, Path]]:
+    """First and last rollouts of every run, then the others."""
+    ends = [(name, run, paths[:1] + paths[1:][-2:]) for name, run, paths in recorded]
+    others = [(name, run, paths[1:-2]) for name, run, paths in recorded]
+    for name, run, paths in [*ends, *others]:
+        yield from ((name, run, path) for path in paths)

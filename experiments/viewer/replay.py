@@ -1,0 +1,76 @@
+"""Play a recorded episode again, to see the whole grid: the trace has its actions, the run its seed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from minigrid.minigrid_env import MiniGridEnv
+
+from experiments.viewer.reading import Episode
+from lamorel_ext.config import Config
+from lamorel_ext.envs.batched import training_seeds
+from lamorel_ext.envs.levels import make_level
+from lamorel_ext.errors import LevelError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where the agent is, and what is around it.
+
+    Attributes:
+        x: Column.
+        y: Row.
+        direction: 0 right, 1 down, 2 left, 3 up.
+        grid: ``(width, height, 3)`` bytes ``[x, y, channel]`` of minigrid's encoding, in hexadecimal.
+        width: Columns of the grid.
+    """
+
+    x: int
+    y: int
+    direction: int
+    grid: str
+    width: int
+
+
+def replay(config: Config, env: int, episode: Episode) -> list[Pose] | None:
+    """The poses at each recorded step, and the one that the last step led to.
+
+    Every replayed view is held against the recorded one.
+
+    Args:
+        config: Of the run.
+        env: The environment that was recorded.
+        episode: What was recorded.
+
+    Returns:
+        One more than there are steps; None where the episode cannot be played again: its beginning is not known, the level is none of
+        ``envs.levels``, or (with another version of a level) it looks different.
+    """
+    number, before = episode.line["number"], episode.line["actions"]
+    if number is None or before is None:
+        return None
+    try:
+        level = make_level(config.env.level, config.env.num_distractors)
+        level.reset(seed=training_seeds(config.run.seed)(env, number))
+    except LevelError as error:
+        log.warning("episode %s cannot be played again: %s", number, error)
+        return None
+    for action in before:
+        level.step(action)
+    poses = []
+    for step in episode.steps:
+        seen = level.gen_obs()
+        if seen["image"].tobytes().hex() != step["view"] or seen["direction"] != step["direction"]:
+            log.warning("episode %s of %s looks different today; its frames show the agent's view alone", number, config.env.level)
+            return None
+        poses.append(_pose(level))
+        level.step(step["action"])
+    return [*poses, _pose(level)]
+
+
+def _pose(level: MiniGridEnv) -> Pose:
+    x, y = level.agent_pos
+    return Pose(int(x), int(y), int(level.agent_dir), level.grid.encode().tobytes().hex(), int(level.grid.width))
