@@ -38,7 +38,7 @@ def write_output(output: Path, cells: Sequence[Cell], left_out: Sequence[LeftOut
             (output / "figures" / f"{drawn.name}.png").write_bytes(drawn.png)
         with (output / "generalisation.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([HEADER, *rows_of(cells, samples)])
-        target.write_text(page.page("What trained policies keep under other conditions", headline(cells), _sections(cells, left_out, pictures, command)),
+        target.write_text(page.page("What trained policies keep under other conditions", headline(cells, samples), _sections(cells, left_out, pictures, command)),
                           encoding="utf-8")  # fmt: skip
     return target
 
@@ -65,7 +65,8 @@ def _sections(cells: Sequence[Cell], left_out: Sequence[LeftOut], pictures: Sequ
 
 _HOW = (
     "Weights are those of the end of training; nothing learns here. Words are replaced in missions, sentences and candidates on their way to the "
-    "language model; what a student sees itself stays as it was. In the groups "
+    "language model; what a student sees itself stays as it was. A text's score is the sum over its tokens: a new name that is cut into more tokens than "
+    "the old one scores lower for that alone. In the groups "
     + ", ".join(GROUPS[group] for group in TEXT_GROUPS)
     + " the episodes are the same as in the unchanged condition, in the others only their seeds are."
 )

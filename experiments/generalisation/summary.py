@@ -81,49 +81,55 @@ def _row(outcome: Outcome, seed: str, success: Interval, change: Interval, uncha
 # --- for people -----------------------------------------------------------------------------------------------------------------
 
 
-def headline(cells: Sequence[Cell]) -> list[str]:
+def headline(cells: Sequence[Cell], samples: int) -> list[str]:
     """The answer, the most important sentence first."""
-    sentences = [*_texts(cells), *_levels(cells, "distractors"), *_tasks(cells)]
+    texts = [cell for cell in cells if cell.reads and cell.condition.group in TEXT_GROUPS]
+    distractors = [cell for cell in cells if cell.condition.group == "distractors" and cell.arm != RANDOM]
+    sentences = [
+        *_losses("Said in other words, the same episodes", texts, samples),
+        *_harmless(texts),
+        *_losses("Other numbers of distractors", distractors, samples),
+        *_tasks(cells),
+    ]
     seeds = max((len(cell.outcomes) for cell in cells), default=0)
     if seeds < SEEDS_FOR_A_CLAIM:
         sentences.append(f"{seeds} {'seed shows' if seeds == 1 else 'seeds show'} a tendency; a claim needs {SEEDS_FOR_A_CLAIM}.")
     return sentences
 
 
-def _texts(cells: Sequence[Cell]) -> list[str]:
-    """What reading other texts costs those who read at all; the worst test of each arm."""
-    worst = _worst_by_arm([cell for cell in cells if cell.reads and cell.condition.group in TEXT_GROUPS])
-    if not worst:
+def _losses(what: str, cells: Sequence[Cell], samples: int) -> list[str]:
+    """The single worst loss, and every arm's mean over the tests."""
+    if not cells:
         return []
-    ranked = sorted(worst, key=lambda cell: cell.change.estimate)
-    first, last = ranked[0], ranked[-1]
-    sentences = [f"Said in other words, the same episodes cost {first.arm} most: {_told(first)}."]
-    if last is not first:
-        sentences.append(
-            f"The worst test of {last.arm}, the steadiest of {len(ranked)} arms that read, is {last.condition.title}: {_with(last.change)}."
-        )
-    mild = [cell for cell in cells if cell.reads and cell.condition.group in TEXT_GROUPS and cell.change.estimate > -TOLERANCE]
-    if mild:
-        names = ", ".join(dict.fromkeys(cell.condition.title for cell in mild if _all_mild(cell.condition, cells)))
-        sentences += [f"No arm loses more than {TOLERANCE:.2f} under: {names}."] if names else []
-    return sentences
+    worst = min(cells, key=lambda cell: cell.change.estimate)
+    tests = len({cell.condition.name for cell in cells})
+    means = ", ".join(f"{arm} {_with(mean_change(cells, arm, samples))}" for arm in dict.fromkeys(cell.arm for cell in cells))
+    return [
+        f"{what} cost {worst.arm} most: {_with(worst.change)} under {worst.condition.title}, where it still succeeds in "
+        f"{plain(worst.success.estimate)}.",
+        *([f"Mean change of success over these {tests} tests: {means}."] if tests > 1 else []),
+    ]
+
+
+def mean_change(cells: Sequence[Cell], arm: str, samples: int) -> Interval:
+    """An arm's change, averaged over tests, with an interval over seeds; none for a single seed."""
+    by_seed: dict[int, list[float]] = {}
+    for outcome in (outcome for cell in cells if cell.arm == arm for outcome in cell.outcomes):
+        by_seed.setdefault(outcome.seed, []).append(outcome.change)
+    return bootstrap([sum(changes) / len(changes) for changes in by_seed.values()], samples=samples)
+
+
+def _harmless(cells: Sequence[Cell]) -> list[str]:
+    """The tests that cost nobody anything."""
+    conditions = {cell.condition.name: cell.condition.title for cell in cells}
+    harmless = [
+        title for name, title in conditions.items() if all(c.change.estimate > -TOLERANCE for c in cells if c.condition.name == name)
+    ]
+    return [f"No arm loses more than {TOLERANCE:.2f} under: {', '.join(harmless)}."] if harmless else []
 
 
 TOLERANCE = 0.02
 """A loss of success that is called none."""
-
-
-def _all_mild(condition: Condition, cells: Sequence[Cell]) -> bool:
-    return all(cell.change.estimate > -TOLERANCE for cell in cells if cell.reads and cell.condition.name == condition.name)
-
-
-def _levels(cells: Sequence[Cell], group: str) -> list[str]:
-    """The arm that loses most, of those that act on purpose."""
-    worst = _worst_by_arm([cell for cell in cells if cell.condition.group == group and cell.arm != RANDOM])
-    if not worst:
-        return []
-    ranked = sorted(worst, key=lambda cell: cell.change.estimate)
-    return [f"With more or fewer distractors, {ranked[0].arm} loses most: {_told(ranked[0])}."]
 
 
 def _tasks(cells: Sequence[Cell]) -> list[str]:
@@ -138,15 +144,6 @@ def _tasks(cells: Sequence[Cell]) -> list[str]:
             best = max(acting, key=lambda cell: cell.success.estimate)
             told.append(f"{best.condition.title} {plain(best.success.estimate)} ({best.arm}; random actions {plain(chance)})")
     return [f"New tasks, the best arm of each: {'; '.join(told)}."] if told else []
-
-
-def _worst_by_arm(cells: Sequence[Cell]) -> list[Cell]:
-    arms = dict.fromkeys(cell.arm for cell in cells)
-    return [min((cell for cell in cells if cell.arm == arm), key=lambda cell: cell.change.estimate) for arm in arms]
-
-
-def _told(cell: Cell) -> str:
-    return f"{_with(cell.change)} under {cell.condition.title}, where it still succeeds in {plain(cell.success.estimate)}"
 
 
 def _with(interval: Interval) -> str:

@@ -16,7 +16,7 @@ from experiments import compare, generalise
 from experiments.entry import run_main
 from experiments.generalisation.conditions import CONDITIONS, GROUPS, changed, choose, hindrance
 from experiments.generalisation.outcomes import RANDOM, Outcome, Policy, examine_policy
-from experiments.generalisation.summary import headline, rows_of, summarise
+from experiments.generalisation.summary import headline, mean_change, rows_of, summarise
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.envs.levels import level_ids
 from lamorel_ext.errors import ConfigError
@@ -130,15 +130,25 @@ def test_the_answer_names_the_arm_that_loses_most_among_those_that_read() -> Non
         outcome("fragile", 0, "pick_up", episodes(1, 0), episodes(1, 1)),
         outcome(RANDOM, 0, "pick_up", episodes(0, 0), episodes(1, 0), reads=False),
     ]
-    first, second, third, fourth, caution = headline(summarise(tests, 200))
-    assert (
-        first
-        == "Said in other words, the same episodes cost fragile most: −0.700 under sentences in French, where it still succeeds in 0.200."
+    first, second, third, fourth, caution = headline(summarise(tests, 200), 200)
+    assert first == (
+        "Said in other words, the same episodes cost fragile most: −0.700 under sentences in French, where it still succeeds in 0.200."
     )
-    assert "worst test of steady" in second and "−0.100" in second
+    assert second == "Mean change of success over these 2 tests: fragile −0.355, steady −0.050."
     assert third == "No arm loses more than 0.02 under: nouns that exist: chair, table, car."
     assert "pick up an object 0.500 (fragile; random actions 0.000)" in fourth
     assert caution == "1 seed shows a tendency; a claim needs 10."
+
+
+def test_a_mean_over_tests_is_taken_seed_by_seed() -> None:
+    changes = {1: (-0.4, 0.0), 2: (-0.2, -0.2), 3: (-0.1, -0.3)}
+    tests = [
+        outcome("a", seed, test, exactly(0.9 + change), exactly(0.9))
+        for seed, both in changes.items()
+        for test, change in zip(("french", "other_nouns"), both, strict=True)
+    ]
+    mean = mean_change(summarise(tests, 200), "a", 200)
+    assert (mean.estimate, mean.low, mean.high) == pytest.approx((-0.2, -0.2, -0.2))  # every seed loses the same in the mean
 
 
 # --- from end to end ------------------------------------------------------------------------------------------------------------------
