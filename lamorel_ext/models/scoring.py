@@ -19,6 +19,9 @@ from lamorel_ext.models.candidate_tree import CandidateTree, Tokens, gather_path
 
 MAX_TREE = 64
 """Candidates in one tree at most: its attention grows with the square of its nodes."""
+TRAINING_POSITIONS = 4096
+"""Decoder positions of a minibatch with gradients: they are all held until the backward pass anyway, and every further minibatch adds its
+gradient to every weight's once more."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Scorer:
 
     Args:
         engine: Reads prompts and trees.
-        minibatch_size: Candidates scored at a time at most (a prompt without any counts as one); bounds the memory of a call.
+        minibatch_size: Bounds the memory of a call without gradients: at a time no more prompts are read than this, and the decoder has no more
+            positions than this many sequences as long as the longest candidate would have, each on its own.
         dtype: Of the scores.
     """
 
@@ -87,52 +91,56 @@ class Scorer:
             with_states: Whether ``Scores.states`` is wanted.
             per_token: Whether the tokens' log-probabilities are wanted instead of their sums.
         """
-        units = [
-            _Unit(i, prompt, *_grow(own, min(MAX_TREE, self.minibatch_size)))
-            for i, (prompt, own) in enumerate(zip(prompts, candidates, strict=True))
-        ]
-        units.sort(key=lambda unit: len(unit.prompt))
+        largest = MAX_TREE if torch.is_grad_enabled() else min(MAX_TREE, self.minibatch_size)
+        units = [_Unit(i, prompt, *_grow(own, largest)) for i, (prompt, own) in enumerate(zip(prompts, candidates, strict=True))]
+        units.sort(key=lambda unit: (len(unit.trees), len(unit.prompt)))
         values, states, num_tokens = [], [], 0
+        places: list[list[int]] = [[] for _ in units]
+        total = 0
         for batch in self._minibatches(units):
-            rounds = [[tree] for tree in batch[0].trees] if len(batch) == 1 else [[unit.trees[0] for unit in batch]]
-            if not with_states and not any(tree.num_edges for trees in rounds for tree in trees):
-                readings = Reading([torch.zeros(0, dtype=self.dtype) for _ in rounds], None, 0)
-            else:
-                readings = self.engine.read([unit.prompt for unit in batch], rounds, with_states)
-            for edges, trees in zip(readings.edges, rounds, strict=True):
+            rounds = list(zip(*(unit.trees for unit in batch), strict=True))
+            reading = self._read([unit.prompt for unit in batch], rounds, with_states)
+            for edges, trees in zip(reading.edges, rounds, strict=True):
                 paths = gather_paths(edges.to(self.dtype), trees)
                 values.append(paths if per_token else paths.sum(-1))
-            if readings.states is not None:
-                states.append(readings.states)
-            num_tokens += readings.num_tokens
-        return Scores(self._in_order(values, units), _unsort(states, units) if with_states else None, num_tokens)
+                for unit, tree in zip(batch, trees, strict=True):
+                    places[unit.index] += range(total, total + len(tree.candidates))
+                    total += len(tree.candidates)
+            if reading.states is not None:
+                states.append(reading.states)
+            num_tokens += reading.num_tokens
+        order = [places[unit.index][k] for unit in sorted(units, key=lambda unit: unit.index) for k in unit.order]
+        return Scores(self._in_order(values, order), _unsort(states, units) if with_states else None, num_tokens)
+
+    def _read(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], with_states: bool) -> Reading:
+        if with_states or any(tree.num_edges for trees in rounds for tree in trees):
+            return self.engine.read(prompts, rounds, with_states)
+        return Reading([torch.zeros(0, dtype=self.dtype) for _ in rounds], None, 0)
 
     def _minibatches(self, units: Sequence[_Unit]) -> Iterator[list[_Unit]]:
-        """Neighbours in length together; a prompt whose candidates fill several trees is alone."""
+        """Neighbours in length together, and prompts with as many trees as each other."""
+        longest = max((tree.paths.shape[1] for unit in units for tree in unit.trees), default=0)
+        prompts, positions = self.minibatch_size, self.minibatch_size * max(1, longest)
+        if torch.is_grad_enabled():
+            prompts, positions = max(prompts, TRAINING_POSITIONS), max(positions, TRAINING_POSITIONS)
         batch: list[_Unit] = []
         size = 0
         for unit in units:
-            if batch and (size + unit.size > self.minibatch_size or len(unit.trees) > 1 or len(batch[-1].trees) > 1):
+            if batch and (len(batch) == prompts or size + unit.positions > positions or len(unit.trees) != len(batch[0].trees)):
                 yield batch
                 batch, size = [], 0
             batch.append(unit)
-            size += unit.size
+            size += unit.positions
         if batch:
             yield batch
 
-    def _in_order(self, values: Sequence[Tensor], units: Sequence[_Unit]) -> Tensor:
+    def _in_order(self, values: Sequence[Tensor], order: list[int]) -> Tensor:
         if not values:
             return torch.zeros(0, dtype=self.dtype)
         longest = max(value.shape[-1] for value in values) if values[0].dim() == 2 else 0
         device = next((value.device for value in values if value.device.type != "cpu"), values[0].device)
         flat = torch.cat([(F.pad(value, (0, longest - value.shape[-1])) if value.dim() == 2 else value).to(device) for value in values])
-        places: list[list[int]] = [[] for _ in units]
-        start = 0
-        for unit in units:
-            places[unit.index] = [start + place for place in unit.order]
-            start += len(unit.order)
-        order = [place for own in places for place in own]
-        return flat if order == list(range(start)) else flat[torch.tensor(order, device=device)]
+        return flat if order == list(range(len(order))) else flat[torch.tensor(order, device=device)]
 
 
 @dataclass(frozen=True)
@@ -145,8 +153,9 @@ class _Unit:
     order: tuple[int, ...]
 
     @property
-    def size(self) -> int:
-        return max(1, len(self.order))
+    def positions(self) -> int:
+        """Of the decoder, in the round that has the most."""
+        return max(tree.num_nodes for tree in self.trees)
 
 
 @lru_cache(maxsize=512)

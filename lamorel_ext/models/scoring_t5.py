@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -21,12 +22,13 @@ class T5Engine:
 
     def read(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], with_states: bool) -> Reading:
         forward = self._forward
-        memory, packing = forward.encode(prompts)
+        words = forward.words(prompts, itertools.chain(*rounds))
+        memory, packing = forward.encode(prompts, words)
         edges: list[Tensor] = []
         states, num_tokens = None, sum(map(len, prompts))
         for trees in rounds:
             batch = batch_trees(trees, forward.device)
-            nodes = forward.decode(memory, packing, batch)
+            nodes = forward.decode(memory, packing, batch, words)
             if with_states and states is None:
                 states = nodes[batch.roots]
             edges.append(edge_log_probs(forward.head, nodes, batch.edge_nodes, batch.edge_tokens, forward.config.vocab_size))

@@ -10,8 +10,9 @@ bias on attention scores, one per head and bucket of distance; scores are not sc
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from transformers import MT5ForConditionalGeneration, PreTrainedModel, T5ForConditionalGeneration
 from transformers.activations import NewGELUActivation
 
-from lamorel_ext.models.candidate_tree import TreeBatch
+from lamorel_ext.models.candidate_tree import CandidateTree, TreeBatch
 from lamorel_ext.models.packing import Packing, make_packing
+from lamorel_ext.models.words import Words
 
 CPU_ROWS = 512
 """Encoder positions worked on at a time, per thread: their widest activations stay in a core's second-level cache."""
@@ -50,13 +52,24 @@ class T5Forward:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def encode(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Packing]:
+    @property
+    def _start(self) -> int:
+        first = self.config.decoder_start_token_id
+        return int(self.config.pad_token_id if first is None else first)
+
+    def words(self, prompts: Sequence[tuple[int, ...]], trees: Iterable[CandidateTree]) -> Words:
+        """The tokens of a call: prompts and trees are all that will be encoded and decoded."""
+        tokens = itertools.chain([self._start], *prompts, *({id(tree): tree.node_tokens[1:] for tree in trees}.values()))
+        return Words(tokens, self.device)
+
+    def encode(self, prompts: Sequence[tuple[int, ...]], words: Words) -> tuple[Tensor, Packing]:
         """Last hidden states of the encoder.
 
         An empty prompt has no position to attend to; it gets one row of zeros instead, which adds exactly nothing in cross-attention.
 
         Args:
             prompts: At least one, in ascending length.
+            words: Has their tokens.
 
         Returns:
             ``(rows, d)`` and where each prompt's rows are.
@@ -67,38 +80,38 @@ class T5Forward:
         states = [torch.zeros(empty, self.config.d_model, dtype=stack.final_layer_norm.weight.dtype, device=device)] if empty else []
         if texts:
             bias = _Bias(stack, self.config, bidirectional=True).toeplitz(len(texts[-1]), device)
-            states += [self._encode_chunk(stack, chunk, bias, device) for chunk in _chunks(texts, _row_budget(device))]
+            states += [self._encode_chunk(stack, chunk, bias, words) for chunk in _chunks(texts, _row_budget(device))]
         return torch.cat(states), make_packing([max(1, len(prompt)) for prompt in prompts], device)
 
-    def _encode_chunk(self, stack: Any, prompts: Sequence[tuple[int, ...]], bias: Tensor, device: torch.device) -> Tensor:
-        packing = make_packing([len(prompt) for prompt in prompts], device)
+    def _encode_chunk(self, stack: Any, prompts: Sequence[tuple[int, ...]], bias: Tensor, words: Words) -> Tensor:
+        packing = make_packing([len(prompt) for prompt in prompts], bias.device)
         bias = bias[:, :, : packing.width, : packing.width]
         if packing.mask is not None:
             bias = bias.masked_fill(~packing.mask[:, None, None, :], torch.finfo(bias.dtype).min)
-        x = stack.embed_tokens(torch.tensor([token for prompt in prompts for token in prompt], device=device))
+        x = words.embed(stack.embed_tokens, torch.tensor([token for prompt in prompts for token in prompt], device=bias.device))
         for block in stack.block:
             x = _plus(x, self._self_attention(block.layer[0], x, packing, bias))
             x = _plus(x, _feed_forward(block.layer[-1], x))
         return _rms_norm(stack.final_layer_norm, x)
 
-    def decode(self, states: Tensor, prompts: Packing, trees: TreeBatch) -> Tensor:
+    def decode(self, states: Tensor, prompts: Packing, trees: TreeBatch, words: Words) -> Tensor:
         """Last hidden states of the decoder.
 
         Args:
             states: ``(rows, d)``, as ``encode`` gave them.
             prompts: Their packing.
             trees: One tree per prompt.
+            words: Has their tokens.
 
         Returns:
             ``(total_nodes, d)``.
         """
         stack = self.model.decoder
-        start = self.config.decoder_start_token_id if self.config.decoder_start_token_id is not None else self.config.pad_token_id
         packing = make_packing(trees.counts, self.device)
         bias = _Bias(stack, self.config, bidirectional=False).between(trees.depths)
         bias = bias.masked_fill(~trees.attends[:, None], torch.finfo(bias.dtype).min)
         memory = _Memory(states, prompts, packing, self.config)
-        x = stack.embed_tokens(trees.node_tokens.masked_fill(trees.node_tokens < 0, start))
+        x = words.embed(stack.embed_tokens, trees.node_tokens.masked_fill(trees.node_tokens < 0, self._start))
         for block in stack.block:
             x = _plus(x, self._self_attention(block.layer[0], x, packing, bias))
             x = _plus(x, memory.attend(block.layer[1], x))
