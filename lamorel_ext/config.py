@@ -73,7 +73,9 @@ class LlmArgs:
         model_path: ``embedded``, a name on the hub, a folder, or a GGUF file's folder (with ``gguf_file``); ``smollm2`` takes the file that
             the extra ``smollm2`` installs.
         pretrained: False draws fresh weights of the model's shape from ``seed``.
-        minibatch_size: Sequences scored at a time at most; bounds the memory of a scoring call.
+        minibatch_size: Sequences scored at a time at most; bounds the memory of a scoring call without gradients. Candidates that share prefixes
+            are merged into trees, and then count by the decoder positions that they take together: at most as many as this number of
+            sequences of their own would have.
         max_prompt_tokens: A longer prompt is refused; null takes the model's own limit where it has one.
         cache_size: Answers remembered between two updates; 0 switches the memory off.
         num_threads: Threads of one server for PyTorch; 0 leaves PyTorch's choice.
