@@ -5,7 +5,8 @@ Cells are numbers and sets of cells are bits of one number, so that looking for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from minigrid.core.constants import COLOR_NAMES, COLOR_TO_IDX
@@ -100,6 +101,27 @@ Thing = tuple[int, int]
 """Something that lies in the room: cell and look."""
 
 
+@dataclass(frozen=True)
+class Mission:
+    """A mission in words, and the things that it means.
+
+    Attributes:
+        words: In words.
+        first: Things of its first description.
+        second: Things of its second description.
+        task: What it asks for; None where all missions of the level ask for the same.
+        rooms: Rooms that count for the step limit; None takes all of the level's.
+        room: Column and row of the room that was drawn.
+    """
+
+    words: str
+    first: Collection[Thing]
+    second: Collection[Thing] = ()
+    task: str | None = None
+    rooms: int | None = None
+    room: tuple[int, int] = (0, 0)
+
+
 class Scene:
     """A room while it is drawn.
 
@@ -113,7 +135,11 @@ class Scene:
     def __init__(self, size: int, words: Words) -> None:
         self.size, self.words = size, words
         self._walls, self._around = room_masks(size)
-        self.agent, self.direction = size // 2 * (size + 1), 0  # until it is placed, it counts as standing in the middle
+        self.clear()
+
+    def clear(self) -> None:
+        """An empty room; the random words go on."""
+        self.agent, self.direction = self.size // 2 * (self.size + 1), 0  # until it is placed, it counts as standing in the middle
         self.taken = 0
         self.things: list[Thing] = []
 
@@ -141,8 +167,22 @@ class Scene:
         self.taken |= 1 << cell
         self.things.append((cell, look))
 
+    def add_door(self, side: int, along: int, look: int) -> Thing:
+        """A door in the wall, of which the room's other side is not drawn; the same as ``add_thing`` for who looks for free cells.
+
+        Args:
+            side: 0 right, 1 down, 2 left, 3 up.
+            along: Place along the wall, from 1.
+            look: Of the door.
+        """
+        end = self.size - 1
+        x, y = ((end, along), (along, end), (0, along), (along, 0))[side]
+        door = y * self.size + x, look
+        self.taken |= 1 << door[0]
+        return door
+
     def reachable(self) -> bool:
-        """True where the agent can walk up to every thing."""
+        """True where the agent can walk up to every thing and every door."""
         size, free = self.size, ~(self._walls | self.taken)
         reached = 1 << self.agent
         while True:
@@ -159,13 +199,14 @@ class Scene:
     def matching(self, looks: frozenset[int], location: str | None = None) -> list[Thing]:
         """Things that a description means. Locations are as the agent sees them."""
         found = [thing for thing in self.things if thing[1] in looks]
-        return found if location is None else [thing for thing in found if self._is_at(thing[0], location)]
+        return found if location is None else [thing for thing in found if self.is_at(thing[0], location)]
 
     def adjacent(self, one: int, other: int) -> bool:
         """True where two different cells lie side by side."""
         return bool(self._around[one] >> other & 1)
 
-    def _is_at(self, cell: int, location: str) -> bool:
+    def is_at(self, cell: int, location: str) -> bool:
+        """True where the agent sees a cell on that side."""
         x, y = cell % self.size - self.agent % self.size, cell // self.size - self.agent // self.size
         ahead_x, ahead_y = _STEP_X[self.direction], _STEP_Y[self.direction]
         ahead, right = x * ahead_x + y * ahead_y, y * ahead_x - x * ahead_y
@@ -203,8 +244,13 @@ def said(kind: int | None, color: int | None, count: int, location: str | None =
     words = [_COLOR_WORDS[color]] if color is not None else []
     words.append("object" if kind is None else KINDS[kind])
     if location is not None:
-        words.append({"front": "in front of you", "behind": "behind you"}.get(location, f"on your {location}"))
+        words.append(placed_in_words(location))
     return f"{'the' if count == 1 else 'a'} {' '.join(words)}"
+
+
+def placed_in_words(location: str) -> str:
+    """A location as descriptions say it."""
+    return {"front": "in front of you", "behind": "behind you"}.get(location, f"on your {location}")
 
 
 _COLOR_WORDS = {code: name for name, code in COLOR_TO_IDX.items()}

@@ -13,7 +13,7 @@ _LEFT, _RIGHT, _FORWARD = range(3)
 
 def knows_paths(rooms: Rooms) -> bool:
     """True where walking is all that the missions ask for."""
-    return rooms.level.task in ("goto", "goto_both")
+    return rooms.level.tasks in (("goto",), ("goto_both",))
 
 
 def path_actions(rooms: Rooms, rows: np.ndarray) -> np.ndarray:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from minigrid.core.constants import COLOR_TO_IDX
@@ -23,16 +23,17 @@ from minigrid.envs.babyai import (
 from minigrid.envs.babyai.core.verifier import LOC_NAMES
 
 from lamorel_ext.envs import block_levels
+from lamorel_ext.envs.door_levels import door_law, pick_up_and
 from lamorel_ext.envs.episodes import words_of_seeds
 from lamorel_ext.envs.levels import make_level
-from lamorel_ext.envs.original_levels import MAX_REJECTED, MAX_STUCK, LocalLevel, OriginalLevelGen
+from lamorel_ext.envs.original_levels import MAX_REJECTED, MAX_STUCK, OriginalLevelGen
 from lamorel_ext.envs.room_codes import FIRST, SECOND, Start, kind_and_color, look_of, wall_cells
-from lamorel_ext.envs.room_draws import COLORS, Rejected, Scene, Stuck, Thing, Words, looks_of, said
+from lamorel_ext.envs.room_draws import COLORS, Mission, Rejected, Scene, Stuck, Thing, Words, looks_of, said
 from lamorel_ext.envs.scene_blocks import MAX_SIZE
 from lamorel_ext.errors import LevelError
 
-Task = Literal["goto", "pickup", "putnext", "pickup_goto", "pickup_pickup", "goto_both"]
-"""What a mission asks for. ``pickup_goto`` and ``pickup_pickup`` are to be done in this order, ``goto_both`` in any."""
+Task = Literal["goto", "pickup", "putnext", "pickup_goto", "pickup_pickup", "goto_both", "open", "open_open"]
+"""What a mission asks for. ``goto_both`` is to be done in any order, the other pairs in theirs."""
 
 _KEY, _BALL, _BOX = range(3)
 _RED, _BLUE, _GREY = (COLOR_TO_IDX[name] for name in ("red", "blue", "grey"))
@@ -54,23 +55,31 @@ class RoomLevel:
     """A level as the vector backend plays it.
 
     Attributes:
-        size: Side of the room, walls included.
-        task: What its missions ask for.
-        scene: Draws a scene; gives the mission, and the things that its first and second description mean.
-        strict: True where picking up the wrong thing ends the episode.
+        size: Side of a room, walls included.
+        tasks: What its missions ask for.
+        laws: Draw a scene and its mission; which of them does is the first draw of another generator with the episode's seed.
+        strict: Whether the wrong deed ends the episode: picking up the wrong thing, or toggling another door. Of the first and second part.
+        columns: Rooms side by side.
+        rows: Rooms below each other.
         name: Of the level, for messages.
     """
 
     size: int
-    task: Task
-    scene: Callable[[Scene], Mission]
-    strict: bool = False
+    tasks: tuple[Task, ...]
+    laws: tuple[Callable[[Scene], Mission], ...]
+    strict: tuple[bool, bool] = (False, False)
+    columns: int = 1
+    rows: int = 1
     name: str = "room"
 
     @property
     def max_steps(self) -> int:
-        """The original's rule: room size squared x navigations."""
-        return self.size**2 * (1 if self.task in ("goto", "pickup") else 2)
+        """No mission is given more."""
+        return max(self._limit(task, self.columns * self.rows) for task in self.tasks)
+
+    def _limit(self, task: Task, rooms: int) -> int:
+        """The original's rule: room size squared x rooms x navigations."""
+        return self.size**2 * rooms * (1 if task in ("goto", "pickup", "open") else 2)
 
     def draw_many(self, seeds: Sequence[int]) -> list[Start]:
         """The first states of the episodes of many seeds: in arrays as far as these know the level, and where there are enough seeds."""
@@ -97,54 +106,71 @@ class RoomLevel:
         Raises:
             LevelError: No valid scene turns up.
         """
+        law = self.laws[Words(seed, words).below(len(self.laws))]
         stream = Words(seed, words)
         rejected = stuck = 0
         while rejected < MAX_REJECTED and stuck < MAX_STUCK:
             scene = Scene(self.size, stream)
             try:
-                mission = self.scene(scene)
+                mission = law(scene)
             except Rejected:
                 rejected, stuck = rejected + 1, 0
             except Stuck:
                 stuck += 1
             else:
-                return _start(scene, mission)
+                return self._start(scene, mission)
         raise LevelError(f"{rejected + stuck} scenes of {self.name} were invalid; are there too many objects for the room?")
 
     def _law_in_arrays(self) -> block_levels.Law | None:
-        if self.size > MAX_SIZE or not isinstance(self.scene, partial) or self.scene.func not in _IN_ARRAYS:
+        law = self.laws[0]
+        if len(self.laws) > 1 or self.size > MAX_SIZE or not isinstance(law, partial) or law.func not in _IN_ARRAYS:
             return None
-        return partial(_IN_ARRAYS[self.scene.func], **self.scene.keywords)
+        return partial(_IN_ARRAYS[law.func], **law.keywords)
 
-
-@dataclass(frozen=True)
-class Mission:
-    """A mission in words, and the things that it means."""
-
-    words: str
-    first: Collection[Thing]
-    second: Collection[Thing] = ()
+    def _start(self, scene: Scene, mission: Mission) -> Start:
+        codes = dict(scene.things)
+        for flag, things in ((FIRST, mission.first), (SECOND, mission.second)):
+            for cell, _ in things:
+                codes[cell] |= flag
+        rooms = self.columns * self.rows if mission.rooms is None else mission.rooms
+        task = self.tasks[0] if mission.task is None else cast(Task, mission.task)
+        place, limit = self.tasks.index(task), self._limit(task, rooms)
+        limit = 0 if limit == self.max_steps else limit
+        if self.columns * self.rows == 1:
+            return Start(4 * scene.agent + scene.direction, tuple(codes.items()), mission.words, task=place, limit=limit)
+        width, (column, row) = self.columns * (self.size - 1) + 1, mission.room
+        corner = (row * width + column) * (self.size - 1)
+        moved = {corner + cell // self.size * width + cell % self.size: code for cell, code in codes.items()}
+        agent = corner + scene.agent // self.size * width + scene.agent % self.size
+        return Start(4 * agent + scene.direction, tuple(moved.items()), mission.words, task=place, limit=limit)
 
 
 def room_level(level_id: str, num_distractors: int | None = None) -> RoomLevel | None:
-    """Look a level up; None where it is no single room, or one with other rules.
+    """Look a level up; None where its missions lead through several rooms, or where it has other rules.
+
+    Known are the levels in a single room, and those in which things and doors are in one room only: OpenDoor and its like, OpenRedDoor,
+    OpenTwoDoors, OpenDoorsOrder, UnlockLocal, and the Mixed levels.
 
     Raises:
         LevelError: As ``levels.make_level``.
     """
     level: Any = make_level(level_id, num_distractors)
-    if (level.num_rows, level.num_cols) != (1, 1) or level.fixed_max_steps:
+    kind = type(level).__mro__[1]
+    if level.fixed_max_steps:
         return None
-    found = _known(level, type(level).__mro__[1])
-    return found and RoomLevel(level.room_size, found[0], found[1], getattr(level, "debug", False), level_id)
+    if (level.num_rows, level.num_cols) == (1, 1) and (found := _known(level, kind)) is not None:
+        return RoomLevel(level.room_size, (found[0],), (found[1],), (getattr(level, "debug", False), False), name=level_id)
+    if (with_doors := door_law(level, kind)) is None:
+        return None
+    tasks, laws, strict = with_doors
+    columns = 2 if "open" in getattr(level, "kinds", ()) else level.num_cols
+    return RoomLevel(level.room_size, cast(tuple[Task, ...], tasks), laws, strict, columns, level.num_rows, level_id)
 
 
 def _known(level: Any, kind: type) -> tuple[Task, Callable[[Scene], Mission]] | None:
     """Task and scene of a level, by its class."""
     if kind is OriginalLevelGen:
         return _generated(level)
-    if kind is LocalLevel:
-        return _local(level)
     if kind is PickupDist:
         return "pickup", _pickup_any
     if kind is OneRoomS8:
@@ -171,26 +197,6 @@ def _generated(level: OriginalLevelGen) -> tuple[Task, Callable[[Scene], Mission
     if task is None or level.locked_room_prob > 0 or level.unblocking:
         return None
     return task, partial(_from_grammar, task=task, count=level.num_dists, colored=level.force_colors, located=level.locations)
-
-
-def _local(level: LocalLevel) -> tuple[Task, Callable[[Scene], Mission]] | None:
-    """One kind of task alone: of the Mixed levels' kinds, one has two rooms."""
-    tasks: dict[tuple[str, ...], tuple[Task, tuple[bool, ...]]] = {
-        ("pickup_goto",): ("pickup_goto", (True, False)), ("pickup_then_goto",): ("pickup_goto", (True,)),
-        ("goto_after_pickup",): ("pickup_goto", (False,)), ("pickup_pickup",): ("pickup_pickup", (True, False)),
-    }  # fmt: skip
-    if level.kinds not in tasks:
-        return None
-    task, orders = tasks[level.kinds]
-    return task, partial(_pick_up_and, task=task, orders=orders, count=level.num_dists + 2, excluded=level.excluded)
-
-
-def _start(scene: Scene, mission: Mission) -> Start:
-    codes = dict(scene.things)
-    for flag, things in ((FIRST, mission.first), (SECOND, mission.second)):
-        for cell, _ in things:
-            codes[cell] |= flag
-    return Start(4 * scene.agent + scene.direction, tuple(codes.items()), mission.words)
 
 
 def _named(scene: Scene, thing: Thing) -> tuple[list[Thing], str]:
@@ -301,26 +307,9 @@ def _described(scene: Scene, kinds: tuple[int | None, ...], colored: bool, locat
     raise Stuck
 
 
-def _pick_up_and(scene: Scene, task: Task, orders: tuple[bool, ...], count: int, excluded: tuple[str, ...]) -> Mission:
-    """Pick one thing up, then go to or pick up another. Everything is drawn before a scene is rejected."""
-    scene.place_agent()
-    scene.add_things(count, unique=False)
-    reachable = scene.reachable()
-    first, second = scene.chosen(scene.things), scene.chosen(scene.things)
-    meant_first, said_first = _named(scene, first)
-    while len(meant_first) < 2 and second[1] == first[1]:
-        second = scene.chosen(scene.things)
-    meant_second, said_second = _named(scene, second)
-    pick, then = f"pick up {said_first}", f"{'go to' if task == 'pickup_goto' else 'pick up'} {said_second}"
-    words = f"{pick}, then {then}" if orders[scene.words.below(len(orders))] else f"{then} after you {pick}"
-    if not reachable or any(phrase in words for phrase in excluded):
-        raise Rejected
-    return Mission(words, meant_first, meant_second)
-
-
 _IN_ARRAYS: dict[Callable[..., Mission], Callable[..., np.ndarray]] = {
     _go_to_one: block_levels.go_to_one, _go_to_only: block_levels.go_to_only, _go_to_red_ball: block_levels.go_to_red_ball,
     _go_to_red_or_blue: block_levels.go_to_red_or_blue, _put_next: block_levels.put_next, _from_grammar: block_levels.from_grammar,
-    _pick_up_and: block_levels.pick_up_and,
+    pick_up_and: block_levels.pick_up_and,
 }  # fmt: skip
 """The same laws in arrays; what is missing draws few words."""

@@ -1,6 +1,7 @@
-"""What is seen in a single room, for many agents at once: where to look is tabulated per pose, and every sentence is written beforehand.
+"""What is seen in rooms, for many agents at once: where to look is tabulated per pose, and every sentence is written beforehand.
 
-Nothing in a single room hides anything but its walls, so that the cells that are seen follow from the agent's pose alone.
+In a single room nothing hides anything but its walls, so that the cells that are seen follow from the agent's pose alone. Where there are
+doors, light is followed row by row as minigrid does.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from minigrid.core.grid import Grid
 
 from lamorel_ext.envs.describe import Language, describe
 from lamorel_ext.envs.levels import make_level
-from lamorel_ext.envs.room_codes import LOOK, NUM_LOOKS, WALL, view_codes
-from lamorel_ext.envs.view import symbolic_view
+from lamorel_ext.envs.room_codes import CLOSED, EMPTY, FIRST_DOOR, LOOK, NUM_LOOKS, OPEN, UNSEEN, WALL, maze_shape, view_codes
+from lamorel_ext.envs.view import light, symbolic_view
 
 VIEW = 7
 _CELLS = VIEW * VIEW
@@ -28,16 +29,21 @@ _PER_CELL = LOOK + 1
 
 @dataclass(frozen=True, eq=False)
 class ViewTable:
-    """A room's views. Poses are ``4 * cell + direction``; poses inside walls hold nothing of use.
+    """The views of a room, or of a maze of rooms. Poses are ``4 * cell + direction``; poses inside walls hold nothing of use.
 
     Attributes:
-        cells: ``(poses, 49)`` int64, the cell of the room that each cell of a view shows; ``size * size`` where nothing is seen, one more
+        width: Cells of a row.
+        has_doors: True where what is seen also depends on doors.
+        cells: ``(poses, 49)`` int64, the cell of the room that each cell of a view shows; the number of cells where nothing is seen, one more
             where the view shows what the agent carries.
-        walls: ``(poses, 3)`` uint8, distance of the wall ahead, to the left and to the right, plus 2; 0 where it is too far to be seen.
+        walls: ``(poses, 3)`` uint8, distance of the wall ahead, to the left and to the right, plus 2; 0 where it is too far to be seen. Only
+            without doors.
         ahead: ``(poses,)`` int64, the cell ahead.
         moves: ``(7, poses)`` int64, the pose after each action where nothing is in the way.
     """
 
+    width: int
+    has_doors: bool
     cells: np.ndarray
     walls: np.ndarray
     ahead: np.ndarray
@@ -45,25 +51,69 @@ class ViewTable:
 
 
 @cache
-def view_table(size: int) -> ViewTable:
-    """Tables of a room with side ``size``, walls included. Do not write to them."""
-    pose = np.arange(4 * size * size)
+def view_table(size: int, columns: int = 1, rows: int = 1) -> ViewTable:
+    """Tables of ``columns`` times ``rows`` rooms with side ``size``, walls included. Do not write to them."""
+    width, height = maze_shape(size, columns, rows)
+    num_cells = width * height
+    pose = np.arange(4 * num_cells)
     cell, direction = pose // 4, pose % 4
     dx, dy = np.array([1, 0, -1, 0])[direction], np.array([0, 1, 0, -1])[direction]
-    ahead = np.clip(cell + dx + size * dy, 0, size * size - 1)
+    ahead = np.clip(cell + dx + width * dy, 0, num_cells - 1)
     moves = np.repeat(pose[None], 7, axis=0)
     moves[0], moves[1], moves[2] = 4 * cell + (direction - 1) % 4, 4 * cell + (direction + 1) % 4, 4 * ahead + direction
     view_x, view_y = (part.reshape(-1) for part in np.indices((VIEW, VIEW)))
     right, forward = view_x - 3, 6 - view_y
-    x = (cell % size)[:, None] + dx[:, None] * forward - dy[:, None] * right
-    y = (cell // size)[:, None] + dy[:, None] * forward + dx[:, None] * right
-    looks = _empty_looks(size)
-    shown = np.where(looks > 0, y * size + x, size * size)
-    shown[:, _OWN] = size * size + 1
-    table = ViewTable(shown, _wall_distances(looks), ahead, moves)
-    for array in vars(table).values():
+    x = (cell % width)[:, None] + dx[:, None] * forward - dy[:, None] * right
+    y = (cell // width)[:, None] + dy[:, None] * forward + dx[:, None] * right
+    has_doors = columns * rows > 1
+    if has_doors:
+        seen, walls = (x >= 0) & (x < width) & (y >= 0) & (y < height), np.zeros((0, len(_RAYS)), dtype=np.uint8)
+    else:
+        looks = _empty_looks(size)
+        seen, walls = looks > 0, _wall_distances(looks)
+    shown = np.where(seen, y * width + x, num_cells)
+    shown[:, _OWN] = num_cells + 1
+    for array in (shown, walls, ahead, moves):
         array.flags.writeable = False
-    return table
+    return ViewTable(width, has_doors, shown, walls, ahead, moves)
+
+
+def look_around(cells: np.ndarray, bases: np.ndarray, poses: np.ndarray, table: ViewTable) -> tuple[np.ndarray, np.ndarray]:
+    """What agents see.
+
+    Args:
+        cells: As of ``views_of``.
+        bases: As of ``views_of``.
+        poses: ``(n,)`` int64.
+        table: Of the room.
+
+    Returns:
+        Looks ``(n, 49)``, and ``(n, 3)`` uint8: distance of the wall ahead, to the left and to the right, plus 2; 0 where another thing is seen
+        first, or nothing.
+    """
+    looks = views_of(cells, bases, poses, table)
+    if not table.has_doors:
+        things = np.stack([looks[:, ray].max(axis=1) > WALL for ray in _RAYS], axis=1)
+        return looks, np.where(things, np.uint8(0), table.walls.take(poses, axis=0))
+    looks *= _lit_cells(looks)
+    walls = np.zeros((len(looks), len(_RAYS)), dtype=np.uint8)
+    for place, ray in enumerate(_RAYS):
+        outwards = looks[:, _outwards(ray)]
+        first = (outwards > EMPTY).argmax(axis=1)
+        walls[:, place] = np.where(outwards[np.arange(len(looks)), first] == WALL, first + 1 + WALL, 0)
+    return looks, walls
+
+
+def _lit_cells(looks: np.ndarray) -> np.ndarray:
+    """``(n, 49)`` uint8, 1 where minigrid lets the agent see: from the agent's row on, each row lights the one behind it."""
+    opaque = _OPAQUE.take(looks)
+    opaque[:, _OWN] = 0
+    rows = np.packbits(opaque.reshape(-1, VIEW, VIEW), axis=1, bitorder="little")[:, 0]
+    lit = np.full(len(looks), 1 << VIEW // 2, dtype=np.int64)
+    seen = np.zeros((len(looks), 1, VIEW), dtype=np.uint8)
+    for y in range(VIEW - 1, -1, -1):
+        seen[:, 0, y], lit = _LIGHT[:, lit << VIEW | rows[:, y]]
+    return np.unpackbits(seen, axis=1, count=VIEW, bitorder="little").reshape(-1, _CELLS)
 
 
 def views_of(cells: np.ndarray, bases: np.ndarray, poses: np.ndarray, table: ViewTable) -> np.ndarray:
@@ -100,13 +150,12 @@ class Sentences:
         """Sentences of each view, as ``describe`` gives them.
 
         Args:
-            looks: ``(n, 49)``, as ``views_of`` gives them.
-            walls: ``(n, 3)``, as in ``ViewTable``. A thing between the agent and the wall keeps the wall from being mentioned.
+            looks: ``(n, 49)``, as ``look_around`` gives them.
+            walls: ``(n, 3)``, likewise.
         """
         said = np.empty((len(looks), _LEADING + _CELLS), dtype=np.uint8)
         said[:, 0] = looks[:, _OWN]
-        for place, ray in enumerate(_RAYS):
-            said[:, 1 + place] = walls[:, place] * (looks[:, ray].max(axis=1) <= WALL)
+        said[:, 1:_LEADING] = walls
         said[:, _LEADING:] = looks
         said[:, _LEADING + _OWN] = 0
         spoken = np.flatnonzero(said > WALL)
@@ -119,12 +168,30 @@ class Sentences:
 _CODES = view_codes()
 
 
+def _opaque_looks() -> np.ndarray:
+    """``(64,)`` uint8, 1 for walls and doors that are not open; what lies beyond the map counts as wall."""
+    opaque = np.zeros(LOOK + 1, dtype=np.uint8)
+    opaque[[UNSEEN, WALL]] = 1
+    opaque[FIRST_DOOR:NUM_LOOKS] = [state >= CLOSED for state in range(OPEN, OPEN + 3)] * ((NUM_LOOKS - FIRST_DOOR) // 3)
+    return opaque
+
+
+def _light_table() -> np.ndarray:
+    """``(2, 2**14)`` int64: of each row's light and opaque cells, what is seen in it and what it lights behind it, all as bits."""
+    pairs = [light(lit, opaque, VIEW) for lit in range(1 << VIEW) for opaque in range(1 << VIEW)]
+    return np.array([[sum(1 << column for column in columns) for columns, _ in pairs], [behind for _, behind in pairs]])
+
+
+_OPAQUE, _LIGHT = _opaque_looks(), _light_table()
+
+
 @cache
 def _all_sentences(language: Language) -> np.ndarray:
-    """Every sentence, at place ``32 * column + look``: what is carried, three walls (by distance plus 2), then things cell by cell."""
+    """Every sentence, at place ``64 * column + look``: what is carried, three walls (by distance plus 2), then things cell by cell."""
     texts = np.empty((_LEADING + _CELLS) * _PER_CELL, dtype=object)
     for look in range(WALL + 1, NUM_LOOKS):
-        texts[look] = _only_sentence(_OWN, look, language)
+        if look < FIRST_DOOR:
+            texts[look] = _only_sentence(_OWN, look, language)
         for cell in range(_CELLS):
             if cell != _OWN:
                 texts[(_LEADING + cell) * _PER_CELL + look] = _only_sentence(cell, look, language)

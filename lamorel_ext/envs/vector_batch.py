@@ -1,4 +1,4 @@
-"""Single-room levels for many environments at once: a step is a handful of operations on arrays over all of them."""
+"""Levels in one room, and in one room with doors, for many environments at once: a step is a handful of operations on arrays over all of them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lamorel_ext.envs.babyai_text import NUM_ACTIONS
-from lamorel_ext.envs.batch_checks import EpisodeSeed, checked_actions, read_state
+from lamorel_ext.envs.batch_checks import EpisodeSeed, checked_actions, read_episodes
 from lamorel_ext.envs.describe import Language
 from lamorel_ext.envs.episodes import ComingEpisodes
 from lamorel_ext.envs.level_copies import LevelCopy
 from lamorel_ext.envs.room_expert import knows_paths, path_actions
 from lamorel_ext.envs.room_levels import room_level
-from lamorel_ext.envs.room_views import Sentences, images_of, views_of
+from lamorel_ext.envs.room_views import Sentences, images_of, look_around
 from lamorel_ext.envs.rooms import Rooms
 from lamorel_ext.errors import CheckpointError, LevelError
 from lamorel_ext.types import ObservationBatch, StepBatch
@@ -40,7 +39,7 @@ class VectorBatch:
     ) -> None:
         rules = room_level(level, num_distractors)
         if rules is None:
-            raise LevelError(f"the vector backend knows single-room levels without doors, not {level}")
+            raise LevelError(f"the vector backend knows levels that lie in one room, with doors or without, not {level}")
         self.num_envs = num_envs
         self.level = rules
         self.episode_seed = episode_seed
@@ -105,17 +104,15 @@ class VectorBatch:
         Raises:
             CheckpointError: The state is of another batch.
         """
-        episodes, lengths, actions, experts = read_state(state, self.num_envs, "episodes", "lengths", "actions", "experts")
-        complete = len(episodes) == len(lengths) == self.num_envs and len(experts) == 2 * self.num_envs and sum(lengths) == len(actions)
-        if not complete or min(episodes + lengths + actions) < 0 or max(actions, default=0) >= NUM_ACTIONS:
-            raise CheckpointError(f"the saved state is not of {self.num_envs} environments of this level")
-        if max(lengths) >= self.level.max_steps:
-            raise CheckpointError("the saved actions end an episode too early; is it another level?")
-        self._episodes[:] = episodes
+        saved = read_episodes(state, self.num_envs)
+        lengths = np.array([len(episode.actions) for episode in saved])
+        self._episodes[:] = [episode.episode for episode in saved]
         self._start(np.arange(self.num_envs))
-        self._replay(np.array(lengths), np.array(actions, dtype=np.int64))
-        for row in range(self.num_envs):
-            self._bring_bot_back(row, range(experts[2 * row], experts[2 * row + 1] + 1))
+        if (lengths >= self.rooms.limits).any():
+            raise CheckpointError("the saved actions end an episode too early; is it another level?")
+        self._replay(lengths, np.array([action for episode in saved for action in episode.actions], dtype=np.int64))
+        for row, episode in enumerate(saved):
+            self._bring_bot_back(row, episode.consulted)
         self._running = True
         return self._observe()
 
@@ -160,8 +157,6 @@ class VectorBatch:
     def _bring_bot_back(self, row: int, asked: range) -> None:
         """Ask the bot where it was asked without a gap, so that it knows what it knew."""
         self._copies[row] = None
-        if len(asked) == 0 or asked[0] < 0:
-            return
         steps = int(self.rooms.steps[row])
         for t in asked:
             self.rooms.steps[row] = t
@@ -175,8 +170,7 @@ class VectorBatch:
     def _look(self, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """What is seen in some rooms, and how far their walls are."""
         rooms = self.rooms
-        poses = rooms.poses[rows]
-        return views_of(rooms.flat, rooms.bases[rows], poses, rooms.table), rooms.table.walls.take(poses, axis=0)
+        return look_around(rooms.flat, rooms.bases[rows], rooms.poses[rows], rooms.table)
 
     def _observe(self) -> ObservationBatch:
         looks, walls = self._look(slice(None))

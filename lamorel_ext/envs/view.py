@@ -30,7 +30,7 @@ def symbolic_view(env: MiniGridEnv) -> np.ndarray:
     lit = 1 << size // 2
     for y in range(size - 1, -1, -1):
         cells, opaque = _row(env, size - 1 - y, size // 2)
-        columns, lit = _light(lit, opaque, size) if not env.see_through_walls else (range(size), lit)
+        columns, lit = light(lit, opaque, size) if not env.see_through_walls else (range(size), lit)
         for column in columns:
             cell, start = cells[column], 3 * (column * size + y)
             image[start : start + 3] = _EMPTY if cell is None else _CODE_BEYOND if cell is _BEYOND else bytes(cell.encode())
@@ -58,7 +58,7 @@ def _row(env: MiniGridEnv, ahead: int, half: int) -> tuple[list[Any], int]:
 
 
 @cache
-def _light(lit: int, opaque: int, size: int) -> tuple[Sequence[int], int]:
+def light(lit: int, opaque: int, size: int) -> tuple[Sequence[int], int]:
     """minigrid's visibility within one row.
 
     Args:
