@@ -11,12 +11,15 @@ from lamorel_ext.config import Config, LamorelArgs
 from lamorel_ext.envs.levels import level_spec, make_level
 from lamorel_ext.errors import ConfigError, LevelError
 from lamorel_ext.models.loading import load_host
-from lamorel_ext.models.module_functions import ValueHead
+from lamorel_ext.models.module_functions import ActionHeads, ValueHead
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.distributed import launched_role
 from lamorel_ext.rpc.runtime import connect
 from lamorel_ext.rpc.topology import Placement, Role
 from lamorel_ext.server.runtime import Hosted, in_process, serve
+from lamorel_ext.student.action_heads import ACTION_HEADS
+from lamorel_ext.student.guidance import NUM_ACTIONS
+from lamorel_ext.student.llm_policy import VALUE
 from lamorel_ext.types import LlmClient
 from lamorel_ext.updaters import make_updaters
 
@@ -64,7 +67,7 @@ def check_level(config: Config) -> None:
 
 
 def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
-    """Load the model with its value head, and make the updaters.
+    """Load the model with its heads, and make the updaters.
 
     Raises:
         ModelLoadError: The model cannot be had.
@@ -72,7 +75,9 @@ def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
     llm = args.llm_args
     use_threads(llm.num_threads)
     disable_progress_bar()  # one per checkpoint would bury the log
-    host = load_host(llm, torch.device(placement.device), {"value": ValueHead(llm.value_head_hidden)})
+    width = llm.value_head_hidden
+    heads = {VALUE: ValueHead(width), ACTION_HEADS: ActionHeads(width, NUM_ACTIONS)}
+    host = load_host(llm, torch.device(placement.device), heads)
     return Hosted(host, make_updaters())
 
 

@@ -79,7 +79,7 @@ class LlmArgs:
         max_prompt_tokens: A longer prompt is refused; null takes the model's own limit where it has one.
         cache_size: Answers remembered between two updates; 0 switches the memory off.
         num_threads: Threads of one server for PyTorch; 0 leaves PyTorch's choice.
-        value_head_hidden: Width of the value head's two hidden layers.
+        value_head_hidden: Width of the two hidden layers of the value head, and of the action heads.
     """
 
     model_type: Literal["auto", "seq2seq", "causal"] = "auto"
@@ -759,8 +759,6 @@ def _impossible_llm(config: Config) -> list[str]:
         problems.append(f"arm.weights: must be pretrained where no LLM takes part, got {arm.weights}")
     if arm.weights == "embeddings" and not config.lamorel_args.llm_args.pretrained:
         problems.append("arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is false, got embeddings")
-    if arm.weights != "pretrained" and config.feedback_trains and feedback.kl_coef:
-        problems.append(f"feedback.kl_coef: must be 0 where arm.weights is {arm.weights}: it measures from what was loaded")
     return problems
 
 

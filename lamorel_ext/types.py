@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 Scalar = bool | int | float | str
 """What an option of a request may be."""
+
+Weights = Literal["pretrained", "embeddings", "fresh"]
+"""What an LLM starts from, see ``ResetRequest``."""
 
 
 # --- environments ----------------------------------------------------------------------------------------------------
@@ -206,9 +209,18 @@ class UpdateResult:
 
 @dataclass(frozen=True)
 class ResetRequest:
-    """Go back to the weights that were loaded at start; heads and optimisers start anew from ``seed``."""
+    """Start anew: the LLM's weights go back to where a run begins, heads and optimisers start from ``seed``.
+
+    Attributes:
+        seed: Of everything that is drawn.
+        weights: ``pretrained`` the weights that were loaded, ``fresh`` weights of the same shape drawn from ``seed``, ``embeddings`` those with
+            the loaded token embeddings.
+        unused: Names of module functions that take no part until the next reset: neither trained nor saved. Unknown names do no harm.
+    """
 
     seed: int
+    weights: str = "pretrained"
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -308,7 +320,7 @@ class LlmClient(Protocol):
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult: ...
 
-    def reset(self, seed: int) -> None: ...
+    def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None: ...
 
     def save(self, folder: str) -> None: ...
 

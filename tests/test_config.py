@@ -243,7 +243,6 @@ def test_an_impossible_value_is_named_with_its_key(override: str, message: str) 
             ("arm=llm_policy", "arm.weights=embeddings", "lamorel_args.llm_args.pretrained=false"),
             "arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is false",
         ),
-        (("arm.weights=fresh", "feedback.kl_coef=0.1"), "feedback.kl_coef: must be 0 where arm.weights is fresh"),
         (("drrn.batch_size=10", "drrn.replay_size=9"), "drrn.replay_size: must be at least drrn.batch_size=10, got 9"),
         (("guidance.vocabulary=free", "feedback.kl_coef=0.1"), "feedback.entropy_coef and feedback.kl_coef must be 0"),
     ],

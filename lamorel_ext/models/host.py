@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import transformers
@@ -18,15 +18,16 @@ from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import RequestError
 from lamorel_ext.models.answers import Answer, Answerer, Question, distinct, join
 from lamorel_ext.models.engines import make_engine, unwrap
+from lamorel_ext.models.fresh import draw_model
 from lamorel_ext.models.generation import Generator
 from lamorel_ext.models.memory import Memory
 from lamorel_ext.models.module_functions import BaseModuleFunction
 from lamorel_ext.models.plain import PlainForward
 from lamorel_ext.models.scoring import Scorer
-from lamorel_ext.models.ties import config_values
+from lamorel_ext.models.ties import config_values, has_own_head
 from lamorel_ext.models.tokens import TextEncoder
 from lamorel_ext.models.weights import copy_into, distinct_tensors, read_tensors, write_tensors, written_whole
-from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar, ScoreResult
+from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar, ScoreResult, Weights
 
 MODEL_FILE = "model.safetensors"
 MODULES_FILE = "modules.safetensors"
@@ -70,8 +71,10 @@ class ModelHost(nn.Module):
         self._generator = Generator(unwrap(model), tokenizer, self._encoder, self._answerer.scorer)
         self._memory: Memory[tuple[Question, tuple[str, ...], bool], Answer] = Memory(args.cache_size)
         self._remembered_at = self._stamp()
+        self._start: Mapping[str, Tensor] = self._initial
         self._reference: Answerer | None = None
         self._reference_memory: Memory[Question, Answer] = Memory(args.cache_size)
+        self._unused: frozenset[str] = frozenset()
 
     @property
     def device(self) -> torch.device:
@@ -144,7 +147,7 @@ class ModelHost(nn.Module):
         return ScoreResult(log_probs, counts, results, stats)
 
     def reference_log_probs(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> Tensor:
-        """Scores under the weights that were loaded at start, ``(sum(counts),)``; without gradient, and remembered for good.
+        """Scores under the weights of the start, or those of the last reset, ``(sum(counts),)``; without gradient, and remembered for good.
 
         Raises:
             RequestError: As in ``score``.
@@ -173,12 +176,13 @@ class ModelHost(nn.Module):
     # --- training --------------------------------------------------------------------------------------------------------
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Parameters of model and module functions that take gradients, in a stable order."""
+        """Parameters of model and module functions in use that take gradients, in a stable order."""
         return [parameter for _, parameter in self.named_trainable_parameters()]
 
     def named_trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The same with their names."""
-        return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        unused = tuple(f"module_functions.{name}." for name in self._unused)
+        return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad and not name.startswith(unused)]
 
     def weights_changed(self) -> None:
         """To be called after each change of the weights: what was remembered of the old ones is forgotten."""
@@ -188,9 +192,23 @@ class ModelHost(nn.Module):
         """Drop the answers remembered under the present weights."""
         self._memory.clear()
 
-    def reset(self, seed: int) -> None:
-        """Go back to the model weights of the start; draw the module functions anew. Parameters stay the same objects."""
-        copy_into(self.model, self._initial)
+    def reset(self, seed: int, weights: Weights = "pretrained", unused: Iterable[str] = ()) -> None:
+        """Go back to the model weights of the start, or to fresh ones; draw the module functions anew. Parameters stay the same objects.
+
+        Args:
+            seed: Of everything that is drawn.
+            weights: See ``ResetRequest``.
+            unused: Names of module functions that are neither trained nor saved until the next reset.
+
+        Raises:
+            RequestError: Fresh weights of a model with adapters, or no such kind of weights; nothing was changed.
+        """
+        start = self._initial if weights == "pretrained" else self._fresh_weights(seed, weights)
+        if start is not self._start:
+            self._start, self._reference = start, None
+            self._reference_memory.clear()
+        copy_into(self.model, start)
+        self._unused = frozenset(unused)
         self._initialize_modules(seed, anew=True)
         self.weights_changed()
 
@@ -205,7 +223,7 @@ class ModelHost(nn.Module):
         inner = unwrap(self.model)
         with written_whole(Path(folder)) as scratch:
             write_tensors(self.model, scratch / MODEL_FILE)
-            write_tensors(self.module_functions, scratch / MODULES_FILE)
+            write_tensors(self._modules_in_use(), scratch / MODULES_FILE)
             (scratch / "config.json").write_text(json.dumps(config_values(inner), indent=2, sort_keys=True) + "\n", encoding="utf-8")
             if getattr(inner, "generation_config", None) is not None:
                 inner.generation_config.save_pretrained(scratch)
@@ -218,9 +236,9 @@ class ModelHost(nn.Module):
             CheckpointError: A file is missing, corrupt or of another model; the message names it.
         """
         values = read_tensors(self.model, Path(folder) / MODEL_FILE)
-        modules = read_tensors(self.module_functions, Path(folder) / MODULES_FILE)
+        modules = read_tensors(self._modules_in_use(), Path(folder) / MODULES_FILE)
         copy_into(self.model, values)
-        copy_into(self.module_functions, modules)
+        copy_into(self._modules_in_use(), modules)
         self.weights_changed()
 
     def info(self) -> dict[str, Scalar]:
@@ -246,17 +264,32 @@ class ModelHost(nn.Module):
             functions[name] = function
         return functions
 
+    def _modules_in_use(self) -> nn.ModuleDict:
+        return nn.ModuleDict({name: function for name, function in self.module_functions.items() if name not in self._unused})
+
+    def _fresh_weights(self, seed: int, weights: str) -> dict[str, Tensor]:
+        """Freshly drawn weights of this model's shape, in its precision."""
+        if weights not in ("fresh", "embeddings"):
+            raise RequestError(f"weights can be pretrained, fresh or embeddings, got {weights!r}")
+        model: Any = self.model
+        if unwrap(model) is not model:
+            raise RequestError("fresh weights cannot be drawn for a model with adapters: only the adapters' own weights are trained")
+        name = next(name for name, tensor in model.named_parameters() if tensor is model.get_input_embeddings().weight)
+        kept = self._initial[name] if weights == "embeddings" else None
+        drawn = draw_model(lambda: type(model)(copy.deepcopy(model.config)), seed, has_own_head(model), kept)
+        return {name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in distinct_tensors(drawn).items()}
+
     def _make_answerer(self, model: PreTrainedModel) -> Answerer:
         size, inner = self.args.minibatch_size, unwrap(model)
         plain = PlainForward(inner, self.model_type == "seq2seq", size)
         return Answerer(self._encoder, Scorer(make_engine(model, size), size, self.score_dtype), plain, self.args.pre_encode_inputs)
 
     def _frozen_copy(self) -> PreTrainedModel:
-        """A model of its own with the initial weights; on the CPU it is the remembered initial tensors themselves, not one more copy."""
+        """A model of its own with the weights of the start; on the CPU it is the remembered tensors themselves, not one more copy."""
         held: dict[int, object] = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if name in self._initial:
-                value = self._initial[name].to(tensor.device)
+            if name in self._start:
+                value = self._start[name].to(tensor.device)
                 held[id(tensor)] = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
         return copy.deepcopy(self.model, held).requires_grad_(False).eval()
 

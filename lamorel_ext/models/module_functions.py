@@ -44,20 +44,21 @@ class BaseModuleFunction(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must write forward()")
 
 
-class ValueHead(BaseModuleFunction):
-    """The critic of GLAM (Carta et al. 2023, arXiv 2302.02662): two hidden layers with sigmoids on the state that predicts the first token.
+class StateHead(BaseModuleFunction):
+    """A head in the form of GLAM's (Carta et al. 2023, arXiv 2302.02662): two hidden layers with sigmoids on the state that predicts the first token.
 
     That state is the first of the decoder, or the last of the prompt in a decoder-only model. Computed in float32 at least.
 
     Args:
         hidden_size: Width of the two hidden layers.
+        outputs: Numbers that it gives.
     """
 
     needs = "state"
 
-    def __init__(self, hidden_size: int = 1024) -> None:
+    def __init__(self, hidden_size: int, outputs: int) -> None:
         super().__init__()
-        self.hidden_size = hidden_size
+        self.hidden_size, self.outputs = hidden_size, outputs
         self.layers = nn.Sequential()
 
     def initialize(self) -> None:
@@ -65,15 +66,29 @@ class ValueHead(BaseModuleFunction):
         dtype = torch.float64 if getattr(self.llm_config, "dtype", None) == torch.float64 else torch.float32
         wide = self.hidden_size
         self.layers = nn.Sequential(
-            nn.Linear(state_size(self.llm_config), wide), nn.Sigmoid(), nn.Linear(wide, wide), nn.Sigmoid(), nn.Linear(wide, 1)
+            nn.Linear(state_size(self.llm_config), wide), nn.Sigmoid(), nn.Linear(wide, wide), nn.Sigmoid(), nn.Linear(wide, self.outputs)
         ).to(self.device, dtype)  # fmt: skip
 
     def forward(self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any) -> Tensor:
-        """``(n, 1)`` values."""
+        """``(n, outputs)``."""
         key = "decoder_hidden_states" if "decoder_hidden_states" in forward_outputs else "hidden_states"
         state: Tensor = forward_outputs[key][-1][:, 0]
         values: Tensor = self.layers(state.to(next(self.layers.parameters()).dtype))
         return values
+
+
+class ValueHead(StateHead):
+    """The critic: one value per prompt. See ``StateHead``."""
+
+    def __init__(self, hidden_size: int = 1024) -> None:
+        super().__init__(hidden_size, 1)
+
+
+class ActionHeads(StateHead):
+    """A policy without texts: a logit for each action, in the order of the action texts. See ``StateHead``."""
+
+    def __init__(self, hidden_size: int = 1024, num_actions: int = 6) -> None:
+        super().__init__(hidden_size, num_actions)
 
 
 def state_size(config: Any) -> int:

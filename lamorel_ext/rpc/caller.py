@@ -34,6 +34,7 @@ from lamorel_ext.types import (
     ScoreResult,
     UpdateRequest,
     UpdateResult,
+    Weights,
 )
 
 A = TypeVar("A", ScoreResult, GenerateResult, UpdateResult, InfoResult, Done)
@@ -136,9 +137,9 @@ class Caller:
         """Apply an updater to a whole batch on all servers. Raises as ``score_batch``."""
         return merge_update(self._update(request))
 
-    def reset(self, seed: int) -> None:
-        """Bring back the weights of the start; heads and optimisers start anew from ``seed``."""
-        self._everywhere(ResetRequest(seed))
+    def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None:
+        """Bring back the weights of the start, or draw fresh ones; heads and optimisers start anew from ``seed``. See ``ResetRequest``."""
+        self._everywhere(ResetRequest(seed, weights, unused))
 
     def save(self, folder: str) -> None:
         """Let the first server write weights, heads and optimiser states below ``folder``, a path on its machine."""

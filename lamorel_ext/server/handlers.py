@@ -48,7 +48,7 @@ class Host(Protocol):
 
     def generate(self, request: GenerateRequest) -> GenerateResult: ...
 
-    def reset(self, seed: int) -> None: ...
+    def reset(self, seed: int, weights: Any = "pretrained", unused: tuple[str, ...] = ()) -> None: ...
 
     def save(self, folder: Path) -> None: ...
 
@@ -144,12 +144,12 @@ def update(desk: Desk, request: UpdateRequest) -> UpdateResult:
 
 
 def reset(desk: Desk, request: ResetRequest) -> Done:
-    """Bring back the weights of the start."""
+    """Bring back the weights of the start, or draw fresh ones."""
 
     def work() -> None:
         desk.known_version = None
         with desk.random_state:
-            desk.host.reset(request.seed)
+            desk.host.reset(request.seed, request.weights, request.unused)
             for updater in desk.updaters.values():
                 updater.reset(request.seed)
 

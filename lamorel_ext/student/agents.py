@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.student.action_heads import ActionHeadsAgent
 from lamorel_ext.student.actors import ExpertActor, UniformActor
 from lamorel_ext.student.cloning import CloningAgent
 from lamorel_ext.student.drrn import DrrnAgent
@@ -56,7 +57,9 @@ def make_agent(config: Config, llm: LlmClient | None) -> Agent:
     if kind in ("llm_policy", "cloning"):
         if llm is None:
             raise ConfigError(f"arm.agent: {kind} needs an LLM server")
-        return LlmPolicyAgent(llm, config.ppo) if kind == "llm_policy" else CloningAgent(llm, config.cloning)
+        if kind == "cloning":
+            return CloningAgent(llm, config.cloning)
+        return ActionHeadsAgent(llm, config.ppo) if config.arm.action_heads else LlmPolicyAgent(llm, config.ppo)
     seed = int(make_rng(config.run.seed, "weights").integers(2**31))
     if kind == "drrn":
         return DrrnAgent(config.drrn, seed)

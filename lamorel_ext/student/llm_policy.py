@@ -18,7 +18,8 @@ from lamorel_ext.types import LlmClient, Scalar, ScoreRequest, ScoreResult, Upda
 
 PPO_STATS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "initial_ratio_error", "grad_norm")
 """Numbers of the servers' PPO update that are recorded."""
-_VALUE = "value"
+VALUE = "value"
+"""Name of the module function that is the critic."""
 
 
 class LlmPolicyAgent:
@@ -51,8 +52,8 @@ class LlmPolicyAgent:
 
     def values(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
-        request = ScoreRequest(scene.shown, (), (_VALUE,), score=False)
-        values: np.ndarray = self._llm.score_batch(request).modules[_VALUE].detach().double().reshape(-1).numpy()
+        request = ScoreRequest(scene.shown, (), (VALUE,), score=False)
+        values: np.ndarray = self._llm.score_batch(request).modules[VALUE].detach().double().reshape(-1).numpy()
         return values
 
     def action_probs(self, scene: Scene) -> np.ndarray:
@@ -74,7 +75,7 @@ class LlmPolicyAgent:
 
 
 def _scores_and_values(scene: Scene) -> ScoreRequest:
-    return ScoreRequest(scene.shown, (ACTION_NAMES,) * len(scene), (_VALUE,))
+    return ScoreRequest(scene.shown, (ACTION_NAMES,) * len(scene), (VALUE,))
 
 
 def _decide(request: ScoreRequest, result: ScoreResult, draws: Draws) -> Decision:
@@ -83,7 +84,7 @@ def _decide(request: ScoreRequest, result: ScoreResult, draws: Draws) -> Decisio
     actions = sample_rows(log_probs, draws.actions)
     taken = log_probs[np.arange(len(actions)), actions]
     said = Said(request.prompts, request.candidates, actions, taken, entropies(log_probs), summed_scores(result))
-    return Decision(actions, taken, modules[_VALUE].reshape(-1), said)
+    return Decision(actions, taken, modules[VALUE].reshape(-1), said)
 
 
 def ppo_request(rollout: Rollout, args: PpoArgs, seed: int) -> UpdateRequest:

@@ -15,6 +15,7 @@ from lamorel_ext.types import (
     ScoreResult,
     UpdateRequest,
     UpdateResult,
+    Weights,
 )
 
 
@@ -68,9 +69,9 @@ class MeteredClient:
         self.count(request.prompts, result.stats.get("scored_tokens", 0.0))
         return result
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None:
         """See ``LlmClient``."""
-        self._llm.reset(seed)
+        self._llm.reset(seed, weights, unused)
 
     def save(self, folder: str) -> None:
         """See ``LlmClient``."""

@@ -18,6 +18,7 @@ from lamorel_ext.types import (
     ScoreResult,
     UpdateRequest,
     UpdateResult,
+    Weights,
 )
 
 Texts = tuple[str, ...]
@@ -68,9 +69,9 @@ class RewordedClient:
         """See ``LlmClient``."""
         return self._llm.update_batch(self._reworded(request))
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None:
         """See ``LlmClient``."""
-        self._llm.reset(seed)
+        self._llm.reset(seed, weights, unused)
 
     def save(self, folder: str) -> None:
         """See ``LlmClient``."""

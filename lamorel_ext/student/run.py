@@ -13,6 +13,7 @@ import numpy as np
 
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError
+from lamorel_ext.student.action_heads import ACTION_HEADS
 from lamorel_ext.student.agents import make_agent
 from lamorel_ext.student.building import EnvFactory, make_evaluator, make_prompted_env
 from lamorel_ext.student.edge import FeedbackEdge
@@ -94,7 +95,8 @@ class TrainingRun:
             CheckpointError: It does not belong to this configuration.
         """
         if self.llm is not None:
-            self.llm.reset(self.config.run.seed)
+            arm = self.config.arm
+            self.llm.reset(self.config.run.seed, arm.weights, () if arm.action_heads else (ACTION_HEADS,))
         if checkpoint is None:
             self._scene = self.env.reset()
         else:

@@ -84,6 +84,10 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         """The candidates that need to be scored, one tuple per sample; here all of them."""
         return request.candidates
 
+    def logits_module(self, options: OptionsT) -> str:
+        """Name of the module function whose logits take the place of the candidates' scores; empty, as here, where the texts are scored."""
+        return ""
+
     def schedule(self, total: int, options: OptionsT) -> Iterable[Minibatch]:
         """The minibatches, one optimiser step each; here one of everything."""
         return [Minibatch(0, 0, 1, torch.arange(total))]
@@ -222,7 +226,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
 
     def _accumulate(self, batch: Batch, chunk: Chunk, size: int, options: OptionsT) -> Tensor:
         """Add a chunk's share to the gradients; gives its share of the sums ``(len(terms) + len(COUNTERS),)``."""
-        scored, counts = score_chunk(self._host, chunk, self.modules, self.uses_reference)
+        scored, counts = score_chunk(self._host, chunk, self.modules, self.uses_reference, self.logits_module(options))
         terms = self.loss(scored, {key: _like(scored.scores, values[chunk.rows]) for key, values in batch.data.items()}, options)
         share = terms["loss"].sum() / size
         if share.requires_grad:  # not where every candidate is the empty text, whose score is the constant 0

@@ -33,6 +33,7 @@ class PPOOptions:
         minibatch_size: Samples of an optimiser step, over all servers.
         gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means the whole minibatch.
         seed: Fixes the shuffling.
+        policy_module: Module function that gives a logit per candidate, in the candidates' order; empty takes the scores of their texts.
     """
 
     lr: float = option(1e-6, at_least=0.0)
@@ -45,6 +46,7 @@ class PPOOptions:
     value_loss_coef: float = option(0.5, at_least=0.0)
     max_grad_norm: float = option(0.5, above=0.0, finite=False)
     seed: int = option(0, at_least=0)
+    policy_module: str = ""
 
 
 class PPOUpdater(CandidateUpdater[PPOOptions]):
@@ -73,6 +75,10 @@ class PPOUpdater(CandidateUpdater[PPOOptions]):
     def data_spec(self, options: PPOOptions) -> DataSpec:
         """See the class."""
         return DataSpec(("actions",), ("old_log_probs", "advantages", "returns", "values"))
+
+    def logits_module(self, options: PPOOptions) -> str:
+        """As the options say."""
+        return options.policy_module
 
     def schedule(self, total: int, options: PPOOptions) -> Iterable[Minibatch]:
         """Shuffled minibatches."""

@@ -63,8 +63,9 @@ class FakeHost:
         total = sum(lengths)
         return GenerateResult(texts, torch.arange(total), torch.full((total,), 0.5).log(), lengths, {"tokens": float(total)})
 
-    def reset(self, seed: int) -> None:
-        self.log.append(f"reset {seed}")
+    def reset(self, seed: int, weights: str = "pretrained", unused: tuple[str, ...] = ()) -> None:
+        start = "" if weights == "pretrained" and not unused else f" {weights} without {', '.join(unused)}"
+        self.log.append(f"reset {seed}{start}")
         self.weight = 0.0
         self.weights_version += 1
 

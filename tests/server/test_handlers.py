@@ -81,6 +81,12 @@ def test_only_the_first_server_writes_and_every_server_reads(tmp_path: Path) -> 
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.txt")) == ["model/weight.txt", "updaters/sum/seed.txt"]
 
 
+def test_every_server_hears_what_a_reset_starts_from() -> None:
+    with servers(2) as (caller, hosts):
+        caller.reset(5, "fresh", ("actions", "other"))
+        assert [host.log for host in hosts] == [["reset 5 fresh without actions, other"]] * 2
+
+
 def test_a_save_that_fails_leaves_the_earlier_one_whole(tmp_path: Path) -> None:
     folder = tmp_path / "state"
 

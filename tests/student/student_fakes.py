@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lamorel_ext.config import ArmArgs, Config, EnvArgs, FeedbackArgs, GuidanceArgs, PpoArgs, RunArgs, StudentArgs
+from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.types import (
     GenerateRequest,
     GenerateResult,
@@ -124,9 +125,7 @@ class TableLlm:
         asked = list(zip(request.prompts, request.candidates, strict=True)) if request.score else []
         known = {(prompt, texts): [self._score(prompt, text) for text in texts] for prompt, texts in set(asked)}
         log_probs = [score for pair in asked for score in known[pair]]
-        modules = {
-            name: torch.tensor([[self.values.get(p, 0.0)] for p in request.prompts], dtype=torch.float32) for name in request.modules
-        }
+        modules = {name: torch.tensor([self._head(name, p) for p in request.prompts], dtype=torch.float32) for name in request.modules}
         counts = tuple(len(texts) for texts in request.candidates) if request.score else (0,) * n
         stats = {"tokens": float(sum(len(p.split()) for p in request.prompts))}
         return ScoreResult(torch.tensor(log_probs, dtype=torch.float32), counts, modules, stats)
@@ -158,8 +157,9 @@ class TableLlm:
                 )
         return UpdateResult({"loss": 0.5, "grad_norm": 1.0, "kl": 0.25, "entropy": 1.0, "log_prob": -1.0, "scored_tokens": 7.0})
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, weights: str = "pretrained", unused: tuple[str, ...] = ()) -> None:
         self.reset_seeds.append(seed)
+        self.started_from = (weights, unused)
         self.scores.clear()
         self.values.clear()
 
@@ -178,6 +178,10 @@ class TableLlm:
 
     def updates(self) -> list[UpdateRequest]:
         return [request for request in self.requests if isinstance(request, UpdateRequest)]
+
+    def _head(self, name: str, prompt: str) -> list[float]:
+        """The value of a prompt, or logits for its actions: the scores of their texts."""
+        return [self._score(prompt, text) for text in ACTION_NAMES] if name == "actions" else [self.values.get(prompt, 0.0)]
 
     def _score(self, prompt: str, text: str) -> float:
         default = zlib.crc32(f"{prompt}|{text}".encode()) % 100 / 100 - 1.0 + self._strength * (text == self._favourite)

@@ -58,6 +58,7 @@ def test_exact_evaluation_gives_the_numbers_known_of_the_level(actor, success, e
         {"arm": ArmArgs(teacher="none")},
         {"arm": ArmArgs(teacher="random")},
         {"arm": ArmArgs(teacher="oracle")},
+        {"arm": ArmArgs(agent="llm_policy", action_heads=True)},
         {"arm": ArmArgs(agent="random")},
         {"arm": ArmArgs(agent="bot")},
         {"arm": ArmArgs(agent="cloning")},

@@ -9,6 +9,7 @@ import torch
 
 from lamorel_ext.student.loop import train
 from lamorel_ext.student.recorder import Checkpoint, MemoryRecorder
+from lamorel_ext.types import ScoreRequest
 from tests.student.student_fakes import TableLlm, make_corridor, small_config
 
 ARMS = {
@@ -30,6 +31,7 @@ ARMS = {
     "student_alone": {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}},
     "teacher_random": {"arm": {"teacher": "random"}, "feedback": {"signal": "none"}},
     "teacher_oracle": {"arm": {"teacher": "oracle"}, "feedback": {"signal": "none"}},
+    "llm_policy heads": {"arm": {"agent": "llm_policy", "action_heads": True, "weights": "fresh"}, "feedback": {"signal": "none"}},
     "random_actions": {"arm": {"agent": "random"}, "feedback": {"signal": "none"}},
     "bot": {"arm": {"agent": "bot"}, "feedback": {"signal": "none"}},
     "drrn": {
@@ -185,6 +187,26 @@ def test_cloning_learns_from_the_experts_actions_and_is_evaluated_acting_alone(t
     facing = ["forward" in prompt for prompt in request.prompts]
     assert request.updater == "supervised" and request.data["targets"].tolist() == [2 if f else 0 for f in facing]
     assert last["llm_calls"] == len(llm.updates()) == 1536 / (16 * 8)  # training asks the LLM nothing
+
+
+def test_a_run_says_what_weights_it_starts_from_and_which_heads_it_needs(tmp_path):
+    for arm, expected in (("llm_policy", ("pretrained", ("actions",))), ("llm_policy heads", ("fresh", ()))):
+        assert run(tmp_path / arm, **ARMS[arm], run={"total_steps": 4})[2].started_from == expected
+
+
+def test_an_llm_with_action_heads_learns_as_one_whose_texts_have_those_scores(tmp_path):
+    # The table's logits are the texts' scores, so that the two must do the same.
+    rows = {}
+    for name, heads in (("texts", False), ("heads", True)):
+        arm = {"agent": "llm_policy", "action_heads": heads}
+        _, recorder, llm = run(tmp_path / name, arm=arm, feedback={"signal": "none"})
+        rows[name] = [{key: value for key, value in row.items() if key != "seconds"} for row in recorder.rows]
+        options = llm.updates()[0].options
+        assert options.get("policy_module") == ("actions" if heads else None)
+        asked = [request for request in llm.requests if isinstance(request, ScoreRequest)]
+        assert {request.score for request in asked} == ({False} if heads else {False, True})
+    for one, other in zip(rows["texts"], rows["heads"], strict=True):
+        assert one == pytest.approx(other, abs=1e-6, nan_ok=True)
 
 
 def test_evaluation_costs_nothing_and_training_is_counted(tmp_path):

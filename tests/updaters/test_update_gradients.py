@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lamorel_ext.errors import RequestError
 from lamorel_ext.types import UpdateRequest
 from lamorel_ext.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, SupervisedUpdater
 from tests.updaters.updater_fakes import FakeHost, feedback_data, make_request, ppo_data
@@ -35,15 +36,16 @@ def gradient_seen(updater: BaseUpdater, host: FakeHost, request: UpdateRequest) 
     return d / (1.0 - d.abs())
 
 
-def plain_gradient(host: FakeHost, request: UpdateRequest, sample_loss: Any) -> Tensor:
-    """Mean loss over samples, each sample scored by itself, one after the other."""
+def plain_gradient(host: FakeHost, request: UpdateRequest, sample_loss: Any, logits: str = "") -> Tensor:
+    """Mean loss over samples, each sample scored by itself, one after the other; ``logits`` names the head that stands in for the scores."""
     host = copy.deepcopy(host)
     losses = []
     for i, (prompt, candidates) in enumerate(zip(request.prompts, request.candidates, strict=True)):
-        result = host.score([prompt], [candidates], modules=("value",), require_grad=True)
+        result = host.score([prompt], [candidates], modules=("value", "actions"), require_grad=True)
+        scores = result.modules[logits][0] if logits else result.log_probs
         reference = host.reference_log_probs([prompt], [candidates])
         row = {key: values[i] for key, values in request.data.items()}
-        losses.append(sample_loss(result.log_probs, result.modules["value"][0, 0], reference, row))
+        losses.append(sample_loss(scores, result.modules["value"][0, 0], reference, row))
     torch.stack(losses).mean().backward()
     return torch.cat([torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in host.parameters()])
 
@@ -92,6 +94,29 @@ def test_ppo_gradient_is_that_of_a_plain_loop_over_samples(chunk: int, dtype: to
     distinct = len(set(zip(request.prompts, request.candidates, strict=True)))
     assert distinct < 11 and sum(host.scored) == distinct
     assert max(host.scored) == (chunk or distinct)
+
+
+def test_ppo_of_action_heads_has_the_gradient_of_a_plain_loop_and_scores_no_text() -> None:
+    host, data = FakeHost(), ppo_data(11)
+    request = make_request("ppo", 11, data, ragged=False, policy_module="actions", gradient_minibatch_size=2, **PPO)
+    exact = UpdateRequest(**{**vars(request), "data": {k: v.double() if v.is_floating_point() else v for k, v in data.items()}})
+    expected = plain_gradient(host, exact, ppo_sample_loss, logits="actions")
+    seen = gradient_seen(PPOUpdater(), host, request)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-9)
+    places = dict(zip([name for name, _ in host.named_parameters()], [p.numel() for p in host.parameters()], strict=True))
+    by_name = dict(zip(places, seen.split(list(places.values())), strict=True))
+    assert by_name["actions.weight"].norm() > 0.01 and by_name["read.weight"].norm() > 0.01 and by_name["speak.weight"].norm() == 0
+
+
+def test_a_head_that_has_not_one_logit_per_candidate_is_refused() -> None:
+    updater, host = PPOUpdater(), FakeHost()
+    updater.set_llm_module(host)
+    before = host.weights()
+    with pytest.raises(RequestError, match=r"module 'actions' must give one logit per candidate, got shape \(2, 4\) for 2 to 4 candidates"):
+        updater.update(make_request("ppo", 11, ppo_data(11), policy_module="actions"))
+    with pytest.raises(RequestError, match=r"module 'value' must give one logit per candidate, got shape \(2, 1\)"):
+        updater.update(make_request("ppo", 11, ppo_data(11), ragged=False, policy_module="value"))
+    assert torch.equal(host.weights(), before)
 
 
 @pytest.mark.parametrize("form", ["reinforce", "unlikelihood", "clipped"])

@@ -22,6 +22,7 @@ def requests_of(n: int) -> list[UpdateRequest]:
         make_request("ppo", n, ppo_data(n), lr=0.02, minibatch_size=3, epochs=2, gradient_minibatch_size=1, max_grad_norm=0.2),
         make_request("feedback", n, feedback_data(n), lr=0.02, entropy_coef=0.1, kl_coef=0.1, loss="clipped"),
         make_request("supervised", n, targets, lr=0.02, minibatch_size=4, epochs=2),
+        make_request("ppo", n, ppo_data(n), ragged=False, lr=0.02, minibatch_size=3, epochs=2, max_grad_norm=0.2, policy_module="actions"),
     ]
 
 
@@ -44,7 +45,7 @@ def train(request: UpdateRequest, size: int, repeats: int = 2, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("n", [10, 2, 1])
-@pytest.mark.parametrize("which", [0, 1, 2], ids=["ppo", "feedback", "supervised"])
+@pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["ppo", "feedback", "supervised", "ppo of action heads"])
 def test_weights_and_statistics_do_not_depend_on_the_number_of_servers(n: int, which: int) -> None:
     request = requests_of(n)[which]
     ((alone, alone_stats),) = train(request, 1)

@@ -35,6 +35,7 @@ class FakeHost(nn.Module):
         self.speak = nn.Linear(WIDTH, WIDTH, dtype=dtype)
         self.value = nn.Linear(WIDTH, 1, dtype=dtype)
         self.spare = nn.Linear(2, 2, dtype=dtype)
+        self.actions = nn.Linear(WIDTH, 4, dtype=dtype)
         generator = torch.Generator().manual_seed(seed)  # threads share the global one
         for parameter in self.parameters():
             parameter.data = (torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5).to(dtype)
@@ -63,10 +64,11 @@ class FakeHost(nn.Module):
                 raise MemoryError("made to fail")
             self.scored.append(len(prompts))
         with torch.set_grad_enabled(require_grad):
-            scores = self._scores(prompts, candidates, self.read, self.speak)
+            scores = self._scores(prompts, candidates, self.read, self.speak) if with_score else torch.zeros(0)
             states = torch.tanh(self.read(torch.stack([text_features(p, self.dtype) for p in prompts])))
             outputs = {name: getattr(self, name)(states) for name in modules}
-        return ScoreResult(scores, tuple(len(c) for c in candidates), outputs, {"tokens": float(len(scores))})
+        counts = tuple(len(c) if with_score else 0 for c in candidates)
+        return ScoreResult(scores, counts, outputs, {"tokens": float(len(scores))})
 
     @torch.no_grad()
     def reference_log_probs(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> Tensor:
