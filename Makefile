@@ -8,7 +8,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo reproduce-small test check bench clean
 
 setup: $(INSTALLED)
 
@@ -22,6 +22,14 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python -m launchers compare --config-name demo $(ARGS)
+
+# Two processes, each with every second run, take less time than one launch with two servers.
+reproduce-small: export OMP_NUM_THREADS = 1
+reproduce-small: setup
+	$(BIN)/python -m experiments.compare --config-name reproduce_small --part 1/2 $(ARGS) & first=$$!; \
+	$(BIN)/python -m experiments.compare --config-name reproduce_small --part 2/2 $(ARGS); second=$$?; \
+	wait $$first && exit $$second
+	$(BIN)/python -m experiments.compare --config-name reproduce_small $(ARGS)
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)

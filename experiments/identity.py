@@ -21,8 +21,8 @@ HOW_IT_RUNS = (
     "lamorel_args.llm_args.num_threads",
 )
 """Keys, and groups of keys, that say how and where a run runs; its numbers do not follow from them."""
-WHICH_ONE = ("run.seed", "arm.name")
-"""Keys that tell runs of one arm, and arms, apart without being part of the method."""
+WHICH_ONE = ("run.seed", "arm.name", "env.name")
+"""Keys that tell runs of one arm, arms, and tasks apart without being part of the method."""
 
 
 def flat(config: Config) -> dict[str, Any]:

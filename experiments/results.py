@@ -58,9 +58,15 @@ class Run:
         """Mean height of a curve over environment steps."""
         return area_under_curve(self.columns[STEPS], self.columns[column], until)
 
-    def steps_to(self, threshold: float) -> float | None:
-        """Environment steps until an evaluation succeeds this often."""
-        return steps_to(self.columns[STEPS], self.columns[SUCCESS], threshold)
+    def area_by(self, cost: str, until: float) -> float:
+        """Mean success over what was spent of ``cost``; where nothing was spent between two evaluations, the later one counts."""
+        spent, success = self.columns[cost], self.columns[SUCCESS]
+        last = np.append(np.diff(spent) > 0, True)
+        return area_under_curve(spent[last], success[last], until)
+
+    def cost_to(self, threshold: float, cost: str = STEPS) -> float | None:
+        """What was spent of ``cost``, environment steps by default, until an evaluation succeeds this often."""
+        return steps_to(self.columns[cost], self.columns[SUCCESS], threshold) if cost in self.columns else None
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,29 @@ class Arm:
     def config(self) -> Config:
         """The configuration, with the seed of the first run."""
         return next(iter(self.runs.values())).config
+
+
+@dataclass(frozen=True)
+class Task:
+    """The runs of one level.
+
+    Attributes:
+        label: Name for people, unlike that of any other task.
+        arms: With labels that are the same for the same arm in other tasks.
+    """
+
+    label: str
+    arms: tuple[Arm, ...]
+
+    @property
+    def until(self) -> float:
+        """Environment steps that areas reach to: the end of the shortest curve, at most the smallest budget."""
+        runs = [run for arm in self.arms for run in arm.runs.values()]
+        return min(min(run.last(STEPS) for run in runs), min(float(run.config.run.total_steps) for run in runs))
+
+    def arm(self, label: str) -> Arm | None:
+        """The arm of this label."""
+        return next((arm for arm in self.arms if arm.label == label), None)
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -148,6 +177,28 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         except ValueError:
             continue
     return columns
+
+
+def group_tasks(runs: Sequence[Run]) -> list[Task]:
+    """Runs grouped by level and number of objects, in the order of ``compare.tasks``, and by arm within each.
+
+    Raises:
+        CheckpointError: Two runs of a task have the same configuration and the same seed.
+    """
+    groups: dict[tuple[str, int | None], list[Run]] = {}
+    tasks = max((run.config.compare.tasks for run in runs), key=len, default=())
+    for run in sorted(runs, key=lambda run: tasks.index(run.config.env.name) if run.config.env.name in tasks else len(tasks)):
+        groups.setdefault((run.config.env.level, run.config.env.num_distractors), []).append(run)
+    names = [members[0].config.env.name or _level_label(*level) for level, members in groups.items()]
+    return [
+        Task(name if names.count(name) == 1 else f"{name} ({_level_label(*level)})", tuple(group_arms(members)))
+        for name, (level, members) in zip(names, groups.items(), strict=True)
+    ]
+
+
+def _level_label(level: str, num_distractors: int | None) -> str:
+    short = level.removeprefix("BabyAI-").removesuffix("-v0")
+    return short if num_distractors is None else f"{short}, {num_distractors} objects"
 
 
 def group_arms(runs: Sequence[Run]) -> list[Arm]:

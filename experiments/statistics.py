@@ -1,8 +1,16 @@
-"""Statistics over seeds, as pure functions: intervals, paired differences, areas under curves.
+"""Statistics over seeds and tasks, as pure functions: intervals, paired differences, areas under curves.
 
-A seed is the unit everywhere: what is resampled is seeds, never episodes or steps, because runs that share a seed share their episodes.
-Sources: Efron and Tibshirani (1993) for the percentile bootstrap; Agarwal et al. (2021, arXiv 2108.13264) for the interquartile mean and the
-probability of improvement; Wilson (1927) for the interval of a rate.
+A seed is the unit everywhere: what is resampled is seeds, never episodes or steps, because runs that share a seed share their episodes. Over
+several tasks the seeds are resampled within each task (stratified); the tasks are taken as given, not as a sample of others.
+
+The resampling, so that another programme can repeat it to the last digit: one ``numpy.random.default_rng(0)`` for each interval; from it, for one
+task after the other, ``integers(n, size=(samples, n))`` says which of the task's ``n`` values (seeds ascending) each resample takes. Where two
+arms are resampled apart from each other (probability of improvement), each task draws for the first arm, then for the second. The interval's
+ends are the 2.5 % and 97.5 % quantiles of the statistic, interpolated linearly.
+
+Sources: Efron and Tibshirani (1993) for the percentile bootstrap; Agarwal et al. (2021, arXiv 2108.13264) for the interquartile mean, the
+probability of improvement, performance profiles and stratification, with the definitions of their library rliable; Wilson (1927) for the
+interval of a rate.
 """
 
 from __future__ import annotations
@@ -15,6 +23,9 @@ from statistics import NormalDist
 import numpy as np
 
 Values = Sequence[float] | np.ndarray
+Strata = Sequence[np.ndarray]
+TIE = 1e-12
+"""Scores that are no further apart are equal: the order in which a mean was added up must not decide who wins."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +48,63 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of the middle half of the last axis; values cut by a quartile count by the part that lies inside.
+    """Mean of the last axis without its lowest and highest quarter; a quarter is rounded down to whole values, as rliable does.
 
     Args:
         values: ``(..., n)``.
     """
     ordered = np.sort(values, axis=-1)
-    n = ordered.shape[-1]
-    edges = np.arange(n + 1, dtype=np.float64)
-    inside = np.clip(edges[1:], n / 4, 3 * n / 4) - np.clip(edges[:-1], n / 4, 3 * n / 4)
-    return np.asarray((ordered * inside).sum(axis=-1) / inside.sum())
+    cut = ordered.shape[-1] // 4
+    return mean(ordered[..., cut : ordered.shape[-1] - cut])
+
+
+def mean_of_tasks(tasks: Strata) -> np.ndarray:
+    """Mean over tasks of each task's mean over seeds: every task counts the same, however many seeds it has.
+
+    Args:
+        tasks: One array ``(..., n)`` per task.
+    """
+    return np.asarray(np.mean([mean(values) for values in tasks], axis=0))
+
+
+def interquartile_mean_of_tasks(tasks: Strata) -> np.ndarray:
+    """Interquartile mean over the runs of all tasks together. See ``mean_of_tasks`` for the shapes."""
+    return interquartile_mean(np.concatenate(tasks, axis=-1))
+
+
+def resamples(sizes: Sequence[int], samples: int, seed: int = 0) -> list[np.ndarray]:
+    """Which values each resample takes: one array ``(samples, n)`` of indices per size ``n``."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(size, size=(samples, size)) for size in sizes]
+
+
+def stratified_bootstrap(
+    tasks: Sequence[Values],
+    statistic: Callable[[Strata], np.ndarray] = mean_of_tasks,
+    samples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap over the seeds within each task.
+
+    Args:
+        tasks: ``(n,)`` per task, one value per seed.
+        statistic: Reduces the last axis of one array ``(samples, n)`` per task.
+        samples: Resamples.
+        level: Coverage asked for.
+        seed: Of the resampling, so that a report is the same each time it is made.
+
+    Raises:
+        ValueError: There are no tasks, or one has no values.
+    """
+    data = [np.asarray(values, dtype=np.float64) for values in tasks]
+    if not data or any(values.ndim != 1 or not values.size for values in data):
+        raise ValueError(f"expected one value per seed, got shapes {[values.shape for values in data]}")
+    estimate = float(statistic(data))
+    if all(values.size == 1 for values in data):
+        return Interval(estimate, math.nan, math.nan)
+    drawn = resamples([values.size for values in data], samples, seed)
+    return Interval(estimate, *_ends(statistic([values[draws] for values, draws in zip(data, drawn, strict=True)]), level))
 
 
 def bootstrap(
@@ -56,27 +114,47 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap over seeds.
+    """Percentile bootstrap over the seeds of one task. See ``stratified_bootstrap``.
 
     Args:
         values: ``(n,)``, one per seed.
         statistic: Reduces the last axis of ``(samples, n)``.
         samples: Resamples.
         level: Coverage asked for.
-        seed: Of the resampling, so that a report is the same each time it is made.
+        seed: Of the resampling.
 
     Raises:
         ValueError: There are no values.
     """
-    data = np.asarray(values, dtype=np.float64)
-    if data.ndim != 1 or not data.size:
-        raise ValueError(f"expected one value per seed, got shape {data.shape}")
-    estimate = float(statistic(data))
-    if data.size == 1:
-        return Interval(estimate, math.nan, math.nan)
-    draws = np.random.default_rng(seed).integers(data.size, size=(samples, data.size))
-    low, high = np.quantile(statistic(data[draws]), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high))
+    return stratified_bootstrap([values], lambda tasks: statistic(tasks[0]), samples, level, seed)
+
+
+def bootstrap_columns(tasks: Sequence[np.ndarray], samples: int = 2000, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``stratified_bootstrap`` of the mean for each column, all columns with the same resamples.
+
+    Args:
+        tasks: ``(n, columns)`` per task.
+        samples: Resamples.
+        level: Coverage asked for.
+
+    Returns:
+        Estimates, lower ends and upper ends, each ``(columns,)``; the ends are NaN where no task has two values.
+    """
+    estimates = np.mean([values.mean(axis=0) for values in tasks], axis=0)
+    if all(len(values) == 1 for values in tasks):
+        return estimates, np.full_like(estimates, np.nan), np.full_like(estimates, np.nan)
+    drawn = resamples([len(values) for values in tasks], samples)
+    means = np.zeros((samples, len(estimates)))
+    for values, draws in zip(tasks, drawn, strict=True):
+        counts = (draws[:, :, None] == np.arange(len(values))).sum(axis=1)
+        means += counts @ values / (len(values) * len(tasks))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return estimates, low, high
+
+
+def _ends(resampled: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def paired_differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, float]:
@@ -86,10 +164,41 @@ def paired_differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -
 
 def probability_of_improvement(ours: Values, theirs: Values) -> float:
     """Chance that a run of ours beats one of theirs, ties counting half (the Mann-Whitney statistic over ``n * m`` pairs)."""
-    x, y = np.asarray(ours, dtype=np.float64)[:, None], np.asarray(theirs, dtype=np.float64)[None, :]
+    x, y = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if not x.size or not y.size:
         raise ValueError("expected at least one run on each side")
-    return float(np.mean((x > y) + 0.5 * (x == y)))
+    return float(_wins(x, y))
+
+
+def improvement_over_tasks(ours: Sequence[Values], theirs: Sequence[Values], samples: int = 2000, level: float = 0.95) -> Interval:
+    """Mean over tasks of ``probability_of_improvement``; the runs of the two arms are resampled apart from each other.
+
+    Args:
+        ours: ``(n,)`` per task.
+        theirs: ``(m,)`` per task, in the same order of tasks.
+        samples: Resamples.
+        level: Coverage asked for.
+    """
+    estimate = float(np.mean([probability_of_improvement(x, y) for x, y in zip(ours, theirs, strict=True)]))
+    pairs = [(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)) for x, y in zip(ours, theirs, strict=True)]
+    if all(x.size == 1 and y.size == 1 for x, y in pairs):
+        return Interval(estimate, math.nan, math.nan)
+    drawn = iter(resamples([values.size for pair in pairs for values in pair], samples))
+    resampled = np.mean([_wins(x[next(drawn)], y[next(drawn)]) for x, y in pairs], axis=0)
+    return Interval(estimate, *_ends(resampled, level))
+
+
+def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Share of the pairs ``(..., n)`` times ``(..., m)`` in which x is above y."""
+    apart = x[..., :, None] - y[..., None, :]
+    return np.asarray(((apart > TIE) + 0.5 * (np.abs(apart) <= TIE)).mean(axis=(-1, -2)))
+
+
+def ranks(scores: Values) -> np.ndarray:
+    """Rank of each score, 1 for the highest; equal ones share the mean of their ranks."""
+    values = np.asarray(scores, dtype=np.float64)
+    apart = values[None, :] - values[:, None]
+    return np.asarray((apart > TIE).sum(axis=1) + ((np.abs(apart) <= TIE).sum(axis=1) + 1) / 2)
 
 
 def area_under_curve(steps: Values, values: Values, until: float | None = None) -> float:

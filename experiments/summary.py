@@ -1,49 +1,82 @@
-"""From runs to the numbers of a report: one row per arm, one per comparison, and the sentence that answers the question."""
+"""From runs to the numbers of a report: one row per arm, one per comparison; for each task, and over all tasks together."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.results import CALLS, RETURN, SECONDS, STEPS, SUCCESS, TOKENS, Arm, Run
-from experiments.statistics import Interval, bootstrap, interquartile_mean, paired_differences, probability_of_improvement
+from experiments.results import CALLS, RETURN, SECONDS, STEPS, SUCCESS, TOKENS, Arm, Run, Task
+from experiments.roles import (
+    REQUIRED_CONTROLS,
+    Missing,
+    control_of,
+    impossible_control,
+    is_feedback,
+    is_frozen,
+    missing_controls,
+    other_differences,
+    without_edge,
+)
+from experiments.statistics import (
+    TIE,
+    Interval,
+    improvement_over_tasks,
+    interquartile_mean_of_tasks,
+    paired_differences,
+    ranks,
+    stratified_bootstrap,
+)
 
 SEEDS_FOR_A_CLAIM = 10
-CONTROLS = ("random", "shuffled", "positive", "inverted")
 REWARD_SCALE = 20.0
 """Lamorel and GLAM report returns multiplied by this."""
+THRESHOLDS = (0.80, 0.95)
+COSTS = (CALLS, TOKENS, SECONDS)
+BASELINE, FROZEN, NO_EDGE = "baseline", "frozen_teacher", "without_edge"
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm over its seeds.
+    """One arm over its seeds, and over the tasks.
 
     Attributes:
-        arm: The runs.
+        label: Of the arm.
+        arms: The runs, by task.
         success: Share of successful episodes at the last evaluation.
         returned: Unscaled return at the last evaluation.
         area: Mean success over the budget (area under the curve divided by its length).
-        area_iqm: The same, as interquartile mean.
-        steps_to_80: Environment steps of the median seed to 80 % success; None where most seeds never get there.
-        steps_to_95: The same for 95 %.
-        calls: Calls of the LLM per run.
-        tokens: Tokens that the LLM processed per run.
-        seconds: Seconds per run.
+        area_iqm: The same, as interquartile mean over the runs of all tasks.
+        rank: Mean rank of the area among all arms, 1 the best, over the seeds that all arms have.
+        cost_to: What the median run had spent when an evaluation first reached a threshold, by threshold and cost; None where most runs never
+            get there, and where there are several tasks.
+        area_by: Mean success over what was spent of a cost, up to the total of the cheapest arm that pays at all; empty for several tasks.
+        spent: Mean cost of a run.
     """
 
-    arm: Arm
+    label: str
+    arms: Mapping[str, Arm]
     success: Interval
     returned: Interval
     area: Interval
-    area_iqm: float
-    steps_to_80: float | None
-    steps_to_95: float | None
-    calls: float
-    tokens: float
-    seconds: float
+    area_iqm: Interval
+    rank: Interval
+    cost_to: Mapping[tuple[float, str], float | None]
+    area_by: Mapping[str, Interval]
+    spent: Mapping[str, float]
+
+    @property
+    def arm(self) -> Arm:
+        """The arm on the first task."""
+        return next(iter(self.arms.values()))
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs."""
+        return [run for arm in self.arms.values() for run in arm.runs.values()]
 
 
 @dataclass(frozen=True)
@@ -53,125 +86,207 @@ class Difference:
     Attributes:
         ours: Label.
         theirs: Label.
-        per_seed: Difference by seed.
-        interval: Over seeds.
+        against: What the other arm is to ours: ``baseline``, ``frozen_teacher``, ``without_edge``, or the kind of control.
+        per_run: Difference by task and seed.
+        interval: Of the mean over tasks of the mean over seeds.
         success: The same for success at the last evaluation.
         improvement: Chance that a run of ours beats a run of theirs.
     """
 
     ours: str
     theirs: str
-    per_seed: dict[int, float]
+    against: str
+    per_run: Mapping[tuple[str, int], float]
     interval: Interval
     success: Interval
-    improvement: float
+    improvement: Interval
 
     @property
-    def seeds_won(self) -> int:
-        """Seeds where ours is ahead."""
-        return sum(value > 0 for value in self.per_seed.values())
+    def pairs(self) -> int:
+        """Runs that have a partner."""
+        return len(self.per_run)
+
+    @property
+    def won(self) -> int:
+        """Pairs where ours is ahead."""
+        return sum(value > TIE for value in self.per_run.values())
+
+
+@dataclass(frozen=True)
+class EdgeCheck:
+    """A feedback arm beside the arm without the edge and beside its controls.
+
+    Attributes:
+        label: Of the feedback arm.
+        differences: By ``without_edge``, ``random``, ``shuffled``, ``inverted``: those that there are.
+        reasons: Why one is not there.
+        notes: What a control differs in besides the sign.
+    """
+
+    label: str
+    differences: Mapping[str, Difference]
+    reasons: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def decisive(self) -> tuple[Difference | None, Difference | None]:
+        """Against the arm without the edge and against the random sign: what a benefit has to show in."""
+        return self.differences.get(NO_EDGE), self.differences.get("random")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that a report states.
+    """Everything that is stated about one task, or about several together.
 
     Attributes:
-        until: Environment steps that areas reach to: the shortest curve's end, at most the budget.
+        label: The task's, or how many there are.
+        tasks: The runs; arms that do not have complete runs on every task are left out of ``arms``.
         arms: In the order asked for.
         baseline: Label of the first arm.
         frozen: Label of the frozen teacher, where there is one.
         against_baseline: Every other arm against the baseline.
         against_frozen: Every other arm against the frozen teacher.
-        unfinished: Runs that are not complete; they are left out of everything else.
+        edges: Every feedback arm against its controls.
+        missing: Controls that there are not.
     """
 
-    until: float
+    label: str
+    tasks: tuple[Task, ...]
     arms: tuple[ArmSummary, ...]
     baseline: str
     frozen: str | None
     against_baseline: tuple[Difference, ...]
     against_frozen: tuple[Difference, ...]
-    unfinished: tuple[Run, ...]
+    edges: tuple[EdgeCheck, ...]
+    missing: tuple[Missing, ...]
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """All of them."""
+        return (*self.against_baseline, *self.against_frozen, *(d for edge in self.edges for d in edge.differences.values()))
+
+    @property
+    def seeds(self) -> int:
+        """Seeds per arm and task, of the arm that has most."""
+        return max(len(arm.runs) for row in self.arms for arm in row.arms.values())
 
 
-def summarise(arms: Sequence[Arm], unfinished: Sequence[Run] = (), samples: int = 2000) -> Summary:
-    """Compute everything. ``arms`` hold complete runs with at least one evaluation each, and the first arm is the baseline.
+def summarise(tasks: Sequence[Task], samples: int = 2000) -> Summary:
+    """Compute everything over ``tasks`` together; the first arm is the baseline.
 
     Raises:
-        ValueError: There are no arms.
+        ValueError: No arm has runs on every task.
     """
-    if not arms:
-        raise ValueError("no complete run to report on")
-    runs = [run for arm in arms for run in arm.runs.values()]
-    until = min(min(run.last(STEPS) for run in runs), min(float(run.config.run.total_steps) for run in runs))
-    frozen = next((arm for arm in arms if _is_frozen(arm)), None)
+    common = [arm for arm in (tasks[0].arms if tasks else ()) if all(task.arm(arm.label) for task in tasks)]
+    if not common:
+        raise ValueError("no arm has a complete run on every task")
+    table = _Table(tasks, [arm.label for arm in common], samples)
+    frozen = next((arm for arm in common if is_frozen(arm.config)), None)
+    labels = [arm.label for arm in common]
     return Summary(
-        until=until,
-        arms=tuple(_summarise_arm(arm, until, samples) for arm in arms),
-        baseline=arms[0].label,
+        label=tasks[0].label if len(tasks) == 1 else f"{len(tasks)} tasks",
+        tasks=tuple(tasks),
+        arms=tuple(table.arm(label) for label in labels),
+        baseline=labels[0],
         frozen=frozen.label if frozen else None,
-        against_baseline=tuple(compare_arms(arm, arms[0], until, samples) for arm in arms[1:]),
-        against_frozen=tuple(compare_arms(arm, frozen, until, samples) for arm in arms if arm is not frozen) if frozen else (),
-        unfinished=tuple(unfinished),
+        against_baseline=tuple(table.difference(label, labels[0], BASELINE) for label in labels[1:]),
+        against_frozen=tuple(table.difference(label, frozen.label, FROZEN) for label in labels if label != frozen.label) if frozen else (),
+        edges=tuple(_check_edge(arm, common, table) for arm in common if is_feedback(arm.config)),
+        missing=tuple(missing_controls(common)),
     )
 
 
-def compare_arms(ours: Arm, theirs: Arm, until: float, samples: int) -> Difference:
-    """Pair two arms by seed. Without a common seed the intervals are NaN."""
-    areas = [{seed: run.area(SUCCESS, until) for seed, run in arm.runs.items()} for arm in (ours, theirs)]
-    finals = [{seed: run.last(SUCCESS) for seed, run in arm.runs.items()} for arm in (ours, theirs)]
-    per_seed = paired_differences(*areas)
-    return Difference(
-        ours=ours.label,
-        theirs=theirs.label,
-        per_seed=per_seed,
-        interval=_interval(list(per_seed.values()), samples),
-        success=_interval(list(paired_differences(*finals).values()), samples),
-        improvement=probability_of_improvement(list(areas[0].values()), list(areas[1].values())),
+def _check_edge(arm: Arm, arms: Sequence[Arm], table: _Table) -> EdgeCheck:
+    partners = {NO_EDGE: without_edge(arm, arms), **{kind: control_of(arm, kind, arms) for kind in REQUIRED_CONTROLS}}
+    found = {kind: partner for kind, partner in partners.items() if partner is not None}
+    apart = {kind: other_differences(arm, partner) for kind, partner in found.items() if kind != NO_EDGE}
+    return EdgeCheck(
+        label=arm.label,
+        differences={kind: table.difference(arm.label, partner.label, kind) for kind, partner in found.items()},
+        reasons={kind: impossible_control(arm.config, kind) or "missing" for kind in partners if kind not in found},
+        notes=tuple(f"{found[kind].label} also differs in {', '.join(keys)}" for kind, keys in apart.items() if keys),
     )
 
 
-def headline(summary: Summary) -> list[str]:
-    """The answer, in sentences: which arm is better than the baseline, by how much, and how sure that is.
+class _Table:
+    """The scores of all arms on all tasks, computed once.
 
-    Beside the frozen teacher stands the best of the teachers that get feedback: the two differ in nothing but the edge.
+    Args:
+        tasks: Of the summary.
+        labels: Arms that every task has.
+        samples: Resamples behind each interval.
     """
-    if not summary.against_baseline:
-        return [f"Only one arm, {summary.baseline}, has complete runs: there is nothing to compare it with."]
-    best = max(summary.against_baseline, key=lambda difference: _or_low(difference.interval.estimate))
-    sentences = [_verdict(best)]
-    if summary.frozen and summary.frozen != summary.baseline:
-        taught = {row.arm.label for row in summary.arms if _is_taught(row.arm)}
-        rivals = [difference for difference in summary.against_frozen if difference.ours in taught]
-        sentences += [_verdict(max(rivals, key=lambda difference: _or_low(difference.interval.estimate)))] if rivals else []
-    better = [difference.ours for difference in summary.against_baseline if difference.interval.low > 0]
-    worse = [difference.ours for difference in summary.against_baseline if difference.interval.high < 0]
-    if better:
-        sentences.append(f"Better than {summary.baseline}, with an interval above zero: {', '.join(better)}.")
-    if worse:
-        sentences.append(f"Worse than {summary.baseline}, with an interval below zero: {', '.join(worse)}.")
-    return [*sentences, _caution(summary)]
+
+    def __init__(self, tasks: Sequence[Task], labels: Sequence[str], samples: int) -> None:
+        self._samples = samples
+        self._runs = {label: {task.label: _arm_of(task, label) for task in tasks} for label in labels}
+        until = {task.label: task.until for task in tasks}
+        self._areas = self._scores(lambda task, run: run.area(SUCCESS, until[task]))
+        self._finals = self._scores(lambda task, run: run.last(SUCCESS))
+        self._returns = self._scores(lambda task, run: run.last(RETURN))
+        self._ranks = _rank_by_seed(self._areas)
+        self._totals = {cost: self._cheapest(cost) for cost in COSTS} if len(tasks) == 1 else {}
+
+    def _scores(self, score: Callable[[str, Run], float]) -> dict[str, dict[str, dict[int, float]]]:
+        """By arm, task and seed."""
+        return {
+            label: {task: {seed: score(task, run) for seed, run in arm.runs.items()} for task, arm in arms.items()}
+            for label, arms in self._runs.items()
+        }
+
+    def arm(self, label: str) -> ArmSummary:
+        """The row of one arm."""
+        runs = [run for arm in self._runs[label].values() for run in arm.runs.values()]
+        areas = _strata(self._areas[label])
+        one_task = len(self._runs[label]) == 1
+        return ArmSummary(
+            label=label,
+            arms=self._runs[label],
+            success=stratified_bootstrap(_strata(self._finals[label]), samples=self._samples),
+            returned=stratified_bootstrap(_strata(self._returns[label]), samples=self._samples),
+            area=stratified_bootstrap(areas, samples=self._samples),
+            area_iqm=stratified_bootstrap(areas, interquartile_mean_of_tasks, self._samples),
+            rank=self._interval(_strata(self._ranks[label])),
+            cost_to={(level, cost): median_cost(runs, level, cost) for level in THRESHOLDS for cost in (STEPS, *COSTS)} if one_task else {},
+            area_by={cost: self._area_by(runs, cost, total) for cost, total in self._totals.items() if total and pays(runs, cost)},
+            spent={cost: _mean_last(runs, cost) for cost in COSTS},
+        )
+
+    def difference(self, ours: str, theirs: str, against: str) -> Difference:
+        """Pair two arms by task and seed. Without a common seed on every task the intervals are NaN."""
+        areas = _pair(self._areas[ours], self._areas[theirs])
+        return Difference(
+            ours=ours,
+            theirs=theirs,
+            against=against,
+            per_run={(task, seed): value for task, values in areas.items() for seed, value in values.items()},
+            interval=self._interval(_strata(areas)),
+            success=self._interval(_strata(_pair(self._finals[ours], self._finals[theirs]))),
+            improvement=improvement_over_tasks(_strata(self._areas[ours]), _strata(self._areas[theirs]), self._samples),
+        )
+
+    def _interval(self, strata: Sequence[Sequence[float]]) -> Interval:
+        return stratified_bootstrap(strata, samples=self._samples) if all(strata) else UNKNOWN
+
+    def _area_by(self, runs: Sequence[Run], cost: str, total: float) -> Interval:
+        return stratified_bootstrap([[run.area_by(cost, total) for run in runs]], samples=self._samples)
+
+    def _cheapest(self, cost: str) -> float | None:
+        """What the cheapest run of all arms that pay has spent."""
+        groups = [[run for arm in arms.values() for run in arm.runs.values()] for arms in self._runs.values()]
+        return min((run.last(cost) for runs in groups if pays(runs, cost) for run in runs), default=None)
 
 
-def _verdict(difference: Difference) -> str:
-    interval, pairs = difference.interval, len(difference.per_seed)
-    if not pairs:
-        return f"{difference.ours} and {difference.theirs} share no seed."
-    word = "better than" if interval.low > 0 else "worse than" if interval.high < 0 else "not distinguishable from"
-    return (
-        f"{difference.ours} is {word} {difference.theirs}: area under the success curve "
-        f"{signed(interval.estimate)} {bracket(interval, signed)}, ahead in {difference.seeds_won} of {pairs} paired seeds."
-    )
+def pays(runs: Sequence[Run], cost: str) -> bool:
+    """True where every run has spent something."""
+    return all(cost in run.columns and run.last(cost) > 0 for run in runs)
 
 
-def _caution(summary: Summary) -> str:
-    tried = len(summary.arms)
-    pairs = max(len(difference.per_seed) for difference in summary.against_baseline)
-    text = f"{tried} arms were tried; the best of several looks better than it is."
-    if pairs < SEEDS_FOR_A_CLAIM:
-        text += f" {pairs} paired {'seed shows' if pairs == 1 else 'seeds show'} a tendency; a claim needs {SEEDS_FOR_A_CLAIM}."
-    return text
+def median_cost(runs: Sequence[Run], threshold: float, cost: str) -> float | None:
+    """Of the median run, one that never gets there counting as infinite."""
+    spent = [run.cost_to(threshold, cost) for run in runs]
+    median = float(np.median([math.inf if value is None else value for value in spent]))
+    return median if math.isfinite(median) else None
 
 
 def signed(value: float) -> str:
@@ -189,48 +304,31 @@ def bracket(interval: Interval, show: Callable[[float], str] = plain) -> str:
     return f"[{show(interval.low)}, {show(interval.high)}]"
 
 
-def _summarise_arm(arm: Arm, until: float, samples: int) -> ArmSummary:
-    runs = list(arm.runs.values())
-    areas = [run.area(SUCCESS, until) for run in runs]
-    return ArmSummary(
-        arm=arm,
-        success=bootstrap([run.last(SUCCESS) for run in runs], samples=samples),
-        returned=bootstrap([run.last(RETURN) for run in runs], samples=samples),
-        area=bootstrap(areas, samples=samples),
-        area_iqm=float(interquartile_mean(np.array(areas))),
-        steps_to_80=_median_steps(runs, 0.80),
-        steps_to_95=_median_steps(runs, 0.95),
-        calls=_mean_last(runs, CALLS),
-        tokens=_mean_last(runs, TOKENS),
-        seconds=_mean_last(runs, SECONDS),
-    )
+def _arm_of(task: Task, label: str) -> Arm:
+    arm = task.arm(label)
+    if arm is None:
+        raise ValueError(f"{label} has no complete run on {task.label}")
+    return arm
 
 
-def _median_steps(runs: Sequence[Run], threshold: float) -> float | None:
-    """Of the median seed, one that never gets there counting as infinite."""
-    steps = [run.steps_to(threshold) for run in runs]
-    median = float(np.median([math.inf if value is None else value for value in steps]))
-    return median if math.isfinite(median) else None
+def _strata(by_task: Mapping[str, Mapping[int, float]]) -> list[list[float]]:
+    return [list(by_seed.values()) for by_seed in by_task.values()]
+
+
+def _pair(ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, float]]:
+    return {task: paired_differences(by_seed, theirs[task]) for task, by_seed in ours.items()}
+
+
+def _rank_by_seed(areas: Mapping[str, Mapping[str, Mapping[int, float]]]) -> dict[str, dict[str, dict[int, float]]]:
+    """Rank of each arm on each task, for every seed that all arms have there."""
+    found: dict[str, dict[str, dict[int, float]]] = {label: {} for label in areas}
+    for task in next(iter(areas.values())):
+        shared = sorted(set.intersection(*(set(by_task[task]) for by_task in areas.values())))
+        table = {seed: ranks([by_task[task][seed] for by_task in areas.values()]) for seed in shared}
+        for place, label in enumerate(areas):
+            found[label][task] = {seed: float(table[seed][place]) for seed in shared}
+    return found
 
 
 def _mean_last(runs: Sequence[Run], column: str) -> float:
     return float(np.mean([run.last(column) for run in runs])) if all(column in run.columns for run in runs) else math.nan
-
-
-def _is_frozen(arm: Arm) -> bool:
-    config = arm.config
-    return config.arm.agent == "student" and config.arm.teacher == "llm" and config.feedback.signal == "none"
-
-
-def _is_taught(arm: Arm) -> bool:
-    """True for a student's teacher that gets a signal, controls left out."""
-    config = arm.config
-    return config.arm.agent == "student" and config.arm.teacher == "llm" and config.feedback.signal not in ("none", *CONTROLS)
-
-
-def _interval(values: list[float], samples: int) -> Interval:
-    return bootstrap(values, samples=samples) if values else Interval(math.nan, math.nan, math.nan)
-
-
-def _or_low(value: float) -> float:
-    return -math.inf if math.isnan(value) else value

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from made_runs import make_config, make_run
 
-from experiments.report import make_report
+from experiments.figures import Picture
+from experiments.headline import headline
+from experiments.report import compose_page, find, make_report
 from experiments.results import group_arms, read_runs
-from experiments.summary import headline, summarise
 from lamorel_ext.errors import CheckpointError
 
 ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback_gae"]
@@ -44,21 +45,33 @@ def report(runs: Path) -> Path:
     return make_report(runs)
 
 
+def page_without_figures(folder: Path) -> str:
+    """Drawing takes most of the time."""
+    findings = find(folder)
+    nothing: dict[str, list[Picture]] = {"curves": [], "costs": [], "differences": [], "controls": []}
+    return compose_page(findings, nothing, [nothing] * len(findings.tasks))
+
+
 def rows(report: Path, name: str) -> list[dict[str, str]]:
     with (report.parent / "tables" / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
+def first_lines(folder: Path) -> list[str]:
+    return headline(find(folder).whole)
+
+
 def test_the_first_lines_answer_the_question(runs: Path) -> None:
-    sentences = headline(summarise(group_arms(read_runs(runs)), samples=200))
-    # gae minus llm_policy: 0.25 and 0.375, mean 0.3125.
+    sentences = first_lines(runs)
+    # gae minus llm_policy: 0.25 and 0.375, mean 0.3125; every run of gae is above every run of llm_policy.
     assert sentences[0] == (
-        "teacher_feedback/gae is better than llm_policy: area under the success curve +0.312 [+0.250, +0.375], ahead in 2 of 2 paired seeds."
+        "teacher_feedback/gae is better than llm_policy: area under the success curve +0.312 [+0.250, +0.375], ahead in 2 of 2 paired seeds, "
+        "probability of improvement 1.00."
     )
-    # gae minus frozen: 0 and 0.125, mean 0.0625; an interval that touches zero shows nothing.
+    # gae minus frozen: 0 and 0.125, mean 0.0625; an interval that touches zero shows nothing. Of the four pairs two are won and two are ties.
     assert sentences[1] == (
         "teacher_feedback/gae is not distinguishable from teacher_frozen: area under the success curve "
-        "+0.062 [+0.000, +0.125], ahead in 1 of 2 paired seeds."
+        "+0.062 [+0.000, +0.125], ahead in 1 of 2 paired seeds, probability of improvement 0.75."
     )
     assert "3 arms were tried" in sentences[-1] and "2 paired seeds show a tendency; a claim needs 10" in sentences[-1]
 
@@ -68,10 +81,20 @@ def test_a_control_may_be_the_best_arm_but_speaks_for_no_feedback(tmp_path: Path
     for arm, height in zip(arms, (0.1, 0.25, 0.5, 0.75), strict=True):
         for seed in (0, 1):
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
-    first, second, better, *_ = headline(summarise(group_arms(read_runs(tmp_path)), samples=200))
+    first, second, better, *_ = first_lines(tmp_path)
     assert first.startswith("control/random is better than llm_policy: area under the success curve +0.650")
     assert second.startswith("teacher_feedback/td is better than teacher_frozen: area under the success curve +0.250")
     assert better == "Better than llm_policy, with an interval above zero: teacher_frozen, teacher_feedback/td, control/random."
+
+
+def test_an_arm_that_follows_the_bot_is_a_bound_and_not_the_best(tmp_path: Path) -> None:
+    arms = ["llm_policy", "teacher_frozen", "teacher_oracle"]
+    for arm, height in zip(arms, (0.1, 0.25, 0.9), strict=True):
+        for seed in (0, 1):
+            make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
+    sentences = first_lines(tmp_path)
+    assert sentences[0].startswith("teacher_frozen is better than llm_policy: area under the success curve +0.150")
+    assert sentences[-1].startswith("teacher_oracle follows the bot, a bound and no rival. 3 arms were tried")
 
 
 def test_the_summary_holds_the_numbers_worked_out_by_hand(report: Path) -> None:
@@ -80,7 +103,9 @@ def test_the_summary_holds_the_numbers_worked_out_by_hand(report: Path) -> None:
     assert (float(gae["success"]), float(gae["return"]), float(gae["return_x20"])) == (0.875, 0.4375, 8.75)
     assert (float(gae["area"]), float(gae["area_low"]), float(gae["area_high"])) == (0.5, 0.5, 0.5)
     assert (float(baseline["area"]), float(baseline["area_low"]), float(baseline["area_high"])) == (0.1875, 0.125, 0.25)
-    # 80 %: one seed at 20 and one never: the median of (20, infinity) is never.
+    # The mean of two seeds' middle half is that of both; 0.25 and 0.125 resampled give 0.125, 0.1875 or 0.25.
+    assert [float(baseline[name]) for name in ("area_iqm", "area_iqm_low", "area_iqm_high")] == [0.1875, 0.125, 0.25]
+    # 75 and 100 % at the end: the median of (never, 20 steps) is never.
     assert gae["steps_to_80"] == "" and float(gae["llm_calls"]) == 40 and float(gae["llm_tokens"]) == 400 and float(gae["seconds"]) == 2
 
 
@@ -92,6 +117,8 @@ def test_the_differences_are_listed_seed_by_seed(report: Path) -> None:
     assert found[("llm_policy", "teacher_frozen", "1")] == -0.25
     improvement = [row["probability_of_improvement"] for row in rows(report, "differences") if row["seed"] == ""]
     assert improvement[0] == "1"
+    against = {(row["arm"], row["minus"]): row["against"] for row in rows(report, "differences")}
+    assert against[("teacher_feedback/gae", "llm_policy")] == "baseline" and against[("llm_policy", "teacher_frozen")] == "frozen_teacher"
 
 
 def test_the_curves_are_listed_point_by_point(report: Path) -> None:
@@ -103,13 +130,27 @@ def test_the_curves_are_listed_point_by_point(report: Path) -> None:
 def test_the_page_needs_nothing_outside_itself(report: Path) -> None:
     text = report.read_text()
     assert (
-        re.findall(r"""(?:src|href)=["'](?!data:)""", text) == [] and "<script" not in text and "@import" not in text and "url(" not in text
+        re.findall(r"""(?:src|href)=["'](?!data:|#)""", text) == []
+        and "<script" not in text
+        and "@import" not in text
+        and "url(" not in text
     )
     assert 'name="viewport"' in text and "@media print" in text
     images = re.findall(r"<img [^>]*>", text)
-    assert len(images) == 7 and all(re.search(r'alt="[^"]{20,}"', image) for image in images)
-    for heading in ("Arms", "Curves", "Against the baseline, llm_policy", "Against the frozen teacher", "What the arms differ in"):
+    assert len(images) == 8 and all(re.search(r'alt="[^"]{20,}"', image) for image in images)
+    headings = (
+        "Arms",
+        "Curves",
+        "Against the baseline, llm_policy",
+        "Against the frozen teacher",
+        "Controls",
+        "Costs",
+        "What the arms differ in",
+    )
+    for heading in headings:
         assert f"<h2>{heading}" in text
+    linked, places = re.findall('href="#([^"]+)"', text), re.findall('<section id="([^"]+)"', text)
+    assert linked == places and len(set(places)) == len(places) == 9
     assert "python -m launchers compare --config-name hand" in text and "commit abc" in text
     assert "exact, by enumeration" in text
 
@@ -123,6 +164,7 @@ def test_every_figure_is_there_as_svg_and_png(report: Path) -> None:
         "success_by_seconds",
         "difference_to_baseline",
         "difference_to_frozen_teacher",
+        "controls",
     }
     for name in names:
         assert (report.parent / "figures" / f"{name}.svg").read_text().startswith("<?xml")
@@ -136,7 +178,7 @@ def test_a_report_made_twice_is_the_same_to_the_byte(runs: Path, report: Path, t
 
 
 def test_what_arms_differ_in_is_shown(report: Path) -> None:
-    part = report.read_text().split("What the arms differ in")[1].split("</section>")[0]
+    part = report.read_text().split("<h2>What the arms differ in")[1].split("</section>")[0]
     headers = re.findall(r'<th scope="col">([^<]*)</th>', part)
     assert headers == ["arm", "arm.agent", "feedback.signal"]
 
@@ -145,9 +187,9 @@ def test_unfinished_runs_are_left_out_and_named(runs: Path, tmp_path: Path) -> N
     shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
     status = tmp_path / "teacher_feedback_gae" / "seed_1" / "status.json"
     status.write_text(json.dumps({"state": "failed", "error": "rank 1 died\nmore"}))
-    text = make_report(tmp_path).read_text()
+    text = page_without_figures(tmp_path)
     assert "Runs left out: 1" in text and "seed_1: failed: rank 1 died" in text
-    assert "<td>1 of 1</td>" in text
+    assert "<td>1 of 1</td>" in text  # pairs won against the baseline
 
 
 def test_runs_of_one_arm_with_other_settings_are_another_arm(runs: Path, tmp_path: Path) -> None:

@@ -1,0 +1,201 @@
+"""The first lines of a report: which arm is better, by how much, how sure that is, and what became of the paper's rule."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from experiments.roles import Missing, is_feedback, is_literal_rule, uses_expert
+from experiments.statistics import Interval
+from experiments.summary import SEEDS_FOR_A_CLAIM, Difference, EdgeCheck, Summary, bracket, signed
+
+NAMES_AT_MOST = 4
+"""A longer list of arms is counted; the tables have the names."""
+
+
+def headline(summary: Summary, tasks: Sequence[Summary] = ()) -> list[str]:
+    """The answer, in sentences, the most important first.
+
+    Args:
+        summary: Of all tasks together, or of the only one.
+        tasks: The tasks one by one, where there are several.
+    """
+    if not summary.against_baseline:
+        return [f"Only one arm, {summary.baseline}, has complete runs: there is nothing to compare it with."]
+    best = _best_arm(summary)
+    rivals = [difference for difference in summary.against_frozen if _is_taught(summary, difference.ours)]
+    sentences = [_over(summary) + verdict(best)]
+    if rivals and summary.frozen != summary.baseline:
+        sentences.append(_over(summary) + verdict(_best(rivals)))
+    sentences += literal_rule(summary)
+    sentences += [_task_sentence(task) for task in tasks]
+    return [*sentences, *_lists(summary), _caution(summary)]
+
+
+def warnings(summaries: Sequence[Summary]) -> list[str]:
+    """What a reader must know before believing anything: feedback arms without their controls.
+
+    Args:
+        summaries: Of each task.
+    """
+    found: dict[Missing, list[str]] = {}
+    for summary in summaries:
+        for missing in summary.missing:
+            found.setdefault(missing, []).append(summary.label)
+    if not found:
+        return []
+    arms = list(dict.fromkeys(missing.arm for missing in found))
+    kinds = [kind for kind in dict.fromkeys(kind for missing in found for kind in missing.kinds)]
+    files = list(dict.fromkeys(file for missing in found for file in missing.files))
+    where = sorted({label for labels in found.values() for label in labels})
+    place = f" on {', '.join(where)}" if len(summaries) > 1 and len(where) < len(summaries) else ""
+    return [
+        f"Controls are missing{place}: {_names(arms)} {'has' if len(arms) == 1 else 'have'} no complete run with the {_and(kinds)} sign to be "
+        f"compared with, so a difference may come from updating the LLM at all and not from what the feedback says. "
+        f"Add to compare.arms: {', '.join(files)}."
+    ]
+
+
+def verdict(difference: Difference) -> str:
+    """Which of two arms is ahead, by how much, and how sure that is."""
+    interval = difference.interval
+    if not difference.pairs or math.isnan(interval.estimate):
+        return f"{difference.ours} and {difference.theirs} share no seed."
+    word = "better than" if interval.low > 0 else "worse than" if interval.high < 0 else "not distinguishable from"
+    if math.isnan(interval.low):
+        word = "compared on one seed, which gives no interval, with"
+    return (
+        f"{difference.ours} is {word} {difference.theirs}: area under the success curve "
+        f"{amount(interval)}, ahead in {difference.won} of {difference.pairs} {_pairs_word(difference)}, "
+        f"probability of improvement {difference.improvement.estimate:.2f}."
+    )
+
+
+def _pairs_word(difference: Difference) -> str:
+    several_tasks = len({task for task, _ in difference.per_run}) > 1
+    return "pairs of runs" if several_tasks else f"paired seed{'' if difference.pairs == 1 else 's'}"
+
+
+def literal_rule(summary: Summary) -> list[str]:
+    """What became of the paper's rule, ``previous`` as Algorithm 1 has it, and which variant does better where it fails."""
+    literal = [edge for edge in summary.edges if _is_literal(summary, edge.label)]
+    if not literal:
+        return []
+    others = [edge for edge in summary.edges if edge not in literal]
+    sentences = []
+    for word, chosen in (
+        ("helps", [edge for edge in literal if _benefits(edge)]),
+        ("shows no benefit", [edge for edge in literal if _fails(edge)]),
+        ("cannot be judged here", [edge for edge in literal if not _benefits(edge) and not _fails(edge)]),
+    ):
+        if chosen:
+            sentences.append(f"The paper's literal rule (previous) {word}: {'; '.join(_against_both(edge) for edge in chosen)}.")
+    if any(_benefits(edge) for edge in literal) or not others:
+        return sentences
+    return [*sentences, _variant(others)]
+
+
+def _variant(others: Sequence[EdgeCheck]) -> str:
+    tried = f"Of the {len(others)} other feedback arms tried" if len(others) > 1 else "Of one other feedback arm tried"
+    helping = [edge for edge in others if _benefits(edge)]
+    both = "both the arm without feedback and the random sign"
+    if not helping:
+        judged = [edge for edge in others if _is_judged(edge)]
+        nearest = max(judged, key=lambda edge: min(difference.interval.estimate for difference in _pair(edge)), default=None)
+        closest = f" The closest is {_against_both(nearest)}." if nearest else " None could be compared with both."
+        return f"{tried}, none is better than {both}.{closest}"
+    best = max(helping, key=lambda edge: _pair(edge)[0].interval.estimate)
+    return f"{tried}, {len(helping)} {'is' if len(helping) == 1 else 'are'} better than {both}; by most {_against_both(best)}."
+
+
+def _against_both(edge: EdgeCheck) -> str:
+    parts = [f"{amount(difference.interval)} against {difference.theirs}" for difference in edge.decisive if difference]
+    absent = [
+        word for difference, word in zip(edge.decisive, ("no arm without feedback", "no random sign"), strict=True) if difference is None
+    ]
+    return f"{edge.label} {' and '.join([*parts, *(f'{word} to compare with' for word in absent)])}"
+
+
+def _pair(edge: EdgeCheck) -> list[Difference]:
+    return [difference for difference in edge.decisive if difference]
+
+
+def _fails(edge: EdgeCheck) -> bool:
+    """Not ahead of one of the two is enough."""
+    return any(difference.interval.low <= 0 for difference in _pair(edge))
+
+
+def _is_judged(edge: EdgeCheck) -> bool:
+    return len(_pair(edge)) == 2 and not any(math.isnan(difference.interval.low) for difference in _pair(edge))
+
+
+def _benefits(edge: EdgeCheck) -> bool:
+    return _is_judged(edge) and all(difference.interval.low > 0 for difference in _pair(edge))
+
+
+def _is_literal(summary: Summary, label: str) -> bool:
+    return any(row.label == label and is_literal_rule(row.arm.config) for row in summary.arms)
+
+
+def _is_taught(summary: Summary, label: str) -> bool:
+    """True for a student's teacher that gets a signal, controls left out: it differs from the frozen one in nothing but the edge."""
+    return any(row.label == label and is_feedback(row.arm.config) and row.arm.config.arm.agent == "student" for row in summary.arms)
+
+
+def _over(summary: Summary) -> str:
+    return f"Over {len(summary.tasks)} tasks, " if len(summary.tasks) > 1 else ""
+
+
+def _task_sentence(task: Summary) -> str:
+    return f"On {task.label}: {verdict(_best_arm(task))}" if task.against_baseline else f"On {task.label}: one arm only."
+
+
+def _lists(summary: Summary) -> list[str]:
+    better = [difference.ours for difference in summary.against_baseline if difference.interval.low > 0]
+    worse = [difference.ours for difference in summary.against_baseline if difference.interval.high < 0]
+    sentences = [f"Better than {summary.baseline}, with an interval above zero: {_names(better)}."] if better else []
+    return sentences + ([f"Worse than {summary.baseline}, with an interval below zero: {_names(worse)}."] if worse else [])
+
+
+def _caution(summary: Summary) -> str:
+    tried, pairs = len(summary.arms), _seeds_in_pairs(summary)
+    experts = _experts(summary)
+    text = f"{_names(experts)} {'follows' if len(experts) == 1 else 'follow'} the bot, a bound and no rival. " if experts else ""
+    text += f"{tried} arms were tried, and the intervals are not corrected for it; the best of several looks better than it is."
+    if pairs < SEEDS_FOR_A_CLAIM:
+        text += f" {pairs} paired {'seed shows' if pairs == 1 else 'seeds show'} a tendency; a claim needs {SEEDS_FOR_A_CLAIM}."
+    return text
+
+
+def _seeds_in_pairs(summary: Summary) -> int:
+    """Paired seeds on the task that has fewest of them, for the comparison that has most."""
+    counts = [Counter(task for task, _ in difference.per_run) for difference in summary.against_baseline]
+    return max((min(count.values()) for count in counts if count), default=0)
+
+
+def _best_arm(summary: Summary) -> Difference:
+    """The best that does not follow the bot, which knows the answer; the best of all where there is no other."""
+    free = [difference for difference in summary.against_baseline if difference.ours not in _experts(summary)]
+    return _best(free or summary.against_baseline)
+
+
+def _experts(summary: Summary) -> list[str]:
+    return [row.label for row in summary.arms if uses_expert(row.arm.config)]
+
+
+def _best(differences: Sequence[Difference]) -> Difference:
+    return max(differences, key=lambda difference: -math.inf if math.isnan(difference.interval.estimate) else difference.interval.estimate)
+
+
+def amount(interval: Interval) -> str:
+    """An estimate with its sign and its interval."""
+    return f"{signed(interval.estimate)} {bracket(interval, signed)}"
+
+
+def _names(labels: Sequence[str]) -> str:
+    return ", ".join(labels) if len(labels) <= NAMES_AT_MOST else f"{len(labels)} arms"
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

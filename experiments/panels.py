@@ -1,0 +1,238 @@
+"""Curves of many arms so that each can be told apart: small panels by kind of arm, a label at the end of every line, controls in grey.
+
+A panel holds one family of arms and, in black, the arm without feedback that it is to be compared with. A colour means the same signal in every
+panel. A figure is drawn panel by panel, for a page whose width decides how many stand side by side, and as a whole, for a paper.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from experiments.figures import STYLE, Dashes, Picture
+from experiments.results import Arm
+from experiments.roles import has_edge, is_control, is_online, without_edge
+
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#5B3A8C")
+"""Okabe and Ito's colours (2008) without yellow, which vanishes on paper, and black, which is the arm without feedback; brown and violet."""
+SIGNAL_COLOURS = {"previous": PALETTE[0], "gae": PALETTE[1], "td": PALETTE[2], "state": PALETTE[3], "weighted": PALETTE[4]}
+GREY, BLACK = "#8A8A8A", "#000000"
+DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)), (0, (9, 2, 2, 2, 2, 2)))
+CONTROL_DASHES: dict[str, Dashes] = {"random": "-", "shuffled": (0, (5, 2)), "inverted": (0, (1, 1.3)), "positive": (0, (6, 2, 1, 2))}
+ONE_PANEL_ARMS = 7
+PANEL_INCHES = (4.3, 2.7)
+LABEL_GAP = 0.062
+"""Least distance of two labels, as a share of the panel's height."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """How an arm is drawn in a panel."""
+
+    arm: str
+    label: str
+    colour: str
+    dashes: Dashes
+    faint: bool
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A family of arms."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve with its band: places, estimates and ends, each ``(points,)``; a band of NaN is not drawn."""
+
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def lay_out(arms: Sequence[Arm]) -> list[Panel]:
+    """The panels in which ``arms`` are drawn: one for a few arms, otherwise one for each family that there is."""
+    if len(arms) <= ONE_PANEL_ARMS:
+        return [Panel("", _lines(arms, ""))]
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(_family(arm), []).append(arm)
+    panels = []
+    for family in FAMILIES:
+        members = groups.get(family, [])
+        if members:
+            beside = without_edge(members[0], arms) if family != OTHERS else None
+            panels.append(Panel(family, _lines([*([beside] if beside else []), *members], family)))
+    return panels
+
+
+OTHERS = "Without feedback"
+ON_POLICY, PER_ROLLOUT, ONLINE = "LLM as policy, with feedback", "Teacher, updated per rollout", "Teacher, updated while acting"
+FAMILIES = (OTHERS, ON_POLICY, PER_ROLLOUT, ONLINE)
+
+
+def _family(arm: Arm) -> str:
+    if not has_edge(arm.config):
+        return OTHERS
+    if arm.config.arm.agent == "llm_policy":
+        return ON_POLICY
+    return ONLINE if is_online(arm.config) else PER_ROLLOUT
+
+
+def _lines(arms: Sequence[Arm], family: str) -> tuple[Line, ...]:
+    lines: list[Line] = []
+    for arm in arms:
+        signal = arm.config.feedback.signal
+        label = _short(arm.label, family)
+        if is_control(arm.config):
+            lines.append(Line(arm.label, label, GREY, _free(GREY, lines, CONTROL_DASHES[signal]), True))
+        elif family in ("", OTHERS) or has_edge(arm.config):
+            colour = _colour(SIGNAL_COLOURS.get(signal), lines)
+            lines.append(Line(arm.label, label, colour, _free(colour, lines, "-"), False))
+        else:
+            lines.append(Line(arm.label, label, BLACK, "-", False))
+    return tuple(lines)
+
+
+def _colour(wanted: str | None, lines: Sequence[Line]) -> str:
+    """The signal's own; otherwise the first that no line has, black first."""
+    if wanted:
+        return wanted
+    used = {line.colour for line in lines}
+    return next((colour for colour in (BLACK, *reversed(PALETTE)) if colour not in used), PALETTE[-1])
+
+
+def _free(colour: str, lines: Sequence[Line], wanted: Dashes) -> Dashes:
+    """``wanted``, or the first dashes that no line of this colour has."""
+    used = [line.dashes for line in lines if line.colour == colour]
+    return next((dashes for dashes in (wanted, *DASHES) if dashes not in used), wanted)
+
+
+def _short(label: str, family: str) -> str:
+    """Without what the panel's title says already."""
+    if not family:
+        return label
+    short = label.removeprefix("teacher_feedback/").removeprefix("llm_policy+").removeprefix("feedback/")
+    short = short.removesuffix("/online") if family == ONLINE else short
+    return short.replace("control/", "control: ")
+
+
+def draw(
+    name: str, caption: str, panels: Sequence[Panel], series: Mapping[str, Series], axes_labels: tuple[str, str], thousands: bool = True
+) -> Picture:
+    """A figure as a whole and panel by panel.
+
+    Args:
+        name: File name without ending.
+        caption: What it shows and how to read it.
+        panels: As ``lay_out`` makes them; arms without a series are left out.
+        series: By arm.
+        axes_labels: Of x and y.
+        thousands: True writes 2,000 on the x axis as 2k.
+    """
+    shown = [Panel(panel.title, tuple(line for line in panel.lines if line.arm in series)) for panel in panels]
+    # A panel with nothing but an arm that stands in another one too says nothing.
+    telling = [panel for panel in shown if len(panel.lines) > 1 or (panel.lines and len(shown) == 1)]
+    shown = telling or [panel for panel in shown if panel.lines][:1]
+    x_max = max(float(curve.x.max()) for curve in series.values())
+    y_max = max(
+        float(np.nanmax([curve.y.max(), np.nanmax(curve.high) if not np.isnan(curve.high).all() else 0])) for curve in series.values()
+    )
+
+    def fill(axes: Axes, panel: Panel) -> None:
+        _fill(axes, panel, series, axes_labels, (x_max or 1.0, 1.04 * y_max or 1.0), thousands)
+
+    columns = 1 if len(shown) == 1 else 2
+    rows = -(-len(shown) // columns)
+    whole = _figure(columns, rows, [lambda axes, panel=panel: fill(axes, panel) for panel in shown])  # type: ignore[misc]
+    parts = tuple((panel.title, _svg(_figure(1, 1, [lambda axes, panel=panel: fill(axes, panel)]))) for panel in shown)  # type: ignore[misc]
+    return Picture(name, caption, parts[0][1] if len(parts) == 1 else _svg(whole), _png(whole), parts)
+
+
+def _figure(columns: int, rows: int, fills: Sequence[Callable[[Axes], None]]) -> Figure:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(columns * PANEL_INCHES[0], rows * PANEL_INCHES[1]), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, fill in zip(grid, fills, strict=False):
+            fill(axes)
+        for axes in grid[len(fills) :]:
+            axes.set_visible(False)
+    return figure
+
+
+def _fill(
+    axes: Axes, panel: Panel, series: Mapping[str, Series], labels: tuple[str, str], ends: tuple[float, float], thousands: bool
+) -> None:
+    for order, line in enumerate(panel.lines):
+        curve, width = series[line.arm], 1.1 if line.faint else 1.7
+        axes.plot(curve.x, curve.y, color=line.colour, linestyle=line.dashes, linewidth=width, zorder=3 if line.faint else 5 + order)
+        if not line.faint and not np.isnan(curve.low).all():
+            axes.fill_between(curve.x, curve.low, curve.high, color=line.colour, alpha=0.12, linewidth=0, zorder=2)
+    axes.set_xlim(0, ends[0])
+    axes.set_ylim(0, ends[1])
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.set_title(panel.title, loc="left", fontsize=9, fontweight="bold")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if thousands:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _label_ends(axes, panel, series, ends)
+
+
+def _label_ends(axes: Axes, panel: Panel, series: Mapping[str, Series], ends: tuple[float, float]) -> None:
+    """Write each line's name beside its end, and move apart what would stand on top of each other."""
+    tips = [(float(series[line.arm].x[-1]) / ends[0], float(series[line.arm].y[-1]) / ends[1], line) for line in panel.lines]
+    for (x, y, line), place in zip(tips, spread([y for _, y, _ in tips], LABEL_GAP), strict=True):
+        axes.annotate(
+            line.label, xy=(x, y), xytext=(1.035, place), xycoords="axes fraction", textcoords="axes fraction", va="center", fontsize=8,
+            color="#5f5f5f" if line.faint else line.colour, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": line.colour, "linewidth": 0.6, "alpha": 0.45, "linestyle": ":", "shrinkA": 1, "shrinkB": 0},
+        )  # fmt: skip
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """The places, moved as little as needed to be ``gap`` apart and, where there is room, within 0 and 1. In the order given."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = [places[i] for i in order]
+    for _ in range(200):
+        quiet = True
+        for below in range(len(moved) - 1):
+            lack = gap - (moved[below + 1] - moved[below])
+            if lack > 1e-9:
+                moved[below], moved[below + 1], quiet = moved[below] - lack / 2, moved[below + 1] + lack / 2, False
+        lowest = max(0.0, 0.0 - moved[0])
+        moved = [place + lowest for place in moved]
+        highest = max(0.0, moved[-1] - 1.0) if gap * (len(moved) - 1) <= 1 else 0.0
+        moved = [place - highest for place in moved]
+        if quiet and not highest:
+            break
+    found = [0.0] * len(places)
+    for place, i in zip(moved, order, strict=True):
+        found[i] = place
+    return found
+
+
+def _svg(figure: Figure) -> str:
+    """Without dates or random ids, so that equal runs give equal files."""
+    text = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def _png(figure: Figure) -> bytes:
+    pixels = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(pixels, format="png", dpi=200, metadata={"Software": None})
+    return pixels.getvalue()

@@ -1,0 +1,338 @@
+"""Compute a report's tables again from its curves alone, with statistics of its own: ``python -m experiments.recompute runs/demo``.
+
+Reads ``tables/curves.csv`` and ``tables/resampling.json``, recomputes every number of the other tables, and prints the largest deviation of each
+kind. Fails above 1e-6, or where a row is missing. Shares no code with the report: standard library and numpy, which repeats the resampling
+(``numpy.random.default_rng(0)``, and for one task after the other ``integers(n, size=(samples, n))``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+LARGEST = 1e-6
+COSTS = ("llm_calls", "llm_tokens", "seconds")
+Row = dict[str, str]
+Triple = tuple[float, float, float]
+NOTHING = (math.nan, math.nan, math.nan)
+
+
+class Curves:
+    """The curves of a report.
+
+    Args:
+        rows: Of ``curves.csv``.
+        settings: Of ``resampling.json``.
+    """
+
+    def __init__(self, rows: Sequence[Row], settings: dict[str, float]) -> None:
+        self.samples, self.seed = int(settings["samples"]), int(settings["seed"])
+        self.tail, self.tie = (1 - settings["level"]) / 2, settings["tie"]
+        self.runs: dict[tuple[str, str, int], list[Row]] = {}
+        for row in rows:
+            self.runs.setdefault((row["task"], row["arm"], int(row["seed"])), []).append(row)
+        self.tasks = list(dict.fromkeys(task for task, _, _ in self.runs))
+        self.arms = list(dict.fromkeys(arm for _, arm, _ in self.runs))
+        self.until = {task: min(self._ends(task)) for task in self.tasks}
+
+    def _ends(self, task: str) -> Iterator[float]:
+        for (name, _, _), rows in self.runs.items():
+            if name == task:
+                yield float(rows[-1]["env_steps"])
+                yield float(rows[-1]["total_steps"])
+
+    def seeds(self, task: str, arm: str) -> list[int]:
+        """Seeds of an arm on a task, ascending."""
+        return sorted(seed for name, other, seed in self.runs if (name, other) == (task, arm))
+
+    def column(self, task: str, arm: str, seed: int, name: str) -> list[float]:
+        """One column of one run."""
+        return [number(row.get(name, "")) for row in self.runs[task, arm, seed]]
+
+    def last(self, task: str, arm: str, name: str) -> list[float]:
+        """Value at the last evaluation, seed by seed."""
+        return [self.column(task, arm, seed, name)[-1] for seed in self.seeds(task, arm)]
+
+    def area(self, task: str, arm: str, seed: int) -> float:
+        """Mean success over the budget."""
+        return mean_height(self.column(task, arm, seed, "env_steps"), self.column(task, arm, seed, "success"), self.until[task])
+
+    def areas(self, task: str, arm: str) -> list[float]:
+        """Seed by seed."""
+        return [self.area(task, arm, seed) for seed in self.seeds(task, arm)]
+
+    def everywhere(self) -> list[str]:
+        """Arms that have runs on every task."""
+        return [arm for arm in self.arms if all(self.seeds(task, arm) for task in self.tasks)]
+
+    def interval(self, strata: Sequence[Sequence[float]], statistic: Callable[[list[np.ndarray]], float]) -> Triple:
+        """Estimate and ends; seeds are resampled within each task."""
+        data = [np.array(values) for values in strata]
+        estimate = statistic(data)
+        if all(len(values) == 1 for values in data):
+            return estimate, math.nan, math.nan
+        generator = np.random.default_rng(self.seed)
+        draws = [generator.integers(len(values), size=(self.samples, len(values))) for values in data]
+        found = sorted(statistic([values[draw[i]] for values, draw in zip(data, draws, strict=True)]) for i in range(self.samples))
+        return estimate, quantile(found, self.tail), quantile(found, 1 - self.tail)
+
+    def improvement(self, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Triple:
+        """Chance that a run of ours beats one of theirs, mean over tasks; both arms are resampled, ours first."""
+        if all(len(x) == 1 and len(y) == 1 for x, y in zip(ours, theirs, strict=True)):
+            return sum(self._wins(x, y) for x, y in zip(ours, theirs, strict=True)) / len(ours), math.nan, math.nan
+        generator = np.random.default_rng(self.seed)
+        totals = [0.0] * self.samples
+        for x, y in zip(ours, theirs, strict=True):
+            table = np.array([[self._wins([a], [b]) for b in y] for a in x])
+            first = generator.integers(len(x), size=(self.samples, len(x)))
+            second = generator.integers(len(y), size=(self.samples, len(y)))
+            for i in range(self.samples):
+                totals[i] += float(table[first[i]][:, second[i]].mean()) / len(ours)
+        estimate = sum(self._wins(x, y) for x, y in zip(ours, theirs, strict=True)) / len(ours)
+        totals.sort()
+        return estimate, quantile(totals, self.tail), quantile(totals, 1 - self.tail)
+
+    def _wins(self, x: Sequence[float], y: Sequence[float]) -> float:
+        points = sum(1.0 if a - b > self.tie else 0.5 if abs(a - b) <= self.tie else 0.0 for a in x for b in y)
+        return points / (len(x) * len(y))
+
+
+# --- plain statistics ---------------------------------------------------------------------------------------------------------------
+
+
+def number(cell: str) -> float:
+    """NaN where the cell is empty."""
+    return float(cell) if cell else math.nan
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Interpolated linearly between the two neighbours."""
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def task_mean(parts: list[np.ndarray]) -> float:
+    """Mean over tasks of the mean over seeds."""
+    return sum(float(part.sum()) / len(part) for part in parts) / len(parts)
+
+
+def middle_mean(parts: list[np.ndarray]) -> float:
+    """Mean of all values without the lowest and the highest quarter."""
+    ordered = sorted(float(value) for part in parts for value in part)
+    cut = len(ordered) // 4
+    kept = ordered[cut : len(ordered) - cut]
+    return sum(kept) / len(kept)
+
+
+def mean_height(places: Sequence[float], heights: Sequence[float], until: float) -> float:
+    """Area under straight lines between the points from the first to ``until``, divided by that length."""
+    if until == places[0]:
+        return heights[0]
+    total = 0.0
+    for x0, y0, x1, y1 in zip(places, heights, places[1:], heights[1:], strict=False):
+        if x0 >= until or x1 == x0:
+            continue
+        end = min(x1, until)
+        height = y0 + (y1 - y0) * (end - x0) / (x1 - x0)
+        total += (end - x0) * (y0 + height) / 2
+    return total / (until - places[0])
+
+
+def without_standstill(places: Sequence[float], heights: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Of several points at one place the last."""
+    kept = [i for i in range(len(places)) if i + 1 == len(places) or places[i + 1] > places[i]]
+    return [places[i] for i in kept], [heights[i] for i in kept]
+
+
+def median_place(places: Sequence[Sequence[float]], heights: Sequence[Sequence[float]], level: float) -> float:
+    """Median over runs of the first place at which the height reaches ``level``; NaN where it is infinite."""
+    firsts = [next((x for x, y in zip(xs, ys, strict=True) if y >= level), math.inf) for xs, ys in zip(places, heights, strict=True)]
+    firsts.sort()
+    middle = len(firsts) // 2
+    median = firsts[middle] if len(firsts) % 2 else (firsts[middle - 1] + firsts[middle]) / 2
+    return median if math.isfinite(median) else math.nan
+
+
+# --- the tables ------------------------------------------------------------------------------------------------------------------------
+
+
+def expected_summary(curves: Curves, row: Row) -> dict[str, float]:
+    """What a row of ``summary.csv`` should hold."""
+    task, arm = row["task"], row["arm"]
+    seeds, areas = curves.seeds(task, arm), curves.areas(task, arm)
+    found = {"seeds": float(len(seeds))}
+    found |= triple("success", curves.interval([curves.last(task, arm, "success")], task_mean))
+    found |= triple("return", curves.interval([curves.last(task, arm, "return")], task_mean))
+    found["return_x20"] = 20 * found["return"]
+    found |= triple("area", curves.interval([areas], task_mean)) | triple("area_iqm", curves.interval([areas], middle_mean))
+    success = [curves.column(task, arm, seed, "success") for seed in seeds]
+    for name in ("env_steps", *COSTS):
+        spent = [curves.column(task, arm, seed, name) for seed in seeds]
+        known = not any(math.isnan(value) for values in spent for value in values)
+        for level in (80, 95):
+            found[f"{name.removeprefix('env_')}_to_{level}"] = median_place(spent, success, level / 100) if known else math.nan
+    for cost in COSTS:
+        found[cost] = sum(curves.last(task, arm, cost)) / len(seeds)
+        paying = [other for other in curves.arms if curves.seeds(task, other) and all(x > 0 for x in curves.last(task, other, cost))]
+        total = min((x for other in paying for x in curves.last(task, other, cost)), default=math.nan)
+        heights = [
+            mean_height(*without_standstill(curves.column(task, arm, seed, cost), curves.column(task, arm, seed, "success")), total)
+            for seed in (seeds if arm in paying else [])
+        ]
+        found |= triple(f"area_by_{cost}", curves.interval([heights], task_mean) if heights else NOTHING)
+    return found
+
+
+def expected_difference(curves: Curves, row: Row, tasks: Sequence[str]) -> dict[str, float]:
+    """What a row of ``differences.csv`` or ``overall_differences.csv`` should hold."""
+    ours, theirs = row["arm"], row["minus"]
+    shared = [[seed for seed in curves.seeds(task, ours) if seed in curves.seeds(task, theirs)] for task in tasks]
+    if row.get("seed"):
+        seed = int(row["seed"])
+        return {"area_difference": curves.area(tasks[0], ours, seed) - curves.area(tasks[0], theirs, seed)}
+    paired = list(zip(tasks, shared, strict=True))
+    areas = [[curves.area(task, ours, seed) - curves.area(task, theirs, seed) for seed in seeds] for task, seeds in paired]
+    finals = [
+        [curves.column(task, ours, seed, "success")[-1] - curves.column(task, theirs, seed, "success")[-1] for seed in seeds]
+        for task, seeds in paired
+    ]
+    every = [[curves.areas(task, arm) for task in tasks] for arm in (ours, theirs)]
+    mean, low, high = curves.interval(areas, task_mean) if all(shared) else NOTHING
+    found = {"area_difference": mean, "low": low, "high": high}
+    found |= triple("success_difference", curves.interval(finals, task_mean) if all(shared) else NOTHING)
+    found |= {"pairs": float(sum(map(len, shared)))} if "pairs" in row else {}
+    return found | triple("probability_of_improvement", curves.improvement(every[0], every[1]))
+
+
+def expected_overall(curves: Curves, row: Row) -> dict[str, float]:
+    """What a row of ``overall.csv`` should hold."""
+    arm = row["arm"]
+    areas = [curves.areas(task, arm) for task in curves.tasks]
+    finals = [curves.last(task, arm, "success") for task in curves.tasks]
+    ranked = [_ranks(curves, task, arm) for task in curves.tasks]
+    found = {"tasks": float(len(areas)), "runs": float(sum(map(len, areas)))} | triple("success", curves.interval(finals, task_mean))
+    found |= triple("area", curves.interval(areas, task_mean)) | triple("area_iqm", curves.interval(areas, middle_mean))
+    return found | triple("mean_rank", curves.interval(ranked, task_mean) if all(ranked) else NOTHING)
+
+
+def _ranks(curves: Curves, task: str, arm: str) -> list[float]:
+    """Rank of an arm among all arms, for each seed that all of them have."""
+    arms = curves.everywhere()
+    shared = [seed for seed in curves.seeds(task, arm) if all(seed in curves.seeds(task, other) for other in arms)]
+    found = []
+    for seed in shared:
+        mine, others = curves.area(task, arm, seed), [curves.area(task, other, seed) for other in arms]
+        above = sum(other - mine > curves.tie for other in others)
+        equal = sum(abs(other - mine) <= curves.tie for other in others)
+        found.append(above + (equal + 1) / 2)
+    return found
+
+
+def expected_profile(curves: Curves, row: Row) -> dict[str, float]:
+    """What a row of ``profiles.csv`` should hold."""
+    level = float(row["area_above"])
+    above = [[float(area > level + curves.tie) for area in curves.areas(task, row["arm"])] for task in curves.tasks]
+    return triple("share", curves.interval(above, task_mean))
+
+
+def triple(name: str, values: Triple) -> dict[str, float]:
+    """A number and its two ends under their columns."""
+    return {name: values[0], f"{name}_low": values[1], f"{name}_high": values[2]}
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------------------------
+
+
+def check(folder: Path) -> tuple[dict[str, float], list[str]]:
+    """Recompute everything below ``folder``/tables.
+
+    Returns:
+        The largest deviation by table and column, and what is wrong besides: rows that are missing or too many, numbers where there should be
+        none.
+    """
+    tables = {path.stem: read_table(path) for path in sorted((folder / "tables").glob("*.csv"))}
+    settings = json.loads((folder / "tables" / "resampling.json").read_text(encoding="utf-8"))
+    curves = Curves(tables["curves"], settings)
+    deviations: dict[str, float] = {}
+    problems = missing_rows(curves, tables)
+    for name, rows in tables.items():
+        for place, row in enumerate(rows, start=2):
+            try:
+                wanted = _expected(name, curves, row)
+            except (KeyError, ZeroDivisionError, ValueError) as error:
+                problems.append(f"{name}.csv, line {place}: the curves have nothing of the kind ({error})")
+                continue
+            for column, value in wanted.items():
+                key = f"{name}.{column}"
+                if column not in row or bool(row[column]) == math.isnan(value):
+                    problems.append(f"{name}.csv, line {place}: {column} is {row.get(column, 'missing')!r}, the curves give {value}")
+                elif row[column]:
+                    deviations[key] = max(deviations.get(key, 0.0), abs(float(row[column]) - value) / max(1.0, abs(value)))
+    return deviations, problems
+
+
+def _expected(name: str, curves: Curves, row: Row) -> dict[str, float]:
+    if name == "summary":
+        return expected_summary(curves, row)
+    if name == "differences":
+        return expected_difference(curves, row, [row["task"]])
+    if name == "overall_differences":
+        return expected_difference(curves, row, curves.tasks)
+    if name == "overall":
+        return expected_overall(curves, row)
+    return expected_profile(curves, row) if name == "profiles" else {}
+
+
+def missing_rows(curves: Curves, tables: dict[str, list[Row]]) -> list[str]:
+    """Rows that the curves call for, and that are not there."""
+    has = {(row["task"], row["arm"]) for row in tables.get("summary", [])}
+    problems = [
+        f"summary.csv has no row for {arm} on {task}" for task, arm in {(t, a): 0 for t, a, _ in curves.runs} if (task, arm) not in has
+    ]
+    listed = {(row["task"], row["arm"], row["minus"], row["seed"]) for row in tables.get("differences", [])}
+    for task, ours, theirs in dict.fromkeys(names[:3] for names in listed):
+        wanted = [str(seed) for seed in curves.seeds(task, ours) if seed in curves.seeds(task, theirs)]
+        absent = [seed for seed in (*wanted, "") if (task, ours, theirs, seed) not in listed]
+        problems += [f"differences.csv has no row for {ours} minus {theirs} on {task}, seed {seed or 'none'}" for seed in absent]
+    if len(curves.tasks) > 1 and curves.everywhere():
+        overall = [row["arm"] for row in tables.get("overall", [])]
+        problems += [f"overall.csv has no row for {arm}" for arm in curves.everywhere() if arm not in overall]
+    return problems
+
+
+def read_table(path: Path) -> list[Row]:
+    """The rows of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of ``python -m experiments.recompute``."""
+    parser = argparse.ArgumentParser(prog="lamorel-ext-recompute", description="Check a report's tables against its curves.")
+    parser.add_argument("folder", type=Path, help="folder of the report")
+    folder = parser.parse_args(argv).folder
+    try:
+        deviations, problems = check(folder)
+    except (OSError, KeyError, ValueError) as error:
+        print(f"error: {folder} holds no report that can be checked: {error!r}", file=sys.stderr)
+        return 1
+    for column, deviation in deviations.items():
+        print(f"{deviation:.1e}  {column}")
+    for problem in problems:
+        print(f"wrong: {problem}")
+    largest = max(deviations.values(), default=math.inf)
+    print(f"largest deviation: {largest:.1e}; at most {LARGEST:.0e} is allowed; {len(problems)} other problem(s)")
+    return 0 if largest <= LARGEST and not problems else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""The sections of a report's page: tables rounded for people, beside the figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from experiments import page
+from experiments.figures import Picture
+from experiments.identity import differing_keys, method
+from experiments.plots import CONTROL_TITLES
+from experiments.results import CALLS, SECONDS, STEPS, TOKENS, Arm, Run
+from experiments.roles import is_feedback
+from experiments.statistics import Interval
+from experiments.summary import COSTS, REWARD_SCALE, ArmSummary, Difference, EdgeCheck, Summary, bracket, plain, signed
+
+Pictures = Mapping[str, Sequence[Picture]]
+COST_NAMES = {CALLS: "calls", TOKENS: "tokens", SECONDS: "seconds"}
+TELEMETRY = (
+    ("feedback_f_positive", "share of f > 0"),
+    ("feedback_f_zero", "share of f = 0"),
+    ("feedback_entropy", "teacher's entropy, nats"),
+    ("feedback_kl", "KL from the start, nats"),
+    ("feedback_grad_norm", "gradient norm before clipping"),
+)
+
+
+# --- over all tasks ---------------------------------------------------------------------------------------------------------------
+
+
+def overall_sections(overall: Summary, pictures: Pictures) -> list[str]:
+    """What there is to say over all tasks together."""
+    header = ["arm", "runs", "area, IQM", "area, mean", "success at the end", "mean rank"]
+    rows = [
+        [row.label, str(len(row.runs)), with_interval(row.area_iqm), with_interval(row.area), with_interval(row.success),
+         with_interval(row.rank, "{:.2f}".format)]
+        for row in overall.arms
+    ]  # fmt: skip
+    names = ", ".join(task.label for task in overall.tasks)
+    note = (
+        f"Tasks: {names}. Each counts the same. The area is the mean success over the task's budget, between 0 and 1 on every task, so it needs no "
+        "normalisation; IQM is the interquartile mean over all runs. Intervals resample the seeds within each task, and take the tasks as given. "
+        f"The rank, 1 the best of {len(overall.arms)}, is that of the area, seed by seed."
+    )
+    shown = [page.picture(drawn) for group in ("aggregates", "profiles") for drawn in pictures.get(group, ())]
+    return [
+        page.section("Over all tasks", page.table(header, rows), page.note(note), *shown),
+        *_comparisons(overall, pictures, "Over all tasks: "),
+    ]
+
+
+# --- one task -----------------------------------------------------------------------------------------------------------------------
+
+
+def task_sections(task: Summary, pictures: Pictures, prefix: str = "") -> list[str]:
+    """Tables and figures of one task; every heading starts with ``prefix``."""
+    sections = [page.section(f"{prefix}Arms", _arms_table(task), page.note(_how_to_read(task)))]
+    sections.append(page.section(f"{prefix}Curves", *(page.picture(drawn) for drawn in pictures["curves"])))
+    sections += _comparisons(task, pictures, prefix)
+    sections.append(
+        page.section(f"{prefix}Costs", _costs_table(task), page.note(_how_to_read_costs(task)), *map(page.picture, pictures["costs"]))
+    )
+    return [*sections, page.section(f"{prefix}What the edge did", _telemetry(task))]
+
+
+def _comparisons(summary: Summary, pictures: Pictures, prefix: str) -> list[str]:
+    sections = []
+    figures = {drawn.name.rsplit("difference_to_")[-1]: page.picture(drawn) for drawn in pictures["differences"]}
+    if summary.against_baseline:
+        parts = [_differences(summary.against_baseline), figures.get("baseline", "")]
+        sections.append(page.section(f"{prefix}Against the baseline, {summary.baseline}", *parts))
+    if summary.frozen and summary.frozen != summary.baseline:
+        parts = [_differences(summary.against_frozen), figures.get("frozen_teacher", "")]
+        sections.append(page.section(f"{prefix}Against the frozen teacher, {summary.frozen}", *parts))
+    return sections + _controls_section(summary, pictures, prefix)
+
+
+def _controls_section(summary: Summary, pictures: Pictures, prefix: str) -> list[str]:
+    """Each feedback arm against its controls, or what is missing; nothing where no arm gets feedback."""
+    if not any(is_feedback(row.arm.config) for row in summary.arms):
+        return []
+    parts = []
+    if summary.missing:
+        lines = [f"{missing.arm}: no {', no '.join(missing.kinds)} sign. Add {', '.join(missing.files)}." for missing in summary.missing]
+        parts.append(page.warning(["Controls without a complete run; the arms' files are in configs/arm.", *lines]))
+    header = ["feedback arm", *(f"minus {title}" for title in CONTROL_TITLES.values())]
+    parts.append(page.table(header, [[edge.label, *(_control_cell(edge, kind) for kind in CONTROL_TITLES)] for edge in summary.edges]))
+    notes = {note for edge in summary.edges for note in edge.notes}
+    partners = _partners(summary.edges)
+    parts.append(page.note(
+        "Differences of areas, paired by seed; a feedback arm has to be ahead of all four for its signs to be what helps. "
+        "A control has the arm's agent, rhythm, channel and loss. " + " ".join(f"{line}." for line in [*partners, *_reasons(summary.edges), *sorted(notes)])
+    ))  # fmt: skip
+    return [page.section(f"{prefix}Controls", *parts, *map(page.picture, pictures["controls"]))]
+
+
+def _control_cell(edge: EdgeCheck, kind: str) -> str:
+    if kind in edge.differences:
+        return with_interval(edge.differences[kind].interval, signed)
+    return "missing" if edge.reasons[kind] == "missing" else "impossible"
+
+
+def _reasons(edges: Sequence[EdgeCheck]) -> list[str]:
+    """Why a control cannot be, said once for all feedback arms that it holds for."""
+    shared: dict[tuple[str, str], list[str]] = {}
+    for edge in edges:
+        for kind, reason in edge.reasons.items():
+            if reason != "missing":
+                shared.setdefault((CONTROL_TITLES[kind], reason), []).append(edge.label)
+    return [f"No {title} for {', '.join(labels)}: {reason}" for (title, reason), labels in shared.items()]
+
+
+def _partners(edges: Sequence[EdgeCheck]) -> list[str]:
+    """Which arm stands for each column, said once for all feedback arms that share it."""
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for edge in edges:
+        shared.setdefault(tuple(difference.theirs for difference in edge.differences.values()), []).append(edge.label)
+    return [f"Beside {', '.join(labels)}: {', '.join(partners)}" for partners, labels in shared.items() if partners]
+
+
+def _arms_table(task: Summary) -> str:
+    header = ["arm", "seeds", "success at the end", "return at the end", "return × 20", "area under success", "IQM", "steps to 80 %",
+              "steps to 95 %"]  # fmt: skip
+    rows = []
+    for row in task.arms:
+        rows.append([
+            row.label, str(len(row.runs)), with_interval(row.success),
+            with_interval(row.returned), plain(REWARD_SCALE * row.returned.estimate),
+            with_interval(row.area), plain(row.area_iqm.estimate), _count(row.cost_to[0.80, STEPS]), _count(row.cost_to[0.95, STEPS]),
+        ])  # fmt: skip
+    return page.table(header, rows)
+
+
+def with_interval(interval: Interval, show: Callable[[float], str] = plain) -> str:
+    """A line may break before the bracket, not within it."""
+    if math.isnan(interval.low):
+        return show(interval.estimate) if not math.isnan(interval.estimate) else "–"
+    return f"{show(interval.estimate)} " + bracket(interval, show).replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _how_to_read(task: Summary) -> str:
+    kinds = sorted({_kind(row) for row in task.arms})
+    return (
+        f"Brackets are 95 % bootstrap intervals over seeds. The area is the mean success over the first {task.tasks[0].until:,.0f} environment steps; "
+        "IQM is its interquartile mean over seeds. Steps to a level are those of the median seed, a dash where it never gets there. "
+        f"Evaluation: {'; '.join(kinds)}."
+    )
+
+
+def _kind(row: ArmSummary) -> str:
+    exact = [run.columns["eval_exact"] for run in row.runs if "eval_exact" in run.columns]
+    if exact and all(values.all() for values in exact):
+        return "exact, by enumeration of all states"
+    return f"{row.arm.config.run.eval_episodes} held-out episodes each"
+
+
+def _differences(differences: Sequence[Difference]) -> str:
+    header = ["arm", "area, difference", "success at the end, difference", "pairs won", "P(better)"]
+    rows = [
+        [
+            difference.ours,
+            with_interval(difference.interval, signed),
+            with_interval(difference.success, signed),
+            f"{difference.won} of {difference.pairs}",
+            with_interval(difference.improvement, "{:.2f}".format),
+        ]
+        for difference in differences
+    ]
+    return page.table(header, rows)
+
+
+# --- costs and telemetry ----------------------------------------------------------------------------------------------------------
+
+
+def _costs_table(task: Summary) -> str:
+    """What a run costs, what it had spent on the way to a level, and how well it did for the same expense."""
+    header = ["arm", *(f"LLM {name}" if cost != SECONDS else name for cost, name in COST_NAMES.items()),
+              *(f"{name} to {level} %" for name in COST_NAMES.values() for level in (80, 95)),
+              *(f"area over {name}" for name in COST_NAMES.values())]  # fmt: skip
+    rows = []
+    for row in task.arms:
+        reached = [_count(row.cost_to[level, cost]) for cost in COSTS for level in (0.80, 0.95)]
+        areas = [plain(row.area_by[cost].estimate) if cost in row.area_by else "–" for cost in COSTS]
+        rows.append([row.label, *(_count(row.spent[cost]) for cost in COSTS), *reached, *areas])
+    return page.table(header, rows)
+
+
+def _how_to_read_costs(task: Summary) -> str:
+    return (
+        "Means over seeds of whole runs; what it took to 80 % and 95 % is that of the median seed. The area over a cost is the mean success while it "
+        "was spent, up to what the cheapest run of an arm that pays at all has spent; its intervals are in the table of summaries. Tokens are those "
+        "that the LLM processed, without answers that it still remembered. Seconds depend on the machine and on what else it did."
+    )
+
+
+def _telemetry(task: Summary) -> str:
+    """Means over the curves of all seeds."""
+    rows = [[row.label, *(plain(_telemetry_mean(row.arm, column)) for column, _ in TELEMETRY)] for row in task.arms]
+    rows = [row for row in rows if any(cell != "–" for cell in row[1:])]
+    return page.table(["arm", *(title for _, title in TELEMETRY)], rows) if rows else page.note("No arm has a feedback edge.")
+
+
+def _telemetry_mean(arm: Arm, column: str) -> float:
+    values = [value for run in arm.runs.values() for value in run.columns.get(column, ()) if not math.isnan(value)]
+    return sum(values) / len(values) if values else math.nan
+
+
+# --- how it was made ------------------------------------------------------------------------------------------------------------------
+
+
+def provenance_sections(tasks: Sequence[Summary], unfinished: Sequence[Run]) -> list[str]:
+    """What arms and tasks differ in, what was left out, and the commands."""
+    sections = [page.section("What the arms differ in", _config_differences({row.label: row.arm for row in tasks[0].arms}))]
+    if len(tasks) > 1:
+        first = {task.label: task.arms[0].arm for task in tasks}
+        table = _config_differences(first, "task")
+        sections.append(
+            page.section("What the tasks differ in", table, page.note(f"Values of each task's first arm, {tasks[0].baseline}."))
+        )
+    if unfinished:
+        lines = "\n".join(unfinished_line(run) for run in unfinished)
+        sections.append(page.section(f"Runs left out: {len(unfinished)}", page.preformatted(lines)))
+    return [*sections, page.section("How these runs were made", *_provenance(tasks))]
+
+
+def _config_differences(arms: Mapping[str, Arm], what: str = "arm") -> str:
+    values = [method(arm.config) for arm in arms.values()]
+    keys = differing_keys(values)
+    if not keys:
+        return page.note("Nothing but their seeds.")
+    rows = [[label, *(str(value[key]) for key in keys)] for label, value in zip(arms, values, strict=True)]
+    return page.table([what, *keys], rows)
+
+
+def _provenance(tasks: Sequence[Summary]) -> list[str]:
+    runs = [run for task in tasks for row in task.arms for run in row.runs]
+    commands = dict.fromkeys(str(run.versions.get("command", "unknown")) for run in runs)
+    versions = dict.fromkeys(_version_line(run) for run in runs)
+    models = dict.fromkeys(run.config.lamorel_args.llm_args.model_path for run in runs)
+    levels = dict.fromkeys(run.config.env.level for run in runs)
+    tried = len({row.label for task in tasks for row in task.arms})
+    return [
+        page.preformatted("\n".join(commands)),
+        page.note(f"Model: {', '.join(models)}. Level: {', '.join(levels)}. {len(runs)} runs, {tried} arms tried."),
+        page.note("The numbers in full are in tables/; python -m experiments.recompute checks them against tables/curves.csv."),
+        *(page.note(line) for line in versions),
+    ]
+
+
+def _version_line(run: Run) -> str:
+    return ", ".join(f"{name} {value}" for name, value in run.versions.items() if name not in ("command", "started"))
+
+
+def unfinished_line(run: Run) -> str:
+    """Where a run lies, how far it is, and why it stopped."""
+    error = str(run.status.get("error") or "").splitlines()
+    return f"{run.folder}: {run.state}" + (f": {error[0]}" if error else "")
+
+
+def _count(number: float | None) -> str:
+    return "–" if number is None or math.isnan(number) else f"{number:,.0f}"

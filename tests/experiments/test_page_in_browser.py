@@ -1,0 +1,75 @@
+"""The page in a real browser: on a phone, on a desk and on paper, with a comparison of as many arms as the largest that ships."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import CHROMEDRIVER, CHROMIUM, Browser, browse
+from made_runs import make_config, make_run
+
+from experiments.report import make_report
+from lamorel_ext.config import load_config
+
+pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver on the PATH")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, generator = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
+    arms = load_config((), "figure2_2100").compare.arms
+    for arm in arms:
+        for seed in (0, 1):
+            make_run(make_config(arm, seed, root, arms), np.sort(generator.random(3)).tolist())
+    return make_report(root)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browse() as session:
+        yield session
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_page_fits_its_window_and_needs_nothing_else(page: Path, browser: Browser, width: int) -> None:
+    browser.requests()
+    browser.open(page, width)
+    assert browser.run("return window.innerWidth") == width
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    assert browser.run("return Math.max(...[...document.body.querySelectorAll('section, p, figure, pre, .wide, nav')].map(e => e.getBoundingClientRect().right))") <= width  # fmt: skip
+    images = browser.run(
+        "return [...document.images].map(image => [image.complete, image.naturalWidth, image.getBoundingClientRect().width])"
+    )
+    assert len(images) > 20 and all(complete and natural > 0 and shown > 250 for complete, natural, shown in images)
+    assert browser.log("browser") == [] and browser.requests() == [page.resolve().as_uri()]
+    assert browser.screenshot().startswith(b"\x89PNG")
+
+
+def test_on_a_phone_wide_tables_scroll_in_their_own_box_and_keep_their_first_column(page: Path, browser: Browser) -> None:
+    browser.open(page, 360)
+    found = browser.run(
+        "const box = document.querySelector('.wide'); box.scrollLeft = 200; const cell = box.querySelector('tbody td');"
+        "return [box.scrollWidth, box.clientWidth, box.scrollLeft, cell.getBoundingClientRect().left, box.getBoundingClientRect().left]"
+    )
+    content, shown, scrolled, cell, box = found
+    assert content > shown and scrolled == 200 and cell == pytest.approx(box, abs=1)  # CSS pixels
+
+
+def test_the_answer_stands_in_the_first_window_of_a_phone(page: Path, browser: Browser) -> None:
+    browser.open(page, 360)
+    assert browser.run("return document.querySelector('.answer p').getBoundingClientRect().bottom") < 800
+
+
+def test_the_page_prints_on_a4(page: Path, browser: Browser) -> None:
+    browser.open(page, 1280)
+    printed = browser.pdf()
+    assert printed.startswith(b"%PDF")
+    # In points: 210 x 297 mm.
+    boxes = {
+        tuple(round(float(value)) for value in box) for box in re.findall(rb"/MediaBox \[([\d.]+) ([\d.]+) ([\d.]+) ([\d.]+)\]", printed)
+    }
+    assert boxes == {(0, 0, 595, 842)} or boxes == {(0, 0, 596, 842)}
+    assert len(re.findall(rb"/Type /Page\b", printed)) < 25

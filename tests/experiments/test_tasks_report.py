@@ -1,0 +1,136 @@
+"""A report over several tasks: what is said over all of them and for each, with numbers that can be checked by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+from made_runs import make_config, make_run
+
+from experiments.report import find, make_report
+from experiments.results import group_tasks, read_runs
+
+ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback_gae", "control_random"]
+TASKS = ["go_to_local_d4", "open_door"]
+# Flat curves, so that a height is an area: by task, arm and seed.
+HEIGHTS = {
+    "go_to_local_d4": {
+        "llm_policy": (0.25, 0.5),
+        "teacher_frozen": (0.5, 0.5),
+        "teacher_feedback_gae": (0.75, 1.0),
+        "control_random": (0.5, 0.25),
+    },
+    "open_door": {
+        "llm_policy": (0.0, 0.25),
+        "teacher_frozen": (0.0, 0.0),
+        "teacher_feedback_gae": (0.25, 0.25),
+        "control_random": (0.0, 0.0),
+    },
+}
+
+
+def make_matrix(root: Path) -> Path:
+    for task, by_arm in HEIGHTS.items():
+        for arm, heights in by_arm.items():
+            for seed, height in enumerate(heights):
+                config = make_config(arm, seed, root / task, ARMS, f"task={task}", f"compare.tasks=[{','.join(TASKS)}]")
+                make_run(config, [height] * 3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_report(make_matrix(tmp_path_factory.mktemp("matrix")))
+
+
+def rows(report: Path, name: str) -> list[dict[str, str]]:
+    with (report.parent / "tables" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(row: dict[str, str], *names: str) -> list[float]:
+    return [float(row[name]) for name in names]
+
+
+def test_runs_are_grouped_by_task_and_arms_have_the_same_name_everywhere(report: Path) -> None:
+    tasks = group_tasks(read_runs(report.parent))
+    assert [task.label for task in tasks] == TASKS
+    assert [[arm.label for arm in task.arms] for task in tasks] == [
+        ["llm_policy", "teacher_frozen", "teacher_feedback/gae", "control/random"]
+    ] * 2
+
+
+def test_tasks_without_a_name_are_called_by_their_level(tmp_path: Path) -> None:
+    make_run(make_config("llm_policy", 0, tmp_path / "one", ARMS), [0.0, 0.0])
+    make_run(make_config("llm_policy", 0, tmp_path / "two", ARMS, "env.level=BabyAI-GoToLocal-v0", "env.num_distractors=4"), [0.0, 0.0])
+    assert {task.label for task in group_tasks(read_runs(tmp_path))} == {"GoToRedBallNoDists", "GoToLocal, 4 objects"}
+
+
+def test_over_all_tasks_every_task_counts_the_same(report: Path) -> None:
+    overall = {row["arm"]: row for row in rows(report, "overall")}
+    gae = overall["teacher_feedback/gae"]
+    # Task means 0.875 and 0.25. The seeds of the first resample to 0.75, 0.875 or 1 with chances 1/4, 1/2, 1/4, those of the second do not vary.
+    assert numbers(gae, "area", "area_low", "area_high") == [0.5625, 0.5, 0.625]
+    # Interquartile mean of (0.75, 1, 0.25, 0.25): the middle two, 0.25 and 0.75.
+    assert numbers(gae, "area_iqm", "tasks", "runs") == [0.5, 2, 4]
+    # Ranks by task and seed: gae is first four times. Of llm_policy: 4, 2.5 (with the frozen teacher); 3 (with two others), 1.5 (with gae).
+    assert numbers(gae, "mean_rank", "mean_rank_low", "mean_rank_high")[0] == 1.125
+    assert numbers(overall["llm_policy"], "mean_rank") == [(4 + 2.5 + 3 + 1.5) / 4]
+
+
+def test_the_difference_over_all_tasks_is_the_mean_of_the_tasks(report: Path) -> None:
+    (row,) = [row for row in rows(report, "overall_differences") if (row["arm"], row["against"]) == ("teacher_feedback/gae", "baseline")]
+    # By seed 0.5 and 0.5 on the first task, 0.25 and 0 on the second: (0.5 + 0.125) / 2, and resamples from 0.25 to 0.375.
+    assert numbers(row, "pairs", "area_difference", "low", "high") == [4, 0.3125, 0.25, 0.375]
+    # Of the first task all four pairs are won; of the second, against 0 and 0.25, two are won and two are ties: (1 + 0.75) / 2.
+    assert numbers(row, "probability_of_improvement") == [0.875]
+
+
+def test_profiles_say_which_share_of_the_runs_is_above_a_level(report: Path) -> None:
+    profile = {(row["arm"], row["area_above"]): float(row["share"]) for row in rows(report, "profiles")}
+    assert [profile["teacher_feedback/gae", level] for level in ("0", "0.24", "0.25", "0.74", "0.75", "1")] == [1, 1, 0.5, 0.5, 0.25, 0]
+
+
+def test_the_first_lines_answer_over_all_tasks_and_then_for_each(report: Path) -> None:
+    answer = re.findall("<p>(.*?)</p>", report.read_text().split('<div class="answer">')[1].split("</div>")[0])
+    assert answer[0] == (
+        "Over 2 tasks, teacher_feedback/gae is better than llm_policy: area under the success curve +0.312 [+0.250, +0.375], ahead in 3 of 4 pairs "
+        "of runs, probability of improvement 0.88."
+    )
+    assert [line for line in answer if line.startswith("On go_to_local_d4: teacher_feedback/gae is better than llm_policy")]
+    assert [line for line in answer if line.startswith("On open_door: teacher_feedback/gae is not distinguishable from llm_policy")]
+
+
+def test_each_task_has_its_tables_and_figures(report: Path) -> None:
+    text = report.read_text()
+    for heading in ("Over all tasks", "go_to_local_d4: Curves", "open_door: Curves", "open_door: Controls", "What the tasks differ in"):
+        assert f"<h2>{heading}</h2>" in text
+    assert {(row["task"], row["arm"]) for row in rows(report, "summary")} == {
+        (task, arm) for task in TASKS for arm in ("llm_policy", "teacher_frozen", "teacher_feedback/gae", "control/random")
+    }
+    names = {path.name for path in (report.parent / "figures").iterdir()}
+    for name in (
+        "overall_profiles",
+        "overall_scores",
+        "overall_controls",
+        "go_to_local_d4_success_by_steps",
+        "open_door_success_by_llm_tokens",
+    ):
+        assert {f"{name}.svg", f"{name}.png"} <= names
+    differing = text.split("<h2>What the tasks differ in")[1].split("</section>")[0]
+    assert re.findall(r'<th scope="col">([^<]*)</th>', differing) == ["task", "env.level", "env.num_distractors", "run.eval_episodes"]
+
+
+def test_an_arm_that_lacks_runs_on_a_task_is_left_out_over_all_tasks_alone(tmp_path: Path) -> None:
+    make_matrix(tmp_path)
+    for seed in (0, 1):
+        status = tmp_path / "open_door" / "teacher_frozen" / f"seed_{seed}" / "status.json"
+        status.write_text(json.dumps({"state": "failed"}))
+    findings = find(tmp_path)
+    assert findings.overall is not None and len(findings.unfinished) == 2
+    assert [row.label for row in findings.overall.arms] == ["llm_policy", "teacher_feedback/gae", "control/random"]
+    assert [[row.label for row in task.arms] for task in findings.tasks] == [
+        ["llm_policy", "teacher_frozen", "teacher_feedback/gae", "control/random"], ["llm_policy", "teacher_feedback/gae", "control/random"]]  # fmt: skip
