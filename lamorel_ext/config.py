@@ -333,6 +333,10 @@ class RunArgs:
         trace_every: Rollouts from one whose steps are recorded for the viewer to the next, from the first on; the last full one and what
             remains after it are recorded too. 0 records none. Changes no number of the run.
         num_threads: Threads of the client for PyTorch; 0 leaves PyTorch's choice.
+        pipeline: Whether the environments are stepped in two halves, one while the LLM servers score the prompts of the other: ``true`` wherever
+            the arm allows it (an LLM is asked for scores at every step and not taught in between), ``auto`` where that was measured to be faster
+            too (servers in processes of their own with a core for each, and at least 32 environments that minigrid steps in the client), ``false``
+            never. Each half is a call of its own, and the last bits of an answer depend on what it was computed with.
         tracker: Takes the learning curve besides ``metrics.csv`` and TensorBoard.
     """
 
@@ -345,6 +349,7 @@ class RunArgs:
     checkpoint_every: int = 1
     trace_every: int = 100
     num_threads: int = 1
+    pipeline: bool | Literal["auto"] = "auto"
     tracker: Literal["none", "wandb"] = "none"
     output_dir: str = "runs/run"
 

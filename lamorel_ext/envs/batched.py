@@ -74,6 +74,6 @@ def make_batched_env(
     return MinigridBatch(level, num_envs, spoken, seeds, num_distractors)
 
 
-def training_seeds(seed: int) -> TrainingSeeds:
-    """The default ``episode_seed`` of a run."""
-    return TrainingSeeds(seed)
+def training_seeds(seed: int, first_copy: int = 0) -> TrainingSeeds:
+    """The default ``episode_seed`` of a run, for a batch that begins with copy ``first_copy`` of the run's."""
+    return TrainingSeeds(seed, first_copy)

@@ -29,18 +29,20 @@ class TrainingSeeds:
 
     Attributes:
         run: Seed of the run.
+        first: What is added to the numbers of the environments, where a batch holds only a later part of the run's.
     """
 
     run: int
+    first: int = 0
 
     def __call__(self, env: int, episode: int) -> int:
-        return int(np.random.SeedSequence((self.run, env, episode)).generate_state(1, np.uint64)[0] % SEED_BOUND)
+        return int(np.random.SeedSequence((self.run, env + self.first, episode)).generate_state(1, np.uint64)[0] % SEED_BOUND)
 
     def many(self, envs: np.ndarray, episodes: np.ndarray) -> np.ndarray:
         """``(n,)`` int64: the same for ``n`` pairs of numbers below 2**32."""
         run = [self.run >> shift & _WORD - 1 for shift in range(0, max(self.run.bit_length(), 1), 32)]
         entropy = np.empty((len(envs), len(run) + 2), dtype=np.uint32)
-        entropy[:, :-2], entropy[:, -2], entropy[:, -1] = run, envs, episodes
+        entropy[:, :-2], entropy[:, -2], entropy[:, -1] = run, envs + self.first, episodes
         low, high = seed_states(entropy, 2).astype(np.uint64).T
         return ((low | high << np.uint64(32)) % np.uint64(SEED_BOUND)).astype(np.int64)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from lamorel_ext.config import Config
-from lamorel_ext.envs.batched import make_batched_env
+from lamorel_ext.envs.batch_checks import EpisodeSeed
+from lamorel_ext.envs.batched import make_batched_env, training_seeds
 from lamorel_ext.prompts import PromptHistory
 from lamorel_ext.student.evaluate import Evaluator
 from lamorel_ext.student.exact import ExactEvaluator, can_enumerate
+from lamorel_ext.student.pipeline import HalvedEnv, can_be_halved, worth_halving
+from lamorel_ext.student.rollout import Actor, StepListener
 from lamorel_ext.student.scenes import PromptedEnv
 from lamorel_ext.types import BatchedEnv
 
@@ -16,33 +19,28 @@ from lamorel_ext.types import BatchedEnv
 class EnvFactory(Protocol):
     """The plug point of environments."""
 
-    def __call__(self, config: Config, held_out: bool) -> BatchedEnv:
+    def __call__(self, config: Config, held_out: bool, copies: range | None = None) -> BatchedEnv:
         """Make the environments of a run.
 
         Args:
             config: Its ``env`` group names the level.
             held_out: False for training: ``env.num_envs`` copies, whose episodes follow from ``run.seed``. True for evaluation:
                 ``run.eval_episodes`` copies, copy ``i`` playing the episode of seed ``run.eval_seed + i``.
+            copies: Which of these copies are wanted, a range of consecutive numbers; None means all. Copy ``i`` has the same episodes whichever
+                others are made with it. Given only where ``run.pipeline`` has the environments stepped in two halves.
         """
 
 
-def make_env(config: Config, held_out: bool) -> BatchedEnv:
+def make_env(config: Config, held_out: bool, copies: range | None = None) -> BatchedEnv:
     """The environments of BabyAI-Text. See ``EnvFactory``."""
     env, run = config.env, config.run
-    if held_out:
-        return make_batched_env(
-            env.level, run.eval_episodes, env.language, num_distractors=env.num_distractors, backend=env.backend, num_workers=env.num_workers,
-            episode_seed=lambda copy, episode: run.eval_seed + copy,
-        )  # fmt: skip
+    copies = copies or range(run.eval_episodes if held_out else env.num_envs)
+    first = copies.start
+    seeds: EpisodeSeed = (lambda copy, episode: run.eval_seed + first + copy) if held_out else training_seeds(run.seed, first)
     return make_batched_env(
-        env.level,
-        env.num_envs,
-        env.language,
-        run.seed,
-        backend=env.backend,
-        num_distractors=env.num_distractors,
+        env.level, len(copies), env.language, episode_seed=seeds, backend=env.backend, num_distractors=env.num_distractors,
         num_workers=env.num_workers,
-    )
+    )  # fmt: skip
 
 
 def make_prompted_env(config: Config, env: BatchedEnv, with_experts: bool = False, held_out: bool = False) -> PromptedEnv:
@@ -54,6 +52,31 @@ def make_prompted_env(config: Config, env: BatchedEnv, with_experts: bool = Fals
     """
     history = PromptHistory(config.env.prompt, config.env.history, config.env.language)
     return PromptedEnv(env, history, with_experts or needs_experts(config, held_out))
+
+
+def make_training_env(
+    config: Config, env_factory: EnvFactory, actor: Actor, listener: StepListener, remote: bool
+) -> PromptedEnv | HalvedEnv:
+    """The training environments, in two halves where ``run.pipeline`` has it so.
+
+    Args:
+        remote: True where the LLM servers are processes of their own.
+    """
+    env, pipeline = env_factory(config, False), config.run.pipeline
+    if pipeline is not False and can_be_halved(actor, listener, env.num_envs):
+        if pipeline is True or (remote and worth_halving(env, config.lamorel_args)):
+            env.close()
+            return make_halves(config, env_factory)
+    return make_prompted_env(config, env)
+
+
+def make_halves(config: Config, env_factory: EnvFactory) -> HalvedEnv:
+    """The training environments in two halves, the first one larger by one where their number is odd."""
+    num_envs = config.env.num_envs
+    middle = (num_envs + 1) // 2
+    return HalvedEnv([
+        make_prompted_env(config, env_factory(config, False, copies)) for copies in (range(middle), range(middle, num_envs))
+    ])  # fmt: skip
 
 
 def make_evaluator(config: Config, env_factory: EnvFactory, with_experts: bool = False) -> Evaluator:

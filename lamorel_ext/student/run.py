@@ -15,14 +15,14 @@ from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError
 from lamorel_ext.student.action_heads import ACTION_HEADS
 from lamorel_ext.student.agents import make_agent
-from lamorel_ext.student.building import EnvFactory, make_evaluator, make_prompted_env
+from lamorel_ext.student.building import EnvFactory, make_evaluator, make_training_env
 from lamorel_ext.student.edge import FeedbackEdge
 from lamorel_ext.student.feedback import FeedbackSignals
 from lamorel_ext.student.metering import MeteredClient
+from lamorel_ext.student.pipeline import collect_rollout
 from lamorel_ext.student.progress import Progress
 from lamorel_ext.student.randomness import Draws, make_rng, restore_rng_states, rng_states
 from lamorel_ext.student.recorder import Checkpoint, Recorder
-from lamorel_ext.student.rollout import collect
 from lamorel_ext.student.scenes import Scene
 from lamorel_ext.student.trace import Trace, Tracer
 from lamorel_ext.types import LlmClient
@@ -50,7 +50,7 @@ class TrainingRun:
         self.agent = make_agent(config, self.llm)
         self.edge = FeedbackEdge(config, self.llm, FeedbackSignals(config.feedback, config.env.num_envs, self._streams["feedback"]))
         self.tracer = self.edge.watcher = Tracer(config, self.llm)
-        self.env = make_prompted_env(config, env_factory(config, False))
+        self.env = make_training_env(config, env_factory, self.agent, self.edge, remote=llm is not None and llm.remote)
         self.evaluator = make_evaluator(config, env_factory)
         self.progress = Progress()
         self._scene: Scene | None = None
@@ -112,7 +112,8 @@ class TrainingRun:
         begin = time.perf_counter()
         left = (self.budget - self.progress.env_steps) // self.env.num_envs
         self.tracer.begin(self.progress.env_steps, self.progress.rollouts, left, self._scene)
-        rollout, self._scene = collect(self.env, self.agent, self.edge, self._scene, min(self.config.num_steps, left), self._draws)
+        num_steps = min(self.config.num_steps, left)
+        rollout, self._scene = collect_rollout(self.env, self.agent, self.edge, self._scene, num_steps, self._draws)
         self.tracer.collected(rollout, self.agent)
         feedback = {f"feedback_{name}": value for name, value in self.edge.after_rollout(rollout).items()}
         learning = self.agent.update(rollout, self._streams["updates"])

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lamorel_ext.errors import CheckpointError
 from lamorel_ext.prompts import PromptHistory, with_feedback
+from lamorel_ext.student.saved_envs import as_whole
 from lamorel_ext.types import BatchedEnv, ObservationBatch, StepBatch
 
 
@@ -101,16 +101,13 @@ class PromptedEnv:
         return {"env": self._env.state(), "history": self._history.state()}
 
     def restore(self, state: dict[str, Any]) -> Scene:
-        """Come back to a saved state; gives the scene there.
+        """Come back to a saved state, also to that of two halves; gives the scene there.
 
         Raises:
             CheckpointError: ``state`` is not what ``state()`` gives.
         """
-        try:
-            env, history = state["env"], state["history"]
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"not a saved environment: {error!r}") from error
-        return self._scene(self._env.restore(env), self._history.restore(history))
+        saved = as_whole(state)
+        return self._scene(self._env.restore(saved["env"]), self._history.restore(saved["history"]))
 
     def close(self) -> None:
         """Free what is held. May be called twice."""

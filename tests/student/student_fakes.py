@@ -48,11 +48,11 @@ def successor(positions: np.ndarray, facings: np.ndarray, actions: np.ndarray) -
 
 
 class CorridorEnv:
-    """A BatchedEnv. Episode k of copy i starts where (seed, i, k) says."""
+    """A BatchedEnv. Episode k of copy i starts where (seed, first + i, k) says."""
 
-    def __init__(self, num_envs: int, seed: int) -> None:
+    def __init__(self, num_envs: int, seed: int, first: int = 0) -> None:
         self.num_envs = num_envs
-        self._seed = seed
+        self._seed, self._first = seed, first
         self.closed = False
 
     def reset(self) -> ObservationBatch:
@@ -94,13 +94,14 @@ class CorridorEnv:
         self.closed = True
 
     def _start(self, i: int) -> tuple[int, int]:
-        rng = np.random.default_rng([self._seed, i, int(self._episodes[i])])
+        rng = np.random.default_rng([self._seed, self._first + i, int(self._episodes[i])])
         return int(rng.integers(LENGTH - 1)), int(rng.integers(2))
 
 
-def make_corridor(config: Config, held_out: bool) -> CorridorEnv:
+def make_corridor(config: Config, held_out: bool, copies: range | None = None) -> CorridorEnv:
     """An env_factory."""
-    return CorridorEnv(config.run.eval_episodes, config.run.eval_seed) if held_out else CorridorEnv(config.env.num_envs, config.run.seed)
+    copies = copies or range(config.run.eval_episodes if held_out else config.env.num_envs)
+    return CorridorEnv(len(copies), config.run.eval_seed if held_out else config.run.seed, copies.start)
 
 
 class TableLlm:
