@@ -8,6 +8,7 @@ const DIRECTIONS = ["right", "down", "left", "up"];
 const OBJECTS = ["unseen", "empty", "wall", "floor", "door", "key", "ball", "box", "goal", "lava", "agent"];
 const COLOURS = ["red", "green", "blue", "purple", "yellow", "grey"];
 const INK = ["#ff3b30", "#2fe04f", "#4d79ff", "#b070ff", "#ffe14d", "#a6a6a6"];  // minigrid's six, lifted where black would swallow them
+const LETTERS = ["R", "GN", "B", "P", "Y", "GY"];
 const DOORS = ["open", "closed", "locked"];
 const AGENTS = { student: "A student acts alone", llm_policy: "The LLM acts through action heads, without words", drrn: "Q-learning over texts (DRRN) acts",
   cloning: "The BabyAI bot acts, and the LLM learns to say what it does", random: "Actions are uniformly random", bot: "The BabyAI bot acts" };
@@ -84,9 +85,9 @@ const describeCell = (cell) => `${cell.kind === "door" ? `${DOORS[cell.state] ??
 function drawCell(cell, x, y) {
   const group = shape("g", { transform: `translate(${x} ${y})` });
   const ink = INK[cell.colour] ?? "#fff";
-  const letter = (COLOURS[cell.colour] ?? " ")[0].toUpperCase();
+  const letter = LETTERS[cell.colour] ?? "";
   const label = (dx, dy, fill) => {
-    const made = shape("text", { x: dx, y: dy, "font-size": 0.3, "text-anchor": "middle", "font-weight": 700, fill, "font-family": "sans-serif" });
+    const made = shape("text", { x: dx, y: dy, "font-size": letter.length > 1 ? 0.22 : 0.28, "text-anchor": "middle", "font-weight": 700, fill, "font-family": "sans-serif" });
     made.textContent = letter;
     return made;
   };
@@ -115,7 +116,7 @@ function drawCell(cell, x, y) {
       break;
     case "key":
       group.append(shape("circle", { cx: 0.56, cy: 0.28, r: 0.14, fill: "none", stroke: ink, "stroke-width": 0.09 }),
-        shape("path", { d: "M.56 .42 V.88 M.56 .66 H.4 M.56 .82 H.4", fill: "none", stroke: ink, "stroke-width": 0.1 }), label(0.78, 0.85, ink));
+        shape("path", { d: "M.56 .42 V.88 M.56 .66 H.4 M.56 .82 H.4", fill: "none", stroke: ink, "stroke-width": 0.1 }), label(0.8, 0.86, ink));
       break;
     case "door":
       if (cell.state === 0) {
@@ -330,7 +331,7 @@ function drawStudent(now) {
   fill("student", head, bars(rows, "The policy"),
     legend(["fill", taught ? "P(a | xₜ, sₜ), this guidance heard" : "P(a | sₜ)"], known(mixed) && ["thin", "averaged over what the teacher says: Σ M(x | s) P(a | x, s)"],
       taught && ["tick", "no guidance heard"]),
-    taught ? note("“No guidance” is the student's own input for silence (code zero, no hint), which it never meets in training in this arm; the average is what it does on the whole.") : null);
+    taught ? note(`“No guidance” is the student's own input for silence (code zero, no hint), which it never meets in training in this arm${known(mixed) ? "; the average is what it does on the whole" : ""}.`) : null);
 }
 
 function explain(now) {

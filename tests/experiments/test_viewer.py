@@ -1,0 +1,340 @@
+"""The loop viewer: what its page holds, that nothing in it can run, and, in a real browser, that it shows the step it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_runs import VERSIONS
+
+from experiments.entry import run_main
+from experiments.run_folder import RunFolder, trace_files
+from experiments.viewer import __main__ as viewer
+from experiments.viewer import content
+from experiments.viewer.page import embedded_json, make_page
+from experiments.viewer.reading import Episode, read_trace
+from experiments.viewer.replay import replay
+from lamorel_ext.config import Config, load_config
+from lamorel_ext.envs.batched import make_batched_env
+from lamorel_ext.errors import CheckpointError
+from lamorel_ext.student.loop import train
+from lamorel_ext.student.recorder import Checkpoint
+from lamorel_ext.student.trace import Trace
+from tests.student.student_fakes import TableLlm
+
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028 & 'go' \"to\""
+ARMS = ("teacher_feedback_previous_online", "llm_policy_feedback_gae", "student_alone")
+BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
+in_a_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
+
+
+def config_of(arm: str, folder: Path, *overrides: str) -> Config:
+    small = ["env.num_envs=2", "student.num_steps=8", "ppo.num_steps=8", "run.total_steps=48", "run.eval_every=48", "run.evaluation=episodes",
+             "run.eval_episodes=2", "run.trace_every=1"]  # fmt: skip
+    return load_config([f"arm={arm}", *small, f"run.output_dir={folder}", f"compare.arms=[{','.join(ARMS)}]", *overrides])
+
+
+def make_traced_run(config: Config) -> Path:
+    """A run of a fraction of a second, whose LLM is a table."""
+    folder = Path(config.run.output_dir)
+    with RunFolder(folder, config, VERSIONS) as recorder:
+        train(config, TableLlm() if config.asks_llm else None, recorder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three arms, each with a trace per rollout; the mission of one was written by somebody with bad intentions."""
+    root = tmp_path_factory.mktemp("compared")
+    for arm in ARMS:
+        make_traced_run(config_of(arm, root / arm / "seed_0"))
+    first = root / ARMS[0] / "seed_0" / "traces" / "step_000000.jsonl"
+    lines = [json.loads(line) for line in first.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "episode":
+            line["mission"] = HOSTILE
+    first.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(compared: Path) -> Path:
+    return viewer.make_viewer(compared)
+
+
+# --- what the page holds -------------------------------------------------------------------------------------------------------
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    data: dict[str, Any] = json.loads(found.group(1))
+    return data
+
+
+def test_the_page_says_what_the_traces_say(compared: Path, page: Path) -> None:
+    data = data_of(page)
+    assert [run["label"] for run in data["runs"]] == ["teacher_feedback/previous/online", "llm_policy+feedback/gae", "student_alone"]
+    for run, arm in zip(data["runs"], ARMS, strict=True):
+        files = trace_files(compared / arm / "seed_0")
+        assert [rollout["env_steps"] for rollout in run["rollouts"]] == list(files) == [0, 16, 32]
+        for rollout, path in zip(run["rollouts"], files.values(), strict=True):
+            recorded = read_trace(path)
+            assert len(rollout["updates"]) == len(recorded.updates)
+            for shown, episode in zip(rollout["episodes"], recorded.episodes, strict=True):
+                assert data["texts"][shown["mission"]] == episode.line["mission"]
+                for step, line in zip(shown["steps"], episode.steps, strict=True):
+                    assert data["texts"][step["prompt"]] == line["prompt"] and data["views"][step["view"]] == line["view"]
+                    assert [data["texts"][place] for place in step["sentences"]] == line["sentences"]
+                    for key in ("action", "reward", "error", "previous", "advantage", "signal", "policy", "end"):
+                        assert step[key] == line[key]
+                    if line["llm"]:
+                        assert data["texts"][step["llm"]["text"]] == line["llm"]["text"] and step["llm"]["after"] == line["llm"]["after"]
+
+
+def test_what_does_not_fit_on_a_page_is_left_out_by_name_ends_first(
+    compared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(content, "MAX_BYTES", 1)
+    assert viewer.run([str(compared), "--output", str(tmp_path / "small.html")]) == 0
+    data = data_of(tmp_path / "small.html")
+    assert [len(run["rollouts"]) for run in data["runs"]] == [1] and len(data["left_out"]) == 8
+    assert data["left_out"][0] == "teacher_feedback/previous/online, seed 0: step_000016.jsonl"
+    assert capsys.readouterr().out.splitlines() == [
+        "left out, for the page's size: 8 rollouts; choose with --arm and --seed",
+        f"viewer: {tmp_path / 'small.html'}",
+    ]
+
+
+def test_arms_are_chosen_by_label_or_folder_and_an_empty_choice_is_an_error(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("student_alone", "llm_policy_feedback_gae", "llm_policy+feedback/gae"):
+        viewer.make_viewer(compared, tmp_path / "one.html", arms=[name], seeds=[0])
+        (one,) = data_of(tmp_path / "one.html")["runs"]
+        assert name in (one["label"], one["label"].replace("+", "_").replace("/", "_"))
+    assert run_main(viewer.run, [str(compared), "--arm", "nobody"]) == 1
+    assert "holds no recorded rollout of 0 run(s): there are the arms teacher_feedback/previous/online" in capsys.readouterr().err
+    untraced = config_of("student_alone", tmp_path / "run", "run.trace_every=0")
+    assert run_main(viewer.run, [str(make_traced_run(untraced))]) == 1
+    assert "run.trace_every was 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["", "{", '{"kind":"step"}\n', '[1]\n{"kind":"trace"}\n', '{"kind":"else"}\n'])
+def test_a_file_that_is_no_trace_is_refused_by_name(broken: str, tmp_path: Path) -> None:
+    path = tmp_path / "step_000000.jsonl"
+    path.write_text(broken)
+    with pytest.raises(CheckpointError, match=r"step_000000\.jsonl"):
+        read_trace(path)
+
+
+def test_another_version_is_refused(compared: Path, tmp_path: Path) -> None:
+    text = next(iter(trace_files(compared / "student_alone" / "seed_0").values())).read_text()
+    path = tmp_path / "step_000000.jsonl"
+    path.write_text(text.replace('"version":1', '"version":2', 1))
+    with pytest.raises(CheckpointError, match="expected a trace of version 1, got 2"):
+        read_trace(path)
+
+
+# --- the grid ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("level", "backend"),
+    [("BabyAI-GoToRedBallNoDists-v0", "table"), ("BabyAI-GoToLocal-v0", "vector"), ("BabyAI-UnlockLocal-v0", "minigrid"),
+     ("BabyAI-MixedTrainLocal-v0", "minigrid")],
+)  # fmt: skip
+def test_an_episode_is_played_again_from_its_seed_and_actions(level: str, backend: Any) -> None:
+    """Whatever the agent saw lies in the replayed grid where the view says; the agent stands where its actions have led it."""
+    env = make_batched_env(level, 1, seed=7, backend=backend)
+    seen, actions = env.reset(), np.random.default_rng(0).choice(6, size=60, p=[0.15, 0.15, 0.4, 0.1, 0.1, 0.1]).tolist()
+    steps: list[dict[str, Any]] = []
+    for action in actions:
+        steps.append({"view": seen.images[0].tobytes().hex(), "direction": int(seen.directions[0]), "action": action})
+        step = env.step(np.array([action]))
+        seen = step.current
+        if step.done[0]:
+            break
+    env.close()
+    skipped = len(steps) // 3
+    line = {"number": 0, "actions": [step["action"] for step in steps[:skipped]]}
+    config = load_config([f"env.level={level}", "run.seed=7"])
+    poses = replay(config, 0, Episode(line, steps[skipped:]))
+    assert poses is not None and len(poses) == len(steps) - skipped + 1
+    for pose, recorded in zip(poses, steps[skipped:], strict=False):
+        view = np.frombuffer(bytes.fromhex(recorded["view"]), dtype=np.uint8).reshape(7, 7, 3)
+        grid = np.frombuffer(bytes.fromhex(pose.grid), dtype=np.uint8).reshape(pose.width, -1, 3)
+        fx, fy = [(1, 0), (0, 1), (-1, 0), (0, -1)][pose.direction]
+        for column, row in np.argwhere(view[:, :, 0] > 0):
+            x, y = pose.x + fx * (6 - row) - fy * (column - 3), pose.y + fy * (6 - row) + fx * (column - 3)
+            inside = 0 <= x < grid.shape[0] and 0 <= y < grid.shape[1]
+            if inside and (column, row) != (3, 6):
+                assert (grid[x, y] == view[column, row]).all()
+
+
+def test_an_episode_that_looks_different_today_is_not_shown_as_if_it_did_not(compared: Path) -> None:
+    config = config_of("student_alone", compared)
+    first = read_trace(trace_files(compared / "student_alone" / "seed_0")[0]).episodes[0]
+    assert replay(config, 0, first) is not None
+    turned = [{**step, "direction": (step["direction"] + 1) % 4} for step in first.steps]
+    assert replay(config, 0, dataclasses.replace(first, steps=turned)) is None
+    assert replay(dataclasses.replace(config, run=dataclasses.replace(config.run, seed=99)), 0, first) is None
+    assert replay(config, 0, Episode({**first.line, "actions": None}, first.steps)) is None
+
+
+# --- the run folder -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_traces_after_the_last_checkpoint_are_dropped_and_made_again(tmp_path: Path) -> None:
+    config = config_of("student_alone", tmp_path / "run")
+    with RunFolder(tmp_path / "run", config, VERSIONS) as run:
+        run.trace(Trace(0, ({"kind": "trace", "n": 1},)))
+        run.checkpoint(Checkpoint(16, {}, {}), None)
+        run.trace(Trace(16, ({"kind": "trace", "n": 2},)))
+        assert list(trace_files(tmp_path / "run")) == [0, 16]
+    with RunFolder(tmp_path / "run", config, VERSIONS) as run:
+        assert run.resume() is not None and list(trace_files(tmp_path / "run")) == [0]
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with RunFolder(tmp_path / "run", config, VERSIONS) as run:
+        assert run.resume() is None and trace_files(tmp_path / "run") == {}
+
+
+# --- nothing in it can run ------------------------------------------------------------------------------------------------------------------
+
+
+def test_no_text_can_leave_the_element_that_holds_it(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<script") == 2 and text.count("</script") == 2 and "<img" not in text
+    assert HOSTILE in data_of(page)["texts"]
+    assert set("<>&\u2028") & set(embedded_json({"a": HOSTILE})) == set() and json.loads(embedded_json({"a": HOSTILE})) == {"a": HOSTILE}
+    titled = make_page({"title": HOSTILE, "texts": ["@@SCRIPT@@"], "views": [], "grids": [], "runs": [], "left_out": []})
+    assert titled.count("<script") == 2 and '["@@SCRIPT@@"]' in titled
+
+
+def test_the_page_names_nothing_outside_itself(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r'(?:src|href)="([^"]*)"', text) == ["data:,", "#t=0"]
+    assert "default-src &#x27;none&#x27;" in text and "unsafe" not in text.split("<style>")[0]
+    assert re.findall(r"https?://[^\s\"']*", text) == ["http://www.w3.org/2000/svg"]
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------------------------------
+
+
+def browse(address: str, profile: Path) -> tuple[str, list[str]]:
+    """The document after its scripts have run, and what they wrote to the console."""
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--enable-logging=stderr",
+               f"--user-data-dir={profile}", "--window-size=1280,900", "--virtual-time-budget=4000", "--dump-dom", address]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(profile)}, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@in_a_browser
+def test_it_opens_from_a_disk_and_shows_the_step_that_the_address_asks_for(page: Path, tmp_path: Path) -> None:
+    document, console = browse(f"{page.as_uri()}?run=0#rollout=0&episode=0&t=3", tmp_path)
+    assert console == []
+    assert 'data-step="3"' in document and "Step 4 of " in document
+    title, mission = re.search("<title>(.*?)</title>", document), re.search('<p id="mission">(.*?)</p>', document)
+    assert title and mission and title.group(1).startswith("Loop viewer: ")
+    assert mission.group(1).startswith("&lt;/script&gt;&lt;script&gt;") and "<img" not in document
+    step = data_of(page)["runs"][0]["rollouts"][0]["episodes"][0]["steps"][3]
+    badge = re.search(r'aria-label="f = (.*?)"', document)
+    assert badge and badge.group(1) == {1.0: "+1", -1.0: "−1", 0.0: "0"}[step["signal"]]
+
+
+@in_a_browser
+def test_a_script_that_came_in_nevertheless_would_not_run(page: Path, tmp_path: Path) -> None:
+    """Also shows that the tests beside this one would see an error."""
+    broken = tmp_path / "broken.html"
+    broken.write_text(
+        page.read_text(encoding="utf-8").replace("<footer>", "<script>document.title='owned'</script><footer>"), encoding="utf-8"
+    )
+    document, console = browse(broken.as_uri(), tmp_path)
+    assert "<title>owned" not in document and len(console) == 1 and "Content Security Policy" in console[0]
+
+
+HARNESS = """<!DOCTYPE html><title>waiting</title><iframe id="narrow" width="360" height="700"></iframe><iframe id="wide" width="1280" height="900"></iframe>
+<script>
+const found = {}, frame = (id) => document.getElementById(id);
+const doc = (id) => frame(id).contentDocument;
+const press = (id, key) => doc(id).body.dispatchEvent(new (frame(id).contentWindow.KeyboardEvent)("keydown", { key, bubbles: true, cancelable: true }));
+const overflow = (id) => doc(id).documentElement.scrollWidth - doc(id).documentElement.clientWidth;
+const load = (id, address) => new Promise((done) => { frame(id).onload = done; frame(id).src = address; });
+(async () => {
+  for (const id of ["narrow", "wide"]) {
+    await load(id, "viewer.html");
+    found[id] = [];
+    const runs = JSON.parse(doc(id).getElementById("data").textContent).runs;
+    for (const [place] of runs.entries()) {
+      await load(id, "about:blank");
+      await load(id, `viewer.html?run=${place}&rollout=1&t=1`);
+      found[id].push([Number(doc(id).body.dataset.step), overflow(id)]);
+    }
+  }
+  const at = () => Number(doc("wide").body.dataset.step);
+  found.keys = ["ArrowRight", "ArrowRight", "ArrowLeft", "Home", "ArrowLeft", "End", "ArrowRight"].map((key) => { press("wide", key); return at(); });
+  doc("wide").getElementById("first").click();
+  doc("wide").getElementById("speed").value = "5";
+  doc("wide").getElementById("play").click();
+  found.playing = doc("wide").getElementById("play").textContent;
+  await new Promise((done) => setTimeout(done, 500));
+  found.played = at();
+  doc("wide").getElementById("play").click();
+  const arm = doc("wide").getElementById("arm");
+  arm.value = "0";
+  arm.dispatchEvent(new Event("change"));
+  found.chosen = doc("wide").getElementById("facts").textContent;
+  found.steps = Number(doc("wide").getElementById("slider").max) + 1;
+  found.unnamed = [...doc("wide").querySelectorAll("button, select, input, svg[role=img]")].filter((one) =>
+    !one.getAttribute("aria-label") && !one.closest("label")?.textContent.trim()).length;
+  document.title = JSON.stringify(found);
+})().catch((error) => { document.title = `failed: ${error}`; });
+</script>"""
+
+
+@pytest.fixture
+def served(page: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """A folder with the page and a page that drives it, over HTTP; the paths that were asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: Any) -> None:
+            asked.append(self.path)
+
+    shutil.copy(page, tmp_path / "viewer.html")
+    (tmp_path / "harness.html").write_text(HARNESS, encoding="utf-8")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+        thread.join()
+
+
+@in_a_browser
+def test_it_steps_plays_and_fits_a_phone_and_asks_for_nothing(served: tuple[str, list[str]], tmp_path: Path) -> None:
+    address, asked = served
+    document, console = browse(f"{address}/harness.html", tmp_path / "profile")
+    title = re.search("<title>(.*?)</title>", document)
+    assert title and title.group(1).startswith("{"), document[:300]
+    found = json.loads(title.group(1).replace("&amp;", "&"))
+    assert found["narrow"] == found["wide"] == [[1, 0]] * 3, "each run shows step 1 and nothing sticks out"
+    last = found["keys"][5]
+    assert found["keys"] == [2, 3, 2, 0, 0, last, last] and last >= 3
+    assert found["playing"] == "❚❚ Pause" and 1 <= found["played"] <= 3  # half a second at five steps a second, on a busy machine
+    assert "an LLM teaches a student" in found["chosen"] and found["steps"] >= 1 and found["unnamed"] == 0
+    assert console == []
+    assert {path.split("?")[0] for path in asked} - {"/favicon.ico"} == {"/harness.html", "/viewer.html"}
