@@ -1,7 +1,7 @@
 """Several copies of one level stepped together, each resetting itself: the batch that a rollout steps.
 
 The backends give the same steps. ``minigrid`` runs any level, one copy after the other; ``processes`` does so in several processes; ``vector`` runs
-single rooms in arrays over all copies; ``table`` looks GoToRedBallNoDists up.
+levels that lie in one room, with doors or without, in arrays over all copies; ``table`` looks GoToRedBallNoDists up.
 """
 
 from __future__ import annotations

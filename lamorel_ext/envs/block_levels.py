@@ -6,7 +6,7 @@ Each law draws the rooms ``rows`` and gives those whose scene is valid; for them
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from minigrid.core.constants import COLOR_TO_IDX
@@ -117,7 +117,31 @@ def from_grammar(scenes: Scenes, rows: np.ndarray, task: str, count: int, colore
     return rows
 
 
+def to_one(scenes: Scenes, rows: np.ndarray, task: str, count: int, excluded: tuple[str, ...]) -> np.ndarray:
+    scenes.place_agents(rows)
+    scenes.add_things(rows, count, unique=False)
+    reachable = scenes.reachable(rows)
+    _go_to(scenes, rows, scenes.below(rows, count), _go_to_words if task == "goto" else _pick_up_words)
+    return rows[reachable & _allowed(scenes, rows, excluded)]
+
+
+def put_next_to(scenes: Scenes, rows: np.ndarray, count: int, excluded: tuple[str, ...]) -> np.ndarray:
+    reachable, first, means_first, second, means_second = _two_targets(scenes, rows, count)
+    _say(scenes, rows, _put_words, first, _number(means_first), second, _number(means_second))
+    apart = (first != second) & ~scenes.any_adjacent(rows, means_first, means_second)
+    return rows[reachable & apart & _allowed(scenes, rows, excluded)]
+
+
 def pick_up_and(scenes: Scenes, rows: np.ndarray, task: str, orders: tuple[bool, ...], count: int, excluded: tuple[str, ...]) -> np.ndarray:
+    reachable, first, means_first, second, means_second = _two_targets(scenes, rows, count)
+    ordered = np.array(orders)[scenes.below(rows, len(orders))]
+    parts = (first, _number(means_first), second, _number(means_second), ordered)
+    _say(scenes, rows, _pick_up_and_go_to_words if task == "pickup_goto" else _pick_up_both_words, *parts)
+    return rows[reachable & _allowed(scenes, rows, excluded)]
+
+
+def _two_targets(scenes: Scenes, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Where everything can be reached, and both looks with the things that have them, which are flagged."""
     scenes.place_agents(rows)
     scenes.add_things(rows, count, unique=False)
     reachable = scenes.reachable(rows)
@@ -130,22 +154,28 @@ def pick_up_and(scenes: Scenes, rows: np.ndarray, task: str, orders: tuple[bool,
         second[again] = looks[again, scenes.below(rows[again], count)]
         again = again[(second[again] == first[again]) & ~scenes.lost(rows[again])]
     means_second = looks == second[:, None]
-    ordered = np.array(orders)[scenes.below(rows, len(orders))]
     scenes.flags[rows, :count] |= FIRST * means_first | SECOND * means_second
-    parts = (first, _number(means_first), second, _number(means_second), ordered)
-    _say(scenes, rows, _pick_up_and_go_to_words if task == "pickup_goto" else _pick_up_both_words, *parts)
-    allowed = [not any(phrase in scenes.missions[row] for phrase in excluded) for row in rows.tolist()]
-    return rows[reachable & np.array(allowed, dtype=bool)]
+    return reachable, first, means_first, second, means_second
 
 
-def _go_to(scenes: Scenes, rows: np.ndarray, target: np.ndarray | int) -> np.ndarray:
+def _allowed(scenes: Scenes, rows: np.ndarray, excluded: tuple[str, ...]) -> np.ndarray:
+    """True where the mission says none of these phrases."""
+    return np.array([not _says(scenes.missions[row], excluded) for row in rows.tolist()], dtype=bool)
+
+
+@lru_cache(maxsize=50_000)
+def _says(mission: str, phrases: tuple[str, ...]) -> bool:
+    return any(phrase in mission for phrase in phrases)
+
+
+def _go_to(scenes: Scenes, rows: np.ndarray, target: np.ndarray | int, words: Callable[..., str] | None = None) -> np.ndarray:
     """To whatever looks like the target."""
     looks = scenes.looks[rows, : scenes.count]
     wanted = scenes.looks[rows, target]
     meant = looks == wanted[:, None]
     scenes.flags[rows, : scenes.count] |= FIRST * meant
     color, kind = (wanted - look_of(0, 0)) % NUM_COLORS, (wanted - look_of(0, 0)) // NUM_COLORS
-    _say(scenes, rows, _go_to_words, kind, color, np.full(len(rows), _ANY), _number(meant))
+    _say(scenes, rows, words or _go_to_words, kind, color, np.full(len(rows), _ANY), _number(meant))
     return rows
 
 
@@ -207,6 +237,11 @@ def _go_to_both_words(*parts: int) -> str:
 @cache
 def _put_next_words(moved: int, fixed: int) -> str:
     return f"put {_named(moved, 1)} next to {_named(fixed, 1)}"
+
+
+@cache
+def _put_words(first: int, first_number: int, second: int, second_number: int) -> str:
+    return f"put {_named(first, first_number)} next to {_named(second, second_number)}"
 
 
 @cache

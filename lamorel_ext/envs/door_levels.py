@@ -155,7 +155,7 @@ def _local_law(level: LocalLevel, name: str) -> Law:
     if name in ("goto", "pickup"):
         return partial(to_one, task=name, count=level.num_dists + 1, excluded=excluded)
     if name == "putnext":
-        return partial(_put_next_to, count=level.num_dists + 2, excluded=excluded)
+        return partial(put_next_to, count=level.num_dists + 2, excluded=excluded)
     orders = {"pickup_then_goto": (True,), "goto_after_pickup": (False,)}.get(name, (True, False))
     return partial(pick_up_and, task=_TASKS.get(name, name), orders=orders, count=level.num_dists + 2, excluded=excluded)
 
@@ -191,7 +191,7 @@ def _two_targets(scene: Scene, count: int) -> tuple[list[Thing], str, list[Thing
     return meant, what, *_named(scene, second)
 
 
-def _put_next_to(scene: Scene, count: int, excluded: tuple[str, ...]) -> Mission:
+def put_next_to(scene: Scene, count: int, excluded: tuple[str, ...]) -> Mission:
     """Things that are both to be moved and to stay, or lie side by side already, are minigrid's own reasons to reject."""
     meant, what, meant_second, what_second = _two_targets(scene, count)
     words = f"put {what} next to {what_second}"

@@ -1,4 +1,4 @@
-"""The single-room levels that the vector backend knows: what their missions ask for, and how their episodes are drawn."""
+"""The levels that the vector backend knows: what their missions ask for, and how their episodes are drawn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minigrid.envs.babyai import (
 from minigrid.envs.babyai.core.verifier import LOC_NAMES
 
 from lamorel_ext.envs import block_levels
-from lamorel_ext.envs.door_levels import door_law, pick_up_and
+from lamorel_ext.envs.door_levels import door_law, pick_up_and, put_next_to, to_one
 from lamorel_ext.envs.episodes import words_of_seeds
 from lamorel_ext.envs.levels import make_level
 from lamorel_ext.envs.original_levels import MAX_REJECTED, MAX_STUCK, OriginalLevelGen
@@ -43,10 +43,12 @@ _DESCRIBED = (_BOX, _BALL, _KEY, None)
 _MAX_DESCRIPTIONS = 101
 _FIRST_WORDS = 128
 """Random words that most scenes do with."""
-_BLOCK_WORDS = (192, 768)
+_BLOCK_WORDS = (192, 768, 3072, 12288)
 """The same where many seeds are drawn together: so many that few are left over, then for those."""
-_WORTH_ARRAYS = 100
-"""Seeds from which on drawing them together is faster."""
+_MOST_WORDS = 2**22
+"""Random words that are held at a time."""
+_WORTH_ARRAYS, _WORTH_MORE_WORDS = 100, 24
+"""Seeds from which on drawing them together is faster, and the same for seeds that need many scenes."""
 _MOST_THINGS = (MAX_SIZE - 2) ** 2
 
 
@@ -83,14 +85,16 @@ class RoomLevel:
 
     def draw_many(self, seeds: Sequence[int]) -> list[Start]:
         """The first states of the episodes of many seeds: in arrays as far as these know the level, and where there are enough seeds."""
-        law = self._law_in_arrays()
         drawn: dict[int, Start] = {}
         left = list(dict.fromkeys(seeds))
         for num_words in _BLOCK_WORDS:
-            if law is not None and len(left) >= _WORTH_ARRAYS:
-                block = block_levels.draw_block(law, self.size, _MOST_THINGS, words_of_seeds(left, num_words))
-                drawn |= {seed: start for seed, start in zip(left, block, strict=True) if start is not None}
-                left = [seed for seed in left if seed not in drawn]
+            fewest = _WORTH_ARRAYS if num_words == _BLOCK_WORDS[0] else _WORTH_MORE_WORDS
+            for place, chosen in self._by_law(left).items():
+                worth_it = fewest <= len(chosen) <= _MOST_WORDS // num_words
+                if worth_it and (law := self._law_in_arrays(place)) is not None:
+                    block = block_levels.draw_block(law, self.size, _MOST_THINGS, words_of_seeds(chosen, num_words))
+                    drawn |= {seed: self._placed(start, place) for seed, start in zip(chosen, block, strict=True) if start is not None}
+            left = [seed for seed in left if seed not in drawn]
         drawn |= {
             seed: self.draw(seed, words) for seed, words in zip(left, words_of_seeds(left, _FIRST_WORDS).tolist(), strict=True)
         }  # fmt: skip
@@ -106,7 +110,7 @@ class RoomLevel:
         Raises:
             LevelError: No valid scene turns up.
         """
-        law = self.laws[Words(seed, words).below(len(self.laws))]
+        law = self.laws[self._law_of(seed, words)]
         stream = Words(seed, words)
         rejected = stuck = 0
         while rejected < MAX_REJECTED and stuck < MAX_STUCK:
@@ -121,9 +125,20 @@ class RoomLevel:
                 return self._start(scene, mission)
         raise LevelError(f"{rejected + stuck} scenes of {self.name} were invalid; are there too many objects for the room?")
 
-    def _law_in_arrays(self) -> block_levels.Law | None:
-        law = self.laws[0]
-        if len(self.laws) > 1 or self.size > MAX_SIZE or not isinstance(law, partial) or law.func not in _IN_ARRAYS:
+    def _law_of(self, seed: int, words: list[int]) -> int:
+        return Words(seed, words).below(len(self.laws))
+
+    def _by_law(self, seeds: list[int]) -> dict[int, list[int]]:
+        if len(self.laws) == 1:
+            return {0: seeds}
+        chosen: dict[int, list[int]] = {place: [] for place in range(len(self.laws))}
+        for seed, words in zip(seeds, words_of_seeds(seeds, 2).tolist(), strict=True):
+            chosen[self._law_of(seed, words)].append(seed)
+        return chosen
+
+    def _law_in_arrays(self, place: int = 0) -> block_levels.Law | None:
+        law = self.laws[place]
+        if self.size > MAX_SIZE or not isinstance(law, partial) or law.func not in _IN_ARRAYS:
             return None
         return partial(_IN_ARRAYS[law.func], **law.keywords)
 
@@ -132,17 +147,32 @@ class RoomLevel:
         for flag, things in ((FIRST, mission.first), (SECOND, mission.second)):
             for cell, _ in things:
                 codes[cell] |= flag
-        rooms = self.columns * self.rows if mission.rooms is None else mission.rooms
         task = self.tasks[0] if mission.task is None else cast(Task, mission.task)
-        place, limit = self.tasks.index(task), self._limit(task, rooms)
-        limit = 0 if limit == self.max_steps else limit
+        rooms = self.columns * self.rows if mission.rooms is None else mission.rooms
+        limit = self._limit(task, rooms)
+        start = Start(4 * scene.agent + scene.direction, tuple(codes.items()), mission.words)
+        return self._in_maze(start, mission.room)._replace(task=self.tasks.index(task), limit=0 if limit == self.max_steps else limit)
+
+    def _placed(self, start: Start, place: int) -> Start:
+        """What was drawn in arrays by one of several laws, in the room on the left."""
+        if len(self.laws) == 1:
+            return start
+        law = cast(partial[Mission], self.laws[place])
+        task: Task = law.keywords.get("task", "putnext")
+        return self._in_maze(start, (0, 0))._replace(task=self.tasks.index(task), limit=self._limit(task, 1))
+
+    def _in_maze(self, start: Start, room: tuple[int, int]) -> Start:
+        """From cells of a room to cells of the maze."""
         if self.columns * self.rows == 1:
-            return Start(4 * scene.agent + scene.direction, tuple(codes.items()), mission.words, task=place, limit=limit)
-        width, (column, row) = self.columns * (self.size - 1) + 1, mission.room
-        corner = (row * width + column) * (self.size - 1)
-        moved = {corner + cell // self.size * width + cell % self.size: code for cell, code in codes.items()}
-        agent = corner + scene.agent // self.size * width + scene.agent % self.size
-        return Start(4 * agent + scene.direction, tuple(moved.items()), mission.words, task=place, limit=limit)
+            return start
+        width, (column, row) = self.columns * (self.size - 1) + 1, room
+
+        def moved(cell: int) -> int:
+            y, x = divmod(cell, self.size)
+            return (row * (self.size - 1) + y) * width + column * (self.size - 1) + x
+
+        things = tuple((moved(cell), code) for cell, code in start.things)
+        return start._replace(pose=4 * moved(start.pose // 4) + start.pose % 4, things=things)
 
 
 def room_level(level_id: str, num_distractors: int | None = None) -> RoomLevel | None:
@@ -310,6 +340,6 @@ def _described(scene: Scene, kinds: tuple[int | None, ...], colored: bool, locat
 _IN_ARRAYS: dict[Callable[..., Mission], Callable[..., np.ndarray]] = {
     _go_to_one: block_levels.go_to_one, _go_to_only: block_levels.go_to_only, _go_to_red_ball: block_levels.go_to_red_ball,
     _go_to_red_or_blue: block_levels.go_to_red_or_blue, _put_next: block_levels.put_next, _from_grammar: block_levels.from_grammar,
-    pick_up_and: block_levels.pick_up_and,
+    pick_up_and: block_levels.pick_up_and, to_one: block_levels.to_one, put_next_to: block_levels.put_next_to,
 }  # fmt: skip
 """The same laws in arrays; what is missing draws few words."""

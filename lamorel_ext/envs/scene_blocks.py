@@ -138,6 +138,14 @@ class Scenes:
         """True where two different cells lie side by side."""
         return (self._around[ones] >> others.astype(np.uint64) & _ONE).astype(bool)
 
+    def any_adjacent(self, rows: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """True where one of the things ``ones`` ``(len(rows), things)`` lies beside another one of ``others``; none may be in both."""
+        cells = self.cells[rows, : self.count]
+        around = np.bitwise_or.reduce(np.where(ones, self._around[cells], np.uint64(0)), axis=1)
+        places = np.bitwise_or.reduce(np.where(others, _ONE << cells.astype(np.uint64), np.uint64(0)), axis=1)
+        beside: np.ndarray = around & places > 0
+        return beside
+
     def _random_looks(self, rows: np.ndarray) -> np.ndarray:
         colors = _COLOR_CODES[self.below(rows, NUM_COLORS)]
         return look_of(0, 0) + self.below(rows, 3) * NUM_COLORS + colors

@@ -145,7 +145,8 @@ def test_missions_are_verified_and_views_are_lit_as_by_minigrid(task: Task, stri
             ends += terminated
             if terminated or truncated:
                 break
-    assert ends >= 2 and (through > 20 or strict[0])
+    few = task == "open_open" and strict == (False, False)  # two doors in the right order, by chance
+    assert ends >= (1 if few else 3) and (through > 20 or strict[0])
 
 
 def small_rooms(generator: np.random.Generator, instruction: dict[str, Any]) -> dict[str, Any]:
