@@ -82,10 +82,10 @@ function cellAt(hex, cell) {
 
 const describeCell = (cell) => `${cell.kind === "door" ? `${DOORS[cell.state] ?? ""} ` : ""}${COLOURS[cell.colour] ?? ""} ${cell.kind}`;
 
-function drawCell(cell, x, y) {
+function drawCell(cell, x, y, lettered) {
   const group = shape("g", { transform: `translate(${x} ${y})` });
   const ink = INK[cell.colour] ?? "#fff";
-  const letter = LETTERS[cell.colour] ?? "";
+  const letter = lettered ? LETTERS[cell.colour] ?? "" : "";
   const label = (dx, dy, fill) => {
     const made = shape("text", { x: dx, y: dy, "font-size": letter.length > 1 ? 0.22 : 0.28, "text-anchor": "middle", "font-weight": 700, fill, "font-family": "sans-serif" });
     made.textContent = letter;
@@ -171,7 +171,7 @@ function drawFrame() {
     for (let x = 0; x < width; x += 1) {
       for (let y = 0; y < height; y += 1) {
         const cell = cellAt(grid, x * height + y);
-        if (cell.kind !== "empty") svg.append(drawCell(cell, x, y));
+        if (cell.kind !== "empty") svg.append(drawCell(cell, x, y, width <= 14));
         if (!["empty", "wall", "unseen"].includes(cell.kind)) objects.push(`${describeCell(cell)} at ${x}, ${y}`);
       }
     }
@@ -199,7 +199,7 @@ function drawFrame() {
       for (let row = 0; row < 7; row += 1) {
         const cell = cellAt(view, 7 * column + row);
         if (cell.kind === "unseen") svg.append(shape("rect", { x: column, y: row, width: 1.01, height: 1.01, fill: "#1c2733" }));
-        else if (!(column === 3 && row === 6)) svg.append(drawCell(cell, column, row));
+        else if (!(column === 3 && row === 6)) svg.append(drawCell(cell, column, row, true));
       }
     }
     svg.append(drawAgent(3, 6, 3, false));
