@@ -28,6 +28,8 @@ DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2))
 CONTROL_DASHES: dict[str, Dashes] = {"random": "-", "shuffled": (0, (5, 2)), "inverted": (0, (1, 1.3)), "positive": (0, (6, 2, 1, 2))}
 ONE_PANEL_ARMS = 7
 PANEL_INCHES = (4.3, 2.7)
+LETTER_INCHES = 0.064
+"""Width of a letter of a label, on average and with room to spare."""
 LABEL_GAP = 0.062
 """Least distance of two labels, as a share of the panel's height."""
 
@@ -154,20 +156,23 @@ def draw(
         _fill(axes, panel, series, axes_labels, (x_max or 1.0, 1.04 * y_max or 1.0), thousands)
 
     columns = 1 if len(shown) == 1 else 2
-    rows = -(-len(shown) // columns)
-    whole = _figure(columns, rows, [lambda axes, panel=panel: fill(axes, panel) for panel in shown])  # type: ignore[misc]
-    parts = tuple((panel.title, _svg(_figure(1, 1, [lambda axes, panel=panel: fill(axes, panel)]))) for panel in shown)  # type: ignore[misc]
+    whole = _figure(shown, columns, fill)
+    parts = tuple((panel.title, _svg(_figure([panel], 1, fill) if len(shown) > 1 else whole)) for panel in shown)
     return Picture(name, caption, parts[0][1] if len(parts) == 1 else _svg(whole), _png(whole), parts)
 
 
-def _figure(columns: int, rows: int, fills: Sequence[Callable[[Axes], None]]) -> Figure:
+def _figure(panels: Sequence[Panel], columns: int, fill: Callable[[Axes, Panel], None]) -> Figure:
+    """Panels of one size, each with room for its labels, whatever they are."""
+    rows, (width, height) = -(-len(panels) // columns), PANEL_INCHES
+    labels = 0.22 + LETTER_INCHES * max(len(line.label) for panel in panels for line in panel.lines)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(columns * PANEL_INCHES[0], rows * PANEL_INCHES[1]), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axes, fill in zip(grid, fills, strict=False):
-            fill(axes)
-        for axes in grid[len(fills) :]:
-            axes.set_visible(False)
+        figure = Figure(figsize=(columns * width, rows * height))
+        for place, panel in enumerate(panels):
+            left, top = place % columns * width + 0.52, (rows - place // columns) * height - 0.24
+            box = (left, top - height + 0.7, max(width - 0.52 - labels, width / 3), height - 0.7)
+            fill(
+                figure.add_axes((box[0] / columns / width, box[1] / rows / height, box[2] / columns / width, box[3] / rows / height)), panel
+            )
     return figure
 
 
@@ -202,25 +207,26 @@ def _label_ends(axes: Axes, panel: Panel, series: Mapping[str, Series], ends: tu
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """The places, moved as little as needed to be ``gap`` apart and, where there is room, within 0 and 1. In the order given."""
+    """The places, moved as little as needed to be ``gap`` apart and, where there is room, within 0 and 1. In the order given.
+
+    Least squares under an order (pool adjacent violators): without the gaps, neighbours in the wrong order share their mean.
+    """
     order = sorted(range(len(places)), key=lambda i: places[i])
-    moved = [places[i] for i in order]
-    for _ in range(200):
-        quiet = True
-        for below in range(len(moved) - 1):
-            lack = gap - (moved[below + 1] - moved[below])
-            if lack > 1e-9:
-                moved[below], moved[below + 1], quiet = moved[below] - lack / 2, moved[below + 1] + lack / 2, False
-        lowest = max(0.0, 0.0 - moved[0])
-        moved = [place + lowest for place in moved]
-        highest = max(0.0, moved[-1] - 1.0) if gap * (len(moved) - 1) <= 1 else 0.0
-        moved = [place - highest for place in moved]
-        if quiet and not highest:
-            break
+    pools: list[list[float]] = []
+    for rank, i in enumerate(order):
+        pools.append([places[i] - rank * gap])
+        while len(pools) > 1 and _mean(pools[-2]) >= _mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    room = max(0.0, 1 - gap * (len(places) - 1))
+    levels = [min(max(_mean(pool), 0.0), room) for pool in pools for _ in pool]
     found = [0.0] * len(places)
-    for place, i in zip(moved, order, strict=True):
-        found[i] = place
+    for rank, i in enumerate(order):
+        found[i] = levels[rank] + rank * gap
     return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _svg(figure: Figure) -> str:

@@ -14,11 +14,17 @@ from experiments.statistics import (
     Interval,
     area_under_curve,
     bootstrap,
+    bootstrap_columns,
     curve_on,
+    improvement_over_tasks,
     interquartile_mean,
+    interquartile_mean_of_tasks,
+    mean_of_tasks,
     paired_differences,
     probability_of_improvement,
+    ranks,
     steps_to,
+    stratified_bootstrap,
     wilson_interval,
 )
 
@@ -65,8 +71,8 @@ def test_an_interval_excludes_zero_only_when_it_lies_on_one_side() -> None:
 
 def test_the_interquartile_mean_drops_the_outer_quarters() -> None:
     assert interquartile_mean(np.array([100.0, 1.0, 2.0, -50.0])) == 1.5
-    # Six values: a quarter is 1.5 of them, so 3 and 4 count whole and 2 and 5 half: (1 + 3 + 4 + 2.5) / 3.
-    assert interquartile_mean(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 60.0])) == pytest.approx(3.5)
+    # Six values: a quarter is 1.5 of them, rounded down: 2, 3, 4 and 6 stay.
+    assert interquartile_mean(np.array([1.0, 2.0, 3.0, 4.0, 6.0, 60.0])) == 3.75
     assert interquartile_mean(np.array([7.0])) == 7.0
     np.testing.assert_allclose(interquartile_mean(np.array([[0.0, 1.0, 2.0, 9.0], [4.0, 4.0, 4.0, 4.0]])), [1.5, 4.0])
 
@@ -122,3 +128,112 @@ def test_wilsons_interval_of_known_rates() -> None:
     assert wilson_interval(0, 20).high == pytest.approx(3.841459 / 23.841459, abs=1e-6)
     with pytest.raises(ValueError, match="3 of 2"):
         wilson_interval(3, 2)
+
+
+# --- over several tasks -------------------------------------------------------------------------------------------------------------
+
+TASKS = [[0.0, 1.0, 3.0], [2.0, 2.5], [4.0, 0.5, 1.0, 1.5]]
+OTHERS = [[1.0, 0.5], [2.0, 3.0, 0.0], [1.0]]
+
+
+def slow_ends(values: list[float]) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % quantiles, each between its two neighbours."""
+    ordered, found = sorted(values), []
+    for share in (0.025, 0.975):
+        place = share * (len(ordered) - 1)
+        below = int(place)
+        found.append(ordered[below] * (1 - (place - below)) + ordered[min(below + 1, len(ordered) - 1)] * (place - below))
+    return found[0], found[1]
+
+
+def slow_iqm(values: list[float]) -> float:
+    cut = len(values) // 4
+    return sum(sorted(values)[cut : len(values) - cut]) / (len(values) - 2 * cut)
+
+
+def test_the_stratified_bootstrap_is_the_documented_one_written_out() -> None:
+    generator = np.random.default_rng(0)
+    draws = [generator.integers(len(task), size=(400, len(task))) for task in TASKS]
+    means, middles = [], []
+    for i in range(400):
+        resample = [[task[place] for place in drawn[i]] for task, drawn in zip(TASKS, draws, strict=True)]
+        means.append(sum(sum(task) / len(task) for task in resample) / 3)
+        middles.append(slow_iqm([value for task in resample for value in task]))
+    got = stratified_bootstrap(TASKS, samples=400)
+    assert (got.estimate, got.low, got.high) == pytest.approx(((4 / 3 + 2.25 + 1.75) / 3, *slow_ends(means)), abs=1e-12)
+    got = stratified_bootstrap(TASKS, interquartile_mean_of_tasks, samples=400)
+    # Nine values, two cut on each side: 0.5 and 0 and 3 and 4 go, (1 + 1 + 1.5 + 2 + 2.5) / 5 is left.
+    assert (got.estimate, got.low, got.high) == pytest.approx((1.6, *slow_ends(middles)), abs=1e-12)
+
+
+def test_seeds_are_resampled_within_their_task_alone() -> None:
+    # Two tasks without any spread: whatever is drawn, the mean is that of the two heights.
+    assert stratified_bootstrap([[0.0, 0.0], [1.0, 1.0, 1.0]]) == Interval(0.5, 0.5, 0.5)
+    assert math.isnan(stratified_bootstrap([[0.0], [1.0]]).low)
+    with pytest.raises(ValueError, match="one value per seed"):
+        stratified_bootstrap([[1.0], []])
+
+
+def test_columns_are_resampled_together_as_each_would_be_alone() -> None:
+    columns = [np.array([[0.0, 5.0], [1.0, 3.0], [3.0, 9.0]]), np.array([[2.0, 2.0], [2.5, 1.0]])]
+    estimates, low, high = bootstrap_columns(columns, samples=300)
+    for column in (0, 1):
+        alone = stratified_bootstrap([task[:, column] for task in columns], samples=300)
+        assert (estimates[column], low[column], high[column]) == pytest.approx((alone.estimate, alone.low, alone.high), abs=1e-12)
+
+
+def test_improvement_over_tasks_resamples_both_arms_as_documented() -> None:
+    generator, shares = np.random.default_rng(0), np.zeros(300)
+    for ours, theirs in zip(TASKS, OTHERS, strict=True):
+        first, second = (generator.integers(len(arm), size=(300, len(arm))) for arm in (ours, theirs))
+        for i in range(300):
+            pairs = [(ours[a], theirs[b]) for a in first[i] for b in second[i]]
+            shares[i] += sum((x > y) + 0.5 * (x == y) for x, y in pairs) / len(pairs) / 3
+    got = improvement_over_tasks(TASKS, OTHERS, samples=300)
+    # Won of 6: (0: 0, 1: 1.5, 3: 2) = 3.5; of 6: (2: 1.5, 2.5: 2) = 3.5; of 4: 4, .5, 1 and 1.5 against 1: 2.5.
+    assert (got.estimate, got.low, got.high) == pytest.approx(((3.5 / 6 + 3.5 / 6 + 2.5 / 4) / 3, *slow_ends(shares.tolist())), abs=1e-12)
+
+
+def test_scores_that_differ_by_rounding_are_ties() -> None:
+    third = 0.1 + 0.2  # 0.30000000000000004
+    assert probability_of_improvement([third], [0.3]) == 0.5
+    np.testing.assert_array_equal(ranks([0.3, 0.9, third, 0.1]), [2.5, 1.0, 2.5, 4.0])
+
+
+# --- rliable ------------------------------------------------------------------------------------------------------------------------------
+
+X = np.array([[k * 7 % 10 / 10, k * 3 % 11 / 11] for k in range(10)])
+Y = np.array([[k * 3 % 10 / 12 + 0.1, k * 5 % 11 / 12] for k in range(10)])
+"""Scores of two arms, ten runs on two tasks, as rliable takes them: runs by tasks."""
+
+
+def test_the_numbers_are_those_of_rliable() -> None:
+    """rliable 1.2.0 (Agarwal et al. 2021) printed these for X and Y; its intervals, of 20,000 resamples and more, with other random numbers."""
+    x, y = list(X.T), list(Y.T)
+    assert float(interquartile_mean_of_tasks(x)) == pytest.approx(0.42727272727272725, abs=1e-12)
+    assert float(interquartile_mean_of_tasks(y)) == pytest.approx(0.4416666666666667, abs=1e-12)
+    assert float(mean_of_tasks(x)) == pytest.approx(0.4386363636363636, abs=1e-12)
+    improvement = improvement_over_tasks(x, y, samples=20_000)
+    assert improvement.estimate == pytest.approx(0.5025, abs=1e-12)
+    # The ends of a bootstrap interval vary by about 0.004 from one set of random numbers to another.
+    assert (improvement.low, improvement.high) == pytest.approx((0.32, 0.685), abs=0.012)
+    iqm, mean = stratified_bootstrap(x, interquartile_mean_of_tasks, 20_000), stratified_bootstrap(x, samples=20_000)
+    assert (iqm.low, iqm.high) == pytest.approx((0.26272727, 0.60181818), abs=0.012)  # as above
+    assert (mean.low, mean.high) == pytest.approx((0.31318182, 0.565), abs=0.012)  # as above
+    above = [(task[:, None] > np.array([0.25, 0.5, 0.75])).astype(float) for task in x]
+    shares, low, high = bootstrap_columns(above, 20_000)
+    np.testing.assert_allclose(shares, [0.7, 0.4, 0.2])
+    np.testing.assert_allclose([low, high], [[0.5, 0.2, 0.05], [0.9, 0.6, 0.4]], atol=1e-9)  # shares of 20 runs: steps of 0.05
+
+
+def test_rliable_itself_agrees_where_it_is_installed() -> None:
+    pytest.importorskip("rliable", reason="the extra rliable is not installed")
+    from rliable import library, metrics
+
+    x, y = list(X.T), list(Y.T)
+    assert float(interquartile_mean_of_tasks(x)) == pytest.approx(metrics.aggregate_iqm(X), abs=1e-12)
+    assert improvement_over_tasks(x, y).estimate == pytest.approx(metrics.probability_of_improvement(X, Y), abs=1e-12)
+    np.random.seed(0)  # rliable draws from numpy's global generator
+    _, ends = library.get_interval_estimates({"x": X}, lambda scores: np.array([metrics.aggregate_iqm(scores)]), reps=5000)
+    got = stratified_bootstrap(x, interquartile_mean_of_tasks, 20_000)
+    assert (got.low, got.high) == pytest.approx(tuple(ends["x"][:, 0]), abs=0.015)  # two sets of random numbers

@@ -1,0 +1,77 @@
+"""Which arm is drawn in which panel, in which colour, and labels that do not stand on top of each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.panels import GREY, LABEL_GAP, Series, draw, lay_out, spread
+from experiments.results import Arm, Run
+from lamorel_ext.config import load_config
+
+
+def make_arms(*names: str) -> list[Arm]:
+    from pathlib import Path
+
+    configs = [load_config([f"arm={name}"]) for name in names]
+    return [Arm(config.arm.name, {0: Run(Path(), config, "complete", {}, {}, {})}) for config in configs]
+
+
+MANY = make_arms("llm_policy", "llm_policy_feedback_gae", "llm_policy_control_random", "student_alone", "teacher_frozen", "teacher_feedback_gae",
+                 "teacher_feedback_previous", "control_random", "control_inverted", "teacher_feedback_td_online", "control_random_online")  # fmt: skip
+
+
+def test_a_few_arms_share_a_panel_and_keep_their_names() -> None:
+    (panel,) = lay_out(MANY[:6])
+    assert [line.label for line in panel.lines] == [arm.label for arm in MANY[:6]]
+    assert len({(line.colour, str(line.dashes)) for line in panel.lines}) == 6
+
+
+def test_many_arms_have_a_panel_for_each_family_with_the_arm_without_feedback() -> None:
+    panels = {panel.title: [line.label for line in panel.lines] for panel in lay_out(MANY)}
+    assert panels == {
+        "Without feedback": ["llm_policy", "student_alone", "teacher_frozen"],
+        "LLM as policy, with feedback": ["llm_policy", "gae", "control: random"],
+        "Teacher, updated per rollout": ["teacher_frozen", "gae", "previous", "control: random", "control: inverted"],
+        "Teacher, updated while acting": ["teacher_frozen", "td", "control: random"],
+    }
+
+
+def test_a_colour_means_a_signal_everywhere_and_controls_are_grey_with_dashes_of_their_own() -> None:
+    lines = [line for panel in lay_out(MANY) for line in panel.lines]
+    assert len({line.colour for line in lines if line.label == "gae"}) == 1
+    assert {line.colour for line in lines if line.label.startswith("control")} == {GREY}
+    assert {line.colour for line in lines if not line.label.startswith("control")}.isdisjoint({GREY})
+    for panel in lay_out(MANY):
+        assert len({(line.colour, str(line.dashes)) for line in panel.lines}) == len(panel.lines)
+
+
+def test_a_figure_is_drawn_as_a_whole_and_panel_by_panel() -> None:
+    steps, flat = np.array([0.0, 10.0, 20.0]), np.array([0.5, 0.5, 0.5])
+    series = {arm.label: Series(steps, flat, flat - 0.1, flat + 0.1) for arm in MANY}
+    picture = draw("name", "caption", lay_out(MANY), series, ("steps", "success"))
+    assert [title for title, _ in picture.parts] == [
+        "Without feedback", "LLM as policy, with feedback", "Teacher, updated per rollout", "Teacher, updated while acting"]  # fmt: skip
+    assert (
+        picture.png.startswith(b"\x89PNG")
+        and all("<svg" in svg for _, svg in picture.parts)
+        and picture.svg not in dict(picture.parts).values()
+    )
+    alone = draw("name", "caption", lay_out(MANY), {"student_alone": series["student_alone"]}, ("steps", "success"))
+    assert len(alone.parts) == 1
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=14))
+def test_labels_keep_their_distance_and_their_order(places: list[float]) -> None:
+    moved = spread(places, LABEL_GAP)
+    ordered = sorted(moved)
+    assert all(above - below >= LABEL_GAP - 1e-9 for below, above in zip(ordered, ordered[1:], strict=False))
+    assert min(moved) >= -1e-9 and max(moved) <= 1 + 1e-9
+    for i, j in zip(*np.triu_indices(len(places), 1), strict=True):
+        assert (moved[i] - moved[j]) * (places[i] - places[j]) >= 0
+
+
+def test_labels_with_room_stay_where_they_are() -> None:
+    assert spread([0.9, 0.1, 0.5], 0.06) == pytest.approx([0.9, 0.1, 0.5])
