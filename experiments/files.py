@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lamorel_ext.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -24,6 +30,34 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder for as long as the context lasts; the system lets go of it when this process dies.
+
+    Raises:
+        CheckpointError: Another process holds it; names that process.
+    """
+    path = folder / ".lock"
+    with writing(path):
+        file = path.open("a+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise CheckpointError(f"{folder} is in use by {holder}: two processes cannot write one run") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise CheckpointError(f"{path} cannot be locked: {error.strerror}") from error
+            log.warning("%s cannot be locked on this file system; nothing keeps a second process out of it", path)
+        with writing(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
 
 
 def replace_text(path: Path, text: str) -> None:

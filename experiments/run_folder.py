@@ -21,6 +21,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,7 +29,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from experiments.files import csv_cell, replace_json, replace_text, writing
+from experiments.files import csv_cell, held_alone, replace_json, replace_text, writing
 from experiments.identity import differing_keys, run_identity
 from experiments.results import read_json
 from experiments.trackers import Tracker, make_trackers
@@ -107,6 +108,7 @@ class RunFolder:
         self._env_steps = 0
         self._started = time.time()
         self._trackers: list[Tracker] = []
+        self._held = ExitStack()
 
     # --- begin and end --------------------------------------------------------------------------------------------------------
 
@@ -114,13 +116,21 @@ class RunFolder:
         check_folders([(self.folder, self._config)])
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(self._config, self.folder / "config.yaml")
-        replace_json(self.folder / "versions.json", self._versions)
-        self._trackers = make_trackers(self.folder, self._config)
-        self._set_status("running")
+        with ExitStack() as held:
+            held.enter_context(held_alone(self.folder))
+            with writing(self.folder):
+                save_config(self._config, self.folder / "config.yaml")
+            replace_json(self.folder / "versions.json", self._versions)
+            self._trackers = make_trackers(self.folder, self._config)
+            self._set_status("running")
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        with self._held:
+            self._settle(error)
+
+    def _settle(self, error: BaseException | None) -> None:
         for tracker in self._trackers:
             tracker.close()
         if error is None:

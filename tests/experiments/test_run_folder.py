@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -215,6 +216,25 @@ def test_the_folder_of_another_run_is_refused_with_every_key_that_differs(config
     for key in ("arm.name", "feedback.signal", "run.seed", "student.lr"):
         assert f"{key}: " in text
     assert "was made with 'gae', asked for is 'td'" in text and "compare" not in text
+
+
+def test_a_second_process_is_kept_out_of_a_run_that_is_being_written(config: Config) -> None:
+    folder = Path(config.run.output_dir)
+    program = (
+        "import sys; from pathlib import Path; from experiments.files import held_alone\n"
+        "with held_alone(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    folder.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", program, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(CheckpointError, match=f"in use by process {other.pid} on .*two processes"), RunFolder(folder, config, {}):
+            pass
+        assert not (folder / "config.yaml").exists()
+        other.kill()
+    with RunFolder(folder, config, {}):
+        pass
+    with RunFolder(folder, config, {}):
+        pass
 
 
 def test_how_a_run_runs_may_change_when_it_is_resumed(config: Config, tmp_path: Path) -> None:
