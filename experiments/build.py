@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from lamorel_ext.config import Config, LamorelArgs
+from lamorel_ext.config import Config, EnvArgs, LamorelArgs, StageArgs
 from lamorel_ext.envs.levels import level_spec, make_level
 from lamorel_ext.errors import ConfigError, LevelError
 from lamorel_ext.models.loading import load_host
@@ -52,18 +52,21 @@ def run_as_ranked(config: Config, client: Client) -> int:
 
 
 def check_level(config: Config) -> None:
-    """Make sure that the level exists and takes a number of distractors if one is set, before a model is loaded.
+    """Make sure that every level exists and takes a number of distractors where one is set, before a model is loaded.
 
     Raises:
         ConfigError: It does not; names levels that are spelt like it, or that take such a number.
     """
-    key, env = "env.level", config.env
-    try:
-        level_spec(env.level)
-        key = "env.num_distractors"
-        make_level(env.level, env.num_distractors)
-    except LevelError as error:
-        raise ConfigError(f"{key}: {error}") from error
+    groups: dict[str, EnvArgs | StageArgs] = {"env": config.env}
+    groups |= {f"env.curriculum[{place}]": stage for place, stage in enumerate(config.env.curriculum)}
+    for group, chosen in groups.items():
+        key = f"{group}.level"
+        try:
+            level_spec(chosen.level)
+            key = f"{group}.num_distractors"
+            make_level(chosen.level, chosen.num_distractors)
+        except LevelError as error:
+            raise ConfigError(f"{key}: {error}") from error
 
 
 def build_server(args: LamorelArgs, placement: Placement) -> Hosted:

@@ -121,6 +121,24 @@ class LamorelArgs:
 
 
 @dataclass(frozen=True)
+class StageArgs:
+    """A stage of a curriculum; it ends with the rollout that fulfils one of its conditions.
+
+    Attributes:
+        level: Id of a BabyAI level.
+        num_distractors: As in ``env``.
+        steps: Environment steps of the stage, over all environments, rounded up to whole steps of all of them; null sets no limit.
+        success: Share of the stage's last 100 episodes that must have succeeded; null sets no such condition. Arms then change level at
+            different times.
+    """
+
+    level: str = ""
+    num_distractors: int | None = None
+    steps: int | None = None
+    success: float | None = None
+
+
+@dataclass(frozen=True)
 class EnvArgs:
     """The task.
 
@@ -129,6 +147,7 @@ class EnvArgs:
         level: Id of a BabyAI level, such as ``BabyAI-GoToRedBallNoDists-v0``.
         num_envs: Copies stepped together.
         num_distractors: Objects, in the level's own way of counting (see ``envs.levels.make_level``); null keeps the level's own number.
+        curriculum: Stages of training before that on ``level``, each with a level of its own. Evaluations are always on ``level``.
         language: Language of the observation's sentences; missions stay English.
         prompt: Template of the prompt: ``lamorel`` (the last observation) or ``glam`` (action list and history).
         history: Observations in a ``glam`` prompt; 1 makes the policy memoryless.
@@ -141,6 +160,7 @@ class EnvArgs:
     level: str = "BabyAI-GoToRedBallNoDists-v0"
     num_envs: int = 16
     num_distractors: int | None = None
+    curriculum: tuple[StageArgs, ...] = ()
     language: Literal["en", "fr"] = "en"
     prompt: Literal["lamorel", "glam"] = "lamorel"
     history: int = 3
@@ -603,6 +623,8 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
 
 def _convert(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     """The value as the hint wants it; a problem is noted where it cannot be."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, f"{key}.", problems)  # type: ignore[arg-type]
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -699,8 +721,8 @@ def _impossible_values(config: Config) -> list[str]:
     if drrn.replay_size < drrn.batch_size:
         problems.append(f"drrn.replay_size: must be at least drrn.batch_size={drrn.batch_size}, got {drrn.replay_size}")
     return [
-        *problems, *_impossible_workers(config.env), *_impossible_method(config), *_impossible_llm(config),
-        *_impossible_comparison(config.compare),
+        *problems, *_impossible_workers(config.env), *_impossible_curriculum(config.env.curriculum), *_impossible_method(config),
+        *_impossible_llm(config), *_impossible_comparison(config.compare),
     ]  # fmt: skip
 
 
@@ -710,6 +732,23 @@ def _impossible_workers(env: EnvArgs) -> list[str]:
     if env.backend in ("minigrid", "vector", "table") and env.num_workers > 0:
         return [f"env.num_workers: must be 0 where env.backend is {env.backend}, got {env.num_workers}"]
     return []
+
+
+def _impossible_curriculum(stages: Sequence[StageArgs]) -> list[str]:
+    problems = []
+    for place, stage in enumerate(stages):
+        key = f"env.curriculum[{place}]"
+        if not stage.level:
+            problems.append(f"{key}.level: must be named")
+        if stage.steps is None and stage.success is None:
+            problems.append(f"{key}: needs steps or success, or it would never end")
+        if stage.steps is not None and stage.steps < 1:
+            problems.append(f"{key}.steps: must be at least 1, got {stage.steps}")
+        if stage.success is not None and not 0 < stage.success <= 1:
+            problems.append(f"{key}.success: must be above 0 and at most 1, got {stage.success}")
+        if stage.num_distractors is not None and stage.num_distractors < 0:
+            problems.append(f"{key}.num_distractors: must not be negative, got {stage.num_distractors}")
+    return problems
 
 
 def _impossible_method(config: Config) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lamorel_ext.config import CONFIG_DIR, Config, from_mapping, load_config, load_matrix, read_config, save_config, to_mapping
+from lamorel_ext.config import CONFIG_DIR, Config, StageArgs, from_mapping, load_config, load_matrix, read_config, save_config, to_mapping
 from lamorel_ext.envs.levels import make_level
 from lamorel_ext.errors import ConfigError
 
@@ -168,7 +168,9 @@ def test_the_demo_takes_another_model_and_another_budget() -> None:
 
 
 def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
-    config = load_config(["arm=control_inverted", "feedback.lr=3e-5", "env.level=BabyAI-GoToObj-v0"], "figure2_40")
+    stages = "env.curriculum=[{level:BabyAI-GoToRedBall-v0,num_distractors:2,steps:100},{level:BabyAI-GoToObj-v0,success:0.5}]"
+    config = load_config(["arm=control_inverted", "feedback.lr=3e-5", "env.level=BabyAI-GoToObj-v0", stages], "figure2_40")
+    assert config.env.curriculum == (StageArgs("BabyAI-GoToRedBall-v0", 2, 100), StageArgs("BabyAI-GoToObj-v0", success=0.5))
     save_config(config, tmp_path / "config.yaml")
     assert read_config(tmp_path / "config.yaml") == config
 
@@ -205,6 +207,14 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
         ("feedback.signal=best", "feedback.signal: expected one of previous, td"),
         ("run.seed=true", "run.seed: expected int, got True"),
         ("env.num_distractors=-1", "env.num_distractors: must not be negative, got -1"),
+        ("env.curriculum=[{level:BabyAI-GoToObj-v0}]", "env.curriculum[0]: needs steps or success, or it would never end"),
+        ("env.curriculum=[{steps:5}]", "env.curriculum[0].level: must be named"),
+        ("env.curriculum=[{level:a,steps:0}]", "env.curriculum[0].steps: must be at least 1, got 0"),
+        ("env.curriculum=[{level:a,success:1.5}]", "env.curriculum[0].success: must be above 0 and at most 1, got 1.5"),
+        ("env.curriculum=[{level:a,steps:1,num_distractors:-2}]", "env.curriculum[0].num_distractors: must not be negative, got -2"),
+        ("env.curriculum=[{level:a,step:1}]", "env.curriculum[0].step: unknown key (did you mean steps?)"),
+        ("env.curriculum=[{level:3,steps:1}]", "env.curriculum[0].level: expected str, got 3"),
+        ("env.curriculum=[BabyAI-GoToObj-v0]", "env.curriculum[0]: expected a group of keys, got 'BabyAI-GoToObj-v0'"),
         ("drrn.temperature=0.0", "drrn.temperature: must be above 0, got 0.0"),
         ("drrn.epsilon=1.5", "drrn.epsilon: must be between 0 and 1, got 1.5"),
         ("drrn.update_every=0", "drrn.update_every: must be at least 1, got 0"),

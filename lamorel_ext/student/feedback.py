@@ -88,6 +88,10 @@ class FeedbackSignals:
             return self._rng.permutation(f.ravel()).reshape(f.shape)
         return -f if self.signal == "inverted" else f
 
+    def forget_episodes(self) -> None:
+        """Every environment begins an episode: the last advantages belong to others."""
+        self._previous[:] = np.nan
+
     def fork(self, num_envs: int, rng: np.random.Generator) -> FeedbackSignals:
         """A copy for other environments: the prompts' means are taken along, the environments' last advantages are not.
 

@@ -16,14 +16,15 @@ from lamorel_ext.errors import CheckpointError
 from lamorel_ext.student.action_heads import ACTION_HEADS
 from lamorel_ext.student.agents import make_agent
 from lamorel_ext.student.building import EnvFactory, make_evaluator, make_training_env
+from lamorel_ext.student.curriculum import Curriculum
 from lamorel_ext.student.edge import FeedbackEdge
 from lamorel_ext.student.feedback import FeedbackSignals
 from lamorel_ext.student.metering import MeteredClient
-from lamorel_ext.student.pipeline import collect_rollout
+from lamorel_ext.student.pipeline import HalvedEnv, collect_rollout
 from lamorel_ext.student.progress import Progress
 from lamorel_ext.student.randomness import Draws, make_rng, restore_rng_states, rng_states
 from lamorel_ext.student.recorder import Checkpoint, Recorder
-from lamorel_ext.student.scenes import Scene
+from lamorel_ext.student.scenes import PromptedEnv, Scene
 from lamorel_ext.student.trace import Trace, Tracer
 from lamorel_ext.types import LlmClient
 
@@ -50,7 +51,9 @@ class TrainingRun:
         self.agent = make_agent(config, self.llm)
         self.edge = FeedbackEdge(config, self.llm, FeedbackSignals(config.feedback, config.env.num_envs, self._streams["feedback"]))
         self.tracer = self.edge.watcher = Tracer(config, self.llm)
-        self.env = make_training_env(config, env_factory, self.agent, self.edge, remote=llm is not None and llm.remote)
+        self.curriculum = Curriculum(config)
+        self._env_factory = env_factory
+        self.env = self._make_env()
         self.evaluator = make_evaluator(config, env_factory)
         self.progress = Progress()
         self._scene: Scene | None = None
@@ -112,7 +115,7 @@ class TrainingRun:
         begin = time.perf_counter()
         left = (self.budget - self.progress.env_steps) // self.env.num_envs
         self.tracer.begin(self.progress.env_steps, self.progress.rollouts, left, self._scene)
-        num_steps = min(self.config.num_steps, left)
+        num_steps = int(min(self.config.num_steps, left, self.curriculum.steps_left))
         rollout, self._scene = collect_rollout(self.env, self.agent, self.edge, self._scene, num_steps, self._draws)
         self.tracer.collected(rollout, self.agent)
         feedback = {f"feedback_{name}": value for name, value in self.edge.after_rollout(rollout).items()}
@@ -120,6 +123,8 @@ class TrainingRun:
         trace = self.tracer.finish(rollout)
         self.progress.averages.add(feedback | learning)
         self.progress.note(rollout, time.perf_counter() - begin - self.tracer.seconds)
+        if self.curriculum.note(rollout):
+            self._change_env()
         return trace
 
     def evaluate(self) -> dict[str, float]:
@@ -132,6 +137,8 @@ class TrainingRun:
             if self.agent.follower is not None:
                 followed = self.evaluator.evaluate(self.agent.follower, signals)
                 row |= dict(zip(FOLLOWED, (followed.success, followed.expected_return), strict=True))
+        if self.config.env.curriculum:
+            row["stage"] = float(self.curriculum.stage)
         columns = (*TRAINING, *self.agent.columns, *(f"feedback_{name}" for name in self.edge.columns))
         row |= self.progress.averages.take(columns)
         self.progress.last_row = {name: None if math.isnan(value) else value for name, value in row.items()}
@@ -156,6 +163,7 @@ class TrainingRun:
             "env": self.env.state(),
             "said": None if said is None else said.tolist(),
             "signals": self.edge.signals.state(),
+            "curriculum": self.curriculum.state(),
             "trace": self.tracer.state(),
             "llm": {} if self.llm is None else dict(self.llm.counts),
         }
@@ -169,6 +177,11 @@ class TrainingRun:
             restore_rng_states(self._streams, state["streams"])
             self.edge.signals.restore(state["signals"])
             self.tracer.restore(state.get("trace"))
+            if "curriculum" in state:
+                self.curriculum.restore(state["curriculum"])
+            if self.curriculum.stage:
+                self.env.close()
+                self.env = self._make_env()
             self._scene = self.env.restore(state["env"]).saying(None if state["said"] is None else np.array(state["said"]))
             if self.llm is not None:
                 self.llm.counts.update(state["llm"])
@@ -179,6 +192,19 @@ class TrainingRun:
             if checkpoint.llm_folder is None:
                 raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} has no LLM, this run has one")
             self.llm.load(checkpoint.llm_folder)
+
+    def _make_env(self) -> PromptedEnv | HalvedEnv:
+        """The training environments of the curriculum's stage."""
+        remote = self.llm is not None and self.llm.remote
+        return make_training_env(self.curriculum.config, self._env_factory, self.agent, self.edge, remote)
+
+    def _change_env(self) -> None:
+        """The next stage: new episodes everywhere, and nothing is left of the unfinished ones."""
+        self.env.close()
+        self.env = self._make_env()
+        self._scene = self.env.reset()
+        self.edge.signals.forget_episodes()
+        self.progress.running_returns = []
 
     @contextmanager
     def _unmetered(self) -> Iterator[None]:

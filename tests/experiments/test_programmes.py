@@ -231,6 +231,7 @@ def test_arms_that_want_other_servers_cannot_share_a_launch(tmp_path: Path) -> N
         (["run.total_step=3"], 2, "run.total_step: unknown key (did you mean total_steps?)"),
         (["lamorel_args.distributed_setup_args.n_rl_processes=2"], 2, "n_rl_processes: a training run has one client"),
         (["env.level=BabyAI-GoToRedBal-v0"], 2, "env.level: no level 'BabyAI-GoToRedBal-v0'; did you mean"),
+        (["env.curriculum=[{level:BabyAI-GoToOb-v0,steps:9}]"], 2, "env.curriculum[0].level: no level 'BabyAI-GoToOb-v0'; did you mean"),
         (["env.num_distractors=2"], 2, "env.num_distractors: BabyAI-GoToRedBallNoDists-v0 does not take a number of distractors"),
         (["lamorel_args.llm_args.model_path=./no/such/model"], 1, "no/such/model does not exist"),
         (["run.evaluation=exact", "env.prompt=glam", "arm=llm_policy"], 2, "run.evaluation: exact is not possible"),
