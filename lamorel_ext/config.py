@@ -355,8 +355,8 @@ class RunArgs:
         num_threads: Threads of the client for PyTorch; 0 leaves PyTorch's choice.
         pipeline: Whether the environments are stepped in two halves, one while the LLM servers score the prompts of the other: ``true`` wherever
             the arm allows it (an LLM is asked for scores at every step and not taught in between), ``auto`` where that was measured to be faster
-            too (servers in processes of their own with a core for each, and at least 32 environments that minigrid steps in the client), ``false``
-            never. Each half is a call of its own, and the last bits of an answer depend on what it was computed with.
+            too (at least 32 environments that minigrid steps in the client, servers in processes of their own, and more cores than processes),
+            ``false`` never. Each half is a call of its own, and the last bits of an answer depend on what it was computed with.
         tracker: Takes the learning curve besides ``metrics.csv`` and TensorBoard.
     """
 

@@ -8,6 +8,7 @@ from experiments.benchmarks.environments import env_paper, env_text
 from experiments.benchmarks.gpu import score_gpu
 from experiments.benchmarks.harness import Row
 from experiments.benchmarks.iterations import figure2_2100, iterations
+from experiments.benchmarks.pipeline import pipeline
 from experiments.benchmarks.scoring import score_distinct, score_growth, score_rollout, score_two
 from experiments.benchmarks.subjects import Subjects
 from experiments.benchmarks.transport import transport_share
@@ -21,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[Subjects], list[Row]]] = {
     "update_64": update_64,
     "update_320": update_320,
     "transport_share": transport_share,
+    "pipeline": pipeline,
     "env_text": env_text,
     "env_paper": env_paper,
     "figure2_2100": figure2_2100,

@@ -76,14 +76,14 @@ def can_be_halved(actor: Actor, listener: StepListener, num_envs: int) -> bool:
 
 
 def worth_halving(env: BatchedEnv, args: LamorelArgs) -> bool:
-    """True where stepping takes long enough beside the two smaller calls, by the benchmark ``pipeline``.
+    """True where stepping takes so long that hiding it outweighs the cost of two smaller calls: see the benchmark ``pipeline``.
 
     Args:
         env: Of all copies.
-        args: Says which processes share a machine; there has to be a core for each.
+        args: Says how many processes share a machine. They need more cores than they are: without one to spare the halves wait for each other.
     """
     processes = world_size(args.distributed_setup_args) // args.accelerate_args.num_machines
-    return isinstance(env, MinigridBatch) and env.num_envs >= WORTH_HALVING and processes <= (os.cpu_count() or 1)
+    return isinstance(env, MinigridBatch) and env.num_envs >= WORTH_HALVING and processes < (os.cpu_count() or 1)
 
 
 def collect_rollout(
