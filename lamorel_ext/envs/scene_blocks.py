@@ -178,7 +178,8 @@ class Scenes:
         """The cell that each word would give with the word after it."""
         products = self._flat * np.uint64(self.size)
         self._lose_rejected(np.arange(len(self._words)), products.reshape(self._words.shape)[:, : self._num_words], self.size)
-        parts = (products >> _HALF).astype(np.uint8)
+        products >>= _HALF
+        parts = products.astype(np.uint8)
         self._drawn_cells = np.zeros(len(parts), dtype=np.uint8)
         self._drawn_cells[:-1] = parts[:-1] + parts[1:] * np.uint8(self.size)
 
