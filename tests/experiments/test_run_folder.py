@@ -50,7 +50,7 @@ def test_a_complete_run_reads_back_with_everything(config: Config) -> None:
     assert (run.state, run.seed, run.config) == ("complete", 3, config)
     assert run.status["exit_status"] == 0 and run.versions == VERSIONS
     assert run.columns["env_steps"].tolist() == [0, 10, 20] and run.columns["success"].tolist() == [0.25, 0.5, 1.0]
-    assert run.area("success", 20) == 0.5625 and run.steps_to(0.5) == 10
+    assert run.area("success", 20) == 0.5625 and run.cost_to(0.5) == 10
 
 
 def test_the_rows_are_events_of_tensorboard_too(config: Config) -> None:
