@@ -16,7 +16,6 @@ from experiments.results import Run, group_arms, read_runs
 from experiments.run_folder import trace_files
 from experiments.viewer.reading import Episode, Line, RecordedRollout, read_trace
 from experiments.viewer.replay import replay
-from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError
 
 MAX_BYTES = 4_500_000
@@ -59,9 +58,9 @@ class Content:
             self.left_out.append(f"{name}, seed {seed}: {path.name}")
             return
         recorded = read_trace(path)
-        made = self._rollout(run.config, recorded)
+        made = self._rollout(recorded)
         self.size += len(json.dumps(made))
-        facts = {key: recorded.header[key] for key in _FACTS} | {"level": run.config.env.level}
+        facts = {key: recorded.header[key] for key in _FACTS}
         entry = self.runs.setdefault((name, seed), {"label": name, "seed": seed, "facts": facts, "rollouts": []})
         entry["rollouts"].append(made)
 
@@ -74,19 +73,19 @@ class Content:
             "runs": list(self.runs.values()), "left_out": self.left_out,
         }  # fmt: skip
 
-    def _rollout(self, config: Config, recorded: RecordedRollout) -> Line:
+    def _rollout(self, recorded: RecordedRollout) -> Line:
         header = recorded.header
         before = self.texts.size + self.views.size + self.grids.size
         made = {
-            "env_steps": header["env_steps"], "rollout": header["rollout"], "left_out": header["left_out"],
+            "env_steps": header["env_steps"], "rollout": header["rollout"], "level": header["level"], "left_out": header["left_out"],
             "updates": [{"samples": update["samples"], "stats": update["stats"]} for update in recorded.updates],
-            "episodes": [self._episode(config, header["env"], episode) for episode in recorded.episodes],
+            "episodes": [self._episode(header, episode) for episode in recorded.episodes],
         }  # fmt: skip
         self.size += self.texts.size + self.views.size + self.grids.size - before
         return made
 
-    def _episode(self, config: Config, env: int, episode: Episode) -> Line:
-        line, poses = episode.line, replay(config, env, episode)
+    def _episode(self, header: Line, episode: Episode) -> Line:
+        line, poses = episode.line, replay(header, episode)
         said = line["candidates"]
         placed = None
         if poses is not None:

@@ -13,7 +13,7 @@ from lamorel_ext.student.trace_lines import VERSION
 Line = dict[str, Any]
 
 _KEYS = {
-    "trace": {"version", "env_steps", "rollout", "env", "agent", "teacher", "vocabulary", "signal", "loss", "channel", "every", "actions", "left_out"},
+    "trace": {"version", "env_steps", "rollout", "env", "seed", "level", "num_distractors", "agent", "teacher", "vocabulary", "signal", "loss", "channel", "every", "actions", "left_out"},
     "episode": {"number", "actions", "mission", "candidates"},
     "step": {"prompt", "sentences", "view", "direction", "action", "probability", "reward", "end", "value", "error", "previous", "advantage", "signal", "llm",
              "guidance", "policy"},

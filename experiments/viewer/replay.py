@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from minigrid.minigrid_env import MiniGridEnv
 
-from experiments.viewer.reading import Episode
-from lamorel_ext.config import Config
+from experiments.viewer.reading import Episode, Line
 from lamorel_ext.envs.batched import training_seeds
 from lamorel_ext.envs.levels import make_level
 from lamorel_ext.errors import LevelError
@@ -35,14 +34,13 @@ class Pose:
     width: int
 
 
-def replay(config: Config, env: int, episode: Episode) -> list[Pose] | None:
+def replay(header: Line, episode: Episode) -> list[Pose] | None:
     """The poses at each recorded step, and the one that the last step led to.
 
     Every replayed view is held against the recorded one.
 
     Args:
-        config: Of the run.
-        env: The environment that was recorded.
+        header: Of its trace.
         episode: What was recorded.
 
     Returns:
@@ -53,19 +51,23 @@ def replay(config: Config, env: int, episode: Episode) -> list[Pose] | None:
     if number is None or before is None:
         return None
     try:
-        level = make_level(config.env.level, config.env.num_distractors)
-        level.reset(seed=training_seeds(config.run.seed)(env, number))
-    except LevelError as error:
-        log.warning("episode %s cannot be played again: %s", number, error)
+        return _play(header, number, before, episode)
+    except (LevelError, ValueError) as error:  # minigrid answers an unknown action with a ValueError
+        log.warning("episode %s of %s: its frames show the agent's view alone: %s", number, header["level"], error)
         return None
+
+
+def _play(header: Line, number: int, before: list[int], episode: Episode) -> list[Pose]:
+    """Raises LevelError where the level is unknown or what is seen is not what was recorded."""
+    level = make_level(header["level"], header["num_distractors"])
+    level.reset(seed=training_seeds(header["seed"])(header["env"], number))
     for action in before:
         level.step(action)
     poses = []
     for step in episode.steps:
         seen = level.gen_obs()
         if seen["image"].tobytes().hex() != step["view"] or seen["direction"] != step["direction"]:
-            log.warning("episode %s of %s looks different today; its frames show the agent's view alone", number, config.env.level)
-            return None
+            raise LevelError("it looks different today")
         poses.append(_pose(level))
         level.step(step["action"])
     return [*poses, _pose(level)]

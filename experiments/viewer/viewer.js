@@ -466,7 +466,7 @@ function choose(chosen, t) {
   options($("rollout"), run().rollouts.map((one) => one.env_steps === 0 ? "0 steps: untrained" : `${one.env_steps} steps trained`), state.rollout);
   options($("episode"), rollout().episodes.map(episodeName), state.episode);
   const own = run().facts;
-  $("facts").textContent = [own.level, own.agent === "llm_policy" ? "the LLM is the policy" : { llm: "an LLM teaches a student", none: "a student alone", random: "random guidance", oracle: "the BabyAI bot teaches a student" }[own.teacher] ?? AGENTS[own.agent] ?? "",
+  $("facts").textContent = [rollout().level, own.agent === "llm_policy" ? "the LLM is the policy" : { llm: "an LLM teaches a student", none: "a student alone", random: "random guidance", oracle: "the BabyAI bot teaches a student" }[own.teacher] ?? AGENTS[own.agent] ?? "",
     own.signal === "none" ? "no feedback" : `signal ${own.signal}, loss ${own.loss}, channel ${own.channel}, ${own.every === "rollout" ? "one update per rollout" : `an update every ${own.every === 1 ? "step" : `${own.every} steps`}`}`,
     rollout().left_out ? `${rollout().left_out} later steps of this rollout were not recorded` : ""].filter(Boolean).join(" · ");
   $("mission").textContent = text(episode().mission);

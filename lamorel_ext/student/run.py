@@ -114,7 +114,7 @@ class TrainingRun:
             self.llm.forget()
         begin = time.perf_counter()
         left = (self.budget - self.progress.env_steps) // self.env.num_envs
-        self.tracer.begin(self.progress.env_steps, self.progress.rollouts, left, self._scene)
+        self.tracer.begin(self.curriculum.config, self.progress.env_steps, self.progress.rollouts, left, self._scene)
         num_steps = int(min(self.config.num_steps, left, self.curriculum.steps_left))
         rollout, self._scene = collect_rollout(self.env, self.agent, self.edge, self._scene, num_steps, self._draws)
         self.tracer.collected(rollout, self.agent)
@@ -204,6 +204,7 @@ class TrainingRun:
         self.env = self._make_env()
         self._scene = self.env.reset()
         self.edge.signals.forget_episodes()
+        self.tracer.forget_episodes()
         self.progress.running_returns = []
 
     @contextmanager

@@ -3,8 +3,8 @@
 A trace is a file of JSON lines, numbers rounded to six digits. The first line is the header, then come the episodes, each followed by its steps,
 and last the updates of the teacher. Every line has a ``kind``:
 
-    trace    version; env_steps and rollout before it began, env (always 0); seed, level, arm, agent, teacher, vocabulary, signal, loss, channel,
-             every; gamma, lam, reward_scale; actions (texts by id); left_out (steps of the rollout after the recorded ones)
+    trace    version; env_steps and rollout before it began, env (always 0); seed, level, num_distractors, arm, agent, teacher, vocabulary, signal,
+             loss, channel, every; gamma, lam, reward_scale; actions (texts by id); left_out (steps of the rollout after the recorded ones)
     episode  number of the environment's episode, and actions (ids) from its start to the first step recorded; both null where the run was resumed
              from a checkpoint that does not know; mission; candidates (what can be said, null where there is no list)
     step     prompt as the LLM read it; sentences; view (7 x 7 x 3 bytes ``[x, y, channel]`` in hexadecimal); direction; action and its
@@ -85,7 +85,7 @@ class _Recording:
 
 
 class Tracer:
-    """Records every ``run.trace_every``-th rollout, the last full one and what remains after it. An ``EdgeWatcher``.
+    """Records every ``run.trace_every``-th rollout, the first one on each level, the last full one and what remains after it. An ``EdgeWatcher``.
 
     The run does not notice: nothing is drawn from its random streams, no call is counted, and the servers are asked only next to an update, when
     they forget their answers anyway; then they are told to forget what they were asked.
@@ -107,17 +107,19 @@ class Tracer:
 
     # --- called by the run ---------------------------------------------------------------------------------------------------
 
-    def begin(self, env_steps: int, rollouts: int, left: int, scene: Scene) -> None:
+    def begin(self, config: Config, env_steps: int, rollouts: int, left: int, scene: Scene) -> None:
         """A rollout begins.
 
         Args:
+            config: The run, with the level that is trained on now.
             env_steps: Environment steps done.
             rollouts: Rollouts done.
             left: Steps of each environment until the end of the run.
             scene: Where it begins.
         """
-        every = self._config.run.trace_every
-        due = every > 0 and (rollouts % every == 0 or left < 2 * self._config.num_steps)
+        self._config = config
+        every, new_level = config.run.trace_every, self._course == Course()
+        due = every > 0 and (new_level or rollouts % every == 0 or left < 2 * config.num_steps)
         self._recording = _Recording(env_steps, rollouts, scene) if due else None
         self.seconds = 0.0
 
@@ -146,6 +148,10 @@ class Tracer:
             lines = (header, *self._steps(recording, rollout), *recording.updates)
             self._pass_over(rollout, MAX_STEPS)
         return Trace(recording.env_steps, lines)
+
+    def forget_episodes(self) -> None:
+        """Other environments take the place of the old ones, at the start of their first episodes."""
+        self._course = Course()
 
     def state(self) -> dict[str, Any]:
         """Where the watched environment stands, as JSON can hold it."""

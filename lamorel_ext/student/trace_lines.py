@@ -72,7 +72,7 @@ def header_line(config: Config, discount: Discount, env_steps: int, rollout: int
     arm, feedback = config.arm, config.feedback
     return {
         "kind": "trace", "version": VERSION, "env_steps": env_steps, "rollout": rollout, "env": ENV, "seed": config.run.seed,
-        "level": config.env.level, "arm": arm.name, "agent": arm.agent, "teacher": arm.teacher if arm.agent == "student" else None,
+        "level": config.env.level, "num_distractors": config.env.num_distractors, "arm": arm.name, "agent": arm.agent, "teacher": arm.teacher if arm.agent == "student" else None,
         "vocabulary": config.guidance.vocabulary, "signal": feedback.signal, "loss": feedback.loss, "channel": feedback.channel,
         "every": feedback.every, "gamma": discount.gamma, "lam": discount.lam, "reward_scale": discount.reward_scale,
         "actions": list(ACTION_NAMES), "left_out": left_out,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import http.server
 import json
@@ -170,8 +169,8 @@ def test_an_episode_is_played_again_from_its_seed_and_actions(level: str, backen
     env.close()
     skipped = len(steps) // 3
     line = {"number": 0, "actions": [step["action"] for step in steps[:skipped]]}
-    config = load_config([f"env.level={level}", "run.seed=7"])
-    poses = replay(config, 0, Episode(line, steps[skipped:]))
+    header = {"level": level, "num_distractors": None, "seed": 7, "env": 0}
+    poses = replay(header, Episode(line, steps[skipped:]))
     assert poses is not None and len(poses) == len(steps) - skipped + 1
     for pose, recorded in zip(poses, steps[skipped:], strict=False):
         view = np.frombuffer(bytes.fromhex(recorded["view"]), dtype=np.uint8).reshape(7, 7, 3)
@@ -185,13 +184,26 @@ def test_an_episode_is_played_again_from_its_seed_and_actions(level: str, backen
 
 
 def test_an_episode_that_looks_different_today_is_not_shown_as_if_it_did_not(compared: Path) -> None:
-    config = config_of("student_alone", compared)
-    first = read_trace(trace_files(compared / "student_alone" / "seed_0")[0]).episodes[0]
-    assert replay(config, 0, first) is not None
+    recorded = read_trace(trace_files(compared / "student_alone" / "seed_0")[0])
+    header, first = recorded.header, recorded.episodes[0]
+    assert replay(header, first) is not None
     turned = [{**step, "direction": (step["direction"] + 1) % 4} for step in first.steps]
-    assert replay(config, 0, dataclasses.replace(first, steps=turned)) is None
-    assert replay(dataclasses.replace(config, run=dataclasses.replace(config.run, seed=99)), 0, first) is None
-    assert replay(config, 0, Episode({**first.line, "actions": None}, first.steps)) is None
+    assert replay(header, Episode(first.line, turned)) is None
+    assert replay({**header, "seed": 99}, first) is None
+    assert replay({**header, "level": "Corridor"}, first) is None
+    assert replay(header, Episode({**first.line, "actions": [99]}, first.steps)) is None
+    assert replay(header, Episode({**first.line, "actions": None}, first.steps)) is None
+
+
+def test_each_level_of_a_curriculum_is_recorded_and_played_again(tmp_path: Path) -> None:
+    stage = "env.curriculum=[{level: BabyAI-GoToObj-v0, steps: 32}]"
+    folder = make_traced_run(config_of("student_alone", tmp_path / "run", stage, "run.total_steps=96", "run.trace_every=100"))
+    recorded = [read_trace(path) for path in trace_files(folder).values()]
+    assert [(one.header["env_steps"], one.header["level"]) for one in recorded] == [
+        (0, "BabyAI-GoToObj-v0"), (32, "BabyAI-GoToRedBallNoDists-v0"), (80, "BabyAI-GoToRedBallNoDists-v0"),
+    ]  # fmt: skip
+    assert recorded[1].episodes[0].line["number"] == 0 and recorded[1].episodes[0].line["actions"] == []
+    assert all(replay(one.header, episode) for one in recorded for episode in one.episodes)
 
 
 # --- the run folder -----------------------------------------------------------------------------------------------------------------------
