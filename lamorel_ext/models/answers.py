@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.models.candidate_tree import Tokens
+from lamorel_ext.models.devices import put_integers
 from lamorel_ext.models.module_functions import BaseModuleFunction
 from lamorel_ext.models.plain import PlainForward
 from lamorel_ext.models.scoring import Scorer
@@ -69,7 +70,7 @@ class Answerer:
         scores = self.scorer.score(list(asked.merged), [tuple(own) for own in asked.merged.values()], with_states=bool(states))
         found: dict[str, tuple[Tensor, list[int]]] = {}
         if states and scores.states is not None:
-            at = torch.tensor(asked.prompt_rows, device=scores.states.device)
+            at = put_integers(asked.prompt_rows, scores.states.device)
             for name, function in states.items():
                 result = self._from_states(name, function, scores.states, list(asked.merged))
                 found[name] = (result[at.to(result.device)], [1] * len(questions))
@@ -80,7 +81,7 @@ class Answerer:
             results, counted = self._from_passes(full, asked)
             found |= {name: (result, pairs) for name, result in results.items()}
             tokens += counted
-        log_probs = scores.log_probs[torch.tensor(asked.score_rows, device=scores.log_probs.device, dtype=torch.long)].cpu()
+        log_probs = scores.log_probs[put_integers(asked.score_rows, scores.log_probs.device)].cpu()
         answers = _take_apart(log_probs, counts if with_score else [0] * len(questions), found, self.scorer.dtype)
         return answers, {"distinct_prompts": float(len(asked.merged)), "tokens": float(tokens)}
 

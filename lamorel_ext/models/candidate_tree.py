@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lamorel_ext.models.devices import put
+
 Tokens = tuple[int, ...]
 
 
@@ -99,32 +101,29 @@ class TreeBatch:
     Attributes:
         counts: Nodes of each tree.
         node_tokens: ``(total_nodes,)``, -1 for every tree's node 0.
-        node_depths: ``(total_nodes,)``.
         attends: ``(b, n, n)`` bool, n the most nodes of a tree, b the trees, or 1 where all are the same. Rows of padding attend to column 0.
         depths: ``(b, n)``, 0 on padding.
-        edge_nodes: ``(total_edges,)``, into the nodes of all trees, ascending.
-        edge_tokens: ``(total_edges,)``.
+        edge_nodes: ``(total_edges,)`` on the host, into the nodes of all trees, ascending.
+        edge_tokens: ``(total_edges,)`` on the host.
     """
 
     counts: tuple[int, ...]
     node_tokens: Tensor
-    node_depths: Tensor
     attends: Tensor
     depths: Tensor
-    edge_nodes: Tensor
-    edge_tokens: Tensor
+    edge_nodes: np.ndarray
+    edge_tokens: np.ndarray
 
     @property
     def roots(self) -> Tensor:
         """``(num_trees,)``, where each tree's node 0 is among the nodes of all."""
-        return torch.tensor(np.cumsum([0, *self.counts[:-1]]), device=self.node_tokens.device)
+        return put(np.cumsum([0, *self.counts[:-1]]), self.node_tokens.device)
 
 
 def batch_trees(trees: Sequence[CandidateTree], device: torch.device) -> TreeBatch:
     """Lay at least one tree side by side."""
     counts = [tree.num_nodes for tree in trees]
-    offsets = np.cumsum([0, *counts[:-1]])
-    squares = list(trees[:1]) if all(tree is trees[0] for tree in trees) else list(trees)
+    squares = list(trees[:1]) if _alike(trees) else list(trees)
     width = max(counts)
     attends = np.zeros((len(squares), width, width), dtype=bool)
     depths = np.zeros((len(squares), width), dtype=np.int64)
@@ -132,19 +131,27 @@ def batch_trees(trees: Sequence[CandidateTree], device: torch.device) -> TreeBat
     for row, tree in enumerate(squares):
         attends[row, : tree.num_nodes, : tree.num_nodes] = tree.attends
         depths[row, : tree.num_nodes] = tree.node_depths
-
-    def put(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
     return TreeBatch(
         counts=tuple(counts),
-        node_tokens=put(np.concatenate([tree.node_tokens for tree in trees])),
-        node_depths=put(np.concatenate([tree.node_depths for tree in trees])),
-        attends=put(attends),
-        depths=put(depths),
-        edge_nodes=put(np.concatenate([tree.edge_nodes + offset for tree, offset in zip(trees, offsets, strict=True)])),
-        edge_tokens=put(np.concatenate([tree.edge_tokens for tree in trees])),
+        node_tokens=put(_side_by_side([tree.node_tokens for tree in squares], len(trees)), device),
+        attends=put(attends, device),
+        depths=put(depths, device),
+        edge_nodes=_side_by_side([tree.edge_nodes for tree in squares], len(trees), counts),
+        edge_tokens=_side_by_side([tree.edge_tokens for tree in squares], len(trees)),
     )
+
+
+def _alike(trees: Sequence[CandidateTree]) -> bool:
+    return all(tree is trees[0] for tree in trees)
+
+
+def _side_by_side(arrays: Sequence[np.ndarray], times: int, counts: Sequence[int] | None = None) -> np.ndarray:
+    """One array per tree, one after the other; a single one stands for all ``times`` of them. What each counts up is added to the next."""
+    joined = np.concatenate(arrays) if len(arrays) == times else np.tile(arrays[0], times)
+    if counts is None:
+        return joined
+    sizes = [len(array) for array in arrays] if len(arrays) == times else len(arrays[0])
+    return joined + np.repeat(np.cumsum([0, *counts[:-1]]), sizes)
 
 
 def gather_paths(edge_log_probs: Tensor, trees: Sequence[CandidateTree]) -> Tensor:
@@ -156,13 +163,22 @@ def gather_paths(edge_log_probs: Tensor, trees: Sequence[CandidateTree]) -> Tens
     Returns:
         ``(total_candidates, longest)``, 0 after a candidate's end.
     """
+    paths = _all_paths(trees, len(edge_log_probs))
+    padded = torch.cat([edge_log_probs, edge_log_probs.new_zeros(1)])
+    return padded[put(paths, edge_log_probs.device)]
+
+
+def _all_paths(trees: Sequence[CandidateTree], end: int) -> np.ndarray:
+    """``(total_candidates, longest)`` int64, edges numbered through; ``end`` after a candidate's end."""
     longest = max((tree.paths.shape[1] for tree in trees), default=0)
-    paths = np.full((sum(len(tree.candidates) for tree in trees), longest), len(edge_log_probs), dtype=np.int64)
+    if trees and _alike(trees):  # the common case, without a loop
+        tree, first = trees[0], np.arange(len(trees))[:, None, None] * trees[0].num_edges
+        return np.where(tree.paths < tree.num_edges, tree.paths + first, end).reshape(len(trees) * len(tree.candidates), longest)
+    paths = np.full((sum(len(tree.candidates) for tree in trees), longest), end, dtype=np.int64)
     row = edge = 0
     for tree in trees:
         inside = tree.paths < tree.num_edges
         rows, depth = tree.paths.shape
         paths[row : row + rows, :depth][inside] = tree.paths[inside] + edge
         row, edge = row + rows, edge + tree.num_edges
-    padded = torch.cat([edge_log_probs, edge_log_probs.new_zeros(1)])
-    return padded[torch.from_numpy(paths).to(edge_log_probs.device)]
+    return paths

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lamorel_ext.models.devices import put
+
 MAX_LOGITS = 2**23
-"""Logits held at a time (32 MiB in float32)."""
+"""Logits held at a time: 32 MiB in float32, above which the C library asks the system for fresh pages each time."""
+TRAINING_LOGITS = 2**26
+"""Logits kept for the backward pass (256 MiB); where there are more, they are computed again there."""
+GPU_LOGITS = 2**28
+"""Both on a GPU, where small pieces leave most of it idle (1 GiB)."""
 
 Head = Callable[[Tensor], Tensor]
 
 
-def edge_log_probs(head: Head, states: Tensor, edge_nodes: Tensor, edge_tokens: Tensor, vocab_size: int) -> Tensor:
+def edge_log_probs(head: Head, states: Tensor, edge_nodes: np.ndarray, edge_tokens: np.ndarray, vocab_size: int) -> Tensor:
     """Log-probability of each edge's token after its node's prefix.
 
     Args:
@@ -30,16 +37,18 @@ def edge_log_probs(head: Head, states: Tensor, edge_nodes: Tensor, edge_tokens: 
     """
     if not len(edge_nodes):
         return states.new_zeros(0, dtype=_accurate(states.dtype))
-    nodes, edge_rows = torch.unique_consecutive(edge_nodes, return_inverse=True)
-    step = max(1, MAX_LOGITS // vocab_size)
+    nodes, edge_rows = np.unique(edge_nodes, return_inverse=True)
+    if len(nodes) < len(states):
+        states = states[put(nodes, states.device)]
+    rows, tokens = put(edge_rows, states.device), put(edge_tokens, states.device)
+    step = max(1, _budget(states.device) // vocab_size)
     if len(nodes) <= step:
-        return _token_log_probs(head, states[nodes], edge_rows, edge_tokens)
-    # With a gradient, the logits of all pieces together would stay alive until the backward pass; they are computed again there instead.
+        return _token_log_probs(head, states, rows, tokens)
     work = _recomputed if torch.is_grad_enabled() else _token_log_probs
     starts = range(0, len(nodes), step)
-    bounds = torch.searchsorted(edge_rows, torch.tensor([*starts, len(nodes)], device=edge_rows.device)).tolist()
+    bounds = np.searchsorted(edge_rows, [*starts, len(nodes)]).tolist()
     return torch.cat([
-        work(head, states[nodes[start : start + step]], edge_rows[first:last] - start, edge_tokens[first:last])
+        work(head, states[start : start + step], rows[first:last] - start, tokens[first:last])
         for start, first, last in zip(starts, bounds[:-1], bounds[1:], strict=True)
     ])  # fmt: skip
 
@@ -53,6 +62,12 @@ def _token_log_probs(head: Head, states: Tensor, rows: Tensor, tokens: Tensor) -
 def _recomputed(*inputs: Any) -> Tensor:
     result: Tensor = checkpoint(_token_log_probs, *inputs, use_reentrant=False)
     return result
+
+
+def _budget(device: torch.device) -> int:
+    if device.type == "cuda":
+        return GPU_LOGITS
+    return TRAINING_LOGITS if torch.is_grad_enabled() else MAX_LOGITS
 
 
 def _accurate(dtype: torch.dtype) -> torch.dtype:

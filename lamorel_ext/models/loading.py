@@ -96,6 +96,8 @@ def _refuse_unsupported(args: LlmArgs, device: torch.device) -> None:
         raise ModelLoadError(f"{args.model_path}: load_in_4bit is not supported; use dtype bfloat16 to halve the memory")
     if args.parallelism.model_parallelism_size > 1 and device.type != "cpu":
         raise ModelLoadError(f"{args.model_path}: model_parallelism_size above 1 is not supported; a server holds its model on one device")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(f"{args.model_path}: parallelism.use_gpu is true, but PyTorch sees no GPU on this machine")
 
 
 def _find(args: LlmArgs) -> _Source:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lamorel_ext.models.devices import put
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -53,8 +55,4 @@ def make_packing(lengths: Sequence[int], device: torch.device) -> Packing:
     mask = column[None, :] < np.asarray(lengths)[:, None]
     spread = np.cumsum([0, *sizes[:-1]])[:, None] + np.where(mask, column, 0)
     keep = np.flatnonzero(mask)
-    return Packing(sizes, width, _put(spread, device), _put(keep, device), _put(mask, device))
-
-
-def _put(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device)
+    return Packing(sizes, width, put(spread, device), put(keep, device), put(mask, device))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lamorel_ext.models.candidate_tree import CandidateTree, Tokens, gather_paths, make_tree
+from lamorel_ext.models.devices import put_integers
 
 MAX_TREE = 64
 """Candidates in one tree at most: its attention grows with the square of its nodes."""
@@ -140,7 +141,7 @@ class Scorer:
         longest = max(value.shape[-1] for value in values) if values[0].dim() == 2 else 0
         device = next((value.device for value in values if value.device.type != "cpu"), values[0].device)
         flat = torch.cat([(F.pad(value, (0, longest - value.shape[-1])) if value.dim() == 2 else value).to(device) for value in values])
-        return flat if order == list(range(len(order))) else flat[torch.tensor(order, device=device)]
+        return flat if order == list(range(len(order))) else flat[put_integers(order, device)]
 
 
 @dataclass(frozen=True)
@@ -172,4 +173,4 @@ def _unsort(states: Sequence[Tensor], units: Sequence[_Unit]) -> Tensor | None:
     if not states:
         return None
     flat, order = torch.cat(list(states)), sorted(range(len(units)), key=lambda place: units[place].index)
-    return flat if order == list(range(len(order))) else flat[torch.tensor(order, device=flat.device)]
+    return flat if order == list(range(len(order))) else flat[put_integers(order, flat.device)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lamorel_ext.models.candidate_tree import CandidateTree, Tokens, TreeBatch, batch_trees
+from lamorel_ext.models.devices import put, put_integers
 from lamorel_ext.models.head import edge_log_probs
 from lamorel_ext.models.packing import make_packing
 from lamorel_ext.models.scoring import Reading
@@ -24,6 +25,8 @@ TREE_MODELS = frozenset({"llama", "gpt2", "gpt_neox", "mistral", "olmo2", "opt",
 
 CPU_ROWS = 512
 """Positions worked on at a time, per thread."""
+TRAINING_ROWS = 4096
+"""The same with gradients, where every further chunk adds its gradient to every weight's once more."""
 GPU_ROWS = 16_384
 
 MIN_SHARED = 8
@@ -69,10 +72,12 @@ class CausalEngine:
         return Reading(edges, torch.cat(states) if with_states else None, _count(prompts, rounds, shared))
 
     def _row_budget(self) -> int:
-        return CPU_ROWS * torch.get_num_threads() if self._device.type == "cpu" else GPU_ROWS
+        if self._device.type != "cpu":
+            return GPU_ROWS
+        return (TRAINING_ROWS if torch.is_grad_enabled() else CPU_ROWS) * torch.get_num_threads()
 
     def _read_shared(self, tokens: Tokens) -> Any:
-        ids = torch.tensor([tokens], device=self._device)
+        ids = put_integers(tokens, self._device)[None]
         return self._model.base_model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True).past_key_values
 
     def _read_chunk(self, prompts: Sequence[Tokens], trees: TreeBatch, past: Any, shared: int) -> Tensor:
@@ -110,7 +115,7 @@ def _lay_out(prompts: Sequence[Tokens], trees: TreeBatch, shared: int, device: t
     ids[real] = [token for prompt in prompts for token in prompt]
     before = np.maximum(column[None, :] - (width - lengths[:, None]), 0)
 
-    prompt_ids, prompt_real, prompt_positions, sizes = (torch.from_numpy(array).to(device) for array in (ids, real, before, lengths))
+    prompt_ids, prompt_real, prompt_positions, sizes = (put(array, device) for array in (ids, real, before, lengths))
     packing = make_packing(trees.counts, device)
     tokens = torch.cat([prompt_ids, packing.pad(trees.node_tokens.clamp(min=0))[:, 1:]], dim=1)
     positions = torch.cat([prompt_positions, sizes[:, None] - 1 + trees.depths.expand(n, -1)[:, 1:]], dim=1) + shared

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lamorel_ext.models.candidate_tree import CandidateTree, Tokens
+from lamorel_ext.models.devices import put
 from lamorel_ext.models.plain import Pair, PlainForward, PlainPass
 from lamorel_ext.models.scoring import Reading
 
@@ -25,12 +26,10 @@ class PlainEngine:
         for trees in rounds:
             pairs, rows, depths = _pairs(prompts, trees)
             token_log_probs, firsts, counted = self._read_pairs(pairs, with_states and states is None)
-            edges.append(
-                token_log_probs[torch.from_numpy(rows).to(token_log_probs.device), torch.from_numpy(depths).to(token_log_probs.device)]
-            )
+            edges.append(token_log_probs[put(rows, token_log_probs.device), put(depths, token_log_probs.device)])
             if firsts is not None:
                 starts = np.cumsum([0, *[max(1, len(tree.leaves)) for tree in trees[:-1]]])
-                states = firsts[torch.from_numpy(starts).to(firsts.device)]
+                states = firsts[put(starts, firsts.device)]
             num_tokens += counted
         return Reading(edges, states, num_tokens)
 
@@ -44,7 +43,7 @@ class PlainEngine:
                 hidden = one.outputs.decoder_hidden_states if self._forward.seq2seq else one.outputs.hidden_states
                 states.append(hidden[-1][:, one.first])
             places += one.places
-        order = torch.tensor(np.argsort(places), device=values[0].device)
+        order = put(np.argsort(places), values[0].device)
         num_tokens = sum(len(prompt) + len(candidate) for prompt, candidate in pairs)
         return torch.cat(values)[order], torch.cat(states)[order] if with_states else None, num_tokens
 

@@ -22,6 +22,7 @@ from transformers import MT5ForConditionalGeneration, PreTrainedModel, T5ForCond
 from transformers.activations import NewGELUActivation
 
 from lamorel_ext.models.candidate_tree import CandidateTree, TreeBatch
+from lamorel_ext.models.devices import put_integers
 from lamorel_ext.models.packing import Packing, make_packing
 from lamorel_ext.models.words import Words
 
@@ -88,7 +89,7 @@ class T5Forward:
         bias = bias[:, :, : packing.width, : packing.width]
         if packing.mask is not None:
             bias = bias.masked_fill(~packing.mask[:, None, None, :], torch.finfo(bias.dtype).min)
-        x = words.embed(stack.embed_tokens, torch.tensor([token for prompt in prompts for token in prompt], device=bias.device))
+        x = words.embed(stack.embed_tokens, put_integers(itertools.chain(*prompts), bias.device))
         for block in stack.block:
             x = _plus(x, self._self_attention(block.layer[0], x, packing, bias))
             x = _plus(x, _feed_forward(block.layer[-1], x))
@@ -246,6 +247,8 @@ def _activate(act: nn.Module, x: Tensor) -> Tensor:
 
 def _rms_norm(norm: Any, x: Tensor) -> Tensor:
     """Scale by the root mean square; like transformers, the mean is taken in float32 whatever the precision of ``x``."""
+    if x.device.type == "cuda" and x.dtype == norm.weight.dtype != torch.float64:
+        return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)  # one kernel
     if x.dtype == torch.float32 and not torch.is_grad_enabled():
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = size.square_().div_(x.shape[-1]).add_(norm.variance_epsilon).rsqrt_()

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamorel_ext.models.devices import put
+
 
 class Words:
     """Looks tokens up.
@@ -29,7 +31,7 @@ class Words:
             distinct = np.unique(np.fromiter(tokens, dtype=np.int64))
             places = np.zeros(int(distinct[-1]) + 1, dtype=np.int64)
             places[distinct] = np.arange(len(distinct))
-            self._distinct, self._places = (torch.from_numpy(array).to(device) for array in (distinct, places))
+            self._distinct, self._places = (put(array, device) for array in (distinct, places))
 
     def embed(self, table: Any, tokens: Tensor) -> Tensor:
         """``(n,)`` tokens to ``(n, d)``.

@@ -47,7 +47,7 @@ def test_gradients_of_scores(name: str) -> None:
 
 def test_gradients_of_scores_worked_out_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(t5, "TRAINING_ROWS", 8)
-    monkeypatch.setattr(head, "MAX_LOGITS", 2 * 35)
+    monkeypatch.setattr(head, "TRAINING_LOGITS", 2 * 35)
     test_gradients_of_scores("t5")
 
 

@@ -1,0 +1,100 @@
+"""What a GPU would ask for, checked without one: nothing waits for values, nothing lies on the wrong device, bfloat16 is good enough."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lamorel_ext.config import LlmArgs
+from lamorel_ext.errors import ModelLoadError
+from lamorel_ext.models import t5
+from lamorel_ext.models.candidate_tree import make_tree
+from lamorel_ext.models.engines import make_engine
+from lamorel_ext.models.loading import load_host
+from tests.models.tiny_models import ACTIONS, PROMPTS, ids, make_causal, make_host, make_t5, make_tokenizer, plain_scores
+
+MODELS = {
+    "t5": make_t5,
+    "t5-tied-relu": lambda **a: make_t5("relu", own_head=False, **a),
+    "llama": make_causal,
+    "gpt2": lambda **a: make_causal("gpt2", **a),
+}
+LONG = ["turn left and go forward 2 steps", "turn left and go right", "pick up the ball", "go forward"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_reading_never_waits_for_the_device(name: str, gradients: bool) -> None:
+    """Tensors on the device "meta" have shapes and no values: whatever asks for one there, or mixes devices up, raises."""
+    engine = make_engine(MODELS[name](dtype=torch.bfloat16).to("meta"), 64)
+    tokenizer = make_tokenizer()
+    texts = ["you see a red ball 1 step left and a wall", "you see a red ball 1 step left and a wall and a ball", "go", "go left"]
+    prompts = sorted((tuple(ids(tokenizer, text)) for text in texts), key=len)
+    trees = [make_tree([tuple(ids(tokenizer, text)) for text in own]) for own in (ACTIONS, LONG)]
+    one, other = trees
+    with torch.set_grad_enabled(gradients):
+        for rounds in ([[one] * 4], [[one, other, one, other], [other] * 4]):
+            reading = engine.read(prompts, rounds, with_states=True)
+            assert [len(edges) for edges in reading.edges] == [sum(tree.num_edges for tree in own) for own in rounds]
+            assert all(edges.device.type == "meta" for edges in reading.edges)
+            assert reading.states is not None and reading.states.shape == (4, 16)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_scores_are_float32_scores_rounded(name: str) -> None:
+    """Beside the same weights in float32: no further off than plain transformers is when it computes in bfloat16 itself."""
+    model = MODELS[name](dtype=torch.bfloat16)
+    candidates = [[*ACTIONS, *LONG]] * len(PROMPTS)
+    ours = make_host(model).score(PROMPTS, candidates).log_probs
+    with torch.no_grad():
+        plain = plain_scores(model, make_tokenizer(), PROMPTS, candidates).float()
+    exact = make_host(MODELS[name](dtype=torch.bfloat16).float()).score(PROMPTS, candidates).log_probs
+    assert ours.dtype == torch.float32
+    # bfloat16 has 8 significant bits; sums of up to seven tokens' log-probabilities, about -20 nats, come out right to some tenths.
+    assert _rms(ours - exact) < 1.25 * _rms(plain - exact) + 0.01
+    assert _rms(ours - exact) < 0.05 * float(exact.std())
+
+
+def test_gradients_in_bfloat16_point_where_those_in_float32_do() -> None:
+    """As well as the gradients of plain transformers in bfloat16 do."""
+
+    def gradient(dtype: torch.dtype, plainly: bool) -> Tensor:
+        model = make_t5(dtype=torch.bfloat16).to(dtype)
+        texts = [ACTIONS] * len(PROMPTS)
+        if plainly:
+            scores = plain_scores(model, make_tokenizer(), PROMPTS, texts)
+        else:
+            scores = make_host(model).score(PROMPTS, texts, require_grad=True).log_probs
+        scores.sum().backward()
+        return torch.cat([parameter.grad.float().flatten() for parameter in model.parameters()])
+
+    exact = gradient(torch.float32, plainly=True)
+    ours, plain = (F.cosine_similarity(gradient(torch.bfloat16, plainly), exact, dim=0) for plainly in (False, True))
+    assert ours > 0.95 and ours > plain - 0.01
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_norm_in_one_kernel_is_the_same_norm(dtype: torch.dtype, tolerance: float) -> None:
+    # It is used on GPUs; two bits of bfloat16 are 0.8 %, on values up to 2.5.
+    norm: Any = make_t5(dtype=dtype).encoder.final_layer_norm
+    x = torch.randn(5, 16).to(dtype)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(
+                F.rms_norm(x, (16,), norm.weight, norm.variance_epsilon), t5._rms_norm(norm, x), rtol=0, atol=tolerance
+            )
+
+
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ModelLoadError, match="use_gpu"):
+        load_host(LlmArgs(), torch.device("cuda", 0))
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
