@@ -16,6 +16,7 @@ import torch
 from experiments.benchmarks.harness import Row, missing_row, write_rows
 from experiments.benchmarks.registry import BENCHMARKS
 from experiments.benchmarks.subjects import FULL, QUICK, Subjects
+from experiments.benchmarks.whole import FIGURE_STEPS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the processes that benchmarks start
     setting = QUICK if args.quick else FULL
-    subjects = Subjects(replace(setting, repetitions=args.repetitions or setting.repetitions), args.threads)
+    setting = replace(setting, repetitions=args.repetitions or setting.repetitions, whole_steps=args.whole_steps if args.whole else 0)
+    subjects = Subjects(setting, args.threads)
     rows, failed = [], False
-    for name in args.names or BENCHMARKS:
+    for name in args.names or ([args.whole] if args.whole else BENCHMARKS):
         start = time.perf_counter()
         try:
             found = BENCHMARKS[name](subjects)
@@ -45,15 +47,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run; all without any: {', '.join(BENCHMARKS)}")
-    parser.add_argument("--quick", action="store_true", help="smaller samples and two repetitions: under three minutes")
-    parser.add_argument("--repetitions", type=int, help="timed turns of each benchmark")
-    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch in each process")
+    parser.add_argument("--quick", action="store_true", help="smaller samples and two repetitions: under three minutes on an idle machine")
+    parser.add_argument("--repetitions", type=_positive, help="timed turns of each benchmark")
+    parser.add_argument("--threads", type=_positive, default=1, help="threads of PyTorch in each process")
+    parser.add_argument(
+        "--whole", choices=["figure2_2100"], help="launch and run it from beginning to end instead of estimating it: half an hour"
+    )
+    parser.add_argument(
+        "--whole-steps", type=_positive, default=FIGURE_STEPS, help="its environment steps; fewer are a trial without a bar"
+    )
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}")
     return args
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
 
 
 def _summarise(rows: Sequence[Row]) -> None:

@@ -7,6 +7,7 @@ with a standard deviation of 0.08, which gives logits with a standard deviation 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -24,7 +25,7 @@ REAL_TOKENIZER = Path(__file__).resolve().parents[2].parent / "shared" / "models
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 HEAD_STD = 0.08
-FORMAT = 1
+FORMAT = 2
 """Raised when the recipe changes, so that an older cached checkpoint is not taken for the new one."""
 
 PIECES = (
@@ -85,7 +86,9 @@ def cached_checkpoint(shape: Shape = FLAN_T5_SMALL, seed: int = 0) -> Path:
 def write_checkpoint(folder: Path, shape: Shape = FLAN_T5_SMALL, seed: int = 0) -> None:
     """Write configuration, weights and tokenizer into a new folder."""
     folder.mkdir(parents=True)
-    shape.to_config().save_pretrained(folder)
+    # As flan-t5's own file has it. Transformers writes true for every T5, whatever it was told, and then takes the head for a mistake.
+    values = json.loads(shape.to_config().to_json_string()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(_draw_weights(shape, seed), folder / "model.safetensors", metadata={"format": "pt"})
     if _has_real_tokenizer(shape):
         for name in TOKENIZER_FILES:

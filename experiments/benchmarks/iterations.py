@@ -12,6 +12,7 @@ import torch
 from experiments.benchmarks.breakdown import MODEL_PARTS, Stopwatch, shares, watching
 from experiments.benchmarks.harness import Detail, Row, make_row, rounded
 from experiments.benchmarks.subjects import Subjects
+from experiments.benchmarks.whole import FIGURE_ARMS, FIGURE_BAR_MIN, FIGURE_THREADS, whole_figure
 from experiments.build import alone, build_server, llm_of
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.envs.batched import make_batched_env
@@ -21,11 +22,6 @@ from lamorel_ext.student.building import make_env
 from lamorel_ext.student.run import TrainingRun
 
 ARMS = ("llm_policy", "llm_policy_feedback_gae", "teacher_frozen", "teacher_feedback_gae", "student_alone")
-FIGURE_ARMS = ("llm_policy", "teacher_feedback_previous_online")
-"""Of Figure 2b: the baseline, and feedback to the teacher after every step."""
-
-FIGURE_STEPS = 2100
-FIGURE_THREADS = 2
 MAX_SHARE = 0.1
 REASONS = {
     "student_alone": "no language model: the student's own network, its update and the environment are all there is",
@@ -64,38 +60,24 @@ def _iteration(subjects: Subjects, arm: str) -> Row:
 def figure2_2100(subjects: Subjects) -> list[Row]:
     """Minutes for one seed of 2,100 environment steps of the baseline and of online feedback, evaluations included, on two cores.
 
-    An estimate from a few steps of each arm, unless the setting asks for all of them.
+    An estimate from a few steps of each arm, unless the setting asks for the whole run.
     """
+    if subjects.setting.whole_steps:
+        return [whole_figure(subjects)]
     steps = subjects.setting.online_steps
-    whole = steps >= FIGURE_STEPS
-    detail: dict[str, Detail] = {
-        "estimate": not whole,
-        "steps_measured_per_arm": min(steps, FIGURE_STEPS),
-        "threads_of_the_server": FIGURE_THREADS,
-    }
+    detail: dict[str, Detail] = {"estimate": True, "steps_measured_per_arm": steps, "threads_of_the_server": FIGURE_THREADS}
     minutes = 0.0
     threads = torch.get_num_threads()
     try:
         for arm in FIGURE_ARMS:
             config = _config(subjects, [f"arm={arm}"], FIGURE_THREADS, "figure2_2100")
-            seconds = _whole_run_seconds(config) if whole else _estimated_seconds(config, steps, detail)
+            seconds = _estimated_seconds(config, steps, detail)
             detail[f"{arm}_min"] = rounded(seconds / 60)
             minutes += seconds / 60
     finally:
         torch.set_num_threads(threads)  # building a server sets them
-    row = make_row("figure2_2100", [minutes], 40.0, "min", better="lower", detail=detail)
+    row = make_row("figure2_2100", [minutes], FIGURE_BAR_MIN, "min", better="lower", detail=detail)
     return [replace(row, threads=FIGURE_THREADS)]
-
-
-def _whole_run_seconds(config: Config) -> float:
-    with _running(config) as run:
-        start = time.perf_counter()
-        run.evaluate()
-        while not run.finished:
-            run.rollout()
-            if run.evaluation_due:
-                run.evaluate()
-        return time.perf_counter() - start
 
 
 def _estimated_seconds(config: Config, steps: int, detail: dict[str, Detail]) -> float:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.benchmarks.checkpoint import FLAN_T5_SMALL, TINY, Shape, cached_checkpoint
 from experiments.benchmarks.lamorel_way import LamorelScorer
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.envs.batched import make_batched_env
 from lamorel_ext.models.host import ModelHost
-from lamorel_ext.models.loading import load_host
+from lamorel_ext.models.loading import load_host, load_model
 from lamorel_ext.models.module_functions import ValueHead
 from lamorel_ext.types import BatchedEnv
 
@@ -39,7 +39,8 @@ class Setting:
         lamorel_transitions: Transitions whose gradients Lamorel's way is timed on.
         update_minibatches: Minibatches of 64 and of 320 transitions that our update is timed on; an epoch has 20 and 4.
         iteration_steps: Steps of each environment in an end-to-end iteration of an arm.
-        online_steps: Environment steps with an update each; 2,100 makes ``figure2_2100`` a real run instead of an estimate.
+        online_steps: Environment steps of each arm from which ``figure2_2100`` is estimated.
+        whole_steps: Environment steps of each arm where ``figure2_2100`` is launched and run from beginning to end; 0 estimates it.
         env_steps: Steps of the batched environments.
         minigrid_steps: Steps of one minigrid environment.
         large_batch: Environments in the environment benchmarks.
@@ -57,6 +58,7 @@ class Setting:
     update_minibatches: tuple[int, int] = (20, 4)
     iteration_steps: int = 32
     online_steps: int = 40
+    whole_steps: int = 0
     env_steps: int = 500
     minigrid_steps: int = 2000
     large_batch: int = 256
@@ -110,9 +112,8 @@ class Subjects:
 
     @cached_property
     def plain_model(self) -> PreTrainedModel:
-        """transformers' own."""
-        model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(self.folder)
-        return model.eval()
+        """transformers' own, with its own forward pass. Our loader reads it, which does not believe transformers' advice to tie the head."""
+        return load_model(self.llm_args, DEVICE)[0]
 
     @cached_property
     def lamorel(self) -> LamorelScorer:

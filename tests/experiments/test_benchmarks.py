@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from experiments.benchmarks import __main__ as program
-from experiments.benchmarks import breakdown, workloads
+from experiments.benchmarks import breakdown, whole, workloads
 from experiments.benchmarks.gpu import score_on
 from experiments.benchmarks.harness import Row
 from experiments.benchmarks.lamorel_way import LamorelPpo
 from experiments.benchmarks.registry import BENCHMARKS
 from experiments.benchmarks.subjects import MINIATURE, PAPER_LEVEL, Subjects
 from experiments.benchmarks.updates import Transitions
+from lamorel_ext.config import Config, load_config
 from lamorel_ext.envs.batched import make_batched_env
 from lamorel_ext.models.tokens import TextEncoder
 from lamorel_ext.updaters import PPOUpdater
@@ -90,6 +93,35 @@ def test_the_measurement_for_gpus_holds_bfloat16_to_float32(subjects: Subjects) 
     off, wide = row.detail["rms_difference_to_float32_nats"], row.detail["exact_std_nats"]
     assert isinstance(off, float) and isinstance(wide, float)
     assert 0 < off < 0.05 * wide  # bfloat16 keeps 8 bits: some hundredths of the spread after a few layers
+
+
+def test_loading_the_models_prints_nothing(cache: None, capfd: pytest.CaptureFixture[str]) -> None:
+    subjects = Subjects(MINIATURE)
+    model = subjects.plain_model
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    assert subjects.host is not None
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("steps", [whole.FIGURE_STEPS, 8])
+def test_a_whole_run_is_the_papers_but_for_model_and_seeds(subjects: Subjects, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    launched: list[Config] = []
+    monkeypatch.setattr(whole, "_launch", lambda arm, given: launched.append(load_config([f"arm={arm}", *given], "figure2_2100")))
+    (row,) = BENCHMARKS["figure2_2100"](Subjects(replace(MINIATURE, whole_steps=steps)))
+    assert [config.arm.name for config in launched] == ["llm_policy", "teacher_feedback/previous/online"]
+    assert [config.feedback.every for config in launched] == ["rollout", 1]
+    for config in launched:
+        assert (config.run.total_steps, config.env.num_envs, config.ppo.num_steps) == (steps, 1, min(steps, 256))
+        assert config.lamorel_args.llm_args.model_path == str(subjects.folder)
+    assert row.detail["estimate"] is False and row.detail["steps_per_arm"] == steps
+    assert row.bar == (40.0 if steps == 2100 else None)
+
+
+def test_a_launch_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 2, stdout="", stderr="error: no such arm")
+    monkeypatch.setattr(whole.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError, match="status 2.*no such arm"):
+        whole._launch("nobody", ())
 
 
 def test_lamorels_value_head_is_ours(subjects: Subjects) -> None:
