@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.models.candidate_tree import Tokens
+from lamorel_ext.models.devices import put
 from lamorel_ext.models.t5 import is_t5
 
 Pair = tuple[Tokens, Tokens]
@@ -69,7 +71,7 @@ class PlainForward:
             chosen = [pairs[place] for place in places]
             minibatch, first, prompts = self._encoder_decoder(chosen) if self.seq2seq else self._decoder(chosen)
             outputs = self.model(**minibatch, output_hidden_states=hidden_states, use_cache=False)
-            yield PlainPass(places, outputs, minibatch, first, self._pad([candidate for _, candidate in chosen])[0], prompts)
+            yield PlainPass(places, outputs, minibatch, first, self._put(_pad([candidate for _, candidate in chosen])[0]), prompts)
 
     def _minibatches(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
         """Places in order of the prompts' lengths."""
@@ -87,27 +89,23 @@ class PlainForward:
     def _encoder_decoder(self, pairs: Sequence[Pair]) -> tuple[dict[str, Any], int, list[dict[str, list[int]]]]:
         config = self.model.config
         start = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.pad_token_id
-        decoder_ids, decoder_mask = self._pad([(start, *candidate) for _, candidate in pairs])
-        minibatch: dict[str, Any] = {"decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask.long()}
-        ids, mask = self._pad([prompt for prompt, _ in pairs])
+        decoder_ids, decoder_mask = _pad([(start, *candidate) for _, candidate in pairs])
+        minibatch: dict[str, Any] = {"decoder_input_ids": self._put(decoder_ids), "decoder_attention_mask": self._put(decoder_mask)}
+        ids, mask = _pad([prompt for prompt, _ in pairs])
         if ids.shape[1]:
-            minibatch |= {"input_ids": ids, "attention_mask": mask.long()}
+            minibatch |= {"input_ids": self._put(ids), "attention_mask": self._put(mask)}
         else:
             minibatch["encoder_outputs"] = nothing_read(self.model, len(pairs))
         return minibatch, 0, _as_lists(ids, mask)
 
     def _decoder(self, pairs: Sequence[Pair]) -> tuple[dict[str, Any], int, list[dict[str, list[int]]]]:
         """Lamorel's layout: the prompt without its last token, then that token and the candidate."""
-        ids, mask = self._pad([prompt + candidate for prompt, candidate in pairs])
+        ids, mask = _pad([prompt + candidate for prompt, candidate in pairs])
         first = len(pairs[0][0]) - 1
-        return {"input_ids": ids, "attention_mask": mask.long()}, first, _as_lists(ids[:, :first], mask[:, :first])
+        return {"input_ids": self._put(ids), "attention_mask": self._put(mask)}, first, _as_lists(ids[:, :first], mask[:, :first])
 
-    def _pad(self, sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-        """``(n, longest)`` tokens, padded on the right with 0, as Lamorel's module functions expect, and True where they are real."""
-        width = max(map(len, sequences))
-        ids = torch.tensor([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences], dtype=torch.long)
-        mask = torch.arange(width)[None, :] < torch.tensor([len(sequence) for sequence in sequences])[:, None]
-        return ids.to(self.model.device), mask.to(self.model.device)
+    def _put(self, values: np.ndarray) -> Tensor:
+        return put(values, self.model.device)
 
 
 def nothing_read(model: Any, n: int) -> BaseModelOutput:
@@ -121,5 +119,13 @@ def nothing_read(model: Any, n: int) -> BaseModelOutput:
     return BaseModelOutput(last_hidden_state=torch.zeros(n, 1, model.config.d_model, dtype=model.dtype, device=model.device))
 
 
-def _as_lists(ids: Tensor, mask: Tensor) -> list[dict[str, list[int]]]:
-    return [{"input_ids": row, "attention_mask": seen} for row, seen in zip(ids.tolist(), mask.long().tolist(), strict=True)]
+def _pad(sequences: Sequence[Tokens]) -> tuple[np.ndarray, np.ndarray]:
+    """``(n, longest)`` int64 tokens, padded on the right with 0, as Lamorel's module functions expect, and 1 where they are real."""
+    width = max(map(len, sequences))
+    ids = np.asarray([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences], dtype=np.int64).reshape(len(sequences), width)
+    mask = np.arange(width)[None, :] < np.asarray([len(sequence) for sequence in sequences])[:, None]
+    return ids, mask.astype(np.int64)
+
+
+def _as_lists(ids: np.ndarray, mask: np.ndarray) -> list[dict[str, list[int]]]:
+    return [{"input_ids": row, "attention_mask": seen} for row, seen in zip(ids.tolist(), mask.tolist(), strict=True)]

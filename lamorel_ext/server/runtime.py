@@ -51,7 +51,11 @@ def serve(args: LamorelArgs, build: Callable[[Placement], Hosted]) -> None:
     address = reachable_address(launch.one_machine, launch.master_address)
     listener = TcpListener(*meet_peers(launch.store, setup, launch.rank, address, args.gloo_timeout), me)
     try:
-        hosted = build(_placement(launch.rank, args))
+        placement = _placement(launch.rank, args)
+        if placement.gpus:
+            # Pinned memory, kernels compiled on the way and NCCL go by the current device: or every server would open the first card too.
+            torch.cuda.set_device(placement.gpus[0])
+        hosted = build(placement)
         # PyTorch begins with the same random state in every process: servers that sample without a seed must not say the same.
         torch.manual_seed(args.llm_args.seed + launch.role.index)
         Server(hosted.host, hosted.updaters, listener, _group(launch), me).serve()
