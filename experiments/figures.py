@@ -101,9 +101,10 @@ def dots(name: str, caption: str, label: str, rows: Sequence[str], series: Mappi
 
 def _name_rows(axes: Axes, names: Sequence[str], above: float) -> None:
     """Names above their rows, inside the axes, where they stay legible on a phone; stripes tell the rows apart."""
+    backing = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}  # over the line at zero
     for row, name in enumerate(names):
         place = len(names) - 1 - row
-        axes.text(0.008, place + above, name, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom", zorder=6)
+        axes.text(0.008, place + above, name, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom", zorder=6, bbox=backing)
         if row % 2 == 0:
             axes.axhspan(place - 0.5, place + 0.5, color="#f4f6f8", linewidth=0, zorder=0)
     axes.axvline(0, color="#555555", linewidth=0.8, zorder=1)

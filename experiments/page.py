@@ -25,9 +25,9 @@ p, figcaption, nav, .answer { max-width: 46rem; }
 .answer p:first-child { font-size: 1.1rem; line-height: 1.4; font-weight: 600; }
 .alarm { background: #fdf1ea; border-left: 4px solid var(--alarm); padding: .5rem 1rem; margin: .6rem 0; max-width: 46rem; font-size: .93rem; }
 .answer p.alarm { margin: .6rem -1rem .6rem calc(-1rem - 4px); }
-nav { margin: 1rem 0 0; font-size: .9rem; line-height: 1.9; }
-nav a { color: var(--accent); text-decoration: none; white-space: nowrap; margin-right: 1.1em; display: inline-block; max-width: 100%;
-        overflow: hidden; text-overflow: ellipsis; vertical-align: bottom; }
+nav { margin: 1rem 0 0; font-size: .9rem; line-height: 1.8; }
+nav p { margin: .2rem 0; }
+nav a { color: var(--accent); text-decoration: none; margin-right: .9em; }
 nav a:hover, nav a:focus { text-decoration: underline; }
 figure { margin: 1.1rem 0 1.6rem; break-inside: avoid; }
 figure img { width: 100%; max-width: 34rem; height: auto; display: block; }
@@ -82,13 +82,21 @@ def page(title: str, answer: Sequence[str], sections: Sequence[str], warnings: S
     alarms = [f'<p class="alarm" role="note">{html.escape(sentence)}</p>' for sentence in warnings]
     first_lines = "\n".join([*paragraphs[:1], *alarms, *paragraphs[1:]])
     body = "\n".join(sections)
-    links = "\n".join(f'<a href="#{place}">{heading}</a>' for place, heading in re.findall(_HEADING, body))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
         f"<title>{html.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
-        f'<div class="answer">\n{first_lines}\n</div>\n<nav aria-label="contents">\n{links}\n</nav>\n{body}\n</body>\n</html>\n'
+        f'<div class="answer">\n{first_lines}\n</div>\n<nav aria-label="contents">\n{_contents(body)}\n</nav>\n{body}\n</body>\n</html>\n'
     )
+
+
+def _contents(body: str) -> str:
+    """Links to the sections; those of one task stand together in a line behind its name."""
+    groups: dict[str, list[str]] = {}
+    for place, heading in re.findall(_HEADING, body):
+        group, separator, rest = heading.partition(": ")
+        groups.setdefault(group if separator else "", []).append(f'<a href="#{place}">{rest if separator else heading}</a>')
+    return "\n".join(f"<p>{f'<b>{group}:</b> ' if group else ''}{' '.join(links)}</p>" for group, links in groups.items())
 
 
 _HEADING = r'<section id="([^"]*)">\n<h2>(.*?)</h2>'

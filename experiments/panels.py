@@ -30,6 +30,8 @@ ONE_PANEL_ARMS = 7
 PANEL_INCHES = (4.3, 2.7)
 LETTER_INCHES = 0.064
 """Width of a letter of a label, on average and with room to spare."""
+LABEL_SAMPLE_INCHES = 0.24
+"""What the piece of a line before its label takes."""
 LABEL_GAP = 0.062
 """Least distance of two labels, as a share of the panel's height."""
 
@@ -131,7 +133,12 @@ def _short(label: str, family: str) -> str:
 
 
 def draw(
-    name: str, caption: str, panels: Sequence[Panel], series: Mapping[str, Series], axes_labels: tuple[str, str], thousands: bool = True
+    name: str,
+    caption: str,
+    panels: Sequence[Panel],
+    series: Mapping[str, Series],
+    axes_labels: tuple[str, str],
+    label_heights: Mapping[str, float] | None = None,
 ) -> Picture:
     """A figure as a whole and panel by panel.
 
@@ -141,7 +148,7 @@ def draw(
         panels: As ``lay_out`` makes them; arms without a series are left out.
         series: By arm.
         axes_labels: Of x and y.
-        thousands: True writes 2,000 on the x axis as 2k.
+        label_heights: Where each label is to stand, by arm, for curves that all end in one place; otherwise at the end of its curve.
     """
     shown = [Panel(panel.title, tuple(line for line in panel.lines if line.arm in series)) for panel in panels]
     # A panel with nothing but an arm that stands in another one too says nothing.
@@ -153,18 +160,19 @@ def draw(
     )
 
     def fill(axes: Axes, panel: Panel) -> None:
-        _fill(axes, panel, series, axes_labels, (x_max or 1.0, 1.04 * y_max or 1.0), thousands)
+        _fill(axes, panel, series, axes_labels, (x_max or 1.0, 1.04 * y_max or 1.0), label_heights)
 
     columns = 1 if len(shown) == 1 else 2
-    whole = _figure(shown, columns, fill)
-    parts = tuple((panel.title, _svg(_figure([panel], 1, fill) if len(shown) > 1 else whole)) for panel in shown)
+    room = LABEL_SAMPLE_INCHES if label_heights else 0.0
+    whole = _figure(shown, columns, fill, room)
+    parts = tuple((panel.title, _svg(_figure([panel], 1, fill, room) if len(shown) > 1 else whole)) for panel in shown)
     return Picture(name, caption, parts[0][1] if len(parts) == 1 else _svg(whole), _png(whole), parts)
 
 
-def _figure(panels: Sequence[Panel], columns: int, fill: Callable[[Axes, Panel], None]) -> Figure:
+def _figure(panels: Sequence[Panel], columns: int, fill: Callable[[Axes, Panel], None], room: float) -> Figure:
     """Panels of one size, each with room for its labels, whatever they are."""
     rows, (width, height) = -(-len(panels) // columns), PANEL_INCHES
-    labels = 0.22 + LETTER_INCHES * max(len(line.label) for panel in panels for line in panel.lines)
+    labels = 0.22 + room + LETTER_INCHES * max(len(line.label) for panel in panels for line in panel.lines)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(columns * width, rows * height))
         for place, panel in enumerate(panels):
@@ -177,7 +185,12 @@ def _figure(panels: Sequence[Panel], columns: int, fill: Callable[[Axes, Panel],
 
 
 def _fill(
-    axes: Axes, panel: Panel, series: Mapping[str, Series], labels: tuple[str, str], ends: tuple[float, float], thousands: bool
+    axes: Axes,
+    panel: Panel,
+    series: Mapping[str, Series],
+    labels: tuple[str, str],
+    ends: tuple[float, float],
+    label_heights: Mapping[str, float] | None,
 ) -> None:
     for order, line in enumerate(panel.lines):
         curve, width = series[line.arm], 1.1 if line.faint else 1.7
@@ -190,9 +203,12 @@ def _fill(
     axes.set_ylabel(labels[1])
     axes.set_title(panel.title, loc="left", fontsize=9, fontweight="bold")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    if thousands:
+    if ends[0] >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _label_ends(axes, panel, series, ends)
+    if label_heights is None:
+        _label_ends(axes, panel, series, ends)
+    else:
+        _label_samples(axes, panel, label_heights)
 
 
 def _label_ends(axes: Axes, panel: Panel, series: Mapping[str, Series], ends: tuple[float, float]) -> None:
@@ -201,9 +217,24 @@ def _label_ends(axes: Axes, panel: Panel, series: Mapping[str, Series], ends: tu
     for (x, y, line), place in zip(tips, spread([y for _, y, _ in tips], LABEL_GAP), strict=True):
         axes.annotate(
             line.label, xy=(x, y), xytext=(1.035, place), xycoords="axes fraction", textcoords="axes fraction", va="center", fontsize=8,
-            color="#5f5f5f" if line.faint else line.colour, annotation_clip=False,
+            color=_ink(line), annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": line.colour, "linewidth": 0.6, "alpha": 0.45, "linestyle": ":", "shrinkA": 1, "shrinkB": 0},
         )  # fmt: skip
+
+
+def _label_samples(axes: Axes, panel: Panel, heights: Mapping[str, float]) -> None:
+    """Write each line's name behind a piece of it, the highest first."""
+    places = spread([heights[line.arm] for line in panel.lines], LABEL_GAP)
+    for line, place in zip(panel.lines, places, strict=True):
+        axes.plot(
+            [1.02, 1.09], [place, place], color=line.colour, linestyle=line.dashes, transform=axes.transAxes, clip_on=False, linewidth=1.4
+        )
+        axes.text(1.11, place, line.label, transform=axes.transAxes, va="center", fontsize=8, color=_ink(line))
+
+
+def _ink(line: Line) -> str:
+    """Grey lines have darker words."""
+    return "#5f5f5f" if line.faint else line.colour
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

@@ -56,7 +56,8 @@ def draw_overall(overall: Summary, samples: int) -> dict[str, list[Picture]]:
     series = {row.label: Series(levels, *profile(row, overall, samples)) for row in overall.arms}
     axes = ("area under the success curve, above", "share of runs")
     caption = (
-        f"Performance profiles: the share of runs whose area is above a level, mean over {len(overall.tasks)} tasks; higher is better."
+        f"Performance profiles: the share of runs whose area is above a level, mean over {len(overall.tasks)} tasks; further right is better. "
+        "Names stand at the height of the mean area."
     )
     aggregates = dots(
         "overall_scores",
@@ -65,7 +66,8 @@ def draw_overall(overall: Summary, samples: int) -> dict[str, list[Picture]]:
         [row.label for row in overall.arms],
         {"interquartile mean": [row.area_iqm for row in overall.arms], "mean": [row.area for row in overall.arms]},
     )
-    profiles = draw("overall_profiles", caption, lay_out([row.arm for row in overall.arms]), series, axes, thousands=False)
+    heights = {row.label: row.area.estimate for row in overall.arms}
+    profiles = draw("overall_profiles", caption, lay_out([row.arm for row in overall.arms]), series, axes, heights)
     return {"aggregates": [aggregates], "profiles": [profiles]} | _differences(overall, "overall_")
 
 
