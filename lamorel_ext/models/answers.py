@@ -100,8 +100,7 @@ class Answerer:
 
     def _from_states(self, name: str, function: BaseModuleFunction, states: Tensor, prompts: Sequence[Tokens]) -> Tensor:
         key = "decoder_hidden_states" if self.plain.seq2seq else "hidden_states"
-        contexts = [{"input_ids": list(prompt), "attention_mask": [1] * len(prompt)} for prompt in prompts]
-        return _checked(name, function({key: (states[:, None],)}, {}, contexts), len(prompts))
+        return _checked(name, function({key: (states[:, None],)}, {}, _Contexts(prompts)), len(prompts))
 
     def _from_passes(self, functions: Mapping[str, BaseModuleFunction], asked: _Asked) -> tuple[dict[str, Tensor], int]:
         """One row per pair, in the order of the questions and their candidates."""
@@ -118,6 +117,22 @@ class Answerer:
         order = sorted(range(len(places)), key=lambda row: places[row])
         tokens = sum(len(prompt) + len(own) for prompt, own in pairs)
         return {name: torch.cat(parts)[order] for name, parts in values.items()}, tokens
+
+
+class _Contexts(Sequence[dict[str, list[int]]]):
+    """Prompts without padding, as module functions see them; made when looked at, which most never do."""
+
+    def __init__(self, prompts: Sequence[Tokens]) -> None:
+        self._prompts = prompts
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return _Contexts(self._prompts[place])
+        prompt = self._prompts[place]
+        return {"input_ids": list(prompt), "attention_mask": [1] * len(prompt)}
 
 
 @dataclass(frozen=True)
@@ -149,11 +164,10 @@ def _merge(prompts: list[Tokens], candidates: list[tuple[Tokens, ...]], with_sco
     for row, (prompt, places) in enumerate(merged.items()):
         rows[prompt], starts[prompt] = row, total
         total += len(places)
-    score_rows = []
-    if with_score:
-        score_rows = [
-            starts[prompt] + merged[prompt][candidate] for prompt, own in zip(prompts, candidates, strict=True) for candidate in own
-        ]
+    score_rows: list[int] = []
+    for prompt, own in zip(prompts, candidates, strict=True) if with_score else ():
+        start, places = starts[prompt], merged[prompt]  # looked up once for all candidates: a long prompt is slow to hash
+        score_rows += [start + places[candidate] for candidate in own]
     return _Asked(prompts, candidates, merged, [rows[prompt] for prompt in prompts], score_rows)
 
 
