@@ -25,7 +25,7 @@ def headline(summary: Summary, tasks: Sequence[Summary] = ()) -> list[str]:
         return [f"Only one arm, {summary.baseline}, has complete runs: there is nothing to compare it with."]
     best = _best_arm(summary)
     rivals = [difference for difference in summary.against_frozen if _is_taught(summary, difference.ours)]
-    sentences = [_over(summary) + verdict(best)]
+    sentences = [_over(summary) + (_baseline_first(summary, best) if best.interval.high < 0 else verdict(best))]
     if rivals and summary.frozen != summary.baseline:
         sentences.append(_over(summary) + verdict(_best(rivals)))
     sentences += literal_rule(summary)
@@ -70,6 +70,11 @@ def verdict(difference: Difference) -> str:
         f"{amount(interval)}, ahead in {difference.won} of {difference.pairs} {_pairs_word(difference)}, "
         f"probability of improvement {difference.improvement.estimate:.2f}."
     )
+
+
+def _baseline_first(summary: Summary, next_best: Difference) -> str:
+    others = "every other arm that does not follow the bot" if _experts(summary) else "every other arm"
+    return f"{summary.baseline} is ahead of {others}; next comes {next_best.ours}. {verdict(next_best)}"
 
 
 def _pairs_word(difference: Difference) -> str:
@@ -148,7 +153,10 @@ def _over(summary: Summary) -> str:
 
 
 def _task_sentence(task: Summary) -> str:
-    return f"On {task.label}: {verdict(_best_arm(task))}" if task.against_baseline else f"On {task.label}: one arm only."
+    if not task.against_baseline:
+        return f"On {task.label}: one arm only."
+    best = _best_arm(task)
+    return f"On {task.label}: {_baseline_first(task, best) if best.interval.high < 0 else verdict(best)}"
 
 
 def _lists(summary: Summary) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +13,15 @@ from lamorel_ext.config import Config, load_config
 VERSIONS = {"command": "python -m launchers compare --config-name hand", "python": "3.11.7", "commit": "abc", "dirty": False}
 
 
+@functools.cache
+def compose(*overrides: str) -> Config:
+    """Composed once: it takes longer than most of what is tested with it."""
+    return load_config(overrides)
+
+
 def make_config(arm: str, seed: int, root: Path, arms: Sequence[str], *overrides: str) -> Config:
     """The configuration of one run of a comparison in ``root``."""
-    config = load_config([f"arm={arm}", "run.total_steps=20", "run.eval_every=10", *overrides])
+    config = compose(f"arm={arm}", "run.total_steps=20", "run.eval_every=10", *overrides)
     run = dataclasses.replace(config.run, seed=seed, output_dir=str(root / arm / f"seed_{seed}"))
     compare = dataclasses.replace(config.compare, name="by hand", arms=tuple(arms), bootstrap_samples=200)
     return dataclasses.replace(config, run=run, compare=compare)

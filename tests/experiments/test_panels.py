@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_runs import compose
 
 from experiments.panels import GREY, LABEL_GAP, Series, draw, lay_out, spread
 from experiments.results import Arm, Run
-from lamorel_ext.config import load_config
 
 
 def make_arms(*names: str) -> list[Arm]:
-    from pathlib import Path
-
-    configs = [load_config([f"arm={name}"]) for name in names]
+    configs = [compose(f"arm={name}") for name in names]
     return [Arm(config.arm.name, {0: Run(Path(), config, "complete", {}, {}, {})}) for config in configs]
 
 

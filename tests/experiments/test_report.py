@@ -87,6 +87,17 @@ def test_a_control_may_be_the_best_arm_but_speaks_for_no_feedback(tmp_path: Path
     assert better == "Better than llm_policy, with an interval above zero: teacher_frozen, teacher_feedback/td, control/random."
 
 
+def test_where_the_baseline_is_the_best_arm_that_comes_first(tmp_path: Path) -> None:
+    arms = ["llm_policy", "teacher_frozen", "student_alone"]
+    for arm, height in zip(arms, (0.9, 0.5, 0.25), strict=True):
+        for seed in (0, 1):
+            make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
+    assert first_lines(tmp_path)[0].startswith(
+        "llm_policy is ahead of every other arm; next comes teacher_frozen. teacher_frozen is worse than llm_policy: area under the success "
+        "curve −0.400 [−0.400, −0.400]"
+    )
+
+
 def test_an_arm_that_follows_the_bot_is_a_bound_and_not_the_best(tmp_path: Path) -> None:
     arms = ["llm_policy", "teacher_frozen", "teacher_oracle"]
     for arm, height in zip(arms, (0.1, 0.25, 0.9), strict=True):
