@@ -1,16 +1,28 @@
-"""Scoring in bfloat16 on a GPU, where there is one."""
+"""Scoring in bfloat16 on a GPU, where there is one.
+
+``python -m experiments.benchmarks.gpu`` runs this alone, and writes beside the figures where the time of a call goes.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from experiments.benchmarks.harness import Contender, Detail, Row, make_row, missing_row, rounded, take_turns
 from experiments.benchmarks.operations import MultiplyLimit, count_operations, work_of
-from experiments.benchmarks.subjects import LOCAL_LEVEL, Subjects
+from experiments.benchmarks.subjects import FULL, LOCAL_LEVEL, QUICK, Subjects
 from experiments.benchmarks.workloads import distinct_calls, same_candidates
+from lamorel_ext.models.host import ModelHost
 from lamorel_ext.models.loading import load_host
 from lamorel_ext.models.module_functions import ValueHead
 
@@ -18,36 +30,119 @@ BAR = 20_000.0
 UNIT = "prompts/s"
 CHECKED = 64
 """Prompts that are compared with float32 on the CPU."""
+MAX_ERROR = 0.05
+"""Root mean square of the difference to float32, over the scores' own standard deviation: bfloat16 keeps 8 bits, which some layers of rounding
+make some hundredths. A figure of wrong numbers is none."""
+NO_GPU = "no GPU on this machine"
+TOP = 12
+"""Kernels in the breakdown."""
+
+Breakdown = dict[str, float | list[dict[str, Detail]]]
 
 
 def score_gpu(subjects: Subjects) -> list[Row]:
-    """Distinct prompts of GoToLocal with six candidates and the value head, one large call, in bfloat16."""
+    """Distinct prompts of GoToLocal with six candidates and the value head, in bfloat16: one large call, and one as a rollout makes it."""
     if not torch.cuda.is_available():
-        return [missing_row("score_gpu", BAR, UNIT, "no GPU on this machine")]
-    return [score_on(subjects, torch.device("cuda", 0))]
+        return [missing_row("score_gpu", BAR, UNIT, NO_GPU)]
+    return Measurement(subjects, torch.device("cuda", 0)).rows()
 
 
-def score_on(subjects: Subjects, device: torch.device) -> Row:
+class Measurement:
     """The measurement itself, on any device. Prompts were tokenised before: tokens are remembered from call to call, answers are not."""
-    setting = subjects.setting
-    calls = distinct_calls(subjects.make_env(LOCAL_LEVEL), setting.gpu_calls, setting.num_envs, template="lamorel")
-    prompts = tuple(prompt for call in calls for prompt in call)
-    candidates = same_candidates(prompts)
-    args = replace(subjects.llm_args, dtype="bfloat16", cache_size=0, minibatch_size=len(prompts) * len(candidates[0]))
-    host = load_host(args, device, {"value": ValueHead(args.value_head_hidden)})
-    checked = prompts[:CHECKED]
-    exact = subjects.host.score(checked, candidates[: len(checked)]).log_probs
-    difference = host.score(checked, candidates[: len(checked)]).log_probs - exact
-    seconds = take_turns({"ours": Contender(lambda: host.score(prompts, candidates, modules=("value",)))}, setting.repetitions)["ours"]
-    works = work_of(subjects.tokenizer, prompts, candidates)
-    tokens, nodes = sum(work.prompt_tokens for work in works), sum(len(work.node_depths) for work in works)
-    limit = MultiplyLimit(setting.shape, tokens, nodes, device, torch.bfloat16)
-    rate = limit.operations / limit.run().value
-    needed = sum(count_operations(setting.shape, work) for work in works)
-    detail: dict[str, Detail] = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "dtype": "bfloat16", "prompts_per_call": len(prompts),
-        "tokens_per_prompt": rounded(tokens / len(prompts)), "limit_tflop_per_s": rounded(rate / 1e12),
-        "share_of_limit": rounded(needed / statistics.median(seconds) / rate),
-        "rms_difference_to_float32_nats": rounded(float(difference.square().mean().sqrt())), "exact_std_nats": rounded(float(exact.std())),
-    }  # fmt: skip
-    return make_row("score_gpu", [len(prompts) / turn for turn in seconds], BAR, UNIT, detail=detail)
+
+    def __init__(self, subjects: Subjects, device: torch.device) -> None:
+        self._subjects, self._device = subjects, device
+        setting = subjects.setting
+        calls = distinct_calls(subjects.make_env(LOCAL_LEVEL), setting.gpu_calls, setting.num_envs, template="lamorel")
+        self._small = calls[0]
+        self._prompts = tuple(prompt for call in calls for prompt in call)
+        args = replace(subjects.llm_args, dtype="bfloat16", cache_size=0, minibatch_size=6 * len(self._prompts))
+        self._host: ModelHost = load_host(args, device, {"value": ValueHead(args.value_head_hidden)})
+
+    def rows(self) -> list[Row]:
+        """``score_gpu``, the large call's prompts in a second, and ``score_gpu_call``, a small call's milliseconds."""
+        off, exact = self._difference_to_float32()
+        if not off < MAX_ERROR * float(exact.std()):
+            reason = f"bfloat16 is {off:.3g} nats off float32 (root mean square), where scores spread by {float(exact.std()):.3g}"
+            return [missing_row("score_gpu", BAR, UNIT, reason)]
+        repetitions = self._subjects.setting.repetitions
+        seconds = take_turns(
+            {"large": Contender(partial(self._score, self._prompts)), "small": Contender(partial(self._score, self._small))}, repetitions
+        )
+        numbers: dict[str, Detail] = {"rms_difference_to_float32_nats": rounded(off), "exact_std_nats": rounded(float(exact.std()))}
+        detail: dict[str, Detail] = {"device": self._device_name(), "dtype": "bfloat16", "prompts_per_call": len(self._prompts)}
+        detail |= numbers | self._limit(statistics.median(seconds["large"]))
+        small: dict[str, Detail] = {"device": self._device_name(), "dtype": "bfloat16", "prompts_per_call": len(self._small)}
+        return [
+            make_row("score_gpu", [len(self._prompts) / turn for turn in seconds["large"]], BAR, UNIT, detail=detail),
+            make_row("score_gpu_call", [1e3 * turn for turn in seconds["small"]], None, "ms", better="lower", detail=small),
+        ]
+
+    def breakdown(self) -> Breakdown:
+        """Where the time of one large call goes: milliseconds of the host and of the device, and the kernels that take most of it."""
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device.type == "cuda" else [])]
+        self._score(self._prompts)
+        with profile(activities=activities) as profiler:
+            self._score(self._prompts)
+        events = profiler.key_averages()
+        on_device = self._device.type == "cuda"
+
+        def own(event: object) -> float:
+            return float(getattr(event, "self_device_time_total" if on_device else "self_cpu_time_total")) / 1e3
+
+        total = sum(own(event) for event in events)
+        most = sorted(events, key=own, reverse=True)[:TOP]
+        return {
+            "host_ms": rounded(sum(event.self_cpu_time_total for event in events) / 1e3),
+            "device_ms": rounded(total),
+            "kernels": [
+                {"name": event.key, "ms": rounded(own(event)), "share": rounded(own(event) / max(total, 1e-9)), "calls": event.count}
+                for event in most
+            ],
+        }
+
+    def _score(self, prompts: Sequence[str]) -> Tensor:
+        return self._host.score(prompts, same_candidates(prompts), modules=("value",)).log_probs
+
+    def _difference_to_float32(self) -> tuple[float, Tensor]:
+        checked = self._prompts[:CHECKED]
+        exact = self._subjects.host.score(checked, same_candidates(checked)).log_probs
+        return float((self._score(checked) - exact).square().mean().sqrt()), exact
+
+    def _limit(self, seconds: float) -> dict[str, Detail]:
+        """How near the call comes to the card's own products of these sizes."""
+        shape = self._subjects.setting.shape
+        works = work_of(self._subjects.tokenizer, self._prompts, same_candidates(self._prompts))
+        tokens, nodes = sum(work.prompt_tokens for work in works), sum(len(work.node_depths) for work in works)
+        limit = MultiplyLimit(shape, tokens, nodes, self._device, torch.bfloat16)
+        rate = limit.operations / limit.run().value
+        needed = sum(count_operations(shape, work) for work in works)
+        return {
+            "tokens_per_prompt": rounded(tokens / len(works)), "limit_tflop_per_s": rounded(rate / 1e12),
+            "share_of_limit": rounded(needed / seconds / rate),
+        }  # fmt: skip
+
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the rows and write them with the breakdown; gives 1, and a line that says so, where there is no GPU."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.gpu", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two repetitions")
+    parser.add_argument("--output", type=Path, default=Path("bench_gpu.json"))
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print(f"score_gpu: {NO_GPU} that PyTorch {torch.__version__} sees; nothing was measured", file=sys.stderr)
+        return 1
+    measurement = Measurement(Subjects(QUICK if args.quick else FULL), torch.device("cuda", 0))
+    rows = measurement.rows()
+    for row in rows:
+        print(row.to_json(), flush=True)
+    found = {"rows": [json.loads(row.to_json()) for row in rows], "breakdown": measurement.breakdown()}
+    args.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

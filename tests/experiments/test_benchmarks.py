@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from experiments.benchmarks import __main__ as program
-from experiments.benchmarks import breakdown, whole, workloads
-from experiments.benchmarks.gpu import score_on
+from experiments.benchmarks import breakdown, gpu, whole, workloads
 from experiments.benchmarks.harness import Row
 from experiments.benchmarks.lamorel_way import LamorelPpo
 from experiments.benchmarks.registry import BENCHMARKS
@@ -32,6 +31,7 @@ ROWS = {
         "iteration_llm_policy", "iteration_llm_policy_feedback_gae", "iteration_teacher_frozen", "iteration_teacher_feedback_gae",
         "iteration_student_alone",
     ],
+    "score_gpu": ["score_gpu", "score_gpu_call"] if torch.cuda.is_available() else ["score_gpu"],
 }  # fmt: skip
 """Benchmarks whose rows are not just one of their own name."""
 
@@ -87,12 +87,33 @@ def test_contenders_are_compared_on_the_same_numbers(rows: dict[str, list[Row]])
     assert all(isinstance(value, float) and value < 1e-4 for value in differences)
 
 
-def test_the_measurement_for_gpus_holds_bfloat16_to_float32(subjects: Subjects) -> None:
-    row = score_on(subjects, torch.device("cpu"))
-    assert row.value is not None and row.value > 0
-    off, wide = row.detail["rms_difference_to_float32_nats"], row.detail["exact_std_nats"]
+def test_the_measurement_for_gpus_holds_bfloat16_to_float32(subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    measurement = gpu.Measurement(subjects, torch.device("cpu"))
+    large, small = measurement.rows()
+    assert large.value is not None and large.value > 0 and large.bar == 20_000
+    assert (large.detail["prompts_per_call"], small.detail["prompts_per_call"]) == (6, 3)
+    off, wide = large.detail["rms_difference_to_float32_nats"], large.detail["exact_std_nats"]
     assert isinstance(off, float) and isinstance(wide, float)
-    assert 0 < off < 0.05 * wide  # bfloat16 keeps 8 bits: some hundredths of the spread after a few layers
+    assert 0 < off < gpu.MAX_ERROR * wide
+    monkeypatch.setattr(gpu, "MAX_ERROR", 0.5 * off / wide)
+    (missing,) = measurement.rows()
+    assert missing.value is None and "off float32" in str(missing.detail["reason"])
+
+
+def test_the_breakdown_of_a_call_names_its_kernels(subjects: Subjects) -> None:
+    found = gpu.Measurement(subjects, torch.device("cpu")).breakdown()
+    kernels = found["kernels"]
+    assert isinstance(kernels, list) and json.loads(json.dumps(found)) == found
+    shares = [kernel["share"] for kernel in kernels]
+    assert shares == sorted(shares, reverse=True) and 0 < sum(float(share or 0) for share in shares) <= 1.01
+    assert "aten::mm" in {kernel["name"] for kernel in kernels}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_programme_says_so_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--output", str(tmp_path / "gpu.json")]) == 1
+    assert "no GPU on this machine" in capsys.readouterr().err
+    assert not (tmp_path / "gpu.json").exists()
 
 
 def test_loading_the_models_prints_nothing(cache: None, capfd: pytest.CaptureFixture[str]) -> None:
