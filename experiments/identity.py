@@ -31,10 +31,19 @@ def flat(config: Config) -> dict[str, Any]:
     def walk(mapping: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in mapping.items():
-            found.update(walk(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+            found.update(walk(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: _hashable(value)})
         return found
 
     return walk(to_mapping(config), "")
+
+
+def _hashable(value: Any) -> Any:
+    """A list of groups, as the stages of a curriculum are, with each group in one line of text."""
+    if not isinstance(value, tuple):
+        return value
+    return tuple(
+        ", ".join(f"{key}={own}" for key, own in item.items() if own is not None) if isinstance(item, dict) else item for item in value
+    )
 
 
 def run_identity(config: Config) -> dict[str, Any]:

@@ -211,6 +211,16 @@ def test_runs_of_one_arm_with_other_settings_are_another_arm(runs: Path, tmp_pat
     assert sorted(labels[2:]) == ["teacher_feedback/gae (feedback.lr=0.0001)", "teacher_feedback/gae (feedback.lr=0.5)"]
 
 
+def test_runs_with_and_without_a_curriculum_are_told_apart(tmp_path: Path) -> None:
+    stages = "env.curriculum=[{level:BabyAI-GoToObj-v0,steps:9},{level:BabyAI-GoToLocal-v0,num_distractors:2,success:0.5}]"
+    for root, overrides in ((tmp_path / "with", (stages,)), (tmp_path / "without", ())):
+        make_run(make_config("student_alone", 0, root, ("student_alone",), *overrides), [0.0, 0.5, 1.0])
+    assert make_report(tmp_path / "with").exists()
+    listed = "('level=BabyAI-GoToObj-v0, steps=9', 'level=BabyAI-GoToLocal-v0, num_distractors=2, success=0.5')"
+    labels = [arm.label for arm in group_arms(read_runs(tmp_path))]
+    assert labels == [f"student_alone (env.curriculum={listed})", "student_alone (env.curriculum=())"]
+
+
 def test_the_same_run_twice_is_refused(runs: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
         shutil.copytree(runs, tmp_path / name)
