@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from experiments.roles import Missing, is_feedback, is_literal_rule, uses_expert
+from experiments.roles import Missing, is_control, is_feedback, is_literal_rule, uses_expert
 from experiments.statistics import Interval
 from experiments.summary import SEEDS_FOR_A_CLAIM, Difference, EdgeCheck, Summary, bracket, signed
 
@@ -25,9 +25,9 @@ def headline(summary: Summary, tasks: Sequence[Summary] = ()) -> list[str]:
         return [f"Only one arm, {summary.baseline}, has complete runs: there is nothing to compare it with."]
     best = _best_arm(summary)
     rivals = [difference for difference in summary.against_frozen if _is_taught(summary, difference.ours)]
-    sentences = [_over(summary) + (_baseline_first(summary, best) if best.interval.high < 0 else verdict(best))]
+    sentences = [_over(summary) + (_baseline_first(summary, best) if best.interval.high < 0 else verdict(best) + _says_sign(summary, best))]
     if rivals and summary.frozen != summary.baseline:
-        sentences.append(_over(summary) + verdict(_best(rivals)))
+        sentences.append(_over(summary) + verdict(_best(rivals)) + _says_sign(summary, _best(rivals)))
     sentences += literal_rule(summary)
     sentences += [_task_sentence(task) for task in tasks]
     return [*sentences, *_lists(summary), _caution(summary)]
@@ -70,6 +70,19 @@ def verdict(difference: Difference) -> str:
         f"{amount(interval)}, ahead in {difference.won} of {difference.pairs} {_pairs_word(difference)}, "
         f"probability of improvement {difference.improvement.estimate:.2f}."
     )
+
+
+def _says_sign(summary: Summary, difference: Difference) -> str:
+    """Whether an arm that is ahead owes it to what the feedback says: a control does not, and feedback has to beat the random sign."""
+    if not difference.interval.low > 0:
+        return ""
+    if any(row.label == difference.ours and is_control(row.arm.config) for row in summary.arms):
+        return " It is a control: its signs say nothing about the guidance."
+    beside = next((edge.decisive[1] for edge in summary.edges if edge.label == difference.ours), None)
+    if beside is None or math.isnan(beside.interval.low):
+        return ""
+    gain = "so the sign itself helps" if beside.interval.low > 0 else "so the gain is not shown to come from what the feedback says"
+    return f" Against the same edge with a random sign it is {amount(beside.interval)}, {gain}."
 
 
 def _baseline_first(summary: Summary, next_best: Difference) -> str:

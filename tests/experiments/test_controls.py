@@ -188,3 +188,16 @@ def test_the_rule_is_judged_by_what_there_is(tmp_path: Path, heights: dict[str, 
 
 def test_without_the_papers_rule_nothing_is_said_about_it(tmp_path: Path) -> None:
     assert literal_rule(compare(tmp_path, {"teacher_frozen": (0.5, 0.5), "teacher_feedback_td": (0.25, 0.5)})) == []
+
+
+@pytest.mark.parametrize(
+    ("random_sign", "words"),
+    [
+        ([0.60, 0.71, 0.80], "Against the same edge with a random sign it is +0.003 [−0.010, +0.020], so the gain is not shown"),
+        ([0.42, 0.50, 0.60], "Against the same edge with a random sign it is +0.200 [+0.200, +0.200], so the sign itself helps."),
+        ([0.62, 0.71, 0.80], "It is a control: its signs say nothing about the guidance."),
+    ],
+)
+def test_the_answer_says_whether_the_sign_earned_the_lead(tmp_path: Path, random_sign: Sequence[float], words: str) -> None:
+    heights = {"llm_policy": [0.5, 0.6, 0.7], "llm_policy_feedback_gae": [0.62, 0.7, 0.8], "llm_policy_control_random": random_sign}
+    assert words in headline(compare(tmp_path, heights))[0]
