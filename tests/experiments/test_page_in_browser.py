@@ -23,8 +23,8 @@ ARMS = ["llm_policy", "llm_policy_feedback_previous_online", "llm_policy_control
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, generator = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
-    for task in ("go_to_red_ball_no_dists", "go_to_local_d4"):
-        for arm in ARMS:
+    for task, arms in (("go_to_red_ball_no_dists", ARMS), ("go_to_local_d4", ARMS[:2])):
+        for arm in arms:
             for seed in (0, 1):
                 make_run(make_config(arm, seed, root / task, ARMS, f"task={task}"), np.sort(generator.random(3)).tolist())
     return make_report(root)
@@ -47,7 +47,7 @@ def test_the_page_fits_its_window_and_needs_nothing_else(page: Path, browser: Br
     images = browser.run(
         "return [...document.images].map(image => [image.complete, image.naturalWidth, image.getBoundingClientRect().width])"
     )
-    assert len(images) > 40 and all(complete and natural > 0 and shown > 250 for complete, natural, shown in images)
+    assert len(images) > 25 and all(complete and natural > 0 and shown > 250 for complete, natural, shown in images)
     assert browser.log("browser") == [] and browser.requests() == [page.resolve().as_uri()]
     assert browser.screenshot().startswith(b"\x89PNG")
 
