@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ModelLoadError
@@ -15,7 +16,8 @@ from lamorel_ext.models import t5
 from lamorel_ext.models.candidate_tree import make_tree
 from lamorel_ext.models.engines import make_engine
 from lamorel_ext.models.loading import load_host
-from tests.models.tiny_models import ACTIONS, PROMPTS, ids, make_causal, make_host, make_t5, make_tokenizer, plain_scores
+from lamorel_ext.models.module_functions import ValueHead
+from tests.models.tiny_models import ACTIONS, PROMPTS, WORDS, ids, make_causal, make_host, make_t5, make_tokenizer, plain_scores
 
 MODELS = {
     "t5": make_t5,
@@ -98,3 +100,32 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
 
 def _rms(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the operations that PyTorch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_no_operation_is_asked_for_prompt_by_prompt_or_token_by_token(name: str, gradients: bool) -> None:
+    host = make_host(MODELS[name](), {"value": ValueHead(8)}, cache_size=0)
+    counts = []
+    for places, candidates in ((2, ACTIONS[:2]), (12, (*ACTIONS, *LONG))):
+        # As long as each other in both calls, so that padding is a matter of neither.
+        prompts = [f"{first} you see {second} ball" for first in WORDS[:3] for second in WORDS[:4]][:places]
+        prompts = [prompt + " and a wall" * (places // 6) for prompt in prompts]
+        with _Counter() as counter:
+            host.score(prompts, [candidates] * places, ("value",), require_grad=gradients)
+        counts.append(counter.count)
+    few, many = counts
+    # Six times the prompts, five times the candidates, more tokens each: not one operation more but for the order of the results.
+    assert many - few <= 4, counts
