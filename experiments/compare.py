@@ -23,6 +23,7 @@ from experiments.report import make_report
 from experiments.run_folder import check_folders, run_state, steps_done
 from experiments.train import train_one
 from experiments.versions import describe_versions
+from experiments.viewer.__main__ import make_viewer
 from lamorel_ext.config import CONFIG_DIR, Config, load_matrix
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.types import LlmClient
@@ -93,6 +94,12 @@ def compare(runs: Sequence[Planned], llm: LlmClient, versions: dict[str, object]
         train_one(planned.config, llm, versions, ticker.listener(name))
 
 
+def show_loop(folder: Path) -> None:
+    """Make the viewer's page, where anything was recorded; the report links to it."""
+    if any(folder.rglob("traces/step_*.jsonl")):
+        print(f"viewer: {make_viewer(folder)}")
+
+
 def part_of(text: str) -> tuple[int, int]:
     """``2/3`` as (1, 3): which part, counted from zero, of how many."""
     number, separator, parts = text.partition("/")
@@ -118,7 +125,11 @@ def run(argv: Sequence[str]) -> int:
     def client(llm: LlmClient) -> int:
         compare(runs, llm, describe_versions("compare", argv))
         folder = Path(config.compare.output_dir)
-        print(f"report: {make_report(folder)}" if parts == 1 else f"part {part + 1} of {parts} is complete: {folder}")
+        if parts > 1:
+            print(f"part {part + 1} of {parts} is complete: {folder}")
+            return 0
+        show_loop(folder)
+        print(f"report: {make_report(folder)}")
         return 0
 
     return run_as_ranked(config, client)

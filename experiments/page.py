@@ -148,6 +148,11 @@ def _image(svg: str, alt: str) -> str:
     return f'<img alt="{alt}" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
 
 
+def link(target: str, text: str) -> str:
+    """A link to a file beside the page."""
+    return f'<p><a href="{html.escape(target)}">{html.escape(text)}</a></p>'
+
+
 def note(text: str) -> str:
     """A remark."""
     return f'<p class="note">{html.escape(text)}</p>'

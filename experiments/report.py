@@ -25,6 +25,9 @@ from experiments.summary import Summary, summarise
 from experiments.tables import all_tables, resampling_settings
 from lamorel_ext.errors import CheckpointError
 
+VIEWER = "viewer.html"
+"""Where ``experiments.viewer`` writes, beside the report."""
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -104,7 +107,8 @@ def write_report(findings: Findings, output: Path) -> Path:
             with (output / "tables" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([header, *rows])
         replace_json(output / "tables" / "resampling.json", resampling_settings(findings.samples))
-        target.write_text(compose_page(findings, overall, tasks), encoding="utf-8")
+        viewer = VIEWER if (output / VIEWER).exists() else None
+        target.write_text(compose_page(findings, overall, tasks, viewer), encoding="utf-8")
     return target
 
 
@@ -113,12 +117,18 @@ def file_name(label: str) -> str:
     return re.sub("[^A-Za-z0-9_]+", "_", label).strip("_")
 
 
-def compose_page(findings: Findings, overall: Pictures, tasks: Sequence[Pictures]) -> str:
-    """The page, from what there is to say and the figures over all tasks and of each."""
+def compose_page(findings: Findings, overall: Pictures, tasks: Sequence[Pictures], viewer: str | None = None) -> str:
+    """The page, from what there is to say, the figures over all tasks and of each, and the name of the viewer's page beside it."""
     several = len(findings.tasks) > 1
     sections = overall_sections(findings.overall, overall) if findings.overall else []
     for task, pictures in zip(findings.tasks, tasks, strict=True):
         sections += task_sections(task, pictures, f"{task.label}: " if several else "")
+    if viewer:
+        sections.append(
+            page.section(
+                "The loop, step by step", page.link(viewer, "Recorded rollouts: guidance, action, advantage, sign, and the LLM after it")
+            )
+        )
     sections += provenance_sections(findings.tasks, findings.unfinished)
     answer = headline(findings.whole, findings.tasks if findings.overall else findings.tasks[1:])
     return page.page(findings.title, answer, sections, warnings(findings.tasks))
