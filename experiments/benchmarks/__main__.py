@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in found:
             print(row.to_json(), flush=True)
         rows += found
+        write_rows(rows, args.output)  # each time: whoever stops it halfway keeps what there is
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    write_rows(rows, args.output)
     _summarise(rows)
     return int(failed)
 
