@@ -275,7 +275,9 @@ class Failure:
     remote_traceback: str
 
 
-Request = ScoreRequest | GenerateRequest | UpdateRequest | ResetRequest | SaveRequest | LoadRequest | ForgetRequest | InfoRequest | CloseRequest
+Request = (
+    ScoreRequest | GenerateRequest | UpdateRequest | ResetRequest | SaveRequest | LoadRequest | ForgetRequest | InfoRequest | CloseRequest
+)
 Answer = ScoreResult | GenerateResult | UpdateResult | InfoResult | Done | Failure
 
 

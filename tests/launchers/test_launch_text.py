@@ -222,7 +222,13 @@ def test_an_interruption_reaches_the_ranks_and_ends_with_one_line(tmp_path: Path
         "sys.exit(run_here(Command(argv, {'ACCELERATE_USE_CPU': 'true'})))"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    child = subprocess.Popen([sys.executable, "-c", start, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", start, str(tmp_path)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job, as this test may be, ignores it
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "1").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
