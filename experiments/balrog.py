@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -40,9 +41,11 @@ import numpy as np
 
 from experiments import entry
 from experiments.build import llm_of, needs_llm, run_as_ranked
-from experiments.evaluate import ZERO_SHOT, read_policy
-from experiments.files import csv_cell, replace_json, writing
-from lamorel_ext.config import Config
+from experiments.checks import check_configs
+from experiments.evaluate import read_policy
+from experiments.files import csv_cell, folder_to_write, replace_json, writing
+from experiments.planning import ZERO_SHOT, split_policy
+from lamorel_ext.config import Config, EnvArgs
 from lamorel_ext.envs.batched import make_batched_env
 from lamorel_ext.envs.original_levels import MIXED_KINDS, kind_of_seed
 from lamorel_ext.errors import ConfigError
@@ -86,6 +89,12 @@ def task_seeds(task: str, first: int, episodes: int) -> list[int]:
     """The first seeds from ``first`` on whose episode of the Mixed level is of this task."""
     matching = (seed for seed in itertools.count(first) if kind_of_seed(MIXED_KINDS, seed) == TASKS[task])
     return list(itertools.islice(matching, episodes))
+
+
+def on_protocol(config: Config) -> Config:
+    """The same in the protocol's level, evaluated as it says: on episodes."""
+    env = EnvArgs(level=LEVEL, num_distractors=NUM_DISTRACTORS, prompt=config.env.prompt, language=config.env.language)
+    return dataclasses.replace(config, env=env, run=dataclasses.replace(config.run, evaluation="episodes"))
 
 
 @contextmanager
@@ -171,10 +180,7 @@ def evaluate_all(
     """The policy, random actions and the bot.
 
     Args:
-        written_tokens: The model writes its actions, this many tokens at most; None lets it choose.
-
-    Raises:
-        ConfigError: A student was asked to write.
+        written_tokens: An LLM that is the policy writes its actions, this many tokens at most; None lets it choose.
     """
     used = llm_of(config, llm)
     with TrainingRun(config, used, make_env) as run:
@@ -182,10 +188,8 @@ def evaluate_all(
         if written_tokens is None:
             signals = run.edge.signals if run.edge.speaks else None
             rows = [evaluate(config, run.agent, policy, episodes, signals)]
-        elif config.arm.agent == "llm_policy":
-            rows = [_evaluate_writing(config, WritingActor(llm, written_tokens), policy, episodes)]
         else:
-            raise ConfigError(f"--choose generate: the LLM acts itself only where arm.agent is llm_policy, {policy} has {config.arm.agent}")
+            rows = [_evaluate_writing(config, WritingActor(llm, written_tokens), policy, episodes)]
     return [*rows, evaluate(config, UniformActor(), "random", episodes), evaluate(config, ExpertActor(), "bot", episodes)]
 
 
@@ -254,7 +258,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--episodes", type=int, default=EPISODES, help="per task")
     parser.add_argument("--choose", choices=("score", "generate"), default="score", help="how the language model chooses its actions")
     parser.add_argument("--max-new-tokens", type=int, default=8, help="of a written action")
-    parser.add_argument("--output", type=Path, default=Path("runs/balrog"), help="where to write")
+    parser.add_argument("--output", type=folder_to_write, default=Path("runs/balrog"), help="where to write")
     return parser
 
 
@@ -262,16 +266,18 @@ def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
     options = make_parser().parse_intermixed_args(argv)
     problems = [f"--{name}: must be at least 1" for name in ("episodes", "max-new-tokens") if getattr(options, name.replace("-", "_")) < 1]
-    policies = [text.partition("=")[2] for text in options.overrides if text.startswith("policy=")]
-    if len(policies) > 1:
-        problems.append(f"policy: one at a time, got {', '.join(policies)}")
+    try:
+        policy, overrides = split_policy(options.overrides)
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems)
-    policy = policies[0] if policies else ZERO_SHOT
-    overrides = [text for text in options.overrides if not text.startswith("policy=")]
     shown = PROTOCOL_PROMPT if policy == ZERO_SHOT else ()
     config, checkpoint = read_policy(policy, [*shown, *overrides], options.config_name, options.config_dir)
     entry.start_log(config.lamorel_args.log_level)
+    if options.choose == "generate" and config.arm.agent != "llm_policy":
+        raise ConfigError(f"--choose generate: the LLM acts itself only where arm.agent is llm_policy, {policy} has {config.arm.agent}")
+    check_configs([on_protocol(config)])
 
     def client(llm: LlmClient) -> int:
         rows = evaluate_all(

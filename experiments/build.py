@@ -7,9 +7,7 @@ from collections.abc import Callable
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from lamorel_ext.config import Config, EnvArgs, LamorelArgs, StageArgs
-from lamorel_ext.envs.levels import level_spec, make_level
-from lamorel_ext.errors import ConfigError, LevelError
+from lamorel_ext.config import Config, LamorelArgs
 from lamorel_ext.models.loading import load_host
 from lamorel_ext.models.module_functions import ActionHeads, ValueHead
 from lamorel_ext.rpc.caller import Caller
@@ -32,41 +30,21 @@ def run_as_ranked(config: Config, client: Client) -> int:
 
     A process that was started on its own is both: one server in a thread of its own, behind the same caller.
 
+    Args:
+        config: Went through ``check_configs``.
+        client: What rank 0 does.
+
     Raises:
-        ConfigError: The launch is not the one that is configured, or there are several clients.
+        ConfigError: The launch is not the one that is configured.
     """
     args = config.lamorel_args
     role = launched_role(args)
-    check_level(config)
-    if args.distributed_setup_args.n_rl_processes != 1:
-        raise ConfigError(
-            "lamorel_args.distributed_setup_args.n_rl_processes: a training run has one client, which steps env.num_envs environments together; "
-            f"got {args.distributed_setup_args.n_rl_processes}"
-        )
     if role is not None and role.is_server:
         serve(args, lambda placement: build_server(args, placement))
         return 0
     use_threads(config.run.num_threads)
     with connect(args) if role is not None else in_process([build_server(args, alone(args))]) as caller:
         return client(caller)
-
-
-def check_level(config: Config) -> None:
-    """Make sure that every level exists and takes a number of distractors where one is set, before a model is loaded.
-
-    Raises:
-        ConfigError: It does not; names levels that are spelt like it, or that take such a number.
-    """
-    groups: dict[str, EnvArgs | StageArgs] = {"env": config.env}
-    groups |= {f"env.curriculum[{place}]": stage for place, stage in enumerate(config.env.curriculum)}
-    for group, chosen in groups.items():
-        key = f"{group}.level"
-        try:
-            level_spec(chosen.level)
-            key = f"{group}.num_distractors"
-            make_level(chosen.level, chosen.num_distractors)
-        except LevelError as error:
-            raise ConfigError(f"{key}: {error}") from error
 
 
 def build_server(args: LamorelArgs, placement: Placement) -> Hosted:

@@ -9,73 +9,24 @@ same command finishes what was interrupted. Ends with the report; its path is pr
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.build import check_level, run_as_ranked
+from experiments.build import run_as_ranked
+from experiments.checks import check_configs
 from experiments.entry import make_parser, run_main, start_log
+from experiments.planning import Planned, plan
 from experiments.progress import Ticker
 from experiments.report import make_report
 from experiments.run_folder import check_folders, run_state, steps_done
 from experiments.train import train_one
 from experiments.versions import describe_versions
 from experiments.viewer.__main__ import make_viewer
-from lamorel_ext.config import CONFIG_DIR, Config, load_matrix
-from lamorel_ext.errors import ConfigError
 from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
-
-SET_HERE = {"task": "compare.tasks", "arm": "compare.arms", "run.seed": "compare.seeds", "run.output_dir": "compare.output_dir"}
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One run of a comparison.
-
-    Attributes:
-        name: For the log.
-        config: With the arm's values, the seed and the folder.
-    """
-
-    name: str
-    config: Config
-
-    @property
-    def folder(self) -> Path:
-        """Where it goes."""
-        return Path(self.config.run.output_dir)
-
-
-def plan(overrides: Sequence[str], config_name: str = "default", config_dir: str | Path = CONFIG_DIR) -> list[Planned]:
-    """Compose the configuration anew for each task and arm, so that the experiment's own values and the command line win over theirs.
-
-    Returns:
-        The runs, seed by seed, and task by task within a seed, so that an interrupted comparison has complete pairs.
-
-    Raises:
-        ConfigError: With the problems of every task and arm.
-    """
-    taken = [text for text in overrides if text.split("=")[0] in SET_HERE]
-    if taken:
-        raise ConfigError([f"{text}: a comparison sets this itself; set {SET_HERE[text.split('=')[0]]}" for text in taken])
-    configs = load_matrix(overrides, config_name, config_dir)
-    first = next(iter(configs.values()))
-    others = [where for where, config in configs.items() if config.lamorel_args != first.lamorel_args]
-    if others:
-        words = ", ".join(f"task={task} arm={arm}" if task else f"arm={arm}" for task, arm in others)
-        raise ConfigError(f"lamorel_args: one launch has one set of servers, but with {words} it differs from the first run's")
-    return [_plan_one(task, arm, seed, config) for seed in first.compare.seeds for (task, arm), config in configs.items()]
-
-
-def _plan_one(task: str, arm: str, seed: int, config: Config) -> Planned:
-    folder = Path(config.compare.output_dir) / task / arm / f"seed_{seed}"
-    run = dataclasses.replace(config.run, seed=seed, output_dir=str(folder))
-    return Planned(f"{task + ', ' if task else ''}{arm}, seed {seed}", dataclasses.replace(config, run=run))
 
 
 def compare(runs: Sequence[Planned], llm: LlmClient, versions: dict[str, object]) -> None:
@@ -118,9 +69,8 @@ def run(argv: Sequence[str]) -> int:
     runs = whole[part::parts]
     config = whole[0].config
     start_log(config.lamorel_args.log_level)
+    check_configs(planned.config for planned in whole if planned.config.run.seed == config.run.seed)
     check_folders((planned.folder, planned.config) for planned in whole)
-    for first in {planned.config.env: planned.config for planned in whole}.values():
-        check_level(first)
 
     def client(llm: LlmClient) -> int:
         compare(runs, llm, describe_versions("compare", argv))

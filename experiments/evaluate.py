@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from experiments.build import llm_of, needs_llm, run_as_ranked
+from experiments.checks import check_configs
 from experiments.entry import make_parser, run_main, start_log
+from experiments.planning import ZERO_SHOT, policy_config, split_policy
 from experiments.run_folder import read_checkpoint
 from experiments.statistics import Interval, bootstrap, wilson_interval
-from lamorel_ext.config import Config, load_config
-from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.config import Config
 from lamorel_ext.student.actors import ExpertActor, UniformActor
 from lamorel_ext.student.building import make_env, make_evaluator
 from lamorel_ext.student.feedback import FeedbackSignals
@@ -30,7 +31,6 @@ from lamorel_ext.student.rollout import Actor
 from lamorel_ext.student.run import TrainingRun
 from lamorel_ext.types import LlmClient
 
-ZERO_SHOT = "zero_shot"
 RETURN_SAMPLES = 2000
 
 
@@ -60,12 +60,9 @@ def read_policy(policy: str, overrides: Sequence[str], config_name: str, config_
         ConfigError: The overrides do not fit.
         CheckpointError: It is no run folder, or its checkpoint is corrupt.
     """
-    if policy == ZERO_SHOT:
-        return load_config(["arm=llm_policy", *overrides], config_name, config_dir), None
-    folder = Path(policy)
-    if not (folder / "config.yaml").exists():
-        raise CheckpointError(f"policy={policy}: neither {ZERO_SHOT} nor a run folder: no config.yaml in it")
-    return load_config(overrides, "config", folder), read_checkpoint(folder)
+    config = policy_config(policy, overrides, config_name, config_dir)
+    check_configs([config])
+    return config, None if policy == ZERO_SHOT else read_checkpoint(Path(policy))
 
 
 def evaluate_all(config: Config, llm: LlmClient | None, checkpoint: Checkpoint | None, name: str) -> list[Score]:
@@ -130,11 +127,7 @@ def as_json(config: Config, policy: str, scores: Sequence[Score]) -> str:
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
     options = make_parser("lamorel-ext-evaluate", __doc__ or "").parse_intermixed_args(argv)
-    policies = [text.partition("=")[2] for text in options.overrides if text.startswith("policy=")]
-    if len(policies) > 1:
-        raise ConfigError(f"policy: one at a time, got {', '.join(policies)}")
-    overrides = [text for text in options.overrides if not text.startswith("policy=")]
-    policy = policies[0] if policies else ZERO_SHOT
+    policy, overrides = split_policy(options.overrides)
     config, checkpoint = read_policy(policy, overrides, options.config_name, options.config_dir)
     start_log(config.lamorel_args.log_level)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import fcntl
 import json
@@ -30,6 +31,30 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def why_not_writable(folder: Path) -> str:
+    """Why nothing could be written into a folder that need not be there yet; empty where something could."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is read-only"
+
+
+def folder_to_write(text: str) -> Path:
+    """A command line's folder, refused at once where it could not be written in the end; as ``type`` of an argument."""
+    if reason := why_not_writable(Path(text)):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: {reason}")
+    return Path(text)
+
+
+def file_to_write(text: str) -> Path:
+    """The same for a file."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: it is a folder")
+    if reason := why_not_writable(Path(text).parent):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: {reason}")
+    return Path(text)
 
 
 @contextmanager

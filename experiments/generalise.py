@@ -23,15 +23,17 @@ from functools import partial
 from pathlib import Path
 
 from experiments.build import needs_llm, run_as_ranked
+from experiments.checks import check_configs
 from experiments.entry import run_main, start_log
-from experiments.evaluate import read_policy
+from experiments.files import folder_to_write
 from experiments.generalisation.conditions import CONDITIONS, GROUPS, Condition, choose
 from experiments.generalisation.outcomes import RANDOM, ZERO_SHOT, LeftOut, Outcome, Policy, examine_policy
 from experiments.generalisation.output import write_output
 from experiments.generalisation.summary import summarise
+from experiments.planning import policy_config
 from experiments.results import Run, group_arms, read_runs
 from experiments.run_folder import read_checkpoint
-from lamorel_ext.config import CONFIG_DIR, Config
+from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.student.rewording import RewordedClient
 from lamorel_ext.types import LlmClient
@@ -74,8 +76,8 @@ def _folder_name(run: Run) -> str:
 
 
 def _config(folder: Path, episodes: int, overrides: Sequence[str]) -> Config:
-    config, _ = read_policy(str(folder), overrides, "default", CONFIG_DIR)
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, eval_episodes=episodes))
+    config = policy_config(str(folder), overrides)
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, eval_episodes=episodes, evaluation="auto"))
 
 
 def _references(policies: Sequence[Policy], zero_shot: bool) -> list[Policy]:
@@ -124,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tests", default="", help=f"names, separated by commas, of {', '.join(GROUPS)}, or of {', '.join(CONDITIONS)}")
     parser.add_argument("--arms", default="", help="names of arms, separated by commas; all if not given")
     parser.add_argument("--episodes", type=int, default=100, help="of a simulated evaluation")
-    parser.add_argument("--output", type=Path, default=None, help="where to write; FOLDER/generalisation if not given")
+    parser.add_argument("--output", type=folder_to_write, default=None, help="where to write; FOLDER/generalisation if not given")
     parser.add_argument("--no-zero-shot", action="store_true", help="leave the language model before training out")
     return parser
 
@@ -138,6 +140,7 @@ def run(argv: Sequence[str]) -> int:
     policies = plan(options.folder, _names(options.arms), options.episodes, options.overrides, not options.no_zero_shot)
     config = next((policy.config for policy in policies if needs_llm(policy.config)), policies[0].config)
     start_log(config.lamorel_args.log_level)
+    check_configs(policy.config for policy in policies)
 
     def client(llm: LlmClient) -> int:
         outcomes, left_out = examine(policies, conditions, llm)

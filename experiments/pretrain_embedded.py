@@ -26,6 +26,7 @@ import torch
 from tokenizers import Tokenizer
 
 from experiments.entry import run_main, start_log
+from experiments.files import folder_to_write
 from experiments.pretraining.card import write_card
 from experiments.pretraining.measure import card_figures, differences, label_value, reading_figure, zero_shot_figures
 from experiments.pretraining.noisy_bot import HELD_OUT_NAMES, NoisyBot, make_noisy_bot
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make or check the model; gives the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.pretrain_embedded", description="make or check the embedded model")
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--output", type=Path, help="folder for the new model's files")
+    task.add_argument("--output", type=folder_to_write, help="folder for the new model's files")
     task.add_argument("--check", action="store_true", help="compare the shipped model's figures with its card")
     args = parser.parse_args(argv)
     start_log("info")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments import page
 from experiments.entry import run_main
-from experiments.files import replace_json, writing
+from experiments.files import folder_to_write, replace_json, writing
 from experiments.headline import headline, warnings
 from experiments.plots import draw_overall, draw_task
 from experiments.results import SUCCESS, Run, group_tasks, read_runs
@@ -138,7 +138,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="lamorel-ext-report", description="Make a report from run folders.")
     parser.add_argument("folder", type=Path, help="folder of the runs")
-    parser.add_argument("--output", type=Path, default=None, help="where to write; the folder of the runs if not given")
+    parser.add_argument("--output", type=folder_to_write, default=None, help="where to write; the folder of the runs if not given")
     return parser.parse_args(argv)
 
 

@@ -29,7 +29,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from experiments.files import csv_cell, held_alone, replace_json, replace_text, writing
+from experiments.files import csv_cell, held_alone, replace_json, replace_text, why_not_writable, writing
 from experiments.identity import differing_keys, run_identity
 from experiments.results import read_json
 from experiments.trackers import Tracker, make_trackers
@@ -68,11 +68,16 @@ def differences(folder: Path, config: Config) -> list[str]:
 
 
 def check_folders(runs: Iterable[tuple[Path, Config]]) -> None:
-    """Make sure that no folder holds another run than the one asked for.
+    """Make sure that every folder can be written, and that none holds another run than the one asked for.
 
     Raises:
-        ConfigError: Naming every folder that does, and each key that differs.
+        CheckpointError: One cannot be written.
+        ConfigError: Naming every folder that holds another run, and each key that differs.
     """
+    runs = list(runs)
+    for folder, _ in runs:
+        if reason := why_not_writable(folder):
+            raise CheckpointError(f"{folder} cannot be written: {reason}")
     problems = [problem for folder, config in runs for problem in differences(folder, config)]
     if problems:
         raise ConfigError([*problems, "choose another output_dir, or remove what is there"])

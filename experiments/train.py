@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.build import llm_of, run_as_ranked
+from experiments.checks import check_configs
 from experiments.entry import make_parser, run_main, start_log
 from experiments.progress import Ticker
 from experiments.run_folder import ProgressListener, RunFolder, check_folders, run_state, steps_done
@@ -40,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
     config = load_config(options.overrides, options.config_name, options.config_dir)
     start_log(config.lamorel_args.log_level)
     folder = Path(config.run.output_dir)
+    check_configs([config])
     check_folders([(folder, config)])
 
     def client(llm: LlmClient) -> int:

@@ -792,16 +792,23 @@ def _impossible_method(config: Config) -> list[str]:
 
 
 def _impossible_llm(config: Config) -> list[str]:
-    """Combinations of the LLM's weights and heads with an arm that has no use for them."""
+    """What no server can do, and weights and heads for an arm that has no use for them."""
     problems = []
-    feedback, arm = config.feedback, config.arm
+    feedback, arm, llm = config.feedback, config.arm, config.lamorel_args.llm_args
+    if llm.load_in_4bit:
+        problems.append("lamorel_args.llm_args.load_in_4bit: not supported, must be false; dtype=bfloat16 halves the memory")
+    if llm.parallelism.use_gpu and llm.parallelism.model_parallelism_size > 1:
+        problems.append(
+            "lamorel_args.llm_args.parallelism.model_parallelism_size: must be 1, a server holds its model on one GPU; "
+            f"got {llm.parallelism.model_parallelism_size}"
+        )
     if arm.action_heads and arm.agent != "llm_policy":
         problems.append(f"arm.action_heads: only an LLM as policy acts with them, but arm.agent is {arm.agent}")
     if arm.action_heads and feedback.signal != "none":
         problems.append(f"feedback.signal: must be none where arm.action_heads is true: it teaches texts, got {feedback.signal}")
     if arm.weights != "pretrained" and not config.asks_llm:
         problems.append(f"arm.weights: must be pretrained where no LLM takes part, got {arm.weights}")
-    if arm.weights == "embeddings" and not config.lamorel_args.llm_args.pretrained:
+    if arm.weights == "embeddings" and not llm.pretrained:
         problems.append("arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is false, got embeddings")
     return problems
 

@@ -10,6 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from experiments.checks import check_configs
+from experiments.planning import plan, policy_config, split_policy
 from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
 from lamorel_ext.errors import ConfigError, LamorelExtError
 from lamorel_ext.rpc.topology import format_table, placements
@@ -35,18 +37,27 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_configs(task: str, overrides: Sequence[str], config_name: str, config_dir: str) -> Config:
-    """Load the configuration, or for a comparison that of each arm on each task, so that a mistake is found before any rank starts.
+def checked_config(task: str, overrides: Sequence[str], config_name: str, config_dir: str, array: bool = False) -> Config:
+    """The configuration, for a comparison of its first run. All of them are read and checked, so that a mistake is found before any rank starts.
+
+    Args:
+        array: True for jobs of their own, which need not share servers.
 
     Raises:
         ConfigError: With every problem.
+        CheckpointError: The policy to be evaluated is no run folder.
     """
-    if task == "compare":
-        config = next(iter(load_matrix(overrides, config_name, config_dir).values()))
+    if array:
+        configs = list(load_matrix(overrides, config_name, config_dir).values())
+    elif task == "compare":
+        configs = [planned.config for planned in plan(overrides, config_name, config_dir)]
+    elif task == "evaluate":
+        configs = [policy_config(*split_policy(overrides), config_name, config_dir)]
     else:
-        config = load_config(overrides, config_name, config_dir)
-    placements(config.lamorel_args)
-    return config
+        configs = [load_config(overrides, config_name, config_dir)]
+    check_configs(configs)
+    placements(configs[0].lamorel_args)
+    return configs[0]
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -56,7 +67,7 @@ def launch(argv: Sequence[str]) -> int:
         ConfigError: The configuration cannot be used.
     """
     options = make_parser().parse_intermixed_args(argv)
-    config = check_configs(options.task, options.overrides, options.config_name, options.config_dir)
+    config = checked_config(options.task, options.overrides, options.config_name, options.config_dir, options.slurm_array)
     sbatch = dict(_option(text) for text in options.sbatch)
     arguments = ["--config-name", options.config_name, *options.overrides]
     if options.config_dir != str(CONFIG_DIR):

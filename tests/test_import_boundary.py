@@ -22,7 +22,14 @@ MAY_IMPORT = {
 }
 """Parts of ``lamorel_ext`` by the parts that they may import, besides themselves."""
 
-LAUNCHERS_MAY_IMPORT = {"lamorel_ext.config", "lamorel_ext.errors", "lamorel_ext.rpc.topology"}
+LAUNCHERS_MAY_IMPORT = {
+    "lamorel_ext.config",
+    "lamorel_ext.errors",
+    "lamorel_ext.rpc.topology",
+    "experiments.checks",
+    "experiments.planning",
+}
+"""From the experiments what reads a command line and checks it, so that nothing waits in a queue with a mistake in it."""
 LAUNCHERS_NEVER_IMPORT = {"torch", "transformers", "accelerate", "numpy"}
 IN_ACCELERATES_PLACE = "launchers/elastic.py"
 """Runs as a process of its own in the place of ``accelerate launch``."""
@@ -118,7 +125,9 @@ def test_launchers_import_neither_torch_nor_more_than_they_need() -> None:
         if str(path.relative_to(ROOT)) == IN_ACCELERATES_PLACE:
             continue
         for name, line in imports(path):
-            ours = name.startswith("lamorel_ext") and not any(name == one or name.startswith(f"{one}.") for one in LAUNCHERS_MAY_IMPORT)
+            ours = name.split(".")[0] in ("lamorel_ext", "experiments") and not any(
+                name == one or name.startswith(f"{one}.") for one in LAUNCHERS_MAY_IMPORT
+            )
             if ours or name.split(".")[0] in LAUNCHERS_NEVER_IMPORT:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     assert wrong == []

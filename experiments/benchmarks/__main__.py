@@ -17,6 +17,7 @@ from experiments.benchmarks.harness import Row, missing_row, write_rows
 from experiments.benchmarks.registry import BENCHMARKS
 from experiments.benchmarks.subjects import FULL, QUICK, Subjects
 from experiments.benchmarks.whole import FIGURE_STEPS
+from experiments.files import file_to_write
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,11 +57,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--whole-steps", type=_positive, default=FIGURE_STEPS, help="its environment steps; fewer are a trial without a bar"
     )
-    parser.add_argument("--output", type=Path, default=Path("bench.json"))
+    parser.add_argument("--output", type=file_to_write, default=Path("bench.json"))
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}")
+    if args.whole and args.names and args.whole not in args.names:
+        parser.error(f"--whole {args.whole}: not among the benchmarks to run: {', '.join(args.names)}")
     return args
 
 

@@ -22,6 +22,7 @@ from experiments.benchmarks.harness import Contender, Detail, Row, make_row, mis
 from experiments.benchmarks.operations import MultiplyLimit, count_operations, work_of
 from experiments.benchmarks.subjects import FULL, LOCAL_LEVEL, QUICK, Subjects
 from experiments.benchmarks.workloads import distinct_calls, same_candidates
+from experiments.files import file_to_write
 from lamorel_ext.models.host import ModelHost
 from lamorel_ext.models.loading import load_host
 from lamorel_ext.models.module_functions import ValueHead
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the rows and write them with the breakdown; gives 1, and a line that says so, where there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two repetitions")
-    parser.add_argument("--output", type=Path, default=Path("bench_gpu.json"))
+    parser.add_argument("--output", type=file_to_write, default=Path("bench_gpu.json"))
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print(f"score_gpu: {NO_GPU} that PyTorch {torch.__version__} sees; nothing was measured", file=sys.stderr)
@@ -140,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         print(row.to_json(), flush=True)
     found = {"rows": [json.loads(row.to_json()) for row in rows], "breakdown": measurement.breakdown()}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -147,4 +147,5 @@ def rates(work: float, unit: str, seconds: Mapping[str, Sequence[float]]) -> dic
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Write ``bench.json``: a list of the rows' objects."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("[\n" + ",\n".join(row.to_json() for row in rows) + "\n]\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.entry import run_main, start_log
-from experiments.files import replace_text
+from experiments.files import file_to_write, replace_text, writing
 from experiments.viewer.content import make_content
 from experiments.viewer.page import make_page
 
@@ -34,6 +34,8 @@ def make_viewer(folder: Path, output: Path | None = None, arms: Sequence[str] = 
     """
     data = make_content(folder, arms, seeds)
     target = output or folder / "viewer.html"
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     replace_text(target, make_page(data))
     if data["left_out"]:
         print(f"left out, for the page's size: {len(data['left_out'])} rollouts; choose with --arm and --seed")
@@ -44,7 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="lamorel-ext-viewer", description="Show recorded rollouts step by step.")
     parser.add_argument("folder", type=Path, help="folder of a run, or of a comparison")
-    parser.add_argument("--output", type=Path, default=None, help="file to write; viewer.html in the folder if not given")
+    parser.add_argument("--output", type=file_to_write, default=None, help="file to write; viewer.html in the folder if not given")
     parser.add_argument("--arm", action="append", default=[], help="show this arm; may be given several times")
     parser.add_argument("--seed", action="append", type=int, default=[], help="show this seed; may be given several times")
     return parser.parse_args(argv)

@@ -6,24 +6,19 @@ levels that lie in one room, with doors or without, in arrays over all copies; `
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
-from lamorel_ext.envs import enumeration
 from lamorel_ext.envs.babyai_text import sentence_language
+from lamorel_ext.envs.backends import Backend, choose_backend
 from lamorel_ext.envs.batch_checks import EpisodeSeed
 from lamorel_ext.envs.describe import Language
 from lamorel_ext.envs.episodes import SEED_BOUND, TrainingSeeds
 from lamorel_ext.envs.minigrid_batch import MinigridBatch
 from lamorel_ext.envs.process_batch import ProcessBatch
-from lamorel_ext.envs.room_levels import room_level
 from lamorel_ext.envs.table_batch import TableBatch
 from lamorel_ext.envs.vector_batch import VectorBatch
 from lamorel_ext.errors import LevelError
 from lamorel_ext.types import BatchedEnv
 
 __all__ = ["SEED_BOUND", "Backend", "make_batched_env", "training_seeds"]
-
-Backend = Literal["auto", "minigrid", "vector", "table", "processes"]
 
 
 def make_batched_env(
@@ -54,24 +49,17 @@ def make_batched_env(
     """
     if num_envs < 1:
         raise LevelError(f"num_envs must be at least 1, got {num_envs}")
-    if backend not in get_args(Backend):
-        raise LevelError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
-    if num_workers < 0:
-        raise LevelError(f"num_workers must not be negative, got {num_workers}")
-    tabular = level == enumeration.LEVEL and num_distractors is None
-    if backend == "table" and not tabular:
-        raise LevelError(
-            f"the table backend knows {enumeration.LEVEL} alone, got {level}" + (" with distractors" if num_distractors is not None else "")
-        )
     seeds = training_seeds(seed) if episode_seed is None else episode_seed
     spoken = sentence_language(level, language)
-    if tabular and backend in ("auto", "table"):
-        return TableBatch(num_envs, spoken, seeds)
-    if backend == "vector" or backend == "auto" and room_level(level, num_distractors) is not None:
-        return VectorBatch(level, num_envs, spoken, seeds, num_distractors)
-    if backend == "processes" or backend == "auto" and num_workers > 0:
-        return ProcessBatch(level, num_envs, spoken, seeds, num_distractors, num_workers)
-    return MinigridBatch(level, num_envs, spoken, seeds, num_distractors)
+    match choose_backend(level, backend, num_distractors, num_workers):
+        case "table":
+            return TableBatch(num_envs, spoken, seeds)
+        case "vector":
+            return VectorBatch(level, num_envs, spoken, seeds, num_distractors)
+        case "processes":
+            return ProcessBatch(level, num_envs, spoken, seeds, num_distractors, num_workers)
+        case _:
+            return MinigridBatch(level, num_envs, spoken, seeds, num_distractors)
 
 
 def training_seeds(seed: int, first_copy: int = 0) -> TrainingSeeds:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lamorel_ext.errors import CheckpointError, ConfigError
-from lamorel_ext.prompts.templates import ACTION_NAMES, action_name, glam_prompt, glam_prompt_french, lamorel_prompt
-from lamorel_ext.types import ObservationBatch, StepBatch
+from lamorel_ext.prompts.templates import ACTION_NAMES, Template, action_name, can_say, glam_prompt, glam_prompt_french, lamorel_prompt
 
-Template = Literal["lamorel", "glam"]
+if TYPE_CHECKING:  # launchers read the templates beside this file, without torch
+    from lamorel_ext.types import ObservationBatch, StepBatch
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class PromptHistory:
 
     def _start(self, observations: ObservationBatch, index: int) -> _Window:
         mission = observations.missions[index]
-        if self.template == "glam" and self.language == "fr" and not mission.startswith("go to "):
+        if not can_say(mission, self.template, self.language):
             raise ConfigError(
                 f"env.prompt: the French glam prompt can only say go-to missions, got {mission!r}; take env.prompt=lamorel or env.language=en"
             )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+Template = Literal["lamorel", "glam"]
 
 ACTION_NAMES = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
 """The texts of the six actions that are offered; the index is the environment's action id."""
@@ -50,6 +53,11 @@ def glam_prompt_french(
     """The French variant of ``glam_prompt``. Every mission becomes a go-to mission: see ``french_goal``."""
     head = f"Actions possibles pour l'agent: {', '.join(action_names)} \n But de l'agent: {french_goal(mission)}"
     return head + _window(observations, actions)
+
+
+def can_say(mission: str, template: Template, language: Literal["en", "fr"]) -> bool:
+    """True where a mission can be said in a template; the French ``glam`` one only knows how to go somewhere."""
+    return template != "glam" or language != "fr" or mission.startswith("go to ")
 
 
 def french_goal(mission: str) -> str:

@@ -9,7 +9,7 @@ from lamorel_ext.envs.batch_checks import EpisodeSeed
 from lamorel_ext.envs.batched import make_batched_env, training_seeds
 from lamorel_ext.prompts import PromptHistory
 from lamorel_ext.student.evaluate import Evaluator
-from lamorel_ext.student.exact import ExactEvaluator, can_enumerate
+from lamorel_ext.student.exact import ExactEvaluator
 from lamorel_ext.student.pipeline import HalvedEnv, can_be_halved, worth_halving
 from lamorel_ext.student.rollout import Actor, StepListener
 from lamorel_ext.student.scenes import PromptedEnv
@@ -88,7 +88,7 @@ def make_evaluator(config: Config, env_factory: EnvFactory, with_experts: bool =
     def exact() -> ExactEvaluator:
         return ExactEvaluator(config.env, with_experts or needs_experts(config, held_out=True))
 
-    return Evaluator(config, held_out, exact if can_enumerate(config.env) else None)
+    return Evaluator(config, held_out, exact)
 
 
 def needs_experts(config: Config, held_out: bool) -> bool:

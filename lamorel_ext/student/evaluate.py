@@ -11,6 +11,7 @@ from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.student.advantages import td_errors
 from lamorel_ext.student.exact import ExactEvaluator
+from lamorel_ext.student.exactness import why_not_exact
 from lamorel_ext.student.feedback import FeedbackSignals
 from lamorel_ext.student.randomness import Draws, make_rng
 from lamorel_ext.student.rollout import Actor
@@ -75,10 +76,10 @@ class Evaluator:
     Args:
         config: Its ``run`` group says how.
         make_env: Makes the held-out environment, with ``run.eval_episodes`` copies; called when it is first needed.
-        make_exact: Makes the exact evaluator, or None where the level's states cannot be listed; called when it is first needed.
+        make_exact: Makes the exact evaluator; called when it is first needed, and only where ``why_not_exact`` names no reason.
     """
 
-    def __init__(self, config: Config, make_env: Callable[[], PromptedEnv], make_exact: Callable[[], ExactEvaluator] | None) -> None:
+    def __init__(self, config: Config, make_env: Callable[[], PromptedEnv], make_exact: Callable[[], ExactEvaluator]) -> None:
         self._config = config
         self._make_env = make_env
         self._make_exact = make_exact
@@ -96,10 +97,10 @@ class Evaluator:
             ConfigError: ``run.evaluation`` is ``exact`` and this policy cannot be evaluated exactly.
         """
         kind = self._config.run.evaluation
-        hindrance = self._hindrance(actor, signals)
+        hindrance = why_not_exact(self._config.env, actor.reads_prompts, actor.enumerable, signals is not None)
         if kind == "exact" and hindrance:
             raise ConfigError(f"run.evaluation: exact is not possible: {hindrance}")
-        if kind == "episodes" or hindrance or self._make_exact is None:
+        if kind == "episodes" or hindrance:
             return self._simulate(actor, signals)
         if self._exact is None:
             self._exact = self._make_exact()
@@ -111,19 +112,6 @@ class Evaluator:
         if self._env is not None:
             self._env.close()
             self._env = None
-
-    def _hindrance(self, actor: Actor, signals: FeedbackSignals | None) -> str:
-        """Why this policy cannot be evaluated exactly; empty where it can."""
-        env = self._config.env
-        if self._make_exact is None:
-            return f"the states of env.level={env.level} cannot be listed"
-        if not actor.enumerable:
-            return "free guidance cannot be listed"
-        if signals is not None:
-            return "prompts that tell feedback depend on the past (feedback.channel)"
-        if actor.reads_prompts and env.prompt == "glam" and env.history > 1:
-            return f"prompts depend on the past (env.history={env.history})"
-        return ""
 
     def _simulate(self, actor: Actor, signals: FeedbackSignals | None) -> Evaluation:
         if self._env is None:

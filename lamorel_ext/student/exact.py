@@ -5,16 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from lamorel_ext.config import EnvArgs
-from lamorel_ext.envs.enumeration import LEVEL, MISSION, evaluate_policy, state_table
+from lamorel_ext.envs.enumeration import MISSION, evaluate_policy, state_table
 from lamorel_ext.prompts import PromptHistory
 from lamorel_ext.student.rollout import Actor
 from lamorel_ext.student.scenes import Scene
 from lamorel_ext.types import ObservationBatch
-
-
-def can_enumerate(args: EnvArgs) -> bool:
-    """True where the states of a level can be listed."""
-    return args.level == LEVEL and args.num_distractors is None
 
 
 class ExactEvaluator:

@@ -181,7 +181,7 @@ def has_ended(pid: int) -> bool:
 def test_levels_that_only_minigrid_knows_go_to_the_workers_that_are_asked_for() -> None:
     assert isinstance(make_batched_env(LEVEL, 2, num_workers=1), ProcessBatch)
     assert isinstance(make_batched_env("BabyAI-GoToLocal-v0", 2, num_workers=1), VectorBatch)
-    with pytest.raises(LevelError, match="negative"):
+    with pytest.raises(LevelError, match="num_workers must be at least 0, got -1"):
         make_batched_env(LEVEL, 2, num_workers=-1)
 
 

@@ -235,7 +235,7 @@ def test_arms_that_want_other_servers_cannot_share_a_launch(tmp_path: Path) -> N
         (["env.num_distractors=2"], 2, "env.num_distractors: BabyAI-GoToRedBallNoDists-v0 does not take a number of distractors"),
         (["lamorel_args.llm_args.model_path=./no/such/model"], 1, "no/such/model does not exist"),
         (["run.evaluation=exact", "env.prompt=glam", "arm=llm_policy"], 2, "run.evaluation: exact is not possible"),
-        (["run.output_dir=/dev/null/run"], 1, "/dev/null/run cannot be written: Not a directory"),
+        (["run.output_dir=/dev/null/run"], 1, "/dev/null/run cannot be written: /dev/null is not a folder"),
     ],
 )
 def test_a_mistake_ends_with_one_message(

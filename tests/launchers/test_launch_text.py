@@ -98,6 +98,12 @@ def test_words_with_spaces_survive_the_shell() -> None:
         (["compare", "lamorel_args.accelerate_args.num_machines=2"], "main_process_port: must be a fixed port"),
         (["compare", "lamorel_args.accelerate_args.machine_rank=1"], "machine_rank: must be between 0 and 0, got 1"),
         (["compare", "feedback.every=1"], "gae needs the whole rollout"),
+        (["compare", "arm=llm_policy"], "arm=llm_policy: a comparison sets this itself"),
+        (["compare", "env.level=BabyAI-GoToLoca-v0"], "env.level: no level 'BabyAI-GoToLoca-v0'; did you mean"),
+        (["--slurm", "train", "task=go_to_local", "run.evaluation=exact"], "run.evaluation: exact is not possible"),
+        (["--slurm-array", "compare", "task=go_to_local", "env.backend=table"], "env.backend: the table backend knows"),
+        (["train", "lamorel_args.distributed_setup_args.n_rl_processes=2"], "n_rl_processes: a training run has one client"),
+        (["evaluate", "policy=a", "policy=b"], "policy: one at a time, got a, b"),
         (["--slurm-array", "compare", "run.seed=3"], "run.seed=3: an array sets this itself"),
         (["--slurm", "--sbatch", "time", "compare"], "--sbatch time: expected KEY=VALUE"),
     ],
@@ -116,7 +122,7 @@ def test_a_mistake_ends_with_one_message_and_no_traceback() -> None:
 
 
 def test_launchers_never_import_torch() -> None:
-    code = "import sys, launchers.__main__, launchers.elastic; sys.exit(any(name.split('.')[0] in ('torch', 'experiments') for name in sys.modules))"
+    code = "import sys, launchers.__main__, launchers.elastic; sys.exit(any(name.split('.')[0] in ('torch', 'transformers', 'accelerate') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

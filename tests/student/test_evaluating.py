@@ -16,7 +16,8 @@ from lamorel_ext.student.agents import make_agent
 from lamorel_ext.student.baselines import evaluate_bot, evaluate_random
 from lamorel_ext.student.building import make_env, make_evaluator
 from lamorel_ext.student.evaluate import run_episodes
-from lamorel_ext.student.exact import ExactEvaluator, can_enumerate
+from lamorel_ext.student.exact import ExactEvaluator
+from lamorel_ext.student.exactness import can_enumerate
 from lamorel_ext.student.features import encode_observations
 from lamorel_ext.student.feedback import FeedbackSignals
 from lamorel_ext.student.randomness import Draws
