@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "accelerate", "minigrid", "gymnasium", "numpy", "safetensors", "tokenizers")
+import torch
+
+PACKAGES = ("transformers", "accelerate", "minigrid", "gymnasium", "numpy", "safetensors", "tokenizers")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,6 +29,7 @@ def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
         "command": command_line(task, argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
+        "torch": torch.__version__,  # with the build, +cpu or +cu130
         **{package: _version(package) for package in PACKAGES},
         "platform": platform.platform(),
         "commit": commit,
