@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lamorel_ext.config import Config, load_config
-from lamorel_ext.errors import ConfigError
+from lamorel_ext.errors import CheckpointError, ConfigError
 from launchers.__main__ import launch
 from launchers.command import Command, accelerate_arguments, accelerate_launch, one_process
 from launchers.local import run_here
@@ -112,6 +112,14 @@ def test_a_mistake_is_reported_before_any_rank_starts(argv: list[str], message: 
     with pytest.raises(ConfigError) as caught:
         launch(argv)
     assert message in str(caught.value)
+
+
+def test_a_trained_policy_can_be_evaluated_on_several_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("lamorel_args: {distributed_setup_args: {n_llm_processes: 3}}\n")
+    assert launch(["evaluate", f"policy={tmp_path}", "--dry-run"]) == 0
+    assert "--num_processes 4 --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="neither zero_shot nor a run folder"):
+        launch(["evaluate", f"policy={tmp_path / 'none'}", "--dry-run"])
 
 
 def test_a_mistake_ends_with_one_message_and_no_traceback() -> None:
