@@ -1,0 +1,193 @@
+"""Composing, reading and writing configurations. The only file that knows OmegaConf and Hydra.
+
+A configuration is made of ``configs/default.yaml``, one file per chosen group (``model=flan_t5_small``, ``task=go_to_local``), and single values
+(``feedback.loss=clipped``), in Hydra's syntax. Whatever is wrong with it is reported at once, every problem in a line of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lamorel_ext.config.possible import impossible_values
+from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs
+from lamorel_ext.config.typed import build, did_you_mean
+from lamorel_ext.errors import ConfigError
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+
+
+def load_config(overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR) -> Config:
+    """Compose the configuration and check it as a whole.
+
+    Args:
+        overrides: Hydra's syntax: ``model=flan_t5_small`` chooses a file of a group, ``feedback.lr=1e-5`` sets a value.
+        config_name: File in ``config_dir`` to start from, without ``.yaml``.
+        config_dir: Folder of the files.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    return from_mapping(compose_mapping(overrides, config_name, config_dir))
+
+
+def load_matrix(
+    overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR
+) -> dict[tuple[str, str], Config]:
+    """The configuration of each arm on each task of a comparison, composed anew, so that the experiment's own values win over theirs.
+
+    Returns:
+        By task and arm, task after task. The task is empty where ``compare.tasks`` names none.
+
+    Raises:
+        ConfigError: With the problems of every task and arm; what all have in common is said once. Or two tasks are the same.
+    """
+    mapping = compose_mapping(overrides, config_name, config_dir)
+    compare = from_mapping({"compare": mapping["compare"]} if "compare" in mapping else {}).compare
+    configs: dict[tuple[str, str], Config] = {}
+    problems: dict[str, list[tuple[str, str]]] = {}
+    for task, arm in itertools.product(compare.tasks or ("",), compare.arms):
+        groups = [*([f"task={task}"] if task else []), f"arm={arm}"]
+        try:
+            configs[task, arm] = load_config([*overrides, *groups], config_name, config_dir)
+        except ConfigError as error:
+            for problem in error.problems:
+                problems.setdefault(problem, []).append((task, arm))
+    if problems:
+        raise ConfigError([_concerning(problem, concerned, compare) for problem, concerned in problems.items()])
+    _check_tasks_differ(configs, compare)
+    return configs
+
+
+def _concerning(problem: str, concerned: Sequence[tuple[str, str]], compare: CompareArgs) -> str:
+    """A problem behind the tasks and arms that have it, where not all of them do."""
+    tasks, arms = (tuple(dict.fromkeys(names)) for names in zip(*concerned, strict=True))
+    words = [f"task={', '.join(tasks)}"] if len(tasks) < len(compare.tasks) else []
+    words += [f"arm={', '.join(arms)}"] if len(arms) < len(compare.arms) else []
+    return f"with {' and '.join(words)}: {problem}" if words else problem
+
+
+def _check_tasks_differ(configs: Mapping[tuple[str, str], Config], compare: CompareArgs) -> None:
+    """A value of the experiment, or of the command line, may win over what sets two tasks apart."""
+    seen: dict[EnvArgs, str] = {}
+    for task in compare.tasks:
+        env = dataclasses.replace(configs[task, compare.arms[0]].env, name="")
+        if env in seen:
+            raise ConfigError(f"compare.tasks: {seen[env]} and {task} have the same env values; is one of them set besides?")
+        seen[env] = task
+
+
+def compose_mapping(overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR) -> dict[str, Any]:
+    """Compose the plain values, unchecked. See ``load_config``."""
+    folder = Path(config_dir).resolve()
+    if not (folder / f"{config_name}.yaml").is_file():
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        raise ConfigError(f"no configuration {config_name!r} in {folder}{did_you_mean(config_name, known)}")
+    groups, values, problems = _split_overrides(overrides, folder)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(folder), version_base=None):
+            composed = compose(config_name, overrides=groups)
+        OmegaConf.set_struct(composed, False)
+        for key, value in values:
+            OmegaConf.update(composed, key, value, force_add=True)
+        plain = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{config_name}.yaml with {list(overrides)}: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{config_name}.yaml is not a mapping of keys to values")
+    return {str(key): value for key, value in plain.items()}
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> Config:
+    """Build the typed configuration from plain values.
+
+    Raises:
+        ConfigError: With every unknown key, wrong type and impossible value.
+    """
+    problems: list[str] = []
+    config = build(Config, mapping, "", problems)
+    problems += impossible_values(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """Plain dictionaries and lists, as ``from_mapping`` takes them."""
+    plain: dict[str, Any] = dataclasses.asdict(config)
+    return plain
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(_lists(to_mapping(config)))), encoding="utf-8")
+
+
+def read_config(path: Path) -> Config:
+    """Read what ``save_config`` wrote.
+
+    Raises:
+        ConfigError: The file is missing, no YAML, or does not fit the schema.
+    """
+    try:
+        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path} is not a mapping of keys to values")
+    return from_mapping({str(key): value for key, value in plain.items()})
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _split_overrides(overrides: Sequence[str], folder: Path) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
+    """Hydra composes the groups; single values are set afterwards, so that all of them can be checked together."""
+    groups: list[str] = []
+    values: list[tuple[str, Any]] = []
+    problems: list[str] = []
+    for text in overrides:
+        try:
+            (parsed,) = OverridesParser.create().parse_overrides([text])
+        except HydraException:
+            problems.append(f"{text!r} is not of the form key=value")
+            continue
+        if parsed.is_sweep_override() or parsed.is_delete():
+            problems.append(f"{text!r}: exactly one value is needed here")
+            continue
+        key = parsed.key_or_group
+        if (folder / key).is_dir():
+            choices = sorted(path.stem for path in (folder / key).glob("*.yaml"))
+            if str(parsed.value()) in choices:
+                groups.append(text)
+            else:
+                problems.append(f"{key}={parsed.value()}: no such file in {folder / key}; there are: {', '.join(choices)}")
+        else:
+            values.append((key, _plain(parsed.value())))
+    return groups, values, problems
+
+
+def _plain(value: Any) -> Any:
+    """Values of Hydra's override grammar as plain Python."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)

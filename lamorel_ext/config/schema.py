@@ -1,0 +1,406 @@
+"""The schema: every key of the configuration, its type and its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Signal = Literal["previous", "td", "gae", "state", "weighted", "random", "shuffled", "positive", "inverted", "none"]
+ONLINE_SIGNALS = ("previous", "td", "state", "random", "positive", "none")
+"""Signals that need nothing later than the step itself: the ones that ``feedback.every: 1`` can have."""
+
+
+# --- Lamorel's keys ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DistributedSetupArgs:
+    """How many processes play which role; the first ``n_rl_processes`` ranks are the clients."""
+
+    n_rl_processes: int = 1
+    n_llm_processes: int = 1
+
+
+@dataclass(frozen=True)
+class AccelerateArgs:
+    """What the launchers write into the ``accelerate launch`` line. Port 0 means a free one."""
+
+    config_file: str | None = None
+    machine_rank: int = 0
+    num_machines: int = 1
+    main_process_ip: str = "127.0.0.1"
+    main_process_port: int = 0
+
+
+@dataclass(frozen=True)
+class ParallelismArgs:
+    """Devices of one LLM server."""
+
+    use_gpu: bool = False
+    model_parallelism_size: int = 1
+    synchronize_gpus_after_scoring: bool = False
+    empty_cuda_cache_after_scoring: bool = False
+
+
+@dataclass(frozen=True)
+class LlmArgs:
+    """The language model.
+
+    Attributes:
+        model_type: ``auto`` reads it from the model's own configuration.
+        model_path: ``embedded``, a name on the hub, a folder, or a GGUF file's folder (with ``gguf_file``); ``smollm2`` takes the file that
+            the extra ``smollm2`` installs.
+        pretrained: False draws fresh weights of the model's shape from ``seed``.
+        minibatch_size: Sequences scored at a time at most; bounds the memory of a scoring call without gradients. Candidates that share prefixes
+            are merged into trees, and then count by the decoder positions that they take together: at most as many as this number of
+            sequences of their own would have.
+        max_prompt_tokens: A longer prompt is refused; null takes the model's own limit where it has one.
+        cache_size: Answers remembered between two updates; 0 switches the memory off.
+        num_threads: Threads of one server for PyTorch; 0 leaves PyTorch's choice.
+        value_head_hidden: Width of the two hidden layers of the value head, and of the action heads.
+    """
+
+    model_type: Literal["auto", "seq2seq", "causal"] = "auto"
+    model_path: str = "embedded"
+    gguf_file: str | None = None
+    pretrained: bool = True
+    trust_remote_code: bool = False
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    minibatch_size: int = 192
+    pre_encode_inputs: bool = True
+    load_in_4bit: bool = False
+    max_prompt_tokens: int | None = None
+    cache_size: int = 100_000
+    num_threads: int = 0
+    value_head_hidden: int = 1024
+    seed: int = 0
+    parallelism: ParallelismArgs = field(default_factory=ParallelismArgs)
+
+
+@dataclass(frozen=True)
+class LamorelArgs:
+    """Lamorel's own keys, with Lamorel's names.
+
+    Attributes:
+        gloo_timeout: Seconds after which a request without an answer is given up. A peer that died is noticed within seconds whatever this says.
+        allow_subgraph_use_whith_gradient: Lamorel's key, spelt as there; accepted, and not needed here: parameters without a gradient are
+            counted as zero.
+    """
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    gloo_timeout: int = 1800
+    allow_subgraph_use_whith_gradient: bool = False
+    distributed_setup_args: DistributedSetupArgs = field(default_factory=DistributedSetupArgs)
+    accelerate_args: AccelerateArgs = field(default_factory=AccelerateArgs)
+    llm_args: LlmArgs = field(default_factory=LlmArgs)
+
+
+# --- ours ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StageArgs:
+    """A stage of a curriculum; it ends with the rollout that fulfils one of its conditions.
+
+    Attributes:
+        level: Id of a BabyAI level.
+        num_distractors: As in ``env``.
+        steps: Environment steps of the stage, over all environments, rounded up to whole steps of all of them; null sets no limit.
+        success: Share of the stage's last 100 episodes that must have succeeded; null sets no such condition. Arms then change level at
+            different times.
+    """
+
+    level: str = ""
+    num_distractors: int | None = None
+    steps: int | None = None
+    success: float | None = None
+
+
+@dataclass(frozen=True)
+class EnvArgs:
+    """The task.
+
+    Attributes:
+        name: Of the task in reports; empty takes the level's. Set by the files in ``configs/task``.
+        level: Id of a BabyAI level, such as ``BabyAI-GoToRedBallNoDists-v0``.
+        num_envs: Copies stepped together.
+        num_distractors: Objects, in the level's own way of counting (see ``envs.levels.make_level``); null keeps the level's own number.
+        curriculum: Stages of training before that on ``level``, each with a level of its own. Evaluations are always on ``level``.
+        language: Language of the observation's sentences; missions stay English.
+        prompt: Template of the prompt: ``lamorel`` (the last observation) or ``glam`` (action list and history).
+        history: Observations in a ``glam`` prompt; 1 makes the policy memoryless.
+        backend: How the copies are stepped; all ways give the same steps. ``auto`` takes the fastest that knows the level: ``table``, ``vector``
+            (arrays over all copies), or minigrid itself, in this process (``minigrid``) or in others (``processes``).
+        num_workers: Processes that step levels that only minigrid knows; 0 means none.
+    """
+
+    name: str = ""
+    level: str = "BabyAI-GoToRedBallNoDists-v0"
+    num_envs: int = 16
+    num_distractors: int | None = None
+    curriculum: tuple[StageArgs, ...] = ()
+    language: Literal["en", "fr"] = "en"
+    prompt: Literal["lamorel", "glam"] = "lamorel"
+    history: int = 3
+    backend: Literal["auto", "minigrid", "vector", "table", "processes"] = "auto"
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class ArmArgs:
+    """Who acts, and who gives guidance.
+
+    Attributes:
+        name: Name in reports and folders.
+        agent: ``llm_policy`` (the LLM scores the actions, PPO trains it), ``student`` (a network acts, a teacher guides), or one to compare with:
+            ``drrn`` (Q-learning over texts), ``cloning`` (the LLM learns the actions of the BabyAI bot, which acts meanwhile), ``random``
+            (every action alike) and ``bot``, which learn nothing.
+        teacher: Of a student: the LLM, nobody, uniformly random guidance, or the BabyAI bot.
+        action_heads: Of an LLM as policy: whether the actions' logits come from a head of their own on the state that predicts the first token,
+            in place of the scores of the actions' texts.
+        weights: What the LLM starts from: ``pretrained`` (what was loaded), ``fresh`` (drawn from ``run.seed``) or ``embeddings`` (the same, but
+            with the loaded token embeddings).
+    """
+
+    name: str = "teacher_feedback"
+    agent: Literal["llm_policy", "student", "drrn", "cloning", "random", "bot"] = "student"
+    teacher: Literal["llm", "none", "random", "oracle"] = "llm"
+    action_heads: bool = False
+    weights: Literal["pretrained", "embeddings", "fresh"] = "pretrained"
+
+
+@dataclass(frozen=True)
+class GuidanceArgs:
+    """What the teacher may say.
+
+    Attributes:
+        vocabulary: ``action_hint`` the six action texts, ``subgoal`` short sentences, ``free`` generated text.
+        max_new_tokens: Length of ``free`` guidance in tokens.
+    """
+
+    vocabulary: Literal["action_hint", "subgoal", "free"] = "action_hint"
+    max_new_tokens: int = 12
+
+
+@dataclass(frozen=True)
+class StudentArgs:
+    """The RL student, trained by PPO on unscaled rewards (METHOD.md, section 2).
+
+    Attributes:
+        kappa: Initial bias of the logits towards the hinted action; 0 means none.
+        num_steps: Steps of each environment between two updates.
+        num_minibatches: Minibatches per epoch.
+    """
+
+    hidden_size: int = 64
+    guidance_size: int = 16
+    kappa: float = 2.0
+    num_steps: int = 32
+    epochs: int = 4
+    num_minibatches: int = 4
+    lr: float = 2e-3
+    gamma: float = 0.99
+    lam: float = 0.95
+    clip_eps: float = 0.2
+    entropy_coef: float = 0.01
+    value_loss_coef: float = 0.5
+    max_grad_norm: float = 0.5
+
+
+@dataclass(frozen=True)
+class PpoArgs:
+    """PPO of the LLM policy; the defaults are GLAM's (Carta et al. 2023, appendix), rewards times 20.
+
+    Attributes:
+        num_steps: Steps of each environment between two updates.
+        gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means the whole minibatch.
+    """
+
+    num_steps: int = 40
+    epochs: int = 4
+    minibatch_size: int = 64
+    gradient_minibatch_size: int = 0
+    lr: float = 1e-6
+    adam_eps: float = 1e-5
+    gamma: float = 0.99
+    lam: float = 0.99
+    clip_eps: float = 0.2
+    entropy_coef: float = 0.01
+    value_loss_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    reward_scale: float = 20.0
+
+
+@dataclass(frozen=True)
+class DrrnArgs:
+    """Q-learning over texts: the Deep Reinforcement Relevance Network (He et al. 2016), as GLAM uses it (Carta et al. 2023).
+
+    Attributes:
+        embedding_size: Of a word.
+        hidden_size: Of the two recurrent encoders, and of the layer that joins them.
+        num_steps: Steps of each environment between two rounds of updates.
+        update_every: Environment steps, over all environments, for each gradient step. GLAM has 64.
+        batch_size: Transitions of a gradient step; there is none before so many have been seen.
+        replay_size: Transitions remembered.
+        target_every: Gradient steps between two copies of the network that the targets come from; 0 takes the network itself, as GLAM does.
+        exploration: ``softmax`` samples from the softmax of Q / ``temperature``, ``epsilon`` takes the best action but for a share of
+            ``epsilon``. Evaluations act alike.
+    """
+
+    embedding_size: int = 128
+    hidden_size: int = 128
+    num_steps: int = 4
+    update_every: int = 8
+    batch_size: int = 64
+    replay_size: int = 100_000
+    target_every: int = 0
+    exploration: Literal["softmax", "epsilon"] = "softmax"
+    temperature: float = 1.0
+    epsilon: float = 0.1
+    gamma: float = 0.9
+    lr: float = 1e-4
+    max_grad_norm: float = 5.0
+    reward_scale: float = 20.0
+
+
+@dataclass(frozen=True)
+class CloningArgs:
+    """Behavioural cloning of the BabyAI bot by the LLM: cross-entropy over the actions' texts.
+
+    Attributes:
+        num_steps: Steps of each environment between two updates.
+        epochs: Passes over them.
+        minibatch_size: Transitions of a step of Adam, over all servers.
+        gradient_minibatch_size: As in ``ppo``.
+    """
+
+    num_steps: int = 32
+    epochs: int = 1
+    minibatch_size: int = 64
+    gradient_minibatch_size: int = 0
+    lr: float = 5e-4
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class FeedbackArgs:
+    """The feedback edge (METHOD.md, section 2).
+
+    Attributes:
+        signal: What f_t is; ``none`` cuts the edge.
+        inverts: The signal that ``inverted`` turns around.
+        shuffles: The signal that ``shuffled`` permutes.
+        ties: What the sign of an exact tie is, for ``previous``.
+        warmup_steps: Environment steps, over all environments, before the first feedback: the student's critic learns meanwhile.
+        every: Steps of the environments between two teacher updates, or ``rollout``. 1 is Algorithm 1 as written.
+        lr: Step size of Adam for one update per rollout.
+        lr_online: The same where ``every`` is a number of steps: many small, noisy updates want a smaller one.
+        kl_coef: Weight of the KL divergence to the initial teacher.
+        gradient_minibatch_size: As in ``ppo``.
+    """
+
+    signal: Signal = "gae"
+    inverts: Signal = "gae"
+    shuffles: Signal = "gae"
+    loss: Literal["reinforce", "unlikelihood", "clipped"] = "reinforce"
+    channel: Literal["loss", "prompt", "both"] = "loss"
+    every: int | Literal["rollout"] = "rollout"
+    ties: Literal["positive", "zero"] = "positive"
+    warmup_steps: int = 0
+    lr: float = 1e-4
+    lr_online: float = 1e-5
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.0
+    clip_eps: float = 0.2
+    max_grad_norm: float = 1.0
+    gradient_minibatch_size: int = 0
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """One training run.
+
+    Attributes:
+        total_steps: Environment steps, over all environments.
+        eval_every: Environment steps between two evaluations (rounded up to whole rollouts); the first comes before any training.
+        evaluation: ``exact`` enumerates (GoToRedBallNoDists, memoryless policies), ``episodes`` simulates, ``auto`` takes the exact one where it
+            can.
+        eval_episodes: Episodes of a simulated evaluation.
+        eval_seed: Seed of the first held-out episode; training never uses it or the ones after it.
+        checkpoint_every: Rollouts between two checkpoints; 0 writes only the last.
+        trace_every: Rollouts from one whose steps are recorded for the viewer to the next, from the first on; the last full one and what
+            remains after it are recorded too. 0 records none. Changes no number of the run.
+        num_threads: Threads of the client for PyTorch; 0 leaves PyTorch's choice.
+        pipeline: Whether the environments are stepped in two halves, one while the LLM servers score the prompts of the other: ``true`` wherever
+            the arm allows it (an LLM is asked for scores at every step and not taught in between), ``auto`` where that was measured to be faster
+            too (at least 32 environments that minigrid steps in the client, servers in processes of their own, and more cores than processes),
+            ``false`` never. Each half is a call of its own, and the last bits of an answer depend on what it was computed with.
+        tracker: Takes the learning curve besides ``metrics.csv`` and TensorBoard.
+    """
+
+    seed: int = 0
+    total_steps: int = 2100
+    eval_every: int = 512
+    evaluation: Literal["auto", "exact", "episodes"] = "auto"
+    eval_episodes: int = 200
+    eval_seed: int = 1_000_000_000
+    checkpoint_every: int = 1
+    trace_every: int = 100
+    num_threads: int = 1
+    pipeline: bool | Literal["auto"] = "auto"
+    tracker: Literal["none", "wandb"] = "none"
+    output_dir: str = "runs/run"
+
+
+@dataclass(frozen=True)
+class CompareArgs:
+    """A comparison: every arm with every seed, on every task.
+
+    Attributes:
+        name: Title of the report.
+        tasks: Names of files in ``configs/task``; none means the one task that ``env`` describes. Where tasks are named, runs lie in
+            ``output_dir/task/arm/seed_k`` instead of ``output_dir/arm/seed_k``.
+        arms: Names of files in ``configs/arm``.
+        seeds: One run per arm and seed; seed ``s`` means the same episodes in every arm.
+        bootstrap_samples: Resamples over seeds behind each interval.
+    """
+
+    name: str = "comparison"
+    tasks: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ("llm_policy", "teacher_feedback_gae")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    output_dir: str = "runs/comparison"
+    bootstrap_samples: int = 2000
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run needs."""
+
+    lamorel_args: LamorelArgs = field(default_factory=LamorelArgs)
+    env: EnvArgs = field(default_factory=EnvArgs)
+    arm: ArmArgs = field(default_factory=ArmArgs)
+    guidance: GuidanceArgs = field(default_factory=GuidanceArgs)
+    student: StudentArgs = field(default_factory=StudentArgs)
+    ppo: PpoArgs = field(default_factory=PpoArgs)
+    drrn: DrrnArgs = field(default_factory=DrrnArgs)
+    cloning: CloningArgs = field(default_factory=CloningArgs)
+    feedback: FeedbackArgs = field(default_factory=FeedbackArgs)
+    run: RunArgs = field(default_factory=RunArgs)
+    compare: CompareArgs = field(default_factory=CompareArgs)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of each environment between two policy updates."""
+        own = {"llm_policy": self.ppo.num_steps, "drrn": self.drrn.num_steps, "cloning": self.cloning.num_steps}
+        return own.get(self.arm.agent, self.student.num_steps)
+
+    @property
+    def asks_llm(self) -> bool:
+        """True where the arm asks a language model anything."""
+        return self.arm.agent in ("llm_policy", "cloning") or (self.arm.agent == "student" and self.arm.teacher == "llm")
+
+    @property
+    def feedback_trains(self) -> bool:
+        """True where the feedback edge changes the LLM's weights."""
+        return self.feedback.signal != "none" and self.feedback.channel != "prompt"

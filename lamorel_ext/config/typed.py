@@ -1,0 +1,78 @@
+"""From plain values to the schema's types; every unknown key and wrong type is noted on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
+    if not isinstance(mapping, Mapping):
+        problems.append(f"{prefix.removesuffix('.') or 'the configuration'}: expected a group of keys, got {mapping!r}")
+        return kind()
+    hints = get_type_hints(kind)
+    for key in mapping:
+        if key not in hints:
+            problems.append(f"{prefix}{key}: unknown key{did_you_mean(str(key), list(hints))}")
+    values = {}
+    for name, hint in hints.items():
+        if name not in mapping:
+            continue
+        if dataclasses.is_dataclass(hint):
+            values[name] = build(hint, mapping[name], f"{prefix}{name}.", problems)  # type: ignore[arg-type]
+        else:
+            known = len(problems)
+            value = _convert(hint, mapping[name], f"{prefix}{name}", problems)
+            if len(problems) == known:  # otherwise the default stands in, so that the rest can be checked too
+                values[name] = value
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
+    """The value as the hint wants it; a problem is noted where it cannot be."""
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, f"{key}.", problems)  # type: ignore[arg-type]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            problems.append(f"{key}: expected a list, got {value!r}")
+            return ()
+        return tuple(_convert(arguments[0], item, f"{key}[{i}]", problems) for i, item in enumerate(value))
+    fitting = [option for option in _alternatives(hint) if _fits(option, value)]
+    if not fitting:
+        problems.append(f"{key}: expected {_describe(hint)}, got {value!r}")
+        return value
+    return float(value) if fitting[0] is float else value
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if hint is type(None):
+        return value is None
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    def one(option: Any) -> str:
+        if option is type(None):
+            return "null"
+        return "one of " + ", ".join(get_args(option)) if get_origin(option) is Literal else option.__name__
+
+    return " or ".join(one(option) for option in _alternatives(hint))
+
+
+def did_you_mean(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
