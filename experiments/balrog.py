@@ -104,7 +104,7 @@ def task_env(config: Config, task: str, episodes: int, with_experts: bool) -> It
     env = make_batched_env(
         LEVEL, episodes, config.env.language, episode_seed=lambda copy, episode: seeds[copy], num_distractors=NUM_DISTRACTORS
     )
-    prompted = make_prompted_env(config, env, with_experts)
+    prompted = make_prompted_env(config, env, with_experts, held_out=True)
     try:
         yield prompted
     finally:
@@ -184,7 +184,7 @@ def evaluate_all(
     """
     used = llm_of(config, llm)
     with TrainingRun(config, used, make_env) as run:
-        run.start(checkpoint)
+        run.take_over(checkpoint)
         if written_tokens is None:
             signals = run.edge.signals if run.edge.speaks else None
             rows = [evaluate(config, run.agent, policy, episodes, signals)]

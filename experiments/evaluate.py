@@ -68,7 +68,7 @@ def read_policy(policy: str, overrides: Sequence[str], config_name: str, config_
 def evaluate_all(config: Config, llm: LlmClient | None, checkpoint: Checkpoint | None, name: str) -> list[Score]:
     """The policy, its teacher followed blindly where it has one, random actions and the bot, on the same episodes."""
     with TrainingRun(config, llm, make_env) as run:
-        run.start(checkpoint)
+        run.take_over(checkpoint)
         signals = run.edge.signals if run.edge.speaks else None
         scores = [evaluate(config, run.agent, name, signals)]
         if run.agent.follower is not None:

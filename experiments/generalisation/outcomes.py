@@ -149,7 +149,7 @@ def examine_policy(policy: Policy, conditions: Sequence[Condition], client: Rewo
         return _examine(Bench(policy, UniformActor(), None, None), policy, [c for c in conditions if c.group not in TEXT_GROUPS])
     llm = llm_of(policy.config, client)
     with TrainingRun(policy.config, llm, make_env) as run:
-        run.start(policy.load() if policy.load is not None else None)
+        run.take_over(policy.load() if policy.load is not None else None)
         signals = run.edge.signals if run.edge.speaks else None
         return _examine(Bench(policy, run.agent, signals, None if llm is None else client), policy, conditions)
 

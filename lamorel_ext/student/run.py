@@ -97,13 +97,25 @@ class TrainingRun:
         Raises:
             CheckpointError: It does not belong to this configuration.
         """
-        if self.llm is not None:
-            arm = self.config.arm
-            self.llm.reset(self.config.run.seed, arm.weights, () if arm.action_heads else (ACTION_HEADS,))
+        self._reset_llm()
         if checkpoint is None:
             self._scene = self.env.reset()
         else:
             self._restore(checkpoint)
+
+    def take_over(self, checkpoint: Checkpoint | None) -> None:
+        """Be what was learnt until ``checkpoint``, or the untrained agent, to be evaluated: wherever, so its environments stay behind.
+
+        Raises:
+            CheckpointError: It does not belong to this configuration.
+        """
+        self._reset_llm()
+        if checkpoint is None:
+            return
+        signals = checkpoint.state.get("signals", {})
+        strangers = [None] * self.config.env.num_envs  # the last advantages belong to the environments left behind
+        self.edge.signals.restore({**signals, "previous": strangers})
+        self._load_agent(checkpoint)
 
     def rollout(self) -> Trace | None:
         """Collect a rollout, give feedback to the teacher, update the agent; gives the rollout's trace if it was its turn to be recorded."""
@@ -187,6 +199,14 @@ class TrainingRun:
                 self.llm.counts.update(state["llm"])
         except KeyError as error:
             raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} lacks {error}") from error
+        self._load_agent(checkpoint)
+
+    def _reset_llm(self) -> None:
+        if self.llm is not None:
+            arm = self.config.arm
+            self.llm.reset(self.config.run.seed, arm.weights, () if arm.action_heads else (ACTION_HEADS,))
+
+    def _load_agent(self, checkpoint: Checkpoint) -> None:
         self.agent.load_tensors(checkpoint.tensors)
         if self.llm is not None:
             if checkpoint.llm_folder is None:

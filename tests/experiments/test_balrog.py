@@ -48,6 +48,11 @@ def test_the_kinds_share_the_seeds_among_them() -> None:
     assert len(set(seeds)) == len(seeds)
 
 
+def test_a_clone_is_not_told_what_the_expert_does() -> None:
+    with task_env(load_config(["arm=cloning"]), "goto", 2, with_experts=False) as env:
+        assert env.reset().experts is None
+
+
 def test_the_bot_solves_them() -> None:
     row = evaluate(load_config(), ExpertActor(), "bot", episodes=2)
     assert {task: result.success for task, result in row.tasks.items()} == dict.fromkeys(TASKS, 1.0)

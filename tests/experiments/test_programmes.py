@@ -16,11 +16,16 @@ import torch
 from tiny_llm import save_tiny_llm
 
 from experiments import compare, evaluate, train
+from experiments.build import alone, build_server
 from experiments.entry import run_main
 from experiments.progress import Ticker, describe_seconds
 from experiments.results import read_run
+from experiments.run_folder import read_checkpoint
 from lamorel_ext.config import CONFIG_DIR, load_config
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.server.runtime import in_process
+from lamorel_ext.student.building import make_env
+from lamorel_ext.student.run import TrainingRun
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["env.num_envs=4", "student.num_steps=8", "ppo.num_steps=8", "run.total_steps=64", "run.eval_every=32", "run.evaluation=episodes",
@@ -275,6 +280,32 @@ def test_a_run_is_evaluated_beside_random_and_the_bot(finished: Path, capsys: py
     assert found["bot"]["success"]["low"] == pytest.approx(16 / (16 + 3.841459), abs=1e-6)
     assert found["random"]["success"]["estimate"] < 1.0 and found["random"]["exact_success"] is None
     assert printed.splitlines()[0].startswith("BabyAI-GoToRedBallNoDists-v0, 16 held-out episodes from seed 1000000000")
+
+
+@pytest.mark.parametrize("arm", ["teacher_feedback_previous", "llm_policy_feedback_gae"])
+def test_a_run_is_evaluated_wherever_one_wants(arm: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = f"policy={finished / arm / 'seed_5'}"
+    for elsewhere in (["env.level=BabyAI-GoToLocal-v0"], ["env.level=BabyAI-PickupLoc-v0", "env.num_envs=1"], ["env.backend=minigrid"]):
+        assert evaluate.run([policy, "run.eval_episodes=2", "run.evaluation=episodes", *elsewhere]) == 0
+        assert capsys.readouterr().out.startswith(elsewhere[0].removeprefix("env.level=").replace("env.backend=minigrid", "BabyAI-GoToRed"))
+
+
+def test_what_a_checkpoint_has_learnt_is_taken_over(tiny: list[str], tmp_path: Path) -> None:
+    """The agent's and the teacher's weights, and what the signals remember of the prompts."""
+    words = [*tiny, "arm=teacher_feedback_state_online", "feedback.channel=both", "run.seed=3"]
+    assert train.run([*words, f"run.output_dir={tmp_path}"]) == 0
+    config = load_config([*words, "env.num_envs=2"])
+    with in_process([build_server(config.lamorel_args, alone(config.lamorel_args))]) as llm:
+        with TrainingRun(config, llm, make_env) as run:
+            fresh = run.agent.tensors()
+            before = llm.score(["a prompt"], [["turn left", "go forward"]])[0]
+            run.take_over(read_checkpoint(tmp_path))
+            stored = read_checkpoint(tmp_path)
+            assert run.agent.tensors().keys() == stored.tensors.keys() == fresh.keys()
+            assert all(torch.equal(run.agent.tensors()[key], tensor) for key, tensor in stored.tensors.items())
+            assert any(not torch.equal(fresh[key], tensor) for key, tensor in stored.tensors.items())
+            assert not torch.equal(before, llm.score(["a prompt"], [["turn left", "go forward"]])[0])
+            assert run.edge.signals.state()["means"] == stored.state["signals"]["means"] != {}
 
 
 def test_the_model_as_it_is_can_be_evaluated_exactly(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
