@@ -26,7 +26,7 @@ def impossible_values(config: Config) -> list[str]:
         "student.num_steps": student.num_steps, "student.epochs": student.epochs, "student.num_minibatches": student.num_minibatches,
         "student.hidden_size": student.hidden_size, "student.guidance_size": student.guidance_size,
         "ppo.num_steps": ppo.num_steps, "ppo.epochs": ppo.epochs, "ppo.minibatch_size": ppo.minibatch_size,
-        "drrn.embedding_size": drrn.embedding_size, "drrn.hidden_size": drrn.hidden_size, "drrn.num_steps": drrn.num_steps,
+        "feedback.epochs": config.feedback.epochs, "drrn.embedding_size": drrn.embedding_size, "drrn.hidden_size": drrn.hidden_size, "drrn.num_steps": drrn.num_steps,
         "drrn.update_every": drrn.update_every, "drrn.batch_size": drrn.batch_size, "drrn.replay_size": drrn.replay_size,
         "cloning.num_steps": cloning.num_steps, "cloning.epochs": cloning.epochs, "cloning.minibatch_size": cloning.minibatch_size,
         "run.total_steps": run.total_steps, "run.eval_every": run.eval_every, "run.eval_episodes": run.eval_episodes,

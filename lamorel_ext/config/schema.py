@@ -295,6 +295,7 @@ class FeedbackArgs:
         every: Steps of the environments between two teacher updates, or ``rollout``. 1 is Algorithm 1 as written.
         lr: Step size of Adam for one update per rollout.
         lr_online: The same where ``every`` is a number of steps: many small, noisy updates want a smaller one.
+        epochs: Optimiser steps on the same feedback. With one, ``clipped`` is ``reinforce``: nothing has moved yet that could be clipped.
         kl_coef: Weight of the KL divergence to the initial teacher.
         gradient_minibatch_size: As in ``ppo``.
     """
@@ -309,6 +310,7 @@ class FeedbackArgs:
     warmup_steps: int = 0
     lr: float = 1e-4
     lr_online: float = 1e-5
+    epochs: int = 1
     entropy_coef: float = 0.0
     kl_coef: float = 0.0
     clip_eps: float = 0.2

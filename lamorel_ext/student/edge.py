@@ -178,6 +178,7 @@ def _options(config: Config) -> dict[str, Scalar]:
     return {
         "loss": args.loss,
         "lr": args.lr if args.every == "rollout" else args.lr_online,
+        "epochs": args.epochs,
         "entropy_coef": args.entropy_coef,
         "kl_coef": args.kl_coef,
         "clip_eps": args.clip_eps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.types import UpdateRequest
+from lamorel_ext.updaters.batches import Minibatch
 from lamorel_ext.updaters.candidates import CandidateUpdater
 from lamorel_ext.updaters.losses import (
     candidate_log_softmax,
@@ -33,6 +35,7 @@ class FeedbackOptions:
     Attributes:
         loss: Form of the loss.
         lr: Adam's step size.
+        epochs: Steps on the whole batch. In the first one ``clipped`` is ``reinforce``, as nothing has moved yet.
         kl_coef: Weight of KL(current || initial teacher).
         clip_eps: Of ``clipped`` alone.
         gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means all.
@@ -42,6 +45,7 @@ class FeedbackOptions:
     loss: Literal["reinforce", "unlikelihood", "clipped"] = "reinforce"
     lr: float = option(1e-4, at_least=0.0)
     adam_eps: float = option(1e-8, above=0.0)
+    epochs: int = option(1, at_least=1)
     entropy_coef: float = option(0.0, at_least=0.0)
     kl_coef: float = option(0.0, at_least=0.0)
     clip_eps: float = option(0.2, above=0.0)
@@ -51,13 +55,13 @@ class FeedbackOptions:
 
 
 class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
-    """One optimiser step on the mean feedback loss of a batch.
+    """Optimiser steps on the mean feedback loss of a batch, ``epochs`` of them.
 
     Data, each ``(n,)``: ``chosen`` (places of candidates), ``signals`` (f), ``old_log_probs`` (log p when it was said; only ``clipped``
     needs it). Options: ``FeedbackOptions``. Samples with f = 0 count in the mean and pull nowhere; where no sample pulls, no step is
     taken.
 
-    Statistics, before the step: ``loss``, ``log_prob`` (of what was said), ``entropy`` and ``kl`` (from the initial teacher), exact over
+    Statistics, means over the steps, before each: ``loss``, ``log_prob`` (of what was said), ``entropy`` and ``kl`` (from the initial teacher), exact over
     the candidates. Without ``normalise`` those two are one-sample estimates, ``-log p`` and ``log p - log p_initial`` of what was said.
     """
 
@@ -92,6 +96,10 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
         if options.normalise:
             return request.candidates
         return tuple((candidates[i],) for candidates, i in zip(request.candidates, data["chosen"].tolist(), strict=True))
+
+    def schedule(self, total: int, options: FeedbackOptions) -> Iterable[Minibatch]:
+        """The whole batch in every epoch."""
+        return [Minibatch(epoch, 0, 1, torch.arange(total)) for epoch in range(options.epochs)]
 
     def loss(self, scored: Scored, data: dict[str, Tensor], options: FeedbackOptions) -> dict[str, Tensor]:
         """The chosen form, minus the entropy bonus, plus the KL penalty."""

@@ -116,7 +116,7 @@ def test_one_update_per_rollout_carries_every_sample_in_order():
     np.testing.assert_array_equal(request.data["signals"], np.sign(rollout.advantages).ravel())
     np.testing.assert_array_equal(request.data["old_log_probs"], np.concatenate([words.log_probs for words in said]))
     assert request.options == {
-        "loss": "clipped", "lr": 0.25, "entropy_coef": 0.0, "kl_coef": 0.5, "clip_eps": 0.2, "max_grad_norm": 1.0,
+        "loss": "clipped", "lr": 0.25, "epochs": 1, "entropy_coef": 0.0, "kl_coef": 0.5, "clip_eps": 0.2, "max_grad_norm": 1.0,
         "gradient_minibatch_size": 0, "normalise": True,
     }  # fmt: skip
     assert numbers["f_positive"] == np.mean(rollout.advantages > 0)

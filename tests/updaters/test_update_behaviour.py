@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError, UpdateError
-from lamorel_ext.types import ScoreResult, UpdateRequest
+from lamorel_ext.types import Scalar, ScoreResult, UpdateRequest
 from lamorel_ext.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, SupervisedUpdater, make_updaters
 from tests.updaters.updater_fakes import FakeHost, feedback_data, make_request, ppo_data
 
@@ -252,6 +252,21 @@ def test_feedback_statistics_of_free_guidance_are_one_sample_estimates() -> None
 
 def samples(request: UpdateRequest, key: str) -> tuple[Any, Any, Any]:
     return request.prompts, request.candidates, request.data[key].tolist()
+
+
+def test_feedback_is_clipped_from_the_second_epoch_on() -> None:
+    def after(**options: Scalar) -> tuple[Tensor, float]:
+        updater = FeedbackUpdater()
+        host = ready(updater)
+        old = log_p(host, FEEDBACK_REQUEST, "chosen").detach()
+        data = {**feedback_data(6), "old_log_probs": old, "signals": torch.ones(6, dtype=torch.float64)}
+        stats = updater.update(make_request("feedback", 6, data, lr=0.05, **options)).stats
+        return (log_p(host, FEEDBACK_REQUEST, "chosen") - old).exp(), stats["steps"]
+
+    ratios = {(loss, epochs): after(loss=loss, epochs=epochs) for loss in ("reinforce", "clipped") for epochs in (1, 12)}
+    torch.testing.assert_close(ratios["clipped", 1][0], ratios["reinforce", 1][0])
+    assert ratios["clipped", 1][1] == 1 and ratios["reinforce", 12][1] == 12
+    assert ratios["clipped", 12][0].mean() < ratios["reinforce", 12][0].mean() - 0.05  # past 1.2 nothing pulls any further
 
 
 def test_feedback_without_any_pull_takes_no_step_even_with_momentum() -> None:
