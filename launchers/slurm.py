@@ -11,6 +11,8 @@ from lamorel_ext.errors import ConfigError
 from lamorel_ext.rpc.topology import placements, world_size
 from launchers.command import MODULES, accelerate_arguments, rank_environment, threads_per_process
 
+SRUN = 'srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1'
+"""Since Slurm 22.05 a step does not inherit the job's ``--cpus-per-task``: without it every rank of a node would share one core."""
 PLACEHOLDER_PORT = 1
 """Stands for the port in the text until it is replaced by a variable of the script."""
 
@@ -86,12 +88,12 @@ def _gpus_by_node(config: Config) -> list[set[int]]:
 def _launch_lines(config: Config, module: str) -> list[str]:
     """On one node accelerate finds a free port; several nodes agree on one that the job's number gives."""
     if config.lamorel_args.accelerate_args.num_machines == 1:
-        return [f"srun --kill-on-bad-exit=1 accelerate launch {_spread(config)} {module}"]
+        return [f"{SRUN} accelerate launch {_spread(config)} {module}"]
     inner = f"accelerate launch {_spread(config)} {module}"
     return [
         'export main_ip=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "export main_port=$((20000 + SLURM_JOB_ID % 20000))",
-        f"srun --kill-on-bad-exit=1 bash -c {shlex.quote(inner)}",
+        f"{SRUN} bash -c {shlex.quote(inner)}",
     ]
 
 

@@ -56,7 +56,8 @@ class LlmArgs:
             sequences of their own would have.
         max_prompt_tokens: A longer prompt is refused; null takes the model's own limit where it has one.
         cache_size: Answers remembered between two updates; 0 switches the memory off.
-        num_threads: Threads of one server for PyTorch; 0 leaves PyTorch's choice.
+        num_threads: Threads of one server for PyTorch; 0 leaves what the process starts with: one under the launchers, and in a single
+            process the client's ``run.num_threads``.
         value_head_hidden: Width of the two hidden layers of the value head, and of the action heads.
     """
 

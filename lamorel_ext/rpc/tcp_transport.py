@@ -79,6 +79,7 @@ class TcpTransport:
             last_word = failure_of(error, self._me.rank, self._me.role)
             for link in self._links:
                 link.say_last_word(last_word)
+            self._fail_pending(RpcError(f"the caller failed: {type(error).__name__}: {error}"))
 
     def close(self) -> None:
         """See ``Transport``. Waits up to ``CLOSE_TIMEOUT_S`` for servers that are busy with another client."""

@@ -255,7 +255,9 @@ def _state(folder: Path, name: str) -> Path:
 
 
 def _save_whole(desk: Desk, folder: Path) -> None:
-    """Write beside the place and move there in the end, so that a folder of this name is always a whole one."""
+    """Write beside the place and move there in the end, so that a folder of this name is always a whole one. Only what was written so is replaced."""
+    if folder.exists() and not _model(folder).is_dir() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise CheckpointError(f"{folder} holds something else than a checkpoint of the servers; it was left as it is")
     unfinished, old = folder.with_name(f".{folder.name}.unfinished"), folder.with_name(f".{folder.name}.old")
     try:
         for leftover in (unfinished, old):

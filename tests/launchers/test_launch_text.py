@@ -137,7 +137,8 @@ def test_launchers_never_import_torch() -> None:
 # --- a fake cluster ------------------------------------------------------------------------------------------------------------
 
 SRUN = """#!/usr/bin/env bash
-shift  # --kill-on-bad-exit=1
+[ "$1 $2" = "--cpus-per-task=7 --kill-on-bad-exit=1" ] || exit 1
+shift 2
 for node in $(seq 0 $((FAKE_NODES - 1))); do SLURM_NODEID=$node "$@" & done
 wait
 """
@@ -153,7 +154,7 @@ def run_on_fake_cluster(script: str, folder: Path, **environment: str) -> list[s
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     log = folder / "log.txt"
-    job = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node[7-8]", "FAKE_LOG": str(log), **environment}
+    job = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_CPUS_PER_TASK": "7", "FAKE_LOG": str(log), **environment}
     subprocess.run(["bash", "-c", script], env={"PATH": f"{folder}:{os.environ['PATH']}", **job}, check=True, timeout=30)
     return sorted(log.read_text().splitlines())
 

@@ -249,6 +249,15 @@ def test_the_last_word_of_a_client_is_raised_at_the_servers() -> None:
     assert len(launch.errors) == 2
 
 
+def test_whoever_waits_in_another_thread_hears_that_the_caller_failed() -> None:
+    with threaded_launch(1, 1) as launch:
+        future = launch.callers[0].submit_score(ScoreRequest(("sleep 1",), (("a",),)))
+        with pytest.raises(KeyError):
+            with launch.callers[0]:
+                raise KeyError("no such level")
+        assert seconds_until(lambda: future.result(5), RpcError, "the caller failed: KeyError: 'no such level'") < 1
+
+
 def test_a_client_that_ends_well_inside_the_block_is_no_failure() -> None:
     with threaded_launch(1, 1) as launch:
         with pytest.raises(SystemExit):

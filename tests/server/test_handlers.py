@@ -87,6 +87,18 @@ def test_every_server_hears_what_a_reset_starts_from() -> None:
         assert [host.log for host in hosts] == [["reset 5 fresh without actions, other"]] * 2
 
 
+def test_what_is_no_checkpoint_is_not_replaced_by_one(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("three years")
+    (tmp_path / "empty").mkdir()
+    with servers(2) as (caller, _):
+        for taken in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+            with pytest.raises(RemoteError, match="CheckpointError: .* holds something else than a checkpoint"):
+                caller.save(str(taken))
+        caller.save(str(tmp_path / "empty"))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "three years" and (tmp_path / "empty" / "model").is_dir()
+
+
 def test_a_save_that_fails_leaves_the_earlier_one_whole(tmp_path: Path) -> None:
     folder = tmp_path / "state"
 
