@@ -92,12 +92,22 @@ def test_the_measurement_for_gpus_holds_bfloat16_to_float32(subjects: Subjects, 
     large, small = measurement.rows()
     assert large.value is not None and large.value > 0 and large.bar == 20_000
     assert (large.detail["prompts_per_call"], small.detail["prompts_per_call"]) == (6, 3)
-    off, wide = large.detail["rms_difference_to_float32_nats"], large.detail["exact_std_nats"]
-    assert isinstance(off, float) and isinstance(wide, float)
-    assert 0 < off < gpu.MAX_ERROR * wide
-    monkeypatch.setattr(gpu, "MAX_ERROR", 0.5 * off / wide)
+    assert large.detail["minibatch_size"] == small.detail["minibatch_size"] == 36
+    for what in ("scores", "values"):
+        off, wide = large.detail[f"{what}_rms_difference_to_float32"], large.detail[f"{what}_std"]
+        assert isinstance(off, float) and isinstance(wide, float) and 0 < off < gpu.MAX_ERROR * wide
+    monkeypatch.setattr(gpu, "MAX_ERROR", 0.0)
     (missing,) = measurement.rows()
-    assert missing.value is None and "off float32" in str(missing.detail["reason"])
+    reason = str(missing.detail["reason"])
+    assert missing.value is None and "scores are" in reason and "values are" in reason and "off float32" in reason
+
+
+def test_the_answers_of_other_prompts_are_no_figure(subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    measurement = gpu.Measurement(subjects, torch.device("cpu"))
+    score = measurement._score
+    monkeypatch.setattr(measurement, "_score", lambda prompts: score([*prompts[1:], prompts[0]]))
+    (missing,) = measurement.rows()
+    assert missing.value is None and "scores are" in str(missing.detail["reason"])
 
 
 def test_the_breakdown_of_a_call_names_its_kernels(subjects: Subjects) -> None:
