@@ -370,7 +370,14 @@ class CompareArgs:
 
     name: str = "comparison"
     tasks: tuple[str, ...] = ()
-    arms: tuple[str, ...] = ("llm_policy", "teacher_feedback_gae")
+    arms: tuple[str, ...] = (
+        "llm_policy",
+        "teacher_frozen",
+        "teacher_feedback_gae",
+        "control_random",
+        "control_shuffled",
+        "control_inverted",
+    )
     seeds: tuple[int, ...] = (0, 1, 2)
     output_dir: str = "runs/comparison"
     bootstrap_samples: int = 2000
