@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from experiments.roles import Missing, is_control, is_feedback, is_literal_rule, uses_expert
 from experiments.statistics import Interval
-from experiments.summary import SEEDS_FOR_A_CLAIM, Difference, EdgeCheck, Summary, bracket, signed
+from experiments.summary import NO_EDGE, SEEDS_FOR_A_CLAIM, Difference, EdgeCheck, Summary, bracket, signed
 
 NAMES_AT_MOST = 4
 """A longer list of arms is counted; the tables have the names."""
@@ -27,10 +27,12 @@ def headline(summary: Summary, tasks: Sequence[Summary] = ()) -> list[str]:
     rivals = [difference for difference in summary.against_frozen if _is_taught(summary, difference.ours)]
     sentences = [_over(summary) + (_baseline_first(summary, best) if best.interval.high < 0 else verdict(best) + _says_sign(summary, best))]
     if rivals and summary.frozen != summary.baseline:
-        sentences.append(_over(summary) + verdict(_best(rivals)) + _says_sign(summary, _best(rivals)))
+        rival = _best(rivals)
+        said = rival.ours == best.ours and best.interval.low > 0
+        sentences.append(_over(summary) + verdict(rival) + ("" if said else _says_sign(summary, rival)))
     sentences += literal_rule(summary)
     sentences += [_task_sentence(task) for task in tasks]
-    return [*sentences, *_lists(summary), _caution(summary)]
+    return [*sentences, *_lists(summary), *unlike(summary.differences, NAMES_AT_MOST), _caution(summary)]
 
 
 def warnings(summaries: Sequence[Summary]) -> list[str]:
@@ -53,8 +55,16 @@ def warnings(summaries: Sequence[Summary]) -> list[str]:
     return [
         f"Controls are missing{place}: {_names(arms)} {'has' if len(arms) == 1 else 'have'} no complete run with the {_and(kinds)} sign to be "
         f"compared with, so a difference may come from updating the LLM at all and not from what the feedback says. "
-        f"Add to compare.arms: {', '.join(files)}."
+        f"{advice(files)}"
     ]
+
+
+def advice(files: Sequence[str]) -> str:
+    """What to do about missing controls, in a sentence: names of shipped files first, then the files to write."""
+    shipped = [file for file in files if " " not in file]
+    written = [file for file in files if " " in file]
+    both = [*([", ".join(shipped)] if shipped else []), *([f"under a name of its own {'; '.join(written)}"] if written else [])]
+    return f"Add to compare.arms: {'; and '.join(both)}."
 
 
 def verdict(difference: Difference) -> str:
@@ -62,32 +72,52 @@ def verdict(difference: Difference) -> str:
     interval = difference.interval
     if not difference.pairs or math.isnan(interval.estimate):
         return f"{difference.ours} and {difference.theirs} share no seed."
-    word = "better than" if interval.low > 0 else "worse than" if interval.high < 0 else "not distinguishable from"
     if math.isnan(interval.low):
         word = "compared on one seed, which gives no interval, with"
+    elif not interval.excludes_zero:
+        word = "not distinguishable from"
+    elif difference.is_tendency:
+        word = "ahead of" if interval.low > 0 else "behind"
+    else:
+        word = "better than" if interval.low > 0 else "worse than"
     return (
-        f"{difference.ours} is {word} {difference.theirs}: area under the success curve "
+        f"{difference.ours} is {word} {difference.theirs}{_tendency(difference)}: area under the success curve "
         f"{amount(interval)}, ahead in {difference.won} of {difference.pairs} {_pairs_word(difference)}, "
         f"probability of improvement {difference.improvement.estimate:.2f}."
     )
 
 
+def _tendency(difference: Difference) -> str:
+    """How much a lead on few seeds is worth, beside the lead itself."""
+    if not (difference.is_tendency and difference.interval.excludes_zero):
+        return ""
+    each = " a task" if len({task for task, _ in difference.per_run}) > 1 else ""
+    return f" on {difference.seeds} seeds{each}, which is a tendency"
+
+
 def _says_sign(summary: Summary, difference: Difference) -> str:
-    """Whether an arm that is ahead owes it to what the feedback says: a control does not, and feedback has to beat the random sign."""
+    """Whether an arm that is ahead owes it to what the feedback says: a control does not, and feedback has to beat every control that there is."""
     if not difference.interval.low > 0:
         return ""
     if any(row.label == difference.ours and is_control(row.arm.config) for row in summary.arms):
         return " It is a control: its signs say nothing about the guidance."
-    beside = next((edge.decisive[1] for edge in summary.edges if edge.label == difference.ours), None)
-    if beside is None or math.isnan(beside.interval.low):
+    edge = next((edge for edge in summary.edges if edge.label == difference.ours), None)
+    if edge is None or not edge.controls:
         return ""
-    gain = "so the sign itself helps" if beside.interval.low > 0 else "so the gain is not shown to come from what the feedback says"
-    return f" Against the same edge with a random sign it is {amount(beside.interval)}, {gain}."
+    if edge.unbeaten:
+        unbeaten = _and([f"{control.theirs} ({amount(control.interval)})" for control in edge.unbeaten])
+        return f" But it is not shown to be ahead of {unbeaten}, so its signs are not shown to be what helps."
+    beaten = _and([f"{control.theirs} ({amount(control.interval)})" for control in edge.controls], "and")
+    if edge.not_run:
+        return f" It is ahead of {beaten} too; without the {_and(edge.not_run)} sign that does not yet show that its signs are what helps."
+    if any(control.is_tendency for control in edge.controls):
+        return f" It is ahead of {beaten} too, which speaks for the signs themselves."
+    return f" It is ahead of {beaten} too, so the sign itself helps."
 
 
 def _baseline_first(summary: Summary, next_best: Difference) -> str:
     others = "every other arm that does not follow the bot" if _experts(summary) else "every other arm"
-    return f"{summary.baseline} is ahead of {others}; next comes {next_best.ours}. {verdict(next_best)}"
+    return f"{summary.baseline} is ahead of {others}{_tendency(next_best)}; next comes {next_best.ours}. {verdict(next_best)}"
 
 
 def _pairs_word(difference: Difference) -> str:
@@ -103,7 +133,7 @@ def literal_rule(summary: Summary) -> list[str]:
     others = [edge for edge in summary.edges if edge not in literal]
     sentences = []
     for word, chosen in (
-        ("helps", [edge for edge in literal if _benefits(edge)]),
+        (_helps(literal), [edge for edge in literal if _benefits(edge)]),
         ("shows no benefit", [edge for edge in literal if _fails(edge)]),
         ("cannot be judged here", [edge for edge in literal if not _benefits(edge) and not _fails(edge)]),
     ):
@@ -114,42 +144,64 @@ def literal_rule(summary: Summary) -> list[str]:
     return [*sentences, _variant(others)]
 
 
+def _helps(edges: Sequence[EdgeCheck]) -> str:
+    few = any(difference.is_tendency for edge in edges if _benefits(edge) for difference in _decisive(edge))
+    return "is ahead, on so few seeds a tendency" if few else "helps"
+
+
 def _variant(others: Sequence[EdgeCheck]) -> str:
     tried = f"Of the {len(others)} other feedback arms tried" if len(others) > 1 else "Of one other feedback arm tried"
     helping = [edge for edge in others if _benefits(edge)]
-    both = "both the arm without feedback and the random sign"
+    every = "both the arm without feedback and every control that was run"
     if not helping:
         judged = [edge for edge in others if _is_judged(edge)]
-        nearest = max(judged, key=lambda edge: min(difference.interval.estimate for difference in _pair(edge)), default=None)
+        nearest = max(judged, key=lambda edge: min(difference.interval.estimate for difference in _decisive(edge)), default=None)
         closest = f" The closest is {_against_both(nearest)}." if nearest else " None could be compared with both."
-        return f"{tried}, none is better than {both}.{closest}"
-    best = max(helping, key=lambda edge: _pair(edge)[0].interval.estimate)
-    return f"{tried}, {len(helping)} {'is' if len(helping) == 1 else 'are'} better than {both}; by most {_against_both(best)}."
+        return f"{tried}, none is ahead of {every}.{closest}"
+    best = max(helping, key=lambda edge: _decisive(edge)[0].interval.estimate)
+    few = ", a tendency" if any(difference.is_tendency for edge in helping for difference in _decisive(edge)) else ""
+    return f"{tried}, {len(helping)} {'is' if len(helping) == 1 else 'are'} ahead of {every}{few}; by most {_against_both(best)}."
 
 
 def _against_both(edge: EdgeCheck) -> str:
-    parts = [f"{amount(difference.interval)} against {difference.theirs}" for difference in edge.decisive if difference]
-    absent = [
-        word for difference, word in zip(edge.decisive, ("no arm without feedback", "no random sign"), strict=True) if difference is None
-    ]
-    return f"{edge.label} {' and '.join([*parts, *(f'{word} to compare with' for word in absent)])}"
+    """Against the arm without feedback and the control that is hardest to beat."""
+    parts, absent = [], []
+    alone = edge.differences.get(NO_EDGE)
+    if alone:
+        parts.append(f"{amount(alone.interval)} against {alone.theirs}")
+    else:
+        absent.append("no arm without feedback to compare with")
+    if edge.controls:
+        hardest = min(edge.controls, key=_lower_end)
+        of = f", the hardest of {len(edge.controls)} controls to beat" if len(edge.controls) > 1 else ""
+        parts.append(f"{amount(hardest.interval)} against {hardest.theirs}{of}")
+    if "random" not in edge.differences:
+        absent.append("no random sign to compare with")
+    return f"{edge.label} {' and '.join([*parts, *absent])}"
 
 
-def _pair(edge: EdgeCheck) -> list[Difference]:
-    return [difference for difference in edge.decisive if difference]
+def _lower_end(difference: Difference) -> float:
+    interval = difference.interval
+    return interval.estimate if math.isnan(interval.low) else interval.low
+
+
+def _decisive(edge: EdgeCheck) -> list[Difference]:
+    """What a benefit has to show in: against the arm without the edge, first, and against every control that there is."""
+    return [*([edge.differences[NO_EDGE]] if NO_EDGE in edge.differences else []), *edge.controls]
 
 
 def _fails(edge: EdgeCheck) -> bool:
-    """Not ahead of one of the two is enough."""
-    return any(difference.interval.low <= 0 for difference in _pair(edge))
+    """Not ahead of one of them is enough."""
+    return any(difference.interval.low <= 0 for difference in _decisive(edge))
 
 
 def _is_judged(edge: EdgeCheck) -> bool:
-    return len(_pair(edge)) == 2 and not any(math.isnan(difference.interval.low) for difference in _pair(edge))
+    complete = NO_EDGE in edge.differences and "random" in edge.differences
+    return complete and not any(math.isnan(difference.interval.low) for difference in _decisive(edge))
 
 
 def _benefits(edge: EdgeCheck) -> bool:
-    return _is_judged(edge) and all(difference.interval.low > 0 for difference in _pair(edge))
+    return _is_judged(edge) and all(difference.interval.low > 0 for difference in _decisive(edge))
 
 
 def _is_literal(summary: Summary, label: str) -> bool:
@@ -173,10 +225,36 @@ def _task_sentence(task: Summary) -> str:
 
 
 def _lists(summary: Summary) -> list[str]:
-    better = [difference.ours for difference in summary.against_baseline if difference.interval.low > 0]
-    worse = [difference.ours for difference in summary.against_baseline if difference.interval.high < 0]
-    sentences = [f"Better than {summary.baseline}, with an interval above zero: {_names(better)}."] if better else []
-    return sentences + ([f"Worse than {summary.baseline}, with an interval below zero: {_names(worse)}."] if worse else [])
+    ahead = [difference for difference in summary.against_baseline if difference.interval.low > 0]
+    behind = [difference for difference in summary.against_baseline if difference.interval.high < 0]
+    sentences = []
+    for found, (claim, tendency), side in ((ahead, ("Better than", "Ahead of"), "above"), (behind, ("Worse than", "Behind"), "below")):
+        word = tendency if any(difference.is_tendency for difference in found) else claim
+        if found:
+            sentences.append(
+                f"{word} {summary.baseline}, with an interval {side} zero: {_names([difference.ours for difference in found])}."
+            )
+    return sentences
+
+
+def unlike(differences: Sequence[Difference], at_most: int | None = None) -> list[str]:
+    """Which arms were evaluated on episodes and are compared with arms that were evaluated exactly.
+
+    Args:
+        differences: Those that a reader sees together.
+        at_most: Longer lists of arms are counted.
+    """
+    apart = [difference for difference in differences if not difference.alike]
+    if not apart:
+        return []
+    sampled = list(dict.fromkeys(label for difference in apart for label in difference.sampled))
+    exact = list(
+        dict.fromkeys(label for difference in apart for label in (difference.ours, difference.theirs) if label not in difference.sampled)
+    )
+    return [
+        f"Not evaluated alike: {_names(sampled, at_most)} on held-out episodes, {_names(exact, at_most)} exactly. "
+        "How much easier or harder those episodes are than all of them, the same for every seed, is in no interval of their differences."
+    ]
 
 
 def _caution(summary: Summary) -> str:
@@ -214,9 +292,9 @@ def amount(interval: Interval) -> str:
     return f"{signed(interval.estimate)} {bracket(interval, signed)}"
 
 
-def _names(labels: Sequence[str]) -> str:
-    return ", ".join(labels) if len(labels) <= NAMES_AT_MOST else f"{len(labels)} arms"
+def _names(labels: Sequence[str], at_most: int | None = NAMES_AT_MOST) -> str:
+    return ", ".join(labels) if at_most is None or len(labels) <= at_most else f"{len(labels)} arms"
 
 
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+def _and(words: Sequence[str], last: str = "or") -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"

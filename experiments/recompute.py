@@ -1,8 +1,9 @@
 """Compute a report's tables again from its curves alone, with statistics of its own: ``python -m experiments.recompute runs/demo``.
 
-Reads ``tables/curves.csv`` and ``tables/resampling.json``, recomputes every number of the other tables, and prints the largest deviation of each
-kind. Fails above 1e-6, or where a row is missing. Shares no code with the report: standard library and numpy, which repeats the resampling
-(``numpy.random.default_rng(0)``, and for one task after the other ``integers(n, size=(samples, n))``).
+Reads ``curves.csv`` and ``resampling.json`` from the folder's ``tables``, or from the folder itself (``docs/results/long``), recomputes every number
+of the other tables, and prints the largest deviation of each kind. Fails above 1e-6, or where a row is missing. Shares no code with the report:
+standard library and numpy, which repeats the resampling (``numpy.random.default_rng(0)``, and for one task after the other
+``integers(n, size=(samples, n))``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import numpy as np
 
 LARGEST = 1e-6
 COSTS = ("llm_calls", "llm_tokens", "seconds")
+TABLES = ("summary", "differences", "curves", "overall", "overall_differences", "profiles")
+LATER = ("area_by_", "evaluated_alike")
+"""How columns begin that tables of an earlier version lack: they state nothing there that could be wrong."""
 Row = dict[str, str]
 Triple = tuple[float, float, float]
 NOTHING = (math.nan, math.nan, math.nan)
@@ -67,6 +71,23 @@ class Curves:
     def areas(self, task: str, arm: str) -> list[float]:
         """Seed by seed."""
         return [self.area(task, arm, seed) for seed in self.seeds(task, arm)]
+
+    def pays(self, task: str, arm: str, cost: str) -> bool:
+        """Whether every run of an arm has spent something."""
+        return all(spent > 0 for spent in self.last(task, arm, cost))
+
+    def cheapest(self, task: str, arms: Sequence[str], cost: str) -> float:
+        """What the cheapest run of some arms has spent; NaN where one of them spends nothing."""
+        every = [spent for arm in arms for spent in self.last(task, arm, cost)]
+        return min(every, default=math.nan) if all(spent > 0 for spent in every) else math.nan
+
+    def area_by(self, task: str, arm: str, seed: int, cost: str, total: float) -> float:
+        """Mean success while ``total`` of a cost was spent."""
+        return mean_height(*without_standstill(self.column(task, arm, seed, cost), self.column(task, arm, seed, "success")), total)
+
+    def is_exact(self, task: str, arm: str) -> bool:
+        """Whether every evaluation of an arm went through all states."""
+        return all(value == 1 for seed in self.seeds(task, arm) for value in self.column(task, arm, seed, "eval_exact"))
 
     def everywhere(self) -> list[str]:
         """Arms that have runs on every task."""
@@ -180,15 +201,17 @@ def expected_summary(curves: Curves, row: Row) -> dict[str, float]:
         known = not any(math.isnan(value) for values in spent for value in values)
         for level in (80, 95):
             found[f"{name.removeprefix('env_')}_to_{level}"] = median_place(spent, success, level / 100) if known else math.nan
+    there = [other for other in curves.arms if curves.seeds(task, other)]
+    callers = [other for other in there if curves.pays(task, other, "llm_calls")] or there
     for cost in COSTS:
         found[cost] = sum(curves.last(task, arm, cost)) / len(seeds)
-        paying = [other for other in curves.arms if curves.seeds(task, other) and all(x > 0 for x in curves.last(task, other, cost))]
-        total = min((x for other in paying for x in curves.last(task, other, cost)), default=math.nan)
-        heights = [
-            mean_height(*without_standstill(curves.column(task, arm, seed, cost), curves.column(task, arm, seed, "success")), total)
-            for seed in (seeds if arm in paying else [])
-        ]
+        # Tables without the column end at the cheapest run of any arm that pays: an earlier version wrote them.
+        taking_part = callers if f"area_by_{cost}_until" in row else [other for other in there if curves.pays(task, other, cost)]
+        total = curves.cheapest(task, taking_part, cost)
+        reaches = curves.pays(task, arm, cost) and all(x >= total for x in curves.last(task, arm, cost))
+        heights = [curves.area_by(task, arm, seed, cost, total) for seed in seeds] if reaches else []
         found |= triple(f"area_by_{cost}", curves.interval([heights], task_mean) if heights else NOTHING)
+        found[f"area_by_{cost}_until"] = total if heights else math.nan
     return found
 
 
@@ -210,6 +233,15 @@ def expected_difference(curves: Curves, row: Row, tasks: Sequence[str]) -> dict[
     found = {"area_difference": mean, "low": low, "high": high}
     found |= triple("success_difference", curves.interval(finals, task_mean) if all(shared) else NOTHING)
     found |= {"pairs": float(sum(map(len, shared)))} if "pairs" in row else {}
+    found["evaluated_alike"] = float(all(curves.is_exact(task, ours) == curves.is_exact(task, theirs) for task in tasks))
+    for cost in COSTS if "seed" in row else ():
+        total = curves.cheapest(tasks[0], [ours, theirs], cost)
+        heights = [
+            curves.area_by(tasks[0], ours, seed, cost, total) - curves.area_by(tasks[0], theirs, seed, cost, total)
+            for seed in (shared[0] if total == total else [])
+        ]
+        found |= triple(f"area_by_{cost}_difference", curves.interval([heights], task_mean) if heights else NOTHING)
+        found[f"area_by_{cost}_until"] = total
     return found | triple("probability_of_improvement", curves.improvement(every[0], every[1]))
 
 
@@ -252,17 +284,19 @@ def triple(name: str, values: Triple) -> dict[str, float]:
 # --- comparing --------------------------------------------------------------------------------------------------------------------------
 
 
-def check(folder: Path) -> tuple[dict[str, float], list[str]]:
-    """Recompute everything below ``folder``/tables.
+def check(folder: Path) -> tuple[dict[str, float], list[str], list[str]]:
+    """Recompute everything in ``folder``/tables, or in ``folder`` itself where it holds the tables.
 
     Returns:
         The largest deviation by table and column, and what is wrong besides: rows that are missing or too many, numbers where there should be
-        none.
+        none. Last, the columns that tables of an earlier version do not have.
     """
-    tables = {path.stem: read_table(path) for path in sorted((folder / "tables").glob("*.csv"))}
-    settings = json.loads((folder / "tables" / "resampling.json").read_text(encoding="utf-8"))
+    where = folder / "tables" if (folder / "tables").is_dir() else folder
+    tables = {path.stem: read_table(path) for path in sorted(where.glob("*.csv")) if path.stem in TABLES}
+    settings = json.loads((where / "resampling.json").read_text(encoding="utf-8"))
     curves = Curves(tables["curves"], settings)
     deviations: dict[str, float] = {}
+    absent: dict[str, None] = {}
     problems = missing_rows(curves, tables)
     for name, rows in tables.items():
         for place, row in enumerate(rows, start=2):
@@ -273,11 +307,14 @@ def check(folder: Path) -> tuple[dict[str, float], list[str]]:
                 continue
             for column, value in wanted.items():
                 key = f"{name}.{column}"
+                if column not in row and column.startswith(LATER):
+                    absent[key] = None
+                    continue
                 if column not in row or bool(row[column]) == math.isnan(value):
                     problems.append(f"{name}.csv, line {place}: {column} is {row.get(column, 'missing')!r}, the curves give {value}")
                 elif row[column]:
                     deviations[key] = max(deviations.get(key, 0.0), abs(float(row[column]) - value) / max(1.0, abs(value)))
-    return deviations, problems
+    return deviations, problems, list(absent)
 
 
 def _expected(name: str, curves: Curves, row: Row) -> dict[str, float]:
@@ -318,15 +355,18 @@ def read_table(path: Path) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of ``python -m experiments.recompute``."""
     parser = argparse.ArgumentParser(prog="lamorel-ext-recompute", description="Check a report's tables against its curves.")
-    parser.add_argument("folder", type=Path, help="folder of the report")
+    parser.add_argument("folder", type=Path, help="folder of the report, or of its tables")
     folder = parser.parse_args(argv).folder
     try:
-        deviations, problems = check(folder)
+        deviations, problems, absent = check(folder)
     except (OSError, KeyError, ValueError) as error:
         print(f"error: {folder} holds no report that can be checked: {error!r}", file=sys.stderr)
         return 1
     for column, deviation in deviations.items():
         print(f"{deviation:.1e}  {column}")
+    if absent:
+        names = [name for name in absent if not name.endswith(("_low", "_high"))]
+        print(f"not in these tables, which an earlier version wrote: {', '.join(names)}")
     for problem in problems:
         print(f"wrong: {problem}")
     largest = max(deviations.values(), default=math.inf)

@@ -23,6 +23,8 @@ CALLS = "llm_calls"
 TOKENS = "llm_tokens"
 SECONDS = "seconds"
 TEACHER = "teacher_success"
+EXACT = "eval_exact"
+"""1 where an evaluation went through all states, 0 where it played held-out episodes."""
 
 
 @dataclass(frozen=True)

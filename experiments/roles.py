@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import yaml
 
 from experiments.identity import differing_keys, method
 from experiments.results import Arm
-from lamorel_ext.config import CONFIG_DIR, Config, FeedbackArgs
+from lamorel_ext.config import CONFIG_DIR, ArmArgs, Config, FeedbackArgs
 
 REQUIRED_CONTROLS = ("random", "shuffled", "inverted")
 """Signs without information, of information in the wrong place, and of the opposite: what a feedback arm must be held against."""
@@ -24,7 +28,7 @@ class Missing:
     Attributes:
         arm: Label of the feedback arm.
         kinds: Of ``REQUIRED_CONTROLS``.
-        files: Files of ``configs/arm`` that would be the controls, each with what has to be changed in it.
+        files: What would be the controls, in the order of ``kinds``: names of files in ``configs/arm``, or what to copy and to change in the copy.
     """
 
     arm: str
@@ -63,6 +67,13 @@ def is_online(config: Config) -> bool:
     return config.feedback.every != "rollout"
 
 
+def step_size(config: Config) -> float | None:
+    """Of the teacher's updates: ``feedback.lr_online`` where they come every so many steps, ``feedback.lr`` otherwise; None where none go out."""
+    if not has_edge(config) or not config.feedback_trains:
+        return None
+    return config.feedback.lr_online if is_online(config) else config.feedback.lr
+
+
 def is_literal_rule(config: Config) -> bool:
     """True for the paper's rule and nothing else: ``previous``, online or per rollout, every other value of the edge as it comes."""
     literal, given = FeedbackArgs(), config.feedback
@@ -86,6 +97,17 @@ def control_of(arm: Arm, kind: str, arms: Iterable[Arm]) -> Arm | None:
     """The control of this kind with the same agent, rhythm, channel and loss; of several the one that differs least otherwise."""
     same = [other for other in arms if other.config.feedback.signal == kind and has_edge(other.config) and _edge(other) == _edge(arm)]
     return _nearest(arm, same)
+
+
+def foreign_base(arm: Arm, control: Arm) -> str | None:
+    """The signal that a control turns around or permutes, where that is not the arm's own; None where it is, or where there is none.
+
+    Ties count where the signal knows them: ``previous`` with ties as no feedback is another signal than ``previous``.
+    """
+    base = _base(control.config.feedback)
+    if base is None or (base == arm.config.feedback.signal and not _ties_apart(arm, control)):
+        return None
+    return f"{base} with feedback.ties={control.config.feedback.ties}" if base == arm.config.feedback.signal else base
 
 
 def other_differences(arm: Arm, control: Arm) -> list[str]:
@@ -115,7 +137,7 @@ def missing_controls(arms: Sequence[Arm]) -> list[Missing]:
             continue
         kinds = [kind for kind in REQUIRED_CONTROLS if control_of(arm, kind, arms) is None and not impossible_control(arm.config, kind)]
         if kinds:
-            found.append(Missing(arm.label, tuple(kinds), tuple(_control_file(arm.config, kind) for kind in kinds)))
+            found.append(Missing(arm.label, tuple(kinds), tuple(_advice(arm.config, kind) for kind in kinds)))
     return found
 
 
@@ -127,26 +149,60 @@ def _edge(arm: Arm) -> tuple[object, ...]:
 def _nearest(arm: Arm, others: Sequence[Arm]) -> Arm | None:
     """The one with the fewest differences; among equals the one that turns or permutes this arm's own signal, then the first."""
 
-    def distance(other: Arm) -> tuple[int, bool]:
-        feedback = other.config.feedback
-        source = {"inverted": feedback.inverts, "shuffled": feedback.shuffles}.get(feedback.signal)
-        return len(other_differences(arm, other)), source is not None and source != arm.config.feedback.signal
+    def distance(other: Arm) -> tuple[int, bool, bool]:
+        base = _base(other.config.feedback)
+        return len(other_differences(arm, other)), base not in (None, arm.config.feedback.signal), _ties_apart(arm, other)
 
     return min(others, key=distance, default=None)
 
 
-def _control_file(config: Config, kind: str) -> str:
-    """Name of the file, and the values that it has to have besides where no shipped file has them."""
-    agent = "llm_policy_" if config.arm.agent == "llm_policy" else ""
-    name = f"{agent}control_{kind}{'_online' if is_online(config) else ''}"
-    usual = FeedbackArgs()
-    changed = [
-        f"feedback.{key}={getattr(config.feedback, key)}"
-        for key in ("loss", "channel")
-        if getattr(config.feedback, key) != getattr(usual, key)
-    ]
-    if config.feedback.every not in ("rollout", 1):
-        changed.append(f"feedback.every={config.feedback.every}")
-    if not (CONFIG_DIR / "arm" / f"{name}.yaml").is_file():
-        return f"{name} (not shipped)" if not changed else f"{name} with {' '.join(changed)} (not shipped)"
-    return f"{name} with {' '.join(changed)}" if changed else name
+def _base(feedback: FeedbackArgs) -> str | None:
+    return {"inverted": feedback.inverts, "shuffled": feedback.shuffles}.get(feedback.signal)
+
+
+def _ties_apart(arm: Arm, control: Arm) -> bool:
+    ours, theirs = arm.config.feedback, control.config.feedback
+    return ours.signal == "previous" == _base(theirs) and ours.ties != theirs.ties
+
+
+def _advice(config: Config, kind: str) -> str:
+    """Name of a shipped file, or which one to copy and what to change in the copy."""
+    wanted: dict[str, object] = {"arm.agent": config.arm.agent, "feedback.signal": kind}
+    wanted |= {f"feedback.{key}": getattr(config.feedback, key) for key in ("every", "channel", "loss", "epochs")}
+    verb = {"inverted": "inverts", "shuffled": "shuffles"}.get(kind)
+    own: dict[str, object] = {f"feedback.{verb}": config.feedback.signal} if verb else {}
+    if verb and config.feedback.signal == "previous":
+        own["feedback.ties"] = config.feedback.ties
+
+    def unlike(name: str, keys: Mapping[str, object]) -> list[str]:
+        return [key for key, value in keys.items() if _shipped_controls()[name].get(key, _usual(key)) != value]
+
+    def distance(name: str) -> tuple[bool, int, int]:
+        return (
+            bool(unlike(name, {key: wanted[key] for key in ("arm.agent", "feedback.signal")})),
+            len(unlike(name, wanted)),
+            len(unlike(name, own)),
+        )
+
+    nearest = min(_shipped_controls(), key=distance)
+    changes = unlike(nearest, wanted)
+    if not changes:
+        return nearest
+    # A signal that needs the whole rollout in the file to be copied may be impossible in the copy: the copy names the arm's own.
+    every = wanted | own
+    return f"a copy of configs/arm/{nearest}.yaml with " + " and ".join(f"{key}: {every[key]}" for key in unlike(nearest, every))
+
+
+@functools.cache
+def _shipped_controls() -> dict[str, dict[str, Any]]:
+    """What each file of a control sets, by the file's name."""
+    found = {}
+    for path in sorted((CONFIG_DIR / "arm").glob("*control_*.yaml")):
+        groups = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found[path.stem] = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
+    return found
+
+
+def _usual(key: str) -> object:
+    group, name = key.split(".")
+    return getattr(ArmArgs() if group == "arm" else FeedbackArgs(), name)

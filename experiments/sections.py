@@ -7,15 +7,30 @@ from collections.abc import Callable, Mapping, Sequence
 
 from experiments import page
 from experiments.figures import Picture
+from experiments.headline import advice, unlike
 from experiments.identity import differing_keys, method
 from experiments.plots import CONTROL_TITLES
 from experiments.results import CALLS, SECONDS, STEPS, TOKENS, Arm, Run
-from experiments.roles import is_feedback
+from experiments.roles import is_feedback, step_size
 from experiments.statistics import Interval
-from experiments.summary import COSTS, REWARD_SCALE, ArmSummary, Difference, EdgeCheck, Summary, bracket, plain, signed
+from experiments.summary import (
+    COSTS,
+    FALSE_ALARMS,
+    REWARD_SCALE,
+    SEEDS_FOR_A_CLAIM,
+    ArmSummary,
+    Difference,
+    EdgeCheck,
+    Summary,
+    bracket,
+    is_exact,
+    plain,
+    signed,
+)
 
 Pictures = Mapping[str, Sequence[Picture]]
 COST_NAMES = {CALLS: "calls", TOKENS: "tokens", SECONDS: "seconds"}
+STEP_SIZE = "step size of the feedback, lr or lr_online"
 TELEMETRY = (
     ("feedback_f_positive", "share of f > 0"),
     ("feedback_f_zero", "share of f = 0"),
@@ -57,9 +72,11 @@ def task_sections(task: Summary, pictures: Pictures, prefix: str = "") -> list[s
     sections = [page.section(f"{prefix}Arms", _arms_table(task), page.note(_how_to_read(task)))]
     sections.append(page.section(f"{prefix}Curves", *(page.picture(drawn) for drawn in pictures["curves"])))
     sections += _comparisons(task, pictures, prefix)
-    sections.append(
-        page.section(f"{prefix}Costs", _costs_table(task), page.note(_how_to_read_costs(task)), *map(page.picture, pictures["costs"]))
-    )
+    costs = [_costs_table(task), page.note(_how_to_read_costs(task))]
+    if task.against_baseline:
+        even = "Up to what the cheapest run of the two arms has spent; a dash where one of them spends nothing."
+        costs += [page.subheading(f"At equal cost, minus {task.baseline}"), _equal_costs_table(task), page.note(even)]
+    sections.append(page.section(f"{prefix}Costs", *costs, *map(page.picture, pictures["costs"])))
     return [*sections, page.section(f"{prefix}What the edge did", _telemetry(task))]
 
 
@@ -67,10 +84,10 @@ def _comparisons(summary: Summary, pictures: Pictures, prefix: str) -> list[str]
     sections = []
     figures = {drawn.name.rsplit("difference_to_")[-1]: page.picture(drawn) for drawn in pictures["differences"]}
     if summary.against_baseline:
-        parts = [_differences(summary.against_baseline), figures.get("baseline", "")]
+        parts = [*_differences(summary.against_baseline), figures.get("baseline", "")]
         sections.append(page.section(f"{prefix}Against the baseline, {summary.baseline}", *parts))
     if summary.frozen and summary.frozen != summary.baseline:
-        parts = [_differences(summary.against_frozen), figures.get("frozen_teacher", "")]
+        parts = [*_differences(summary.against_frozen), figures.get("frozen_teacher", "")]
         sections.append(page.section(f"{prefix}Against the frozen teacher, {summary.frozen}", *parts))
     return sections + _controls_section(summary, pictures, prefix)
 
@@ -81,16 +98,17 @@ def _controls_section(summary: Summary, pictures: Pictures, prefix: str) -> list
         return []
     parts = []
     if summary.missing:
-        lines = [f"{missing.arm}: no {', no '.join(missing.kinds)} sign. Add {', '.join(missing.files)}." for missing in summary.missing]
+        lines = [f"{missing.arm}: no {', no '.join(missing.kinds)} sign. {advice(missing.files)}" for missing in summary.missing]
         parts.append(page.warning(["Controls without a complete run; the arms' files are in configs/arm.", *lines]))
     header = ["feedback arm", *(f"minus {title}" for title in CONTROL_TITLES.values())]
     parts.append(page.table(header, [[edge.label, *(_control_cell(edge, kind) for kind in CONTROL_TITLES)] for edge in summary.edges]))
     notes = {note for edge in summary.edges for note in edge.notes}
-    partners = _partners(summary.edges)
+    lines = [*_partners(summary.edges), *_foreign(summary.edges), *_magnitudes(summary), *_reasons(summary.edges), *sorted(notes)]
     parts.append(page.note(
         "Differences of areas, paired by seed; a feedback arm has to be ahead of all four for its signs to be what helps. "
-        "A control has the arm's agent, rhythm, channel and loss. " + " ".join(f"{line}." for line in [*partners, *_reasons(summary.edges), *sorted(notes)])
+        "A control has the arm's agent, rhythm, channel and loss. " + " ".join(f"{line}." for line in lines)
     ))  # fmt: skip
+    parts += [page.note(line) for line in unlike([difference for edge in summary.edges for difference in edge.differences.values()])]
     return [page.section(f"{prefix}Controls", *parts, *map(page.picture, pictures["controls"]))]
 
 
@@ -118,6 +136,31 @@ def _partners(edges: Sequence[EdgeCheck]) -> list[str]:
     return [f"Beside {', '.join(labels)}: {', '.join(partners)}" for partners, labels in shared.items() if partners]
 
 
+def _foreign(edges: Sequence[EdgeCheck]) -> list[str]:
+    """Which controls turn around or permute other signs than the arm's own, said once for all feedback arms that share one."""
+    shared: dict[tuple[str, str, str], list[str]] = {}
+    for edge in edges:
+        for kind, base in edge.foreign.items():
+            shared.setdefault((edge.differences[kind].theirs, kind, base), []).append(edge.label)
+    verbs = {"inverted": "turns around", "shuffled": "permutes"}
+    return [
+        f"{control} {verbs[kind]} the signs of {base}, not the own ones of {', '.join(labels)}"
+        for (control, kind, base), labels in shared.items()
+    ]
+
+
+def _magnitudes(summary: Summary) -> list[str]:
+    """That coins have no magnitudes, for arms whose signal has."""
+    weighted = {row.label for row in summary.arms if row.arm.config.feedback.signal == "weighted"}
+    found = []
+    for edge in summary.edges:
+        if edge.label in weighted and "random" in edge.differences:
+            keeps = "shuffled" in edge.differences and "shuffled" not in edge.foreign
+            instead = f"; {edge.differences['shuffled'].theirs} keeps them" if keeps else ""
+            found.append(f"{edge.differences['random'].theirs} says ±1, without the magnitudes of {edge.label}{instead}")
+    return found
+
+
 def _arms_table(task: Summary) -> str:
     header = ["arm", "seeds", "success at the end", "return at the end", "return × 20", "area under success", "IQM", "steps to 80 %",
               "steps to 95 %"]  # fmt: skip
@@ -139,22 +182,25 @@ def with_interval(interval: Interval, show: Callable[[float], str] = plain) -> s
 
 
 def _how_to_read(task: Summary) -> str:
-    kinds = sorted({_kind(row) for row in task.arms})
+    kinds: dict[str, list[str]] = {}
+    for row in task.arms:
+        kinds.setdefault(_kind(row), []).append(row.label)
+    evaluation = "; ".join(f"{kind} ({', '.join(labels)})" if len(kinds) > 1 else kind for kind, labels in sorted(kinds.items()))
+    few = ", too narrow with so few of them" if task.seeds < SEEDS_FOR_A_CLAIM else ""
     return (
-        f"Brackets are 95 % bootstrap intervals over seeds. The area is the mean success over the first {task.tasks[0].until:,.0f} environment steps; "
+        f"Brackets are 95 % bootstrap intervals over seeds{few}. The area is the mean success over the first {task.tasks[0].until:,.0f} environment steps; "
         "IQM is its interquartile mean over seeds. Steps to a level are those of the median seed, a dash where it never gets there. "
-        f"Evaluation: {'; '.join(kinds)}."
+        f"Evaluation: {evaluation}."
     )
 
 
 def _kind(row: ArmSummary) -> str:
-    exact = [run.columns["eval_exact"] for run in row.runs if "eval_exact" in run.columns]
-    if exact and all(values.all() for values in exact):
+    if is_exact(row.runs):
         return "exact, by enumeration of all states"
     return f"{row.arm.config.run.eval_episodes} held-out episodes each"
 
 
-def _differences(differences: Sequence[Difference]) -> str:
+def _differences(differences: Sequence[Difference]) -> list[str]:
     header = ["arm", "area, difference", "success at the end, difference", "pairs won", "P(better)"]
     rows = [
         [
@@ -166,7 +212,22 @@ def _differences(differences: Sequence[Difference]) -> str:
         ]
         for difference in differences
     ]
-    return page.table(header, rows)
+    return [page.table(header, rows), *(page.note(line) for line in [*unlike(differences), *_few_seeds(differences)])]
+
+
+def _few_seeds(differences: Sequence[Difference]) -> list[str]:
+    """What an interval over few seeds is worth."""
+    seeds = max((difference.seeds for difference in differences), default=0)
+    if not 2 <= seeds < SEEDS_FOR_A_CLAIM:
+        return []
+    alarms = FALSE_ALARMS[max(known for known in FALSE_ALARMS if known <= seeds)]
+    tasks = {task for difference in differences for task, _ in difference.per_run}
+    several = ", less often for the mean of several tasks" if len(tasks) > 1 else ""
+    return [
+        f"With {seeds} seeds an interval is close to the range of the seeds and covers less than 95 %: where there is no difference at all, it would "
+        f"leave out zero in about {100 * alarms:.0f} % of such comparisons ({100 * FALSE_ALARMS[SEEDS_FOR_A_CLAIM]:.0f} % with {SEEDS_FOR_A_CLAIM} "
+        f"seeds; simulated with normal differences){several}."
+    ]
 
 
 # --- costs and telemetry ----------------------------------------------------------------------------------------------------------
@@ -176,7 +237,7 @@ def _costs_table(task: Summary) -> str:
     """What a run costs, what it had spent on the way to a level, and how well it did for the same expense."""
     header = ["arm", *(f"LLM {name}" if cost != SECONDS else name for cost, name in COST_NAMES.items()),
               *(f"{name} to {level} %" for name in COST_NAMES.values() for level in (80, 95)),
-              *(f"area over {name}" for name in COST_NAMES.values())]  # fmt: skip
+              *(f"area over {_first(task.cut_at, cost)}" for cost in COSTS)]  # fmt: skip
     rows = []
     for row in task.arms:
         reached = [_count(row.cost_to[level, cost]) for cost in COSTS for level in (0.80, 0.95)]
@@ -185,10 +246,32 @@ def _costs_table(task: Summary) -> str:
     return page.table(header, rows)
 
 
+def _equal_costs_table(task: Summary) -> str:
+    """Each arm minus the baseline at equal expense, which is that of the cheaper one of the two."""
+    header = ["arm", *(f"area over {name}, difference" for name in COST_NAMES.values())]
+    rows = []
+    for difference in task.against_baseline:
+        cells = [
+            f"{with_interval(difference.by_cost[cost], signed)} over {_first(difference.cut_at, cost)}"
+            if cost in difference.by_cost
+            else "–"
+            for cost in COSTS
+        ]
+        rows.append([difference.ours, *cells])
+    return page.table(header, rows)
+
+
+def _first(cut_at: Mapping[str, float], cost: str) -> str:
+    """The expense that an area reaches to."""
+    if cost not in cut_at:
+        return COST_NAMES[cost]
+    return f"the first {cut_at[cost]:{',.1f' if cost == SECONDS else ',.0f'}} {COST_NAMES[cost]}"
+
+
 def _how_to_read_costs(task: Summary) -> str:
     return (
         "Means over seeds of whole runs; what it took to 80 % and 95 % is that of the median seed. The area over a cost is the mean success while it "
-        "was spent, up to what the cheapest run of an arm that pays at all has spent; its intervals are in the table of summaries. Tokens are those "
+        "was spent, up to what the cheapest run of an arm that calls the LLM has spent; arms that spend less have none. Tokens are those "
         "that the LLM processed, without answers that it still remembered. Seconds depend on the machine and on what else it did."
     )
 
@@ -226,6 +309,10 @@ def provenance_sections(tasks: Sequence[Summary], unfinished: Sequence[Run]) -> 
 def _config_differences(arms: Mapping[str, Arm], what: str = "arm") -> str:
     values = [method(arm.config) for arm in arms.values()]
     keys = differing_keys(values)
+    steps = {label: step_size(arm.config) for label, arm in arms.items()}
+    if len({step for step in steps.values() if step is not None}) > 1:
+        keys.append(STEP_SIZE)
+        values = [{**value, STEP_SIZE: "–" if step is None else f"{step:g}"} for value, step in zip(values, steps.values(), strict=True)]
     if not keys:
         return page.note("Nothing but their seeds.")
     rows = [[label, *(str(value[key]) for key in keys)] for label, value in zip(arms, values, strict=True)]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.results import CALLS, RETURN, SECONDS, STEPS, SUCCESS, TOKENS, Arm, Run, Task
+from experiments.results import CALLS, EXACT, RETURN, SECONDS, STEPS, SUCCESS, TOKENS, Arm, Run, Task
 from experiments.roles import (
     REQUIRED_CONTROLS,
     Missing,
     control_of,
+    foreign_base,
     impossible_control,
     is_feedback,
     is_frozen,
@@ -31,6 +33,9 @@ from experiments.statistics import (
 )
 
 SEEDS_FOR_A_CLAIM = 10
+FALSE_ALARMS = {2: 0.5, 3: 0.25, 4: 0.2, 5: 0.16, 6: 0.15, 8: 0.11, 10: 0.1}
+"""How often the 95 % interval of the mean of so many seeds leaves out a true zero: simulated, 2,000 sets of normal differences. Two seeds' interval
+is their range, which has zero outside it half the time."""
 REWARD_SCALE = 20.0
 """Lamorel and GLAM report returns multiplied by this."""
 THRESHOLDS = (0.80, 0.95)
@@ -53,7 +58,7 @@ class ArmSummary:
         rank: Mean rank of the area among all arms, 1 the best, over the seeds that all arms have.
         cost_to: What the median run had spent when an evaluation first reached a threshold, by threshold and cost; None where most runs never
             get there, and where there are several tasks.
-        area_by: Mean success over what was spent of a cost, up to the total of the cheapest arm that pays at all; empty for several tasks.
+        area_by: Mean success over what was spent of a cost, up to ``Summary.cut_at``; without the arms that spend less, and empty for several tasks.
         spent: Mean cost of a run.
     """
 
@@ -91,6 +96,9 @@ class Difference:
         interval: Of the mean over tasks of the mean over seeds.
         success: The same for success at the last evaluation.
         improvement: Chance that a run of ours beats a run of theirs.
+        by_cost: The same for the mean success over what was spent of a cost, up to ``cut_at``; empty for several tasks.
+        cut_at: By cost, the total of the cheapest run of the two arms; only costs that both have.
+        sampled: The side that was evaluated on held-out episodes on a task where the other one was evaluated exactly; empty where both are alike.
     """
 
     ours: str
@@ -100,6 +108,24 @@ class Difference:
     interval: Interval
     success: Interval
     improvement: Interval
+    by_cost: Mapping[str, Interval]
+    cut_at: Mapping[str, float]
+    sampled: tuple[str, ...]
+
+    @property
+    def alike(self) -> bool:
+        """True where both were evaluated the same way, exactly or on episodes, on every task."""
+        return not self.sampled
+
+    @property
+    def seeds(self) -> int:
+        """Seeds that have a partner, on the task that has fewest of them."""
+        return min(Counter(task for task, _ in self.per_run).values(), default=0)
+
+    @property
+    def is_tendency(self) -> bool:
+        """True where there are too few seeds for a claim."""
+        return self.seeds < SEEDS_FOR_A_CLAIM
 
     @property
     def pairs(self) -> int:
@@ -120,18 +146,30 @@ class EdgeCheck:
         label: Of the feedback arm.
         differences: By ``without_edge``, ``random``, ``shuffled``, ``inverted``: those that there are.
         reasons: Why one is not there.
+        foreign: The signal that a control turns around or permutes, by its kind, where that is not the arm's own.
         notes: What a control differs in besides the sign.
     """
 
     label: str
     differences: Mapping[str, Difference]
     reasons: Mapping[str, str]
+    foreign: Mapping[str, str]
     notes: tuple[str, ...]
 
     @property
-    def decisive(self) -> tuple[Difference | None, Difference | None]:
-        """Against the arm without the edge and against the random sign: what a benefit has to show in."""
-        return self.differences.get(NO_EDGE), self.differences.get("random")
+    def controls(self) -> list[Difference]:
+        """Against each control that there is."""
+        return [self.differences[kind] for kind in REQUIRED_CONTROLS if kind in self.differences]
+
+    @property
+    def unbeaten(self) -> list[Difference]:
+        """Against the controls that the arm is not ahead of; with one seed none of them is beaten."""
+        return [difference for difference in self.controls if not difference.interval.low > 0]
+
+    @property
+    def not_run(self) -> list[str]:
+        """Kinds of controls that could be and are not."""
+        return [kind for kind in REQUIRED_CONTROLS if self.reasons.get(kind) == "missing"]
 
 
 @dataclass(frozen=True)
@@ -148,6 +186,8 @@ class Summary:
         against_frozen: Every other arm against the frozen teacher.
         edges: Every feedback arm against its controls.
         missing: Controls that there are not.
+        cut_at: Where the arms' areas over a cost end: what the cheapest run of an arm that makes LLM calls has spent (of any arm, where none
+            makes any). Empty for several tasks.
     """
 
     label: str
@@ -159,6 +199,7 @@ class Summary:
     against_frozen: tuple[Difference, ...]
     edges: tuple[EdgeCheck, ...]
     missing: tuple[Missing, ...]
+    cut_at: Mapping[str, float]
 
     @property
     def differences(self) -> tuple[Difference, ...]:
@@ -193,6 +234,7 @@ def summarise(tasks: Sequence[Task], samples: int = 2000) -> Summary:
         against_frozen=tuple(table.difference(label, frozen.label, FROZEN) for label in labels if label != frozen.label) if frozen else (),
         edges=tuple(_check_edge(arm, common, table) for arm in common if is_feedback(arm.config)),
         missing=tuple(missing_controls(common)),
+        cut_at=table.cut_at,
     )
 
 
@@ -204,6 +246,7 @@ def _check_edge(arm: Arm, arms: Sequence[Arm], table: _Table) -> EdgeCheck:
         label=arm.label,
         differences={kind: table.difference(arm.label, partner.label, kind) for kind, partner in found.items()},
         reasons={kind: impossible_control(arm.config, kind) or "missing" for kind in partners if kind not in found},
+        foreign={kind: base for kind, partner in found.items() if (base := foreign_base(arm, partner)) is not None},
         notes=tuple(f"{found[kind].label} also differs in {', '.join(keys)}" for kind, keys in apart.items() if keys),
     )
 
@@ -225,7 +268,8 @@ class _Table:
         self._finals = self._scores(lambda task, run: run.last(SUCCESS))
         self._returns = self._scores(lambda task, run: run.last(RETURN))
         self._ranks = _rank_by_seed(self._areas)
-        self._totals = {cost: self._cheapest(cost) for cost in COSTS} if len(tasks) == 1 else {}
+        callers = [label for label in labels if pays(self._all_runs(label), CALLS)]
+        self.cut_at = self._cheapest(callers or labels)
 
     def _scores(self, score: Callable[[str, Run], float]) -> dict[str, dict[str, dict[int, float]]]:
         """By arm, task and seed."""
@@ -236,7 +280,7 @@ class _Table:
 
     def arm(self, label: str) -> ArmSummary:
         """The row of one arm."""
-        runs = [run for arm in self._runs[label].values() for run in arm.runs.values()]
+        runs = self._all_runs(label)
         areas = _strata(self._areas[label])
         one_task = len(self._runs[label]) == 1
         return ArmSummary(
@@ -248,13 +292,22 @@ class _Table:
             area_iqm=stratified_bootstrap(areas, interquartile_mean_of_tasks, self._samples),
             rank=self._interval(_strata(self._ranks[label])),
             cost_to={(level, cost): median_cost(runs, level, cost) for level in THRESHOLDS for cost in (STEPS, *COSTS)} if one_task else {},
-            area_by={cost: self._area_by(runs, cost, total) for cost, total in self._totals.items() if total and pays(runs, cost)},
+            area_by={
+                cost: self._interval([list(self._areas_by(label, cost, total).values())])
+                for cost, total in self.cut_at.items()
+                if pays(runs, cost) and all(run.last(cost) >= total for run in runs)
+            },
             spent={cost: _mean_last(runs, cost) for cost in COSTS},
         )
 
     def difference(self, ours: str, theirs: str, against: str) -> Difference:
         """Pair two arms by task and seed. Without a common seed on every task the intervals are NaN."""
         areas = _pair(self._areas[ours], self._areas[theirs])
+        cut_at = self._cheapest([ours, theirs])
+        by_cost = {
+            cost: paired_differences(self._areas_by(ours, cost, total), self._areas_by(theirs, cost, total))
+            for cost, total in cut_at.items()
+        }
         return Difference(
             ours=ours,
             theirs=theirs,
@@ -263,23 +316,41 @@ class _Table:
             interval=self._interval(_strata(areas)),
             success=self._interval(_strata(_pair(self._finals[ours], self._finals[theirs]))),
             improvement=improvement_over_tasks(_strata(self._areas[ours]), _strata(self._areas[theirs]), self._samples),
+            by_cost={cost: self._interval([list(by_seed.values())]) for cost, by_seed in by_cost.items()},
+            cut_at=cut_at,
+            sampled=self._sampled(ours, theirs),
         )
 
     def _interval(self, strata: Sequence[Sequence[float]]) -> Interval:
         return stratified_bootstrap(strata, samples=self._samples) if all(strata) else UNKNOWN
 
-    def _area_by(self, runs: Sequence[Run], cost: str, total: float) -> Interval:
-        return stratified_bootstrap([[run.area_by(cost, total) for run in runs]], samples=self._samples)
+    def _sampled(self, ours: str, theirs: str) -> tuple[str, ...]:
+        exact = [{label: is_exact(list(self._runs[label][task].runs.values())) for label in (ours, theirs)} for task in self._runs[ours]]
+        return tuple(dict.fromkeys(label for sides in exact if len(set(sides.values())) > 1 for label in sides if not sides[label]))
 
-    def _cheapest(self, cost: str) -> float | None:
-        """What the cheapest run of all arms that pay has spent."""
-        groups = [[run for arm in arms.values() for run in arm.runs.values()] for arms in self._runs.values()]
-        return min((run.last(cost) for runs in groups if pays(runs, cost) for run in runs), default=None)
+    def _areas_by(self, label: str, cost: str, total: float) -> dict[int, float]:
+        """On the only task, by seed."""
+        (arm,) = self._runs[label].values()
+        return {seed: run.area_by(cost, total) for seed, run in arm.runs.items()}
+
+    def _cheapest(self, labels: Sequence[str]) -> dict[str, float]:
+        """What the cheapest run of these arms has spent, of each cost that all of them have; nothing for several tasks."""
+        runs = [run for label in labels for run in self._all_runs(label)]
+        one_task = all(len(self._runs[label]) == 1 for label in labels)
+        return {cost: min(run.last(cost) for run in runs) for cost in COSTS if runs and one_task and pays(runs, cost)}
+
+    def _all_runs(self, label: str) -> list[Run]:
+        return [run for arm in self._runs[label].values() for run in arm.runs.values()]
 
 
 def pays(runs: Sequence[Run], cost: str) -> bool:
     """True where every run has spent something."""
     return all(cost in run.columns and run.last(cost) > 0 for run in runs)
+
+
+def is_exact(runs: Sequence[Run]) -> bool:
+    """True where every evaluation went through all states."""
+    return all(bool(run.columns[EXACT].all()) if EXACT in run.columns else False for run in runs)
 
 
 def median_cost(runs: Sequence[Run], threshold: float, cost: str) -> float | None:
@@ -291,7 +362,7 @@ def median_cost(runs: Sequence[Run], threshold: float, cost: str) -> float | Non
 
 def signed(value: float) -> str:
     """Three digits with a sign; a dash for NaN."""
-    return "–" if math.isnan(value) else f"{value:+.3f}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")  # + 0.0: no sign before a negative zero
 
 
 def plain(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from experiments.summary import COSTS, REWARD_SCALE, THRESHOLDS, ArmSummary, Dif
 
 Table = tuple[list[str], list[list[str]]]
 BUDGET = "total_steps"
+ALIKE = "evaluated_alike"
+"""1 where both sides of a difference were evaluated the same way, exactly or on episodes; 0 where they were not."""
 PROFILE_STEPS = 100
 """Performance profiles ask for success above 0, 1/100, ..., 1."""
 
@@ -43,14 +45,14 @@ def summary_table(tasks: Sequence[Summary]) -> Table:
     columns = [(level, cost) for cost in names for level in THRESHOLDS]
     header = ["task", "arm", "seeds", *_ends("success"), *_ends("return"), "return_x20", *_ends("area"), *_ends("area_iqm"),
               *(f"{names[cost]}_to_{100 * level:.0f}" for level, cost in columns), *COSTS,
-              *(name for cost in COSTS for name in _ends(f"area_by_{cost}"))]  # fmt: skip
+              *(name for cost in COSTS for name in (*_ends(f"area_by_{cost}"), f"area_by_{cost}_until"))]  # fmt: skip
     rows = []
     for summary in tasks:
         for row in summary.arms:
             numbers = [*_cells(row.success), *_cells(row.returned), csv_cell(REWARD_SCALE * row.returned.estimate), *_cells(row.area),
                        *_cells(row.area_iqm), *(csv_cell(row.cost_to[column]) for column in columns),
                        *(csv_cell(row.spent[cost]) for cost in COSTS)]  # fmt: skip
-            by_cost = [cell for cost in COSTS for cell in (_cells(row.area_by[cost]) if cost in row.area_by else [""] * 3)]
+            by_cost = [cell for cost in COSTS for cell in _cut_cells(row.area_by, summary.cut_at, cost)]
             rows.append([summary.label, row.label, str(len(row.runs)), *numbers, *by_cost])
     return header, rows
 
@@ -58,13 +60,16 @@ def summary_table(tasks: Sequence[Summary]) -> Table:
 def difference_table(tasks: Sequence[Summary]) -> Table:
     """One row per comparison and seed, and one without a seed for the mean and its interval."""
     header = ["task", "arm", "minus", "against", "seed", "area_difference", "low", "high", *_ends("success_difference"),
-              *_ends("probability_of_improvement")]  # fmt: skip
+              *_ends("probability_of_improvement"), ALIKE,
+              *(name for cost in COSTS for name in (*_ends(f"area_by_{cost}_difference"), f"area_by_{cost}_until"))]  # fmt: skip
     rows = []
     for summary in tasks:
         for difference in summary.differences:
             names = [summary.label, difference.ours, difference.theirs, difference.against]
-            rows += [[*names, str(seed), csv_cell(value), *[""] * 8] for (_, seed), value in difference.per_run.items()]
-            rows.append([*names, "", *_difference_cells(difference)])
+            empty = [""] * (len(header) - len(names) - 2)
+            rows += [[*names, str(seed), csv_cell(value), *empty] for (_, seed), value in difference.per_run.items()]
+            by_cost = [cell for cost in COSTS for cell in _cut_cells(difference.by_cost, difference.cut_at, cost)]
+            rows.append([*names, "", *_difference_cells(difference), *by_cost])
     return header, rows
 
 
@@ -104,7 +109,7 @@ def overall_table(overall: Summary) -> Table:
 def overall_difference_table(overall: Summary) -> Table:
     """One row per comparison, over all tasks."""
     header = ["arm", "minus", "against", "pairs", "area_difference", "low", "high", *_ends("success_difference"),
-              *_ends("probability_of_improvement")]  # fmt: skip
+              *_ends("probability_of_improvement"), ALIKE]  # fmt: skip
     return header, [[d.ours, d.theirs, d.against, str(d.pairs), *_difference_cells(d)] for d in overall.differences]
 
 
@@ -126,7 +131,12 @@ def profile(row: ArmSummary, overall: Summary, samples: int) -> tuple[np.ndarray
 
 
 def _difference_cells(difference: Difference) -> list[str]:
-    return [*_cells(difference.interval), *_cells(difference.success), *_cells(difference.improvement)]
+    return [*_cells(difference.interval), *_cells(difference.success), *_cells(difference.improvement), str(int(difference.alike))]
+
+
+def _cut_cells(intervals: Mapping[str, Interval], cut_at: Mapping[str, float], cost: str) -> list[str]:
+    """Mean success over a cost, with where it ends; empty where there is none."""
+    return [*_cells(intervals[cost]), csv_cell(cut_at[cost])] if cost in intervals else [""] * 4
 
 
 def _ends(name: str) -> list[str]:

@@ -41,8 +41,8 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_number_of_every_table_is_found_again(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert recompute.main([str(tables)]) == 0
-    deviations, problems = recompute.check(tables)
-    assert not problems and max(deviations.values()) < 1e-12
+    deviations, problems, absent = recompute.check(tables)
+    assert not problems and not absent and max(deviations.values()) < 1e-12
     written = {path.stem: set(path.read_text().splitlines()[0].split(",")) for path in (tables / "tables").glob("*.csv")}
     names = {"task", "arm", "minus", "against", "seed", "area_above"}
     expected = {f"{table}.{column}" for table, columns in written.items() if table != "curves" for column in columns - names}
@@ -54,7 +54,9 @@ def test_every_number_of_every_table_is_found_again(tables: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("table", "column"),
     [
-        ("summary", "area_iqm_high"), ("summary", "area_by_llm_tokens"), ("differences", "low"), ("differences", "area_difference"),
+        ("summary", "area_iqm_high"), ("summary", "area_by_llm_tokens"), ("summary", "area_by_seconds_until"),
+        ("differences", "low"), ("differences", "evaluated_alike"), ("differences", "area_by_seconds_difference_low"),
+        ("differences", "area_by_llm_calls_until"),  ("differences", "area_difference"),
         ("overall", "mean_rank_low"), ("overall_differences", "probability_of_improvement_high"), ("profiles", "share"),
     ],
 )  # fmt: skip
@@ -87,6 +89,28 @@ def test_a_folder_without_a_report_ends_with_one_message(tmp_path: Path, capsys:
     assert "holds no report that can be checked" in capsys.readouterr().err
 
 
+def published(name: str, folder: Path) -> Path:
+    return shutil.copytree(Path(__file__).parents[2] / "docs" / "results" / name, folder / name)
+
+
+def test_the_published_tables_can_be_checked_where_they_lie(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = published("figure2_40_smollm2", tmp_path)
+    assert recompute.main([str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("0 other problem(s)")
+    path = folder / "summary.csv"
+    (first, rest) = path.read_text().split("\n", 1)
+    with path.open(newline="") as file:
+        area = next(csv.DictReader(file))["area"]
+    path.write_text(first + "\n" + rest.replace(area, "0.123456", 1))
+    assert recompute.main([str(folder)]) == 1
+
+
+def test_columns_that_an_earlier_version_did_not_write_are_named(tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(tables, tmp_path, "differences", lambda rows: [row.pop("evaluated_alike") for row in rows])
+    assert recompute.main([str(tmp_path)]) == 0
+    assert "not in these tables, which an earlier version wrote: differences.evaluated_alike\n" in capsys.readouterr().out
+
+
 def test_nothing_of_the_report_is_imported() -> None:
     imports = [line for line in Path(recompute.__file__).read_text().splitlines() if line.startswith(("import ", "from "))]
     assert not [line for line in imports if "experiments" in line or "lamorel_ext" in line]
@@ -97,8 +121,8 @@ def change(tables: Path, folder: Path, table: str, edit: object) -> None:
     path = folder / "tables" / f"{table}.csv"
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    names = list(rows[0])
     edit(rows)  # type: ignore[operator]
+    names = list(rows[0])
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()

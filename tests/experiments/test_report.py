@@ -65,8 +65,8 @@ def test_the_first_lines_answer_the_question(runs: Path) -> None:
     sentences = first_lines(runs)
     # gae minus llm_policy: 0.25 and 0.375, mean 0.3125; every run of gae is above every run of llm_policy.
     assert sentences[0] == (
-        "teacher_feedback/gae is better than llm_policy: area under the success curve +0.312 [+0.250, +0.375], ahead in 2 of 2 paired seeds, "
-        "probability of improvement 1.00."
+        "teacher_feedback/gae is ahead of llm_policy on 2 seeds, which is a tendency: area under the success curve +0.312 [+0.250, +0.375], "
+        "ahead in 2 of 2 paired seeds, probability of improvement 1.00."
     )
     # gae minus frozen: 0 and 0.125, mean 0.0625; an interval that touches zero shows nothing. Of the four pairs two are won and two are ties.
     assert sentences[1] == (
@@ -82,9 +82,11 @@ def test_a_control_may_be_the_best_arm_but_speaks_for_no_feedback(tmp_path: Path
         for seed in (0, 1):
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
     first, second, better, *_ = first_lines(tmp_path)
-    assert first.startswith("control/random is better than llm_policy: area under the success curve +0.650")
-    assert second.startswith("teacher_feedback/td is better than teacher_frozen: area under the success curve +0.250")
-    assert better == "Better than llm_policy, with an interval above zero: teacher_frozen, teacher_feedback/td, control/random."
+    assert first.startswith("control/random is ahead of llm_policy on 2 seeds, which is a tendency: area under the success curve +0.650")
+    assert second.startswith(
+        "teacher_feedback/td is ahead of teacher_frozen on 2 seeds, which is a tendency: area under the success curve +0.250"
+    )
+    assert better == "Ahead of llm_policy, with an interval above zero: teacher_frozen, teacher_feedback/td, control/random."
 
 
 def test_where_the_baseline_is_the_best_arm_that_comes_first(tmp_path: Path) -> None:
@@ -93,8 +95,8 @@ def test_where_the_baseline_is_the_best_arm_that_comes_first(tmp_path: Path) -> 
         for seed in (0, 1):
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
     assert first_lines(tmp_path)[0].startswith(
-        "llm_policy is ahead of every other arm; next comes teacher_frozen. teacher_frozen is worse than llm_policy: area under the success "
-        "curve −0.400 [−0.400, −0.400]"
+        "llm_policy is ahead of every other arm on 2 seeds, which is a tendency; next comes teacher_frozen. teacher_frozen is behind llm_policy "
+        "on 2 seeds, which is a tendency: area under the success curve −0.400 [−0.400, −0.400]"
     )
 
 
@@ -104,7 +106,9 @@ def test_an_arm_that_follows_the_bot_is_a_bound_and_not_the_best(tmp_path: Path)
         for seed in (0, 1):
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
     sentences = first_lines(tmp_path)
-    assert sentences[0].startswith("teacher_frozen is better than llm_policy: area under the success curve +0.150")
+    assert sentences[0].startswith(
+        "teacher_frozen is ahead of llm_policy on 2 seeds, which is a tendency: area under the success curve +0.150"
+    )
     assert sentences[-1].startswith("teacher_oracle follows the bot, a bound and no rival. 3 arms were tried")
 
 

@@ -97,12 +97,13 @@ def test_profiles_say_which_share_of_the_runs_is_above_a_level(report: Path) -> 
 def test_the_first_lines_answer_over_all_tasks_and_then_for_each(report: Path) -> None:
     answer = re.findall("<p>(.*?)</p>", report.read_text().split('<div class="answer">')[1].split("</div>")[0])
     assert answer[0] == (
-        "Over 2 tasks, teacher_feedback/gae is better than llm_policy: area under the success curve +0.312 [+0.250, +0.375], ahead in 3 of 4 pairs "
-        "of runs, probability of improvement 0.88. "
+        "Over 2 tasks, teacher_feedback/gae is ahead of llm_policy on 2 seeds a task, which is a tendency: area under the success curve +0.312 "
+        "[+0.250, +0.375], ahead in 3 of 4 pairs of runs, probability of improvement 0.88. "
         # Over the random sign 0.25 and 0.75 on the first task, 0.25 twice on the second: (0.5 + 0.25) / 2.
-        "Against the same edge with a random sign it is +0.375 [+0.250, +0.500], so the sign itself helps."
+        "It is ahead of control/random (+0.375 [+0.250, +0.500]) too; without the shuffled or inverted sign that does not yet show that its signs "
+        "are what helps."
     )
-    assert [line for line in answer if line.startswith("On go_to_local_d4: teacher_feedback/gae is better than llm_policy")]
+    assert [line for line in answer if line.startswith("On go_to_local_d4: teacher_feedback/gae is ahead of llm_policy on 2 seeds, which")]
     assert [line for line in answer if line.startswith("On open_door: teacher_feedback/gae is not distinguishable from llm_policy")]
 
 

@@ -1,0 +1,219 @@
+"""What a report may claim: of the sign, on few seeds, between unlike evaluations, at equal cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import make_config, make_row
+
+from experiments.headline import headline
+from experiments.results import Run, group_tasks
+from experiments.roles import step_size
+from experiments.sections import provenance_sections, task_sections
+from experiments.statistics import bootstrap
+from experiments.summary import FALSE_ALARMS, Summary, summarise
+from experiments.tables import difference_table, summary_table
+from lamorel_ext.config import load_config
+from lamorel_ext.student.edge import _options
+
+NOTHING: dict[str, tuple[()]] = {"curves": (), "costs": (), "differences": (), "controls": ()}
+
+
+def runs_of(arm: str, curves: Sequence[Sequence[Mapping[str, float]]]) -> list[Run]:
+    """One complete run per seed from its evaluations, as they would be read from its folder."""
+    found = []
+    for seed, rows in enumerate(curves):
+        config = make_config(arm, seed, Path(), ())
+        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        found.append(Run(Path(config.run.output_dir), config, "complete", {}, {}, columns))
+    return found
+
+
+def flat(arm: str, heights: Sequence[float], **more: float) -> list[Run]:
+    """Flat curves, so that a height is an area; one per seed."""
+    return runs_of(arm, [[make_row(steps, height, **more) for steps in (0.0, 10.0, 20.0)] for height in heights])
+
+
+def compare(heights: Mapping[str, Sequence[float]]) -> Summary:
+    return summary_of(*(flat(arm, levels) for arm, levels in heights.items()))
+
+
+def summary_of(*arms: Sequence[Run]) -> Summary:
+    """In the order given, the first the baseline."""
+    (task,) = group_tasks([run for runs in arms for run in runs])
+    by_name = {arm.config.arm.name: arm for arm in task.arms}
+    ordered = tuple(by_name[runs[0].config.arm.name] for runs in arms)
+    return summarise([dataclasses.replace(task, arms=ordered)], samples=200)
+
+
+def sections(summary: Summary) -> dict[str, str]:
+    parts = [*task_sections(summary, NOTHING), *provenance_sections([summary], [])]
+    return {re.findall("<h2>(.*?)</h2>", part)[0]: part.replace("\N{NO-BREAK SPACE}", " ") for part in parts}
+
+
+# --- the sign -----------------------------------------------------------------------------------------------------------------------
+
+SEEDS = 10
+GAE = [0.5 + 0.01 * seed for seed in range(SEEDS)]
+FAR, NEAR = [level - 0.2 for level in GAE], [level + (0.1 if seed < 5 else -0.1) for seed, level in enumerate(GAE)]
+FOUR = ("teacher_frozen", "teacher_feedback_gae", "control_random", "control_shuffled", "control_inverted")
+
+
+def test_the_sign_helps_where_every_control_is_beaten() -> None:
+    first = headline(compare(dict(zip(FOUR, (FAR, GAE, FAR, FAR, FAR), strict=True))))[0]
+    assert first.startswith("teacher_feedback/gae is better than teacher_frozen: area under the success curve +0.200 [+0.200, +0.200]")
+    assert first.endswith(
+        " It is ahead of control/random (+0.200 [+0.200, +0.200]), control/shuffled (+0.200 [+0.200, +0.200]) and control/inverted "
+        "(+0.200 [+0.200, +0.200]) too, so the sign itself helps."
+    )
+
+
+def test_a_lead_over_the_random_sign_alone_is_no_merit_of_the_sign() -> None:
+    summary = compare(dict(zip(FOUR, (FAR, GAE, FAR, NEAR, NEAR), strict=True)))
+    first = headline(summary)[0]
+    near = next(difference for difference in summary.differences if difference.theirs == "control/inverted").interval
+    assert near.low < 0 < near.high
+    assert first.startswith("teacher_feedback/gae is better than teacher_frozen: area under the success curve +0.200 [+0.200, +0.200]")
+    ends = f"[−{-near.low:.3f}, +{near.high:.3f}]"
+    assert first.endswith(
+        f" But it is not shown to be ahead of control/shuffled (+0.000 {ends}) or control/inverted (+0.000 {ends}), "
+        "so its signs are not shown to be what helps."
+    )
+
+
+def test_controls_that_were_not_run_are_no_controls_beaten() -> None:
+    first = headline(compare(dict(zip(FOUR[:3], (FAR, GAE, FAR), strict=True))))[0]
+    assert first.endswith("too; without the shuffled or inverted sign that does not yet show that its signs are what helps.")
+
+
+def test_a_control_that_is_ahead_speaks_for_no_sign() -> None:
+    first = headline(compare(dict(zip(FOUR[:3], (FAR, FAR, GAE), strict=True))))[0]
+    assert first.endswith(" It is a control: its signs say nothing about the guidance.")
+
+
+def test_the_same_is_not_said_of_the_same_arm_twice() -> None:
+    answer = headline(compare({"llm_policy": FAR} | dict(zip(FOUR, (FAR, GAE, FAR, NEAR, NEAR), strict=True))))
+    assert answer[1].startswith("teacher_feedback/gae is better than teacher_frozen")
+    assert [sentence.count("not shown to be ahead of") for sentence in answer[:2]] == [1, 0]
+
+
+# --- few seeds ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_on_few_seeds_the_first_sentence_calls_a_lead_a_tendency() -> None:
+    summary = compare({arm: levels[:3] for arm, levels in zip(FOUR, (FAR, GAE, FAR, FAR, FAR), strict=True)})
+    answer = headline(summary)
+    assert answer[0].startswith(
+        "teacher_feedback/gae is ahead of teacher_frozen on 3 seeds, which is a tendency: area under the success curve +0.200 "
+    )
+    assert answer[0].endswith("too, which speaks for the signs themselves.")
+    assert "Ahead of teacher_frozen, with an interval above zero: teacher_feedback/gae." in answer
+    shown = sections(summary)
+    assert "too narrow with so few of them" in shown["Arms"]
+    assert "With 3 seeds an interval is close to the range of the seeds" in shown["Against the baseline, teacher_frozen"]
+    assert "in about 25 % of such comparisons" in shown["Against the baseline, teacher_frozen"]
+
+
+def test_with_ten_seeds_nothing_is_called_a_tendency() -> None:
+    summary = compare(dict(zip(FOUR, (FAR, GAE, FAR, FAR, FAR), strict=True)))
+    assert "tendency" not in " ".join(headline(summary)) and "too narrow" not in "".join(sections(summary).values())
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 4, 10])
+def test_the_rates_of_false_alarms_are_those_of_the_reports_own_intervals(seeds: int) -> None:
+    generator, trials = np.random.default_rng(5), 400
+    alarms = sum(bootstrap(generator.normal(size=seeds), samples=500).excludes_zero for _ in range(trials))
+    # Three standard errors of the share of 400.
+    assert alarms / trials == pytest.approx(FALSE_ALARMS[seeds], abs=3 * 0.5 / trials**0.5)
+
+
+# --- evaluations ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_between_unlike_evaluations_says_so() -> None:
+    sampled = flat("teacher_feedback_previous_prompt", (0.75, 0.75), eval_exact=0.0)
+    summary = summary_of(flat("teacher_frozen", (0.5, 0.5)), flat("teacher_feedback_previous", (0.25, 0.25)), sampled)
+    words = "Not evaluated alike: teacher_feedback/previous/prompt on held-out episodes, teacher_frozen exactly."
+    assert [sentence for sentence in headline(summary) if sentence.startswith(words)]
+    shown = sections(summary)
+    assert words in shown["Against the baseline, teacher_frozen"] and words in shown["Controls"]
+    assert "200 held-out episodes each (teacher_feedback/previous/prompt)" in shown["Arms"]
+    header, rows = difference_table([summary])
+    place = header.index("evaluated_alike")
+    assert {(row[1], row[place]) for row in rows if row[4] == ""} == {
+        ("teacher_feedback/previous", "1"), ("teacher_feedback/previous/prompt", "0")}  # fmt: skip
+
+
+def test_equal_evaluations_need_no_word() -> None:
+    summary = summary_of(*(flat(arm, (0.5, 0.5), eval_exact=0.0) for arm in ("teacher_frozen", "teacher_feedback_previous_prompt")))
+    assert "Not evaluated alike" not in " ".join([*headline(summary), *sections(summary).values()])
+
+
+# --- controls of other signs ------------------------------------------------------------------------------------------------------------
+
+
+def test_controls_of_another_signal_are_named_and_coins_have_no_magnitudes() -> None:
+    arms = (*FOUR, "teacher_feedback_weighted", "control_shuffled_weighted")
+    note = sections(compare(dict.fromkeys(arms, (0.5, 0.5))))["Controls"]
+    assert "control/inverted turns around the signs of gae, not the own ones of teacher_feedback/weighted." in note
+    assert "permutes the signs" not in note  # each has its own
+    assert "control/random says ±1, without the magnitudes of teacher_feedback/weighted; control/shuffled/weighted keeps them." in note
+
+
+# --- costs --------------------------------------------------------------------------------------------------------------------------------
+
+
+def costly(arm: str, calls: float, seconds: float) -> list[Run]:
+    """Success rises from 0 to 1 over the run, and what it costs rises evenly."""
+    shares = (0.0, 0.5, 1.0)
+    rows = [make_row(20 * share, share, llm_calls=calls * share, llm_tokens=calls * share, seconds=seconds * share) for share in shares]
+    return runs_of(arm, [rows])
+
+
+def test_an_area_over_a_cost_ends_where_the_cheaper_of_the_two_arms_does() -> None:
+    summary = summary_of(costly("llm_policy", 400, 50), costly("teacher_frozen", 200, 4), costly("student_alone", 0, 1))
+    # The student alone makes no calls: the arms' own areas end at the frozen teacher's 200 calls and 4 seconds, where llm_policy has come to 0.5
+    # and to 0.08 and has been at half of that on the way.
+    assert summary.cut_at == {"llm_calls": 200, "llm_tokens": 200, "seconds": 4}
+    llm_policy, frozen, alone = summary.arms
+    assert [frozen.area_by[cost].estimate for cost in summary.cut_at] == [0.5, 0.5, 0.5]
+    assert [llm_policy.area_by[cost].estimate for cost in summary.cut_at] == pytest.approx([0.25, 0.25, 0.04], abs=1e-12)
+    assert alone.area_by == {}
+    found = {difference.ours: difference for difference in summary.against_baseline}
+    # Each against llm_policy at the cheaper one's total: after one second llm_policy has come to 0.02.
+    assert found["student_alone"].cut_at == {"seconds": 1} and found["student_alone"].by_cost["seconds"].estimate == pytest.approx(
+        0.49, abs=1e-12
+    )
+    assert found["teacher_frozen"].cut_at["seconds"] == 4 and found["teacher_frozen"].by_cost["seconds"].estimate == pytest.approx(
+        0.46, abs=1e-12
+    )
+    costs = sections(summary)["Costs"]
+    assert "area over the first 200 calls" in costs and "area over the first 4.0 seconds" in costs
+    assert "<td>student_alone</td><td>–</td><td>–</td><td>+0.490 over the first 1.0 seconds</td>" in costs.replace("<wbr>", "")
+    header, rows = summary_table([summary])
+    assert rows[0][header.index("area_by_seconds_until")] == "4" and rows[2][header.index("area_by_seconds_until")] == ""
+
+
+# --- step sizes ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_step_size_that_an_arm_uses_is_shown() -> None:
+    summary = compare(dict.fromkeys(("teacher_frozen", "teacher_feedback_td", "teacher_feedback_td_online"), (0.5,)))
+    part = sections(summary)["What the arms differ in"]
+    assert '<th scope="col">step size of the feedback, lr or lr_online</th>' in part
+    ends = [row.split("</td><td>")[-1] for row in re.findall("<tr><td>(.*?)</td></tr>", part)]
+    assert ends == ["–", "0.0001", "1e-05"]
+
+
+def test_the_step_size_shown_is_the_one_sent_to_the_servers() -> None:
+    for arm in ("teacher_feedback_td", "teacher_feedback_td_online", "llm_policy_feedback_previous_online"):
+        config = load_config([f"arm={arm}", "feedback.lr=0.3", "feedback.lr_online=0.2"])
+        assert step_size(config) == _options(config)["lr"]
+    assert (
+        step_size(load_config(["arm=teacher_frozen"])) is None and step_size(load_config(["arm=teacher_feedback_previous_prompt"])) is None
+    )
