@@ -168,11 +168,10 @@ class LockstepGroup:
 
     def _agree(self, num_elements: int, complaint: str = "") -> None:
         if self._given_up is None:
-            failed, total, squares = self._exchange(num_elements, failed=False)
+            failed, numbers = self._exchange(num_elements, failed=False)
             if failed:
                 self._given_up = OtherServerFailed(f"given up because {' and '.join(f'llm server {rank}' for rank in failed)} failed")
-            # Equal numbers are those without variance.
-            elif self.size * squares != total * total:
+            elif len(set(numbers)) > 1:
                 self._given_up = OtherServerFailed(
                     complaint
                     or f"the servers do not sum the same thing: llm server {self.rank} came {_describe(num_elements)}; every server must call"
@@ -182,12 +181,13 @@ class LockstepGroup:
         if self._given_up is not None:
             raise self._given_up
 
-    def _exchange(self, num_elements: int, failed: bool) -> tuple[list[int], int, int]:
-        word = torch.zeros(self.size + 2, dtype=torch.int64)
-        word[self.rank], word[-2], word[-1] = int(failed), num_elements, num_elements * num_elements
+    def _exchange(self, num_elements: int, failed: bool) -> tuple[list[int], list[int]]:
+        """Ranks of the servers that failed, and the number of each: every server fills in its own places only."""
+        word = torch.zeros(2, self.size, dtype=torch.int64)
+        word[0, self.rank], word[1, self.rank] = int(failed), num_elements
         self._sum(word)
-        *failures, total, squares = word.tolist()
-        return [rank for rank, flag in enumerate(failures) if flag], total, squares
+        flags, numbers = word.tolist()
+        return [rank for rank, flag in enumerate(flags) if flag], numbers
 
     def _sum(self, tensor: Tensor) -> None:
         try:

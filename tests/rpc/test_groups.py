@@ -83,6 +83,32 @@ def test_everybody_leaves_when_one_server_fails_wherever_that_is(step: int) -> N
     ]
 
 
+class Huge:
+    """Passes for a tensor of billions of numbers, of which two are there."""
+
+    def __init__(self, numel: int) -> None:
+        self.tensor, self._numel = torch.ones(2), numel
+
+    def numel(self) -> int:
+        return self._numel
+
+    def detach(self) -> Tensor:
+        return self.tensor
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_gradient_of_billions_of_numbers_can_be_summed(size: int) -> None:
+    def work(group: LockstepGroup) -> Any:
+        equal, unequal = Huge(3 * 10**9), Huge(3 * 10**9 + group.rank)
+        group.together(lambda: group.all_reduce_sum(equal))  # type: ignore[arg-type]
+        with pytest.raises(OtherServerFailed, match=f"came to sum {unequal.numel()} numbers"):
+            group.together(lambda: group.all_reduce_sum(unequal))  # type: ignore[arg-type]
+        return equal.tensor
+
+    for result in on_servers(size, work):
+        assert torch.equal(result, torch.full((2,), float(size)))
+
+
 def test_several_that_fail_at_once_are_all_named() -> None:
     def work(group: LockstepGroup) -> None:
         def update() -> None:
