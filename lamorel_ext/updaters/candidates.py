@@ -211,6 +211,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         try:
             for chunk in cut_chunks(batch, batch.rows(minibatch.places), options.gradient_minibatch_size):
                 sums[:-1] += self._accumulate(batch, chunk, size, options)
+                stepper.collect()
         except Exception as error:  # raised below, after the other servers have heard of it
             if self._group.size == 1:
                 raise

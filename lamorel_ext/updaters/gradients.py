@@ -63,6 +63,18 @@ class GradientStepper:
         for parameter, held in zip(self.parameters, self._held, strict=True):
             parameter.grad = held.grad = None
 
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add up, in float32, what a backward pass left on parameters of less than single precision. To be called after each of several.
+
+        Autograd itself would add to a sum of that precision, in which a small part is lost beside a large sum.
+        """
+        for parameter, held in self._rounded:
+            if parameter.grad is not None:
+                part = parameter.grad.to(held.device, held.dtype)
+                held.grad = part if held.grad is None else held.grad.add_(part)
+                parameter.grad = None
+
     def reduce(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the gradients, and some numbers besides, over all servers. Every server must call it.
 
@@ -72,7 +84,8 @@ class GradientStepper:
         Returns:
             The gradients' norm before clipping, a scalar, and ``sums`` summed.
         """
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        self.collect()
+        gradients = [torch.zeros_like(held) if held.grad is None else held.grad for held in self._held]
         if self._group.size > 1:
             gradients, sums = self._summed(gradients, sums)
         for held, gradient in zip(self._held, gradients, strict=True):

@@ -13,7 +13,8 @@ from torch import Tensor
 from lamorel_ext.errors import RequestError, UpdateError
 from lamorel_ext.types import Scalar, ScoreResult, UpdateRequest
 from lamorel_ext.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, SupervisedUpdater, make_updaters
-from tests.updaters.updater_fakes import FakeHost, feedback_data, make_request, ppo_data
+from lamorel_ext.updaters.gradients import GradientStepper
+from tests.updaters.updater_fakes import FakeHost, ThreadGroup, feedback_data, make_request, on_servers, ppo_data
 
 PPO_REQUEST = make_request("ppo", 6, ppo_data(6))
 FEEDBACK_REQUEST = make_request("feedback", 6, feedback_data(6))
@@ -335,6 +336,41 @@ def test_steps_far_below_the_precision_of_bfloat16_add_up() -> None:
     moved = (host.weights().float() - before).abs()[large]
     assert host.weights().dtype == torch.bfloat16
     assert 0.0019 < float(moved.max()) < 0.0081
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_gradients_of_many_chunks_are_added_up_in_float32(servers: int) -> None:
+    # 1 and then 2^-9 three hundred times: in bfloat16, whose spacing at 1 is 2^-7, every later one would be lost.
+    def work(group: ThreadGroup) -> Tensor:
+        weight, whole = torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16)), torch.nn.Parameter(torch.zeros(1))
+        stepper = GradientStepper([("weight", weight), ("whole", whole)], group)
+        for part in [1.0] + [2.0**-9] * 300:
+            ((weight.float() + whole) * part).sum().backward()
+            stepper.collect()
+            assert weight.grad is None
+        return stepper.reduce(torch.zeros(1))[0]
+
+    expected = servers * (1 + 300 / 512) * 2**0.5  # two parameters with the same gradient
+    for norm in on_servers(servers, work):
+        assert float(norm) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_bfloat16_update_in_chunks_steps_on_the_float32_sum_of_their_gradients() -> None:
+    updater = SupervisedUpdater()
+    host = ready(updater, dtype=torch.bfloat16)
+    sums = {parameter: torch.zeros(parameter.shape) for parameter in host.parameters()}
+
+    def see(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        sums[parameter] += parameter.grad
+
+    for parameter in host.parameters():
+        parameter.register_post_accumulate_grad_hook(see)
+    request = make_request(
+        "supervised", 12, {"targets": torch.zeros(12, dtype=torch.int64)}, prompts=12, epochs=1, gradient_minibatch_size=1
+    )
+    norm = updater.update(request).stats["grad_norm"]
+    assert len(host.scored) > 3 and norm == pytest.approx(float(torch.cat([part.reshape(-1) for part in sums.values()]).norm()), rel=1e-6)
 
 
 def test_weights_that_something_else_changed_are_where_a_bfloat16_step_starts() -> None:
