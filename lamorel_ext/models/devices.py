@@ -1,8 +1,9 @@
-"""Numbers on their way from the host to a model's device, without the host waiting for the device."""
+"""What a model's device asks for: numbers that get there without the host waiting, seeds, and the right attention kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,3 +24,29 @@ def put(values: np.ndarray, device: torch.device) -> Tensor:
 def put_integers(values: Iterable[int], device: torch.device) -> Tensor:
     """``(n,)`` int64."""
     return put(np.fromiter(values, dtype=np.int64), device)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from a seed, on the CPU and on the device, and leave every generator of the process as it was.
+
+    ``torch.manual_seed`` would also reseed the generators of all other GPUs, which nothing puts back.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def choose_attention(device: torch.device) -> None:
+    """Keep PyTorch from cuDNN's attention where a model is about to run on a GPU; it holds for the whole process.
+
+    From sm90 on PyTorch prefers cuDNN's kernels in half precision (2.11 and later, whose wheels bring a cuDNN that is new enough). They build a
+    plan for every new shape (pytorch pull request 155958; FunASR 3705 went from 0.244 to 0.068 s per step without them), and here nearly
+    every call has a shape of its own. Their backward pass also gave NaN gradients with an attention mask at lengths of 64 modulo 128 (pytorch
+    issue 196678). The memory-efficient kernels take the same masks.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lamorel_ext.models.devices import seeded
 from lamorel_ext.models.ties import give_own_head, has_own_head, wants_own_head
 
 LOGIT_STD = 2.0
@@ -20,12 +21,11 @@ def draw_model(build: Callable[[], Any], seed: int, own_head: bool | None = None
 
     Args:
         build: Makes the model; its draws follow from ``seed``.
-        seed: PyTorch's global random state is left as it was.
+        seed: PyTorch's random states, those of GPUs too, are left as they were.
         own_head: Whether the output head of a T5 is a tensor of its own; None goes by its configuration.
         embeddings: ``(vocabulary, size)``, token embeddings to take in place of drawn ones; None draws them.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed, torch.device("cpu")), torch.no_grad():
         model = build().eval()
         head = model.get_output_embeddings()
         if wants_own_head(model) if own_head is None else own_head:

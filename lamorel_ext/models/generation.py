@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.models.candidate_tree import Tokens
+from lamorel_ext.models.devices import seeded
 from lamorel_ext.models.plain import nothing_read
 from lamorel_ext.models.scoring import Scorer
 from lamorel_ext.models.tokens import TextEncoder
@@ -61,7 +62,7 @@ class Generator:
         prompts = self._encoder.encode_prompts(request.prompts, behind=[int(options["max_new_tokens"])] * len(request.prompts))
         # Greedy and beam search give equal prompts equal sequences.
         asked = list(prompts) if options["do_sample"] else list(dict.fromkeys(prompts))
-        with _seeded(seed, self._model.device):
+        with nullcontext() if seed is None else seeded(seed, self._model.device):
             generated = self._run(asked, options, minibatch_size)
         if not options["do_sample"]:
             of = dict(zip(asked, generated, strict=True))
@@ -159,17 +160,6 @@ def _checked(options: Mapping[str, Scalar]) -> tuple[dict[str, Any], int | None]
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise RequestError(f"seed of generate must be an integer, got {seed!r}")
     return chosen, seed
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """With a seed, draw from it and leave the process's own random state as it was."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _cut_at_end(tokens: Sequence[int], end_tokens: Sequence[int]) -> Tokens:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import RequestError
 from lamorel_ext.models.answers import Answer, Answerer, Question, distinct, join
+from lamorel_ext.models.devices import seeded
 from lamorel_ext.models.engines import make_engine, unwrap
 from lamorel_ext.models.fresh import draw_model
 from lamorel_ext.models.generation import Generator
@@ -268,7 +269,7 @@ class ModelHost(nn.Module):
         return nn.ModuleDict({name: function for name, function in self.module_functions.items() if name not in self._unused})
 
     def _fresh_weights(self, seed: int, weights: str) -> dict[str, Tensor]:
-        """Freshly drawn weights of this model's shape, in its precision."""
+        """Freshly drawn weights of this model's shape, each in the precision of the model's own."""
         if weights not in ("fresh", "embeddings"):
             raise RequestError(f"weights can be pretrained, fresh or embeddings, got {weights!r}")
         model: Any = self.model
@@ -277,7 +278,7 @@ class ModelHost(nn.Module):
         name = next(name for name, tensor in model.named_parameters() if tensor is model.get_input_embeddings().weight)
         kept = self._initial[name] if weights == "embeddings" else None
         drawn = draw_model(lambda: type(model)(copy.deepcopy(model.config)), seed, has_own_head(model), kept)
-        return {name: tensor.to(self.dtype) if tensor.is_floating_point() else tensor for name, tensor in distinct_tensors(drawn).items()}
+        return {name: tensor.to(self._initial[name].dtype) for name, tensor in distinct_tensors(drawn).items()}
 
     def _make_answerer(self, model: PreTrainedModel) -> Answerer:
         size, inner = self.args.minibatch_size, unwrap(model)
@@ -300,8 +301,7 @@ class ModelHost(nn.Module):
                 raise TypeError(f"module function {name!r} is a {type(function).__name__}, not a BaseModuleFunction")
             function.device, function.llm_config = self.device, unwrap(self.model).config
             drawn = copy.deepcopy(function) if anew else function
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(seed)
+            with seeded(seed, self.device):
                 drawn.initialize()
             if anew:  # an optimiser holds the parameters: they stay the same objects
                 copy_into(function, distinct_tensors(drawn))

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ModelLoadError
+from lamorel_ext.models.devices import choose_attention
 from lamorel_ext.models.fresh import draw_model
 from lamorel_ext.models.host import ModelHost
 from lamorel_ext.models.initializers import BaseModelInitializer
@@ -83,7 +84,8 @@ def load_model(args: LlmArgs, device: torch.device) -> tuple[PreTrainedModel, Pr
         model_type = _model_type(args, config)
         tokenizer = _read_tokenizer(source, options)
         model = _read_weights(source, args, config, model_type, options) if args.pretrained else _draw_weights(args, config, model_type)
-        _move(model, device, DTYPES[args.dtype])
+        choose_attention(device)
+        _move(model, device)  # in the precision that it has
         return model.eval(), tokenizer, model_type
     except ModelLoadError:
         raise
@@ -226,11 +228,23 @@ def _draw_weights(args: LlmArgs, config: Any, model_type: ModelType) -> PreTrain
         return _auto_class(model_type).from_config(config, trust_remote_code=args.trust_remote_code, dtype=torch.float32)
 
     model: PreTrainedModel = draw_model(build, args.seed)
+    _cast_weights(model, DTYPES[args.dtype])
     return model
 
 
-def _move(model: torch.nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
-    model.to(device, dtype)
+def _move(model: torch.nn.Module, device: torch.device) -> None:
+    model.to(device)
+
+
+def _cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast what a checkpoint would hold, and nothing else, as transformers does where it reads one.
+
+    ``model.to(dtype)`` would also round the frequencies of rotary position embeddings, a buffer that is computed and not saved: in bfloat16 the
+    angles at position 300 are off by tenths of a radian.
+    """
+    for tensor in model.state_dict(keep_vars=True).values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
 
 
 def _explain(source: _Source, error: Exception) -> str:

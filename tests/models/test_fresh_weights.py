@@ -12,6 +12,7 @@ from lamorel_ext.errors import CheckpointError, RequestError
 from lamorel_ext.models.fresh import LOGIT_STD
 from lamorel_ext.models.host import ModelHost
 from lamorel_ext.models.module_functions import ActionHeads, ValueHead
+from lamorel_ext.types import GenerateRequest
 from tests.models.tiny_models import ACTIONS, PROMPTS, make_causal, make_host, make_t5
 
 SIX = [ACTIONS] * len(PROMPTS)
@@ -43,6 +44,16 @@ def test_fresh_weights_follow_from_the_seed_alone(name: str) -> None:
     assert not torch.equal(model_weights(one), model_weights(other))
     one.reset(4)
     assert torch.equal(model_weights(one), loaded)
+
+
+def test_drawing_on_the_cpu_seeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = two_headed(make_t5())
+    seeded: list[int] = []
+    for name in ("manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, seeded.append)
+    host.reset(3, "fresh")
+    host.generate(GenerateRequest(("go",), {"do_sample": True, "seed": 4, "max_new_tokens": 2}))
+    assert seeded == []
 
 
 def test_fresh_logits_are_about_as_wide_as_a_trained_models() -> None:

@@ -116,6 +116,56 @@ def test_causal_models_and_precisions(tmp_path: Path) -> None:
         assert load_model(args(tmp_path, dtype=name, pretrained=False), CPU)[0].dtype == dtype
 
 
+def everything(model: Any) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, those that no checkpoint holds too."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def same(model: Any, other: Any) -> bool:
+    ours, theirs = everything(model), everything(other)
+    return ours.keys() == theirs.keys() and all(
+        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_a_model_in_bfloat16_is_the_one_that_transformers_loads(tmp_path: Path, name: str) -> None:
+    """Far into a text too: rotary positions have frequencies that must not be rounded."""
+    model = make_t5(dtype=torch.float32) if name == "t5" else make_causal(name, dtype=torch.float32)
+    write(tmp_path, model)
+    plain = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    loaded, _, _ = load_model(args(tmp_path, dtype="bfloat16"), CPU)
+    assert same(loaded, plain)
+    drawn, _, _ = load_model(args(tmp_path, dtype="bfloat16", pretrained=False), CPU)
+    assert {key: value.dtype for key, value in everything(drawn).items()} == {key: value.dtype for key, value in everything(plain).items()}
+    if name == "llama":
+        assert plain.model.rotary_emb.inv_freq.dtype == torch.float32
+        tokens = torch.randint(3, model.config.vocab_size, (1, 400), generator=torch.Generator().manual_seed(0))
+        assert torch.equal(loaded(tokens).logits, plain(tokens).logits)
+        # As far from float32 as the weights' own rounding makes it, and no further at the end than at the beginning.
+        off = (loaded(tokens).logits - model(tokens).logits).detach().float().square().mean(-1).sqrt()[0]
+        assert off[300:].mean() < 1.5 * off[:100].mean()
+
+
+def test_frequencies_stay_exact_through_resets_checkpoints_and_the_reference(tmp_path: Path) -> None:
+    class Nothing(BaseModelInitializer):
+        def initialize_model(self, model: Any) -> Any:
+            return model
+
+    write(tmp_path / "hub", make_causal(dtype=torch.float32))
+    frequencies = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hub").model.rotary_emb.inv_freq
+    host = load_host(args(tmp_path / "hub", dtype="bfloat16"), CPU, initializer=Nothing())
+    weights = {key: value.clone() for key, value in host.model.state_dict().items()}
+    host.save(tmp_path / "saved")
+    host.reset(0)
+    host.reset(0, "fresh")
+    assert host.model.lm_head.weight.dtype == torch.bfloat16
+    host.load(tmp_path / "saved")
+    assert all(torch.equal(value, weights[key]) for key, value in host.model.state_dict().items())
+    for model in (host.model, host._frozen_copy()):
+        assert model.model.rotary_emb.inv_freq.dtype == torch.float32 and torch.equal(model.model.rotary_emb.inv_freq, frequencies)
+
+
 def test_an_initializer_comes_before_the_first_weights_are_remembered(tmp_path: Path) -> None:
     class Halve(BaseModelInitializer):
         def initialize_model(self, model: Any) -> Any:
@@ -231,6 +281,9 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     host.save(tmp_path / "saved")
     again = load_host(LlmArgs(model_path=str(tmp_path / "saved")), CPU)
     assert torch.equal(again.model(tokens).logits, host.model(tokens).logits)
+    rounded, _, _ = load_model(LlmArgs(model_path=str(tmp_path / "tiny.gguf"), dtype="bfloat16"), CPU)
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
+    assert torch.equal(rounded.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
 
 
 def write_gguf(gguf: Any, path: Path, model: Any) -> None:
