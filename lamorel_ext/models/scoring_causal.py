@@ -7,6 +7,7 @@ position ids count its depth. What all prompts of a minibatch begin with is comp
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lamorel_ext.models.candidate_tree import CandidateTree, Tokens, TreeBatch, batch_trees
 from lamorel_ext.models.devices import put, put_integers
-from lamorel_ext.models.head import edge_log_probs
+from lamorel_ext.models.head import compute_logits, edge_log_probs
 from lamorel_ext.models.packing import make_packing
 from lamorel_ext.models.scoring import Reading
 
@@ -56,6 +57,7 @@ class CausalEngine:
         if shared < MIN_SHARED or (len(prompts) == 1 and len(rounds) == 1):
             shared = 0
         past = self._read_shared(prompts[0][:shared]) if shared else None
+        head = partial(compute_logits, self._model.get_output_embeddings())
         edges: list[Tensor] = []
         states: list[Tensor] = []
         for number, trees in enumerate(rounds):
@@ -63,9 +65,7 @@ class CausalEngine:
             for chunk in _chunks(prompts, trees, shared, self._row_budget()):
                 batch = batch_trees(trees[chunk], self._device)
                 nodes = self._read_chunk([prompt[shared:] for prompt in prompts[chunk]], batch, past, shared)
-                pieces.append(
-                    edge_log_probs(self._model.get_output_embeddings(), nodes, batch.edge_nodes, batch.edge_tokens, self._vocab_size)
-                )
+                pieces.append(edge_log_probs(head, nodes, batch.edge_nodes, batch.edge_tokens, self._vocab_size))
                 if with_states and number == 0:
                     states.append(nodes[batch.roots])
             edges.append(torch.cat(pieces))

@@ -23,6 +23,7 @@ from transformers.activations import NewGELUActivation
 
 from lamorel_ext.models.candidate_tree import CandidateTree, TreeBatch
 from lamorel_ext.models.devices import put_integers
+from lamorel_ext.models.head import compute_logits
 from lamorel_ext.models.packing import Packing, make_packing
 from lamorel_ext.models.words import Words
 
@@ -121,10 +122,8 @@ class T5Forward:
 
     def head(self, states: Tensor) -> Tensor:
         """``(n, d)`` decoder states to ``(n, vocab_size)`` logits."""
-        if getattr(self.config, "scale_decoder_outputs", False):  # MT5 has no such entry and never scales
-            states = states * self.config.d_model**-0.5
-        logits: Tensor = self.model.lm_head(states)
-        return logits
+        scaled = getattr(self.config, "scale_decoder_outputs", False)  # MT5 has no such entry and never scales
+        return compute_logits(self.model.lm_head, states, self.config.d_model**-0.5 if scaled else 1.0)
 
     def _self_attention(self, layer: Any, x: Tensor, packing: Packing, bias: Tensor) -> Tensor:
         attention, normed = layer.SelfAttention, _rms_norm(layer.layer_norm, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ModelLoadError
-from lamorel_ext.models import t5
+from lamorel_ext.models import loading, t5
 from lamorel_ext.models.candidate_tree import make_tree
 from lamorel_ext.models.engines import make_engine
-from lamorel_ext.models.loading import load_host
+from lamorel_ext.models.head import compute_logits
+from lamorel_ext.models.loading import load_host, load_model
 from lamorel_ext.models.module_functions import ValueHead
 from tests.models.tiny_models import ACTIONS, PROMPTS, WORDS, ids, make_causal, make_host, make_t5, make_tokenizer, plain_scores
 
@@ -61,6 +63,50 @@ def test_bfloat16_scores_are_float32_scores_rounded(name: str) -> None:
     assert _rms(ours - exact) < 0.05 * float(exact.std())
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_of_bfloat16_states_are_not_rounded(name: str) -> None:
+    """Against float64 from the very same states, with gradients and without; large logits, of which bfloat16 would lose the tenths."""
+    model = MODELS[name](dtype=torch.bfloat16)
+    layer, scale = model.get_output_embeddings(), 0.25 if name == "t5-tied-relu" else 1.0
+    torch.nn.init.normal_(layer.weight, std=3.0)
+    states = torch.randn(300, 16).to(torch.bfloat16).requires_grad_()
+    exact = (scale * states.double()) @ layer.weight.double().t()
+    logits = _head(model)(states)
+    assert logits.dtype == torch.float32 and exact.abs().max() > 8
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-6, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(_head(model)(states), logits)
+
+    into = torch.randn(logits.shape)
+    logits.backward(into)
+    expected = torch.autograd.grad(exact, [states, layer.weight], into.double())
+    for tensor, gradient in zip((states, layer.weight), expected, strict=True):
+        assert tensor.grad is not None and tensor.grad.dtype == torch.bfloat16
+        # Gradients are rounded to eight bits on their way in and out.
+        assert _rms(tensor.grad - gradient) < 2**-7 * _rms(gradient)
+
+
+def test_a_head_with_a_bias_and_one_that_is_no_plain_layer() -> None:
+    states, layer = torch.randn(5, 16).to(torch.bfloat16), torch.nn.Linear(16, 40, dtype=torch.bfloat16)
+    exact = states.double() @ layer.weight.double().t() + layer.bias.double()
+    torch.testing.assert_close(compute_logits(layer, states).double(), exact, rtol=1e-6, atol=1e-6)
+    compute_logits(layer, states).sum().backward()
+    assert torch.equal(layer.bias.grad, torch.full((40,), 5.0, dtype=torch.bfloat16))
+    stack = torch.nn.Sequential(layer)
+    assert torch.equal(compute_logits(stack, states, 0.5), stack(states * 0.5))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_head_in_full_precision_is_the_models_own(name: str) -> None:
+    model = MODELS[name](dtype=torch.float32)
+    states = torch.randn(7, 16)
+    assert torch.equal(_head(model)(states), model.get_output_embeddings()(states * 0.25 if name == "t5-tied-relu" else states))
+
+
+def _head(model: Any) -> Any:
+    return t5.T5Forward(model).head if t5.is_t5(model) else partial(compute_logits, model.get_output_embeddings())
+
+
 def test_gradients_in_bfloat16_point_where_those_in_float32_do() -> None:
     """As well as the gradients of plain transformers in bfloat16 do."""
 
@@ -89,6 +135,21 @@ def test_the_norm_in_one_kernel_is_the_same_norm(dtype: torch.dtype, tolerance: 
             torch.testing.assert_close(
                 F.rms_norm(x, (16,), norm.weight, norm.variance_epsilon), t5._rms_norm(norm, x), rtol=0, atol=tolerance
             )
+
+
+def test_cudnns_attention_is_off_where_a_model_goes_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        load_host(LlmArgs(), torch.device("cpu"))
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        moved: list[torch.device] = []
+        monkeypatch.setattr(loading, "_move", lambda model, device: moved.append(device))
+        load_model(LlmArgs(), torch.device("cuda", 0))
+        assert moved == [torch.device("cuda", 0)] and not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_a_gpu_that_is_not_there_is_named() -> None:
