@@ -21,6 +21,7 @@ import numpy as np
 LARGEST = 1e-6
 COSTS = ("llm_calls", "llm_tokens", "seconds")
 TABLES = ("summary", "differences", "curves", "overall", "overall_differences", "profiles")
+NAMES = ("task", "arm", "minus", "against", "seed", "area_above")
 LATER = ("area_by_", "evaluated_alike")
 """How columns begin that tables of an earlier version lack: they state nothing there that could be wrong."""
 Row = dict[str, str]
@@ -71,10 +72,6 @@ class Curves:
     def areas(self, task: str, arm: str) -> list[float]:
         """Seed by seed."""
         return [self.area(task, arm, seed) for seed in self.seeds(task, arm)]
-
-    def pays(self, task: str, arm: str, cost: str) -> bool:
-        """Whether every run of an arm has spent something."""
-        return all(spent > 0 for spent in self.last(task, arm, cost))
 
     def cheapest(self, task: str, arms: Sequence[str], cost: str) -> float:
         """What the cheapest run of some arms has spent; NaN where one of them spends nothing."""
@@ -201,17 +198,7 @@ def expected_summary(curves: Curves, row: Row) -> dict[str, float]:
         known = not any(math.isnan(value) for values in spent for value in values)
         for level in (80, 95):
             found[f"{name.removeprefix('env_')}_to_{level}"] = median_place(spent, success, level / 100) if known else math.nan
-    there = [other for other in curves.arms if curves.seeds(task, other)]
-    callers = [other for other in there if curves.pays(task, other, "llm_calls")] or there
-    for cost in COSTS:
-        found[cost] = sum(curves.last(task, arm, cost)) / len(seeds)
-        # Tables without the column end at the cheapest run of any arm that pays: an earlier version wrote them.
-        taking_part = callers if f"area_by_{cost}_until" in row else [other for other in there if curves.pays(task, other, cost)]
-        total = curves.cheapest(task, taking_part, cost)
-        reaches = curves.pays(task, arm, cost) and all(x >= total for x in curves.last(task, arm, cost))
-        heights = [curves.area_by(task, arm, seed, cost, total) for seed in seeds] if reaches else []
-        found |= triple(f"area_by_{cost}", curves.interval([heights], task_mean) if heights else NOTHING)
-        found[f"area_by_{cost}_until"] = total if heights else math.nan
+    found |= {cost: sum(curves.last(task, arm, cost)) / len(seeds) for cost in COSTS}
     return found
 
 
@@ -289,7 +276,7 @@ def check(folder: Path) -> tuple[dict[str, float], list[str], list[str]]:
 
     Returns:
         The largest deviation by table and column, and what is wrong besides: rows that are missing or too many, numbers where there should be
-        none. Last, the columns that tables of an earlier version do not have.
+        none. Last, remarks on columns that an earlier version did not write, or wrote alone.
     """
     where = folder / "tables" if (folder / "tables").is_dir() else folder
     tables = {path.stem: read_table(path) for path in sorted(where.glob("*.csv")) if path.stem in TABLES}
@@ -297,6 +284,9 @@ def check(folder: Path) -> tuple[dict[str, float], list[str], list[str]]:
     curves = Curves(tables["curves"], settings)
     deviations: dict[str, float] = {}
     absent: dict[str, None] = {}
+    unchecked = {
+        f"{name}.{column}": None for name, rows in tables.items() if name != "curves" for column in (rows or [{}])[0] if column not in NAMES
+    }
     problems = missing_rows(curves, tables)
     for name, rows in tables.items():
         for place, row in enumerate(rows, start=2):
@@ -307,6 +297,7 @@ def check(folder: Path) -> tuple[dict[str, float], list[str], list[str]]:
                 continue
             for column, value in wanted.items():
                 key = f"{name}.{column}"
+                unchecked.pop(key, None)
                 if column not in row and column.startswith(LATER):
                     absent[key] = None
                     continue
@@ -314,7 +305,15 @@ def check(folder: Path) -> tuple[dict[str, float], list[str], list[str]]:
                     problems.append(f"{name}.csv, line {place}: {column} is {row.get(column, 'missing')!r}, the curves give {value}")
                 elif row[column]:
                     deviations[key] = max(deviations.get(key, 0.0), abs(float(row[column]) - value) / max(1.0, abs(value)))
-    return deviations, problems, list(absent)
+    return (
+        deviations,
+        problems,
+        [
+            f"{what}, as in tables of an earlier version: {', '.join(key for key in keys if not key.endswith(('_low', '_high')))}"
+            for what, keys in (("columns that are not there", absent), ("columns that nothing is compared with", unchecked))
+            if keys
+        ],
+    )
 
 
 def _expected(name: str, curves: Curves, row: Row) -> dict[str, float]:
@@ -358,15 +357,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="folder of the report, or of its tables")
     folder = parser.parse_args(argv).folder
     try:
-        deviations, problems, absent = check(folder)
+        deviations, problems, remarks = check(folder)
     except (OSError, KeyError, ValueError) as error:
         print(f"error: {folder} holds no report that can be checked: {error!r}", file=sys.stderr)
         return 1
     for column, deviation in deviations.items():
         print(f"{deviation:.1e}  {column}")
-    if absent:
-        names = [name for name in absent if not name.endswith(("_low", "_high"))]
-        print(f"not in these tables, which an earlier version wrote: {', '.join(names)}")
+    for remark in remarks:
+        print(remark)
     for problem in problems:
         print(f"wrong: {problem}")
     largest = max(deviations.values(), default=math.inf)

@@ -30,6 +30,7 @@ from experiments.summary import (
 
 Pictures = Mapping[str, Sequence[Picture]]
 COST_NAMES = {CALLS: "calls", TOKENS: "tokens", SECONDS: "seconds"}
+AMOUNTS = {CALLS: ",.0f", TOKENS: ",.0f", SECONDS: ",.1f"}
 STEP_SIZE = "step size of the feedback, lr or lr_online"
 TELEMETRY = (
     ("feedback_f_positive", "share of f > 0"),
@@ -72,9 +73,9 @@ def task_sections(task: Summary, pictures: Pictures, prefix: str = "") -> list[s
     sections = [page.section(f"{prefix}Arms", _arms_table(task), page.note(_how_to_read(task)))]
     sections.append(page.section(f"{prefix}Curves", *(page.picture(drawn) for drawn in pictures["curves"])))
     sections += _comparisons(task, pictures, prefix)
-    costs = [_costs_table(task), page.note(_how_to_read_costs(task))]
+    costs = [_costs_table(task), page.note(_how_to_read_costs())]
     if task.against_baseline:
-        even = "Up to what the cheapest run of the two arms has spent; a dash where one of them spends nothing."
+        even = "Mean success while a cost was spent, up to what the cheapest run of the two arms has spent; a dash where one of them spends nothing."
         costs += [page.subheading(f"At equal cost, minus {task.baseline}"), _equal_costs_table(task), page.note(even)]
     sections.append(page.section(f"{prefix}Costs", *costs, *map(page.picture, pictures["costs"])))
     return [*sections, page.section(f"{prefix}What the edge did", _telemetry(task))]
@@ -103,11 +104,13 @@ def _controls_section(summary: Summary, pictures: Pictures, prefix: str) -> list
     header = ["feedback arm", *(f"minus {title}" for title in CONTROL_TITLES.values())]
     parts.append(page.table(header, [[edge.label, *(_control_cell(edge, kind) for kind in CONTROL_TITLES)] for edge in summary.edges]))
     notes = {note for edge in summary.edges for note in edge.notes}
-    lines = [*_partners(summary.edges), *_foreign(summary.edges), *_magnitudes(summary), *_reasons(summary.edges), *sorted(notes)]
+    lines = [*_partners(summary.edges), *_reasons(summary.edges), *sorted(notes)]
     parts.append(page.note(
         "Differences of areas, paired by seed; a feedback arm has to be ahead of all four for its signs to be what helps. "
-        "A control has the arm's agent, rhythm, channel and loss. " + " ".join(f"{line}." for line in lines)
+        "A control has the arm's agent, rhythm, channel and loss. " + _sentences(lines)
     ))  # fmt: skip
+    other_signs = [*_foreign(summary.edges), *_magnitudes(summary)]
+    parts += [page.note(_sentences(other_signs))] if other_signs else []
     parts += [page.note(line) for line in unlike([difference for edge in summary.edges for difference in edge.differences.values()])]
     return [page.section(f"{prefix}Controls", *parts, *map(page.picture, pictures["controls"]))]
 
@@ -134,6 +137,10 @@ def _partners(edges: Sequence[EdgeCheck]) -> list[str]:
     for edge in edges:
         shared.setdefault(tuple(difference.theirs for difference in edge.differences.values()), []).append(edge.label)
     return [f"Beside {', '.join(labels)}: {', '.join(partners)}" for partners, labels in shared.items() if partners]
+
+
+def _sentences(lines: Sequence[str]) -> str:
+    return " ".join(f"{line}." for line in lines)
 
 
 def _foreign(edges: Sequence[EdgeCheck]) -> list[str]:
@@ -234,15 +241,13 @@ def _few_seeds(differences: Sequence[Difference]) -> list[str]:
 
 
 def _costs_table(task: Summary) -> str:
-    """What a run costs, what it had spent on the way to a level, and how well it did for the same expense."""
+    """What a run costs, and what it had spent on the way to a level."""
     header = ["arm", *(f"LLM {name}" if cost != SECONDS else name for cost, name in COST_NAMES.items()),
-              *(f"{name} to {level} %" for name in COST_NAMES.values() for level in (80, 95)),
-              *(f"area over {_first(task.cut_at, cost)}" for cost in COSTS)]  # fmt: skip
+              *(f"{name} to {level} %" for name in COST_NAMES.values() for level in (80, 95))]  # fmt: skip
     rows = []
     for row in task.arms:
         reached = [_count(row.cost_to[level, cost]) for cost in COSTS for level in (0.80, 0.95)]
-        areas = [plain(row.area_by[cost].estimate) if cost in row.area_by else "–" for cost in COSTS]
-        rows.append([row.label, *(_count(row.spent[cost]) for cost in COSTS), *reached, *areas])
+        rows.append([row.label, *(_count(row.spent[cost]) for cost in COSTS), *reached])
     return page.table(header, rows)
 
 
@@ -252,7 +257,7 @@ def _equal_costs_table(task: Summary) -> str:
     rows = []
     for difference in task.against_baseline:
         cells = [
-            f"{with_interval(difference.by_cost[cost], signed)} over {_first(difference.cut_at, cost)}"
+            f"{with_interval(difference.by_cost[cost], signed)} in {difference.cut_at[cost]:{AMOUNTS[cost]}} {COST_NAMES[cost]}"
             if cost in difference.by_cost
             else "–"
             for cost in COSTS
@@ -261,17 +266,9 @@ def _equal_costs_table(task: Summary) -> str:
     return page.table(header, rows)
 
 
-def _first(cut_at: Mapping[str, float], cost: str) -> str:
-    """The expense that an area reaches to."""
-    if cost not in cut_at:
-        return COST_NAMES[cost]
-    return f"the first {cut_at[cost]:{',.1f' if cost == SECONDS else ',.0f'}} {COST_NAMES[cost]}"
-
-
-def _how_to_read_costs(task: Summary) -> str:
+def _how_to_read_costs() -> str:
     return (
-        "Means over seeds of whole runs; what it took to 80 % and 95 % is that of the median seed. The area over a cost is the mean success while it "
-        "was spent, up to what the cheapest run of an arm that calls the LLM has spent; arms that spend less have none. Tokens are those "
+        "Means over seeds of whole runs; what it took to 80 % and 95 % is that of the median seed. Tokens are those "
         "that the LLM processed, without answers that it still remembered. Seconds depend on the machine and on what else it did."
     )
 

@@ -58,7 +58,6 @@ class ArmSummary:
         rank: Mean rank of the area among all arms, 1 the best, over the seeds that all arms have.
         cost_to: What the median run had spent when an evaluation first reached a threshold, by threshold and cost; None where most runs never
             get there, and where there are several tasks.
-        area_by: Mean success over what was spent of a cost, up to ``Summary.cut_at``; without the arms that spend less, and empty for several tasks.
         spent: Mean cost of a run.
     """
 
@@ -70,7 +69,6 @@ class ArmSummary:
     area_iqm: Interval
     rank: Interval
     cost_to: Mapping[tuple[float, str], float | None]
-    area_by: Mapping[str, Interval]
     spent: Mapping[str, float]
 
     @property
@@ -186,8 +184,6 @@ class Summary:
         against_frozen: Every other arm against the frozen teacher.
         edges: Every feedback arm against its controls.
         missing: Controls that there are not.
-        cut_at: Where the arms' areas over a cost end: what the cheapest run of an arm that makes LLM calls has spent (of any arm, where none
-            makes any). Empty for several tasks.
     """
 
     label: str
@@ -199,7 +195,6 @@ class Summary:
     against_frozen: tuple[Difference, ...]
     edges: tuple[EdgeCheck, ...]
     missing: tuple[Missing, ...]
-    cut_at: Mapping[str, float]
 
     @property
     def differences(self) -> tuple[Difference, ...]:
@@ -234,7 +229,6 @@ def summarise(tasks: Sequence[Task], samples: int = 2000) -> Summary:
         against_frozen=tuple(table.difference(label, frozen.label, FROZEN) for label in labels if label != frozen.label) if frozen else (),
         edges=tuple(_check_edge(arm, common, table) for arm in common if is_feedback(arm.config)),
         missing=tuple(missing_controls(common)),
-        cut_at=table.cut_at,
     )
 
 
@@ -268,8 +262,6 @@ class _Table:
         self._finals = self._scores(lambda task, run: run.last(SUCCESS))
         self._returns = self._scores(lambda task, run: run.last(RETURN))
         self._ranks = _rank_by_seed(self._areas)
-        callers = [label for label in labels if pays(self._all_runs(label), CALLS)]
-        self.cut_at = self._cheapest(callers or labels)
 
     def _scores(self, score: Callable[[str, Run], float]) -> dict[str, dict[str, dict[int, float]]]:
         """By arm, task and seed."""
@@ -292,11 +284,6 @@ class _Table:
             area_iqm=stratified_bootstrap(areas, interquartile_mean_of_tasks, self._samples),
             rank=self._interval(_strata(self._ranks[label])),
             cost_to={(level, cost): median_cost(runs, level, cost) for level in THRESHOLDS for cost in (STEPS, *COSTS)} if one_task else {},
-            area_by={
-                cost: self._interval([list(self._areas_by(label, cost, total).values())])
-                for cost, total in self.cut_at.items()
-                if pays(runs, cost) and all(run.last(cost) >= total for run in runs)
-            },
             spent={cost: _mean_last(runs, cost) for cost in COSTS},
         )
 

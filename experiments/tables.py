@@ -44,16 +44,14 @@ def summary_table(tasks: Sequence[Summary]) -> Table:
     names = {STEPS: "steps", **{cost: cost for cost in COSTS}}
     columns = [(level, cost) for cost in names for level in THRESHOLDS]
     header = ["task", "arm", "seeds", *_ends("success"), *_ends("return"), "return_x20", *_ends("area"), *_ends("area_iqm"),
-              *(f"{names[cost]}_to_{100 * level:.0f}" for level, cost in columns), *COSTS,
-              *(name for cost in COSTS for name in (*_ends(f"area_by_{cost}"), f"area_by_{cost}_until"))]  # fmt: skip
+              *(f"{names[cost]}_to_{100 * level:.0f}" for level, cost in columns), *COSTS]  # fmt: skip
     rows = []
     for summary in tasks:
         for row in summary.arms:
             numbers = [*_cells(row.success), *_cells(row.returned), csv_cell(REWARD_SCALE * row.returned.estimate), *_cells(row.area),
                        *_cells(row.area_iqm), *(csv_cell(row.cost_to[column]) for column in columns),
                        *(csv_cell(row.spent[cost]) for cost in COSTS)]  # fmt: skip
-            by_cost = [cell for cost in COSTS for cell in _cut_cells(row.area_by, summary.cut_at, cost)]
-            rows.append([summary.label, row.label, str(len(row.runs)), *numbers, *by_cost])
+            rows.append([summary.label, row.label, str(len(row.runs)), *numbers])
     return header, rows
 
 
