@@ -32,7 +32,7 @@ SEAMS: tuple[tuple[type, str, str], ...] = (
     (Desk, "handle", "server"), (ModelHost, "score", "memory"),
     (TextEncoder, "encode", "tokenising"), (TextEncoder, "encode_prompts", "tokenising"), (Answerer, "answer", "forward"),
     (CandidateUpdater, "update", "loss"), (torch.Tensor, "backward", "backward"),
-    (GradientStepper, "clear", "optimiser"), (GradientStepper, "reduce", "optimiser"), (GradientStepper, "step", "optimiser"),
+    (GradientStepper, "clear", "optimiser"), (GradientStepper, "collect", "optimiser"), (GradientStepper, "reduce", "optimiser"), (GradientStepper, "step", "optimiser"),
 )  # fmt: skip
 """Class, method, and the part that its own time belongs to; what it calls on the list counts for itself."""
 

@@ -44,8 +44,8 @@ def choose_attention(device: torch.device) -> None:
     """Keep PyTorch from cuDNN's attention where a model is about to run on a GPU; it holds for the whole process.
 
     From sm90 on PyTorch prefers cuDNN's kernels in half precision (2.11 and later, whose wheels bring a cuDNN that is new enough). They build a
-    plan for every new shape (pytorch pull request 155958; FunASR 3705 went from 0.244 to 0.068 s per step without them), and here nearly
-    every call has a shape of its own. Their backward pass also gave NaN gradients with an attention mask at lengths of 64 modulo 128 (pytorch
+    plan for every new shape (pytorch pull request 155958), and here nearly every call has a shape of its own; what that costs has not been
+    measured here. Their backward pass also gave NaN gradients with an attention mask at lengths of 64 modulo 128 (pytorch
     issue 196678). The memory-efficient kernels take the same masks.
     """
     if device.type == "cuda":
