@@ -26,7 +26,7 @@ def headline(summary: Summary, tasks: Sequence[Summary] = ()) -> list[str]:
     best = _best_arm(summary)
     rivals = [difference for difference in summary.against_frozen if _is_taught(summary, difference.ours)]
     sentences = [_over(summary) + (_baseline_first(summary, best) if best.interval.high < 0 else verdict(best) + _says_sign(summary, best))]
-    if rivals and summary.frozen != summary.baseline:
+    if rivals and (summary.frozen != summary.baseline or best.ours not in [rival.ours for rival in rivals]):
         rival = _best(rivals)
         said = rival.ours == best.ours and best.interval.low > 0
         sentences.append(_over(summary) + verdict(rival) + ("" if said else _says_sign(summary, rival)))

@@ -133,8 +133,11 @@ def test_the_control_made_of_the_arms_own_signs_is_taken(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "name",
-    ["default", "demo", "signals", "long", "harder", "figure2_40", "figure2_2100", "reproduce_small", "literal_search", "curriculum"],
-)
+    [
+        "default", "demo", "signals", "long", "harder", "figure2_40", "figure2_2100", "reproduce_small", "literal_search", "literal_rule",
+        "curriculum",
+    ],
+)  # fmt: skip
 def test_the_shipped_comparisons_have_every_control_of_their_feedback_arms(name: str) -> None:
     config = load_config((), name)
     configs = [dataclasses.replace(compose(f"arm={arm}"), env=config.env) for arm in config.compare.arms]

@@ -89,6 +89,17 @@ def test_a_control_may_be_the_best_arm_but_speaks_for_no_feedback(tmp_path: Path
     assert better == "Ahead of llm_policy, with an interval above zero: teacher_frozen, teacher_feedback/td, control/random."
 
 
+def test_the_best_taught_arm_is_named_also_where_the_frozen_teacher_is_the_baseline(tmp_path: Path) -> None:
+    arms = ["teacher_frozen", "teacher_feedback_td", "control_random"]
+    for arm, height in zip(arms, (0.25, 0.5, 0.75), strict=True):
+        for seed in (0, 1):
+            make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
+    first, second, *_ = first_lines(tmp_path)
+    assert first.startswith("control/random is ahead of teacher_frozen") and second.startswith(
+        "teacher_feedback/td is ahead of teacher_frozen"
+    )
+
+
 def test_where_the_baseline_is_the_best_arm_that_comes_first(tmp_path: Path) -> None:
     arms = ["llm_policy", "teacher_frozen", "student_alone"]
     for arm, height in zip(arms, (0.9, 0.5, 0.25), strict=True):
