@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -278,3 +280,95 @@ def test_a_wrong_type_does_not_hide_an_impossible_value() -> None:
         "run.total_steps",
         "lamorel_args.distributed_setup_args.n_llm_processes",
     ]
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------------------
+
+
+def fields_below(kind: Any, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
+    """Every field of the schema that holds a value, by its key; a list's key ends in ``[0]``."""
+    found: dict[str, dataclasses.Field[Any]] = {}
+    hints = get_type_hints(kind)
+    for spec in dataclasses.fields(kind):
+        hint, key = hints[spec.name], prefix + spec.name
+        if get_origin(hint) is tuple:
+            hint, key = get_args(hint)[0], f"{key}[0]"
+        found |= fields_below(hint, f"{key}.") if dataclasses.is_dataclass(hint) else {key: spec}
+    return found
+
+
+def kinds_of(spec: dataclasses.Field[Any]) -> set[str]:
+    return set(re.findall(r"\w+", str(spec.type)))
+
+
+NUMERIC = {key: spec for key, spec in fields_below(Config).items() if kinds_of(spec) & {"int", "float"}}
+
+
+def mapping_with(key: str, value: Any) -> dict[str, Any]:
+    """Plain values that set one key."""
+    *groups, name = key.split(".")
+    mapping: Any = [value] if name.endswith("[0]") else value
+    mapping = {name.removesuffix("[0]"): mapping}
+    for group in reversed(groups):
+        mapping = {group.removesuffix("[0]"): [mapping] if group.endswith("[0]") else mapping}
+    return mapping
+
+
+@pytest.mark.parametrize("key", NUMERIC)
+def test_every_number_declares_its_bounds_and_no_key_takes_what_is_not_a_number(key: str) -> None:
+    spec = NUMERIC[key]
+    assert "bounds" in spec.metadata, f"{key} must be made with config.bounds.number"
+    for value in (math.nan, math.inf, -math.inf):
+        mapping = mapping_with(key, value)
+        if value == math.inf and not spec.metadata["bounds"]["finite"]:
+            from_mapping(mapping)
+            continue
+        with pytest.raises(ConfigError) as caught:
+            from_mapping(mapping)
+        named = [problem for problem in caught.value.problems if problem.startswith(f"{key}: ")]
+        assert len(named) == 1 and str(value) in named[0]
+
+
+@pytest.mark.parametrize("key", NUMERIC)
+def test_a_number_just_outside_its_bounds_is_refused_and_one_inside_is_not(key: str) -> None:
+    bounds, whole = NUMERIC[key].metadata["bounds"], "float" not in kinds_of(NUMERIC[key])
+    step = 1 if whole else 1e-9
+    refused = [bounds["at_least"] - step, bounds["above"], bounds["at_most"] + step]
+    taken = [bounds["at_least"], bounds["above"] + step, bounds["at_most"]]
+    for values, wanted in ((refused, 1), (taken, 0)):
+        for value in values:
+            if math.isfinite(value):
+                found = out_of_bounds_of(mapping_with(key, int(value) if whole else value))
+                start = f"{key.removesuffix('[0]')}: must "
+                own = [text for text in found if text.startswith(start) and "batch_size=" not in text]
+                assert len(own) == wanted, value
+
+
+def out_of_bounds_of(mapping: dict[str, Any]) -> Sequence[str]:
+    try:
+        from_mapping(mapping)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def test_impossible_numbers_are_named_with_all_other_mistakes() -> None:
+    text = problems("student.lr=nan", "feedback.kl_coef=inf", "ppo.adam_eps=0.0", "run.total_step=4", "run.seed=-.inf")
+    assert "5 problems" in text
+    assert "student.lr: must be a number, got nan" in text
+    assert "feedback.kl_coef: must be finite, got inf" in text
+    assert "ppo.adam_eps: must be above 0, got 0.0" in text
+    assert "student.lr: must be finite" in problems(f"student.lr=1{'0' * 400}")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.num_threads=2",
+        "lamorel_args.llm_args.num_threads=4",
+        "lamorel_args.llm_args.dtype=bfloat16",
+        "lamorel_args.llm_args.parallelism.use_gpu=true",
+    ],
+)
+def test_a_portable_run_refuses_what_goes_by_the_machine(override: str) -> None:
+    assert f"{override.split('=')[0]}: must be" in problems("run.portable=true", override)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lamorel_ext.config.bounds import number
+
 Signal = Literal["previous", "td", "gae", "state", "weighted", "random", "shuffled", "positive", "inverted", "none"]
 ONLINE_SIGNALS = ("previous", "td", "state", "random", "positive", "none")
 """Signals that need nothing later than the step itself: the ones that ``feedback.every: 1`` can have."""
+MAX_SEED = 2**63 - 1
+"""What fits into the numbers that seeds travel in."""
 
 
 # --- Lamorel's keys ------------------------------------------------------------------------------------------------------
@@ -17,8 +21,8 @@ ONLINE_SIGNALS = ("previous", "td", "state", "random", "positive", "none")
 class DistributedSetupArgs:
     """How many processes play which role; the first ``n_rl_processes`` ranks are the clients."""
 
-    n_rl_processes: int = 1
-    n_llm_processes: int = 1
+    n_rl_processes: int = number(1, at_least=1)
+    n_llm_processes: int = number(1, at_least=1)
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,10 @@ class AccelerateArgs:
     """What the launchers write into the ``accelerate launch`` line. Port 0 means a free one."""
 
     config_file: str | None = None
-    machine_rank: int = 0
-    num_machines: int = 1
+    machine_rank: int = number(0, at_least=0)
+    num_machines: int = number(1, at_least=1)
     main_process_ip: str = "127.0.0.1"
-    main_process_port: int = 0
+    main_process_port: int = number(0, at_least=0, at_most=65535)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class ParallelismArgs:
     """Devices of one LLM server."""
 
     use_gpu: bool = False
-    model_parallelism_size: int = 1
+    model_parallelism_size: int = number(1, at_least=1)
     synchronize_gpus_after_scoring: bool = False
     empty_cuda_cache_after_scoring: bool = False
 
@@ -67,14 +71,14 @@ class LlmArgs:
     pretrained: bool = True
     trust_remote_code: bool = False
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    minibatch_size: int = 192
+    minibatch_size: int = number(192, at_least=1)
     pre_encode_inputs: bool = True
     load_in_4bit: bool = False
-    max_prompt_tokens: int | None = None
-    cache_size: int = 100_000
-    num_threads: int = 0
-    value_head_hidden: int = 1024
-    seed: int = 0
+    max_prompt_tokens: int | None = number(None, at_least=1)
+    cache_size: int = number(100_000, at_least=0)
+    num_threads: int = number(0, at_least=0)
+    value_head_hidden: int = number(1024, at_least=1)
+    seed: int = number(0, at_least=0, at_most=MAX_SEED)
     parallelism: ParallelismArgs = field(default_factory=ParallelismArgs)
 
 
@@ -89,7 +93,7 @@ class LamorelArgs:
     """
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    gloo_timeout: int = 1800
+    gloo_timeout: int = number(1800, at_least=1)
     allow_subgraph_use_whith_gradient: bool = False
     distributed_setup_args: DistributedSetupArgs = field(default_factory=DistributedSetupArgs)
     accelerate_args: AccelerateArgs = field(default_factory=AccelerateArgs)
@@ -112,9 +116,9 @@ class StageArgs:
     """
 
     level: str = ""
-    num_distractors: int | None = None
-    steps: int | None = None
-    success: float | None = None
+    num_distractors: int | None = number(None, at_least=0)
+    steps: int | None = number(None, at_least=1)
+    success: float | None = number(None, above=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -137,14 +141,14 @@ class EnvArgs:
 
     name: str = ""
     level: str = "BabyAI-GoToRedBallNoDists-v0"
-    num_envs: int = 16
-    num_distractors: int | None = None
+    num_envs: int = number(16, at_least=1)
+    num_distractors: int | None = number(None, at_least=0)
     curriculum: tuple[StageArgs, ...] = ()
     language: Literal["en", "fr"] = "en"
     prompt: Literal["lamorel", "glam"] = "lamorel"
-    history: int = 3
+    history: int = number(3, at_least=1)
     backend: Literal["auto", "minigrid", "vector", "table", "processes"] = "auto"
-    num_workers: int = 0
+    num_workers: int = number(0, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,7 @@ class GuidanceArgs:
     """
 
     vocabulary: Literal["action_hint", "subgoal", "free"] = "action_hint"
-    max_new_tokens: int = 12
+    max_new_tokens: int = number(12, at_least=1)
 
 
 @dataclass(frozen=True)
@@ -193,19 +197,19 @@ class StudentArgs:
         num_minibatches: Minibatches per epoch.
     """
 
-    hidden_size: int = 64
-    guidance_size: int = 16
-    kappa: float = 2.0
-    num_steps: int = 32
-    epochs: int = 4
-    num_minibatches: int = 4
-    lr: float = 2e-3
-    gamma: float = 0.99
-    lam: float = 0.95
-    clip_eps: float = 0.2
-    entropy_coef: float = 0.01
-    value_loss_coef: float = 0.5
-    max_grad_norm: float = 0.5
+    hidden_size: int = number(64, at_least=1)
+    guidance_size: int = number(16, at_least=1)
+    kappa: float = number(2.0, at_least=0)
+    num_steps: int = number(32, at_least=1)
+    epochs: int = number(4, at_least=1)
+    num_minibatches: int = number(4, at_least=1)
+    lr: float = number(2e-3, at_least=0)
+    gamma: float = number(0.99, at_least=0, at_most=1)
+    lam: float = number(0.95, at_least=0, at_most=1)
+    clip_eps: float = number(0.2, above=0)
+    entropy_coef: float = number(0.01, at_least=0)
+    value_loss_coef: float = number(0.5, at_least=0)
+    max_grad_norm: float = number(0.5, above=0, finite=False)
 
 
 @dataclass(frozen=True)
@@ -217,19 +221,19 @@ class PpoArgs:
         gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means the whole minibatch.
     """
 
-    num_steps: int = 40
-    epochs: int = 4
-    minibatch_size: int = 64
-    gradient_minibatch_size: int = 0
-    lr: float = 1e-6
-    adam_eps: float = 1e-5
-    gamma: float = 0.99
-    lam: float = 0.99
-    clip_eps: float = 0.2
-    entropy_coef: float = 0.01
-    value_loss_coef: float = 0.5
-    max_grad_norm: float = 0.5
-    reward_scale: float = 20.0
+    num_steps: int = number(40, at_least=1)
+    epochs: int = number(4, at_least=1)
+    minibatch_size: int = number(64, at_least=1)
+    gradient_minibatch_size: int = number(0, at_least=0)
+    lr: float = number(1e-6, at_least=0)
+    adam_eps: float = number(1e-5, above=0)
+    gamma: float = number(0.99, at_least=0, at_most=1)
+    lam: float = number(0.99, at_least=0, at_most=1)
+    clip_eps: float = number(0.2, above=0)
+    entropy_coef: float = number(0.01, at_least=0)
+    value_loss_coef: float = number(0.5, at_least=0)
+    max_grad_norm: float = number(0.5, above=0, finite=False)
+    reward_scale: float = number(20.0, above=0)
 
 
 @dataclass(frozen=True)
@@ -248,20 +252,20 @@ class DrrnArgs:
             ``epsilon``. Evaluations act alike.
     """
 
-    embedding_size: int = 128
-    hidden_size: int = 128
-    num_steps: int = 4
-    update_every: int = 8
-    batch_size: int = 64
-    replay_size: int = 100_000
-    target_every: int = 0
+    embedding_size: int = number(128, at_least=1)
+    hidden_size: int = number(128, at_least=1)
+    num_steps: int = number(4, at_least=1)
+    update_every: int = number(8, at_least=1)
+    batch_size: int = number(64, at_least=1)
+    replay_size: int = number(100_000, at_least=1)
+    target_every: int = number(0, at_least=0)
     exploration: Literal["softmax", "epsilon"] = "softmax"
-    temperature: float = 1.0
-    epsilon: float = 0.1
-    gamma: float = 0.9
-    lr: float = 1e-4
-    max_grad_norm: float = 5.0
-    reward_scale: float = 20.0
+    temperature: float = number(1.0, above=0)
+    epsilon: float = number(0.1, at_least=0, at_most=1)
+    gamma: float = number(0.9, at_least=0, at_most=1)
+    lr: float = number(1e-4, at_least=0)
+    max_grad_norm: float = number(5.0, above=0, finite=False)
+    reward_scale: float = number(20.0, above=0)
 
 
 @dataclass(frozen=True)
@@ -275,12 +279,12 @@ class CloningArgs:
         gradient_minibatch_size: As in ``ppo``.
     """
 
-    num_steps: int = 32
-    epochs: int = 1
-    minibatch_size: int = 64
-    gradient_minibatch_size: int = 0
-    lr: float = 5e-4
-    max_grad_norm: float = 1.0
+    num_steps: int = number(32, at_least=1)
+    epochs: int = number(1, at_least=1)
+    minibatch_size: int = number(64, at_least=1)
+    gradient_minibatch_size: int = number(0, at_least=0)
+    lr: float = number(5e-4, at_least=0)
+    max_grad_norm: float = number(1.0, above=0, finite=False)
 
 
 @dataclass(frozen=True)
@@ -306,17 +310,17 @@ class FeedbackArgs:
     shuffles: Signal = "gae"
     loss: Literal["reinforce", "unlikelihood", "clipped"] = "reinforce"
     channel: Literal["loss", "prompt", "both"] = "loss"
-    every: int | Literal["rollout"] = "rollout"
+    every: int | Literal["rollout"] = number("rollout", at_least=1)
     ties: Literal["positive", "zero"] = "positive"
-    warmup_steps: int = 0
-    lr: float = 1e-4
-    lr_online: float = 1e-5
-    epochs: int = 1
-    entropy_coef: float = 0.0
-    kl_coef: float = 0.0
-    clip_eps: float = 0.2
-    max_grad_norm: float = 1.0
-    gradient_minibatch_size: int = 0
+    warmup_steps: int = number(0, at_least=0)
+    lr: float = number(1e-4, at_least=0)
+    lr_online: float = number(1e-5, at_least=0)
+    epochs: int = number(1, at_least=1)
+    entropy_coef: float = number(0.0, at_least=0)
+    kl_coef: float = number(0.0, at_least=0)
+    clip_eps: float = number(0.2, above=0)
+    max_grad_norm: float = number(1.0, above=0, finite=False)
+    gradient_minibatch_size: int = number(0, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -339,19 +343,22 @@ class RunArgs:
             too (at least 32 environments that minigrid steps in the client, servers in processes of their own, and more cores than processes),
             ``false`` never. Each half is a call of its own, and the last bits of an answer depend on what it was computed with.
         tracker: Takes the learning curve besides ``metrics.csv`` and TensorBoard.
+        portable: Whether two x86 machines with the same versions give the same curve to the last digit: the CPU's kernels are held to what
+            every x86 processor has (``lamorel_ext.portable``), which is slower.
     """
 
-    seed: int = 0
-    total_steps: int = 2100
-    eval_every: int = 512
+    seed: int = number(0, at_least=0, at_most=MAX_SEED)
+    total_steps: int = number(2100, at_least=1)
+    eval_every: int = number(512, at_least=1)
     evaluation: Literal["auto", "exact", "episodes"] = "auto"
-    eval_episodes: int = 200
-    eval_seed: int = 1_000_000_000
-    checkpoint_every: int = 1
-    trace_every: int = 100
-    num_threads: int = 1
+    eval_episodes: int = number(200, at_least=1)
+    eval_seed: int = number(1_000_000_000, at_least=0, at_most=MAX_SEED)
+    checkpoint_every: int = number(1, at_least=0)
+    trace_every: int = number(100, at_least=0)
+    num_threads: int = number(1, at_least=0)
     pipeline: bool | Literal["auto"] = "auto"
     tracker: Literal["none", "wandb"] = "none"
+    portable: bool = False
     output_dir: str = "runs/run"
 
 
@@ -378,9 +385,9 @@ class CompareArgs:
         "control_shuffled",
         "control_inverted",
     )
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = number((0, 1, 2), at_least=0, at_most=MAX_SEED)
     output_dir: str = "runs/comparison"
-    bootstrap_samples: int = 2000
+    bootstrap_samples: int = number(2000, at_least=1)
 
 
 @dataclass(frozen=True)

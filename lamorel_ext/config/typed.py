@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -45,7 +46,14 @@ def _convert(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     if not fitting:
         problems.append(f"{key}: expected {_describe(hint)}, got {value!r}")
         return value
-    return float(value) if fitting[0] is float else value
+    return _as_float(value) if fitting[0] is float else value
+
+
+def _as_float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.inf if value > 0 else -math.inf
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

@@ -43,7 +43,7 @@ class DrrnAgent:
         self.args = args
         self.network = DrrnNetwork(args.embedding_size, args.hidden_size, seed)
         self.target = copy.deepcopy(self.network) if args.target_every else self.network
-        self.optimizer = FlatAdam(list(self.network.parameters()), eps=1e-8)
+        self.optimizer = FlatAdam("drrn", list(self.network.parameters()), eps=1e-8)
         self.replay = Replay(args.replay_size)
         self.discount = Discount(args.gamma, 1.0, args.reward_scale)
         self._env_steps = self._updates = 0
@@ -125,9 +125,7 @@ class DrrnAgent:
         targets = drrn_targets(self.target, batch, self.args)
         q = self.network(batch.before).gather(1, torch.from_numpy(batch.actions)[:, None]).squeeze(1)
         loss = F.smooth_l1_loss(q, targets)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = self.optimizer.step(self.args.lr, self.args.max_grad_norm)
+        norm = self.optimizer.minimise(loss, self.args.lr, self.args.max_grad_norm)
         self._updates += 1
         return torch.stack([loss.detach(), q.detach().mean(), norm])
 

@@ -11,6 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lamorel_ext.errors import UpdateError
+from lamorel_ext.finite import not_finite
+
 
 class FlatAdam:
     """Adam (Kingma & Ba 2015) with gradient clipping, for float32 parameters on one device.
@@ -18,12 +21,16 @@ class FlatAdam:
     It moves the parameters' data, and their gradients, into flat tensors of its own; both stay views of them.
 
     Args:
+        name: Whose parameters they are, for messages.
         parameters: All of them are updated together.
         betas: Decays of the two moments.
         eps: Added to the root of the second moment; 1e-5 is what PPO implementations use.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-5) -> None:
+    def __init__(
+        self, name: str, parameters: list[nn.Parameter], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-5
+    ) -> None:
+        self._name = name
         self._betas = betas
         self._eps = eps
         self._steps = 0
@@ -36,26 +43,40 @@ class FlatAdam:
             parameter.grad = self._gradients[place].view_as(parameter)
             start = place.stop
 
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        self._gradients.zero_()
-
-    def step(self, lr: float, max_grad_norm: float) -> Tensor:
-        """Clip the gradient to a norm of ``max_grad_norm`` and step.
+    def minimise(self, loss: Tensor, lr: float, max_grad_norm: float) -> Tensor:
+        """Take one step down the gradient of ``loss``, clipped to a norm of ``max_grad_norm``.
 
         Returns:
             The norm before clipping.
+
+        Raises:
+            UpdateError: Loss or gradient is not finite, and no step was taken; or what a step has led to is not.
         """
+        self._gradients.zero_()
+        loss.backward()
+        norm = self._gradients.norm()
+        if not bool(torch.isfinite(loss.detach() + norm)):
+            raise UpdateError(
+                f"{self._name}: not finite in optimiser step {self._steps + 1}: loss {float(loss):.4g},"
+                f" gradient norm {float(norm):.4g}; the step was not taken"
+            )
+        self._step(norm, lr, max_grad_norm)
+        if found := not_finite({"weights": self._weights, "first moment": self._first, "second moment": self._second}):
+            raise UpdateError(
+                f"{self._name}: {found} after optimiser step {self._steps}: loss {float(loss):.4g},"
+                f" gradient norm {float(norm):.4g}, lr {lr:g}"
+            )
+        return norm
+
+    def _step(self, norm: Tensor, lr: float, max_grad_norm: float) -> None:
         beta_1, beta_2 = self._betas
         self._steps += 1
-        norm = self._gradients.norm()
         gradients = self._gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self._first.lerp_(gradients, 1 - beta_1)
         self._second.mul_(beta_2).addcmul_(gradients, gradients, value=1 - beta_2)
         # Fresh memory for a temporary of this size would cost more than the arithmetic.
         spread = torch.sqrt(self._second, out=self._scratch).mul_(1 / math.sqrt(1 - beta_2**self._steps)).add_(self._eps)
         self._weights.addcdiv_(self._first, spread, value=-lr / (1 - beta_1**self._steps))
-        return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """A copy of its state: ``steps`` (int64 scalar), ``first`` and ``second`` moments (flat)."""

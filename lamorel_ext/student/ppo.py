@@ -89,9 +89,7 @@ def update_student(
         order = torch.from_numpy(rng.permutation(len(batch.actions)))
         for indices in torch.tensor_split(order, min(args.num_minibatches, len(order))):
             losses = ppo_losses(network, batch.take(indices), args)
-            optimizer.zero_grad()
-            losses.total.backward()
-            norm = optimizer.step(args.lr, args.max_grad_norm)
+            norm = optimizer.minimise(losses.total, args.lr, args.max_grad_norm)
             seen.append((losses.policy_loss, losses.value_loss, losses.entropy, losses.kl, losses.clip_fraction, norm))
     means = torch.stack([torch.stack(row).detach() for row in seen]).mean(dim=0).tolist()
     return dict(zip(STATS, [*means, explained_variance(batch)], strict=True))

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lamorel_ext.errors import CheckpointError
+from lamorel_ext.finite import not_finite, not_finite_value
 from lamorel_ext.student.trace import Trace
 
 
@@ -28,6 +30,15 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     state: dict[str, Any]
     llm_folder: str | None = None
+
+    def check_finite(self) -> None:
+        """Make sure that it holds nothing but finite numbers.
+
+        Raises:
+            CheckpointError: It does not; names the tensor, or the place in ``state``.
+        """
+        if found := not_finite(self.tensors) or not_finite_value(self.state, "state"):
+            raise CheckpointError(f"the checkpoint at step {self.env_steps} cannot be used: {found}")
 
 
 SaveLlm = Callable[[str], None]

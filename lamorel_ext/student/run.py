@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lamorel_ext.config import Config
-from lamorel_ext.errors import CheckpointError
+from lamorel_ext.errors import CheckpointError, UpdateError
 from lamorel_ext.student.action_heads import ACTION_HEADS
 from lamorel_ext.student.agents import make_agent
 from lamorel_ext.student.building import EnvFactory, make_evaluator, make_training_env
@@ -131,7 +131,11 @@ class TrainingRun:
         rollout, self._scene = collect_rollout(self.env, self.agent, self.edge, self._scene, num_steps, self._draws)
         self.tracer.collected(rollout, self.agent)
         feedback = {f"feedback_{name}": value for name, value in self.edge.after_rollout(rollout).items()}
-        learning = self.agent.update(rollout, self._streams["updates"])
+        try:
+            learning = self.agent.update(rollout, self._streams["updates"])
+        except UpdateError as error:
+            taken = self.progress.env_steps + rollout.rewards.size
+            raise UpdateError(f"after {taken} environment steps: {error}") from error
         trace = self.tracer.finish(rollout)
         self.progress.averages.add(feedback | learning)
         self.progress.note(rollout, time.perf_counter() - begin - self.tracer.seconds)
@@ -180,6 +184,7 @@ class TrainingRun:
             "llm": {} if self.llm is None else dict(self.llm.counts),
         }
         checkpoint = Checkpoint(self.progress.env_steps, self.agent.tensors(), state)
+        checkpoint.check_finite()  # before anything is written: the last good one stays
         recorder.checkpoint(checkpoint, None if self.llm is None else self.llm.save)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -207,6 +212,7 @@ class TrainingRun:
             self.llm.reset(self.config.run.seed, arm.weights, () if arm.action_heads else (ACTION_HEADS,))
 
     def _load_agent(self, checkpoint: Checkpoint) -> None:
+        checkpoint.check_finite()
         self.agent.load_tensors(checkpoint.tensors)
         if self.llm is not None:
             if checkpoint.llm_folder is None:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lamorel_ext.config.bounds import number
 from lamorel_ext.errors import RequestError
 from lamorel_ext.types import UpdateRequest
 from lamorel_ext.updaters.batches import Minibatch
@@ -24,7 +25,7 @@ from lamorel_ext.updaters.losses import (
     reinforce_loss,
     unlikelihood_loss,
 )
-from lamorel_ext.updaters.requests import DataSpec, option
+from lamorel_ext.updaters.requests import DataSpec
 from lamorel_ext.updaters.scored import Scored
 
 
@@ -43,14 +44,14 @@ class FeedbackOptions:
     """
 
     loss: Literal["reinforce", "unlikelihood", "clipped"] = "reinforce"
-    lr: float = option(1e-4, at_least=0.0)
-    adam_eps: float = option(1e-8, above=0.0)
-    epochs: int = option(1, at_least=1)
-    entropy_coef: float = option(0.0, at_least=0.0)
-    kl_coef: float = option(0.0, at_least=0.0)
-    clip_eps: float = option(0.2, above=0.0)
-    max_grad_norm: float = option(1.0, above=0.0, finite=False)
-    gradient_minibatch_size: int = option(0, at_least=0)
+    lr: float = number(1e-4, at_least=0.0)
+    adam_eps: float = number(1e-8, above=0.0)
+    epochs: int = number(1, at_least=1)
+    entropy_coef: float = number(0.0, at_least=0.0)
+    kl_coef: float = number(0.0, at_least=0.0)
+    clip_eps: float = number(0.2, above=0.0)
+    max_grad_norm: float = number(1.0, above=0.0, finite=False)
+    gradient_minibatch_size: int = number(0, at_least=0)
     normalise: bool = True
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lamorel_ext.config.bounds import number
 from lamorel_ext.errors import RequestError
 from lamorel_ext.updaters.batches import Minibatch, draw_minibatches
 from lamorel_ext.updaters.candidates import CandidateUpdater, StepReport
@@ -19,7 +20,7 @@ from lamorel_ext.updaters.losses import (
     clipped_value_loss,
     entropy,
 )
-from lamorel_ext.updaters.requests import DataSpec, option
+from lamorel_ext.updaters.requests import DataSpec
 from lamorel_ext.updaters.scored import Scored
 
 
@@ -36,16 +37,16 @@ class PPOOptions:
         policy_module: Module function that gives a logit per candidate, in the candidates' order; empty takes the scores of their texts.
     """
 
-    lr: float = option(1e-6, at_least=0.0)
-    adam_eps: float = option(1e-5, above=0.0)
-    epochs: int = option(4, at_least=1)
-    minibatch_size: int = option(64, at_least=1)
-    gradient_minibatch_size: int = option(0, at_least=0)
-    clip_eps: float = option(0.2, above=0.0)
-    entropy_coef: float = option(0.01)
-    value_loss_coef: float = option(0.5, at_least=0.0)
-    max_grad_norm: float = option(0.5, above=0.0, finite=False)
-    seed: int = option(0, at_least=0)
+    lr: float = number(1e-6, at_least=0.0)
+    adam_eps: float = number(1e-5, above=0.0)
+    epochs: int = number(4, at_least=1)
+    minibatch_size: int = number(64, at_least=1)
+    gradient_minibatch_size: int = number(0, at_least=0)
+    clip_eps: float = number(0.2, above=0.0)
+    entropy_coef: float = number(0.01)
+    value_loss_coef: float = number(0.5, at_least=0.0)
+    max_grad_norm: float = number(0.5, above=0.0, finite=False)
+    seed: int = number(0, at_least=0)
     policy_module: str = ""
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
+from lamorel_ext.config.bounds import why_out_of_bounds
 from lamorel_ext.errors import RequestError
 from lamorel_ext.types import Scalar, UpdateRequest
 
@@ -38,11 +38,6 @@ class DataSpec:
         return self.choices + self.numbers
 
 
-def option(default: Any, *, at_least: float = -math.inf, above: float = -math.inf, finite: bool = True) -> Any:
-    """A numeric field of an options dataclass with a lower bound (``at_least`` includes it, ``above`` does not)."""
-    return field(default=default, metadata={"at_least": at_least, "above": above, "finite": finite})
-
-
 def read_options(kind: type[OptionsT], options: Mapping[str, Scalar], updater: str) -> OptionsT:
     """Build the options dataclass ``kind`` from a request's options; what is not named keeps its default.
 
@@ -54,7 +49,7 @@ def read_options(kind: type[OptionsT], options: Mapping[str, Scalar], updater: s
     values = {}
     for spec in dataclasses.fields(kind):  # type: ignore[arg-type]
         if spec.name in options:
-            value, problem = _convert(hints[spec.name], options[spec.name], spec.metadata)
+            value, problem = _convert(hints[spec.name], options[spec.name], spec.metadata.get("bounds", {}))
             values[spec.name] = value
             problems += [f"options[{spec.name!r}] {problem}"] if problem else []
     if problems:
@@ -138,15 +133,7 @@ def _convert(hint: Any, value: Scalar, bounds: Mapping[str, Any]) -> tuple[Scala
         return value, f"must be of type {hint.__name__}, got {value!r}"
     if hint is bool or hint is str:
         return value, ""
-    return hint(value), _out_of_range(hint(value), **bounds)
-
-
-def _out_of_range(number: float, at_least: float = -math.inf, above: float = -math.inf, finite: bool = True) -> str:
-    if math.isnan(number) or (finite and math.isinf(number)):
-        return f"must be finite, got {number}"
-    if number < at_least:
-        return f"must be at least {at_least}, got {number}"
-    return f"must be above {above}, got {number}" if number <= above else ""
+    return hint(value), why_out_of_bounds(hint(value), bounds)
 
 
 def _unknown(what: str, key: str, known: Iterable[str]) -> str:

@@ -8,10 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lamorel_ext.config.bounds import number
 from lamorel_ext.updaters.batches import Minibatch, draw_minibatches
 from lamorel_ext.updaters.candidates import CandidateUpdater
 from lamorel_ext.updaters.losses import candidate_log_softmax, chosen_log_probs, entropy
-from lamorel_ext.updaters.requests import DataSpec, option
+from lamorel_ext.updaters.requests import DataSpec
 from lamorel_ext.updaters.scored import Scored
 
 
@@ -19,13 +20,13 @@ from lamorel_ext.updaters.scored import Scored
 class SupervisedOptions:
     """Options of ``SupervisedUpdater``; see ``PPOOptions``."""
 
-    lr: float = option(1e-4, at_least=0.0)
-    adam_eps: float = option(1e-8, above=0.0)
-    epochs: int = option(1, at_least=1)
-    minibatch_size: int = option(64, at_least=1)
-    gradient_minibatch_size: int = option(0, at_least=0)
-    max_grad_norm: float = option(1.0, above=0.0, finite=False)
-    seed: int = option(0, at_least=0)
+    lr: float = number(1e-4, at_least=0.0)
+    adam_eps: float = number(1e-8, above=0.0)
+    epochs: int = number(1, at_least=1)
+    minibatch_size: int = number(64, at_least=1)
+    gradient_minibatch_size: int = number(0, at_least=0)
+    max_grad_norm: float = number(1.0, above=0.0, finite=False)
+    seed: int = number(0, at_least=0)
 
 
 class SupervisedUpdater(CandidateUpdater[SupervisedOptions]):

@@ -63,7 +63,7 @@ REFUSED: list[tuple[UpdateRequest, str]] = [
     (dataclasses.replace(PPO_REQUEST, options={"learning_rate": 1.0}), "unknown option 'learning_rate'"),
     (
         dataclasses.replace(PPO_REQUEST, options={"epoch": 1, "lr": -1.0}),
-        r"'epoch' \(did you mean 'epochs'\?\); options\['lr'\] must be at least",
+        r"'epoch' \(did you mean 'epochs'\?\); options\['lr'\] must not be negative",
     ),
     (dataclasses.replace(PPO_REQUEST, options={"lr": math.inf}), "options\\['lr'\\] must be finite"),
     (dataclasses.replace(PPO_REQUEST, options={"clip_eps": 0.0}), "options\\['clip_eps'\\] must be above 0"),

@@ -1,0 +1,57 @@
+"""Bounds of a number, declared beside the field that holds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any
+
+
+def number(
+    default: Any,
+    *,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    finite: bool = True,
+) -> Any:
+    """A field of a dataclass that holds a number, or a tuple of numbers.
+
+    Args:
+        default: Its default.
+        at_least: The smallest value; -inf for none.
+        above: What every value must exceed; -inf for none.
+        at_most: The largest value.
+        finite: False where infinity means something, as "no limit" does. Not-a-number never does.
+    """
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "finite": finite}
+    return field(default=default, metadata={"bounds": bounds})
+
+
+def why_out_of_bounds(value: float, bounds: Mapping[str, Any]) -> str:
+    """What a value must be and is not, such as ``must be above 0, got -1``; empty where it fits.
+
+    Args:
+        value: An int or float.
+        bounds: Of a field that ``number`` made: its ``metadata["bounds"]``; empty ones ask for a finite number.
+    """
+    at_least, above = bounds.get("at_least", -math.inf), bounds.get("above", -math.inf)
+    at_most = bounds.get("at_most", math.inf)
+    if value != value:
+        return f"must be a number, got {value}"
+    if bounds.get("finite", True) and not -math.inf < value < math.inf:
+        return f"must be finite, got {value}"
+    if at_least <= value <= at_most and value > above:
+        return ""
+    return f"must {_range(at_least, above, at_most)}, got {value}"
+
+
+def _range(at_least: float, above: float, at_most: float) -> str:
+    if at_most < math.inf:
+        if above >= at_least:
+            return f"be above {above:g} and at most {at_most:.17g}"
+        return f"be between {at_least:g} and {at_most:.17g}"
+    if above >= at_least:
+        return f"be above {above:g}"
+    return "not be negative" if at_least == 0 else f"be at least {at_least:g}"

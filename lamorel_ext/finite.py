@@ -1,0 +1,46 @@
+"""Numbers that are not finite, found before they spread: after a step, before a file is written, after one is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def largest(tensors: Sequence[Tensor]) -> Tensor:
+    """The largest magnitude of each tensor, ``(n,)`` float64; NaN where one is in it, 0 for one without numbers that could be."""
+    found = torch.zeros(len(tensors), dtype=torch.float64)
+    places = [i for i, tensor in enumerate(tensors) if tensor.is_floating_point() and tensor.numel()]
+    if places:
+        norms = torch._foreach_norm([tensors[i].detach() for i in places], math.inf)
+        found[places] = torch.stack([norm.to("cpu", torch.float64) for norm in norms])
+    return found
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The first tensor that holds NaN or infinity, and how many; empty where none does.
+
+    Args:
+        tensors: By name; those of integers hold none.
+    """
+    for name, bound in zip(tensors, largest(list(tensors.values())).tolist(), strict=True):
+        if not math.isfinite(bound):
+            tensor = tensors[name]
+            bad = int((~torch.isfinite(tensor)).sum())
+            return f"{name} is not finite in {bad} of {tensor.numel()} numbers" if bad else f"{name} is not finite"
+    return ""
+
+
+def not_finite_value(value: Any, name: str) -> str:
+    """The same for what JSON can hold: numbers in dictionaries and lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name} is {value}"
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        items = ((f"{name}.{key}", item) for key, item in value.items())
+    elif isinstance(value, (list, tuple)):
+        items = ((f"{name}[{place}]", item) for place, item in enumerate(value))
+    return next((found for key, item in items if (found := not_finite_value(item, key))), "")
