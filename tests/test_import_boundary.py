@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASICS = {"types", "errors", "config"}
+BASICS = {"types", "errors", "config", "finite"}
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
+    "finite": set(),
+    "portable": {"errors"},
     "config": {"errors"},
     "envs": BASICS,
     "prompts": BASICS,
@@ -18,7 +20,7 @@ MAY_IMPORT = {
     "models": BASICS,
     "updaters": BASICS | {"models"},
     "server": BASICS | {"rpc", "models", "updaters"},
-    "student": BASICS | {"rpc", "envs", "prompts"},
+    "student": BASICS | {"portable", "rpc", "envs", "prompts"},
 }
 """Parts of ``lamorel_ext`` by the parts that they may import, besides themselves."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,6 +25,7 @@ from lamorel_ext.models.memory import Memory
 from lamorel_ext.models.module_functions import BaseModuleFunction
 from lamorel_ext.models.plain import PlainForward
 from lamorel_ext.models.scoring import Scorer
+from lamorel_ext.models.state import State, state_of
 from lamorel_ext.models.ties import config_values, has_own_head
 from lamorel_ext.models.tokens import TextEncoder
 from lamorel_ext.models.weights import copy_into, distinct_tensors, read_tensors, write_tensors, written_whole
@@ -32,6 +33,8 @@ from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar, ScoreResu
 
 MODEL_FILE = "model.safetensors"
 MODULES_FILE = "modules.safetensors"
+KNOWN_SETTINGS = 64
+"""Of a model that are told apart; one that comes back after so many others counts as new."""
 
 
 class ModelHost(nn.Module):
@@ -70,10 +73,13 @@ class ModelHost(nn.Module):
         self._encoder = TextEncoder(tokenizer, model.config, args.max_prompt_tokens)
         self._answerer = self._make_answerer(model)
         self._generator = Generator(unwrap(model), tokenizer, self._encoder, self._answerer.scorer)
-        self._memory: Memory[tuple[Question, tuple[str, ...], bool], Answer] = Memory(args.cache_size)
-        self._remembered_at = self._stamp()
+        self._memory: Memory[tuple[Question, tuple[str, ...], bool, int], Answer] = Memory(args.cache_size)
+        self._remembered_at: Hashable = None
+        self._settings: Memory[Hashable, int] = Memory(KNOWN_SETTINGS)
+        self._settings_met = 0
         self._start: Mapping[str, Tensor] = self._initial
         self._reference: Answerer | None = None
+        self._reference_settings = 0
         self._reference_memory: Memory[Question, Answer] = Memory(args.cache_size)
         self._unused: frozenset[str] = frozenset()
 
@@ -107,7 +113,7 @@ class ModelHost(nn.Module):
         """Score candidates after prompts and evaluate module functions.
 
         A score is the sum of the candidate's token log-probabilities in nats, without special tokens; ``""`` scores 0. Without gradients, answers
-        are remembered until the weights change.
+        are remembered until the weights change, for each setting of the model (which adapter is on, say) by itself.
 
         Args:
             prompts: ``n`` prompts, repeated ones at no cost; an empty one is allowed.
@@ -130,9 +136,13 @@ class ModelHost(nn.Module):
         places = distinct(questions)
         names = tuple(modules)
         known: dict[Question, Answer] = {}
+        settings = self._present_settings()
         if not require_grad:
-            self._forget_if_changed()
-            known = {question: answer for question in places if (answer := self._memory.get((question, names, with_score))) is not None}
+            known = {
+                question: answer
+                for question in places
+                if (answer := self._memory.get((question, names, with_score, settings))) is not None
+            }
         cached = sum(question in known for question in questions)
         stats = {"distinct_prompts": 0.0, "tokens": 0.0}
         if missing := [question for question in places if question not in known]:
@@ -141,7 +151,8 @@ class ModelHost(nn.Module):
             for question, answer in zip(missing, fresh, strict=True):
                 known[question] = answer
                 if not require_grad:
-                    self._memory.put((question, names, with_score), answer)
+                    self._memory.put((question, names, with_score, settings), answer)
+            self._settings.put(self._state().settings, settings)  # a module may count its calls: that is no other model
         log_probs, counts, results = join([known[question] for question in questions], names, self.score_dtype)
         self._tidy_device()
         stats |= {"prompts": float(len(prompts)), "cached_prompts": float(cached), "seconds": time.perf_counter() - started}
@@ -150,11 +161,16 @@ class ModelHost(nn.Module):
     def reference_log_probs(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> Tensor:
         """Scores under the weights of the start, or those of the last reset, ``(sum(counts),)``; without gradient, and remembered for good.
 
+        The settings are those of the moment: with an adapter switched off, the start without it.
+
         Raises:
             RequestError: As in ``score``.
         """
         questions = _questions(prompts, candidates, True, False)
         places = distinct(questions)
+        if (settings := self._present_settings()) != self._reference_settings:
+            self._reference, self._reference_settings = None, settings
+            self._reference_memory.clear()
         known = {question: answer for question in places if (answer := self._reference_memory.get(question)) is not None}
         if missing := [question for question in places if question not in known]:
             if self._reference is None:
@@ -306,14 +322,20 @@ class ModelHost(nn.Module):
             if anew:  # an optimiser holds the parameters: they stay the same objects
                 copy_into(function, distinct_tensors(drawn))
 
-    def _stamp(self) -> tuple[int, int]:
-        """Differs after any change of the weights: in-place changes count too, so that one nobody announced is noticed."""
-        return self.weights_version, sum(parameter._version for parameter in self.parameters())
+    def _state(self) -> State:
+        return state_of(self.model, self.module_functions)
 
-    def _forget_if_changed(self) -> None:
-        if (stamp := self._stamp()) != self._remembered_at:
+    def _present_settings(self) -> int:
+        """A number for the model's settings; what was remembered of other weights is forgotten."""
+        state = self._state()
+        if (stamp := (self.weights_version, state.weights)) != self._remembered_at:
             self._memory.clear()
             self._remembered_at = stamp
+        number = self._settings.get(state.settings)
+        if number is None:
+            number = self._settings_met = self._settings_met + 1
+            self._settings.put(state.settings, number)
+        return number
 
     def _tidy_device(self) -> None:
         options = self.args.parallelism

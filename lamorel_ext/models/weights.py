@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lamorel_ext.errors import CheckpointError
+from lamorel_ext.finite import not_finite
 
 
 def distinct_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -36,8 +37,14 @@ def copy_into(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def write_tensors(module: nn.Module, path: Path) -> None:
-    """Write a module's tensors. Use within ``written_whole``."""
+    """Write a module's tensors. Use within ``written_whole``.
+
+    Raises:
+        CheckpointError: A tensor holds a number that is not finite; nothing was written.
+    """
     tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in distinct_tensors(module).items()}
+    if found := not_finite(tensors):
+        raise CheckpointError(f"{path.name} was not written: {found}")
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -45,7 +52,7 @@ def read_tensors(module: nn.Module, path: Path) -> dict[str, Tensor]:
     """Read a file that fits a module.
 
     Raises:
-        CheckpointError: The file is missing, corrupt, or holds tensors of other names or shapes.
+        CheckpointError: The file is missing, corrupt, or holds tensors of other names or shapes, or numbers that are not finite.
     """
     try:
         values = load_file(path)
@@ -59,6 +66,8 @@ def read_tensors(module: nn.Module, path: Path) -> dict[str, Tensor]:
     for name, tensor in own.items():
         if tensor.shape != values[name].shape:
             raise CheckpointError(f"{path}: {name} has shape {tuple(values[name].shape)}, the model's has {tuple(tensor.shape)}")
+    if found := not_finite(values):
+        raise CheckpointError(f"{path}: {found}")
     return values
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import nn
+
 from lamorel_ext.errors import CheckpointError, LamorelExtError, RequestError, UpdateError
 from lamorel_ext.rpc.checks import check_generate, check_score, check_update
 from lamorel_ext.rpc.failures import failure_of
@@ -34,6 +36,10 @@ from lamorel_ext.types import (
     UpdateRequest,
     UpdateResult,
 )
+from lamorel_ext.updaters.agreement import check_servers
+from lamorel_ext.updaters.candidates import CandidateUpdater
+
+UNSOUND = "no sound weights since a reset or load that failed, or an update that did not leave the servers alike"
 
 
 class Host(Protocol):
@@ -86,7 +92,7 @@ class Desk:
         rank: Global rank of this process.
         role: Such as ``"llm server 0"``.
         known_version: Version of the weights when they were last the same on every server for sure: at the start, after a reset or a load.
-            None after a reset or load that failed.
+            None after a reset or load that failed, or an update of a user's own that left servers with different weights.
         random_state: Held while random numbers are drawn: servers that are threads of one process share its random state.
     """
 
@@ -138,7 +144,9 @@ def update(desk: Desk, request: UpdateRequest) -> UpdateResult:
         check_update(request)
         updater = _updater(desk, request.updater)
         _check_same_weights(desk)
-        return updater.update(request)
+        result = updater.update(request)
+        _check_after(desk, updater, request.updater)
+        return result
 
     return UpdateResult(_timed(desk.group.together(work).stats, started))
 
@@ -163,6 +171,8 @@ def save(desk: Desk, request: SaveRequest) -> Done:
     folder = Path(request.folder)
 
     def work() -> None:
+        if desk.known_version is None:
+            raise CheckpointError(f"{folder} was not written: {desk.role} has {UNSOUND}")
         if desk.group.rank == 0:
             _save_whole(desk, folder)
 
@@ -234,11 +244,23 @@ def _check_same_weights(desk: Desk) -> None:
     if desk.group.size == 1:
         return
     if desk.known_version is None:
-        raise UpdateError(f"{desk.role} has no sound weights since a reset or load that failed; load a checkpoint or reset")
+        raise UpdateError(f"{desk.role} has {UNSOUND}; load a checkpoint or reset")
     steps = desk.host.weights_version - desk.known_version
     desk.group.same(
         steps, "steps behind it since its weights were last known to be the same, after an update that failed; load a checkpoint or reset"
     )
+
+
+def _check_after(desk: Desk, updater: Updater, name: str) -> None:
+    """Our updaters check each step; what one of the user's own has done to the weights is only seen afterwards."""
+    if isinstance(updater, CandidateUpdater) or not isinstance(desk.host, nn.Module):
+        return
+    desk.host.forget()  # weights can change in ways that PyTorch does not count
+    try:
+        check_servers(desk.host, desk.group, name or type(updater).__name__)
+    except UpdateError:
+        desk.known_version = None
+        raise
 
 
 def _timed(stats: dict[str, float], started: float) -> dict[str, float]:

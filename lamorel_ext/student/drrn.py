@@ -43,7 +43,7 @@ class DrrnAgent:
         self.args = args
         self.network = DrrnNetwork(args.embedding_size, args.hidden_size, seed)
         self.target = copy.deepcopy(self.network) if args.target_every else self.network
-        self.optimizer = FlatAdam("drrn", list(self.network.parameters()), eps=1e-8)
+        self.optimizer = FlatAdam(list(self.network.parameters()), eps=1e-8, name="drrn")
         self.replay = Replay(args.replay_size)
         self.discount = Discount(args.gamma, 1.0, args.reward_scale)
         self._env_steps = self._updates = 0

@@ -7,6 +7,7 @@ import numpy as np
 from lamorel_ext.config import EnvArgs
 from lamorel_ext.envs.enumeration import MISSION, evaluate_policy, state_table
 from lamorel_ext.prompts import PromptHistory
+from lamorel_ext.student.randomness import check_distributions
 from lamorel_ext.student.rollout import Actor
 from lamorel_ext.student.scenes import Scene
 from lamorel_ext.types import ObservationBatch
@@ -39,8 +40,14 @@ class ExactEvaluator:
         self.scene = Scene(observations, prompts, experts if with_experts else None)
 
     def policy(self, actor: Actor) -> np.ndarray:
-        """Probability of each action in each state, ``(5040, 6)``, of an ``enumerable`` actor."""
-        table: np.ndarray = actor.action_probs(self.scene)[self._classes.reshape(-1)]
+        """Probability of each action in each state, ``(5040, 6)``, of an ``enumerable`` actor.
+
+        Raises:
+            UpdateError: It is not finite.
+        """
+        probs = actor.action_probs(self.scene)
+        check_distributions(probs.sum(axis=1), probs)
+        table: np.ndarray = probs[self._classes.reshape(-1)]
         return table
 
     def evaluate(self, actor: Actor) -> tuple[float, float]:

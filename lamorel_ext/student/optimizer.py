@@ -21,14 +21,18 @@ class FlatAdam:
     It moves the parameters' data, and their gradients, into flat tensors of its own; both stay views of them.
 
     Args:
-        name: Whose parameters they are, for messages.
         parameters: All of them are updated together.
         betas: Decays of the two moments.
         eps: Added to the root of the second moment; 1e-5 is what PPO implementations use.
+        name: Whose parameters they are, for messages.
     """
 
     def __init__(
-        self, name: str, parameters: list[nn.Parameter], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-5
+        self,
+        parameters: list[nn.Parameter],
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-5,
+        name: str = "student",
     ) -> None:
         self._name = name
         self._betas = betas
@@ -43,40 +47,49 @@ class FlatAdam:
             parameter.grad = self._gradients[place].view_as(parameter)
             start = place.stop
 
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self._gradients.zero_()
+
     def minimise(self, loss: Tensor, lr: float, max_grad_norm: float) -> Tensor:
-        """Take one step down the gradient of ``loss``, clipped to a norm of ``max_grad_norm``.
+        """``step`` down the gradient of ``loss``.
+
+        Raises:
+            UpdateError: Loss or gradient is not finite, and no step was taken; or what the step led to is not.
+        """
+        self.zero_grad()
+        loss.backward()
+        try:
+            if not math.isfinite(loss):
+                raise UpdateError(f"loss in optimiser step {self._steps + 1}, which was not taken")
+            return self.step(lr, max_grad_norm)
+        except UpdateError as error:
+            raise UpdateError(f"{self._name}: not finite: {error} (loss {float(loss):.4g}, lr {lr:g})") from error
+
+    def step(self, lr: float, max_grad_norm: float) -> Tensor:
+        """Clip the gradient to a norm of ``max_grad_norm`` and step.
 
         Returns:
             The norm before clipping.
 
         Raises:
-            UpdateError: Loss or gradient is not finite, and no step was taken; or what a step has led to is not.
+            UpdateError: The gradient is not finite, and no step was taken; or what the step led to is not.
         """
-        self._gradients.zero_()
-        loss.backward()
         norm = self._gradients.norm()
-        if not bool(torch.isfinite(loss.detach() + norm)):
-            raise UpdateError(
-                f"{self._name}: not finite in optimiser step {self._steps + 1}: loss {float(loss):.4g},"
-                f" gradient norm {float(norm):.4g}; the step was not taken"
-            )
-        self._step(norm, lr, max_grad_norm)
-        if found := not_finite({"weights": self._weights, "first moment": self._first, "second moment": self._second}):
-            raise UpdateError(
-                f"{self._name}: {found} after optimiser step {self._steps}: loss {float(loss):.4g},"
-                f" gradient norm {float(norm):.4g}, lr {lr:g}"
-            )
-        return norm
-
-    def _step(self, norm: Tensor, lr: float, max_grad_norm: float) -> None:
-        beta_1, beta_2 = self._betas
+        if not math.isfinite(norm):
+            raise UpdateError(f"gradient norm {float(norm)} in optimiser step {self._steps + 1}, which was not taken")
         self._steps += 1
+        beta_1, beta_2 = self._betas
         gradients = self._gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self._first.lerp_(gradients, 1 - beta_1)
         self._second.mul_(beta_2).addcmul_(gradients, gradients, value=1 - beta_2)
         # Fresh memory for a temporary of this size would cost more than the arithmetic.
         spread = torch.sqrt(self._second, out=self._scratch).mul_(1 / math.sqrt(1 - beta_2**self._steps)).add_(self._eps)
         self._weights.addcdiv_(self._first, spread, value=-lr / (1 - beta_1**self._steps))
+        held = {"weights": self._weights, "first moment": self._first, "second moment": self._second}
+        if found := not_finite(held):
+            raise UpdateError(f"{found} after optimiser step {self._steps}")
+        return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """A copy of its state: ``steps`` (int64 scalar), ``first`` and ``second`` moments (flat)."""

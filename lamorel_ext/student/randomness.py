@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lamorel_ext.errors import CheckpointError
+from lamorel_ext.errors import CheckpointError, UpdateError
 
 PURPOSES = ("actions", "guidance", "feedback", "updates", "weights", "evaluation")
 
@@ -50,12 +50,30 @@ def sample_rows(log_probs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Returns:
         ``(n,)`` int64.
+
+    Raises:
+        UpdateError: A row is no distribution: a network or an LLM gives numbers that are not finite.
     """
-    weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
     cumulative = np.cumsum(weights, axis=1)
+    check_distributions(cumulative[:, -1], log_probs)
     threshold = rng.random(len(log_probs))[:, None] * cumulative[:, -1:]
     columns = np.sum(cumulative <= threshold, axis=1)
     return np.minimum(columns, log_probs.shape[1] - 1)  # rounding can lift the threshold to the very end
+
+
+def check_distributions(totals: np.ndarray, rows: np.ndarray) -> None:
+    """Make sure that every row's total is finite.
+
+    Raises:
+        UpdateError: Naming the first row that is not a distribution.
+    """
+    bad = np.flatnonzero(~np.isfinite(totals))
+    if len(bad):
+        raise UpdateError(
+            f"what is chosen from is no distribution: row {bad[0]} of {len(rows)} is {rows[bad[0]].tolist()}"
+        )
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:

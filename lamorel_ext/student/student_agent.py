@@ -25,7 +25,7 @@ class StudentAgent:
         self.network = network
         self.teacher = teacher
         self.args = args
-        self.optimizer = FlatAdam("student", list(network.parameters()))
+        self.optimizer = FlatAdam(list(network.parameters()))
         self.discount = Discount(args.gamma, args.lam)
         self.reads_prompts = reads_prompts
         self.enumerable = teacher.options is not None

@@ -112,6 +112,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         Raises:
             RequestError: The request can never be answered; nothing was changed.
             UpdateError: A loss or gradient is not finite, or another server failed. The weights are those after the last good step.
+                Or a step led to weights that are not finite: they are left so, and no checkpoint is made of them.
         """
         options, batch, stepper = self._agree(request)
         try:
@@ -248,6 +249,11 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
             stepper.step(norm, options.lr, options.adam_eps, options.max_grad_norm)
             self._steps += 1
             self._host.weights_changed()
+            if found := stepper.not_finite():
+                raise UpdateError(
+                    f"{self.name}: {found} after the step of {minibatch}: gradient norm {report.grad_norm:.4g}, lr {options.lr:g};"
+                    " load a checkpoint or reset"
+                )
         return report
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lamorel_ext.errors import CheckpointError
+from lamorel_ext.finite import not_finite
 
 FORMAT = 1
 
@@ -25,10 +26,12 @@ def write_state(folder: Path, name: str, tensors: dict[str, Tensor], steps: int)
         steps: Optimiser steps taken so far. It stands in both files: a pair of files from two moments is refused.
 
     Raises:
-        CheckpointError: A file cannot be written.
+        CheckpointError: A file cannot be written, or a number is not finite; then none was.
     """
     tensor_file, json_file = _files(folder, name)
     plain = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+    if found := not_finite(plain):
+        raise CheckpointError(f"{tensor_file.name} was not written: {found}")
     text = json.dumps({"format": FORMAT, "updater": name, "steps": steps}, indent=1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +57,8 @@ def read_state(folder: Path, name: str, expected: dict[str, tuple[int, ...]]) ->
         The tensors, on the CPU, and the number of steps.
 
     Raises:
-        CheckpointError: A file is missing or corrupt, belongs to another updater, or holds other tensors than expected.
+        CheckpointError: A file is missing or corrupt, belongs to another updater, or holds other tensors than expected,
+            or numbers that are not finite.
     """
     tensor_file, json_file = _files(folder, name)
     steps = _read_steps(json_file, name)
@@ -67,6 +71,8 @@ def read_state(folder: Path, name: str, expected: dict[str, tuple[int, ...]]) ->
     if written != str(steps):
         raise CheckpointError(f"{tensor_file} is from step {written}, but {json_file.name} beside it from step {steps}")
     _check_tensors(tensor_file, tensors, expected)
+    if found := not_finite(tensors):
+        raise CheckpointError(f"{tensor_file}: {found}")
     return tensors, steps
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from lamorel_ext.finite import not_finite
 from lamorel_ext.types import ServerGroup
 
 FULL_PRECISION = (torch.float32, torch.float64)
@@ -110,6 +111,10 @@ class GradientStepper:
         self._adam.step()
         if self._rounded:
             torch._foreach_copy_([p for p, _ in self._rounded], [held for _, held in self._rounded])
+
+    def not_finite(self) -> str:
+        """The first weight, or number of Adam's, that is not finite after a step; empty where all are."""
+        return not_finite(dict(zip(self.names, self.parameters, strict=True))) or not_finite(self.state())
 
     def state(self) -> dict[str, Tensor]:
         """Adam's moments, and the float32 copies, by ``kind/parameter name``; empty before the first step."""
