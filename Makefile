@@ -8,7 +8,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo reproduce-small test check bench clean
+.PHONY: setup demo reproduce-small test test-portable check bench clean
 
 setup: $(INSTALLED)
 
@@ -33,6 +33,13 @@ reproduce-small: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)
+
+# The numeric tests with the kernels of other processors: a test that hangs on one processor's rounding fails here. Five minutes on one core.
+test-portable: setup
+	for kernels in MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2; do \
+		echo "$$kernels"; \
+		env $$kernels OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/student tests/models tests/updaters $(ARGS) || exit 1; \
+	done
 
 check: setup
 	$(BIN)/ruff check .

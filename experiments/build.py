@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 from lamorel_ext.config import Config, LamorelArgs
 from lamorel_ext.models.loading import load_host
 from lamorel_ext.models.module_functions import ActionHeads, ValueHead
+from lamorel_ext.portable import hold_portable
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.distributed import launched_role
 from lamorel_ext.rpc.runtime import connect
@@ -35,9 +36,11 @@ def run_as_ranked(config: Config, client: Client) -> int:
         client: What rank 0 does.
 
     Raises:
-        ConfigError: The launch is not the one that is configured.
+        ConfigError: The launch is not the one that is configured, or ``run.portable`` cannot be had in this process.
     """
     args = config.lamorel_args
+    if config.run.portable:
+        hold_portable()
     role = launched_role(args)
     if role is not None and role.is_server:
         serve(args, lambda placement: build_server(args, placement))

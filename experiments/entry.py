@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from lamorel_ext.config import CONFIG_DIR
 from lamorel_ext.errors import ConfigError, LamorelExtError, RemoteError
+from lamorel_ext.portable import NotPortableError, start_anew
 
 USER_ERROR = 2
 FAILURE = 1
@@ -25,6 +26,8 @@ def run_main(program: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     try:
         return program(sys.argv[1:] if argv is None else argv)
     except ConfigError as error:
+        if isinstance(error, NotPortableError) and argv is None:
+            start_anew()
         if os.environ.get("RANK", "0") == "0":
             _complain(str(error))
         return USER_ERROR

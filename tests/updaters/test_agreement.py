@@ -1,0 +1,108 @@
+"""Updaters of a user's own: what they did to the weights is checked after each update, on all servers together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lamorel_ext.errors import RemoteError
+from lamorel_ext.server.runtime import Hosted, in_process
+from lamorel_ext.updaters import BaseUpdater
+from lamorel_ext.updaters.agreement import checksum
+from tests.models.tiny_models import ACTIONS, make_host, make_t5
+
+PROMPTS = ["you see a wall", "action :", "you see a red ball"]
+
+
+class Own(BaseUpdater):
+    """Steps on the mean score of the first candidate, as Lamorel's examples do; ``how`` says what it forgets."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def perform_update(self, contexts: Any, candidates: Any, _current_batch_ids: Any, **kwargs: Any) -> dict[str, float]:
+        parameters = self._llm_module.trainable_parameters()
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        if len(contexts):
+            self._llm_module.score(contexts, candidates, require_grad=True).log_probs.sum().backward()
+        if self.how in ("averages", "one by data"):
+            self.average_gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.how == "one by data" and self._group.rank == 1:
+            parameters[3].data.view(-1)[5] += 1e-3
+        if self.how == "nan":
+            parameters[3].data.view(-1)[5] = float("nan")
+        if self.how == "nan on one" and self._group.rank == 1:
+            parameters[3].data.view(-1)[5] = float("nan")
+        return {}
+
+    def save(self, folder: Path) -> None:
+        (folder / "nothing").write_text("")
+
+    def load(self, folder: Path) -> None:
+        """Nothing was kept."""
+
+
+def updated(how: str, servers: int = 2) -> Any:
+    hosts = [make_host(make_t5(dtype=torch.float32)) for _ in range(servers)]
+    caller = in_process([Hosted(host, {"own": Own(how)}) for host in hosts])
+    return caller, hosts
+
+
+@pytest.mark.parametrize("servers", [2, 3])
+def test_an_updater_that_averages_leaves_servers_alike(servers: int) -> None:
+    caller, hosts = updated("averages", servers)
+    with caller:
+        for _ in range(2):
+            caller.update(PROMPTS, [ACTIONS] * 3)
+    sums = [[checksum(parameter) for parameter in host.parameters()] for host in hosts]
+    assert all(other == sums[0] for other in sums[1:])
+
+
+@pytest.mark.parametrize("servers", [2, 3])
+def test_the_first_update_that_lets_servers_differ_fails_and_says_what_to_do(servers: int, tmp_path: Path) -> None:
+    caller, hosts = updated("forgets to average", servers)
+    name = next(iter(dict(hosts[0].named_parameters())))
+    with caller:
+        caller.save(str(tmp_path / "good"))
+        with pytest.raises(RemoteError, match=f"updater 'Own'.*llm server 1 has other weights than llm server 0.*{name}.*average_gradients"):
+            caller.update(PROMPTS, [ACTIONS] * 3)
+        with pytest.raises(RemoteError, match="no sound weights"):
+            caller.update(PROMPTS, [ACTIONS] * 3)
+        with pytest.raises(RemoteError, match="was not written: .* no sound weights"):
+            caller.save(str(tmp_path / "bad"))
+        assert not (tmp_path / "bad").exists()
+        caller.load(str(tmp_path / "good"))
+        caller.save(str(tmp_path / "bad"))
+
+
+def test_one_number_of_one_tensor_changed_past_pytorchs_counting_is_enough() -> None:
+    caller, _ = updated("one by data")
+    with caller, pytest.raises(RemoteError, match="other weights"):
+        caller.update(PROMPTS, [ACTIONS] * 3)
+
+
+@pytest.mark.parametrize(("how", "servers"), [("nan", 1), ("nan", 2), ("nan on one", 2)])
+def test_weights_that_are_not_finite_after_an_update_of_ones_own_are_named(how: str, servers: int, tmp_path: Path) -> None:
+    caller, hosts = updated(how, servers)
+    with caller:
+        with pytest.raises(RemoteError, match="updater 'Own': .* not finite"):
+            caller.update(PROMPTS, [ACTIONS] * 3)
+        with pytest.raises(RemoteError, match="CheckpointError: .*was not written"):
+            caller.save(str(tmp_path / "state"))
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_a_checksum_is_of_every_bit(dtype: torch.dtype) -> None:
+    data = torch.arange(12).reshape(3, 4).to(dtype)
+    other = data.clone()
+    assert checksum(data) == checksum(other) == checksum(other.t().contiguous().t())
+    other[0, 0] = 1
+    assert checksum(data) != checksum(other)
+    assert checksum(torch.zeros(0)) == checksum(torch.zeros(0, 3))
