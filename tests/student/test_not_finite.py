@@ -36,7 +36,7 @@ def test_the_tensor_and_the_place_that_are_not_finite_are_named(value):
     ],
 )
 def test_every_step_of_the_clients_optimiser_checks_loss_gradient_and_result(loss, lr, limit, message):
-    parameter = torch.nn.Parameter(torch.full((3,), 1.0 if lr < 1 else -2e38))
+    parameter = torch.nn.Parameter(torch.full((3,), 1.0 if lr < 1 else -3.3e38))
     optimizer = FlatAdam([parameter])
     with pytest.raises(UpdateError, match=message):
         optimizer.minimise(loss(parameter), lr, limit)
