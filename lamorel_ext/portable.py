@@ -49,7 +49,7 @@ def hold_portable() -> None:
     if missing or torch.backends.cpu.get_cpu_capability().lower() != "default":
         said = " ".join(f"{key}={value!r}" for key, value in (missing or wanted).items())
         raise NotPortableError(f"run.portable: these variables must be set before Python starts: {said}")
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.set_flags(False)
     torch.set_num_threads(1)
 
 

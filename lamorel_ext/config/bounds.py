@@ -44,6 +44,8 @@ def why_out_of_bounds(value: float, bounds: Mapping[str, Any]) -> str:
         return f"must be finite, got {value}"
     if at_least <= value <= at_most and value > above:
         return ""
+    if value < at_least == 0:
+        return f"must not be negative, got {value}"
     return f"must {_range(at_least, above, at_most)}, got {value}"
 
 
@@ -52,6 +54,4 @@ def _range(at_least: float, above: float, at_most: float) -> str:
         if above >= at_least:
             return f"be above {above:g} and at most {at_most:.17g}"
         return f"be between {at_least:g} and {at_most:.17g}"
-    if above >= at_least:
-        return f"be above {above:g}"
-    return "not be negative" if at_least == 0 else f"be at least {at_least:g}"
+    return f"be above {above:g}" if above >= at_least else f"be at least {at_least:g}"
