@@ -59,12 +59,9 @@ def warnings(summaries: Sequence[Summary]) -> list[str]:
     ]
 
 
-def advice(files: Sequence[str]) -> str:
-    """What to do about missing controls, in a sentence: names of shipped files first, then the files to write."""
-    shipped = [file for file in files if " " not in file]
-    written = [file for file in files if " " in file]
-    both = [*([", ".join(shipped)] if shipped else []), *([f"under a name of its own {'; '.join(written)}"] if written else [])]
-    return f"Add to compare.arms: {'; and '.join(both)}."
+def advice(kinds: Sequence[str]) -> str:
+    """What to do about missing controls, in a sentence."""
+    return f"Set compare.controls=[{','.join(kinds)}]."
 
 
 def verdict(difference: Difference) -> str:

@@ -100,7 +100,7 @@ def _lines(arms: Sequence[Arm], family: str) -> tuple[Line, ...]:
         signal = arm.config.feedback.signal
         label = _short(arm.label, family)
         if is_control(arm.config):
-            lines.append(Line(arm.label, label, GREY, _free(GREY, lines, CONTROL_DASHES[signal]), True))
+            lines.append(Line(arm.label, label, GREY, _free(GREY, lines, CONTROL_DASHES[arm.config.feedback.sign]), True))
         elif family in ("", OTHERS) or has_edge(arm.config):
             colour = _colour(SIGNAL_COLOURS.get(signal), lines)
             lines.append(Line(arm.label, label, colour, _free(colour, lines, "-"), False))

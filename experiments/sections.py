@@ -100,16 +100,15 @@ def _controls_section(summary: Summary, pictures: Pictures, prefix: str) -> list
     parts = []
     if summary.missing:
         lines = [f"{missing.arm}: no {', no '.join(missing.kinds)} sign. {advice(missing.files)}" for missing in summary.missing]
-        parts.append(page.warning(["Controls without a complete run; the arms' files are in configs/arm.", *lines]))
+        parts.append(page.warning(["Controls without a complete run.", *lines]))
     header = ["feedback arm", *(f"minus {title}" for title in CONTROL_TITLES.values())]
     parts.append(page.table(header, [[edge.label, *(_control_cell(edge, kind) for kind in CONTROL_TITLES)] for edge in summary.edges]))
-    notes = {note for edge in summary.edges for note in edge.notes}
-    lines = [*_partners(summary.edges), *_reasons(summary.edges), *sorted(notes)]
+    lines = [*_partners(summary.edges), *_reasons(summary.edges)]
     parts.append(page.note(
         "Differences of areas, paired by seed; a feedback arm has to be ahead of all four for its signs to be what helps. "
-        "A control has the arm's agent, rhythm, channel and loss. " + _sentences(lines)
+        "A control is the arm with another feedback.sign. " + _sentences(lines)
     ))  # fmt: skip
-    other_signs = [*_foreign(summary.edges), *_magnitudes(summary)]
+    other_signs = _magnitudes(summary)
     parts += [page.note(_sentences(other_signs))] if other_signs else []
     parts += [page.note(line) for line in unlike([difference for edge in summary.edges for difference in edge.differences.values()])]
     return [page.section(f"{prefix}Controls", *parts, *map(page.picture, pictures["controls"]))]
@@ -143,26 +142,14 @@ def _sentences(lines: Sequence[str]) -> str:
     return " ".join(f"{line}." for line in lines)
 
 
-def _foreign(edges: Sequence[EdgeCheck]) -> list[str]:
-    """Which controls turn around or permute other signs than the arm's own, said once for all feedback arms that share one."""
-    shared: dict[tuple[str, str, str], list[str]] = {}
-    for edge in edges:
-        for kind, base in edge.foreign.items():
-            shared.setdefault((edge.differences[kind].theirs, kind, base), []).append(edge.label)
-    verbs = {"inverted": "turns around", "shuffled": "permutes"}
-    return [
-        f"{control} {verbs[kind]} the signs of {base}, not the own ones of {', '.join(labels)}"
-        for (control, kind, base), labels in shared.items()
-    ]
-
-
 def _magnitudes(summary: Summary) -> list[str]:
-    """That coins have no magnitudes, for arms whose signal has."""
+    """That coins of a constant have no magnitudes, for arms whose signal has."""
     weighted = {row.label for row in summary.arms if row.arm.config.feedback.signal == "weighted"}
+    coins = {row.label for row in summary.arms if row.arm.config.feedback.signal == "constant"}
     found = []
     for edge in summary.edges:
-        if edge.label in weighted and "random" in edge.differences:
-            keeps = "shuffled" in edge.differences and "shuffled" not in edge.foreign
+        if edge.label in weighted and "random" in edge.differences and edge.differences["random"].theirs in coins:
+            keeps = "shuffled" in edge.differences
             instead = f"; {edge.differences['shuffled'].theirs} keeps them" if keeps else ""
             found.append(f"{edge.differences['random'].theirs} says ±1, without the magnitudes of {edge.label}{instead}")
     return found

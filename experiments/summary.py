@@ -14,12 +14,10 @@ from experiments.roles import (
     REQUIRED_CONTROLS,
     Missing,
     control_of,
-    foreign_base,
     impossible_control,
     is_feedback,
     is_frozen,
     missing_controls,
-    other_differences,
     without_edge,
 )
 from experiments.statistics import (
@@ -144,15 +142,11 @@ class EdgeCheck:
         label: Of the feedback arm.
         differences: By ``without_edge``, ``random``, ``shuffled``, ``inverted``: those that there are.
         reasons: Why one is not there.
-        foreign: The signal that a control turns around or permutes, by its kind, where that is not the arm's own.
-        notes: What a control differs in besides the sign.
     """
 
     label: str
     differences: Mapping[str, Difference]
     reasons: Mapping[str, str]
-    foreign: Mapping[str, str]
-    notes: tuple[str, ...]
 
     @property
     def controls(self) -> list[Difference]:
@@ -235,13 +229,10 @@ def summarise(tasks: Sequence[Task], samples: int = 2000) -> Summary:
 def _check_edge(arm: Arm, arms: Sequence[Arm], table: _Table) -> EdgeCheck:
     partners = {NO_EDGE: without_edge(arm, arms), **{kind: control_of(arm, kind, arms) for kind in REQUIRED_CONTROLS}}
     found = {kind: partner for kind, partner in partners.items() if partner is not None}
-    apart = {kind: other_differences(arm, partner) for kind, partner in found.items() if kind != NO_EDGE}
     return EdgeCheck(
         label=arm.label,
         differences={kind: table.difference(arm.label, partner.label, kind) for kind, partner in found.items()},
         reasons={kind: impossible_control(arm.config, kind) or "missing" for kind in partners if kind not in found},
-        foreign={kind: base for kind, partner in found.items() if (base := foreign_base(arm, partner)) is not None},
-        notes=tuple(f"{found[kind].label} also differs in {', '.join(keys)}" for kind, keys in apart.items() if keys),
     )
 
 

@@ -171,7 +171,7 @@ def test_the_demo_takes_another_model_and_another_budget() -> None:
 
 def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
     stages = "env.curriculum=[{level:BabyAI-GoToRedBall-v0,num_distractors:2,steps:100},{level:BabyAI-GoToObj-v0,success:0.5}]"
-    config = load_config(["arm=control_inverted", "feedback.lr=3e-5", "env.level=BabyAI-GoToObj-v0", stages], "figure2_40")
+    config = load_config(["arm=teacher_feedback", "feedback.sign=inverted", "feedback.lr=3e-5", "env.level=BabyAI-GoToObj-v0", stages], "figure2_40")
     assert config.env.curriculum == (StageArgs("BabyAI-GoToRedBall-v0", 2, 100), StageArgs("BabyAI-GoToObj-v0", success=0.5))
     save_config(config, tmp_path / "config.yaml")
     assert read_config(tmp_path / "config.yaml") == config
@@ -372,3 +372,59 @@ def test_impossible_numbers_are_named_with_all_other_mistakes() -> None:
 )
 def test_a_portable_run_refuses_what_goes_by_the_machine(override: str) -> None:
     assert f"{override.split('=')[0]}: must be" in problems("run.portable=true", override)
+
+# --- cells and controls -------------------------------------------------------------------------------------------------
+
+
+def test_a_list_in_a_cell_is_a_cell_for_each_value_and_a_name_is_the_cell_again() -> None:
+    cells = "{base: teacher_feedback, signal: [td, previous], student.kappa: [2, 5], feedback.lr: 0.00003}"
+    configs = load_matrix([f"compare.arms=[teacher_frozen,{cells}]", "compare.controls=[]"])
+    names = [arm for _, arm in configs]
+    assert names == ["teacher_frozen", *(
+        f"teacher_feedback+signal={signal}+student.kappa={kappa}+lr=3e-05" for signal in ("td", "previous") for kappa in (2, 5)
+    )]  # fmt: skip
+    config = configs["", names[-1]]
+    assert (config.feedback.signal, config.student.kappa, config.feedback.lr) == ("previous", 5.0, 3e-5)
+    assert config.arm.name == "teacher_feedback/previous/kappa=5/lr=3e-05"
+    assert load_matrix([f"compare.arms=[{','.join(chr(34) + name + chr(34) for name in names)}]", "compare.controls=[]"]) == configs
+
+
+def test_controls_stand_behind_each_feedback_arm_and_nowhere_else() -> None:
+    configs = load_matrix(["compare.arms=[llm_policy,teacher_frozen,teacher_feedback_td]", "compare.controls=[random,inverted]"])
+    arms = ("llm_policy", "teacher_frozen", "teacher_feedback_td", "teacher_feedback_td+sign=random", "teacher_feedback_td+sign=inverted")
+    assert tuple(arm for _, arm in configs) == arms
+    assert all(config.compare.arms == arms for config in configs.values())
+    plain, control = (configs["", arm].feedback for arm in arms[2:4])
+    assert dataclasses.replace(plain, sign="random") == control
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["compare.arms=[{signal: td}]"], r"compare.arms\[0\].base: must name a file"),
+        (["compare.arms=['teacher_feedback+td']"], "expected base.key=value"),
+        (["compare.arms=['teacher_feedback+signl=td']"], "feedback.signl: unknown key"),
+        (["compare.arms=['teacher_feedback+signal=td+feedback.signal=gae']"], "names feedback.signal twice"),
+        (["compare.arms=['teacher_feedback+lr=0.1']", "feedback.lr=0.2"], "feedback.lr: set by the cell"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_refused(overrides: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load_matrix(overrides)
+
+
+@pytest.mark.parametrize(
+    ("former", "signal", "sign"),
+    [
+        ({"signal": "random", "inverts": "gae", "shuffles": "gae"}, "constant", "random"),
+        ({"signal": "positive"}, "constant", "positive"),
+        ({"signal": "inverted", "inverts": "td", "shuffles": "gae"}, "td", "inverted"),
+        ({"signal": "shuffled", "inverts": "gae", "shuffles": "weighted"}, "weighted", "shuffled"),
+        ({"signal": "inverted", "inverts": "random"}, "constant", "random"),
+        ({"signal": "inverted"}, "gae", "inverted"),
+        ({"signal": "td", "inverts": "gae", "shuffles": "gae"}, "td", "own"),
+    ],
+)
+def test_configurations_of_earlier_runs_are_read(former: dict[str, str], signal: str, sign: str) -> None:
+    feedback = from_mapping({"feedback": former}).feedback
+    assert (feedback.signal, feedback.sign) == (signal, sign)

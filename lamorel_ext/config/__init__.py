@@ -11,6 +11,7 @@ from lamorel_ext.config.reading import (
     to_mapping,
 )
 from lamorel_ext.config.schema import (
+    CREDITS_OF_CANDIDATES,
     ONLINE_SIGNALS,
     AccelerateArgs,
     ArmArgs,
@@ -37,6 +38,7 @@ __all__ = [
     "ArmArgs",
     "CONFIG_DIR",
     "CloningArgs",
+    "CREDITS_OF_CANDIDATES",
     "CompareArgs",
     "Config",
     "DistributedSetupArgs",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lamorel_ext.config.bounds import why_out_of_bounds
-from lamorel_ext.config.schema import ONLINE_SIGNALS, CompareArgs, Config, EnvArgs, StageArgs
+from lamorel_ext.config.schema import CREDITS_OF_CANDIDATES, ONLINE_SIGNALS, CompareArgs, Config, EnvArgs, StageArgs
 
 
 def impossible_values(config: Config) -> list[str]:
@@ -61,11 +61,10 @@ def _impossible_method(config: Config) -> list[str]:
     """Combinations of arm and feedback that mean nothing."""
     problems = []
     feedback, arm = config.feedback, config.arm
-    if feedback.signal == "inverted" and feedback.inverts in ("inverted", "shuffled", "none"):
-        problems.append(f"feedback.inverts: must name a signal of its own, got {feedback.inverts}")
-    if feedback.signal == "shuffled" and feedback.shuffles in ("inverted", "shuffled", "none"):
-        problems.append(f"feedback.shuffles: must name a signal of its own, got {feedback.shuffles}")
-    used = feedback.inverts if feedback.signal == "inverted" else feedback.signal
+    used = feedback.signal
+    problems += _impossible_credit(config)
+    if used == "none" and feedback.sign != "own":
+        problems.append(f"feedback.sign: must be own where feedback.signal is none, got {feedback.sign}")
     if isinstance(feedback.every, int) and feedback.every >= 1 and used not in ONLINE_SIGNALS:
         problems.append(
             f"feedback.signal: {used} needs the whole rollout; with feedback.every={feedback.every} it can be {', '.join(ONLINE_SIGNALS)}"
@@ -89,8 +88,52 @@ def _impossible_method(config: Config) -> list[str]:
         problems.append(f"feedback.signal: must be none where arm.agent is {arm.agent}: nobody gives guidance, got {feedback.signal}")
     if arm.agent != "student" and config.guidance.vocabulary != "action_hint":
         problems.append(f"guidance.vocabulary: must be action_hint where arm.agent is {arm.agent}, got {config.guidance.vocabulary}")
-    if feedback.signal == "weighted" and feedback.loss == "unlikelihood":
-        problems.append("feedback.loss: unlikelihood knows signs only; with feedback.signal=weighted it can be reinforce or clipped")
+    if feedback.loss == "unlikelihood":
+        weighing = [
+            *(["feedback.signal=weighted"] if feedback.signal == "weighted" else []),
+            *(["feedback.credit=ratio"] if feedback.credit == "ratio" else []),
+            *(["feedback.baseline=true"] if feedback.baseline else []),
+        ]
+        if weighing:
+            problems.append(
+                "feedback.loss: unlikelihood knows signs only; "
+                f"with {' and '.join(weighing)} it can be reinforce or clipped"
+            )
+    return problems
+
+
+def _impossible_credit(config: Config) -> list[str]:
+    """Credits that need a student beside the LLM, or a list of what could be said, and signs that need company."""
+    problems = []
+    feedback, arm = config.feedback, config.arm
+    if feedback.signal == "none":
+        return []
+    if feedback.credit != "chosen" and arm.agent == "llm_policy":
+        problems.append(
+            "feedback.credit: must be chosen where arm.agent is llm_policy, whose guidance is the action "
+            f"itself, got {feedback.credit}"
+        )
+    if feedback.credit in CREDITS_OF_CANDIDATES and config.guidance.vocabulary == "free":
+        problems.append(
+            f"feedback.credit: {feedback.credit} needs a list of candidates, and guidance.vocabulary=free "
+            "has none; it can be chosen or followed"
+        )
+    if feedback.credit != "chosen" and feedback.channel == "prompt":
+        problems.append(
+            "feedback.credit: must be chosen where feedback.channel is prompt, which changes no weights, "
+            f"got {feedback.credit}"
+        )
+    if feedback.baseline and isinstance(feedback.every, int) and feedback.every * config.env.num_envs == 1:
+        problems.append(
+            "feedback.baseline: an update after every step of one environment has one f, which is its own mean"
+        )
+    if feedback.sign == "shuffled" and config.env.num_envs == 1:
+        if isinstance(feedback.every, int) or feedback.channel != "loss":
+            needs = f"feedback.every={feedback.every}" if feedback.channel == "loss" else f"feedback.channel={feedback.channel}"
+            problems.append(
+                f"feedback.sign: shuffled permutes the signs of a step with {needs}, and env.num_envs=1 "
+                "has one: nothing to permute"
+            )
     return problems
 
 
@@ -118,8 +161,10 @@ def _impossible_llm(config: Config) -> list[str]:
 
 def _impossible_comparison(compare: CompareArgs) -> list[str]:
     problems = []
-    for key, values in (("compare.tasks", compare.tasks), ("compare.arms", compare.arms), ("compare.seeds", compare.seeds)):
-        if not values and key != "compare.tasks":
+    for key, values in (
+        ("compare.tasks", compare.tasks), ("compare.arms", compare.arms), ("compare.seeds", compare.seeds), ("compare.controls", compare.controls),
+    ):  # fmt: skip
+        if not values and key in ("compare.arms", "compare.seeds"):
             problems.append(f"{key}: must not be empty")
         if len(set(values)) < len(values):
             problems.append(f"{key}: names one twice: {list(values)}")

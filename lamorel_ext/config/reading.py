@@ -7,7 +7,6 @@ A configuration is made of ``configs/default.yaml``, one file per chosen group (
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from lamorel_ext.config.cells import Cell, expand_cells, named, read_cell
+from lamorel_ext.config.former import translated
 from lamorel_ext.config.possible import impossible_values
 from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs
 from lamorel_ext.config.typed import build, did_you_mean
@@ -48,26 +49,65 @@ def load_matrix(
     """The configuration of each arm on each task of a comparison, composed anew, so that the experiment's own values win over theirs.
 
     Returns:
-        By task and arm, task after task. The task is empty where ``compare.tasks`` names none.
+        By task and arm, task after task; the controls that ``compare.controls`` asks for are among the
+        arms, and in each configuration's ``compare.arms``. The task is empty where ``compare.tasks`` names none.
 
     Raises:
         ConfigError: With the problems of every task and arm; what all have in common is said once. Or two tasks are the same.
     """
     mapping = compose_mapping(overrides, config_name, config_dir)
     compare = from_mapping({"compare": mapping["compare"]} if "compare" in mapping else {}).compare
+    cells = {name: read_cell(name) for name in compare.arms}
+    _check_cells_alone(cells, overrides)
     configs: dict[tuple[str, str], Config] = {}
     problems: dict[str, list[tuple[str, str]]] = {}
-    for task, arm in itertools.product(compare.tasks or ("",), compare.arms):
-        groups = [*([f"task={task}"] if task else []), f"arm={arm}"]
-        try:
-            configs[task, arm] = load_config([*overrides, *groups], config_name, config_dir)
-        except ConfigError as error:
-            for problem in error.problems:
-                problems.setdefault(problem, []).append((task, arm))
+    for task in compare.tasks or ("",):
+        for arm, cell in cells.items():
+            groups = [*([f"task={task}"] if task else []), f"arm={cell.base}"]
+            try:
+                composed = load_config([*overrides, *groups, *cell.overrides], config_name, config_dir)
+            except ConfigError as error:
+                for problem in error.problems:
+                    problems.setdefault(problem, []).append((task, arm))
+            else:
+                configs[task, arm] = named(composed, cell)
     if problems:
         raise ConfigError([_concerning(problem, concerned, compare) for problem, concerned in problems.items()])
+    configs = _with_controls(configs, cells)
+    arms = tuple(dict.fromkeys(arm for _, arm in configs))
+    configs = {
+        key: dataclasses.replace(config, compare=dataclasses.replace(config.compare, arms=arms))
+        for key, config in configs.items()
+    }
     _check_tasks_differ(configs, compare)
     return configs
+
+
+def _check_cells_alone(cells: Mapping[str, Cell], overrides: Sequence[str]) -> None:
+    """A value on the command line would make two cells the same, or a folder's name wrong."""
+    given = {text.partition("=")[0].lstrip("+") for text in overrides}
+    problems = []
+    for name, cell in cells.items():
+        problems += [f"{key}: set by the cell {name}; leave it out" for key in cell.values if key in given]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _with_controls(configs: Mapping[tuple[str, str], Config], cells: Mapping[str, Cell]) -> dict[tuple[str, str], Config]:
+    """Behind each feedback arm its controls, where they are possible and not there already."""
+    found: dict[tuple[str, str], Config] = {}
+    for (task, arm), config in configs.items():
+        found[task, arm] = config
+        if config.feedback.signal == "none" or config.feedback.sign != "own":
+            continue
+        for sign in config.compare.controls:
+            cell = cells[arm].signed(sign)
+            control = dataclasses.replace(config, feedback=dataclasses.replace(config.feedback, sign=sign))
+            label = f"{config.arm.name}/{sign} sign"
+            control = dataclasses.replace(control, arm=dataclasses.replace(control.arm, name=label))
+            if (task, cell.name) not in configs and not impossible_values(control):
+                found[task, cell.name] = control
+    return found
 
 
 def _concerning(problem: str, concerned: Sequence[tuple[str, str]], compare: CompareArgs) -> str:
@@ -119,6 +159,10 @@ def from_mapping(mapping: Mapping[str, Any]) -> Config:
         ConfigError: With every unknown key, wrong type and impossible value.
     """
     problems: list[str] = []
+    mapping = translated(mapping)
+    compare = mapping.get("compare")
+    if isinstance(compare, Mapping) and isinstance(compare.get("arms"), (list, tuple)):
+        mapping = {**mapping, "compare": {**compare, "arms": expand_cells(compare["arms"], problems)}}
     config = build(Config, mapping, "", problems)
     problems += impossible_values(config)
     if problems:

@@ -7,9 +7,13 @@ from typing import Literal
 
 from lamorel_ext.config.bounds import number
 
-Signal = Literal["previous", "td", "gae", "state", "weighted", "random", "shuffled", "positive", "inverted", "none"]
-ONLINE_SIGNALS = ("previous", "td", "state", "random", "positive", "none")
+Signal = Literal["previous", "td", "gae", "state", "weighted", "constant", "none"]
+ONLINE_SIGNALS = ("previous", "td", "state", "constant", "none")
 """Signals that need nothing later than the step itself: the ones that ``feedback.every: 1`` can have."""
+Sign = Literal["own", "random", "shuffled", "inverted", "positive"]
+Credit = Literal["chosen", "followed", "ratio", "posterior", "rival"]
+CREDITS_OF_CANDIDATES = ("ratio", "posterior", "rival")
+"""Credits that need everything that could have been said, and how likely the action was after it."""
 MAX_SEED = 2**63 - 1
 """What fits into the numbers that seeds travel in."""
 
@@ -189,10 +193,17 @@ class GuidanceArgs:
 
 @dataclass(frozen=True)
 class StudentArgs:
-    """The RL student, trained by PPO on unscaled rewards (METHOD.md, section 2).
+    """The RL student, trained by PPO on unscaled rewards (docs/method.md).
 
     Attributes:
-        kappa: Initial bias of the logits towards the hinted action; 0 means none.
+        kappa: Initial bias of the logits towards the hinted action, in nats; 0 means none.
+        kappa_mode: What becomes of it. ``initial``: each entry of the table of biases starts there and is
+            learnt as every other weight. ``learnt``: one number for all hints, with the step size
+            ``kappa_lr``; the table starts at 0. ``annealed``: one number that goes in a straight line to
+            ``kappa_final`` over ``kappa_steps`` environment steps and is not learnt; the table is.
+        kappa_lr: Step size of Adam for a ``learnt`` kappa, in nats: about what it can move in one step.
+        kappa_final: Where an ``annealed`` kappa ends.
+        kappa_steps: Environment steps, over all environments, until it is there.
         num_steps: Steps of each environment between two updates.
         num_minibatches: Minibatches per epoch.
     """
@@ -200,6 +211,10 @@ class StudentArgs:
     hidden_size: int = number(64, at_least=1)
     guidance_size: int = number(16, at_least=1)
     kappa: float = number(2.0, at_least=0)
+    kappa_mode: Literal["initial", "learnt", "annealed"] = "initial"
+    kappa_lr: float = number(0.05, at_least=0)
+    kappa_final: float = number(0.0, at_least=0)
+    kappa_steps: int = number(4096, at_least=0)
     num_steps: int = number(32, at_least=1)
     epochs: int = number(4, at_least=1)
     num_minibatches: int = number(4, at_least=1)
@@ -289,25 +304,34 @@ class CloningArgs:
 
 @dataclass(frozen=True)
 class FeedbackArgs:
-    """The feedback edge (METHOD.md, section 2).
+    """The feedback edge (docs/method.md).
 
     Attributes:
-        signal: What f_t is; ``none`` cuts the edge.
-        inverts: The signal that ``inverted`` turns around.
-        shuffles: The signal that ``shuffled`` permutes.
+        signal: What f_t is; ``none`` cuts the edge, ``constant`` is 1 always and says nothing.
+        sign: What is done to f_t before it is sent: nothing, or a control that keeps magnitudes and
+            mechanism and takes the meaning. ``random``: a fair coin for the sign; ``shuffled``: permuted
+            over the rollout, or over the environments of a step where f_t is needed at once;
+            ``inverted``: -f_t; ``positive``: its magnitude.
+        credit: Whom f_t is given to: the guidance that was ``chosen``; the same only where the student
+            ``followed`` it; weighted by the ``ratio`` of the action's probability after it and on
+            average; every guidance by its ``posterior`` given the action; or the better one of the
+            chosen guidance and a ``rival`` drawn in the same state.
         ties: What the sign of an exact tie is, for ``previous``.
         warmup_steps: Environment steps, over all environments, before the first feedback: the student's critic learns meanwhile.
         every: Steps of the environments between two teacher updates, or ``rollout``. 1 is Algorithm 1 as written.
         lr: Step size of Adam for one update per rollout.
         lr_online: The same where ``every`` is a number of steps: many small, noisy updates want a smaller one.
-        epochs: Optimiser steps on the same feedback. With one, ``clipped`` is ``reinforce``: nothing has moved yet that could be clipped.
+        epochs: Passes over the same feedback.
+        minibatch_size: Samples of an optimiser step, over all servers; 0 means all that were sent. With
+            one step in all ``clipped`` is ``reinforce``: nothing has moved yet that could be clipped.
+        baseline: Whether the mean of an update's f is subtracted from those that are not 0.
         kl_coef: Weight of the KL divergence to the initial teacher.
         gradient_minibatch_size: As in ``ppo``.
     """
 
     signal: Signal = "gae"
-    inverts: Signal = "gae"
-    shuffles: Signal = "gae"
+    sign: Sign = "own"
+    credit: Credit = "chosen"
     loss: Literal["reinforce", "unlikelihood", "clipped"] = "reinforce"
     channel: Literal["loss", "prompt", "both"] = "loss"
     every: int | Literal["rollout"] = number("rollout", at_least=1)
@@ -316,6 +340,8 @@ class FeedbackArgs:
     lr: float = number(1e-4, at_least=0)
     lr_online: float = number(1e-5, at_least=0)
     epochs: int = number(1, at_least=1)
+    minibatch_size: int = number(0, at_least=0)
+    baseline: bool = False
     entropy_coef: float = number(0.0, at_least=0)
     kl_coef: float = number(0.0, at_least=0)
     clip_eps: float = number(0.2, above=0)
@@ -370,7 +396,9 @@ class CompareArgs:
         name: Title of the report.
         tasks: Names of files in ``configs/task``; none means the one task that ``env`` describes. Where tasks are named, runs lie in
             ``output_dir/task/arm/seed_k`` instead of ``output_dir/arm/seed_k``.
-        arms: Names of files in ``configs/arm``.
+        arms: Names of files in ``configs/arm``, or cells of them: ``teacher_feedback+signal=td+sign=random``
+            is that file with values of its own (see ``config.cells``).
+        controls: Kinds of ``feedback.sign`` that every feedback arm is run with besides its own.
         seeds: One run per arm and seed; seed ``s`` means the same episodes in every arm.
         bootstrap_samples: Resamples over seeds behind each interval.
     """
@@ -381,10 +409,8 @@ class CompareArgs:
         "llm_policy",
         "teacher_frozen",
         "teacher_feedback_gae",
-        "control_random",
-        "control_shuffled",
-        "control_inverted",
     )
+    controls: tuple[Literal["random", "shuffled", "inverted", "positive"], ...] = ()
     seeds: tuple[int, ...] = number((0, 1, 2), at_least=0, at_most=MAX_SEED)
     output_dir: str = "runs/comparison"
     bootstrap_samples: int = number(2000, at_least=1)

@@ -65,5 +65,8 @@ def make_agent(config: Config, llm: LlmClient | None) -> Agent:
         return DrrnAgent(config.drrn, seed)
     teacher, args = make_teacher(config, llm), config.student
     generator = torch.Generator().manual_seed(seed)
-    network = StudentNetwork(teacher.guidance_codes, args.hidden_size, args.guidance_size, args.kappa, generator)
+    shared = args.kappa_mode != "initial"
+    network = StudentNetwork(
+        teacher.guidance_codes, args.hidden_size, args.guidance_size, args.kappa, generator, shared
+    )
     return StudentAgent(network, teacher, args, reads_prompts=config.arm.teacher == "llm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import torch
 
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.student.credit import Credit, Lesson, credit_chosen
 from lamorel_ext.student.feedback import FeedbackSignals
 from lamorel_ext.student.guidance import Said
 from lamorel_ext.student.rollout import Discount, Rollout, Turn
@@ -20,7 +22,7 @@ UPDATE_STATS = ("loss", "log_prob", "entropy", "kl", "grad_norm")
 
 
 Pending = Sequence[tuple[Said, np.ndarray]]
-"""What was said at each step, with its f, ``(num_envs,)``."""
+"""What was said at each step, with its f after credit, ``(num_envs,)``."""
 
 
 class EdgeWatcher(Protocol):
@@ -49,12 +51,13 @@ class FeedbackEdge:
         config: Its ``feedback`` group says everything.
         llm: Receives the updates; None where nothing is sent.
         signals: Computes f_t.
+        credit: Says whom f_t is given to.
 
     Attributes:
         watcher: Is told of updates and signals, if there is one.
     """
 
-    def __init__(self, config: Config, llm: LlmClient | None, signals: FeedbackSignals) -> None:
+    def __init__(self, config: Config, llm: LlmClient | None, signals: FeedbackSignals, credit: Credit = credit_chosen) -> None:
         args = config.feedback
         if config.feedback_trains and llm is None:
             raise ConfigError(f"feedback.signal: {args.signal} needs an LLM server")
@@ -70,8 +73,11 @@ class FeedbackEdge:
         self.signals = signals
         self.watcher: EdgeWatcher | None = None
         self._llm = llm
+        self._credit = credit
         self._options = _options(config)
-        self._pending: list[tuple[Said, np.ndarray]] = []
+        self._minibatches = config.feedback.minibatch_size > 0
+        self._baseline = config.feedback.baseline
+        self._pending: list[list[Lesson]] = []
         self._seen: list[np.ndarray] = []
         self._stats: list[Mapping[str, float]] = []
 
@@ -94,7 +100,7 @@ class FeedbackEdge:
         f = self.signals.step(turn.errors(discount), turn.prompts, done)
         self._seen.append(f)
         if self.trains and turn.decision.said is not None:
-            self._pending.append((turn.decision.said, f))
+            self._pending.append(self._credit(turn.decision, turn.decision.said, f))
             if len(self._pending) == self.every:
                 self._send()
         return np.where(done, 0.0, f) if self.speaks else None
@@ -117,8 +123,11 @@ class FeedbackEdge:
             f = self.signals.rollout(rollout.errors[cold:], rollout.advantages[cold:], prompts, rollout.done[cold:])
             self._seen = list(f)
             if self.trains:
-                said = [turn.decision.said for turn in turns]
-                self._pending = [(words, row) for words, row in zip(said, f, strict=True) if words is not None]
+                decisions = [turn.decision for turn in turns]
+                self._pending = [
+                    self._credit(decision, decision.said, row)
+                    for decision, row in zip(decisions, f, strict=True) if decision.said is not None
+                ]  # fmt: skip
         self._send()
         if not self._seen:
             return {}
@@ -134,29 +143,48 @@ class FeedbackEdge:
         pending, self._pending = self._pending, []
         if not pending or self._llm is None:
             return
-        request = feedback_request(pending, self._options)
+        lessons = [lesson for step in pending for lesson in step]
+        if self._baseline:
+            lessons = _less_mean(lessons)
+        options = dict(self._options)
+        if self._minibatches:
+            options["seed"] = self.signals.draw_seed()
+        request = feedback_request(lessons, options)
         pulls = self._options["entropy_coef"] or self._options["kl_coef"] or bool(request.data["signals"].any())
         if request.total and pulls:
+            told = [(step[0].said, step[0].signals) for step in pending]
             if self.watcher is not None:
-                self.watcher.before_update(pending)
+                self.watcher.before_update(told)
             stats = self._llm.update_batch(request).stats
             self._stats.append(stats)
             if self.watcher is not None:
-                self.watcher.after_update(pending, stats)
+                self.watcher.after_update(told, stats)
 
 
-def feedback_request(pending: list[tuple[Said, np.ndarray]], options: dict[str, Scalar]) -> UpdateRequest:
+def _less_mean(lessons: list[Lesson]) -> list[Lesson]:
+    """Without the mean of the update's f; what is 0 stays 0, as it is no feedback."""
+    every = np.concatenate([lesson.signals for lesson in lessons])
+    told = every[every != 0]
+    mean = float(told.mean()) if len(told) else 0.0
+    return [
+        dataclasses.replace(lesson, signals=np.where(lesson.signals != 0, lesson.signals - mean, 0.0))
+        for lesson in lessons
+    ]
+
+
+def feedback_request(lessons: Sequence[Lesson], options: dict[str, Scalar]) -> UpdateRequest:
     """The update that teaches what was said.
 
     Args:
-        pending: What was said at each step, and its f, ``(num_envs,)``. Empty texts are left out: they have no probability to change.
+        lessons: Empty texts are left out: they have no probability to change.
         options: Of the server's feedback updater.
     """
-    prompts = [prompt for said, _ in pending for prompt in said.prompts]
-    candidates = [texts for said, _ in pending for texts in said.candidates]
-    chosen = np.concatenate([said.chosen for said, _ in pending])
-    signals = np.concatenate([f for _, f in pending])
-    log_probs = np.concatenate([said.log_probs for said, _ in pending])
+    prompts = [prompt for lesson in lessons for prompt in lesson.said.prompts]
+    candidates = [texts for lesson in lessons for texts in lesson.said.candidates]
+    chosen = np.concatenate([lesson.said.chosen for lesson in lessons])
+    signals = np.concatenate([lesson.signals for lesson in lessons])
+    log_probs = np.concatenate([lesson.old_log_probs for lesson in lessons])
+    likelihoods = [lesson.likelihoods for lesson in lessons if lesson.likelihoods is not None]
     kept = [i for i, (texts, choice) in enumerate(zip(candidates, chosen, strict=True)) if texts[choice]]
     return UpdateRequest(
         updater="feedback",
@@ -168,6 +196,7 @@ def feedback_request(pending: list[tuple[Said, np.ndarray]], options: dict[str, 
             "chosen": torch.from_numpy(chosen[kept]),
             "signals": torch.from_numpy(signals[kept]),
             "old_log_probs": torch.from_numpy(log_probs[kept]),
+            **({"likelihoods": torch.from_numpy(np.concatenate(likelihoods)[kept])} if likelihoods else {}),
         },
         options=dict(options),
     )
@@ -179,6 +208,8 @@ def _options(config: Config) -> dict[str, Scalar]:
         "loss": args.loss,
         "lr": args.lr if args.every == "rollout" else args.lr_online,
         "epochs": args.epochs,
+        "minibatch_size": args.minibatch_size,
+        "posterior": args.credit == "posterior",
         "entropy_coef": args.entropy_coef,
         "kl_coef": args.kl_coef,
         "clip_eps": args.clip_eps,

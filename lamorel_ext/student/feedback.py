@@ -1,4 +1,4 @@
-"""What the student's advantages say to the teacher: the sign (or weight) f_t of every signal (METHOD: Gu 2024, Algorithm 1, and its variants)."""
+"""What the student's advantages say to the teacher: the sign (or weight) f_t of every signal (docs/method.md; Gu 2024, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class FeedbackSignals:
     During the warm-up there is no signal, and nothing is remembered: what an untrained critic says is no measure for later.
 
     Args:
-        args: Names the signal; ``inverts``, ``shuffles``, ``ties`` and ``warmup_steps`` refine it.
+        args: Names the signal, and what is done to its sign; ``ties`` and ``warmup_steps`` refine it.
         num_envs: Environments whose memories are kept apart.
-        rng: Stream of its own for ``random`` and ``shuffled``.
+        rng: Stream of its own for the random and the shuffled sign.
     """
 
     def __init__(self, args: FeedbackArgs, num_envs: int, rng: np.random.Generator) -> None:
         self.signal = args.signal
-        self.base = {"inverted": args.inverts, "shuffled": args.shuffles}.get(args.signal, args.signal)
+        self.sign = args.sign
         self._tie = 1.0 if args.ties == "positive" else 0.0
         self._rng = rng
         self._warmup = args.warmup_steps
@@ -39,7 +39,7 @@ class FeedbackSignals:
     @property
     def online(self) -> bool:
         """True where f_t is known as soon as the step is over."""
-        return self.signal != "shuffled" and self.base in ONLINE_SIGNALS
+        return self.signal in ONLINE_SIGNALS
 
     def warm_up(self, num_steps: int) -> int:
         """Let ``num_steps`` steps of all environments pass; gives how many of them, the first ones, are still part of the warm-up."""
@@ -62,11 +62,13 @@ class FeedbackSignals:
         if self._silent:
             return np.zeros(len(errors))
         who = np.arange(len(self._previous)) if envs is None else envs
-        f = self._base_step(errors, prompts, done, who)
-        return -f if self.signal == "inverted" else f
+        return self._signed(self._own_step(errors, prompts, done, who))
 
     def rollout(self, errors: np.ndarray, advantages: np.ndarray, prompts: Sequence[Sequence[str]], done: np.ndarray) -> np.ndarray:
-        """f_t of a whole rollout, for every signal; what ``step`` would have given where that is possible.
+        """f_t of a whole rollout, for every signal.
+
+        It is what ``step`` would have given where that is possible, but for the shuffled sign, which is
+        permuted over the whole rollout here.
 
         Args:
             errors: ``(num_steps, num_envs)``, TD errors.
@@ -77,16 +79,20 @@ class FeedbackSignals:
         Returns:
             ``(num_steps, num_envs)`` float64.
         """
-        if self.base == "gae":
+        if self.signal == "gae":
             f = np.sign(advantages)
-        elif self.base == "weighted":
+        elif self.signal == "weighted":
             f = normalise(advantages)
         else:
             who = np.arange(len(self._previous))
-            f = np.stack([self._base_step(errors[t], prompts[t], done[t], who) for t in range(len(errors))])
-        if self.signal == "shuffled":
+            f = np.stack([self._own_step(errors[t], prompts[t], done[t], who) for t in range(len(errors))])
+        if self.sign == "shuffled":
             return self._rng.permutation(f.ravel()).reshape(f.shape)
-        return -f if self.signal == "inverted" else f
+        return np.stack([self._signed(row) for row in f])  # row by row, so that a coin is drawn as in ``step``
+
+    def draw_seed(self) -> int:
+        """Of an update's minibatches."""
+        return int(self._rng.integers(2**31))
 
     def forget_episodes(self) -> None:
         """Every environment begins an episode: the last advantages belong to others."""
@@ -95,7 +101,7 @@ class FeedbackSignals:
     def fork(self, num_envs: int, rng: np.random.Generator) -> FeedbackSignals:
         """A copy for other environments: the prompts' means are taken along, the environments' last advantages are not.
 
-        Time stands still for it: made during the warm-up, it never says anything.
+        A copy made during the warm-up gives no feedback at all.
         """
         other = copy.copy(self)
         other._silent = self._warmup > 0
@@ -124,21 +130,34 @@ class FeedbackSignals:
             raise CheckpointError(f"feedback memory of {len(previous)} environments, expected {len(self._previous)}")
         self._previous, self._means, self._warmup = previous, means, warmup
 
-    def _base_step(self, errors: np.ndarray, prompts: Sequence[str], done: np.ndarray, who: np.ndarray) -> np.ndarray:
-        match self.base:
+    def _signed(self, f: np.ndarray) -> np.ndarray:
+        """What becomes of the f ``(n,)`` of one step under ``feedback.sign``."""
+        match self.sign:
+            case "random":
+                return np.abs(f) * (self._rng.integers(0, 2, size=len(f)) * 2.0 - 1.0)
+            case "shuffled":
+                return self._rng.permutation(f)
+            case "inverted":
+                return -f
+            case "positive":
+                return np.abs(f)
+        return f
+
+    def _own_step(
+        self, errors: np.ndarray, prompts: Sequence[str], done: np.ndarray, who: np.ndarray
+    ) -> np.ndarray:
+        match self.signal:
             case "previous":
                 return self._against_previous(errors, done, who)
             case "state":
                 return np.array([self._against_mean(prompt, float(error)) for prompt, error in zip(prompts, errors, strict=True)])
             case "td":
                 return np.sign(errors)
-            case "random":
-                return self._rng.integers(0, 2, size=len(errors)) * 2.0 - 1.0
-            case "positive":
+            case "constant":
                 return np.ones(len(errors))
             case "none":
                 return np.zeros(len(errors))
-        raise ValueError(f"{self.base} needs the whole rollout")
+        raise ValueError(f"{self.signal} needs the whole rollout")
 
     def _against_previous(self, errors: np.ndarray, done: np.ndarray, who: np.ndarray) -> np.ndarray:
         """-1 where A_prev > A', else +1; 0 on an episode's first step, where there is no A_prev."""

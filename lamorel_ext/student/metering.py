@@ -18,6 +18,10 @@ from lamorel_ext.types import (
     Weights,
 )
 
+LLM_COUNTERS = (
+    "llm_calls", "llm_prompts", "llm_tokens", "llm_updates", "llm_update_steps", "llm_update_samples",
+)  # fmt: skip
+
 
 class MeteredClient:
     """Passes everything on, and counts calls, prompts and tokens of scoring, generating and updating.
@@ -25,13 +29,15 @@ class MeteredClient:
     Tokens are those that the servers say they have processed (``stats["tokens"]``, ``stats["scored_tokens"]`` of an update).
 
     Attributes:
-        counts: ``llm_calls``, ``llm_prompts`` and ``llm_tokens`` so far.
+        counts: ``llm_calls``, ``llm_prompts`` and ``llm_tokens`` so far; of the calls ``llm_updates`` were
+            updates, with ``llm_update_steps`` optimiser steps on ``llm_update_samples`` samples, each
+            counted as often as it was used.
     """
 
     def __init__(self, llm: LlmClient) -> None:
         self._llm = llm
         self._counting = True
-        self.counts = {"llm_calls": 0.0, "llm_prompts": 0.0, "llm_tokens": 0.0}
+        self.counts = dict.fromkeys(LLM_COUNTERS, 0.0)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -67,6 +73,10 @@ class MeteredClient:
         """See ``LlmClient``."""
         result = self._llm.update_batch(request)
         self.count(request.prompts, result.stats.get("scored_tokens", 0.0))
+        if self._counting:
+            self.counts["llm_updates"] += 1
+            self.counts["llm_update_steps"] += result.stats.get("steps", 0.0)
+            self.counts["llm_update_samples"] += result.stats.get("samples", 0.0)
         return result
 
     def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None:

@@ -74,12 +74,18 @@ def ppo_losses(network: StudentNetwork, batch: StudentBatch, args: StudentArgs) 
 
 
 def update_student(
-    network: StudentNetwork, optimizer: FlatAdam, batch: StudentBatch, args: StudentArgs, rng: np.random.Generator
+    network: StudentNetwork,
+    optimizer: FlatAdam,
+    batch: StudentBatch,
+    args: StudentArgs,
+    rng: np.random.Generator,
+    trust: FlatAdam | None = None,
 ) -> dict[str, float]:
     """Run ``args.epochs`` passes over a rollout.
 
     Args:
         rng: Draws the minibatches.
+        trust: Optimiser of ``network.trust`` where that is learnt, with a step size of its own.
 
     Returns:
         Means over all minibatches, by ``STATS``; ``explained_variance`` is of the values before the update, ``grad_norm`` before clipping.
@@ -89,7 +95,11 @@ def update_student(
         order = torch.from_numpy(rng.permutation(len(batch.actions)))
         for indices in torch.tensor_split(order, min(args.num_minibatches, len(order))):
             losses = ppo_losses(network, batch.take(indices), args)
+            if trust is not None:
+                trust.zero_grad()
             norm = optimizer.minimise(losses.total, args.lr, args.max_grad_norm)
+            if trust is not None:
+                trust.step(args.kappa_lr, args.max_grad_norm)
             seen.append((losses.policy_loss, losses.value_loss, losses.entropy, losses.kl, losses.clip_fraction, norm))
     means = torch.stack([torch.stack(row).detach() for row in seen]).mean(dim=0).tolist()
     return dict(zip(STATS, [*means, explained_variance(batch)], strict=True))

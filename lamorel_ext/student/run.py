@@ -16,10 +16,11 @@ from lamorel_ext.errors import CheckpointError, UpdateError
 from lamorel_ext.student.action_heads import ACTION_HEADS
 from lamorel_ext.student.agents import make_agent
 from lamorel_ext.student.building import EnvFactory, make_evaluator, make_training_env
+from lamorel_ext.student.credit import make_credit
 from lamorel_ext.student.curriculum import Curriculum
 from lamorel_ext.student.edge import FeedbackEdge
 from lamorel_ext.student.feedback import FeedbackSignals
-from lamorel_ext.student.metering import MeteredClient
+from lamorel_ext.student.metering import LLM_COUNTERS, MeteredClient
 from lamorel_ext.student.pipeline import HalvedEnv, collect_rollout
 from lamorel_ext.student.progress import Progress
 from lamorel_ext.student.randomness import Draws, make_rng, restore_rng_states, rng_states
@@ -28,7 +29,7 @@ from lamorel_ext.student.scenes import PromptedEnv, Scene
 from lamorel_ext.student.trace import Trace, Tracer
 from lamorel_ext.types import LlmClient
 
-COUNTERS = ("env_steps", "episodes", "llm_calls", "llm_prompts", "llm_tokens", "seconds")
+COUNTERS = ("env_steps", "episodes", *LLM_COUNTERS, "seconds")
 EVALUATION = ("success", "return", "eval_exact")
 TRAINING = ("train_success", "train_return")
 FOLLOWED = ("teacher_success", "teacher_return")
@@ -49,7 +50,8 @@ class TrainingRun:
         self._streams = {name: make_rng(config.run.seed, name) for name in ("actions", "guidance", "feedback", "updates")}
         self._draws = Draws(self._streams["actions"], self._streams["guidance"])
         self.agent = make_agent(config, self.llm)
-        self.edge = FeedbackEdge(config, self.llm, FeedbackSignals(config.feedback, config.env.num_envs, self._streams["feedback"]))
+        signals = FeedbackSignals(config.feedback, config.env.num_envs, self._streams["feedback"])
+        self.edge = FeedbackEdge(config, self.llm, signals, make_credit(config, self.agent, self._streams["feedback"]))
         self.tracer = self.edge.watcher = Tracer(config, self.llm)
         self.curriculum = Curriculum(config)
         self._env_factory = env_factory

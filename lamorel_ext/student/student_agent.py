@@ -25,12 +25,17 @@ class StudentAgent:
         self.network = network
         self.teacher = teacher
         self.args = args
-        self.optimizer = FlatAdam(list(network.parameters()))
+        self.optimizer = FlatAdam(network.own_parameters)
+        learnt = args.kappa_mode == "learnt" and network.trust is not None
+        self.trust_optimizer = FlatAdam([network.trust]) if learnt and network.trust is not None else None
+        self._steps_seen = 0
         self.discount = Discount(args.gamma, args.lam)
         self.reads_prompts = reads_prompts
         self.enumerable = teacher.options is not None
         self.asks = isinstance(teacher, AskingTeacher)
-        self.columns: tuple[str, ...] = tuple(f"student_{name}" for name in STATS) + (("teacher_entropy",) if reads_prompts else ())
+        self.columns: tuple[str, ...] = tuple(f"student_{name}" for name in STATS) + (
+            ("student_update_steps", "student_update_samples")
+        ) + (("student_kappa",) if teacher.guidance_codes > 1 else ()) + (("teacher_entropy",) if reads_prompts else ())  # fmt: skip
         self.follower: Actor | None = BlindFollower(self) if teacher.guidance_codes > 1 else None
 
     def decide(self, scene: Scene, draws: Draws) -> Decision:
@@ -62,10 +67,32 @@ class StudentAgent:
         probs: np.ndarray = np.einsum("nx,nxa->na", weights, policy.reshape(n, size, NUM_ACTIONS))
         return probs
 
+    def action_likelihoods(self, decision: Decision) -> np.ndarray:
+        """log P(a | x, s) of the actions of a decision after each guidance x, ``(n, options)`` in nats.
+
+        With the network as it is: that of the decision until the next ``update``.
+        """
+        if decision.features is None:
+            raise ValueError("this decision is not a student's")
+        options = _listed(self.teacher)
+        n, size = len(decision.actions), len(options.hints)
+        with torch.inference_mode():
+            seen = self.network.see(torch.from_numpy(decision.features)).repeat_interleave(size, dim=0)
+            codes, hints = torch.from_numpy(options.codes).repeat(n, 1), torch.from_numpy(options.hints).repeat(n)
+            policy = self.network.choose(seen, codes, hints).double().numpy().reshape(n, size, NUM_ACTIONS)
+        taken: np.ndarray = policy[np.arange(n), :, decision.actions]
+        return taken
+
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
         """See ``Agent``."""
-        stats = update_student(self.network, self.optimizer, student_batch(rollout), self.args, rng)
-        numbers = {f"student_{name}": value for name, value in stats.items()}
+        kappa = self.network.kappa
+        batch = student_batch(rollout)
+        stats = update_student(self.network, self.optimizer, batch, self.args, rng, self.trust_optimizer)
+        numbers = {f"student_{name}": value for name, value in stats.items()} | {"student_kappa": kappa}
+        numbers |= _update_counts(len(batch.actions), self.args)
+        if self.args.kappa_mode == "annealed":
+            self._steps_seen += len(batch.actions)
+            self._anneal()
         said = [turn.decision.said for turn in rollout.turns]
         spread = [words.entropies for words in said if words is not None]
         return numbers | ({"teacher_entropy": float(np.mean(spread))} if spread else {})
@@ -73,6 +100,10 @@ class StudentAgent:
     def tensors(self) -> dict[str, Tensor]:
         """Weights as ``student.<name>``, the optimiser's state as ``adam.<key>``."""
         weights = {f"student.{name}": tensor.detach().clone() for name, tensor in self.network.named_parameters()}
+        if self.trust_optimizer is not None:
+            weights |= {f"adam_trust.{key}": tensor for key, tensor in self.trust_optimizer.tensors().items()}
+        if self.args.kappa_mode == "annealed":
+            weights["steps_seen"] = torch.tensor(self._steps_seen)
         return weights | {f"adam.{key}": tensor for key, tensor in self.optimizer.tensors().items()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -84,7 +115,21 @@ class StudentAgent:
         for name, parameter in self.network.named_parameters():
             with torch.no_grad():
                 parameter.copy_(expect_tensor(tensors, f"student.{name}", parameter.shape))
+        if self.args.kappa_mode == "annealed":
+            self._steps_seen = int(expect_tensor(tensors, "steps_seen", torch.Size()))
+        if self.trust_optimizer is not None:
+            state = self.trust_optimizer.tensors().items()
+            self.trust_optimizer.load({key: expect_tensor(tensors, f"adam_trust.{key}", own.shape) for key, own in state})
         self.optimizer.load({key: expect_tensor(tensors, f"adam.{key}", own.shape) for key, own in self.optimizer.tensors().items()})
+
+    def _anneal(self) -> None:
+        """Move kappa to where it is to be after the steps seen: it stays as it is while a rollout is collected and learnt from."""
+        if self.network.trust is None:
+            raise ValueError("annealing needs a kappa of its own")
+        args = self.args
+        done = min(1.0, self._steps_seen / args.kappa_steps) if args.kappa_steps else 1.0
+        with torch.no_grad():
+            self.network.trust.fill_(args.kappa + done * (args.kappa_final - args.kappa))
 
     def _act(self, scene: Scene, heard: Guidance, draws: Draws) -> Decision:
         features = encode_observations(scene.observations)
@@ -94,6 +139,12 @@ class StudentAgent:
             values = self.network.value(seen).double().numpy()
         actions = sample_rows(log_probs, draws.actions)
         return Decision(actions, log_probs[np.arange(len(actions)), actions], values, heard.said, features, heard)
+
+
+def _update_counts(samples: int, args: StudentArgs) -> dict[str, float]:
+    """Optimiser steps of one update, and samples, each counted as often as it was used."""
+    steps = args.epochs * min(args.num_minibatches, samples)
+    return {"student_update_steps": float(steps), "student_update_samples": float(args.epochs * samples)}
 
 
 def expect_tensor(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:

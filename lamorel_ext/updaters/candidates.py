@@ -102,7 +102,8 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         stats = {name: sum(r.means[name] * r.size for r in reports) / samples for name in self.terms}
         stats |= {name: sum(r.means[name] * r.size for r in reports) for name in COUNTERS}
         norms = [report.grad_norm for report in reports]
-        return stats | {"grad_norm": sum(norms) / len(norms), "steps": float(sum(norm > 0.0 for norm in norms))}
+        steps = float(sum(norm > 0.0 for norm in norms))
+        return stats | {"grad_norm": sum(norms) / len(norms), "steps": steps, "samples": float(samples)}
 
     # --- what the server calls
 

@@ -111,11 +111,27 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     return torch.maximum((values - returns).square(), (near_old - returns).square())
 
 
+def pair_log_probs(log_probs: Tensor, likelihoods: Tensor) -> Tensor:
+    """``log sum_x M(x | s) P(a | x, s)``: how likely teacher and student together make the action.
+
+    Its gradient gives each candidate its share, ``M(x | s) P(a | x, s)`` over their sum, of the
+    gradient of ``log M(x | s)`` (docs/method.md).
+
+    Args:
+        log_probs: ``(n, k)``, ``log M(x | s)``, normalised; minus infinity where there is no candidate.
+        likelihoods: ``(n, at least k)``, ``log P(a | x, s)`` of the action that was taken, finite.
+
+    Returns:
+        ``(n,)``, at most 0.
+    """
+    return (log_probs + likelihoods[:, : log_probs.shape[1]]).logsumexp(-1)
+
+
 # --- feedback --------------------------------------------------------------------------------------------------------------
 
 
 def reinforce_loss(log_p: Tensor, signals: Tensor) -> Tensor:
-    """``-f log p`` (METHOD, section 2).
+    """``-f log p`` (docs/method.md).
 
     Args:
         log_p: ``(n,)``, log-probability of what was said.

@@ -20,22 +20,25 @@ OptionsT = TypeVar("OptionsT")
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Tensors that come with the samples, each ``(n,)``.
+    """Tensors that come with the samples, each ``(n,)`` where nothing else is said.
 
     Attributes:
         choices: Keys of integers that point into each sample's candidates.
         numbers: Keys of finite numbers.
+        tables: Keys of finite numbers by candidate, ``(n, k)``; a sample with fewer than ``k`` candidates
+            uses the first ones of its row.
         optional: Keys of numbers that may be left out.
     """
 
     choices: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
         """All keys."""
-        return self.choices + self.numbers
+        return self.choices + self.numbers + self.tables
 
 
 def read_options(kind: type[OptionsT], options: Mapping[str, Scalar], updater: str) -> OptionsT:
@@ -94,12 +97,20 @@ def read_data(request: UpdateRequest, spec: DataSpec) -> dict[str, Tensor]:
     missing = [key for key in spec.keys if key not in request.data and key not in spec.optional]
     if missing:
         raise RequestError(f"{name}: data lacks {', '.join(repr(key) for key in missing)}; there are {sorted(request.data)}")
-    for key, values in request.data.items():
-        if tuple(values.shape) != (n,):
-            raise RequestError(f"{name}: data[{key!r}] must have shape ({n},), got {tuple(values.shape)}")
     counts = torch.tensor([len(candidates) for candidates in request.candidates], dtype=torch.int64)
+    width = int(counts.max()) if n else 0
+    for key, values in request.data.items():
+        shape = tuple(values.shape)
+        if key in spec.tables and not (len(shape) == 2 and shape[0] == n and shape[1] >= width):
+            raise RequestError(
+                f"{name}: data[{key!r}] must have shape ({n}, at least {width}): a number for each "
+                f"candidate, got {shape}"
+            )
+        if key not in spec.tables and shape != (n,):
+            raise RequestError(f"{name}: data[{key!r}] must have shape ({n},), got {shape}")
     data = {key: _choices(name, key, request.data[key], counts) for key in spec.choices}
-    return data | {key: _numbers(name, key, request.data[key]) for key in spec.numbers if key in request.data}
+    numbers = [key for key in (*spec.numbers, *spec.tables) if key in request.data]
+    return data | {key: _numbers(name, key, request.data[key]) for key in numbers}
 
 
 def _choices(name: str, key: str, values: Tensor, counts: Tensor) -> Tensor:
@@ -116,10 +127,13 @@ def _choices(name: str, key: str, values: Tensor, counts: Tensor) -> Tensor:
 def _numbers(name: str, key: str, values: Tensor) -> Tensor:
     if values.is_complex():
         raise RequestError(f"{name}: data[{key!r}] must hold real numbers, got {values.dtype}")
-    bad = (~torch.isfinite(values)).nonzero().flatten()
+    bad = (~torch.isfinite(values)).nonzero()
     if len(bad):
-        i = int(bad[0])
-        raise RequestError(f"{name}: data[{key!r}][{i}] is {float(values[i])}; it must be finite ({len(bad)} of {len(values)} are not)")
+        place = tuple(bad[0].tolist())
+        where = f"data[{key!r}][{', '.join(map(str, place))}]"
+        raise RequestError(
+            f"{name}: {where} is {float(values[place])}; it must be finite ({len(bad)} of {values.numel()} are not)"
+        )
     return values.double()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.run_folder import RunFolder
 from lamorel_ext.config import Config, load_config
+from lamorel_ext.config.cells import named, read_cell
 
 VERSIONS = {"command": "python -m launchers compare --config-name hand", "python": "3.11.7", "commit": "abc", "dirty": False}
 
@@ -19,9 +20,15 @@ def compose(*overrides: str) -> Config:
     return load_config(overrides)
 
 
+def compose_cell(name: str, *overrides: str) -> Config:
+    """An arm, or a cell, as a comparison composes it."""
+    cell = read_cell(name)
+    return named(compose(f"arm={cell.base}", *overrides, *cell.overrides), cell)
+
+
 def make_config(arm: str, seed: int, root: Path, arms: Sequence[str], *overrides: str) -> Config:
-    """The configuration of one run of a comparison in ``root``."""
-    config = compose(f"arm={arm}", "run.total_steps=20", "run.eval_every=10", *overrides)
+    """The configuration of one run of a comparison in ``root``; ``arm`` may be a cell."""
+    config = compose_cell(arm, "run.total_steps=20", "run.eval_every=10", *overrides)
     run = dataclasses.replace(config.run, seed=seed, output_dir=str(root / arm / f"seed_{seed}"))
     compare = dataclasses.replace(config.compare, name="by hand", arms=tuple(arms), bootstrap_samples=200)
     return dataclasses.replace(config, run=run, compare=compare)

@@ -61,14 +61,14 @@ def sections(summary: Summary) -> dict[str, str]:
 SEEDS = 10
 GAE = [0.5 + 0.01 * seed for seed in range(SEEDS)]
 FAR, NEAR = [level - 0.2 for level in GAE], [level + (0.1 if seed < 5 else -0.1) for seed, level in enumerate(GAE)]
-FOUR = ("teacher_frozen", "teacher_feedback_gae", "control_random", "control_shuffled", "control_inverted")
+FOUR = ("teacher_frozen", "teacher_feedback_gae", "teacher_feedback+signal=constant+sign=random", "teacher_feedback_gae+sign=shuffled", "teacher_feedback_gae+sign=inverted")
 
 
 def test_the_sign_helps_where_every_control_is_beaten() -> None:
     first = headline(compare(dict(zip(FOUR, (FAR, GAE, FAR, FAR, FAR), strict=True))))[0]
     assert first.startswith("teacher_feedback/gae is better than teacher_frozen: area under the success curve +0.200 [+0.200, +0.200]")
     assert first.endswith(
-        " It is ahead of control/random (+0.200 [+0.200, +0.200]), control/shuffled (+0.200 [+0.200, +0.200]) and control/inverted "
+        " It is ahead of teacher_feedback/constant/random sign (+0.200 [+0.200, +0.200]), teacher_feedback/gae/shuffled sign (+0.200 [+0.200, +0.200]) and teacher_feedback/gae/inverted sign "
         "(+0.200 [+0.200, +0.200]) too, so the sign itself helps."
     )
 
@@ -76,12 +76,12 @@ def test_the_sign_helps_where_every_control_is_beaten() -> None:
 def test_a_lead_over_the_random_sign_alone_is_no_merit_of_the_sign() -> None:
     summary = compare(dict(zip(FOUR, (FAR, GAE, FAR, NEAR, NEAR), strict=True)))
     first = headline(summary)[0]
-    near = next(difference for difference in summary.differences if difference.theirs == "control/inverted").interval
+    near = next(difference for difference in summary.differences if difference.theirs == "teacher_feedback/gae/inverted sign").interval
     assert near.low < 0 < near.high
     assert first.startswith("teacher_feedback/gae is better than teacher_frozen: area under the success curve +0.200 [+0.200, +0.200]")
     ends = f"[−{-near.low:.3f}, +{near.high:.3f}]"
     assert first.endswith(
-        f" But it is not shown to be ahead of control/shuffled (+0.000 {ends}) or control/inverted (+0.000 {ends}), "
+        f" But it is not shown to be ahead of teacher_feedback/gae/shuffled sign (+0.000 {ends}) or teacher_feedback/gae/inverted sign (+0.000 {ends}), "
         "so its signs are not shown to be what helps."
     )
 
@@ -157,12 +157,10 @@ def test_equal_evaluations_need_no_word() -> None:
 # --- controls of other signs ------------------------------------------------------------------------------------------------------------
 
 
-def test_controls_of_another_signal_are_named_and_coins_have_no_magnitudes() -> None:
-    arms = (*FOUR, "teacher_feedback_weighted", "control_shuffled_weighted")
+def test_coins_of_a_constant_have_no_magnitudes() -> None:
+    arms = (*FOUR, "teacher_feedback_weighted", "teacher_feedback_weighted+sign=shuffled")
     note = sections(compare(dict.fromkeys(arms, (0.5, 0.5))))["Controls"]
-    assert "control/inverted turns around the signs of gae, not the own ones of teacher_feedback/weighted." in note
-    assert "permutes the signs" not in note  # each has its own
-    assert "control/random says ±1, without the magnitudes of teacher_feedback/weighted; control/shuffled/weighted keeps them." in note
+    assert "teacher_feedback/constant/random sign says ±1, without the magnitudes of teacher_feedback/weighted; teacher_feedback/weighted/shuffled sign keeps them." in note
 
 
 # --- costs --------------------------------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from experiments.report import make_report
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver on the PATH")
 
 
-ARMS = ["llm_policy", "llm_policy_feedback_previous_online", "llm_policy_control_inverted_online", "teacher_frozen", "teacher_feedback_gae",
-        "control_shuffled", "teacher_feedback_previous_online", "control_random_online", "student_alone"]  # fmt: skip
+ARMS = ["llm_policy", "llm_policy_feedback_previous_online", "llm_policy_feedback_previous_online+sign=inverted", "teacher_frozen", "teacher_feedback_gae",
+        "teacher_feedback_gae+sign=shuffled", "teacher_feedback_previous_online", "teacher_feedback+signal=constant+every=1+sign=random", "student_alone"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_runs import compose
+from made_runs import compose_cell
 
 from experiments.panels import GREY, LABEL_GAP, Series, draw, lay_out, spread
 from experiments.results import Arm, Run
 
 
 def make_arms(*names: str) -> list[Arm]:
-    configs = [compose(f"arm={name}") for name in names]
+    configs = [compose_cell(name) for name in names]
     return [Arm(config.arm.name, {0: Run(Path(), config, "complete", {}, {}, {})}) for config in configs]
 
 
-MANY = make_arms("llm_policy", "llm_policy_feedback_gae", "llm_policy_control_random", "student_alone", "teacher_frozen", "teacher_feedback_gae",
-                 "teacher_feedback_previous", "control_random", "control_inverted", "teacher_feedback_td_online", "control_random_online")  # fmt: skip
+MANY = make_arms("llm_policy", "llm_policy_feedback_gae", "llm_policy_feedback_gae+sign=random", "student_alone", "teacher_frozen", "teacher_feedback_gae",
+                 "teacher_feedback_previous", "teacher_feedback+signal=constant+sign=random", "teacher_feedback_gae+sign=inverted", "teacher_feedback_td_online", "teacher_feedback+signal=constant+every=1+sign=random")  # fmt: skip
 
 
 def test_a_few_arms_share_a_panel_and_keep_their_names() -> None:

@@ -15,7 +15,7 @@ from experiments import recompute
 from experiments.report import find
 from experiments.tables import all_tables, resampling_settings
 
-ARMS = ["llm_policy", "student_alone", "teacher_frozen", "teacher_feedback_gae", "control_random"]
+ARMS = ["llm_policy", "student_alone", "teacher_frozen", "teacher_feedback_gae", "teacher_feedback+signal=constant+sign=random"]
 TASKS = ["go_to_local_d4", "open_door"]
 
 
@@ -28,7 +28,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for seed in range(3 if task == TASKS[0] else 4):
                 if (arm, seed) != ("student_alone", 1):
                     curve = np.clip(np.linspace(0, 0.2 * place + 0.1, 4) + generator.normal(0, 0.15, 4), 0, 1)
-                    curve = curve if arm != "control_random" else np.full(4, 0.5)  # the same area everywhere: ties
+                    curve = curve if arm != "teacher_feedback+signal=constant+sign=random" else np.full(4, 0.5)  # the same area everywhere: ties
                     make_run(make_config(arm, seed, root / task, ARMS, f"task={task}", "run.total_steps=25"), curve.tolist())
     findings = find(root)
     (root / "tables").mkdir()

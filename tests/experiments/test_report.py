@@ -77,25 +77,25 @@ def test_the_first_lines_answer_the_question(runs: Path) -> None:
 
 
 def test_a_control_may_be_the_best_arm_but_speaks_for_no_feedback(tmp_path: Path) -> None:
-    arms = ["llm_policy", "teacher_frozen", "teacher_feedback_td", "control_random"]
+    arms = ["llm_policy", "teacher_frozen", "teacher_feedback_td", "teacher_feedback+signal=constant+sign=random"]
     for arm, height in zip(arms, (0.1, 0.25, 0.5, 0.75), strict=True):
         for seed in (0, 1):
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
     first, second, better, *_ = first_lines(tmp_path)
-    assert first.startswith("control/random is ahead of llm_policy on 2 seeds, which is a tendency: area under the success curve +0.650")
+    assert first.startswith("teacher_feedback/constant/random sign is ahead of llm_policy on 2 seeds, which is a tendency: area under the success curve +0.650")
     assert second.startswith(
         "teacher_feedback/td is ahead of teacher_frozen on 2 seeds, which is a tendency: area under the success curve +0.250"
     )
-    assert better == "Ahead of llm_policy, with an interval above zero: teacher_frozen, teacher_feedback/td, control/random."
+    assert better == "Ahead of llm_policy, with an interval above zero: teacher_frozen, teacher_feedback/td, teacher_feedback/constant/random sign."
 
 
 def test_the_best_taught_arm_is_named_also_where_the_frozen_teacher_is_the_baseline(tmp_path: Path) -> None:
-    arms = ["teacher_frozen", "teacher_feedback_td", "control_random"]
+    arms = ["teacher_frozen", "teacher_feedback_td", "teacher_feedback+signal=constant+sign=random"]
     for arm, height in zip(arms, (0.25, 0.5, 0.75), strict=True):
         for seed in (0, 1):
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
     first, second, *_ = first_lines(tmp_path)
-    assert first.startswith("control/random is ahead of teacher_frozen") and second.startswith(
+    assert first.startswith("teacher_feedback/constant/random sign is ahead of teacher_frozen") and second.startswith(
         "teacher_feedback/td is ahead of teacher_frozen"
     )
 

@@ -13,7 +13,7 @@ from made_runs import make_config, make_run
 from experiments.report import find, make_report
 from experiments.results import group_tasks, read_runs
 
-ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback_gae", "control_random"]
+ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback_gae", "teacher_feedback+signal=constant+sign=random"]
 TASKS = ["go_to_local_d4", "open_door"]
 # Flat curves, so that a height is an area: by task, arm and seed.
 HEIGHTS = {
@@ -21,13 +21,13 @@ HEIGHTS = {
         "llm_policy": (0.25, 0.5),
         "teacher_frozen": (0.5, 0.5),
         "teacher_feedback_gae": (0.75, 1.0),
-        "control_random": (0.5, 0.25),
+        "teacher_feedback+signal=constant+sign=random": (0.5, 0.25),
     },
     "open_door": {
         "llm_policy": (0.0, 0.25),
         "teacher_frozen": (0.0, 0.0),
         "teacher_feedback_gae": (0.25, 0.25),
-        "control_random": (0.0, 0.0),
+        "teacher_feedback+signal=constant+sign=random": (0.0, 0.0),
     },
 }
 
@@ -59,7 +59,7 @@ def test_runs_are_grouped_by_task_and_arms_have_the_same_name_everywhere(report:
     tasks = group_tasks(read_runs(report.parent))
     assert [task.label for task in tasks] == TASKS
     assert [[arm.label for arm in task.arms] for task in tasks] == [
-        ["llm_policy", "teacher_frozen", "teacher_feedback/gae", "control/random"]
+        ["llm_policy", "teacher_frozen", "teacher_feedback/gae", "teacher_feedback/constant/random sign"]
     ] * 2
 
 
@@ -100,7 +100,7 @@ def test_the_first_lines_answer_over_all_tasks_and_then_for_each(report: Path) -
         "Over 2 tasks, teacher_feedback/gae is ahead of llm_policy on 2 seeds a task, which is a tendency: area under the success curve +0.312 "
         "[+0.250, +0.375], ahead in 3 of 4 pairs of runs, probability of improvement 0.88. "
         # Over the random sign 0.25 and 0.75 on the first task, 0.25 twice on the second: (0.5 + 0.25) / 2.
-        "It is ahead of control/random (+0.375 [+0.250, +0.500]) too; without the shuffled or inverted sign that does not yet show that its signs "
+        "It is ahead of teacher_feedback/constant/random sign (+0.375 [+0.250, +0.500]) too; without the shuffled or inverted sign that does not yet show that its signs "
         "are what helps."
     )
     assert [line for line in answer if line.startswith("On go_to_local_d4: teacher_feedback/gae is ahead of llm_policy on 2 seeds, which")]
@@ -112,7 +112,7 @@ def test_each_task_has_its_tables_and_figures(report: Path) -> None:
     for heading in ("Over all tasks", "go_to_local_d4: Curves", "open_door: Curves", "open_door: Controls", "What the tasks differ in"):
         assert f"<h2>{heading}</h2>" in text
     assert {(row["task"], row["arm"]) for row in rows(report, "summary")} == {
-        (task, arm) for task in TASKS for arm in ("llm_policy", "teacher_frozen", "teacher_feedback/gae", "control/random")
+        (task, arm) for task in TASKS for arm in ("llm_policy", "teacher_frozen", "teacher_feedback/gae", "teacher_feedback/constant/random sign")
     }
     names = {path.name for path in (report.parent / "figures").iterdir()}
     for name in (
@@ -134,6 +134,6 @@ def test_an_arm_that_lacks_runs_on_a_task_is_left_out_over_all_tasks_alone(tmp_p
         status.write_text(json.dumps({"state": "failed"}))
     findings = find(tmp_path)
     assert findings.overall is not None and len(findings.unfinished) == 2
-    assert [row.label for row in findings.overall.arms] == ["llm_policy", "teacher_feedback/gae", "control/random"]
+    assert [row.label for row in findings.overall.arms] == ["llm_policy", "teacher_feedback/gae", "teacher_feedback/constant/random sign"]
     assert [[row.label for row in task.arms] for task in findings.tasks] == [
-        ["llm_policy", "teacher_frozen", "teacher_feedback/gae", "control/random"], ["llm_policy", "teacher_feedback/gae", "control/random"]]  # fmt: skip
+        ["llm_policy", "teacher_frozen", "teacher_feedback/gae", "teacher_feedback/constant/random sign"], ["llm_policy", "teacher_feedback/gae", "teacher_feedback/constant/random sign"]]  # fmt: skip

@@ -37,19 +37,23 @@ def over(signals):
         ({"signal": "gae"}, [[1, -1], [0, 1], [-1, 1], [1, -1]]),
         ({"signal": "state"}, STATE),
         ({"signal": "weighted"}, ADVANTAGES / 4.5**0.5),  # mean 0; squares sum to 36 over 8 samples
-        ({"signal": "positive"}, np.ones((4, 2))),
+        ({"signal": "constant"}, np.ones((4, 2))),
         ({"signal": "none"}, np.zeros((4, 2))),
-        ({"signal": "inverted", "inverts": "gae"}, [[-1, 1], [0, -1], [1, -1], [-1, 1]]),
-        ({"signal": "inverted", "inverts": "previous"}, -np.array(PREVIOUS)),
+        ({"signal": "gae", "sign": "inverted"}, [[-1, 1], [0, -1], [1, -1], [-1, 1]]),
+        ({"signal": "previous", "sign": "inverted"}, -np.array(PREVIOUS)),
+        ({"signal": "weighted", "sign": "inverted"}, -ADVANTAGES / 4.5**0.5),
+        ({"signal": "weighted", "sign": "positive"}, np.abs(ADVANTAGES) / 4.5**0.5),
+        ({"signal": "previous", "sign": "positive"}, np.abs(PREVIOUS)),
     ],
 )
 def test_signal_has_the_values_worked_out_by_hand(args, expected):
     np.testing.assert_allclose(over(make(**args)), expected, rtol=1e-7)
 
 
-@pytest.mark.parametrize("signal", ["previous", "td", "state", "random", "positive", "inverted"])
-def test_step_by_step_is_the_same_as_the_whole_rollout(signal):
-    args = {"signal": signal, "inverts": "state"}
+@pytest.mark.parametrize("signal", ["previous", "td", "state", "constant"])
+@pytest.mark.parametrize("sign", ["own", "random", "inverted", "positive"])
+def test_step_by_step_is_the_same_as_the_whole_rollout(signal, sign):
+    args = {"signal": signal, "sign": sign}
     whole, stepped = over(make(**args)), make(**args)
     assert stepped.online
     np.testing.assert_array_equal([stepped.step(ERRORS[t], PROMPTS[t], DONE[t]) for t in range(4)], whole)
@@ -73,23 +77,23 @@ def test_memories_are_addressed_by_environment():
 def test_random_signs_are_fair_and_reproducible():
     errors = np.zeros((500, 2))
     args = errors, errors, [("a", "b")] * 500, errors > 0
-    f = make(signal="random").rollout(*args)
+    f = make(signal="constant", sign="random").rollout(*args)
     assert set(np.unique(f)) == {-1.0, 1.0}
     assert abs(f.mean()) < 4 / 1000**0.5  # four standard errors of 1,000 fair signs
-    np.testing.assert_array_equal(f, make(signal="random").rollout(*args))
+    np.testing.assert_array_equal(f, make(signal="constant", sign="random").rollout(*args))
 
 
 def test_shuffled_permutes_the_signs_of_the_batch():
     rng = np.random.default_rng(0)
     advantages = rng.normal(size=(50, 2)) + 0.3
     args = advantages, advantages, [("a", "b")] * 50, advantages > 9
-    plain, shuffled = make(signal="gae").rollout(*args), make(signal="shuffled", shuffles="gae").rollout(*args)
+    plain, shuffled = make(signal="gae").rollout(*args), make(signal="gae", sign="shuffled").rollout(*args)
     assert sorted(plain.ravel()) == sorted(shuffled.ravel())
     assert not np.array_equal(plain, shuffled)
 
 
 @pytest.mark.parametrize(
-    "args", [{"signal": "gae"}, {"signal": "weighted"}, {"signal": "shuffled", "shuffles": "td"}, {"signal": "inverted"}]
+    "args", [{"signal": "gae"}, {"signal": "weighted"}, {"signal": "gae", "sign": "inverted"}]
 )
 def test_signals_of_a_whole_rollout_are_not_online(args):
     assert not make(**args).online
@@ -102,7 +106,7 @@ def test_a_warm_up_ends_with_the_step_that_brings_its_number_of_environment_step
 
 
 def test_a_copy_made_during_the_warm_up_stays_silent_and_one_made_after_it_does_not():
-    signals = make(signal="positive", warmup_steps=4)
+    signals = make(signal="constant", warmup_steps=4)
     no = np.array([False])
     for expected in (0.0, 0.0, 1.0):
         fork = signals.fork(1, np.random.default_rng(0))
@@ -140,3 +144,18 @@ def test_a_fork_takes_the_means_along_and_leaves_the_original_alone():
     fork = signals.fork(1, np.random.default_rng(0))
     assert fork.step(np.array([5.0]), ("b",), np.array([False])).tolist() == [1.0]
     assert signals.state() == before
+
+
+@pytest.mark.parametrize("signal", ["weighted", "previous", "gae"])
+def test_random_and_shuffled_signs_keep_the_magnitudes(signal):
+    own = over(make(signal=signal))
+    np.testing.assert_array_equal(np.abs(over(make(signal=signal, sign="random"))), np.abs(own))
+    assert sorted(over(make(signal=signal, sign="shuffled")).ravel()) == sorted(own.ravel())
+
+
+def test_online_the_signs_of_a_step_are_permuted_among_its_environments():
+    rng = np.random.default_rng(0)
+    signals, errors = make(num_envs=8, signal="td", sign="shuffled"), rng.normal(size=(20, 8))
+    f = np.array([signals.step(row, ("p",) * 8, row > 9) for row in errors])
+    np.testing.assert_array_equal(np.sort(f), np.sort(np.sign(errors)))
+    assert not np.array_equal(f, np.sign(errors))

@@ -36,12 +36,30 @@ def log_p(host: FakeHost, request: UpdateRequest, key: str) -> Tensor:
     )
 
 
+def test_feedback_of_the_pair_scores_each_prompt_once_and_moves_towards_what_the_student_did() -> None:
+    updater = FeedbackUpdater()
+    host = ready(updater)
+    likelihoods = torch.log(torch.tensor([[0.7, 0.1, 0.1, 0.1]])).repeat(6, 1)
+    data = {"chosen": torch.ones(6, dtype=torch.int64), "signals": torch.ones(6), "likelihoods": likelihoods}
+    request = make_request("feedback", 6, data, posterior=True, lr=0.01)
+    before = log_p(host, with_data(request, chosen=torch.zeros(6, dtype=torch.int64)), "chosen")
+    updater.update(request)
+    after = log_p(host, with_data(request, chosen=torch.zeros(6, dtype=torch.int64)), "chosen")
+    assert host.scored == [len(set(request.prompts))]
+    # All praise was for what was likeliest after the first candidate, though the second was said.
+    assert bool((after > before).all())
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------------------
 
 
 def with_data(request: UpdateRequest, **data: Tensor | None) -> UpdateRequest:
     merged = {**request.data, **data}
     return dataclasses.replace(request, data={key: value for key, value in merged.items() if value is not None})
+
+
+def pair_request(likelihoods: Tensor) -> UpdateRequest:
+    return dataclasses.replace(with_data(FEEDBACK_REQUEST, likelihoods=likelihoods), options={"posterior": True})
 
 
 REFUSED: list[tuple[UpdateRequest, str]] = [
@@ -82,6 +100,12 @@ REFUSED: list[tuple[UpdateRequest, str]] = [
         dataclasses.replace(with_data(FEEDBACK_REQUEST, signals=torch.full((6,), 0.5)), options={"loss": "unlikelihood"}),
         "must be -1, 0 or 1",
     ),
+    (with_data(FEEDBACK_REQUEST, likelihoods=torch.zeros(6, 4)), "unknown data 'likelihoods'"),
+    (dataclasses.replace(FEEDBACK_REQUEST, options={"posterior": True}), "lacks 'likelihoods'"),
+    (pair_request(torch.zeros(6)), r"data\['likelihoods'\] must have shape \(6, at least 4\).*got \(6,\)"),
+    (pair_request(torch.zeros(6, 3)), r"at least 4\): a number for each candidate, got \(6, 3\)"),
+    (pair_request(torch.full((6, 4), -math.inf)), r"data\['likelihoods'\]\[0, 0\] is -inf.*24 of 24"),
+    (dataclasses.replace(pair_request(torch.zeros(6, 4)), options={"posterior": True, "normalise": False}), "needs normalise"),
     (
         UpdateRequest(
             "feedback",

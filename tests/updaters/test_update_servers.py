@@ -11,7 +11,7 @@ import torch
 from lamorel_ext.errors import RequestError, UpdateError
 from lamorel_ext.types import UpdateRequest
 from lamorel_ext.updaters import BaseUpdater, make_updaters
-from tests.updaters.updater_fakes import FakeHost, ThreadGroup, feedback_data, make_request, on_servers, ppo_data, shard
+from tests.updaters.updater_fakes import FakeHost, ThreadGroup, feedback_data, make_request, on_servers, pair_data, ppo_data, shard
 
 N = 10
 
@@ -23,6 +23,7 @@ def requests_of(n: int) -> list[UpdateRequest]:
         make_request("feedback", n, feedback_data(n), lr=0.02, entropy_coef=0.1, kl_coef=0.1, loss="clipped"),
         make_request("supervised", n, targets, lr=0.02, minibatch_size=4, epochs=2),
         make_request("ppo", n, ppo_data(n), ragged=False, lr=0.02, minibatch_size=3, epochs=2, max_grad_norm=0.2, policy_module="actions"),
+        make_request("feedback", n, pair_data(n), lr=0.02, posterior=True, minibatch_size=3, epochs=2),
     ]
 
 
@@ -45,7 +46,7 @@ def train(request: UpdateRequest, size: int, repeats: int = 2, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("n", [10, 2, 1])
-@pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["ppo", "feedback", "supervised", "ppo of action heads"])
+@pytest.mark.parametrize("which", [0, 1, 2, 3, 4], ids=["ppo", "feedback", "supervised", "ppo of action heads", "feedback of the pair"])
 def test_weights_and_statistics_do_not_depend_on_the_number_of_servers(n: int, which: int) -> None:
     request = requests_of(n)[which]
     ((alone, alone_stats),) = train(request, 1)

@@ -157,6 +157,13 @@ def feedback_data(n: int, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
+def pair_data(n: int, seed: int = 0) -> dict[str, Tensor]:
+    """Feedback, never zero, with the student's log-probabilities after each of four candidates."""
+    g = torch.Generator().manual_seed(seed)
+    signals, likelihoods = 2.0 * torch.randint(0, 2, (n,), generator=g) - 1.0, torch.rand((n, 4), generator=g).log()
+    return feedback_data(n, seed) | {"signals": signals, "likelihoods": likelihoods.clamp(min=-5.0)}
+
+
 def shard(request: UpdateRequest, rank: int, size: int) -> UpdateRequest:
     """Every ``size``-th sample."""
     rows = list(range(rank, len(request.prompts), size))
