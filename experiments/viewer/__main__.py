@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> int:
     """Entry of ``lamorel-ext-viewer``."""
-    return run_main(run)
+    return run_main(run, reads=True)
 
 
 if __name__ == "__main__":
