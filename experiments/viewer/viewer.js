@@ -544,5 +544,9 @@ document.addEventListener("keydown", (event) => {
   }
 });
 window.addEventListener("hashchange", fromAddress);
-if (DATA.left_out.length) $("left-out").textContent = `Left out to keep this page small: ${DATA.left_out.length} rollouts. python -m experiments.viewer FOLDER --arm NAME --seed N shows them.`;
+if (DATA.pages.length > 1) {
+  $("pages").hidden = false;
+  options($("page"), DATA.pages.map((page, place) => `${place + 1}: ${page.name}`), DATA.page);
+  $("page").addEventListener("change", (event) => { location.href = encodeURIComponent(DATA.pages[event.target.value].file); });
+}
 fromAddress();

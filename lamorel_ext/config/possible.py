@@ -10,7 +10,6 @@ from typing import Any
 from lamorel_ext.config.bounds import why_out_of_bounds
 from lamorel_ext.config.schema import ONLINE_SIGNALS, CompareArgs, Config, EnvArgs, StageArgs
 
-
 PATH_KEYS = (
     "run.output_dir",
     "compare.output_dir",

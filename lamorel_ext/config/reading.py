@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -175,7 +175,7 @@ def _own_search_path(primary: Path) -> list[str]:
         return []
     own = read_yaml(primary).get("hydra")
     added = own.get("searchpath") if isinstance(own, DictConfig) else None
-    listed = OmegaConf.to_container(added, resolve=False) if OmegaConf.is_list(added) else []
+    listed = list(added) if isinstance(added, ListConfig) else []
     return [item for item in listed if isinstance(item, str) and "pkg://" not in item]
 
 
@@ -204,7 +204,7 @@ def _set(composed: DictConfig, key: str, value: Any) -> str:
             there = OmegaConf.select(composed, group) if group else composed
         except (OmegaConfBaseException, ValueError, TypeError, IndexError, AttributeError):
             there = None
-        if OmegaConf.is_list(there):
+        if isinstance(there, ListConfig):
             return f"{group}[{last}]: there are {len(there)} values, counted from 0"
         reason = " ".join(str(error).split())
         return f"{key}: cannot be set: {reason}"
