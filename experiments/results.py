@@ -14,7 +14,7 @@ import numpy as np
 from experiments.identity import differing_keys, method
 from experiments.statistics import area_under_curve, steps_to
 from lamorel_ext.config import Config, read_config
-from lamorel_ext.errors import CheckpointError, NotThereError, ConfigError
+from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
 STEPS = "env_steps"
 SUCCESS = "success"

@@ -61,13 +61,13 @@ def undocumented(number: int, whole: int, folder: Path) -> list[str]:
                 load_config([override])
         except ConfigError:
             pass
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             found.append(f"{override!r}: {error!r}")
         try:
             read_config(path)
         except ConfigError:
             pass
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             found.append(f"{content!r}: {error!r}")
     return found
 

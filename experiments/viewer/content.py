@@ -16,7 +16,7 @@ from experiments.results import Run, group_arms, read_runs
 from experiments.run_folder import trace_files
 from experiments.viewer.reading import Episode, Line, RecordedRollout, read_trace
 from experiments.viewer.replay import replay
-from lamorel_ext.errors import CheckpointError
+from lamorel_ext.errors import NotThereError
 
 MAX_BYTES = 4_500_000
 """Of a page's data."""
@@ -110,7 +110,8 @@ def make_content(folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = 
         seeds: Likewise.
 
     Raises:
-        CheckpointError: Nothing was recorded, or a file cannot be read.
+        NotThereError: Nothing was recorded.
+        CheckpointError: A file cannot be read.
     """
     runs = [(arm.label, run) for arm in group_arms(read_runs(folder)) for run in arm.runs.values()]
     chosen = [
@@ -125,7 +126,7 @@ def make_content(folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = 
             if not chosen
             else "run.trace_every was 0, or too high"
         )
-        raise CheckpointError(f"{folder} holds no recorded rollout of {len(chosen)} run(s): {known}")
+        raise NotThereError(f"{folder} holds no recorded rollout of {len(chosen)} run(s): {known}")
     return _pages(recorded, folder.resolve().name)
 
 
