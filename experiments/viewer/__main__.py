@@ -45,8 +45,8 @@ def make_viewer(folder: Path, output: Path | None = None, arms: Sequence[str] = 
         packed.append(zlib.compress(json.dumps(data).encode()))
     parts = [_part(target, number) for number in range(1, len(packed) + 1)]
     listed = [{"file": part.name, "name": name} for part, name in zip(parts, contents, strict=True)]
-    for number, (part, data) in enumerate(zip(parts, packed, strict=True)):
-        replace_text(part, make_page({**json.loads(zlib.decompress(data)), "pages": listed, "page": number}))
+    for number, (part, page) in enumerate(zip(parts, packed, strict=True)):
+        replace_text(part, make_page({**json.loads(zlib.decompress(page)), "pages": listed, "page": number}))
     if len(parts) > 1:
         print(f"pages: {len(parts)}, each with a list of all of them")
     return target
