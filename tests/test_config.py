@@ -227,7 +227,7 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
         ("feedback.channel=both", "feedback.signal: gae needs the whole rollout, but feedback.channel=both"),
         ("arm.teacher=oracle", "feedback.signal: must be none where arm.teacher is oracle"),
         ("compare.seeds=[1,1]", "compare.seeds: names one twice"),
-        ("compare.seeds=[-1]", "compare.seeds: must not be negative, got -1"),
+        ("compare.seeds=[-1]", "compare.seeds: must be between 0 and"),
         ("compare.arms=[]", "compare.arms: must not be empty"),
         ("arm=teacher_feedbak_gae", "arm=teacher_feedbak_gae: no such file in"),
         ("model=gpt9", "model=gpt9: no such file in"),
