@@ -303,7 +303,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> int:
     """Entry of ``lamorel-ext-balrog``."""
-    return entry.run_main(run)
+    return entry.run_main(run, reads=True)
 
 
 if __name__ == "__main__":

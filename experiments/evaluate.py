@@ -101,13 +101,14 @@ def evaluate(config: Config, actor: Actor, name: str, signals: FeedbackSignals |
 
 def show(config: Config, scores: Sequence[Score]) -> str:
     """The table."""
+    width = max(24, *(len(score.name) + 2 for score in scores))
     lines = [
         f"{config.env.level}, {config.run.eval_episodes} held-out episodes from seed {config.run.eval_seed}; 95 % intervals",
-        f"{'':24}{'success':>24}{'return':>26}{'exact success':>16}{'exact return':>15}",
+        f"{'':{width}}{'success':>24}{'return':>26}{'exact success':>16}{'exact return':>15}",
     ]
     for score in scores:
         exact = [f"{value:.4f}" if value is not None else "–" for value in (score.exact_success, score.exact_return)]
-        lines.append(f"{score.name[-24:]:24}{_interval(score.success):>24}{_interval(score.returned):>26}{exact[0]:>16}{exact[1]:>15}")
+        lines.append(f"{score.name:{width}}{_interval(score.success):>24}{_interval(score.returned):>26}{exact[0]:>16}{exact[1]:>15}")
     return "\n".join(lines)
 
 
@@ -155,7 +156,7 @@ def _null_for_nan(value: object) -> object:
 
 def main() -> int:
     """Entry of ``lamorel-ext-evaluate``."""
-    return run_main(run)
+    return run_main(run, reads=True)
 
 
 if __name__ == "__main__":

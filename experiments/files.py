@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lamorel_ext.errors import CheckpointError
+from lamorel_ext.errors import CheckpointError, WriteError
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +25,12 @@ def writing(path: Path) -> Iterator[None]:
     """Turn what the operating system says about ``path`` into an error that names it.
 
     Raises:
-        CheckpointError: The disk is full, the folder is read-only, and the like.
+        WriteError: The disk is full, the folder is read-only, and the like.
     """
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise WriteError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def why_not_writable(folder: Path) -> str:

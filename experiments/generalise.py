@@ -159,7 +159,7 @@ def _names(text: str) -> list[str]:
 
 def main() -> int:
     """Entry of ``lamorel-ext-generalise``."""
-    return run_main(run)
+    return run_main(run, reads=True)
 
 
 if __name__ == "__main__":

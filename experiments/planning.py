@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
-from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.errors import ConfigError, NotThereError
 
 ZERO_SHOT = "zero_shot"
 """The language model as it is, as policy."""
@@ -43,9 +43,10 @@ def plan(overrides: Sequence[str], config_name: str = "default", config_dir: str
     Raises:
         ConfigError: With the problems of every task and arm.
     """
-    taken = [text for text in overrides if text.split("=")[0] in SET_HERE]
+    named = [(text, text.partition("=")[0].strip().lstrip("+")) for text in overrides]
+    taken = [f"{text}: a comparison sets this itself; set {SET_HERE[key]}" for text, key in named if key in SET_HERE]
     if taken:
-        raise ConfigError([f"{text}: a comparison sets this itself; set {SET_HERE[text.split('=')[0]]}" for text in taken])
+        raise ConfigError(taken)
     configs = load_matrix(overrides, config_name, config_dir)
     first = next(iter(configs.values()))
     others = [where for where, config in configs.items() if config.lamorel_args != first.lamorel_args]
@@ -78,11 +79,11 @@ def policy_config(policy: str, overrides: Sequence[str], config_name: str = "def
 
     Raises:
         ConfigError: The overrides do not fit.
-        CheckpointError: It is no run folder.
+        NotThereError: It is no run folder.
     """
     if policy == ZERO_SHOT:
         return load_config(["arm=llm_policy", *overrides], config_name, config_dir)
-    folder = Path(policy)
+    folder = Path(policy).expanduser()
     if not (folder / "config.yaml").exists():
-        raise CheckpointError(f"policy={policy}: neither {ZERO_SHOT} nor a run folder: no config.yaml in it")
+        raise NotThereError(f"policy={policy}: neither {ZERO_SHOT} nor a run folder: no config.yaml in it")
     return load_config(overrides, "config", folder)

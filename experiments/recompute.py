@@ -360,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         deviations, problems, remarks = check(folder)
     except (OSError, KeyError, ValueError) as error:
         print(f"error: {folder} holds no report that can be checked: {error!r}", file=sys.stderr)
-        return 1
+        return 2
     for column, deviation in deviations.items():
         print(f"{deviation:.1e}  {column}")
     for remark in remarks:

@@ -151,7 +151,7 @@ def report(argv: Sequence[str]) -> int:
 
 def main() -> int:
     """Entry of ``lamorel-ext-report``."""
-    return run_main(report)
+    return run_main(report, reads=True)
 
 
 if __name__ == "__main__":

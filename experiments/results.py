@@ -14,7 +14,7 @@ import numpy as np
 from experiments.identity import differing_keys, method
 from experiments.statistics import area_under_curve, steps_to
 from lamorel_ext.config import Config, read_config
-from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
 STEPS = "env_steps"
 SUCCESS = "success"
@@ -120,7 +120,7 @@ def read_runs(folder: Path) -> list[Run]:
     """
     runs = [read_run(path.parent) for path in sorted(folder.rglob("config.yaml"))]
     if not runs:
-        raise CheckpointError(f"{folder} holds no run: no config.yaml in it or below it")
+        raise NotThereError(f"{folder} holds no run: no config.yaml in it or below it")
     return runs
 
 

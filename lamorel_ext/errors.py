@@ -5,6 +5,8 @@
     ├── RequestError           a request that cannot be answered: empty prompts, wrong candidate lists, prompt too long
     ├── ModelLoadError         a model, tokenizer or weights file is missing, corrupt or of another shape
     ├── CheckpointError        a checkpoint cannot be written or read
+    │   ├── NotThereError      the run folder that the user named is none
+    │   └── WriteError         a file cannot be written
     ├── UpdateError            an update was given up on the way: a loss or gradient that is not finite, or another server failed in it
     ├── LevelError             a level does not exist, or calls come in an illegal order
     ├── EnvWorkerError         a process that steps environments raised, died or fell silent
@@ -14,7 +16,8 @@
         ├── ProtocolError      bytes on the wire that are not ours
         └── RequestTimeout     no answer within the time allowed
 
-Everything a user can cause ends in one of these, with a message that names the key, file or rank.
+Everything a user can cause ends in one of these, with a message that names the key, file or rank. ``exit_status`` is what a
+program ends with (``experiments/entry.py`` has the table): 2 for what the user said wrong, 1 for what went wrong.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from collections.abc import Sequence
 class LamorelExtError(Exception):
     """Base of all errors raised on purpose by this package."""
 
+    exit_status = 1
+
 
 class ConfigError(LamorelExtError):
     """The configuration cannot be used.
@@ -32,6 +37,8 @@ class ConfigError(LamorelExtError):
     Args:
         problems: One line per problem, each naming its key.
     """
+
+    exit_status = 2
 
     def __init__(self, problems: Sequence[str] | str) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
@@ -46,9 +53,21 @@ class RequestError(LamorelExtError):
 class ModelLoadError(LamorelExtError):
     """A model, tokenizer or weights file is missing, corrupt or of another shape."""
 
+    exit_status = 2
+
 
 class CheckpointError(LamorelExtError):
     """A checkpoint cannot be written or read; the message names the file."""
+
+
+class NotThereError(CheckpointError):
+    """The run folder that the user named is none."""
+
+    exit_status = 2
+
+
+class WriteError(CheckpointError):
+    """A file cannot be written: the disk is full, the folder read-only, and the like."""
 
 
 class UpdateError(LamorelExtError):

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from experiments.checks import check_configs
+from experiments.entry import ConfigParser, add_config_arguments, run_main
 from experiments.planning import plan, policy_config, split_policy
 from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
-from lamorel_ext.errors import ConfigError, LamorelExtError
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.rpc.topology import format_table, placements
 from launchers.command import MODULES, Command, accelerate_launch, one_process
 from launchers.local import run_here
@@ -22,11 +23,9 @@ from launchers.slurm import array_script, batch_script
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    parser = argparse.ArgumentParser(prog="lamorel-ext-launch", description="Start an experiment on several ranks.")
+    parser = ConfigParser(prog="lamorel-ext-launch", description="Start an experiment on several ranks.")
     parser.add_argument("task", choices=sorted(MODULES), help="what to run")
-    parser.add_argument("overrides", nargs="*", help="group=file or key=value")
-    parser.add_argument("--config-name", default="default", help="file in the folder of configurations, without .yaml")
-    parser.add_argument("--config-dir", default=str(CONFIG_DIR), help="folder of configurations")
+    add_config_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="start nothing; print command, batch script and ranks")
     parser.add_argument("--one-process", action="store_true", help="both roles in one process, without accelerate")
     parser.add_argument("--slurm", action="store_true", help="print a batch script for sbatch")
@@ -102,11 +101,7 @@ def _option(text: str) -> tuple[str, str]:
 
 def main() -> int:
     """Entry of ``lamorel-ext-launch``."""
-    try:
-        return launch(sys.argv[1:])
-    except LamorelExtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_main(launch)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ Writes ``viewer.html`` into the folder (or ``--output``) and prints its path las
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.entry import run_main, start_log
 from experiments.files import file_to_write, replace_text, writing
@@ -32,14 +35,34 @@ def make_viewer(folder: Path, output: Path | None = None, arms: Sequence[str] = 
     Raises:
         CheckpointError: Nothing was recorded, or a file cannot be read or written.
     """
-    data = make_content(folder, arms, seeds)
     target = output or folder / "viewer.html"
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(target, make_page(data))
-    if data["left_out"]:
-        print(f"left out, for the page's size: {len(data['left_out'])} rollouts; choose with --arm and --seed")
+    # What each page holds must be known before the first is written; compressed, they take little room until then.
+    packed, contents = [], []
+    for data in make_content(folder, arms, seeds):
+        contents.append(_what_it_holds(data))
+        packed.append(zlib.compress(json.dumps(data).encode()))
+    parts = [_part(target, number) for number in range(1, len(packed) + 1)]
+    listed = [{"file": part.name, "name": name} for part, name in zip(parts, contents, strict=True)]
+    for number, (part, page) in enumerate(zip(parts, packed, strict=True)):
+        replace_text(part, make_page({**json.loads(zlib.decompress(page)), "pages": listed, "page": number}))
+    if len(parts) > 1:
+        print(f"pages: {len(parts)}, each with a list of all of them")
     return target
+
+
+def _part(target: Path, number: int) -> Path:
+    return target if number == 1 else target.with_name(f"{target.stem}_{number}{target.suffix}")
+
+
+def _what_it_holds(data: Mapping[str, Any]) -> str:
+    """For the list of pages: its arms, seeds and steps of training."""
+    runs = [
+        f"{run['label']}, seed {run['seed']}: {run['rollouts'][0]['env_steps']} to {run['rollouts'][-1]['env_steps']} steps"
+        for run in data["runs"]
+    ]
+    return "; ".join(runs[:2]) + (f"; and {len(runs) - 2} more runs" if len(runs) > 2 else "")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -62,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> int:
     """Entry of ``lamorel-ext-viewer``."""
-    return run_main(run)
+    return run_main(run, reads=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a viewer's page holds: recorded rollouts of one run or of a comparison, as JSON that repeats no text.
 
 Texts, views and grids stand in tables of their own and are referred to by their places. A page has a size that it must not exceed: first come the
-first and the last two rollouts of every run, seed by seed, then the others; what does not fit any more is named.
+first and the last two rollouts of every run, seed by seed, then the others; what does not fit any more comes on a further page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from experiments.results import Run, group_arms, read_runs
 from experiments.run_folder import trace_files
 from experiments.viewer.reading import Episode, Line, RecordedRollout, read_trace
 from experiments.viewer.replay import replay
-from lamorel_ext.errors import CheckpointError
+from lamorel_ext.errors import NotThereError
 
 MAX_BYTES = 4_500_000
 """Of a page's data."""
@@ -48,15 +48,11 @@ class Content:
     views: Table = field(default_factory=Table)
     grids: Table = field(default_factory=Table)
     runs: dict[tuple[str, int], Line] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
     size: int = 0
 
     def add(self, name: str, run: Run, path: Path) -> None:
-        """One recorded rollout, if there is room."""
+        """One recorded rollout."""
         seed = run.seed
-        if self.size >= MAX_BYTES:
-            self.left_out.append(f"{name}, seed {seed}: {path.name}")
-            return
         recorded = read_trace(path)
         made = self._rollout(recorded)
         self.size += len(json.dumps(made))
@@ -70,7 +66,7 @@ class Content:
             run["rollouts"].sort(key=lambda rollout: rollout["env_steps"])
         return {
             "title": title, "texts": self.texts.values, "views": self.views.values, "grids": [list(grid) for grid in self.grids.values],
-            "runs": list(self.runs.values()), "left_out": self.left_out,
+            "runs": list(self.runs.values()),
         }  # fmt: skip
 
     def _rollout(self, recorded: RecordedRollout) -> Line:
@@ -105,8 +101,8 @@ class Content:
         return {"prompt": self.texts.place(step["prompt"]), "sentences": sentences, "view": self.views.place(step["view"]), **own}
 
 
-def make_content(folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Line:
-    """Everything recorded below a folder.
+def make_content(folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[Line]:
+    """Everything recorded below a folder, page by page; every recorded rollout is on one of them.
 
     Args:
         folder: Of one run, or of a comparison.
@@ -114,7 +110,8 @@ def make_content(folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = 
         seeds: Likewise.
 
     Raises:
-        CheckpointError: Nothing was recorded, or a file cannot be read.
+        NotThereError: Nothing was recorded.
+        CheckpointError: A file cannot be read.
     """
     runs = [(arm.label, run) for arm in group_arms(read_runs(folder)) for run in arm.runs.values()]
     chosen = [
@@ -129,11 +126,18 @@ def make_content(folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = 
             if not chosen
             else "run.trace_every was 0, or too high"
         )
-        raise CheckpointError(f"{folder} holds no recorded rollout of {len(chosen)} run(s): {known}")
+        raise NotThereError(f"{folder} holds no recorded rollout of {len(chosen)} run(s): {known}")
+    return _pages(recorded, folder.resolve().name)
+
+
+def _pages(recorded: Sequence[tuple[str, Run, list[Path]]], title: str) -> Iterator[Line]:
     content = Content()
     for name, run, path in _in_turn(recorded):
+        if content.size >= MAX_BYTES:
+            yield content.data(title)
+            content = Content()
         content.add(name, run, path)
-    return content.data(folder.resolve().name)
+    yield content.data(title)
 
 
 def _in_turn(recorded: Sequence[tuple[str, Run, list[Path]]]) -> Iterator[tuple[str, Run, Path]]:

@@ -229,7 +229,7 @@ function drawStrip() {
     if (known(value)) {
       count[sign] += 1;
       const tall = value === 0 ? 2 : Math.max(1.5, 14 * Math.abs(value) / largest);
-      const colour = sent ? { plus: "#0072b2", minus: "#d55e00", none: "#8a929b" }[sign] : "#8a929b";
+      const colour = sent ? { plus: "#0072b2", minus: "#b34700", none: "#6a727b" }[sign] : "#8a929b";
       svg.append(shape("rect", { x: place + 0.17, width: 0.66, height: tall, fill: colour, y: value > 0 ? 17 - tall : value < 0 ? 17 : 16 }));
     }
     if (one.reward > 0) svg.append(shape("rect", { x: place + 0.05, y: 30, width: 0.9, height: 4, fill: "#007a5a" }));
@@ -434,6 +434,8 @@ function show(t) {
   for (const id of ["forward", "last"]) $(id).disabled = state.t === steps.length - 1;
   $("where").textContent = `Step ${state.t + 1} of ${steps.length}${began ? `, t = ${began + state.t} of its episode` : ""}`;
   $("slider").setAttribute("aria-valuetext", `step ${state.t + 1} of ${steps.length}: ${actionName(now.action)}, f ${signWord(now.signal)}`);
+  const chosen = (id) => $(id).selectedOptions[0]?.textContent ?? "";
+  $("printed").textContent = `Arm ${chosen("arm")}, seed ${chosen("seed")}; rollout ${chosen("rollout")}; episode ${chosen("episode")}; ${$("where").textContent}`;
   $("link").href = `#${new URLSearchParams({ run: state.run, rollout: state.rollout, episode: state.episode, t: state.t })}`;
   document.body.dataset.step = state.t;
 }
@@ -499,11 +501,18 @@ function go(t) {
   show(t);
 }
 
+/** The first run with a feedback edge that is no control; then any with an edge; then the first. */
+function opensOn() {
+  const controls = ["none", "random", "shuffled", "positive", "inverted"];
+  const edge = DATA.runs.findIndex((one) => !controls.includes(one.facts.signal));
+  return edge >= 0 ? edge : Math.max(0, DATA.runs.findIndex((one) => one.facts.signal !== "none"));
+}
+
 function fromAddress() {
   const asked = new URLSearchParams(location.search);
   for (const [key, value] of new URLSearchParams(location.hash.slice(1))) asked.set(key, value);
   const whole = (key) => /^\d{1,6}$/.test(asked.get(key) ?? "") ? Number(asked.get(key)) : undefined;
-  choose({ run: whole("run"), rollout: whole("rollout"), episode: whole("episode") }, whole("t"));
+  choose({ run: whole("run") ?? opensOn(), rollout: whole("rollout"), episode: whole("episode") }, whole("t"));
 }
 
 $("arm").addEventListener("change", (event) => {
@@ -535,5 +544,9 @@ document.addEventListener("keydown", (event) => {
   }
 });
 window.addEventListener("hashchange", fromAddress);
-if (DATA.left_out.length) $("left-out").textContent = `Left out to keep this page small: ${DATA.left_out.length} rollouts. python -m experiments.viewer FOLDER --arm NAME --seed N shows them.`;
+if (DATA.pages.length > 1) {
+  $("pages").hidden = false;
+  options($("page"), DATA.pages.map((page, place) => `${place + 1}: ${page.name}`), DATA.page);
+  $("page").addEventListener("change", (event) => { location.href = encodeURIComponent(DATA.pages[event.target.value].file); });
+}
 fromAddress();

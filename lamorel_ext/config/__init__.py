@@ -1,7 +1,6 @@
 """The typed configuration: one schema, read from YAML, checked as a whole."""
 
 from lamorel_ext.config.reading import (
-    CONFIG_DIR,
     compose_mapping,
     from_mapping,
     load_config,
@@ -9,6 +8,7 @@ from lamorel_ext.config.reading import (
     read_config,
     save_config,
     to_mapping,
+    to_yaml,
 )
 from lamorel_ext.config.schema import (
     CREDITS_OF_CANDIDATES,
@@ -32,6 +32,7 @@ from lamorel_ext.config.schema import (
     StageArgs,
     StudentArgs,
 )
+from lamorel_ext.config.sources import CONFIG_DIR, groups, search_folders
 
 __all__ = [
     "AccelerateArgs",
@@ -57,9 +58,12 @@ __all__ = [
     "StudentArgs",
     "compose_mapping",
     "from_mapping",
+    "groups",
     "load_config",
     "load_matrix",
     "read_config",
     "save_config",
+    "search_folders",
     "to_mapping",
+    "to_yaml",
 ]

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from lamorel_ext.config.bounds import why_out_of_bounds
 from lamorel_ext.config.schema import CREDITS_OF_CANDIDATES, ONLINE_SIGNALS, CompareArgs, Config, EnvArgs, StageArgs
+
+PATH_KEYS = (
+    "run.output_dir",
+    "compare.output_dir",
+    "lamorel_args.llm_args.model_path",
+    "lamorel_args.accelerate_args.config_file",
+)
+"""Keys that name a file or folder: ``~`` at their beginning means home, and none may be empty."""
 
 
 def impossible_values(config: Config) -> list[str]:
@@ -18,6 +27,7 @@ def impossible_values(config: Config) -> list[str]:
     return [
         *problems, *_impossible_workers(config.env), *_impossible_curriculum(config.env.curriculum), *_impossible_method(config),
         *_impossible_llm(config), *_impossible_comparison(config.compare), *_impossible_portability(config),
+        *_impossible_paths(config),
     ]  # fmt: skip
 
 
@@ -35,6 +45,17 @@ def out_of_bounds(group: Any, prefix: str = "") -> list[str]:
                 if problem := why_out_of_bounds(item, bounds):
                     word = f" or {spec.default!r}, got" if isinstance(spec.default, str) else ", got"
                     problems.append(f"{key}: {problem.replace(', got', word)}")
+    return problems
+
+
+def _impossible_paths(config: Config) -> list[str]:
+    """An empty path is an unset variable of a shell more often than the current folder."""
+    problems = []
+    for key in PATH_KEYS:
+        value = functools.reduce(getattr, key.split("."), config)
+        if isinstance(value, str) and not value.strip():
+            what = "null" if key.endswith("config_file") else "a path (. is the current folder)"
+            problems.append(f"{key}: must not be empty; expected {what}. Is a shell variable unset?")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Composing, reading and writing configurations. The only file that knows OmegaConf and Hydra.
+"""Composing, reading and writing configurations. Only this folder knows OmegaConf and Hydra.
 
 A configuration is made of ``configs/default.yaml``, one file per chosen group (``model=flan_t5_small``, ``task=go_to_local``), and single values
 (``feedback.loss=clipped``), in Hydra's syntax. Whatever is wrong with it is reported at once, every problem in a line of its own.
@@ -7,26 +7,32 @@ A configuration is made of ``configs/default.yaml``, one file per chosen group (
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lamorel_ext.config.cells import Cell, expand_cells, named, read_cell
 from lamorel_ext.config.former import translated
-from lamorel_ext.config.possible import impossible_values
+from lamorel_ext.config.overrides import Parsed, parse_override, search_path
+from lamorel_ext.config.possible import PATH_KEYS, impossible_values
 from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs
+from lamorel_ext.config.sources import (
+    CONFIG_DIR,
+    compose,
+    group_choices,
+    has_own_search_path,
+    read_yaml,
+    search_folders,
+)
 from lamorel_ext.config.typed import build, did_you_mean
 from lamorel_ext.errors import ConfigError
-
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 
 def load_config(overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR) -> Config:
@@ -40,7 +46,8 @@ def load_config(overrides: Sequence[str] = (), config_name: str = "default", con
     Raises:
         ConfigError: With every problem found.
     """
-    return from_mapping(compose_mapping(overrides, config_name, config_dir))
+    mapping, problems = _compose(overrides, config_name, config_dir)
+    return _checked(mapping, problems)
 
 
 def load_matrix(
@@ -55,22 +62,25 @@ def load_matrix(
     Raises:
         ConfigError: With the problems of every task and arm; what all have in common is said once. Or two tasks are the same.
     """
-    mapping = compose_mapping(overrides, config_name, config_dir)
-    compare = from_mapping({"compare": mapping["compare"]} if "compare" in mapping else {}).compare
-    cells = {name: read_cell(name) for name in compare.arms}
+    mapping, _ = _compose(overrides, config_name, config_dir)
+    # What is wrong with it is said below, together with the problems of each arm: every one of
+    # them has its values.
+    compare = build(CompareArgs, _expanded(mapping, []).get("compare", {}), "compare.", [])
+    cells = {name: read_cell(name) for name in compare.arms if name}
     _check_cells_alone(cells, overrides)
     configs: dict[tuple[str, str], Config] = {}
     problems: dict[str, list[tuple[str, str]]] = {}
-    for task in compare.tasks or ("",):
-        for arm, cell in cells.items():
-            groups = [*([f"task={task}"] if task else []), f"arm={cell.base}"]
-            try:
-                composed = load_config([*overrides, *groups, *cell.overrides], config_name, config_dir)
-            except ConfigError as error:
-                for problem in error.problems:
-                    problems.setdefault(problem, []).append((task, arm))
-            else:
-                configs[task, arm] = named(composed, cell)
+    tasks = tuple(dict.fromkeys(compare.tasks)) or ("",)
+    for task, (arm, cell) in itertools.product(tasks, (cells or {"": None}).items()):
+        groups = [f"task={task}"] if task else []
+        groups += [] if cell is None else [f"arm={cell.base}", *cell.overrides]
+        try:
+            composed = load_config([*overrides, *groups], config_name, config_dir)
+        except ConfigError as error:
+            for problem in error.problems:
+                problems.setdefault(problem, []).append((task, arm))
+        else:
+            configs[task, arm] = composed if cell is None else named(composed, cell)
     if problems:
         raise ConfigError([_concerning(problem, concerned, compare) for problem, concerned in problems.items()])
     configs = _with_controls(configs, cells)
@@ -113,8 +123,8 @@ def _with_controls(configs: Mapping[tuple[str, str], Config], cells: Mapping[str
 def _concerning(problem: str, concerned: Sequence[tuple[str, str]], compare: CompareArgs) -> str:
     """A problem behind the tasks and arms that have it, where not all of them do."""
     tasks, arms = (tuple(dict.fromkeys(names)) for names in zip(*concerned, strict=True))
-    words = [f"task={', '.join(tasks)}"] if len(tasks) < len(compare.tasks) else []
-    words += [f"arm={', '.join(arms)}"] if len(arms) < len(compare.arms) else []
+    words = [f"task={', '.join(tasks)}"] if len(tasks) < len(set(compare.tasks)) else []
+    words += [f"arm={', '.join(arms)}"] if len(arms) < len(set(compare.arms)) else []
     return f"with {' and '.join(words)}: {problem}" if words else problem
 
 
@@ -128,28 +138,14 @@ def _check_tasks_differ(configs: Mapping[tuple[str, str], Config], compare: Comp
         seen[env] = task
 
 
-def compose_mapping(overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR) -> dict[str, Any]:
+def compose_mapping(
+    overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR
+) -> dict[str, Any]:
     """Compose the plain values, unchecked. See ``load_config``."""
-    folder = Path(config_dir).resolve()
-    if not (folder / f"{config_name}.yaml").is_file():
-        known = sorted(path.stem for path in folder.glob("*.yaml"))
-        raise ConfigError(f"no configuration {config_name!r} in {folder}{did_you_mean(config_name, known)}")
-    groups, values, problems = _split_overrides(overrides, folder)
+    mapping, problems = _compose(overrides, config_name, config_dir)
     if problems:
         raise ConfigError(problems)
-    try:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(folder), version_base=None):
-            composed = compose(config_name, overrides=groups)
-        OmegaConf.set_struct(composed, False)
-        for key, value in values:
-            OmegaConf.update(composed, key, value, force_add=True)
-        plain = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"{config_name}.yaml with {list(overrides)}: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{config_name}.yaml is not a mapping of keys to values")
-    return {str(key): value for key, value in plain.items()}
+    return mapping
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Config:
@@ -158,16 +154,124 @@ def from_mapping(mapping: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: With every unknown key, wrong type and impossible value.
     """
-    problems: list[str] = []
-    mapping = translated(mapping)
-    compare = mapping.get("compare")
-    if isinstance(compare, Mapping) and isinstance(compare.get("arms"), (list, tuple)):
-        mapping = {**mapping, "compare": {**compare, "arms": expand_cells(compare["arms"], problems)}}
+    return _checked(mapping, [])
+
+
+def _checked(mapping: Mapping[str, Any], known: Sequence[str]) -> Config:
+    problems = list(known)
+    mapping = _expanded(mapping, problems)
     config = build(Config, mapping, "", problems)
     problems += impossible_values(config)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(dict.fromkeys(problems)))
     return config
+
+
+def _expanded(mapping: Mapping[str, Any], problems: list[str]) -> Mapping[str, Any]:
+    """The values of older configurations under today's keys, and each cell of ``compare.arms`` as a name."""
+    mapping = translated(mapping)
+    compare = mapping.get("compare")
+    if isinstance(compare, Mapping) and isinstance(compare.get("arms"), (list, tuple)):
+        return {**mapping, "compare": {**compare, "arms": expand_cells(compare["arms"], problems)}}
+    return mapping
+
+
+def _compose(
+    overrides: Sequence[str], config_name: str, config_dir: Path | str
+) -> tuple[dict[str, Any], list[str]]:
+    """The plain values of everything that could be understood, and what could not."""
+    parsed, problems = [], []
+    for text in overrides:
+        found = parse_override(text)
+        if isinstance(found, str):
+            problems.append(found)
+        else:
+            parsed.append(found)
+    added, wrong = search_path(parsed)
+    folders = search_folders(config_dir, added)
+    primary = _find(config_name, folders)
+    folders = search_folders(config_dir, [*added, *_own_search_path(primary)])
+    groups, values, more = _split(parsed, folders)
+    problems += [*wrong, *more]
+    try:
+        composed = _compose_groups(config_name, groups, folders)
+        problems += [problem for key, value in values if (problem := _set(composed, key, value))]
+        plain = OmegaConf.to_container(composed, resolve=True)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError([*problems, f"{primary} with {list(overrides)}: {reason}"]) from error
+    except RecursionError as error:
+        raise ConfigError([*problems, f"{primary}: nested too deeply, or a value that holds itself"]) from error
+    assert isinstance(plain, dict)  # what Hydra composes is one
+    mapping = {str(key): value for key, value in plain.items()}
+    _expand_home(mapping)
+    return mapping, problems
+
+
+def _find(name: str, folders: Sequence[Path]) -> Path:
+    """The file of a configuration's name in the first folder that has it."""
+    if name and "\0" not in name and not name.startswith("/"):
+        for folder in folders:
+            if (folder / f"{name}.yaml").exists():
+                return folder / f"{name}.yaml"
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    places = ", ".join(map(str, folders))
+    raise ConfigError(f"--config-name {name}: no configuration {name!r} in {places}{did_you_mean(name, known)}")
+
+
+def _own_search_path(primary: Path) -> list[str]:
+    """What the file itself adds to ``hydra.searchpath``; Hydra says what is wrong with it."""
+    if not has_own_search_path(primary):
+        return []
+    own = read_yaml(primary).get("hydra")
+    added = own.get("searchpath") if isinstance(own, DictConfig) else None
+    listed = list(added) if isinstance(added, ListConfig) else []
+    return [item for item in listed if isinstance(item, str) and "pkg://" not in item]
+
+
+def _compose_groups(name: str, chosen: Mapping[str, str], folders: Sequence[Path]) -> DictConfig:
+    """Choose files of groups, also of those that the defaults list does not name."""
+    listed = {key: f"~{key}" if file == "null" else f"{key}={file}" for key, file in chosen.items()}
+    while True:
+        try:
+            return compose(name, list(listed.values()), folders)
+        except HydraException as error:
+            missing = [key for key in listed if f"override '{key}'" in str(error)]
+            added = [key for key in missing if not listed[key].startswith("+")]
+            if not added or "No match in the defaults list" not in str(error):
+                raise
+            for key in added:
+                listed[key] = f"+{key}={chosen[key]}"
+
+
+def _set(composed: DictConfig, key: str, value: Any) -> str:
+    """Set one value; gives what is wrong with the key."""
+    try:
+        OmegaConf.update(composed, key, value, force_add=True)
+    except (OmegaConfBaseException, IndexError, ValueError, TypeError, AttributeError) as error:
+        group, _, last = key.rpartition(".")
+        try:
+            there = OmegaConf.select(composed, group) if group else composed
+        except (OmegaConfBaseException, ValueError, TypeError, IndexError, AttributeError):
+            there = None
+        if isinstance(there, ListConfig):
+            return f"{group}[{last}]: there are {len(there)} values, counted from 0"
+        reason = " ".join(str(error).split())
+        return f"{key}: cannot be set: {reason}"
+    return ""
+
+
+def _expand_home(mapping: dict[str, Any]) -> None:
+    """``~`` at the beginning of a path is the home folder, for every key that names a path."""
+    for key in PATH_KEYS:
+        *groups, last = key.split(".")
+        place: Any = mapping
+        for group in groups:
+            place = place.get(group) if isinstance(place, dict) else None
+        if isinstance(place, dict) and isinstance(place.get(last), str):
+            place[last] = os.path.expanduser(place[last])
 
 
 def to_mapping(config: Config) -> dict[str, Any]:
@@ -178,7 +282,12 @@ def to_mapping(config: Config) -> dict[str, Any]:
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(_lists(to_mapping(config)))), encoding="utf-8")
+    path.write_text(to_yaml(config), encoding="utf-8")
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(_lists(to_mapping(config))))
 
 
 def read_config(path: Path) -> Config:
@@ -188,11 +297,10 @@ def read_config(path: Path) -> Config:
         ConfigError: The file is missing, no YAML, or does not fit the schema.
     """
     try:
-        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, OmegaConfBaseException, YAMLError, ValueError) as error:
+        plain = OmegaConf.to_container(read_yaml(path), resolve=True)
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{path} is not a mapping of keys to values")
+    assert isinstance(plain, dict)  # what read_yaml reads is one
     return from_mapping({str(key): value for key, value in plain.items()})
 
 
@@ -202,36 +310,44 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _split_overrides(overrides: Sequence[str], folder: Path) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
+def _split(
+    parsed: Sequence[Parsed], folders: Sequence[Path]
+) -> tuple[dict[str, str], list[tuple[str, Any]], list[str]]:
     """Hydra composes the groups; single values are set afterwards, so that all of them can be checked together."""
-    groups: list[str] = []
+    groups: dict[str, str] = {}
     values: list[tuple[str, Any]] = []
     problems: list[str] = []
-    for text in overrides:
-        try:
-            (parsed,) = OverridesParser.create().parse_overrides([text])
-        except HydraException:
-            problems.append(f"{text!r} is not of the form key=value")
+    for one in parsed:
+        choices = group_choices(folders, one.key)
+        if one.key == "hydra.searchpath":
             continue
-        if parsed.is_sweep_override() or parsed.is_delete():
-            problems.append(f"{text!r}: exactly one value is needed here")
-            continue
-        key = parsed.key_or_group
-        if (folder / key).is_dir():
-            choices = sorted(path.stem for path in (folder / key).glob("*.yaml"))
-            if str(parsed.value()) in choices:
-                groups.append(text)
-            else:
-                problems.append(f"{key}={parsed.value()}: no such file in {folder / key}; there are: {', '.join(choices)}")
+        if one.deletes:
+            problems.append(f"{one.text!r}: nothing can be taken away; " + _instead(one.key, choices))
+        elif not choices:
+            values.append((one.key, one.raw if _is_word(one) else one.value))
+        elif one.value is None or str(one.value) in choices:
+            name = "null" if one.value is None else str(one.value)
+            groups[f"{one.key}@{one.package}" if one.package else one.key] = name
         else:
-            values.append((key, _plain(parsed.value())))
+            places = " or ".join(str(folder / one.key) for folder in folders if (folder / one.key).is_dir())
+            meant = did_you_mean(str(one.value), choices) if str(one.value) else ""
+            meant = meant if "did you mean" in meant else ""
+            problems.append(
+                f"{one.key}={one.value}: no such file in {places}{meant}; there are: {', '.join(choices)}"
+            )
     return groups, values, problems
 
 
-def _plain(value: Any) -> Any:
-    """Values of Hydra's override grammar as plain Python."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+def _instead(key: str, choices: Sequence[str]) -> str:
+    return f"{key}=null chooses no file" if choices else "a key that is not set has its default"
+
+
+def _is_word(one: Parsed) -> bool:
+    """Whether a text is wanted where the value looks like a number, such as ``run.output_dir=2026``."""
+    if not isinstance(one.value, (bool, int, float)):
+        return False
+    kind: Any = Config
+    for name in one.key.split("."):
+        hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        kind = hints.get(name)
+    return kind in (str, str | None)

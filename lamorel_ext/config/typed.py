@@ -46,6 +46,9 @@ def _convert(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
     if not fitting:
         problems.append(f"{key}: expected {_describe(hint)}, got {value!r}")
         return value
+    if isinstance(value, str) and any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
+        problems.append(f"{key}: expected text in UTF-8 without NUL, got {value!r}")
+        return value
     return _as_float(value) if fitting[0] is float else value
 
 

@@ -62,6 +62,12 @@ def test_on_a_phone_wide_tables_scroll_in_their_own_box_and_keep_their_first_col
     assert content > shown and scrolled == 200 and cell == pytest.approx(box, abs=1)  # CSS pixels
 
 
+def test_on_a_desk_no_table_is_cut(page: Path, browser: Browser) -> None:
+    browser.open(page, 1280)
+    cut = "[...document.querySelectorAll('.wide')].filter(box => box.scrollWidth > box.clientWidth)"
+    assert browser.run(f"return {cut}.map(box => box.innerText.slice(0, 60))") == []
+
+
 def test_the_answer_stands_in_the_first_window_of_a_phone(page: Path, browser: Browser) -> None:
     browser.open(page, 360)
     assert browser.run("return document.querySelector('.answer p').getBoundingClientRect().bottom") < 800

@@ -238,7 +238,7 @@ def test_arms_that_want_other_servers_cannot_share_a_launch(tmp_path: Path) -> N
         (["env.level=BabyAI-GoToRedBal-v0"], 2, "env.level: no level 'BabyAI-GoToRedBal-v0'; did you mean"),
         (["env.curriculum=[{level:BabyAI-GoToOb-v0,steps:9}]"], 2, "env.curriculum[0].level: no level 'BabyAI-GoToOb-v0'; did you mean"),
         (["env.num_distractors=2"], 2, "env.num_distractors: BabyAI-GoToRedBallNoDists-v0 does not take a number of distractors"),
-        (["lamorel_args.llm_args.model_path=./no/such/model"], 1, "no/such/model does not exist"),
+        (["lamorel_args.llm_args.model_path=./no/such/model"], 2, "no/such/model does not exist"),
         (["run.evaluation=exact", "env.prompt=glam", "arm=llm_policy"], 2, "run.evaluation: exact is not possible"),
         (["run.output_dir=/dev/null/run"], 1, "/dev/null/run cannot be written: /dev/null is not a folder"),
     ],
@@ -318,7 +318,7 @@ def test_the_model_as_it_is_can_be_evaluated_exactly(tiny: list[str], capsys: py
 
 
 def test_what_is_no_run_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_main(evaluate.run, [f"policy={tmp_path}"]) == 1
+    assert run_main(evaluate.run, [f"policy={tmp_path}"]) == 2
     assert "neither zero_shot nor a run folder" in capsys.readouterr().err
 
 

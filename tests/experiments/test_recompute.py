@@ -85,7 +85,7 @@ def test_a_number_where_the_curves_give_none_is_noticed(tables: Path, tmp_path: 
 
 
 def test_a_folder_without_a_report_ends_with_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert recompute.main([str(tmp_path)]) == 1
+    assert recompute.main([str(tmp_path)]) == 2
     assert "holds no report that can be checked" in capsys.readouterr().err
 
 

@@ -274,6 +274,6 @@ def test_a_bad_folder_ends_with_one_message(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert run_main(report, [str(tmp_path)]) == 1
+    assert run_main(report, [str(tmp_path)], reads=True) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and message in errors and "Traceback" not in errors

@@ -103,18 +103,19 @@ def test_the_page_says_what_the_traces_say(compared: Path, page: Path) -> None:
                         assert data["texts"][step["llm"]["text"]] == line["llm"]["text"] and step["llm"]["after"] == line["llm"]["after"]
 
 
-def test_what_does_not_fit_on_a_page_is_left_out_by_name_ends_first(
+def test_every_recorded_rollout_is_on_one_of_the_pages_ends_first(
     compared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(content, "MAX_BYTES", 1)
     assert viewer.run([str(compared), "--output", str(tmp_path / "small.html")]) == 0
-    data = data_of(tmp_path / "small.html")
-    assert [len(run["rollouts"]) for run in data["runs"]] == [1] and len(data["left_out"]) == 8
-    assert data["left_out"][0] == "teacher_feedback/previous/online, seed 0: step_000016.jsonl"
-    assert capsys.readouterr().out.splitlines() == [
-        "left out, for the page's size: 8 rollouts; choose with --arm and --seed",
-        f"viewer: {tmp_path / 'small.html'}",
-    ]
+    names = ["small.html", *(f"small_{number}.html" for number in range(2, 10))]
+    pages = [data_of(tmp_path / name) for name in names]
+    assert all([page["file"] for page in data["pages"]] == names for data in pages)
+    assert [data["page"] for data in pages] == list(range(9))
+    shown = [(run["label"], rollout["env_steps"]) for data in pages for run in data["runs"] for rollout in run["rollouts"]]
+    assert len(set(shown)) == len(shown) == 9
+    printed = ["pages: 9, each with a list of all of them", f"viewer: {tmp_path / 'small.html'}"]
+    assert capsys.readouterr().out.splitlines() == printed
 
 
 def test_arms_are_chosen_by_label_or_folder_and_an_empty_choice_is_an_error(
@@ -124,10 +125,10 @@ def test_arms_are_chosen_by_label_or_folder_and_an_empty_choice_is_an_error(
         viewer.make_viewer(compared, tmp_path / "one.html", arms=[name], seeds=[0])
         (one,) = data_of(tmp_path / "one.html")["runs"]
         assert name in (one["label"], one["label"].replace("+", "_").replace("/", "_"))
-    assert run_main(viewer.run, [str(compared), "--arm", "nobody"]) == 1
+    assert run_main(viewer.run, [str(compared), "--arm", "nobody"]) == 2
     assert "holds no recorded rollout of 0 run(s): there are the arms teacher_feedback/previous/online" in capsys.readouterr().err
     untraced = config_of("student_alone", tmp_path / "run", "run.trace_every=0")
-    assert run_main(viewer.run, [str(make_traced_run(untraced))]) == 1
+    assert run_main(viewer.run, [str(make_traced_run(untraced))]) == 2
     assert "run.trace_every was 0" in capsys.readouterr().err
 
 
@@ -231,7 +232,7 @@ def test_no_text_can_leave_the_element_that_holds_it(page: Path) -> None:
     assert text.count("<script") == 2 and text.count("</script") == 2 and "<img" not in text
     assert HOSTILE in data_of(page)["texts"]
     assert set("<>&\u2028") & set(embedded_json({"a": HOSTILE})) == set() and json.loads(embedded_json({"a": HOSTILE})) == {"a": HOSTILE}
-    titled = make_page({"title": HOSTILE, "texts": ["@@SCRIPT@@"], "views": [], "grids": [], "runs": [], "left_out": []})
+    titled = make_page({"title": HOSTILE, "texts": ["@@SCRIPT@@"], "views": [], "grids": [], "runs": [], "pages": [], "page": 0})
     assert titled.count("<script") == 2 and '["@@SCRIPT@@"]' in titled
 
 

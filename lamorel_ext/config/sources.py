@@ -1,0 +1,214 @@
+"""Where configuration files are found, and what a file must be before Hydra reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lamorel_ext.errors import ConfigError
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+MAX_VALUES = 20_000
+"""Keys and values of a file at most, with its anchors written out."""
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 50
+_NO_MAPPING = "{path}, line 1: expected keys with values, got a list or a single value"
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def search_folders(config_dir: Path | str = CONFIG_DIR, more: Sequence[str] = ()) -> list[Path]:
+    """Where files are looked for, the first first: the named folder, what ``hydra.searchpath`` adds,
+    ``configs/`` of the working folder, and the project's own."""
+    own = Path(config_dir).expanduser()
+    added = [Path(folder.removeprefix("file://")).expanduser() for folder in more]
+    named = [own] if own.resolve() != CONFIG_DIR else []
+    here = Path.cwd() / "configs"
+    folders = [*named, *added, *([here] if here.is_dir() else []), CONFIG_DIR]
+    return list(dict.fromkeys(folder.resolve() for folder in folders))
+
+
+def group_choices(folders: Sequence[Path], group: str) -> list[str]:
+    """Names of the files of a group, over all folders; none where there is no such group."""
+    if not group.replace("/", "").replace("_", "").replace("-", "").isalnum():
+        return []
+    found = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+    return sorted(found)
+
+
+def has_own_search_path(path: Path) -> bool:
+    """Whether a file sets ``hydra.searchpath``."""
+    return "searchpath" in _read_text(path)
+
+
+def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """The files of every group, by the group's name."""
+    names = {path.parent.name for folder in folders for path in folder.glob("*/*.yaml")}
+    return {name: group_choices(folders, name) for name in sorted(names)}
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """Read a file that must be a mapping.
+
+    Raises:
+        ConfigError: With the file, and the line where there is one.
+    """
+    _check_size(path, _read_text(path))
+    try:
+        found = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+    if not isinstance(found, DictConfig):
+        raise ConfigError(_NO_MAPPING.format(path=path))
+    return found
+
+
+def compose(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+    """Let Hydra compose, from files that were checked.
+
+    Raises:
+        ConfigError: A file cannot be read, or the defaults lead back to themselves.
+        HydraException: Hydra's own objections.
+    """
+    Plugins.instance()  # registers Hydra's own sources first
+    sources, kept = SourcesRegistry.instance().types, GlobalHydra.instance().hydra
+    plain_files = sources["file"]
+    # Hydra builds its sources from this table. Both are given back as they were: the caller may use Hydra itself.
+    sources["file"] = _CheckedFiles
+    GlobalHydra.instance().clear()
+    try:
+        path = create_config_search_path(str(folders[0]))
+        for folder in folders[1:]:
+            path.prepend("more", f"file://{folder}", SearchPathQuery(provider="schema"))
+        hydra = Hydra.create_main_hydra2("lamorel_ext", path)
+        composed = hydra.compose_config(name, list(overrides), RunMode.RUN, from_shell=False)
+    except RecursionError as error:
+        raise ConfigError(_describe_cycle(name, folders)) from error
+    finally:
+        sources["file"] = plain_files
+        GlobalHydra.instance().clear()
+        if kept is not None:
+            GlobalHydra.instance().initialize(kept)
+    OmegaConf.set_struct(composed, False)
+    composed.pop("hydra", None)
+    return composed
+
+
+class _CheckedFiles(FileConfigSource):
+    """Hydra's files, each looked at before it is loaded."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        if path.exists():
+            _check_size(path, _read_text(path))
+        found = super().load_config(config_path)
+        if not isinstance(found.config, DictConfig):
+            raise ConfigError(_NO_MAPPING.format(path=path))
+        return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = "it is a folder" if path.is_dir() else error.strerror or str(error)
+        raise ConfigError(f"{path} cannot be read: {reason}") from error
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path}: expected at most {MAX_BYTES} bytes, got {len(content)}")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(f"{path}, line 1: expected UTF-8, got UTF-16")
+    if content.startswith(b"\xef\xbb\xbf"):
+        # Hydra would read it, and overlook the line "# @package _global_" behind it.
+        raise ConfigError(f"{path}, line 1: begins with a byte order mark; save it as UTF-8 without one")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        raise ConfigError(f"{path}, line {line}: expected UTF-8, got the byte 0x{byte:02x}") from error
+
+
+def _check_size(path: Path, text: str) -> None:
+    """Refuse what Hydra would write out without end: anchors within anchors, and deep nesting."""
+    try:
+        size = _count_values(path, text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = f"{error.problem or error.context}{_tab(text, error)}"
+        raise ConfigError(f"{path}{line}: no YAML: {reason}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: no YAML: {_one_line(error)}") from error
+    if size == 0:
+        raise ConfigError(f"{path}, line 1: the file is empty; expected keys with values")
+    if size > MAX_VALUES:
+        raise ConfigError(f"{path}: expected at most {MAX_VALUES} values, its anchors stand for {size}")
+
+
+def _count_values(path: Path, text: str) -> int:
+    """Keys and values of a file, counting those of an anchor at each of its uses.
+
+    Works on events, since a tree of the file could be deeper than the stack.
+    """
+    sizes: dict[str, int] = {}
+    opened: list[tuple[str | None, int]] = []
+    size = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in (name for name, _ in opened):
+                raise ConfigError(f"{path}, line {line}: *{event.anchor} stands within its own anchor")
+            size += sizes.get(event.anchor, 0)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, size))
+            size += 1
+            if len(opened) > MAX_DEPTH:
+                raise ConfigError(f"{path}, line {line}: nested deeper than {MAX_DEPTH} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            if anchor:
+                sizes[anchor] = size - before
+        elif isinstance(event, yaml.ScalarEvent):
+            size += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+    return size
+
+
+def _tab(text: str, error: yaml.MarkedYAMLError) -> str:
+    lines, mark = text.splitlines(), error.problem_mark
+    there = mark is not None and mark.line < len(lines) and "\t" in lines[mark.line]
+    return "; a tab stands there, YAML wants spaces" if there else ""
+
+
+def _describe_cycle(name: str, folders: Sequence[Path]) -> str:
+    """The files whose ``defaults`` lead back to the first of them."""
+    chain: list[str] = []
+    while name not in chain:
+        chain.append(name)
+        path = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
+        entries = read_yaml(path).get("defaults", []) if path else []
+        named = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
+        back = next((entry for entry in named if entry in chain), None)
+        name = back or next(iter(named), name)
+    first = next(folder for folder in folders if (folder / f"{chain[0]}.yaml").is_file())
+    lines = (first / f"{chain[0]}.yaml").read_text("utf-8").splitlines()
+    line = next((i for i, text in enumerate(lines, start=1) if text.startswith("defaults")), 1)
+    return f"{first / chain[0]}.yaml, line {line}: its defaults lead back to themselves: {' -> '.join([*chain, name])}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

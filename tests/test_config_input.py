@@ -1,0 +1,190 @@
+"""What users write: overrides and files of every kind give a configuration or a ConfigError, never anything else.
+
+``python tests/test_config_input.py 20000`` tries that many of each kind, drawn from seed 0.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from experiments.entry import run_main
+from experiments.planning import plan
+from lamorel_ext.config import load_config, load_matrix, read_config
+from lamorel_ext.config.overrides import Parsed, parse_override, quote
+from lamorel_ext.errors import (
+    CheckpointError,
+    ConfigError,
+    LamorelExtError,
+    ModelLoadError,
+    NotThereError,
+    RemoteError,
+    WriteError,
+)
+
+KEYS = ["run.output_dir", "run.seed", "compare.seeds", "compare.seeds[0]", "arm", "task", "env", "run",
+        "feedback.lr", "env.curriculum", "x.y", "", "hydra.searchpath", "ünï", "run.seed.x", "model@env"]  # fmt: skip
+PIECES = ["a", "1", "-", "e", ".", "=", "#", "~", "ü", "[", "]", "{", "}", "'", '"', ",", ":", "$", "${", "\\", " ", "(",
+          ")", "\n", "\t", "\0", "\ud800", "/", "null", "true", "nan", "inf", "*", "&", "!", "|", "\u2028", "%", "@"]  # fmt: skip
+LINES = ["run:", "  seed: 1", "  output_dir: ", "- a", "a: &a [x]", "b: *a", "\tc: 1", "{", "[", "defaults: [x]",
+         "? y", "!!python/name:os", "<<: *a", "~: 1", "'", "---", "# c", "env: {num_envs: .nan}", "1: 2", ": "]  # fmt: skip
+
+
+def draw_override(rng: random.Random) -> str:
+    value = "".join(rng.choices(PIECES, k=rng.randrange(8)))
+    return rng.choice(["", "", "", "+", "++", "~"]) + rng.choice(KEYS) + rng.choice(["=", "=", "=", ""]) + value
+
+
+def draw_file(rng: random.Random) -> bytes:
+    text = "\n".join(rng.choices(LINES, k=rng.randrange(6)) + rng.choices(PIECES, k=rng.randrange(3)))
+    content = bytearray(text.encode("utf-8", "surrogatepass"))
+    for _ in range(rng.randrange(3)):
+        if content:
+            content[rng.randrange(len(content))] = rng.randrange(256)
+    return bytes(content)
+
+
+def undocumented(number: int, whole: int, folder: Path) -> list[str]:
+    """Inputs that end in anything but a value or a ConfigError; every ``whole``-th override is composed, too."""
+    rng, found, path = random.Random(0), [], folder / "file.yaml"
+    for place in range(number):
+        override, content = draw_override(rng), draw_file(rng)
+        path.write_bytes(content)
+        try:
+            parse_override(override)
+            if place % whole == 0:
+                load_config([override])
+        except ConfigError:
+            pass
+        except Exception as error:
+            found.append(f"{override!r}: {error!r}")
+        try:
+            read_config(path)
+        except ConfigError:
+            pass
+        except Exception as error:
+            found.append(f"{content!r}: {error!r}")
+    return found
+
+
+def test_fuzzed_overrides_and_files_give_documented_errors_only(tmp_path: Path) -> None:
+    assert undocumented(300, 20, tmp_path) == []
+
+
+@pytest.mark.parametrize("value", ["out/lr=1e-4", "a#b", "~x", "out/ünï", "a b", "C:\\runs\\a=b", "a{b}", "it's", "x=\\", "f(x)", "$HOME", "007"])  # fmt: skip
+def test_a_value_is_taken_as_it_is_written(value: str) -> None:
+    found = parse_override(f"run.output_dir={value}")
+    assert isinstance(found, Parsed) and (found.key, str(found.value)) == ("run.output_dir", value)
+
+
+@pytest.mark.parametrize("value", ["a'b", "a\\'b", "a\\", "\\\\", "'", "[a,b]", "=", "#"])
+def test_what_is_quoted_comes_back(value: str) -> None:
+    found = parse_override(f"k={quote(value)}")
+    assert isinstance(found, Parsed) and found.value == value
+
+
+def test_list_items_and_trailing_commas_and_plus_signs_and_null_are_taken() -> None:
+    given = ["compare.seeds[0]=5", "compare.arms=[llm_policy,]", "+task=go_to_local", "run.output_dir=2026"]
+    config = load_config(given)
+    assert config.compare.seeds == (5, 1, 2) and config.compare.arms == ("llm_policy",)
+    assert config.env.name == "go_to_local" and config.run.output_dir == "2026"
+    assert load_config(["task=null"]).env.name == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("run.output_dir=", "run.output_dir: must not be empty"),
+        ("compare.output_dir=", "compare.output_dir: must not be empty"),
+        ("lamorel_args.llm_args.model_path=", "model_path: must not be empty"),
+        ("compare.seeds[7]=5", "compare.seeds[7]: there are 3 values"),
+        ("run.output_dir='a", "stops at character 16"),
+        ("compare.arms=[a=b]", "Hydra: no viable alternative at input '[a='"),
+        ("run.seed=1,2", "one run has one value here"),
+        ("task=go_to_loca", "did you mean go_to_local?"),
+        ("model=smolm2", "did you mean smollm2?"),
+        ("arm=teacher_froze", "did you mean teacher_frozen?"),
+    ],
+)
+def test_what_cannot_be_meant_is_said_with_its_reason(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([override])
+    assert words in str(caught.value)
+
+
+def test_both_mistakes_are_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_matrix(["feedback.lr=fast", "compare.seeds=[0,0]"])
+    assert {problem.split(":")[0] for problem in caught.value.problems} == {"feedback.lr", "compare.seeds"}
+    with pytest.raises(ConfigError, match="set compare.arms"):
+        plan(["+arm=llm_policy"])
+
+
+@pytest.mark.parametrize("key", ["run.output_dir", "compare.output_dir", "lamorel_args.llm_args.model_path", "lamorel_args.accelerate_args.config_file"])  # fmt: skip
+def test_a_tilde_is_home_in_every_path(key: str) -> None:
+    found: object = load_config([f"{key}=~/x"])
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == os.path.expanduser("~/x")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("run:\n  output_dir: ü\n".encode("latin-1"), "line 2: expected UTF-8"),
+        (b"- a\n", "line 1: expected keys with values"),
+        (b"", "line 1: the file is empty"),
+        (b"run:\n\tseed: 1\n", "line 2: no YAML"),
+        (b"run: {seed: 1}\nrun: {seed: 2}\n", "line 2"),
+        (b"\xef\xbb\xbfrun: {seed: 1}\n", "byte order mark"),
+        (b"a: &a [*a]\n", "line 1: *a stands within its own anchor"),
+        (b"defaults: [mine, _self_]\n", "lead back to themselves: mine -> mine"),
+        (b"[" * 5000, "line 1: nested deeper"),
+        (b"".join(b"%c: &%c [%s]\n" % (c, c, b",".join([b"*%c" % (c - 1) if c > 97 else b"1"] * 9)) for c in range(97, 108)), "its anchors stand for"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_configuration_is_named_with_its_line(content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config((), "mine", tmp_path)
+    assert words in str(caught.value) and str(tmp_path / "mine.yaml") in str(caught.value)
+
+
+def test_single_files_of_a_group_are_found_in_folders_of_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, name in (("configs", "here"), ("other", "there")):
+        (tmp_path / folder / "arm").mkdir(parents=True)
+        text = f"# @package _global_\narm: {{name: {name}, teacher: none}}\nfeedback: {{signal: none}}\n"
+        (tmp_path / folder / "arm" / f"{name}.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert load_config(["arm=here"]).arm.name == "here"
+    assert load_config(["arm=there"], config_dir="other").arm.name == "there"
+    assert load_config(["arm=there", f"hydra.searchpath=[{tmp_path}/other]"]).arm.name == "there"
+
+
+def test_two_is_for_what_the_user_said_wrong_and_one_for_what_went_wrong() -> None:
+    def status(error: LamorelExtError, reads: bool = False) -> int:
+        def program(_: object) -> int:
+            raise error
+
+        return run_main(program, [], reads)
+
+    assert [status(kind("x")) for kind in (ConfigError, ModelLoadError, NotThereError)] == [2, 2, 2]
+    assert [status(kind("x")) for kind in (CheckpointError, WriteError, LamorelExtError)] == [1, 1, 1]
+    assert [status(kind("x"), reads=True) for kind in (CheckpointError, WriteError)] == [2, 1]
+    assert status(RemoteError(1, "llm server 0", "ModelLoadError", "x", "")) == 2
+    assert status(RemoteError(1, "llm server 0", "KeyError", "x", "")) == 1
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        wrong = undocumented(int(sys.argv[1]), 100, Path(temporary))
+    print("\n".join(wrong[:20]))
+    print(f"{sys.argv[1]} overrides and files, {len(wrong)} undocumented errors")
+    sys.exit(1 if wrong else 0)
