@@ -37,7 +37,7 @@ class ExactEvaluator:
             directions=table.directions[views],
         )
         prompts = PromptHistory(args.prompt, args.history, args.language).reset(observations)
-        self.scene = Scene(observations, prompts, experts if with_experts else None)
+        self.scene = Scene(observations, prompts, experts if with_experts else None, complete=True)
 
     def policy(self, actor: Actor) -> np.ndarray:
         """Probability of each action in each state, ``(5040, 6)``, of an ``enumerable`` actor.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from lamorel_ext.types import (
     GenerateRequest,
@@ -19,6 +22,13 @@ from lamorel_ext.types import (
 )
 
 
+PRETRAINED = "pretrained"
+"""The weights of every run's start but those that draw fresh ones."""
+
+Tables = dict[tuple[Hashable, Hashable], np.ndarray]
+_TABLES: WeakKeyDictionary[LlmClient, Tables] = WeakKeyDictionary()
+
+
 class MeteredClient:
     """Passes everything on, and counts calls, prompts and tokens of scoring, generating and updating.
 
@@ -26,12 +36,15 @@ class MeteredClient:
 
     Attributes:
         counts: ``llm_calls``, ``llm_prompts`` and ``llm_tokens`` so far.
+        weights: Tells the model's weights apart: equal as long as nothing changed them, and again
+            after each reset to the pretrained ones.
     """
 
     def __init__(self, llm: LlmClient) -> None:
         self._llm = llm
         self._counting = True
         self.counts = {"llm_calls": 0.0, "llm_prompts": 0.0, "llm_tokens": 0.0}
+        self.weights: Hashable = object()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -65,13 +78,17 @@ class MeteredClient:
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult:
         """See ``LlmClient``."""
+        self.weights = object()
         result = self._llm.update_batch(request)
         self.count(request.prompts, result.stats.get("scored_tokens", 0.0))
         return result
 
     def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None:
         """See ``LlmClient``."""
+        self.weights = object()
         self._llm.reset(seed, weights, unused)
+        if weights == PRETRAINED:
+            self.weights = PRETRAINED
 
     def save(self, folder: str) -> None:
         """See ``LlmClient``."""
@@ -79,6 +96,7 @@ class MeteredClient:
 
     def load(self, folder: str) -> None:
         """See ``LlmClient``."""
+        self.weights = object()
         self._llm.load(folder)
 
     def forget(self) -> None:
@@ -88,6 +106,27 @@ class MeteredClient:
     def info(self) -> Mapping[str, Scalar]:
         """See ``LlmClient``."""
         return self._llm.info()
+
+    def table(self, question: Hashable, ask: Callable[[], np.ndarray]) -> np.ndarray:
+        """Ask for a table once per question and weights, over all runs that share the servers.
+
+        The servers forget before it is asked: it is rounded alike whatever was asked before, and
+        therefore in a resumed run too.
+
+        Args:
+            question: What is asked. One question is remembered for the present weights, and those
+                for the pretrained weights.
+            ask: Asks the servers.
+        """
+        known = _TABLES.setdefault(self._llm, {})
+        if (self.weights, question) not in known:
+            self.forget()
+            answer = ask()
+            answer.flags.writeable = False
+            for stale in [key for key in known if key[0] not in (self.weights, PRETRAINED)]:
+                del known[stale]
+            known[self.weights, question] = answer
+        return known[self.weights, question]
 
     def count(self, prompts: tuple[str, ...], tokens: float) -> None:
         """Count one call."""
