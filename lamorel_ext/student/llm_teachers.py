@@ -8,7 +8,7 @@ from lamorel_ext.student.features import TEXT_SIZE, hashed_words
 from lamorel_ext.student.guidance import Guidance, Hearing, Said, Vocabulary, choose_guidance, every_guidance, hinted_action
 from lamorel_ext.student.metering import MeteredClient
 from lamorel_ext.student.randomness import Draws, entropies, log_softmax, sample_rows
-from lamorel_ext.student.scenes import Scene
+from lamorel_ext.student.scenes import AllStates, Scene
 from lamorel_ext.types import GenerateRequest, LlmClient, Scalar, ScoreRequest, ScoreResult
 
 
@@ -49,8 +49,8 @@ def candidate_table(llm: LlmClient, prompts: tuple[str, ...], candidates: tuple[
 def distribution_over(
     llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]
 ) -> np.ndarray:
-    """``candidate_table`` as probabilities; asked once per weights where the scene is complete."""
-    if scene.complete and isinstance(llm, MeteredClient):
+    """``candidate_table`` as probabilities; asked once per weights where the scene is all states."""
+    if isinstance(scene, AllStates) and isinstance(llm, MeteredClient):
         return llm.table((scene.shown, candidates), lambda: _table(llm, scene, candidates))
     return _table(llm, scene, candidates)
 

@@ -21,7 +21,6 @@ from lamorel_ext.types import (
     Weights,
 )
 
-
 PRETRAINED = "pretrained"
 """The weights of every run's start but those that draw fresh ones."""
 

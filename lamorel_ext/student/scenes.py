@@ -22,15 +22,12 @@ class Scene:
         prompts: The prompts of these states, without feedback sentences.
         experts: ``(n,)`` int64, the expert's actions, or None where nobody asks for them.
         signals: ``(n,)``, the f of the last guidance, which the prompts are to say in words; None says nothing.
-        complete: True where these are all states of the level, to evaluate exactly: what an LLM
-            answers about all of them is remembered as long as its weights stay.
     """
 
     observations: ObservationBatch
     prompts: tuple[str, ...]
     experts: np.ndarray | None = None
     signals: np.ndarray | None = None
-    complete: bool = False
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -58,6 +55,10 @@ class Scene:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+
+class AllStates(Scene):
+    """All that a level can show, to evaluate exactly: what an LLM answers is kept as long as its weights stay."""
 
 
 @dataclass(frozen=True)
