@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from lamorel_ext.config import Config, LamorelArgs
-from lamorel_ext.models.loading import load_host
-from lamorel_ext.models.module_functions import ActionHeads, ValueHead
 from lamorel_ext.portable import hold_portable
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.distributed import launched_role
@@ -20,7 +17,6 @@ from lamorel_ext.student.action_heads import ACTION_HEADS
 from lamorel_ext.student.guidance import NUM_ACTIONS
 from lamorel_ext.student.llm_policy import VALUE
 from lamorel_ext.types import LlmClient
-from lamorel_ext.updaters import make_updaters
 
 Client = Callable[[Caller], int]
 """What the RL client does with the servers; gives the exit status."""
@@ -56,6 +52,13 @@ def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
     Raises:
         ModelLoadError: The model cannot be had.
     """
+    # Here, so that a client never imports them: that takes longer than all the rest of its start.
+    from transformers.utils.logging import disable_progress_bar
+
+    from lamorel_ext.models.loading import load_host
+    from lamorel_ext.models.module_functions import ActionHeads, ValueHead
+    from lamorel_ext.updaters import make_updaters
+
     llm = args.llm_args
     use_threads(llm.num_threads)
     disable_progress_bar()  # one per checkpoint would bury the log

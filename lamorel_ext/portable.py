@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import sys
 
-import torch
-
 from lamorel_ext.errors import ConfigError
 
 VARIABLES = {
@@ -44,6 +42,8 @@ def hold_portable() -> None:
     Raises:
         NotPortableError: The environment is not the one that it takes.
     """
+    import torch  # here, so that a launcher need not load it
+
     wanted = variables()
     missing = {key: value for key, value in wanted.items() if os.environ.get(key) != value}
     if missing or torch.backends.cpu.get_cpu_capability().lower() != "default":

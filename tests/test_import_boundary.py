@@ -1,6 +1,8 @@
 """Who may import whom: the process boundary is an import boundary. And what may be imported or called by nobody."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,7 @@ LAUNCHERS_MAY_IMPORT = {
     "lamorel_ext.errors",
     "lamorel_ext.rpc.topology",
     "experiments.checks",
+    "experiments.entry",
     "experiments.planning",
 }
 """From the experiments what reads a command line and checks it, so that nothing waits in a queue with a mistake in it."""
@@ -154,3 +157,11 @@ def test_nothing_that_arrives_or_lies_on_a_disk_can_run_code() -> None:
             if name in FORBIDDEN_CALLS or name.split(".")[-1] in OBJECT_COLLECTIVES or trusting:
                 wrong.append(f"{where}:{call.lineno} calls {ast.unparse(call):.80}")
     assert wrong == []
+
+
+@pytest.mark.parametrize("program", ["compare", "train", "evaluate", "generalise", "balrog"])
+def test_a_client_starts_without_transformers_and_the_model_side(program: str) -> None:
+    server_side = ("transformers", "peft", "lamorel_ext.models", "lamorel_ext.updaters")
+    script = f"import experiments.{program}, sys; print([n for n in {server_side!r} if n in sys.modules])"
+    started = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (started.stdout.strip(), started.returncode) == ("[]", 0), started.stderr

@@ -36,8 +36,6 @@ from lamorel_ext.types import (
     UpdateRequest,
     UpdateResult,
 )
-from lamorel_ext.updaters.agreement import check_servers
-from lamorel_ext.updaters.candidates import CandidateUpdater
 
 UNSOUND = "no sound weights since a reset or load that failed, or an update that did not leave the servers alike"
 
@@ -253,6 +251,10 @@ def _check_same_weights(desk: Desk) -> None:
 
 def _check_after(desk: Desk, updater: Updater, name: str) -> None:
     """Our updaters check each step; what one of the user's own has done to the weights is only seen afterwards."""
+    # Here, so that a client, which has this file for servers of its own, need not load updaters.
+    from lamorel_ext.updaters.agreement import check_servers
+    from lamorel_ext.updaters.candidates import CandidateUpdater
+
     if isinstance(updater, CandidateUpdater) or not isinstance(desk.host, nn.Module):
         return
     desk.host.forget()  # weights can change in ways that PyTorch does not count

@@ -9,7 +9,7 @@ from torch import Tensor
 from lamorel_ext.config import CloningArgs
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.student.actors import ExpertActor
-from lamorel_ext.student.llm_teachers import candidate_table
+from lamorel_ext.student.llm_teachers import candidate_table, distribution_over
 from lamorel_ext.student.randomness import Draws, sample_rows
 from lamorel_ext.student.rollout import Actor, Decision, Discount, Rollout
 from lamorel_ext.student.scenes import Scene
@@ -50,8 +50,7 @@ class CloningAgent:
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """The LLM's, see ``Actor``."""
-        probs: np.ndarray = np.exp(candidate_table(self._llm, scene.shown, (ACTION_NAMES,) * len(scene)))
-        return probs
+        return distribution_over(self._llm, scene, (ACTION_NAMES,) * len(scene))
 
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
         """See ``Agent``."""

@@ -9,7 +9,7 @@ from lamorel_ext.envs.enumeration import MISSION, evaluate_policy, state_table
 from lamorel_ext.prompts import PromptHistory
 from lamorel_ext.student.randomness import check_distributions
 from lamorel_ext.student.rollout import Actor
-from lamorel_ext.student.scenes import Scene
+from lamorel_ext.student.scenes import AllStates
 from lamorel_ext.types import ObservationBatch
 
 
@@ -37,7 +37,7 @@ class ExactEvaluator:
             directions=table.directions[views],
         )
         prompts = PromptHistory(args.prompt, args.history, args.language).reset(observations)
-        self.scene = Scene(observations, prompts, experts if with_experts else None)
+        self.scene = AllStates(observations, prompts, experts if with_experts else None)
 
     def policy(self, actor: Actor) -> np.ndarray:
         """Probability of each action in each state, ``(5040, 6)``, of an ``enumerable`` actor.

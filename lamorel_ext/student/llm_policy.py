@@ -10,7 +10,7 @@ from lamorel_ext.config import PpoArgs
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.student.advantages import normalise
 from lamorel_ext.student.guidance import Said
-from lamorel_ext.student.llm_teachers import candidate_table, normalised_scores, summed_scores
+from lamorel_ext.student.llm_teachers import distribution_over, normalised_scores, summed_scores
 from lamorel_ext.student.randomness import Draws, entropies, sample_rows
 from lamorel_ext.student.rollout import Actor, Deciding, Decision, Discount, Rollout
 from lamorel_ext.student.scenes import Scene
@@ -58,8 +58,7 @@ class LlmPolicyAgent:
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
-        probs: np.ndarray = np.exp(candidate_table(self._llm, scene.shown, (ACTION_NAMES,) * len(scene)))
-        return probs
+        return distribution_over(self._llm, scene, (ACTION_NAMES,) * len(scene))
 
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
         """See ``Agent``."""

@@ -6,8 +6,9 @@ import numpy as np
 
 from lamorel_ext.student.features import TEXT_SIZE, hashed_words
 from lamorel_ext.student.guidance import Guidance, Hearing, Said, Vocabulary, choose_guidance, every_guidance, hinted_action
+from lamorel_ext.student.metering import MeteredClient
 from lamorel_ext.student.randomness import Draws, entropies, log_softmax, sample_rows
-from lamorel_ext.student.scenes import Scene
+from lamorel_ext.student.scenes import AllStates, Scene
 from lamorel_ext.types import GenerateRequest, LlmClient, Scalar, ScoreRequest, ScoreResult
 
 
@@ -45,6 +46,19 @@ def candidate_table(llm: LlmClient, prompts: tuple[str, ...], candidates: tuple[
     return table[[asked[pair] for pair in zip(prompts, candidates, strict=True)]]
 
 
+def distribution_over(
+    llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]
+) -> np.ndarray:
+    """``candidate_table`` as probabilities; asked once per weights where the scene is all states."""
+    if isinstance(scene, AllStates) and isinstance(llm, MeteredClient):
+        return llm.table((scene.shown, candidates), lambda: _table(llm, scene, candidates))
+    return _table(llm, scene, candidates)
+
+
+def _table(llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]) -> np.ndarray:
+    return np.exp(candidate_table(llm, scene.shown, candidates))
+
+
 class LlmTeacher:
     """The LLM chooses from a fixed vocabulary: it is sampled from the softmax of its summed log-probabilities."""
 
@@ -67,7 +81,7 @@ class LlmTeacher:
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
-        return np.exp(candidate_table(self._llm, scene.shown, self._candidates(scene)))
+        return distribution_over(self._llm, scene, self._candidates(scene))
 
     def _choose(self, scene: Scene, candidates: tuple[tuple[str, ...], ...], result: ScoreResult, draws: Draws) -> Guidance:
         scores = summed_scores(result)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from lamorel_ext.types import (
     GenerateRequest,
@@ -22,6 +25,12 @@ LLM_COUNTERS = (
     "llm_calls", "llm_prompts", "llm_tokens", "llm_updates", "llm_update_steps", "llm_update_samples",
 )  # fmt: skip
 
+PRETRAINED = "pretrained"
+"""The weights of every run's start but those that draw fresh ones."""
+
+Tables = dict[tuple[Hashable, Hashable], np.ndarray]
+_TABLES: WeakKeyDictionary[LlmClient, Tables] = WeakKeyDictionary()
+
 
 class MeteredClient:
     """Passes everything on, and counts calls, prompts and tokens of scoring, generating and updating.
@@ -32,12 +41,15 @@ class MeteredClient:
         counts: ``llm_calls``, ``llm_prompts`` and ``llm_tokens`` so far; of the calls ``llm_updates`` were
             updates, with ``llm_update_steps`` optimiser steps on ``llm_update_samples`` samples, each
             counted as often as it was used.
+        weights: Tells the model's weights apart: equal as long as nothing changed them, and again
+            after each reset to the pretrained ones.
     """
 
     def __init__(self, llm: LlmClient) -> None:
         self._llm = llm
         self._counting = True
         self.counts = dict.fromkeys(LLM_COUNTERS, 0.0)
+        self.weights: Hashable = object()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -71,6 +83,7 @@ class MeteredClient:
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult:
         """See ``LlmClient``."""
+        self.weights = object()
         result = self._llm.update_batch(request)
         self.count(request.prompts, result.stats.get("scored_tokens", 0.0))
         if self._counting:
@@ -81,7 +94,10 @@ class MeteredClient:
 
     def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None:
         """See ``LlmClient``."""
+        self.weights = object()
         self._llm.reset(seed, weights, unused)
+        if weights == PRETRAINED:
+            self.weights = PRETRAINED
 
     def save(self, folder: str) -> None:
         """See ``LlmClient``."""
@@ -89,6 +105,7 @@ class MeteredClient:
 
     def load(self, folder: str) -> None:
         """See ``LlmClient``."""
+        self.weights = object()
         self._llm.load(folder)
 
     def forget(self) -> None:
@@ -98,6 +115,27 @@ class MeteredClient:
     def info(self) -> Mapping[str, Scalar]:
         """See ``LlmClient``."""
         return self._llm.info()
+
+    def table(self, question: Hashable, ask: Callable[[], np.ndarray]) -> np.ndarray:
+        """Ask for a table once per question and weights, over all runs that share the servers.
+
+        The servers forget before it is asked: it is rounded alike whatever was asked before, and
+        therefore in a resumed run too.
+
+        Args:
+            question: What is asked. One question is remembered for the present weights, and those
+                for the pretrained weights.
+            ask: Asks the servers.
+        """
+        known = _TABLES.setdefault(self._llm, {})
+        if (self.weights, question) not in known:
+            self.forget()
+            answer = ask()
+            answer.flags.writeable = False
+            for stale in [key for key in known if key[0] not in (self.weights, PRETRAINED)]:
+                del known[stale]
+            known[self.weights, question] = answer
+        return known[self.weights, question]
 
     def count(self, prompts: tuple[str, ...], tokens: float) -> None:
         """Count one call."""

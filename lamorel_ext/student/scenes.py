@@ -57,6 +57,10 @@ class Scene:
         return len(self.prompts)
 
 
+class AllStates(Scene):
+    """All that a level can show, to evaluate exactly: what an LLM answers is kept as long as its weights stay."""
+
+
 @dataclass(frozen=True)
 class SceneStep:
     """What one step led to; ``reached`` and ``current`` as in ``StepBatch``."""
