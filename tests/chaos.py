@@ -156,7 +156,7 @@ class Chaos:
         if fault == "full disk":
             return self.judge(launch, START_S, fault)
         name, _, who = fault.partition(" ")
-        if not self.reached(launch, when):
+        if not self.reached(launch, when, who):
             return self.judge(launch, LIMIT_S, "none")
         pid = launch.members().get(who)
         if pid is None:
@@ -168,12 +168,14 @@ class Chaos:
             return self.judge(launch, RUN_S, "none")
         return self.judge(launch, LIMIT_S + ORPHAN_S, fault)
 
-    def reached(self, launch: Launch, when: str) -> bool:
+    def reached(self, launch: Launch, when: str, who: str) -> bool:
         """Wait for the moment; False where the launch ended before it."""
-        if when == "start-up":
-            time.sleep(self.random.uniform(1.0, 12.0))
-            return launch.process.poll() is None
         deadline, before = time.monotonic() + START_S, launch.steps()
+        if when == "start-up":
+            while who not in launch.members() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(self.random.uniform(0.0, 8.0))
+            return launch.process.poll() is None
         while launch.process.poll() is None and time.monotonic() < deadline:
             if when == "checkpoint" and (launch.steps() > before or any(launch.folder.glob("checkpoints/*/llm/.*"))):
                 return True
