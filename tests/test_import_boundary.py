@@ -31,6 +31,7 @@ LAUNCHERS_MAY_IMPORT = {
     "lamorel_ext.processes",
     "lamorel_ext.rpc.topology",
     "experiments.checks",
+    "experiments.entry",
     "experiments.planning",
 }
 """From the experiments what reads a command line and checks it, so that nothing waits in a queue with a mistake in it."""

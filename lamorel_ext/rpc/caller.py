@@ -235,8 +235,8 @@ class Caller:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        well = error is None or (isinstance(error, SystemExit) and not error.code)
-        if well or isinstance(error, Stopped):
+        well = isinstance(error, SystemExit) and not error.code
+        if error is None or well or isinstance(error, Stopped):
             self.close()
         else:
             self.fail(error)
