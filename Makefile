@@ -8,7 +8,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo reproduce-small test test-portable check bench clean
+.PHONY: setup demo reproduce-small test test-portable check bench chaos clean
 
 setup: $(INSTALLED)
 
@@ -47,6 +47,10 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m experiments.benchmarks $(ARGS)
+
+# Three to four hours for 200 faults; fewer with ARGS='--faults 20'.
+chaos: setup
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -28,6 +28,8 @@ from lamorel_ext.errors import (
     WriteError,
 )
 from lamorel_ext.portable import NotPortableError, start_anew
+from lamorel_ext.processes import stopping
+from lamorel_ext.processes.ranks import rank_of_log, speaks
 
 USER_ERROR = 2
 FAILURE = 1
@@ -49,11 +51,12 @@ def run_main(
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # at the end: a folder of the user's hides no module of anybody's
     try:
+        stopping.begin()
         return program(sys.argv[1:] if argv is None else argv)
     except ConfigError as error:
         if isinstance(error, NotPortableError) and argv is None:
             start_anew()
-        if os.environ.get("RANK", "0") == "0":
+        if speaks():
             _complain(str(error))
         return USER_ERROR
     except RemoteError as error:
@@ -65,8 +68,12 @@ def run_main(
         _complain(str(error))
         misread = reads and isinstance(error, CheckpointError) and not isinstance(error, WriteError)
         return USER_ERROR if misread else error.exit_status
+    except stopping.Stopped as stopped:
+        if speaks():
+            print(stopped, file=sys.stderr, flush=True)
+        return stopped.stop.exit_status
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
+        if speaks():
             print("interrupted", file=sys.stderr)
         return INTERRUPTED
 
@@ -119,16 +126,16 @@ class ConfigParser(argparse.ArgumentParser):
 
 def start_log(level: str) -> None:
     """Log to standard error, each line with the rank that says it."""
-    rank = os.environ.get("RANK")
-    prefix = f"[rank {rank}] " if rank else ""
+    rank = rank_of_log()
+    prefix = "" if rank is None else f"[rank {rank}] "
     logging.basicConfig(level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True)
     for name in ("experiments", "lamorel_ext", "__main__"):
         logging.getLogger(name).setLevel(level.upper())
 
 
 def _complain(message: str) -> None:
-    rank = os.environ.get("RANK", "0")
-    print(f"error: {message}" if rank == "0" else f"[rank {rank}] error: {message}", file=sys.stderr, flush=True)
+    where = "" if speaks() else f"[rank {rank_of_log()}] "
+    print(f"{where}error: {message}", file=sys.stderr, flush=True)
 
 
 def _all_kinds(kind: type[LamorelExtError]) -> list[type[LamorelExtError]]:

@@ -16,6 +16,7 @@ HOW_IT_RUNS = (
     "run.tracker",
     "lamorel_args.log_level",
     "lamorel_args.gloo_timeout",
+    "lamorel_args.peer_timeout",
     "lamorel_args.accelerate_args.",
     "lamorel_args.distributed_setup_args.",
     "lamorel_args.llm_args.num_threads",

@@ -2,7 +2,7 @@
 
     config.yaml     the resolved configuration
     versions.json   interpreter, packages, commit, command
-    status.json     running, complete or failed, with exit status and error
+    status.json     running, complete, stopped (and by which signal) or failed, with exit status and error
     metrics.csv     one row per evaluation
     tensorboard/    the same numbers as events
     traces/         single rollouts step by step, one file each, named after the environment steps before it (lamorel_ext/student/trace.py)
@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +35,7 @@ from experiments.results import read_json
 from experiments.trackers import Tracker, make_trackers
 from lamorel_ext.config import Config, read_config, save_config
 from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.processes.stopping import Stopped
 from lamorel_ext.student.recorder import Checkpoint, SaveLlm
 from lamorel_ext.student.trace import Trace
 
@@ -44,7 +45,7 @@ ProgressListener = Callable[[int, int, Mapping[str, float]], None]
 
 
 def run_state(folder: Path) -> str:
-    """``complete``, ``failed``, ``running`` (also what a killed process leaves), or ``absent``."""
+    """``complete``, ``failed``, ``stopped``, ``running`` (also what a killed process leaves), or ``absent``."""
     if not (folder / "config.yaml").exists():
         return "absent"
     return str(read_json(folder / "status.json").get("state", "running"))
@@ -126,6 +127,7 @@ class RunFolder:
             with writing(self.folder):
                 save_config(self._config, self.folder / "config.yaml")
             replace_json(self.folder / "versions.json", self._versions)
+            self._env_steps = steps_done(self.folder)
             self._trackers = make_trackers(self.folder, self._config)
             self._set_status("running")
             self._held = held.pop_all()
@@ -140,6 +142,11 @@ class RunFolder:
             tracker.close()
         if error is None:
             self._set_status("complete", exit_status=0)
+            return
+        if isinstance(error, Stopped):
+            stop, self._env_steps = error.stop, steps_done(self.folder)
+            with suppress(CheckpointError):
+                self._set_status("stopped", exit_status=stop.exit_status, error=str(error), signal=stop.why)
             return
         try:
             message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
@@ -203,6 +210,8 @@ class RunFolder:
             {"folder": target.name, "env_steps": checkpoint.env_steps, "rows": self._rows, "llm": save_llm is not None},
         )
         _remove_others(root, target.name)
+        self._env_steps = checkpoint.env_steps
+        self._set_status("running")
 
     def resume(self) -> Checkpoint | None:
         """The current checkpoint; rows, events and traces after it are dropped.

@@ -17,6 +17,7 @@ from experiments.progress import Ticker
 from experiments.run_folder import ProgressListener, RunFolder, check_folders, run_state, steps_done
 from experiments.versions import describe_versions
 from lamorel_ext.config import Config, load_config
+from lamorel_ext.processes import stopping
 from lamorel_ext.student.loop import train
 from lamorel_ext.types import LlmClient
 
@@ -30,9 +31,11 @@ def train_one(config: Config, llm: LlmClient, versions: dict[str, object], liste
         ConfigError: The folder holds another run.
         CheckpointError: A file cannot be written or read.
         RpcError: A server is gone.
+        Stopped: This process was asked to end.
     """
     with RunFolder(Path(config.run.output_dir), config, versions, listener) as recorder:
         train(config, llm_of(config, llm), recorder)
+    stopping.check()
 
 
 def run(argv: Sequence[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import subprocess
@@ -12,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from lamorel_ext.processes.ranks import rank_of_log
 
 PACKAGES = ("transformers", "accelerate", "minigrid", "gymnasium", "numpy", "safetensors", "tokenizers")
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
 
 def command_line(task: str, argv: Sequence[str]) -> str:
     """The line that does the same again: through the launcher where this is one rank of several."""
-    module = f"launchers {task}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else f"experiments.{task}"
+    module = f"launchers {task}" if rank_of_log() is not None else f"experiments.{task}"
     return f"python -m {module} {shlex.join(argv)}".rstrip()
 
 

@@ -6,11 +6,26 @@ A rank that fails has said why; PyTorch's elastic agent adds its own traceback, 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
+import time
+
+from lamorel_ext.processes import identity, stopping
+
+SHUTDOWN_S = 45
+"""Seconds that the ranks have after a signal: more than ``stopping.Stop`` gives them."""
+ORPHAN_S = 9.0
+SIGNALS = {int(each) for each in signal.Signals}
 
 
 def main() -> int:
     """Run accelerate's launcher on this process's arguments."""
+    stopping.release()
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
+    threading.Thread(target=_end_with_launcher, name="launcher", daemon=True).start()
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -21,12 +36,25 @@ def main() -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-        print(f"launch: rank {rank} ended with exit status {status}; the other ranks were stopped", file=sys.stderr)
+        ended = f"ended by {signal.Signals(status - 128).name}" if status - 128 in SIGNALS else f"ended with exit status {status}"
+        print(f"launch: rank {rank} {ended}; the other ranks were stopped", file=sys.stderr)
         return status
     except SignalException as error:
         print(f"launch: stopped by {error.sigval.name}; the same command goes on from the last checkpoint", file=sys.stderr)
         return 128 + error.sigval
     return 0
+
+
+def _end_with_launcher() -> None:
+    """A launcher that was killed passes nothing on: its end is ours and the ranks'."""
+    named = [identity.read(text) for text in os.environ.get(stopping.PARENTS, "").split(",")]
+    parents = [each for each in named if each is not None and each.visible]
+    while parents and all(each.alive for each in parents):
+        time.sleep(stopping.LOOK_S)
+    if parents:
+        # The ranks see it too and save; whoever is left after that is ended.
+        time.sleep(ORPHAN_S)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import FrameType
 
+from lamorel_ext.processes import stopping
+from lamorel_ext.processes.identity import this_process
+from lamorel_ext.processes.ranks import LAUNCH_VARIABLES
+from lamorel_ext.processes.secret import VARIABLE, new_secret
 from launchers.command import Command
 
 
@@ -20,18 +25,36 @@ def run_here(command: Command) -> int:
     argv = list(command.argv)
     if argv[:2] == ["accelerate", "launch"]:
         argv = [sys.executable, "-m", "launchers.elastic", *argv[2:]]
-    child = subprocess.Popen(argv, env={**os.environ, **command.environment}, start_new_session=True)
+    stopping.release()
+    child = subprocess.Popen(argv, env=child_environment(command), start_new_session=True)
+    first: list[float] = []
 
     def forward(signum: int, frame: FrameType | None) -> None:
-        if child.poll() is None:
-            child.send_signal(signum)
+        now = time.monotonic()
+        # The ranks may get a signal from several sides at once; SIGQUIT says that the user means it.
+        second = bool(first) and now - first[0] > stopping.SAME_S
+        first.append(now)
+        if child.poll() is None and (second or len(first) == 1):
+            child.send_signal(signal.SIGQUIT if second else signum)
 
     # What is ignored already, by nohup for one, stays ignored.
-    heard = [signum for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(signum) != signal.SIG_IGN]
+    heard = [signum for signum in stopping.HEARD if signal.getsignal(signum) != signal.SIG_IGN]
     previous = {signum: signal.signal(signum, forward) for signum in heard}
     try:
         status = child.wait()
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-    return status if status >= 0 else 128 - status
+    if status < 0:
+        print(f"launch: its agent (process {child.pid}) ended by {signal.Signals(-status).name}", file=sys.stderr)
+        return 128 - status
+    return status
+
+
+def child_environment(command: Command) -> dict[str, str]:
+    """For the process that starts the ranks: who its launcher is, the launch's secret, and nothing of a launch around this one."""
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCH_VARIABLES}
+    secret = inherited.get(VARIABLE) or new_secret()
+    several = "--machine_rank" in command.argv  # their secret must be a common one, which the ranks ask for
+    own = {stopping.PARENTS: this_process().text, **({} if several else {VARIABLE: secret})}
+    return {**inherited, **own, **command.environment}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.processes.secret import VARIABLE
 from lamorel_ext.rpc.topology import placements, world_size
 from launchers.command import MODULES, accelerate_arguments, rank_environment, threads_per_process
 
@@ -75,6 +76,8 @@ def _script(config: Config, name: str, options: Mapping[str, str] | None, body: 
     }
     header = [f"#SBATCH --{key}={value}" for key, value in {**own, **(options or {})}.items()]
     exports = [f"export {key}={value}" for key, value in rank_environment(config).items()]
+    # Srun hands the environment on to all nodes; nobody else can read it there, as they could a command line.
+    exports.append(f'export {VARIABLE}="${{{VARIABLE}:-$(od -An -N32 -tx1 /dev/urandom | tr -d " \\n")}}"')
     lines = ["#!/usr/bin/env bash", *header, "", "set -euo pipefail", *exports, *body, *_launch_lines(config, module)]
     return "\n".join(lines) + "\n"
 

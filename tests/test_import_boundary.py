@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASICS = {"types", "errors", "config", "finite"}
+BASICS = {"types", "errors", "config", "finite", "processes"}
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
     "finite": set(),
+    "processes": {"errors"},
     "portable": {"errors"},
     "config": {"errors"},
     "envs": BASICS,
@@ -29,6 +30,7 @@ MAY_IMPORT = {
 LAUNCHERS_MAY_IMPORT = {
     "lamorel_ext.config",
     "lamorel_ext.errors",
+    "lamorel_ext.processes",
     "lamorel_ext.rpc.topology",
     "experiments.checks",
     "experiments.entry",

@@ -92,12 +92,14 @@ class LamorelArgs:
 
     Attributes:
         gloo_timeout: Seconds after which a request without an answer is given up. A peer that died is noticed within seconds whatever this says.
+        peer_timeout: Seconds for which nothing at all may come from a peer's machine, as in an outage of the network, before it counts as gone.
         allow_subgraph_use_whith_gradient: Lamorel's key, spelt as there; accepted, and not needed here: parameters without a gradient are
             counted as zero.
     """
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     gloo_timeout: int = number(1800, at_least=1)
+    peer_timeout: int = number(300, at_least=1)
     allow_subgraph_use_whith_gradient: bool = False
     distributed_setup_args: DistributedSetupArgs = field(default_factory=DistributedSetupArgs)
     accelerate_args: AccelerateArgs = field(default_factory=AccelerateArgs)

@@ -206,8 +206,10 @@ class ModelHost(nn.Module):
         self.weights_version += 1
 
     def forget(self) -> None:
-        """Drop the answers remembered under the present weights."""
+        """Drop the remembered answers, those of the reference too: what is asked beside a question changes its rounding, and a
+        resumed run would ask another set."""
         self._memory.clear()
+        self._reference_memory.clear()
 
     def reset(self, seed: int, weights: Weights = "pretrained", unused: Iterable[str] = ()) -> None:
         """Go back to the model weights of the start, or to fresh ones; draw the module functions anew. Parameters stay the same objects.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from lamorel_ext.errors import ProtocolError, RpcError
+from lamorel_ext.processes.stopping import Stopped
 from lamorel_ext.rpc import lamorel_shape
 from lamorel_ext.rpc.checks import check_generate, check_score, check_update
 from lamorel_ext.rpc.gathering import gather
@@ -234,7 +235,8 @@ class Caller:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or (isinstance(error, SystemExit) and not error.code):
+        well = isinstance(error, SystemExit) and not error.code
+        if error is None or well or isinstance(error, Stopped):
             self.close()
         else:
             self.fail(error)

@@ -30,7 +30,7 @@ from lamorel_ext.rpc.wire_fields import FORMS, Form, TensorReader, TensorSpec, T
 from lamorel_ext.types import Answer, Request
 
 MAGIC = b"LMRX"
-VERSION = 1
+VERSION = 2
 PREFIX = struct.Struct("!4sBBQQIQ")
 MAX_HEADER_BYTES = 64 * 2**20
 MAX_PAYLOAD_BYTES = 2**30
@@ -55,6 +55,8 @@ class Kind(enum.IntEnum):
     """Without ticket: a client asks for one; with ticket: the answer."""
     GOODBYE = 3
     """The peer is done and about to close the connection."""
+    STOP = 4
+    """A server was asked to end by the signal whose number is the call id; the client is asked to save and end the run."""
 
 
 @dataclass(frozen=True)

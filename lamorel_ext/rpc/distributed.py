@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lamorel_ext.config import LamorelArgs
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.processes.presence import announce
+from lamorel_ext.processes.ranks import rank_and_size
 from lamorel_ext.rpc.topology import Role, check_world_size, client_ranks, role_of, server_ranks
 
 
@@ -23,12 +25,14 @@ def launched_role(args: LamorelArgs) -> Role | None:
     """The role of this process in the launch; None where it was started on its own.
 
     Raises:
-        ConfigError: Another number of processes was launched than is configured.
+        ConfigError: Another number of processes was launched than is configured, or the launch's variables contradict each other.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    found = rank_and_size()
+    if found is None:
         return None
-    check_world_size(int(os.environ["WORLD_SIZE"]), args.distributed_setup_args)
-    return role_of(int(os.environ["RANK"]), args.distributed_setup_args)
+    rank, size = found
+    check_world_size(size, args.distributed_setup_args)
+    return role_of(rank, args.distributed_setup_args)
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,9 @@ def join(args: LamorelArgs) -> Launch:
     role = launched_role(args)
     if role is None:
         raise ConfigError(
-            "this process is no rank of a launch (RANK and WORLD_SIZE are not set); start it with accelerate launch or torchrun"
+            "this process is no rank of a launch (RANK and WORLD_SIZE do not say so); start it with accelerate launch or torchrun"
         )
+    announce()
     timeout = timedelta(seconds=args.gloo_timeout)
     store, rank, ranks = _default_store(timeout)
     setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
@@ -77,7 +82,7 @@ def join(args: LamorelArgs) -> Launch:
         if parallelism.use_gpu and dist.is_nccl_available():
             nccl = dist.new_group(list(server_ranks(setup)), timeout=timeout, backend="nccl")
     machines = args.accelerate_args.num_machines
-    one_machine = int(os.environ.get("LOCAL_WORLD_SIZE", ranks // machines)) == ranks
+    one_machine = int(os.environ.get("LOCAL_WORLD_SIZE") or ranks // machines) == ranks
     store = dist.PrefixStore("lamorel_ext", store)
     return Launch(rank, role, store, client_group, (gloo, nccl), one_machine, os.environ.get("MASTER_ADDR", "localhost"))
 

@@ -18,11 +18,8 @@ from lamorel_ext.rpc.codec import MAGIC, VERSION
 _CHALLENGE = struct.Struct("!4sB16s")
 _REPLY = struct.Struct("!4sBI16s32s")
 _PROOF_BYTES = 32
-
-
-def new_token() -> bytes:
-    """A random token for one launch."""
-    return secrets.token_bytes(32)
+_REFUSAL = bytes(_PROOF_BYTES)
+"""In place of a server's proof: who does not know the token must not try again and again."""
 
 
 def introduce(sock: socket.socket, token: bytes, my_rank: int, server_rank: int) -> None:
@@ -37,7 +34,10 @@ def introduce(sock: socket.socket, token: bytes, my_rank: int, server_rank: int)
         raise ProtocolError(f"rank {server_rank} speaks another protocol: {magic!r} version {version}")
     mine = secrets.token_bytes(16)
     sock.sendall(_REPLY.pack(MAGIC, VERSION, my_rank, mine, _proof(token, b"peer", challenge, mine, my_rank)))
-    if not hmac.compare_digest(_receive(sock, _PROOF_BYTES), _proof(token, b"server", challenge, mine, server_rank)):
+    answer = _receive(sock, _PROOF_BYTES)
+    if hmac.compare_digest(answer, _REFUSAL):
+        raise ProtocolError(f"rank {server_rank} refused rank {my_rank}: the two do not have the same token")
+    if not hmac.compare_digest(answer, _proof(token, b"server", challenge, mine, server_rank)):
         raise ProtocolError(f"what listens in the place of rank {server_rank} does not know this launch's token")
 
 
@@ -55,7 +55,10 @@ def examine(sock: socket.socket, token: bytes, server_rank: int) -> int:
     sock.sendall(_CHALLENGE.pack(MAGIC, VERSION, challenge))
     magic, version, rank, theirs, proof = _REPLY.unpack(_receive(sock, _REPLY.size))
     expected = _proof(token, b"peer", challenge, theirs, rank)
-    if (magic, version) != (MAGIC, VERSION) or not hmac.compare_digest(proof, expected):
+    known = hmac.compare_digest(proof, expected)
+    if (magic, version) == (MAGIC, VERSION) and not known:
+        sock.sendall(_REFUSAL)
+    if (magic, version) != (MAGIC, VERSION) or not known:
         raise ProtocolError("a stranger connected; it does not know this launch's token")
     sock.sendall(_proof(token, b"server", challenge, theirs, server_rank))
     return int(rank)
@@ -70,6 +73,6 @@ def _receive(sock: socket.socket, num_bytes: int) -> bytes:
     while len(received) < num_bytes:
         part = sock.recv(num_bytes - len(received))
         if not part:
-            raise ProtocolError("the connection was closed during the handshake")
+            raise ConnectionError("the connection was closed during the handshake")
         received += part
     return received

@@ -13,8 +13,8 @@ from lamorel_ext.rpc.codec import PREFIX, Buffer, Kind, Message, Prefix, decode_
 from lamorel_ext.rpc.failures import error_of
 from lamorel_ext.types import Failure
 
-SILENCE_S = 15
-"""Seconds after which a machine that answers no packet counts as gone."""
+SILENCE_S = 300
+"""Seconds after which a machine that answers no packet counts as gone, where nothing else is said: a switch restarts in less."""
 
 _MAX_BUFFERS = 512
 _VERDICT_S = 2.0
@@ -41,12 +41,18 @@ class Frame:
     problem: ProtocolError | None = None
 
 
-def tune(sock: socket.socket) -> None:
-    """No delay for small messages; notice within ``SILENCE_S`` seconds that the other machine has vanished."""
+def tune(sock: socket.socket, silence_s: int = SILENCE_S) -> None:
+    """No delay for small messages; notice after ``silence_s`` seconds that the other machine has vanished.
+
+    A process that dies is noticed at once, whatever ``silence_s`` is: its system closes the connection.
+    """
+    idle, every = max(1, min(10, silence_s // 3)), max(1, min(5, silence_s // 6))
+    probes = max(1, min(127, (silence_s - idle) // every))
+    options = (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", every), ("TCP_KEEPCNT", probes), ("TCP_USER_TIMEOUT", silence_s * 1000))
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 5), ("TCP_USER_TIMEOUT", SILENCE_S * 1000)):
+    for name, value in options:
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
@@ -57,14 +63,16 @@ class Link:
     Args:
         sock: Connected, after the handshake.
         peer: Who is at the other end.
+        silence_s: Seconds without any sign of its machine after which it counts as gone.
 
     Attributes:
         lost: Why the connection is of no use any more; None as long as it is, and after a regular end.
         left: True once the peer has taken leave: the end of the connection is then no accident.
     """
 
-    def __init__(self, sock: socket.socket, peer: Peer) -> None:
-        tune(sock)
+    def __init__(self, sock: socket.socket, peer: Peer, silence_s: int = SILENCE_S) -> None:
+        tune(sock, silence_s)
+        self._silence_s = silence_s
         self.peer = peer
         self.lost: RpcError | None = None
         self.left = False
@@ -78,7 +86,7 @@ class Link:
         """Begin to read.
 
         Args:
-            on_frame: Called on the reading thread with every ``MESSAGE`` and ``TICKET``; must not block.
+            on_frame: Called on the reading thread with every ``MESSAGE``, ``TICKET`` and ``STOP``; must not block.
             on_lost: Called on the reading thread, once, where the peer died, raised (``RemoteError``) or speaks nonsense.
         """
         self._started = True
@@ -146,7 +154,7 @@ class Link:
                 else:
                     on_frame(self, received)
         except (OSError, EOFError) as error:
-            verdict: RpcError = PeerDiedError(self.peer.rank, self.peer.role, _what_happened(error))
+            verdict: RpcError = PeerDiedError(self.peer.rank, self.peer.role, _what_happened(error, self._silence_s))
         except RpcError as error:
             verdict = error
         except Exception as error:
@@ -165,7 +173,7 @@ class Link:
         prefix = decode_prefix(self._exactly(PREFIX.size))
         header_bytes = self._exactly(prefix.header_bytes)
         payload, message, problem = bytearray(), None, None
-        if not header_bytes and prefix.kind in (Kind.TICKET, Kind.GOODBYE):
+        if not header_bytes and prefix.kind in (Kind.TICKET, Kind.GOODBYE, Kind.STOP):
             return Frame(prefix, None)
         try:
             header = decode_header(header_bytes, prefix.payload_bytes)
@@ -190,9 +198,9 @@ class Link:
         return received
 
 
-def _what_happened(error: Exception) -> str:
+def _what_happened(error: Exception, silence_s: int) -> str:
     if isinstance(error, EOFError):
         return "its connection was closed"
     if isinstance(error, TimeoutError):
-        return f"no sign of life for {SILENCE_S} s"
+        return f"no sign of life for {silence_s} s (lamorel_args.peer_timeout)"
     return f"its connection broke: {error}"

@@ -8,6 +8,8 @@ from types import TracebackType
 
 from lamorel_ext.config import LamorelArgs
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.processes.presence import met
+from lamorel_ext.processes.secret import secret_of_environment
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.distributed import join
 from lamorel_ext.rpc.rendezvous import connect_to_servers, peer_of
@@ -28,7 +30,9 @@ def connect(args: LamorelArgs) -> Caller:
     if launch.role.is_server:
         raise ConfigError(f"rank {launch.rank} is {launch.role}; only an RL client connects")
     setup = args.distributed_setup_args
-    links = connect_to_servers(launch.store, setup, launch.rank, args.gloo_timeout)
+    token = secret_of_environment(launch.one_machine)
+    links = connect_to_servers(launch.store, setup, launch.rank, args.gloo_timeout, token, args.peer_timeout)
+    met()
     transport = TcpTransport(links, peer_of(launch.rank, setup), args.gloo_timeout, with_tickets=setup.n_rl_processes > 1)
     caller = Caller(transport, first_server=launch.rank % setup.n_llm_processes, rl_group=launch.client_group)
     _end_with_process(caller)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lamorel_ext.errors import ProtocolError, RequestError, RpcError
+from lamorel_ext.processes.stopping import Stop
 from lamorel_ext.rpc.codec import Kind, frame, pack
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.link import Frame, Link, Peer
@@ -18,6 +20,9 @@ from lamorel_ext.types import Answer, CloseRequest, Done, Request
 
 GRACE_S = 4.0
 """Seconds that a server has to end by itself after a peer died, before its process is ended."""
+
+ASK_AFTER_S = 2.0
+"""Seconds after which a server that was asked to end asks its clients."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class TcpListener:
         self, clients: Sequence[Link], servers: Sequence[Link], me: Peer, grace_s: float = GRACE_S, end: Callable[[str], None] = end_process
     ) -> None:
         self._links, self._me, self._grace_s, self._end = [*clients, *servers], me, grace_s, end
+        self._clients = list(clients)
         self._inbox: Inbox[Call] = Inbox()
         self._tickets = 0
         self._lock = threading.Lock()
@@ -101,6 +107,15 @@ class TcpListener:
             last_word = failure_of(error, self._me.rank, self._me.role)
             for link in self._links:
                 link.say_last_word(last_word)
+
+    def ask_clients_to_stop(self, stop: Stop) -> None:
+        """Tell the clients that this process was asked to end: they save, and take leave. May be called on any thread."""
+        # Mostly everybody was asked alike: a client that knows for itself says what it was.
+        if self._closed.wait(ASK_AFTER_S):
+            return
+        for link in self._clients:
+            with contextlib.suppress(RpcError):
+                link.send(frame(kind=Kind.STOP, call_id=stop.signum))
 
     def close(self) -> None:
         """See ``Listener``."""

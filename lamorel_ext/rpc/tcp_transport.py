@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 from lamorel_ext.errors import ProtocolError, RequestTimeout, RpcError
+from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.codec import Kind, Packed, frame, pack
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.link import Frame, Link, Peer
@@ -138,6 +140,11 @@ class TcpTransport:
     # --- on the reading threads ----------------------------------------------------------------------------------------------
 
     def _on_frame(self, link: Link, received: Frame) -> None:
+        if received.prefix.kind is Kind.STOP:
+            with contextlib.suppress(ValueError):
+                name = signal.Signals(received.prefix.call_id).name
+                stopping.ask(stopping.Stop(received.prefix.call_id, f"{name} to {link.peer}"))
+            return
         with self._lock:
             pending = self._pending.pop(received.prefix.call_id, None)
         if pending is None:

@@ -103,7 +103,7 @@ def check_world_size(launched: int, setup: DistributedSetupArgs) -> None:
         ConfigError: Naming both numbers and the keys.
     """
     if launched != world_size(setup):
-        raise ConfigError(f"{launched} processes were launched, but {_processes(setup)}")
+        raise ConfigError(f"{launched} processes were launched (WORLD_SIZE={launched}), but {_processes(setup)}")
 
 
 def placements(args: LamorelArgs, gpus_per_node: int | None = None) -> tuple[Placement, ...]:

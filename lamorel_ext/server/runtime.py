@@ -10,9 +10,13 @@ import torch
 
 from lamorel_ext.config import LamorelArgs
 from lamorel_ext.errors import ConfigError, PeerDiedError, RemoteError
+from lamorel_ext.processes import stopping
+from lamorel_ext.processes.presence import met
+from lamorel_ext.processes.secret import secret_of_environment
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.distributed import Launch, TorchGroup, join
 from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
+from lamorel_ext.rpc.link import Peer
 from lamorel_ext.rpc.rendezvous import meet_peers, peer_of, reachable_address
 from lamorel_ext.rpc.tcp_listener import TcpListener, end_process
 from lamorel_ext.rpc.topology import Placement, placements_on, world_size
@@ -49,16 +53,15 @@ def serve(args: LamorelArgs, build: Callable[[Placement], Hosted]) -> None:
     setup = args.distributed_setup_args
     me = peer_of(launch.rank, setup)
     address = reachable_address(launch.one_machine, launch.master_address)
-    listener = TcpListener(*meet_peers(launch.store, setup, launch.rank, address, args.gloo_timeout), me)
+    token = secret_of_environment(launch.one_machine)
+    links = meet_peers(launch.store, setup, launch.rank, address, args.gloo_timeout, token, args.peer_timeout)
+    listener = TcpListener(*links, me)
+    met()
     try:
-        placement = _placement(launch.rank, args)
-        if placement.gpus:
-            # Pinned memory, kernels compiled on the way and NCCL go by the current device: or every server would open the first card too.
-            torch.cuda.set_device(placement.gpus[0])
-        hosted = build(placement)
-        # PyTorch begins with the same random state in every process: servers that sample without a seed must not say the same.
-        torch.manual_seed(args.llm_args.seed + launch.role.index)
-        Server(hosted.host, hosted.updaters, listener, _group(launch), me).serve()
+        # A client must be able to save first: this server ends when the clients have taken leave.
+        with stopping.deferring(listener.ask_clients_to_stop):
+            placement = _placement(launch.rank, args)
+            _host_and_serve(args, build, placement, launch, listener, me)
     except (PeerDiedError, RemoteError) as error:
         listener.fail(error)
         end_process(f"{me} ends: {str(error).splitlines()[0]}")
@@ -66,7 +69,25 @@ def serve(args: LamorelArgs, build: Callable[[Placement], Hosted]) -> None:
         listener.fail(error)
         raise
     listener.close()
+    stopping.settled()
     launch.leave()
+
+
+def _host_and_serve(
+    args: LamorelArgs,
+    build: Callable[[Placement], Hosted],
+    placement: Placement,
+    launch: Launch,
+    listener: TcpListener,
+    me: Peer,
+) -> None:
+    if placement.gpus:
+        # Pinned memory, kernels compiled on the way and NCCL go by the current device: or every server would open the first card too.
+        torch.cuda.set_device(placement.gpus[0])
+    hosted = build(placement)
+    # PyTorch begins with the same random state in every process: servers that sample without a seed must not say the same.
+    torch.manual_seed(args.llm_args.seed + launch.role.index)
+    Server(hosted.host, hosted.updaters, listener, _group(launch), me).serve()
 
 
 def in_process(hosted: Sequence[Hosted]) -> Caller:

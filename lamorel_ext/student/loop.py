@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lamorel_ext.config import Config
 from lamorel_ext.portable import hold_portable
+from lamorel_ext.processes import stopping
 from lamorel_ext.student.building import EnvFactory, make_env
 from lamorel_ext.student.recorder import Recorder
 from lamorel_ext.student.run import TrainingRun
 from lamorel_ext.types import LlmClient
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,12 @@ def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory
         env_factory: Makes the environments.
 
     Raises:
+        Stopped: This process was asked to end; between two rollouts a checkpoint is whole, so there it was made.
         ConfigError: ``run.portable`` is set, but this process was not started so.
     """
     if config.run.portable:
         hold_portable()
-    with TrainingRun(config, llm, env_factory) as run:
+    with TrainingRun(config, llm, env_factory) as run, stopping.deferring(_tell):
         checkpoint = recorder.resume()
         run.start(checkpoint)
         if checkpoint is None:
@@ -56,4 +61,21 @@ def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory
             if run.checkpoint_due:
                 run.save(recorder)
             recorder.progress(run.progress.env_steps, run.budget, run.counters())
+            if stopping.asked() is not None and not run.finished:
+                _stop(run, recorder)
         return Summary(run.progress.env_steps, run.progress.last_row)
+
+
+def _stop(run: TrainingRun, recorder: Recorder) -> None:
+    """Save, unless this rollout's checkpoint has just been made, and end."""
+    with stopping.finishing():
+        if not run.checkpoint_due:
+            run.save(recorder)
+        step = run.progress.env_steps
+        raise stopping.leave(f"saved at step {step} of {run.budget}; the same command goes on from there")
+
+
+def _tell(stop: stopping.Stop) -> None:
+    log.warning(
+        "%s: saving when this rollout is over, within %g s; a second signal ends at once", stop.why, stop.patience_s
+    )

@@ -171,6 +171,22 @@ def test_reset_and_reference_have_the_first_weights(name: str) -> None:
     assert not torch.equal(host.score(PROMPTS, SIX, ("value",)).modules["value"], before.modules["value"])
 
 
+def test_forgotten_reference_answers_round_as_in_a_host_that_never_had_them() -> None:
+    """What a resumed run asks of a new host, and an uninterrupted one of a host with a past."""
+    long, new = make_host(make_t5()), make_host(make_t5())
+    long.reference_log_probs(PROMPTS[:2], SIX[:2])
+    long.forget()
+    asked: list[int] = []
+    inner = long._reference
+    assert inner is not None
+    answer = inner.answer
+    inner.answer = lambda prompts, *rest: asked.append(len(prompts)) or answer(prompts, *rest)  # type: ignore[method-assign, assignment]
+    assert torch.equal(
+        long.reference_log_probs(PROMPTS, SIX), new.reference_log_probs(PROMPTS, SIX)
+    )
+    assert asked == [len(PROMPTS)]
+
+
 def test_drawing_a_head_leaves_the_random_state_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)

@@ -256,7 +256,7 @@ def test_headers_that_lie_are_refused(raw: bytes) -> None:
     ("prefix", "message"),
     [
         (PREFIX.pack(b"HTTP", VERSION, 0, 0, 0, 0, 0), "starts with b'HTTP'"),
-        (PREFIX.pack(MAGIC, VERSION + 1, 0, 0, 0, 0, 0), "version 2 of the wire format, this is version 1"),
+        (PREFIX.pack(MAGIC, VERSION + 1, 0, 0, 0, 0, 0), "version 3 of the wire format, this is version 2"),
         (PREFIX.pack(MAGIC, VERSION, 99, 0, 0, 0, 0), "kind of frame: 99"),
         (PREFIX.pack(MAGIC, VERSION, 0, 0, 0, 2**31, 0), "announces 2147483648 bytes"),
         (PREFIX.pack(MAGIC, VERSION, 0, 0, 0, 10, 2**62), "announces"),

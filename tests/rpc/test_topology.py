@@ -51,7 +51,7 @@ def test_a_rank_beyond_the_configured_processes_has_no_role() -> None:
 
 def test_another_number_of_launched_processes_is_a_config_error() -> None:
     check_world_size(3, DistributedSetupArgs(1, 2))
-    with pytest.raises(ConfigError, match="4 processes were launched, but .* asks for 3"):
+    with pytest.raises(ConfigError, match="4 processes were launched .WORLD_SIZE=4., but .* asks for 3"):
         check_world_size(4, DistributedSetupArgs(1, 2))
 
 

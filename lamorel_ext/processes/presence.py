@@ -1,0 +1,77 @@
+"""Ranks of one machine that notice each other's death before they have met; afterwards their connections tell.
+
+Each leaves a file with its process, long before torch is imported, and looks at the files of the others. A file of an earlier launch names a
+process that was never seen alive, and says nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from lamorel_ext.errors import LamorelExtError
+from lamorel_ext.processes.identity import Process, read, this_process
+from lamorel_ext.processes.ranks import rank_and_size
+from lamorel_ext.processes.secret import private_folder
+
+LOOK_S = 0.5
+GRACE_S = 3.0
+"""Seconds for a better message: the dead rank's last word, or its launcher's."""
+
+_started, _met = threading.Event(), threading.Event()
+
+
+def announce() -> None:
+    """Leave this rank's file and watch the others' until ``met``; does nothing in a process that is no rank, or the second time."""
+    with contextlib.suppress(LamorelExtError, OSError):
+        found = rank_and_size()
+        if found is None or _started.is_set():
+            return
+        _started.set()
+        rank, size = found
+        folder = private_folder()
+        _file(folder, rank).write_text(this_process().text, encoding="ascii")
+        threading.Thread(target=_watch, args=(folder, rank, size), name="presence", daemon=True).start()
+
+
+def met() -> None:
+    """The ranks are connected: their connections tell from now on."""
+    _met.set()
+
+
+def dead_peer(files: dict[int, Path], seen: dict[int, Process]) -> int | None:
+    """The first rank that was seen alive before and is dead now.
+
+    Args:
+        files: By rank.
+        seen: By rank, those seen alive; added to.
+    """
+    for rank, path in files.items():
+        with contextlib.suppress(OSError, ValueError):
+            found = read(path.read_text(encoding="ascii"))
+            if found is not None and found.visible and found.alive:
+                seen[rank] = found
+        if rank in seen and not seen[rank].alive:
+            return rank
+    return None
+
+
+def _watch(folder: Path, rank: int, size: int) -> None:
+    files = {peer: _file(folder, peer) for peer in range(size) if peer != rank}
+    seen: dict[int, Process] = {}
+    while not _met.wait(LOOK_S):
+        dead = dead_peer(files, seen)
+        if dead is not None and not _met.wait(GRACE_S):
+            print(f"rank {rank} ends: rank {dead} died before the ranks had met", file=sys.stderr, flush=True)
+            os._exit(1)
+    time.sleep(2 * LOOK_S)  # who is not through yet must see this rank alive
+    with contextlib.suppress(OSError):
+        _file(folder, rank).unlink()
+
+
+def _file(folder: Path, rank: int) -> Path:
+    return folder / f"launch-{os.environ.get('MASTER_PORT', '')}-rank-{rank}"

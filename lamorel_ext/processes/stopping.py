@@ -1,0 +1,313 @@
+"""How a process ends that was asked to: by a signal, by another rank, or by the loss of whoever started it.
+
+Where nothing can be lost it ends at once. Inside ``deferring`` (a training run, a server that has clients) the request is noted, and the
+work itself ends at the next moment where a checkpoint is whole. A thread listens, because a main thread may be inside a long computation
+when a signal comes; it also ends the process where the main thread does not come to an end by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from lamorel_ext.processes.identity import Process, process, read
+from lamorel_ext.processes.ranks import rank_of_log, speaks
+
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+INSISTS = signal.SIGQUIT
+"""What a launcher sends its ranks when it got a second signal."""
+PARENTS = "LAMOREL_EXT_PARENTS"
+"""Environment variable: the processes of our own launcher, whose end is the ranks' end too."""
+
+LOOK_S = 1.0
+"""Seconds between two looks at the processes that started this one."""
+SAME_S = 0.3
+"""Two signals within so many seconds are one: nobody presses a key so fast."""
+SAME_IN_LAUNCH_S = 3.0
+"""The same for a rank: a batch system signals all processes, and the launcher passes on what it got."""
+AT_ONCE_S, TIDY_S = 2.0, 8.0
+"""Seconds that remain for tidying up: after a second signal, and where nothing is deferred."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A request to end.
+
+    Attributes:
+        signum: The exit status is 128 more.
+        why: For people: a signal's name, or what happened.
+        patience_s: Seconds for which the present work may go on to a moment where a checkpoint is whole.
+        limit_s: Seconds after which the process ends, whatever it does.
+    """
+
+    signum: int
+    why: str
+    patience_s: float = 25.0
+    limit_s: float = 40.0
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell sees."""
+        return 128 + self.signum
+
+
+def lost_parent(parent: Process) -> Stop:
+    """Whoever started this process is gone: it ends within 15 s."""
+    return Stop(signal.SIGHUP, f"the loss of {parent}, which had started this run", 7.0, 12.0)
+
+
+class Stopped(KeyboardInterrupt):
+    """This process ends because it was asked to. An interrupt, so that nothing takes it for a failure and goes on.
+
+    Args:
+        stop: The request.
+        detail: What became of the work.
+    """
+
+    def __init__(self, stop: Stop, detail: str = "") -> None:
+        self.stop = stop
+        super().__init__(f"stopped by {stop.why}" + (f": {detail}" if detail else ""))
+
+
+class _Watch:
+    """State of this process; one instance."""
+
+    def __init__(self) -> None:
+        self.stop: Stop | None = None
+        self.deferred = self.saving = self.started = False
+        self.at_once = self.raised = self.begun = False
+        self.hears = True
+        self.on_stop: Callable[[Stop], None] | None = None
+        self._at = self._limit = 0.0
+        self._ours, self._theirs = socket.socketpair()
+        self._asked: list[Stop] = []
+        self._parents: list[Process] = []
+        self._parent = 0
+
+    # --- on the main thread --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Hear signals from now on, and look after the processes that started this one."""
+        if self.started or threading.current_thread() is not threading.main_thread():
+            return
+        self.started = True
+        self._ours.setblocking(False)
+        self._theirs.setblocking(False)
+        self._find_parents()
+        threading.Thread(target=self._listen, name="requests to stop", daemon=True).start()
+        signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGALRM, self._interrupt)
+        for signum in (*HEARD, INSISTS):
+            # What is ignored already, by nohup for one, stays ignored.
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, _leave_to_the_thread)
+
+    def release(self) -> None:
+        """Stop hearing."""
+        self.hears = False
+        if self.started:
+            signal.set_wakeup_fd(-1)
+            for signum in (*HEARD, INSISTS):
+                if signal.getsignal(signum) is _leave_to_the_thread:
+                    signal.signal(signum, _default(signum))
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """The thread asks the main thread to end."""
+        stop = self.stop
+        if stop is None or (self.raised and not self.at_once):
+            return
+        if self.at_once:
+            self.raised, self.at_once = True, False
+            raise Stopped(stop, "at once, as a second signal asked")
+        if not self.deferred:
+            self.raised = True
+            raise Stopped(stop)
+        if not self.saving and time.monotonic() - self._at >= stop.patience_s:
+            self.raised = True
+            raise Stopped(
+                stop,
+                f"no checkpoint was whole within {stop.patience_s:g} s; the last one stands"
+                ", and the same command goes on from it",
+            )
+
+    def check(self) -> None:
+        """Raise ``Stopped`` where a request is waiting."""
+        if self.stop is not None and not self.raised:
+            self.raised = True
+            raise Stopped(self.stop)
+
+    # --- on any thread -------------------------------------------------------------------------------------------------------
+
+    def ask(self, stop: Stop) -> None:
+        """A request that is no signal."""
+        if self.started:
+            self._asked.append(stop)
+            self._theirs.send(b"\0")
+
+    # --- on the listening thread ---------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._ours], [], [], self._next_look())
+            received = self._ours.recv(100) if ready else b""
+            for signum in received:
+                if signum in (*HEARD, INSISTS):
+                    self._note(Stop(signum, signal.Signals(signum).name), a_signal=True)
+            while self._asked:
+                self._note(self._asked.pop(0), a_signal=False)
+            if self.stop is None and (lost := self._lost()) is not None:
+                self._note(lost_parent(lost), a_signal=False)
+            self._press()
+
+    def _next_look(self) -> float | None:
+        if self.stop is not None:
+            return 0.25
+        return LOOK_S if self._parents or self._parent else None
+
+    def _note(self, stop: Stop, a_signal: bool) -> None:
+        if not self.hears:
+            return
+        now = time.monotonic()
+        if not self.begun:
+            # Imports are going on: there is nothing to tidy up.
+            _end(Stopped(stop), stop.exit_status, aloud=speaks())
+        if self.stop is None:
+            self.stop, self._at = stop, now
+            self._limit = now + (stop.limit_s if self.deferred else TIDY_S)
+            if self.on_stop is not None:
+                threading.Thread(target=self.on_stop, args=(stop,), daemon=True).start()
+        elif stop.signum == INSISTS:
+            self.at_once, self._limit = True, now + AT_ONCE_S
+        elif a_signal and now - self._at > (SAME_S if rank_of_log() is None else SAME_IN_LAUNCH_S):
+            self.at_once, self._limit = True, now + AT_ONCE_S
+
+    def _press(self) -> None:
+        """Have the main thread look whether it has to end, and end the process where it cannot."""
+        if self.stop is None or not self.hears:
+            return
+        if time.monotonic() > self._limit:
+            _end(Stopped(self.stop, "its work did not come to an end in time"), self.stop.exit_status)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
+    def _find_parents(self) -> None:
+        named = [read(text) for text in os.environ.get(PARENTS, "").split(",")]
+        self._parents = [each for each in named if each is not None and each.visible]
+        # Started by torch's agent, ours or another one; a shell may go without taking its jobs along.
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            self._parent = os.getppid()
+            self._agent = process(self._parent)
+
+    def _lost(self) -> Process | None:
+        if self._parent and os.getppid() != self._parent:
+            return self._agent
+        return next((each for each in self._parents if not each.alive), None)
+
+
+def _default(signum: int) -> Callable[..., object] | int:
+    return signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+
+
+def _leave_to_the_thread(signum: int, frame: FrameType | None) -> None:
+    """A handler must be there, or the signal would end the process."""
+
+
+def _end(stopped: Stopped, status: int, aloud: bool = True) -> None:
+    if aloud:
+        rank = rank_of_log()
+        print(f"{'' if rank is None else f'[rank {rank}] '}{stopped}", file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+_watch = _Watch()
+
+
+def listen_early() -> None:
+    """Hear signals while a programme of ours still imports; for the packages that are run with ``python -m`` or as a command."""
+    command = Path(sys.argv[0]).name if getattr(sys, "argv", None) else ""
+    if command == "-m" or command.startswith("lamorel-ext-"):
+        _watch.start()
+
+
+def begin() -> None:
+    """Hear signals, and let them raise ``Stopped`` in the main thread from now on."""
+    _watch.start()
+    _watch.begun = True
+
+
+def release() -> None:
+    """Leave signals to others: this process starts another one and passes them on."""
+    _watch.release()
+
+
+def ask(stop: Stop) -> None:
+    """Ask this process to end, as a signal would; from any thread."""
+    _watch.ask(stop)
+
+
+def asked() -> Stop | None:
+    """The request to end, if there is one."""
+    return _watch.stop
+
+
+def check() -> None:
+    """End here where a request is waiting.
+
+    Raises:
+        Stopped: There is one.
+    """
+    _watch.check()
+
+
+def settled() -> None:
+    """The work has come to its end, and a request has nothing left to ask for."""
+    _watch.raised = True
+    _watch.hears = False
+
+
+def leave(detail: str) -> Stopped:
+    """What to raise where deferred work ends as asked.
+
+    Args:
+        detail: What became of the work.
+    """
+    _watch.raised = True
+    return Stopped(_watch.stop or Stop(signal.SIGTERM, "a request"), detail)
+
+
+@contextmanager
+def deferring(on_stop: Callable[[Stop], None] | None = None) -> Iterator[None]:
+    """Note requests instead of ending; whoever is inside looks at ``asked`` where it can end without a loss.
+
+    Args:
+        on_stop: Called with the request when it comes, on another thread.
+
+    Raises:
+        Stopped: There was a request before, or the work has taken longer than the request allows.
+    """
+    check()
+    before = _watch.deferred, _watch.on_stop
+    _watch.deferred, _watch.on_stop = True, on_stop
+    try:
+        yield
+    finally:
+        _watch.deferred, _watch.on_stop = before
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """What is done inside, such as the last checkpoint, is broken off by a second signal only."""
+    _watch.saving = True
+    try:
+        yield
+    finally:
+        _watch.saving = False

@@ -1,0 +1,166 @@
+"""How a process ends that was asked to, and who counts as alive and as a rank."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lamorel_ext.errors import ConfigError, RpcError
+from lamorel_ext.processes import secret
+from lamorel_ext.processes.identity import Process, process, read, this_process
+from lamorel_ext.processes.presence import dead_peer
+from lamorel_ext.processes.ranks import rank_and_size
+
+MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+WORK = """
+import sys, time
+from lamorel_ext.processes import stopping
+stopping.begin()
+try:
+    with stopping.deferring():
+        print("working", flush=True)
+        while stopping.asked() is None or sys.argv[1] == "never":
+            time.sleep(0.01)
+        raise stopping.leave("saved")
+except stopping.Stopped as stopped:
+    print(stopped, flush=True)
+    sys.exit(stopped.stop.exit_status)
+"""
+
+
+def start(argument: str = "") -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        [sys.executable, "-c", WORK, argument],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert child.stdout is not None and child.stdout.readline() == "working\n"
+    return child
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_signal_ends_deferred_work_where_it_can_end(name: str) -> None:
+    child = start()
+    child.send_signal(signal.Signals[name])
+    said, _ = child.communicate(timeout=20)
+    assert said == f"stopped by {name}: saved\n" and child.returncode == 128 + signal.Signals[name]
+
+
+def test_a_second_signal_ends_work_at_once() -> None:
+    child = start("never")
+    child.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(1.0)
+    child.send_signal(signal.SIGTERM)
+    said, _ = child.communicate(timeout=20)
+    assert "at once" in said and child.returncode == 143
+
+
+def test_an_interrupt_during_imports_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import sys; sys.argv[0] = '-m'\nimport experiments\nprint('importing', flush=True)\nimport time; time.sleep(60)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    child = subprocess.Popen(
+        [sys.executable, str(tmp_path / "slow.py")],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert child.stdout is not None and child.stdout.readline() == "importing\n"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=20)
+    assert errors == "stopped by SIGINT\n" and child.returncode == 130
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"WORLD_SIZE": "1"},
+        {"WORLD_SIZE": "", "RANK": ""},
+        {"RANK": "0"},
+        {"LOCAL_RANK": "3", "SLURM_PROCID": "2", "SLURM_NTASKS": "4"},
+    ],
+)
+def test_one_process_is_one_process(variables: dict[str, str]) -> None:
+    assert rank_and_size(variables) is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "1", **MEETING}, "WORLD_SIZE=1 and RANK=1"),
+        ({"WORLD_SIZE": "3", **MEETING}, "WORLD_SIZE=3 and no RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "no MASTER_ADDR and no MASTER_PORT"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE='two'"),
+    ],
+)
+def test_a_contradiction_names_the_variables(variables: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        rank_and_size(variables)
+
+
+def test_a_rank_of_a_launch_is_known() -> None:
+    assert rank_and_size({"RANK": "2", "WORLD_SIZE": "3", **MEETING}) == (2, 3)
+
+
+def test_a_zombie_is_dead_and_a_number_used_again_is_another_process() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    found = process(child.pid)
+    assert found.alive and read(found.text) == found
+    assert not Process(child.pid, found.started - 1, found.space).alive
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but nobody has asked for its status
+    assert not found.alive
+    child.communicate()
+
+
+def test_a_peer_counts_as_dead_only_once_it_was_seen_alive(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    files = {1: tmp_path / "one", 2: tmp_path / "two"}
+    files[1].write_text(process(child.pid).text)
+    files[2].write_text(Process(this_process().pid, 1, this_process().space).text)  # of an earlier launch
+    seen: dict[int, Process] = {}
+    assert dead_peer(files, seen) is None and set(seen) == {1}
+    child.kill()
+    child.communicate()
+    assert dead_peer(files, seen) == 1
+
+
+def test_a_secret_is_read_only_where_nobody_else_could(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    written = secret.write_secret("one")
+    path = secret.private_folder() / "one"
+    assert secret.read_secret("one") == written and path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    with pytest.raises(RpcError, match="does not belong to this user alone"):
+        secret.read_secret("one")
+    secret.remove_secret("one")
+    with pytest.raises(RpcError, match="export LAMOREL_EXT_TOKEN"):
+        secret.read_secret("one")
+    secret.private_folder().chmod(0o755)
+    with pytest.raises(RpcError, match="does not belong to this user alone"):
+        secret.private_folder()
+
+
+def test_several_machines_need_a_secret_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(secret.VARIABLE, raising=False)
+    assert secret.secret_of_environment(one_machine=True) is None
+    with pytest.raises(ConfigError, match="LAMOREL_EXT_TOKEN is not set"):
+        secret.secret_of_environment(one_machine=False)
+    monkeypatch.setenv(secret.VARIABLE, "short")
+    with pytest.raises(ConfigError, match="5 characters, expected at least 16"):
+        secret.secret_of_environment(one_machine=True)
