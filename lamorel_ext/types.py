@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -255,6 +255,26 @@ class InfoResult:
 
 
 @dataclass(frozen=True)
+class CallRequest:
+    """A call in Lamorel's own shape, for servers that host a model the way Lamorel does.
+
+    Attributes:
+        method: What is wanted, such as ``forward``.
+        values: Its arguments: nested lists, tuples and dictionaries of plain values, tensors, arrays.
+    """
+
+    method: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CallResult:
+    """Answer to a ``CallRequest``; values nested in the same way."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class CloseRequest:
     """The client is done; the server's ``serve`` returns once every client has said so."""
 
@@ -277,8 +297,9 @@ class Failure:
 
 Request = (
     ScoreRequest | GenerateRequest | UpdateRequest | ResetRequest | SaveRequest | LoadRequest | ForgetRequest | InfoRequest | CloseRequest
+    | CallRequest
 )
-Answer = ScoreResult | GenerateResult | UpdateResult | InfoResult | Done | Failure
+Answer = ScoreResult | GenerateResult | UpdateResult | InfoResult | CallResult | Done | Failure
 
 
 # --- protocols at plug points ------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 Without options the ranks start on this machine. ``--slurm`` prints a batch script instead, ``--slurm-array`` one with a job per task, arm and seed.
 ``--dry-run`` starts nothing and prints the command, the batch script and who is who among the ranks.
+
+``script`` starts a script written for Lamorel, ``alias`` runs a command under Lamorel's names; see ``launchers.script``.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from experiments.planning import plan, policy_config, split_policy
 from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.rpc.topology import format_table, placements
+from launchers import script
 from launchers.command import MODULES, Command, accelerate_launch, one_process
 from launchers.local import run_here
 from launchers.slurm import array_script, batch_script
@@ -101,6 +104,8 @@ def _option(text: str) -> tuple[str, str]:
 
 def main() -> int:
     """Entry of ``lamorel-ext-launch``."""
+    if sys.argv[1:2] in (["script"], ["alias"]):
+        return script.main(sys.argv[1], sys.argv[2:])
     return run_main(launch)
 
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "updaters": BASICS | {"models"},
     "server": BASICS | {"rpc", "models", "updaters"},
     "student": BASICS | {"portable", "rpc", "envs", "prompts"},
+    "lamorel": BASICS | {"rpc", "models", "updaters", "server", "envs"},
 }
 """Parts of ``lamorel_ext`` by the parts that they may import, besides themselves."""
 
@@ -32,6 +33,8 @@ LAUNCHERS_MAY_IMPORT = {
     "lamorel_ext.errors",
     "lamorel_ext.processes",
     "lamorel_ext.rpc.topology",
+    "lamorel_ext.lamorel.alias",
+    "lamorel_ext.lamorel.settings",
     "experiments.checks",
     "experiments.entry",
     "experiments.planning",

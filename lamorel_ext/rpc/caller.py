@@ -20,6 +20,8 @@ from lamorel_ext.rpc.sharding import merge_generate, merge_score, merge_update, 
 from lamorel_ext.rpc.transport import Transport
 from lamorel_ext.types import (
     Answer,
+    CallRequest,
+    CallResult,
     Done,
     ForgetRequest,
     GenerateRequest,
@@ -38,7 +40,7 @@ from lamorel_ext.types import (
     Weights,
 )
 
-A = TypeVar("A", ScoreResult, GenerateResult, UpdateResult, InfoResult, Done)
+A = TypeVar("A", ScoreResult, GenerateResult, UpdateResult, InfoResult, CallResult, Done)
 T = TypeVar("T")
 
 COUNTERS = ("llm_calls", "llm_prompts", "llm_tokens", "update_calls", "server_seconds", "transport_seconds")
@@ -158,6 +160,24 @@ class Caller:
         """What the first server hosts, and ``num_servers``."""
         (answer,) = gather([self._transport.submit(0, InfoRequest())], lambda answers: _expect(InfoResult, answers)).result()
         return {**answer.info, "num_servers": self.num_servers}
+
+    def call(self, requests: Mapping[int, CallRequest], together: bool = False) -> list[dict[str, Any]]:
+        """Call servers that host a model in Lamorel's way.
+
+        Args:
+            requests: By number of the server.
+            together: True where these servers talk among themselves about it: then all of them get
+                it, and other requests, in the same order. A server without a request sits by.
+
+        Returns:
+            The answers, in the order of ``requests``.
+        """
+        if not together:
+            asked = [self._transport.submit(server, each) for server, each in requests.items()]
+            return [answer.values for answer in gather(asked, lambda answers: _expect(CallResult, answers)).result()]
+        everybody = [requests.get(server, CallRequest("sit_by")) for server in range(self.num_servers)]
+        answers = gather(self._transport.submit_together(everybody), lambda found: _expect(CallResult, found)).result()
+        return [answers[server].values for server in requests]
 
     # --- Lamorel's call shape ----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ The launch is torchrun's or accelerate's: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADD
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -85,6 +86,23 @@ def join(args: LamorelArgs) -> Launch:
     one_machine = int(os.environ.get("LOCAL_WORLD_SIZE") or ranks // machines) == ranks
     store = dist.PrefixStore("lamorel_ext", store)
     return Launch(rank, role, store, client_group, (gloo, nccl), one_machine, os.environ.get("MASTER_ADDR", "localhost"))
+
+
+def meet(timeout_s: float = 1800.0) -> None:
+    """Join the process group of the launch where this process is a rank of one; twice does no harm."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        _default_store(timedelta(seconds=timeout_s))
+
+
+def server_subgroups(ranks: Sequence[Sequence[int]], timeout_s: float) -> list[TorchGroup | None]:
+    """Servers that sum among themselves only, for each list of ranks; every rank must call it.
+
+    Returns:
+        In the order of ``ranks``, None where this process is not in the list.
+    """
+    made = [dist.new_group(list(each), timeout=timedelta(seconds=timeout_s), backend="gloo") for each in ranks]
+    here = dist.get_rank()
+    return [TorchGroup(group) if here in each else None for group, each in zip(made, ranks, strict=True)]
 
 
 class TorchGroup:

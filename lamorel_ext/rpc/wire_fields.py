@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lamorel_ext.rpc.nested import pack_values, unpack_values
 from lamorel_ext.types import Scalar
 
 ALIGNMENT = 16
@@ -239,6 +240,7 @@ FORMS: dict[Any, Form] = {
     tuple[tuple[str, ...], ...]: Form(_pack_interned, _unpack_interned),
     dict[str, Tensor]: Form(_dictionary(_pack_tensor), _dictionary(_unpack_tensor)),
     dict[str, float]: Form(_dictionary(_real), _dictionary(_real)),
+    dict[str, Any]: Form(pack_values, unpack_values),
     dict[str, Scalar]: Form(_dictionary(_scalar), _dictionary(_scalar)),
 }
 """The form of every type that a field of a message may have."""

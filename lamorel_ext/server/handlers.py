@@ -18,6 +18,8 @@ from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.groups import LockstepGroup
 from lamorel_ext.types import (
     Answer,
+    CallRequest,
+    CallResult,
     CloseRequest,
     Done,
     ForgetRequest,
@@ -211,6 +213,15 @@ def forget(desk: Desk, request: ForgetRequest) -> Done:
     return Done()
 
 
+def call(desk: Desk, request: CallRequest) -> CallResult:
+    """Pass a call in Lamorel's shape on to a host that takes such."""
+    answer = getattr(desk.host, "call", None)
+    if answer is None:
+        raise RequestError(f"{desk.role} hosts no model in Lamorel's way: {request.method} cannot be called")
+    with desk.random_state:
+        return CallResult(answer(request.method, request.values, desk.group))
+
+
 def close(desk: Desk, request: CloseRequest) -> Done:
     """Nothing to do here: who listens counts the clients that are done."""
     return Done()
@@ -225,6 +236,7 @@ _HANDLERS: dict[type, Callable[[Desk, Any], Answer]] = {
     LoadRequest: load,
     ForgetRequest: forget,
     InfoRequest: info,
+    CallRequest: call,
     CloseRequest: close,
 }
 

@@ -34,7 +34,7 @@ class Hosted:
     updaters: Mapping[str, Updater]
 
 
-def serve(args: LamorelArgs, build: Callable[[Placement], Hosted]) -> None:
+def serve(args: LamorelArgs, build: Callable[[Placement], Hosted], group: ServerGroup | None = None) -> None:
     """Be the LLM server that this rank is; returns once every client is done.
 
     The connections stand before the model is loaded, so that a client learns at once when loading fails. Where a client or another server dies,
@@ -43,6 +43,7 @@ def serve(args: LamorelArgs, build: Callable[[Placement], Hosted]) -> None:
     Args:
         args: Lamorel's keys.
         build: Loads the model and makes the updaters, for the devices of the placement.
+        group: The servers that sum gradients with this one; None means all of them.
 
     Raises:
         ConfigError: This process is not an LLM server of a launch.
@@ -61,7 +62,7 @@ def serve(args: LamorelArgs, build: Callable[[Placement], Hosted]) -> None:
         # A client must be able to save first: this server ends when the clients have taken leave.
         with stopping.deferring(listener.ask_clients_to_stop):
             placement = _placement(launch.rank, args)
-            _host_and_serve(args, build, placement, launch, listener, me)
+            _host_and_serve(args, build, placement, listener, me, group or _group(launch))
     except (PeerDiedError, RemoteError) as error:
         listener.fail(error)
         end_process(f"{me} ends: {str(error).splitlines()[0]}")
@@ -77,17 +78,17 @@ def _host_and_serve(
     args: LamorelArgs,
     build: Callable[[Placement], Hosted],
     placement: Placement,
-    launch: Launch,
     listener: TcpListener,
     me: Peer,
+    group: ServerGroup,
 ) -> None:
     if placement.gpus:
         # Pinned memory, kernels compiled on the way and NCCL go by the current device: or every server would open the first card too.
         torch.cuda.set_device(placement.gpus[0])
     hosted = build(placement)
     # PyTorch begins with the same random state in every process: servers that sample without a seed must not say the same.
-    torch.manual_seed(args.llm_args.seed + launch.role.index)
-    Server(hosted.host, hosted.updaters, listener, _group(launch), me).serve()
+    torch.manual_seed(args.llm_args.seed + group.rank)
+    Server(hosted.host, hosted.updaters, listener, group, me).serve()
 
 
 def in_process(hosted: Sequence[Hosted]) -> Caller:

@@ -1,0 +1,148 @@
+"""Gradients averaged over the servers whatever the updater does with them: what DistributedDataParallel is to Lamorel's updaters.
+
+A hook on the parameters averages their gradients at the end of every backward pass, before anybody
+can clip them or step. Servers need not make equally many passes: one that is done, or has no part of
+the batch, sits by while the others average among themselves, and takes over their weights afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lamorel_ext.types import ServerGroup
+from lamorel_ext.updaters.base import SingleServer
+from lamorel_ext.updaters.gradients import sum_dtype, sum_over_servers
+
+T = TypeVar("T")
+
+
+class AveragedModule(nn.Module):
+    """The model as an updater gets it: callable as the model is, with the model itself as ``module``.
+
+    Args:
+        module: The model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._group: ServerGroup = SingleServer()
+        self._hooked: dict[int, nn.Parameter] = {}
+        self._queued = False
+        self._updating = False
+        self._passes = 0
+        self._all_passes = 0
+        self._uneven = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives."""
+        self._hook()
+        return self.module(*args, **kwargs)
+
+    def begin(self, group: ServerGroup) -> None:
+        """Take the group, and the first server's weights. Every server must call it, once."""
+        self._group = group
+        self._copy_from(0)
+
+    def update(self, work: Callable[[], T] | None) -> T | None:
+        """Run an update on this server's part of a batch; every server must call it.
+
+        Args:
+            work: The updater; None where this server has no part of the batch.
+
+        Returns:
+            What ``work`` gives.
+        """
+        self._hook()
+        self._passes, self._updating = 0, True
+        try:
+            result = work() if work is not None else None
+            self._sit_by()
+        finally:
+            self._updating = self._queued = False
+        self._even_out()
+        return result
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _hook(self) -> None:
+        """Watch every parameter that takes gradients now; an updater may freeze and free them."""
+        for parameter in self.module.parameters():
+            if parameter.requires_grad and id(parameter) not in self._hooked:
+                self._hooked[id(parameter)] = parameter
+                parameter.register_post_accumulate_grad_hook(self._on_gradient)
+
+    def _on_gradient(self, parameter: Tensor) -> None:
+        if self._updating and not self._queued and self._several:
+            self._queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._on_backward_done)  # type: ignore[attr-defined]
+
+    def _on_backward_done(self) -> None:
+        self._queued = False
+        self._passes += 1
+        self._average(active=True)
+
+    @property
+    def _several(self) -> bool:
+        return self._group.size > 1
+
+    def _average(self, active: bool) -> bool:
+        """Average once, if any server is at it; gives whether one was."""
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        word = torch.tensor([float(active), float(len(parameters))], dtype=torch.float64)
+        if not active:
+            word[1] = 0
+        self._group.all_reduce_sum(word)
+        count = int(word[0])
+        if not count:
+            return False
+        # Parameters that no server has a gradient for stay without one: an optimiser passes them over.
+        has = torch.tensor([float(active and p.grad is not None) for p in parameters])
+        self._group.all_reduce_sum(has)
+        wanted = [p for p, number in zip(parameters, has.tolist(), strict=True) if number]
+        if not wanted:
+            return True
+        gradients = [p.grad if active and p.grad is not None else torch.zeros_like(p) for p in wanted]
+        sums = sum_over_servers(gradients, self._group, sum_dtype(gradients))
+        if active:
+            for parameter, summed in zip(wanted, sums, strict=True):
+                mean = (summed / count).to(parameter.device, parameter.dtype)
+                if parameter.grad is None:
+                    parameter.grad = mean.clone()
+                else:
+                    parameter.grad.copy_(mean)
+        return True
+
+    def _sit_by(self) -> None:
+        """Take part in what the others average, with nothing, until all are done."""
+        while self._several and self._average(active=False):
+            pass
+
+    def _even_out(self) -> None:
+        """Where the servers made different numbers of passes, take the weights of the one that has made most."""
+        if not self._several:
+            return
+        counts = torch.zeros(2, self._group.size, dtype=torch.float64)
+        self._all_passes += self._passes
+        counts[0, self._group.rank], counts[1, self._group.rank] = self._passes, self._all_passes
+        self._group.all_reduce_sum(counts)
+        now, ever = counts.tolist()
+        self._uneven = self._uneven or len(set(now)) > 1
+        if self._uneven:
+            self._copy_from(ever.index(max(ever)))
+
+    def _copy_from(self, leader: int) -> None:
+        if not self._several:
+            return
+        held = [p for p in self.module.parameters() if p.is_floating_point()]
+        with torch.no_grad():
+            for dtype in dict.fromkeys(p.dtype for p in held):
+                same = [p for p in held if p.dtype == dtype]
+                mine = self._group.rank == leader
+                sums = sum_over_servers([p if mine else torch.zeros_like(p) for p in same], self._group, dtype)
+                for parameter, value in zip(same, sums, strict=True):
+                    parameter.copy_(value)

@@ -1,0 +1,258 @@
+"""Lamorel's ``Caller``: every process of a launch makes one. On an LLM rank it serves and ends the process; on an RL rank it asks."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lamorel_ext.errors import ConfigError, RequestError
+from lamorel_ext.lamorel.settings import LlmSettings, Settings, logger, read_settings, say_unused
+from lamorel_ext.rpc.topology import Placement, split_evenly
+from lamorel_ext.types import CallRequest
+
+SCORE_KEY = "__score"
+
+
+def lamorel_init() -> None:
+    """Join the launch that this process belongs to. Does nothing a second time, or outside a launch."""
+    from lamorel_ext.rpc.distributed import meet
+
+    meet()
+
+
+class Caller:
+    """Lamorel's interface to the LLM servers of a launch.
+
+    Args:
+        config: ``lamorel_args``, of 0.2 or 0.3.
+        custom_updater: Changes the model; in 0.3 a dictionary by name of the LLM.
+        custom_module_functions: By name; in 0.3 such a dictionary for each LLM.
+        custom_model_initializer: Changes the model before it is served; in 0.3 by name of the LLM.
+
+    Raises:
+        ConfigError: The configuration cannot be used, or this process is no rank of a launch.
+        SystemExit: This is an LLM rank, and every client is done.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        custom_updater: Any = None,
+        custom_module_functions: Mapping[str, Any] | None = None,
+        custom_model_initializer: Any = None,
+    ) -> None:
+        from lamorel_ext.rpc.distributed import launched_role, server_subgroups
+
+        self._settings = read_settings(config)
+        args = self._settings.args
+        logger.setLevel(getattr(logging, args.log_level.upper()))
+        role = launched_role(args)
+        if role is None:
+            raise ConfigError("Caller: this process is no rank of a launch; start the script with lamorel-ext-launch script")
+        lamorel_init()
+        first = args.distributed_setup_args.n_rl_processes
+        groups: Sequence[Any] = [None]
+        if len(self._settings.llms) > 1:
+            ranks = [[first + server for server in llm.servers] for llm in self._settings.llms]
+            groups = server_subgroups(ranks, args.gloo_timeout)
+        if role.is_server:
+            which = next(i for i, llm in enumerate(self._settings.llms) if role.index in llm.servers)
+            custom = (custom_updater, custom_module_functions, custom_model_initializer)
+            _serve(self._settings, self._settings.llms[which], groups[which], role.index, *self._own(which, custom))
+            sys.exit(0)
+        if role.index == 0:
+            say_unused(self._settings)
+        from lamorel_ext.rpc.runtime import connect
+
+        self._caller = connect(args)
+
+    # --- Lamorel's calls -------------------------------------------------------------------------
+
+    def score(
+        self,
+        contexts: Sequence[str],
+        candidates: Sequence[Sequence[str]] | None = None,
+        additional_module_function_keys: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Log-probability of each candidate after its context, in nats, summed over its tokens.
+
+        Args:
+            contexts: ``n`` texts.
+            candidates: ``n`` lists; an empty one, or None, means ``""``.
+            additional_module_function_keys: Module functions to evaluate besides.
+            **kwargs: As for ``custom_module_fns``.
+
+        Returns:
+            For each context a tensor ``(num_candidates,)``; with additional functions a dictionary
+            that has it as ``__score``.
+        """
+        keys = [SCORE_KEY, *additional_module_function_keys]
+        rows = self.custom_module_fns(keys, contexts, candidates=candidates, **kwargs)
+        return rows if len(keys) > 1 else [row[SCORE_KEY] for row in rows]
+
+    def custom_module_fns(
+        self,
+        module_function_keys: Sequence[str],
+        contexts: Sequence[Any],
+        candidates: Sequence[Sequence[str]] | None = None,
+        llm_to_call: str | None = None,
+        **kwargs: Any,
+    ) -> list[dict[str, Any]]:
+        """Evaluate module functions.
+
+        Args:
+            module_function_keys: Their names.
+            contexts: ``n`` texts (or lists of tokens).
+            candidates: ``n`` lists; None means ``[""]`` for each.
+            llm_to_call: Which LLM, where there are several.
+            **kwargs: ``minibatch_size``, ``require_grad``, ``peft_adapter``; 0.3's
+                ``pad_contexts``, ``forced_context_len``, ``forced_sequence_len`` and
+                ``add_eos_on_candidates``; everything else reaches the module functions.
+
+        Returns:
+            For each context a dictionary, with a row per candidate of each function.
+        """
+        llm = self._llm(llm_to_call)
+        if llm.version == "0.3":
+            kwargs.setdefault("pad_contexts", True)
+        shared = {"module_function_keys": list(module_function_keys), **kwargs}
+        batch = {"contexts": _listed(contexts, "contexts")}
+        if candidates is not None and len(candidates):
+            batch["candidates"] = _listed(candidates, "candidates", like=batch["contexts"])
+        return self._rows(llm, "forward", batch, shared)
+
+    def generate(
+        self, contexts: Sequence[str], return_logprobs: bool = False, llm_to_call: str | None = None, **kwargs: Any
+    ) -> list[list[dict[str, Any]]]:
+        """Continue each context; see ``generation.generate`` for arguments and results."""
+        batch = {"contexts": _listed(contexts, "contexts")}
+        return self._rows(self._llm(llm_to_call), "generate", batch, {"return_logprobs": return_logprobs, **kwargs})
+
+    def update(
+        self,
+        contexts: Sequence[Any],
+        candidates: Sequence[Sequence[Any]] | None = None,
+        llm_to_call: str | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Let the updater change the model, on all servers of an LLM together.
+
+        Contexts and candidates are cut along the batch, one part per server; the updater finds the
+        places of its part in ``_current_batch_ids``. Everything else reaches it whole.
+
+        Args:
+            contexts: ``n`` texts.
+            candidates: ``n`` lists, or None.
+            llm_to_call: Which LLM, where there are several.
+            **kwargs: Nested dictionaries and lists of numbers, strings, None, tensors and arrays.
+
+        Returns:
+            What the updater returned, one entry per server that had a part of the batch.
+        """
+        llm = self._llm(llm_to_call)
+        texts = _listed(contexts, "contexts")
+        if not texts:
+            raise RequestError("contexts is empty, expected at least one")
+        lists = None if candidates is None else _listed(candidates, "candidates", like=texts)
+        requests: dict[int, CallRequest] = {}
+        parts = split_evenly(len(texts), len(llm.servers))
+        for server, part in zip(llm.servers, parts, strict=True):
+            rows = slice(part.start, part.stop)
+            own = None if lists is None else lists[rows]
+            values = {"contexts": texts[rows], "candidates": own, "_current_batch_ids": _places(llm, part, own), **kwargs}
+            requests[server] = CallRequest("update", values if len(part) else {})
+        answers = self._caller.call(requests, together=True)
+        return [answer["result"] for answer in answers if "result" in answer]
+
+    def get_rl_dist_group(self) -> Any:
+        """The ``torch.distributed`` group of the RL processes among themselves."""
+        return self._caller.get_rl_dist_group()
+
+    def close(self, llm_to_call: str | None = None) -> None:
+        """Take leave of the servers, which end once every RL process has. May be called twice.
+
+        Args:
+            llm_to_call: 0.3 can stop one LLM; here its servers stay idle until all are stopped.
+        """
+        if llm_to_call is None:
+            self._caller.close()
+        else:
+            self._llm(llm_to_call)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _own(self, which: int, custom: tuple[Any, Any, Any]) -> tuple[Any, Mapping[str, Any], Any]:
+        """Updater, module functions and initialiser of one LLM."""
+        if self._settings.version == "0.3":
+            name = self._settings.llms[which].name
+            updater, functions, initializer = ((each or {}).get(name) for each in custom)
+        else:
+            updater, functions, initializer = custom
+        return updater, dict(functions or {}), initializer
+
+    def _llm(self, name: str | None) -> LlmSettings:
+        llms = self._settings.llms
+        if name is None and len(llms) == 1:
+            return llms[0]
+        for llm in llms:
+            if llm.name == name:
+                return llm
+        raise RequestError(f"llm_to_call is {name!r}; there are: {', '.join(llm.name or 'one without a name' for llm in llms)}")
+
+    def _rows(self, llm: LlmSettings, method: str, batch: Mapping[str, list[Any]], shared: Mapping[str, Any]) -> list[Any]:
+        """The rows of all contexts, each server having answered for a part of them."""
+        requests: dict[int, CallRequest] = {}
+        parts = split_evenly(len(batch["contexts"]), len(llm.servers))
+        for server, part in zip(llm.servers, parts, strict=True):
+            if len(part):
+                own = {name: values[part.start : part.stop] for name, values in batch.items()}
+                requests[server] = CallRequest(method, {**shared, **own})
+        if not requests:
+            raise RequestError("contexts is empty, expected at least one")
+        return [row for answer in self._caller.call(requests) for row in answer["rows"]]
+
+
+def _places(llm: LlmSettings, part: range, candidates: Sequence[Sequence[Any]] | None) -> Any:
+    places = list(part)
+    if llm.version == "0.2":
+        return places
+    own = [None] * len(places) if candidates is None else [list(range(len(each))) for each in candidates]
+    return {"contexts": places, "candidates": own}
+
+
+def _listed(values: Any, name: str, like: list[Any] | None = None) -> list[Any]:
+    """Rows as a list, a numpy array's too."""
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
+        raise RequestError(f"{name} is {values!r:.80}, expected a list")
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in values]
+    if like is not None and len(rows) != len(like):
+        raise RequestError(f"{name} has {len(rows)} lists, expected {len(like)}, one per context")
+    return rows
+
+
+def _serve(
+    settings: Settings, llm: LlmSettings, group: Any, index: int, updater: Any, functions: Mapping[str, Any], initializer: Any
+) -> None:
+    import torch
+
+    from lamorel_ext.lamorel.hosting import Meeting, make_host
+    from lamorel_ext.server.runtime import Hosted, serve
+
+    rank = settings.args.distributed_setup_args.n_rl_processes + index
+
+    def build(placement: Placement) -> Hosted:
+        device = placement.device
+        if llm.devices:
+            gpus = llm.devices[index - llm.servers.start]
+            device = f"cuda:{gpus[0]}" if gpus else "cpu"
+            if gpus:
+                torch.cuda.set_device(gpus[0])
+        host = make_host(llm, torch.device(device), rank, updater, functions, initializer)
+        return Hosted(host, {"lamorel": Meeting(host)})
+
+    serve(settings.args, build, group)
+
+

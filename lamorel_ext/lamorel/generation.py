@@ -1,0 +1,140 @@
+"""Continuing contexts with every argument of transformers' ``generate``, and Lamorel's names for what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lamorel_ext.errors import RequestError
+from lamorel_ext.models.devices import seeded
+from lamorel_ext.models.engines import unwrap
+
+
+@torch.no_grad()
+def generate(
+    model: Any, tokenizer: Any, contexts: Sequence[str], return_logprobs: bool, arguments: Mapping[str, Any]
+) -> list[list[dict[str, Any]]]:
+    """Continue each context.
+
+    Args:
+        model: Any generating model of transformers, with adapters or without.
+        tokenizer: Its tokenizer.
+        contexts: ``n`` texts.
+        return_logprobs: Logarithms (nats) in place of probabilities.
+        arguments: Of transformers' ``generate``; ``seed`` fixes the sampling.
+
+    Returns:
+        For each context a list with a dictionary per sequence: ``text``, ``tokens`` (up to the end
+        token), ``text_logprob`` and ``tokens_logprob`` (or ``..._probability``), which are those
+        of the distribution that was sampled from, after temperature, top-k and the like;
+        ``model_text_logprob`` and ``model_tokens_logprob``, those of the model itself; and
+        ``beam_score`` where beams were searched.
+
+    Raises:
+        RequestError: transformers refuses an argument; the message has its reason.
+    """
+    if not contexts:
+        return []
+    options = {**arguments}
+    seed = options.pop("seed", None)
+    for name, value in _FORCED.items():
+        if options.setdefault(name, value) != value:
+            raise RequestError(f"{name}={options[name]!r} of generate cannot be had: the answer is built from its outputs")
+    if options.get("stop_strings") is not None:
+        options["tokenizer"] = tokenizer
+    inputs, behind = _inputs(model, tokenizer, contexts)
+    options.setdefault("pad_token_id", _pad_token(model, tokenizer))
+    try:
+        with nullcontext() if seed is None else seeded(int(seed), model.device):
+            found = model.generate(**inputs, **options)
+    except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
+        shown = ", ".join(f"{name}={value!r:.40}" for name, value in arguments.items())
+        raise RequestError(f"generate cannot be run with {shown}: {' '.join(str(error).split())}") from error
+    return _rows(model, tokenizer, found, behind, len(contexts), options, return_logprobs)
+
+
+_FORCED = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+
+
+def _inputs(model: Any, tokenizer: Any, contexts: Sequence[str]) -> tuple[dict[str, Tensor], int]:
+    causal = not model.config.is_encoder_decoder
+    rows = [list(tokenizer(str(context), add_special_tokens=False)["input_ids"]) for context in contexts]
+    filler = _pad_token(model, tokenizer)
+    for place, row in enumerate(rows):
+        if not row:
+            begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+            if causal and begin is None:
+                raise RequestError(f"contexts[{place}] is empty, and the tokenizer has no token to begin with")
+            row.append(begin if causal else filler)
+    width = max(map(len, rows))
+    ids, masks = [], []
+    for row in rows:
+        fill, gap = [filler] * (width - len(row)), [0] * (width - len(row))
+        ids.append(fill + row if causal else row + fill)
+        masks.append(gap + [1] * len(row) if causal else [1] * len(row) + gap)
+    put = {"input_ids": torch.tensor(ids, device=model.device), "attention_mask": torch.tensor(masks, device=model.device)}
+    return put, width if causal else 1
+
+
+def _rows(
+    model: Any, tokenizer: Any, found: Any, behind: int, num_contexts: int, options: Mapping[str, Any], logarithms: bool
+) -> list[list[dict[str, Any]]]:
+    sequences = found.sequences[:, behind:]
+    beams = getattr(found, "beam_indices", None)
+    sampled = _chosen(torch.stack(found.scores, 1), sequences, beams)
+    own = _chosen(torch.stack(found.logits, 1), sequences, beams)
+    ends = _end_tokens(model, options)
+    each = len(sequences) // num_contexts
+    answers: list[list[dict[str, Any]]] = []
+    for place in range(num_contexts):
+        rows = []
+        for number in range(place * each, (place + 1) * each):
+            length = _length(sequences[number].tolist(), ends, None if beams is None else beams[number])
+            tokens = sequences[number, :length].cpu()
+            kept, plain = sampled[number, :length].float().cpu(), own[number, :length].float().cpu()
+            row: dict[str, Any] = {"text": tokenizer.decode(sequences[number], skip_special_tokens=True), "tokens": tokens}
+            if logarithms:
+                row |= {"text_logprob": kept.sum().numpy()[()], "tokens_logprob": kept.numpy()}
+            else:
+                row |= {"text_probability": kept.sum().exp().numpy()[()], "tokens_probability": kept.exp().numpy()}
+            row |= {"model_text_logprob": plain.sum().numpy()[()], "model_tokens_logprob": plain.numpy()}
+            if getattr(found, "sequences_scores", None) is not None:
+                row["beam_score"] = float(found.sequences_scores[number])
+            rows.append(row)
+        answers.append(rows)
+    return answers
+
+
+def _chosen(scores: Tensor, sequences: Tensor, beams: Tensor | None) -> Tensor:
+    """``(n, length)`` log-probabilities of the chosen tokens; ``scores`` ``(rows, steps, v)``."""
+    steps = min(scores.shape[1], sequences.shape[1])
+    if beams is None:
+        picked = scores[:, :steps]
+    else:
+        rows = beams[:, :steps].clamp(min=0)
+        picked = scores[rows, torch.arange(steps, device=scores.device)[None, :]]
+    # Where nothing was allowed but one token, the others are minus infinity: its logarithm is 0.
+    logs = picked.float().log_softmax(-1)
+    return torch.gather(logs, 2, sequences[:, :steps, None]).squeeze(-1)
+
+
+def _length(tokens: Sequence[int], ends: Sequence[int], beam: Tensor | None) -> int:
+    if beam is not None:
+        known = int((beam >= 0).sum())
+        tokens = tokens[: known or len(tokens)]
+    return next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+
+
+def _end_tokens(model: Any, options: Mapping[str, Any]) -> tuple[int, ...]:
+    end = options.get("eos_token_id", unwrap(model).generation_config.eos_token_id)
+    return () if end is None else tuple(end) if isinstance(end, (list, tuple)) else (int(end),)
+
+
+def _pad_token(model: Any, tokenizer: Any) -> int:
+    end = unwrap(model).generation_config.eos_token_id
+    ends = end if isinstance(end, (list, tuple)) else [end]
+    return next(int(token) for token in (tokenizer.pad_token_id, model.config.pad_token_id, *ends, 0) if token is not None)

@@ -1,0 +1,224 @@
+"""A server that hosts a model in Lamorel's way: loads it, builds heads and adapters, and answers calls."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from lamorel_ext.config import LlmArgs
+from lamorel_ext.errors import ModelLoadError, RequestError
+from lamorel_ext.lamorel.averaging import AveragedModule
+from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, give, initialised
+from lamorel_ext.lamorel.settings import LlmSettings
+from lamorel_ext.models.loading import load_model
+from lamorel_ext.types import ServerGroup
+
+
+class LamorelHost:
+    """What a server asks. See ``server.handlers.Host``; typed requests are not for it.
+
+    Args:
+        model: With module functions, after the initialiser.
+        updater: The user's, or None.
+    """
+
+    weights_version = 0
+
+    def __init__(self, model: LamorelModel, updater: Any) -> None:
+        self._model, self._updater = model, updater
+        self.module = AveragedModule(model)
+        if updater is not None:
+            updater.set_llm_module(self.module)
+
+    def call(self, method: str, values: Mapping[str, Any], group: Any) -> dict[str, Any]:
+        """Answer one call.
+
+        Raises:
+            RequestError: There is no such call, or it cannot be answered.
+        """
+        if method == "sit_by":
+            return {}
+        if method == "forward":
+            return {"rows": [_detached(row) for row in self._model(**values)]}
+        if method == "generate":
+            return {"rows": self._model.generate(**values)}
+        if method == "update":
+            return group.together(lambda: self._update(values, group))
+        raise RequestError(f"{method} is no call of Lamorel's")
+
+    def _update(self, values: Mapping[str, Any], group: ServerGroup) -> dict[str, Any]:
+        if self._updater is None:
+            raise RequestError("update was called, but Caller was given no custom_updater")
+        if not values:  # fewer contexts than servers: this one has no part of the batch
+            self.module.update(None)
+            return {}
+        result = self.module.update(lambda: self._updater.perform_update(**values))
+        return {"result": _detached(result)}
+
+    # --- what a server asks of other hosts --------------------------------------------------------
+
+    def score(self, *args: Any, **kwargs: Any) -> Any:
+        """Not here."""
+        raise RequestError(_TYPED)
+
+    generate = reset = save = load = score
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+    def info(self) -> dict[str, Any]:
+        """What is hosted."""
+        config = self._model.get_model_config()
+        return {
+            "model_type": self._model.model_type,
+            "architecture": type(self._model._LLM_model).__name__,
+            "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
+            "vocab_size": int(config.vocab_size),
+            "module_functions": ",".join(name for name in self._model._module_functions if name != SCORE_KEY),
+        }
+
+
+_TYPED = "this server hosts a model in Lamorel's way; ask it through lamorel_ext.Caller"
+
+
+class Meeting:
+    """Stands among the updaters of a server to be handed the group of servers, for the host's sake."""
+
+    def __init__(self, host: LamorelHost) -> None:
+        self._host = host
+
+    def set_llm_module(self, llm_module: Any) -> None:
+        """Nothing to keep."""
+
+    def set_group(self, group: ServerGroup) -> None:
+        """Let the servers begin with the same weights."""
+        self._host.module.begin(group)
+
+    def update(self, request: Any) -> Any:
+        """Not here."""
+        raise RequestError(_TYPED)
+
+    def reset(self, seed: int) -> None:
+        """Nothing to forget."""
+
+    def save(self, folder: Path) -> None:
+        """Nothing to write."""
+
+    def load(self, folder: Path) -> None:
+        """Nothing to read."""
+
+
+def make_host(
+    settings: LlmSettings,
+    device: torch.device,
+    rank: int,
+    custom_updater: Any,
+    custom_module_functions: Mapping[str, Any],
+    custom_model_initializer: Any,
+) -> LamorelHost:
+    """Load the model and build everything around it, in Lamorel's order and from Lamorel's seeds.
+
+    Args:
+        settings: Of this LLM.
+        device: Where it goes.
+        rank: Of this process.
+        custom_updater: The user's, or None.
+        custom_module_functions: By name.
+        custom_model_initializer: The user's, or None; gets the wrapper.
+
+    Raises:
+        ModelLoadError: The model cannot be had.
+        TypeError: Something is not what its name says.
+    """
+    set_seed(settings.args.seed)
+    model, tokenizer = _load(settings.args, device)
+    wrapper = LamorelModel(model, tokenizer, settings)
+    set_seed(settings.args.seed + rank)
+    shared = _attributes(settings, wrapper, rank)
+    wrapper = initialised(wrapper, custom_module_functions, settings, shared)
+    if custom_model_initializer is not None:
+        give(custom_model_initializer, shared)
+        wrapper = custom_model_initializer.initialize_model(wrapper)
+        if not isinstance(wrapper, LamorelModel):
+            raise TypeError(f"initialize_model gave a {type(wrapper).__name__}, expected the model that it was given")
+    if custom_updater is not None:
+        if not callable(getattr(custom_updater, "perform_update", None)):
+            raise TypeError(f"custom_updater is a {type(custom_updater).__name__}, not a BaseUpdater")
+        give(custom_updater, shared)
+    return LamorelHost(wrapper, custom_updater)
+
+
+def _attributes(settings: LlmSettings, model: LamorelModel, rank: int) -> dict[str, Any]:
+    """What 0.3 gives to updaters, module functions and initialisers."""
+    if settings.version == "0.2":
+        return {}
+    config = copy.deepcopy(settings.raw)
+    if hasattr(config, "_metadata"):
+        from omegaconf import OmegaConf
+
+        for name, value in model.get_additional_llm_config().items():
+            OmegaConf.update(config, name, value, force_add=True)
+    else:
+        config = {**config, **model.get_additional_llm_config()}
+    return {
+        "llm_config": config,
+        "model_config": model.get_model_config(),
+        "current_process_config": {"llm": settings.name, "process_index": rank},
+    }
+
+
+def _load(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
+    if not args.load_in_4bit:
+        model, tokenizer, _ = load_model(args, device)
+        return model, tokenizer
+    return _load_in_4bit(args, device)
+
+
+def _load_in_4bit(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
+    """Four bits through bitsandbytes, with Lamorel's choices: NF4, doubly quantised, bfloat16 sums."""
+    import importlib.util
+
+    if device.type != "cuda":
+        raise ModelLoadError(f"{args.model_path}: load_in_4bit needs a GPU, and this server is on the {device.type}; leave it out or set use_gpu")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelLoadError(f"{args.model_path}: load_in_4bit needs the package bitsandbytes: pip install bitsandbytes")
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
+
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_use_double_quant=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    try:
+        config = AutoConfig.from_pretrained(args.model_path, trust_remote_code=args.trust_remote_code)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = kind.from_pretrained(
+            args.model_path, quantization_config=quantised, device_map={"": device}, use_safetensors=True,
+            trust_remote_code=args.trust_remote_code,
+        )  # fmt: skip
+        return model.eval(), AutoTokenizer.from_pretrained(args.model_path, trust_remote_code=args.trust_remote_code)
+    except Exception as error:  # transformers, bitsandbytes and the hub's client have no error in common
+        raise ModelLoadError(f"{args.model_path} cannot be loaded in 4 bits: {' '.join(str(error).split())}") from error
+
+
+def _detached(value: Any) -> Any:
+    """Without the graphs that tensors hang in."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, Mapping):
+        return {key: _detached(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_detached(item) for item in value)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [_detached(item) for item in value]
+    return value
+
+
+def on_cpu(settings: LlmSettings) -> LlmSettings:
+    """The same without GPUs."""
+    parallelism = replace(settings.args.parallelism, use_gpu=False)
+    return replace(settings, args=replace(settings.args, parallelism=parallelism))

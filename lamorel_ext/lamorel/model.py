@@ -1,0 +1,508 @@
+"""The language model as Lamorel's updaters, heads and initialisers see it: same attributes, same inputs, same results.
+
+Where only scores are asked for, without gradients, the package's own scorer answers: it reads each
+prompt once and shares what candidates have in common. Everything else runs passes laid out as
+Lamorel lays them out, because the user's module functions read them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from lamorel_ext.errors import RequestError
+from lamorel_ext.lamorel.generation import generate
+from lamorel_ext.lamorel.settings import LlmSettings
+from lamorel_ext.models.engines import make_engine, unwrap
+from lamorel_ext.models.module_functions import BaseModuleFunction
+from lamorel_ext.models.scoring import Scorer
+from lamorel_ext.models.tokens import TextEncoder
+
+SCORE_KEY = "__score"
+Sequences = dict[str, list[int]]
+"""Lamorel's tokenised text: ``input_ids`` and ``attention_mask``."""
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How passes are laid out; Lamorel 0.3's arguments."""
+
+    minibatch_size: int
+    pad_contexts: bool
+    forced_context_len: int | None = None
+    forced_sequence_len: int | None = None
+    add_eos_on_candidates: bool | None = None
+
+
+class LogScores(BaseModuleFunction):
+    """The sum of a candidate's token log-probabilities in nats, padding left out by its mask."""
+
+    def initialize(self) -> None:
+        """Nothing to build."""
+
+    def forward(self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any) -> Tensor:
+        """``(n,)``."""
+        if "decoder_input_ids" in minibatch:
+            tokens, real = minibatch["decoder_input_ids"], minibatch["decoder_attention_mask"]
+        else:
+            tokens = minibatch["input_ids"]
+            real = minibatch["attention_mask"][:, -tokens.shape[1] :].clone()
+            first = minibatch["attention_mask"].shape[1] - tokens.shape[1]
+            for row, context in enumerate(tokenized_contexts):
+                # Where the context is in the pass, its tokens and the one that ends it are no candidate's.
+                real[row, : len(context["input_ids"]) + 1 - first] = 0
+        logits, tokens = forward_outputs["logits"][:, :-1], tokens[:, 1:]
+        chosen = torch.gather(logits.float().log_softmax(-1), 2, tokens[:, :, None]).squeeze(-1)
+        return torch.where(real[:, 1:].bool(), chosen, 0.0).sum(-1).cpu()
+
+
+class LamorelModel(nn.Module):
+    """A model with its tokenizer and module functions, under Lamorel's names.
+
+    Args:
+        model: On its device, in evaluation mode.
+        tokenizer: Its tokenizer.
+        settings: Of this LLM.
+
+    Attributes:
+        _LLM_model: The transformers model; an initialiser may put another one in its place.
+        _LLM_tokenizer: Its tokenizer.
+        _module_functions: By name, the scores as ``__score``.
+        model_type: ``causal`` or ``seq2seq``.
+        pad_token: Token that fills the rows of a minibatch.
+        device: Where inputs go; ``main_device`` is the same.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, settings: LlmSettings) -> None:
+        super().__init__()
+        self._LLM_model = model
+        self._LLM_tokenizer = tokenizer
+        self._settings = settings
+        self.model_type = "seq2seq" if model.config.is_encoder_decoder else "causal"
+        self.pad_token = _pad_token(tokenizer, settings)
+        self.device = self.main_device = model.device
+        self._module_functions = nn.ModuleDict()
+        self._scorer: tuple[tuple[int, int], Scorer, TextEncoder] | None = None
+
+    def get_model_config(self) -> Any:
+        """The transformers configuration."""
+        return self._LLM_model.config
+
+    def get_additional_llm_config(self) -> dict[str, Any]:
+        """What 0.3 adds to the configuration that module functions get."""
+        return {"pad_token": self.pad_token}
+
+    def get_trainable_module(self) -> Any:
+        """The transformers model."""
+        return self._LLM_model
+
+    def register_module_functions(self, module_functions: Mapping[str, nn.Module]) -> None:
+        """Take the module functions, already initialised."""
+        self._module_functions = nn.ModuleDict(dict(module_functions))
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    def generate(
+        self, contexts: Sequence[str], return_logprobs: bool = False, peft_adapter: str | None = None, **kwargs: Any
+    ) -> list[list[dict[str, Any]]]:
+        """See ``generation.generate``."""
+        self._activate(peft_adapter)
+        return generate(self._LLM_model, self._LLM_tokenizer, contexts, return_logprobs, kwargs)
+
+    def forward(
+        self,
+        module_function_keys: Sequence[str],
+        contexts: Sequence[Any],
+        candidates: Sequence[Sequence[str]] | None = None,
+        require_grad: bool = False,
+        minibatch_size: int | None = None,
+        peft_adapter: str | None = None,
+        **kwargs: Any,
+    ) -> list[dict[str, Any]]:
+        """Evaluate module functions, ``__score`` among them.
+
+        Args:
+            module_function_keys: Their names.
+            contexts: ``n`` texts, or lists of tokens.
+            candidates: ``n`` lists; None or an empty one means ``[""]``.
+            require_grad: Whether gradients flow.
+            minibatch_size: Rows of a pass; None takes the configured number.
+            peft_adapter: Adapter to activate before.
+            **kwargs: ``pad_contexts``, ``forced_context_len``, ``forced_sequence_len`` and
+                ``add_eos_on_candidates`` of 0.3; all others reach the module functions.
+
+        Returns:
+            For each context a dictionary: for each name a row per candidate.
+
+        Raises:
+            RequestError: The lists do not fit, or a module function is unknown.
+        """
+        keys = list(module_function_keys)
+        functions = {key: self._function(key) for key in keys}
+        layout = {name: kwargs.pop(name, None) for name in _LAYOUT}
+        if layout["pad_contexts"] is None:
+            layout["pad_contexts"] = self._settings.version == "0.2"
+        options = _Options(self._minibatch_size(minibatch_size), **layout)
+        texts = _candidates(candidates, len(contexts))
+        if not contexts:
+            return []
+        self._activate(peft_adapter)
+        with nullcontext() if require_grad else torch.no_grad():
+            if keys == [SCORE_KEY] and not require_grad and self._plain_scores(contexts, options):
+                columns: dict[str, Any] = {SCORE_KEY: self._scores(contexts, texts, options)}
+            else:
+                columns = self._passes(functions, contexts, texts, options, kwargs)
+        self._tidy()
+        starts = [0]
+        for own in texts:
+            starts.append(starts[-1] + len(own))
+        return [
+            {key: _rows(column, start, stop) for key, column in columns.items()}
+            for start, stop in zip(starts[:-1], starts[1:], strict=True)
+        ]
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _function(self, key: str) -> nn.Module:
+        if key not in self._module_functions:
+            known = ", ".join(name for name in self._module_functions if name != SCORE_KEY)
+            raise RequestError(f"no module function {key!r}; there are: {known or 'none'}")
+        return self._module_functions[key]
+
+    def _minibatch_size(self, asked: int | None) -> int:
+        size = self._settings.args.minibatch_size if asked is None else asked
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise RequestError(f"minibatch_size is {size!r}, expected an integer of at least 1")
+        return size
+
+    def _activate(self, adapter: str | None) -> None:
+        if adapter is None:
+            return
+        if not hasattr(self._LLM_model, "peft_config"):
+            raise RequestError(f"peft_adapter is {adapter!r}, but the model has no adapters")
+        if adapter not in self._LLM_model.peft_config:
+            names = ", ".join(self._LLM_model.peft_config)
+            raise RequestError(f"peft_adapter is {adapter!r}; the model has: {names}")
+        self._LLM_model.set_adapter(adapter)
+
+    def _plain_scores(self, contexts: Sequence[Any], options: _Options) -> bool:
+        """Whether the fast scorer gives what is asked for."""
+        custom = type(self._module_functions[SCORE_KEY]) is not LogScores
+        training = self._LLM_model.training
+        return not custom and not training and all(isinstance(context, str) for context in contexts)
+
+    def _scores(self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], options: _Options) -> Tensor:
+        stamp = (id(self._LLM_model), options.minibatch_size)
+        if self._scorer is None or self._scorer[0] != stamp:
+            scorer = Scorer(make_engine(self._LLM_model, stamp[1]), stamp[1], torch.float32)
+            encoder = TextEncoder(self._LLM_tokenizer, unwrap(self._LLM_model).config, self._settings.args.max_prompt_tokens)
+            self._scorer = (stamp, scorer, encoder)
+        _, scorer, encoder = self._scorer
+        texts = [self._with_end(own, options) for own in candidates]
+        tokens = [tuple(encoder.encode(own)) for own in texts]
+        longest = [max(map(len, own)) for own in tokens]
+        prompts = encoder.encode_prompts(contexts, behind=longest)
+        # The scorer takes distinct prompts with distinct candidates.
+        merged: dict[Any, dict[Any, int]] = {}
+        for prompt, own in zip(prompts, tokens, strict=True):
+            places = merged.setdefault(prompt, {})
+            for one in own:
+                places.setdefault(one, len(places))
+        found = scorer.score(list(merged), [tuple(own) for own in merged.values()]).log_probs.cpu()
+        parts = dict(zip(merged, torch.split(found, [len(own) for own in merged.values()]), strict=True))
+        rows = [
+            parts[prompt][[merged[prompt][one] for one in own]]
+            for prompt, own in zip(prompts, tokens, strict=True)
+        ]
+        return torch.cat(rows)
+
+    def _with_end(self, texts: Sequence[str], options: _Options) -> list[str]:
+        end = self._LLM_tokenizer.eos_token if options.add_eos_on_candidates else ""
+        return [text + end for text in texts]
+
+    def _passes(
+        self,
+        functions: Mapping[str, nn.Module],
+        contexts: Sequence[Any],
+        candidates: Sequence[Sequence[str]],
+        options: _Options,
+        kwargs: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        inputs, rows = self._tokenised(contexts, candidates, options)
+        owners = [place for place, own in enumerate(rows) for _ in own]
+        outputs = [row for own in rows for row in own]
+        read = self._read(inputs, options) if self._settings.args.pre_encode_inputs else None
+        columns: dict[str, list[Any]] = {key: [] for key in functions}
+        for start in range(0, len(outputs), options.minibatch_size):
+            stop = min(start + options.minibatch_size, len(outputs))
+            part = owners[start:stop]
+            minibatch = self._minibatch([inputs[place] for place in part], outputs[start:stop], options, read, part)
+            arguments = dict(minibatch)
+            if list(functions) != [SCORE_KEY]:
+                minibatch["output_hidden_states"] = arguments["output_hidden_states"] = True
+            if self._takes("position_ids") and self.model_type == "causal":
+                mask = arguments["attention_mask"]
+                positions = (mask.cumsum(-1) - 1).clamp(min=0)
+                arguments["position_ids"] = positions[:, -arguments["input_ids"].shape[1] :]
+            found = self._LLM_model(**arguments)
+            more = dict(kwargs)
+            if self._settings.version == "0.3":
+                more["current_minibatch_ids"] = list(range(start, stop))
+            for key, function in functions.items():
+                own = {} if key == SCORE_KEY else more
+                columns[key].append(
+                    function(found, minibatch=minibatch, tokenized_contexts=[inputs[place] for place in part], **own)
+                )
+        return {key: _joined(key, parts, len(outputs)) for key, parts in columns.items()}
+
+    def _tokenised(
+        self, contexts: Sequence[Any], candidates: Sequence[Sequence[str]], options: _Options
+    ) -> tuple[list[Sequences], list[list[Sequences]]]:
+        """Contexts as the pass reads them, and the rows behind each."""
+        causal = self.model_type == "causal"
+        read = [self._context(context, place) for place, context in enumerate(contexts)]
+        width = max(len(each["input_ids"]) for each in read)
+        if options.forced_context_len is not None:
+            if options.forced_context_len < width:
+                raise RequestError(f"forced_context_len is {options.forced_context_len}, but a context has {width} tokens")
+            width = options.forced_context_len
+        same = options.pad_contexts or self._settings.args.pre_encode_inputs or not causal
+        inputs, rows = [], []
+        for context, own in zip(read, candidates, strict=True):
+            outputs = [
+                self._LLM_tokenizer(text, add_special_tokens=False, return_token_type_ids=False)
+                for text in self._with_end(own, options)
+            ]
+            sequences = [{"input_ids": list(each["input_ids"]), "attention_mask": list(each["attention_mask"])} for each in outputs]
+            if causal:
+                last = _part(context, slice(-1, None))
+                sequences = [_chain(last, each) for each in sequences]
+                cut = _part(context, slice(None, -1))
+                inputs.append(self._padded(cut, width - 1, right=False) if same else cut)
+            else:
+                inputs.append(self._padded(context, width) if same else context)
+            rows.append(sequences)
+        return inputs, rows
+
+    def _context(self, context: Any, place: int) -> Sequences:
+        if not isinstance(context, str):
+            tokens = list(context)
+            if not all(isinstance(token, int) for token in tokens):
+                raise RequestError(f"contexts[{place}] is {context!r:.80}, expected a text or a list of tokens")
+        else:
+            tokens = list(self._LLM_tokenizer(context, add_special_tokens=False)["input_ids"])
+        if not tokens and self.model_type == "causal":
+            beginning = self._LLM_tokenizer.bos_token_id
+            tokens = [self._LLM_tokenizer.eos_token_id if beginning is None else beginning]
+            if tokens == [None]:
+                raise RequestError(f"contexts[{place}] is empty, and the tokenizer has no token to begin with")
+        if not tokens:
+            tokens = [self.pad_token]
+        return {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
+
+    def _padded(self, sequence: Sequences, size: int, right: bool = True) -> Sequences:
+        gap = size - len(sequence["input_ids"])
+        ids, mask = [self.pad_token] * gap, [0] * gap
+        if right:
+            return {"input_ids": sequence["input_ids"] + ids, "attention_mask": sequence["attention_mask"] + mask}
+        return {"input_ids": ids + sequence["input_ids"], "attention_mask": mask + sequence["attention_mask"]}
+
+    def _read(self, inputs: Sequence[Sequences], options: _Options) -> list[Any]:
+        """What the model makes of each context, read once for all its candidates, in parts of the
+        minibatch's size."""
+        read = []
+        for start in range(0, len(inputs), options.minibatch_size):
+            part = inputs[start : start + options.minibatch_size]
+            batch = {name: self._put([each[name] for each in part]) for name in part[0]}
+            if self.model_type == "seq2seq":
+                read.append(self._LLM_model.get_encoder()(**batch)[0])
+            elif not batch["input_ids"].shape[1]:
+                read.append(None)
+            else:
+                if self._takes("position_ids"):
+                    batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+                read.append(self._LLM_model(**batch, use_cache=True).past_key_values)
+        return read
+
+    def _minibatch(
+        self,
+        inputs: Sequence[Sequences],
+        outputs: Sequence[Sequences],
+        options: _Options,
+        read: Sequence[Any] | None,
+        owners: Sequence[int],
+    ) -> dict[str, Any]:
+        if self.model_type == "seq2seq":
+            start: Sequences = {"input_ids": [self._decoder_start], "attention_mask": [1]}
+            width = max(len(each["input_ids"]) for each in outputs) + 1
+            rows = [self._padded(_chain(start, each), width) for each in outputs]
+            minibatch: dict[str, Any] = {
+                "decoder_input_ids": self._put([each["input_ids"] for each in rows]),
+                "decoder_attention_mask": self._put([each["attention_mask"] for each in rows]),
+                "attention_mask": self._put([each["attention_mask"] for each in inputs]),
+            }
+            if read is None:
+                minibatch["input_ids"] = self._put([each["input_ids"] for each in inputs])
+            else:
+                states = torch.cat(list(read)) if len(read) > 1 else read[0]
+                minibatch["encoder_outputs"] = BaseModelOutput(last_hidden_state=states[self._put(owners)])
+            return minibatch
+        if read is None:
+            whole = [_chain(before, behind) for before, behind in zip(inputs, outputs, strict=True)]
+            width = max(len(each["input_ids"]) for each in whole)
+            if options.forced_sequence_len is not None:
+                if options.forced_sequence_len < width:
+                    raise RequestError(f"forced_sequence_len is {options.forced_sequence_len}, but a sequence has {width} tokens")
+                width = options.forced_sequence_len
+            rows = [self._padded(each, width) for each in whole]
+            return {name: self._put([each[name] for each in rows]) for name in ("input_ids", "attention_mask")}
+        if options.forced_sequence_len is not None:
+            raise RequestError("forced_sequence_len cannot be had with pre_encode_inputs: contexts are apart")
+        width = max(len(each["input_ids"]) for each in outputs)
+        rows = [self._padded(each, width) for each in outputs]
+        minibatch = {
+            "input_ids": self._put([each["input_ids"] for each in rows]),
+            "attention_mask": self._put(
+                [before["attention_mask"] + each["attention_mask"] for before, each in zip(inputs, rows, strict=True)]
+            ),
+        }
+        cache = _cache_of(read, owners, options.minibatch_size, self.device)
+        if cache is not None:
+            minibatch["past_key_values"] = cache
+        return minibatch
+
+    @property
+    def _decoder_start(self) -> int:
+        start = getattr(self._LLM_model.config, "decoder_start_token_id", None)
+        return self.pad_token if start is None else int(start)
+
+    def _takes(self, name: str) -> bool:
+        return name in inspect.signature(unwrap(self._LLM_model).forward).parameters
+
+    def _put(self, values: Any) -> Tensor:
+        return torch.tensor(values, device=self.device, dtype=torch.int64)
+
+    def _tidy(self) -> None:
+        options = self._settings.args.parallelism
+        if self.device.type == "cuda":
+            if options.synchronize_gpus_after_scoring:
+                torch.cuda.synchronize(self.device)
+            if options.empty_cuda_cache_after_scoring:
+                torch.cuda.empty_cache()
+
+
+_LAYOUT = ("pad_contexts", "forced_context_len", "forced_sequence_len", "add_eos_on_candidates")
+
+
+def _candidates(candidates: Sequence[Sequence[str]] | None, num_contexts: int) -> list[list[str]]:
+    if candidates is None or len(candidates) == 0:
+        return [[""] for _ in range(num_contexts)]
+    if len(candidates) != num_contexts:
+        raise RequestError(f"candidates has {len(candidates)} lists, expected {num_contexts}, one per context")
+    found = []
+    for place, own in enumerate(candidates):
+        if isinstance(own, str) or not all(isinstance(text, str) for text in own):
+            raise RequestError(f"candidates[{place}] is {own!r:.80}, expected a list of texts")
+        found.append([str(text) for text in own] or [""])
+    return found
+
+
+def _pad_token(tokenizer: Any, settings: LlmSettings) -> int:
+    """0 in 0.2, whose module functions look for it; in 0.3 the tokenizer's, which they are told."""
+    if settings.version == "0.2":
+        return 0
+    for token in (tokenizer.pad_token_id, settings.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def _part(sequence: Sequences, part: slice) -> Sequences:
+    return {name: values[part] for name, values in sequence.items()}
+
+
+def _chain(first: Sequences, second: Sequences) -> Sequences:
+    return {name: first[name] + second[name] for name in ("input_ids", "attention_mask")}
+
+
+def _rows(column: Any, start: int, stop: int) -> Any:
+    if isinstance(column, dict):
+        return {name: values[start:stop] for name, values in column.items()}
+    return column[start:stop]
+
+
+def _joined(key: str, parts: Sequence[Any], num_rows: int) -> Any:
+    if isinstance(parts[0], dict):
+        return {name: _joined(f"{key}[{name!r}]", [part[name] for part in parts], num_rows) for name in parts[0]}
+    if not all(isinstance(part, Tensor) for part in parts):
+        raise RequestError(f"module function {key} gave a {type(parts[0]).__name__}, expected a tensor or a dictionary of tensors")
+    column = torch.cat([part.reshape(1) if not part.dim() else part for part in parts])
+    if len(column) != num_rows:
+        raise RequestError(f"module function {key} gave {len(column)} rows for {num_rows} candidates")
+    return column
+
+
+def _cache_of(read: Sequence[Any], owners: Sequence[int], size: int, device: torch.device) -> Any:
+    """Keys and values of the contexts of these rows, as a cache of their own."""
+    from transformers import DynamicCache
+
+    if read[0] is None:
+        return None
+    parts = [(place // size, place % size) for place in owners]
+    layers = []
+    for layers_of_parts in zip(*[_layers(cache) for cache in read], strict=True):
+        pair = []
+        for which in range(2):
+            if len(read) == 1:
+                index = torch.tensor([row for _, row in parts], device=device)
+                pair.append(layers_of_parts[0][which].index_select(0, index))
+            else:
+                pair.append(torch.stack([layers_of_parts[part][which][row] for part, row in parts]))
+        layers.append(tuple(pair))
+    cache = DynamicCache()
+    for place, (keys, values) in enumerate(layers):
+        cache.update(keys, values, place)
+    return cache
+
+
+def _layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def initialised(
+    model: LamorelModel, functions: Mapping[str, Any], settings: LlmSettings, attributes: Mapping[str, Any]
+) -> LamorelModel:
+    """Give the module functions what Lamorel gives them, let them build their layers, and register them.
+
+    Raises:
+        TypeError: One is no ``BaseModuleFunction``.
+    """
+    everything: dict[str, Any] = {**functions}
+    everything.setdefault(SCORE_KEY, LogScores())
+    for name, function in everything.items():
+        if not isinstance(function, nn.Module) or not hasattr(function, "initialize"):
+            raise TypeError(f"custom_module_functions[{name!r}] is a {type(function).__name__}, not a BaseModuleFunction")
+        function.device = model.device
+        function.llm_config = model.get_model_config()
+        give(function, attributes)
+        function.initialize()
+    model.register_module_functions(everything)
+    return model
+
+
+def give(owner: Any, attributes: Mapping[str, Any]) -> None:
+    """Set attributes: those of 0.3, none in 0.2."""
+    for name, value in attributes.items():
+        setattr(owner, name, value)
+
+
+def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
+    """Parameters that take gradients now."""
+    return (parameter for parameter in model.parameters() if parameter.requires_grad)

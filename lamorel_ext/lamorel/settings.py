@@ -1,0 +1,289 @@
+"""Reading Lamorel's configurations, those of 0.2 and of the branch v0.3, into the package's own.
+
+What is not needed here is accepted and named once, in one line.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from lamorel_ext.config import AccelerateArgs, DistributedSetupArgs, LamorelArgs, LlmArgs, ParallelismArgs
+from lamorel_ext.errors import ConfigError
+
+logger = logging.getLogger("lamorel_logger")
+
+Version = Literal["0.2", "0.3"]
+DEFAULT_SEED = 42
+"""Lamorel's, where ``llm_args.seed`` is missing."""
+
+_NEEDED_LATER = frozenset({"handler", "constructor_kwargs", "pad_token_id", "allow_subgraph_use_whith_gradient", "lora"})
+_SETUP_03 = frozenset({"n_rl_processes", "llm_processes", "timeout", "init_timeout", "backend", "multinode", "multinode_args"})
+_DTYPE_NAMES = {"torch_dtype": "dtype", "dtype": "dtype"}
+
+
+@dataclass(frozen=True)
+class LlmSettings:
+    """One LLM of a launch.
+
+    Attributes:
+        name: Its key in ``llm_configs``; ``""`` in 0.2, which has one.
+        version: Of the configuration, which decides what updaters and module functions are given.
+        args: The package's own keys.
+        servers: Numbers of its servers among all.
+        devices: 0.3's ``devices_per_process``: for each server ``"cpu"`` or its GPUs; empty in
+            0.2, which places servers by ``parallelism``.
+        pad_token_id: For tokenizers without one.
+        raw: The configuration as the user's functions see it.
+    """
+
+    name: str
+    version: Version
+    args: LlmArgs
+    servers: range
+    devices: tuple[tuple[int, ...], ...] = ()
+    pad_token_id: int | None = None
+    raw: Any = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A launch: Lamorel's keys for roles and addresses, and the LLMs."""
+
+    args: LamorelArgs
+    llms: tuple[LlmSettings, ...]
+    unused: tuple[str, ...] = field(default=())
+
+    @property
+    def version(self) -> Version:
+        """Of the configuration."""
+        return self.llms[0].version
+
+
+def read_settings(config: Any) -> Settings:
+    """Read ``lamorel_args``.
+
+    Args:
+        config: OmegaConf's or a plain mapping.
+
+    Raises:
+        ConfigError: A value is missing or cannot be; every problem in a line of its own.
+    """
+    problems: list[str] = []
+    unused: list[str] = []
+    plain = _plain(config)
+    new = "llm_configs" in plain
+    if new == ("llm_args" in plain):
+        raise ConfigError("lamorel_args: expected either llm_args (Lamorel 0.2) or llm_configs (0.3)")
+    read = _read_03 if new else _read_02
+    args, llms = read(plain, config, problems, unused)
+    _check(args, llms, problems)
+    if problems:
+        raise ConfigError(problems)
+    return Settings(args, llms, tuple(unused))
+
+
+def say_unused(settings: Settings) -> None:
+    """Name the keys that are not needed here; once."""
+    if settings.unused:
+        logger.warning(f"not used here: {', '.join(settings.unused)}")
+
+
+# --- 0.2 -------------------------------------------------------------------------------------------
+
+
+def _read_02(
+    plain: Mapping[str, Any], config: Any, problems: list[str], unused: list[str]
+) -> tuple[LamorelArgs, tuple[LlmSettings, ...]]:
+    known = {each.name for each in fields(LamorelArgs)}
+    unused += [f"lamorel_args.{key}" for key in plain if key not in known]
+    setup = _take(DistributedSetupArgs, _section(plain, "distributed_setup_args", problems), "distributed_setup_args", problems, unused)
+    accelerate = _section(plain, "accelerate_args", problems)
+    accelerate.pop("num_processes", None)  # the launcher's own
+    accelerated = _take(AccelerateArgs, accelerate, "accelerate_args", problems, unused)
+    llm = _llm_args(_section(plain, "llm_args", problems), "llm_args", problems, unused)
+    args = _lamorel_args(plain, problems, setup, accelerated, llm)
+    raw = getattr(config, "llm_args", None)
+    return args, (LlmSettings("", "0.2", llm, range(setup.n_llm_processes), raw=raw),)
+
+
+def _lamorel_args(
+    plain: Mapping[str, Any], problems: list[str], setup: DistributedSetupArgs, accelerate: AccelerateArgs, llm: LlmArgs
+) -> LamorelArgs:
+    level = str(plain.get("log_level", "info")).lower()
+    if not isinstance(getattr(logging, level.upper(), None), int):
+        problems.append(f"lamorel_args.log_level: no level of logging is called {level!r}")
+        level = "info"
+    timeout = plain.get("gloo_timeout")
+    subgraphs = bool(plain.get("allow_subgraph_use_whith_gradient", False))
+    return LamorelArgs(
+        level if level in ("debug", "info", "warning", "error") else "error",  # type: ignore[arg-type]
+        _number(1800 if timeout is None else timeout, "gloo_timeout", problems), subgraphs, setup, accelerate, llm,
+    )  # fmt: skip
+
+
+# --- 0.3 -------------------------------------------------------------------------------------------
+
+
+def _read_03(
+    plain: Mapping[str, Any], config: Any, problems: list[str], unused: list[str]
+) -> tuple[LamorelArgs, tuple[LlmSettings, ...]]:
+    known = {"log_level", "llm_configs", "distributed_setup_args"}
+    unused += [f"lamorel_args.{key}" for key in plain if key not in known]
+    setup = _section(plain, "distributed_setup_args", problems)
+    unused += [f"distributed_setup_args.{key}" for key in setup if key not in _SETUP_03]
+    processes = _section(setup, "llm_processes", problems)
+    configs = _section(plain, "llm_configs", problems)
+    if processes.keys() != configs.keys():
+        problems.append(
+            f"distributed_setup_args.llm_processes names {', '.join(processes) or 'none'}, llm_configs {', '.join(configs) or 'none'};"
+            " expected the same LLMs in both"
+        )
+    llms: list[LlmSettings] = []
+    first = 0
+    for name in processes:
+        where = f"llm_processes.{name}"
+        own = dict(processes[name] or {})
+        count = _number(own.pop("n_processes", 1), f"{where}.n_processes", problems)
+        devices = _devices(own.pop("devices_per_process", None), count, where, problems)
+        if own.pop("ddp_kwargs", None):
+            unused.append(f"{where}.ddp_kwargs")
+        unused += [f"{where}.{key}" for key in own]
+        values = dict(configs.get(name) or {})
+        pad = values.get("pad_token_id")
+        llm = _llm_args(values, f"llm_configs.{name}", problems, unused)
+        servers = range(first, first + max(0, count))
+        raw = config.llm_configs.get(name) if hasattr(config, "llm_configs") else values
+        llms.append(LlmSettings(name, "0.3", llm, servers, devices, pad, raw))
+        first = servers.stop
+    rl = _number(setup.get("n_rl_processes", 1), "distributed_setup_args.n_rl_processes", problems)
+    accelerate = AccelerateArgs()
+    args = _lamorel_args({**plain, "gloo_timeout": setup.get("timeout")}, problems, DistributedSetupArgs(rl, first), accelerate, LlmArgs())
+    return args, tuple(llms)
+
+
+def _devices(raw: Any, count: int, where: str, problems: list[str]) -> tuple[tuple[int, ...], ...]:
+    key = f"{where}.devices_per_process"
+    if not isinstance(raw, (list, tuple)) or len(raw) != count:
+        problems.append(f"{key}: expected one entry for each of the {count} processes, got {raw!r:.80}")
+        return ((),) * max(0, count)
+    found = []
+    for entry in raw:
+        if entry == "cpu":
+            found.append(())
+        elif isinstance(entry, (list, tuple)) and entry and all(type(gpu) is int and gpu >= 0 for gpu in entry):
+            found.append(tuple(entry))
+        else:
+            problems.append(f"{key}: expected 'cpu' or a list of GPUs, got {entry!r:.80}")
+            found.append(())
+    return tuple(found)
+
+
+# --- both ------------------------------------------------------------------------------------------
+
+
+def _llm_args(values: dict[str, Any], where: str, problems: list[str], unused: list[str]) -> LlmArgs:
+    values = dict(values)
+    parallelism = values.pop("parallelism", None) or {}
+    for key in ("synchronize_gpus_after_scoring", "empty_cuda_cache_after_scoring"):
+        if key in values:  # 0.3 has them here
+            parallelism = {**parallelism, key: values.pop(key)}
+    for key, value in dict(values.get("constructor_kwargs") or {}).items():
+        if key in _DTYPE_NAMES and value is not None:
+            values["dtype"] = str(value).removeprefix("torch.")
+        elif key == "trust_remote_code":
+            values[key] = value
+        elif key == "load_in_4bit":
+            values[key] = value
+        else:
+            unused.append(f"{where}.constructor_kwargs.{key}")
+    if values.get("handler") not in (None, "hf_llm"):
+        problems.append(f"{where}.handler: {values['handler']!r} is not here; hf_llm is")
+    if values.get("seed") is None:
+        values["seed"] = DEFAULT_SEED
+    for key in _NEEDED_LATER - {each.name for each in fields(LlmArgs)}:
+        values.pop(key, None)
+    options = _take(ParallelismArgs, parallelism, f"{where}.parallelism", problems, unused)
+    return replace(_take(LlmArgs, values, where, problems, unused), parallelism=options)
+
+
+def _take(kind: Any, values: Mapping[str, Any], where: str, problems: list[str], unused: list[str]) -> Any:
+    """A dataclass of the keys that it knows; a null keeps its default where it has another one."""
+    known = {each.name: each for each in fields(kind)}
+    chosen = {}
+    for key, value in values.items():
+        if key not in known:
+            unused.append(f"{where}.{key}")
+        elif value == "???":
+            problems.append(f"lamorel_args.{where}.{key}: a value is missing (???)")
+        elif value is not None:
+            problem = _misfit(value, known[key].type)
+            if problem:
+                problems.append(f"lamorel_args.{where}.{key}: expected {problem}, got {value!r:.80}")
+            else:
+                chosen[key] = value
+    return kind(**chosen)
+
+
+def _misfit(value: Any, annotation: Any) -> str:
+    """What was expected where a value does not fit; annotations are text here."""
+    name = str(annotation).removesuffix(" | None")
+    if name == "int" and (isinstance(value, bool) or not isinstance(value, int)):
+        return "a whole number"
+    if name == "bool" and not isinstance(value, bool):
+        return "true or false"
+    if name == "str" and not isinstance(value, str):
+        return "a text"
+    if name.startswith("Literal[") and not (isinstance(value, str) and f"'{value}'" in name.replace('"', "'")):
+        return f"one of {name[8:-1]}"
+    return ""
+
+
+def _number(value: Any, key: str, problems: list[str]) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        problems.append(f"lamorel_args.{key}: expected a whole number, got {value!r:.80}")
+        return 1
+    return value
+
+
+def _section(values: Mapping[str, Any], key: str, problems: list[str]) -> dict[str, Any]:
+    section = values.get(key)
+    if section is None:
+        section = {}
+    if not isinstance(section, Mapping):
+        problems.append(f"lamorel_args.{key}: expected keys and values, got {section!r:.80}")
+        section = {}
+    return dict(section)
+
+
+def _check(args: LamorelArgs, llms: Sequence[LlmSettings], problems: list[str]) -> None:
+    setup = args.distributed_setup_args
+    for key, value in _counts(setup):
+        if value < 1:
+            problems.append(f"lamorel_args.distributed_setup_args.{key}: must be at least 1, got {value}")
+    for llm in llms:
+        if llm.args.minibatch_size < 1:
+            problems.append(f"lamorel_args.llm_args.minibatch_size: must be at least 1, got {llm.args.minibatch_size}")
+
+
+def _counts(setup: DistributedSetupArgs) -> Iterator[tuple[str, int]]:
+    yield "n_rl_processes", setup.n_rl_processes
+    yield "n_llm_processes", setup.n_llm_processes
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Plain dictionaries and lists; a value that is missing stays ``???``."""
+    if isinstance(config, Mapping) and not hasattr(config, "_metadata"):
+        return {str(key): value for key, value in config.items()}
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"lamorel_args: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"lamorel_args: expected keys and values, got a {type(plain).__name__}")
+    return {str(key): value for key, value in plain.items()}

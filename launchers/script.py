@@ -1,0 +1,178 @@
+"""Start a script written for Lamorel: ``lamorel-ext-launch script S --config-path P --config-name N key=value``.
+
+The command line is Lamorel's. With ``--alias`` the script's ``import lamorel`` finds this package.
+``lamorel-ext-launch alias COMMAND`` runs any command so that it, and what it starts, has these
+names: ``lamorel-ext-launch alias python -m lamorel_launcher.launch ...`` is Lamorel's own line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError, safe_load
+
+from lamorel_ext.config import Config
+from lamorel_ext.errors import ConfigError, LamorelExtError
+from lamorel_ext.lamorel.alias import ROOT, environment
+from lamorel_ext.lamorel.settings import Settings, read_settings
+from launchers.command import Command, accelerate_arguments, rank_environment
+from launchers.local import run_here
+
+DEFAULT_PORT = 12345
+"""Lamorel's, where several launches have to meet and no port is given."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    parser = argparse.ArgumentParser(prog="lamorel-ext-launch script", description="Start a script written for Lamorel.")
+    parser.add_argument("script", nargs="?", help="the script; or rl_script_args.path=SCRIPT among the overrides")
+    parser.add_argument("overrides", nargs="*", help="key=value, in Hydra's syntax")
+    parser.add_argument("--config-path", "-cp", required=True, help="folder of the configuration")
+    parser.add_argument("--config-name", "-cn", required=True, help="its file, with or without .yaml")
+    parser.add_argument("--alias", action="store_true", help="let the script import lamorel (and gym, babyai, babyai_text)")
+    parser.add_argument("--dry-run", action="store_true", help="start nothing, print the command")
+    return parser
+
+
+def launch_script(argv: Sequence[str]) -> int:
+    """Do what the command line asks; gives the exit status.
+
+    Raises:
+        ConfigError: The configuration or the script cannot be used.
+    """
+    options = make_parser().parse_intermixed_args(list(argv))
+    overrides = list(options.overrides)
+    script = options.script
+    if script is not None and "=" in script:
+        overrides.insert(0, script)
+        script = None
+    folder = Path(options.config_path).expanduser().resolve()
+    name = options.config_name.removesuffix(".yaml").removesuffix(".yml")
+    if script is not None:
+        overrides.append(f"++rl_script_args.path={Path(script).expanduser().resolve()}")
+    command = script_command(folder, name, overrides)
+    if options.dry_run:
+        print(command.shell())
+        return 0
+    with ExitStack() as stack:
+        added = stack.enter_context(environment()) if options.alias else {"PYTHONPATH": _with_root()}
+        return run_here(replace(command, environment={**command.environment, **added}))
+
+
+def lamorel_launch(argv: Sequence[str]) -> int:
+    """``python -m lamorel_launcher.launch`` under the alias."""
+    return _reported(lambda: launch_script(["--alias", *argv]))
+
+
+def run_with_alias(argv: Sequence[str]) -> int:
+    """Run a command whose Python processes have Lamorel's names.
+
+    Raises:
+        ConfigError: No command was given.
+    """
+    command = list(argv[1:] if argv[:1] == ["--"] else argv)
+    if not command:
+        raise ConfigError("alias: expected a command, such as python -m lamorel_launcher.launch ...")
+    with environment() as added:
+        return run_here(Command(tuple(command), added))
+
+
+def main(task: str, argv: Sequence[str]) -> int:
+    """``script`` or ``alias`` of ``lamorel-ext-launch``."""
+    return _reported(lambda: (launch_script if task == "script" else run_with_alias)(argv))
+
+
+def script_command(folder: Path, name: str, overrides: Sequence[str]) -> Command:
+    """The ``accelerate launch`` line of a script.
+
+    Args:
+        folder: Of the configuration.
+        name: Its file, without ``.yaml``.
+        overrides: Handed to the script as well.
+
+    Raises:
+        ConfigError: Something is missing or cannot be.
+    """
+    composed = _compose(folder, name, overrides)
+    args = OmegaConf.select(composed, "lamorel_args")
+    if args is None:
+        raise ConfigError(f"{folder / name}.yaml has no lamorel_args")
+    settings = read_settings(args)
+    script = _script(composed)
+    config = Config(lamorel_args=_accelerated(settings, args, folder))
+    own = [*overrides, "hydra.run.dir=.", "--config-path", str(folder), "--config-name", name]
+    gpus = any(llm.args.parallelism.use_gpu or any(llm.devices) for llm in settings.llms)
+    surroundings = {} if gpus else rank_environment(config)
+    return Command(("accelerate", "launch", *accelerate_arguments(config), str(script), *own), surroundings)
+
+
+def _compose(folder: Path, name: str, overrides: Sequence[str]) -> Any:
+    if not any((folder / f"{name}{suffix}").is_file() for suffix in (".yaml", ".yml")):
+        raise ConfigError(f"no configuration {name!r} in {folder}")
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(folder), version_base=None):
+            return compose(name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{name}.yaml with {list(overrides)}: {' '.join(str(error).split())}") from error
+
+
+def _script(composed: Any) -> Path:
+    section = OmegaConf.select(composed, "rl_script_args")
+    path = None if section is None or OmegaConf.is_missing(section, "path") else section.get("path")
+    if path is None:
+        raise ConfigError("rl_script_args.path: a script is missing; give it as the first argument, or as rl_script_args.path=SCRIPT")
+    script = Path(str(path)).expanduser().resolve()
+    if not script.is_file():
+        raise ConfigError(f"rl_script_args.path: there is no file {script}")
+    return script
+
+
+def _accelerated(settings: Settings, args: Any, folder: Path) -> Any:
+    """Lamorel's keys with the address where launches on several machines meet, from accelerate's own file if need be."""
+    lamorel = settings.args
+    accelerate = lamorel.accelerate_args
+    file = _accelerate_file(folder, accelerate.config_file)
+    given = OmegaConf.select(args, "accelerate_args") or {}
+    port = accelerate.main_process_port
+    if accelerate.num_machines > 1 and not port:
+        port = int(file.get("main_process_port") or DEFAULT_PORT)
+    address = given.get("main_process_ip") or file.get("main_process_ip") or accelerate.main_process_ip
+    found = replace(accelerate, config_file=None, main_process_port=port, main_process_ip=str(address))
+    return replace(lamorel, accelerate_args=found)
+
+
+def _accelerate_file(folder: Path, name: str | None) -> Mapping[str, Any]:
+    """accelerate's file, of which only the address is needed: the rest follows from Lamorel's keys."""
+    if name is None or not (folder / name).is_file():
+        return {}
+    try:
+        read = safe_load((folder / name).read_text(encoding="utf-8"))
+    except (OSError, YAMLError) as error:
+        raise ConfigError(f"{folder / name} cannot be read: {' '.join(str(error).split())}") from error
+    return read if isinstance(read, dict) else {}
+
+
+def _with_root() -> str:
+    """The script's own folder comes first in its path; this package must be found from there too."""
+    return os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
+
+
+def _reported(work: Any) -> int:
+    try:
+        return int(work())
+    except LamorelExtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,124 @@
+"""Servers hold the same weights under an updater that knows nothing of averaging."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lamorel_ext.lamorel.averaging import AveragedModule
+from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
+
+Update = Callable[[AveragedModule, int, int], None]
+
+
+def run(size: int, parts: Callable[[int, int], bool], update: Update, updates: int = 10) -> list[AveragedModule]:
+    """``updates`` updates on ``size`` servers; ``parts(server, update)`` tells which have a part of the batch."""
+    modules: list[AveragedModule] = []
+    for server in range(size):
+        torch.manual_seed(server)  # they begin with different weights
+        modules.append(AveragedModule(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))))
+    errors: list[BaseException] = []
+
+    def serve(server: int, group: LockstepGroup) -> None:
+        try:
+            modules[server].begin(group)
+            for number in range(updates):
+                work = (lambda: update(modules[server], server, number)) if parts(server, number) else None  # noqa: B023
+                group.together(lambda: modules[server].update(work))  # noqa: B023
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=serve, args=(server, LockstepGroup(group)))
+        for server, group in enumerate(make_thread_groups(size, 20.0))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+    return modules
+
+
+def adam(module: AveragedModule, server: int, number: int, passes: int = 1) -> None:
+    if not hasattr(module, "optimizer"):
+        module.optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    generator = torch.Generator().manual_seed(100 * server + number)
+    module.optimizer.zero_grad()
+    for _ in range(passes):
+        (module(torch.randn(4, 3, generator=generator)) ** 2).mean().backward()
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 0.1)
+    module.optimizer.step()
+
+
+def same(modules: list[AveragedModule]) -> bool:
+    first = list(modules[0].parameters())
+    return all(torch.equal(a, b) for other in modules[1:] for a, b in zip(first, other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_weights_agree_to_the_last_bit_after_ten_updates(size: int) -> None:
+    assert same(run(size, lambda server, number: True, adam))
+
+
+def test_steps_made_by_hand_are_averaged_too() -> None:
+    def by_hand(module: AveragedModule, server: int, number: int) -> None:
+        module.zero_grad()
+        module(torch.full((2, 3), float(server + number))).sum().backward()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter -= 0.01 * parameter.grad  # type: ignore[operator]
+
+    assert same(run(2, lambda server, number: True, by_hand))
+
+
+def test_the_gradient_is_the_mean_over_servers_also_where_it_is_accumulated() -> None:
+    found: dict[int, torch.Tensor] = {}
+
+    def accumulate(module: AveragedModule, server: int, number: int) -> None:
+        module.zero_grad()
+        for scale in (1.0, 10.0):
+            (module.module[2].bias * scale * (server + 1)).sum().backward()  # type: ignore[index]
+        found[server] = module.module[2].bias.grad.clone()  # type: ignore[index]
+
+    run(2, lambda server, number: True, accumulate, updates=1)
+    assert found[0].item() == found[1].item() == pytest.approx(11 * 1.5)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [lambda server, number: server == 0, lambda server, number: server == number % 2, lambda server, number: server == 0 or number > 4],
+)
+def test_a_server_without_a_part_of_the_batch_keeps_up(parts: Callable[[int, int], bool]) -> None:
+    assert same(run(2, parts, adam))
+
+
+def test_unequal_numbers_of_passes_neither_hang_nor_part_the_weights() -> None:
+    assert same(run(3, lambda server, number: True, lambda module, server, number: adam(module, server, number, 1 + server)))
+
+
+def test_a_parameter_that_nobody_used_stays_without_a_gradient() -> None:
+    def last_only(module: AveragedModule, server: int, number: int) -> None:
+        module.module[2].bias.sum().backward()  # type: ignore[index]
+
+    modules = run(2, lambda server, number: True, last_only, updates=1)
+    assert all(m.module[0].weight.grad is None and m.module[2].bias.grad is not None for m in modules)  # type: ignore[index]
+
+
+def test_an_updater_that_fails_on_one_server_fails_on_all() -> None:
+    def fail(module: AveragedModule, server: int, number: int) -> None:
+        if server == 1:
+            raise ValueError("the reason")
+        adam(module, server, number)
+
+    with pytest.raises(Exception, match="the reason|given up because llm server 1 failed"):
+        run(2, lambda server, number: True, fail, updates=1)
+
+
+def test_parameter_names_are_those_of_a_wrapped_model() -> None:
+    module: Any = AveragedModule(nn.Linear(1, 1))
+    assert set(module.state_dict()) == {"module.weight", "module.bias"}

@@ -1,0 +1,104 @@
+"""Configurations of Lamorel 0.2, of GLAM and of 0.3 are read; what is not needed is named."""
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.lamorel.settings import read_settings
+
+
+def old(**changes: Any) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "log_level": "info", "gloo_timeout": 60, "allow_subgraph_use_whith_gradient": True,
+        "distributed_setup_args": {"n_rl_processes": 1, "n_llm_processes": 3},
+        "accelerate_args": {"config_file": "accelerate/default_config.yaml", "machine_rank": 0, "num_machines": 1, "num_processes": 4},
+        "llm_args": {
+            "model_type": "seq2seq", "model_path": "t5-small", "pretrained": True, "minibatch_size": 192, "pre_encode_inputs": True,
+            "load_in_4bit": False,
+            "parallelism": {
+                "use_gpu": False, "model_parallelism_size": 2, "synchronize_gpus_after_scoring": False,
+                "empty_cuda_cache_after_scoring": False,
+            },
+        },
+    }  # fmt: skip
+    return {**config, **changes}
+
+
+def new() -> dict[str, Any]:
+    llm = {
+        "handler": "hf_llm", "constructor_kwargs": {"torch_dtype": "bfloat16"}, "model_type": "causal", "model_path": "a/b",
+        "pretrained": True, "minibatch_size": 8, "pre_encode_inputs": False, "load_in_4bit": False,
+        "allow_subgraph_use_whith_gradient": False, "synchronize_gpus_after_scoring": True, "empty_cuda_cache_after_scoring": False,
+    }  # fmt: skip
+    return {
+        "log_level": "debug", "llm_configs": {"main": llm, "other": {**llm, "pad_token_id": 7}},
+        "distributed_setup_args": {
+            "backend": "gloo", "init_timeout": 120, "timeout": 30, "multinode": False, "multinode_args": {"experiment_id": 0},
+            "n_rl_processes": 2,
+            "llm_processes": {
+                "main": {"n_processes": 2, "devices_per_process": ["cpu", [1]], "ddp_kwargs": None},
+                "other": {"n_processes": 1, "devices_per_process": [[0, 2]]},
+            },
+        },
+    }  # fmt: skip
+
+
+def test_a_configuration_of_02_is_read_with_lamorels_seed() -> None:
+    settings = read_settings(OmegaConf.create(old()))
+    assert settings.version == "0.2" and settings.unused == ()
+    assert settings.args.distributed_setup_args.n_llm_processes == 3 and settings.args.gloo_timeout == 60
+    assert settings.llms[0].args.seed == 42 and settings.llms[0].args.parallelism.model_parallelism_size == 2
+
+
+def test_unknown_keys_are_accepted_and_named() -> None:
+    config = old(updater_args=None, other={"a": 1})
+    config["llm_args"]["fancy"] = 3
+    assert set(read_settings(config).unused) == {"lamorel_args.updater_args", "lamorel_args.other", "llm_args.fancy"}
+
+
+def test_values_that_are_missing_matter_only_where_they_are_needed() -> None:
+    config = old()
+    config["accelerate_args"]["main_process_ip"] = "???"
+    with pytest.raises(ConfigError, match="accelerate_args.main_process_ip: a value is missing"):
+        read_settings(OmegaConf.create(config))
+
+
+def test_every_problem_is_said_at_once() -> None:
+    config = old(log_level="loud")
+    config["llm_args"].update(minibatch_size="many", pretrained=3, model_type="rnn")
+    with pytest.raises(ConfigError) as caught:
+        read_settings(config)
+    assert all(key in str(caught.value) for key in ("log_level", "minibatch_size", "pretrained", "model_type"))
+
+
+def test_a_configuration_of_03_names_its_llms_and_their_devices() -> None:
+    settings = read_settings(OmegaConf.create(new()))
+    main, other = settings.llms
+    assert settings.version == "0.3" and settings.args.gloo_timeout == 30
+    assert main.servers == range(0, 2) and main.devices == ((), (1,)) and main.args.dtype == "bfloat16"
+    assert other.servers == range(2, 3) and other.devices == ((0, 2),) and other.pad_token_id == 7
+    assert settings.args.distributed_setup_args.n_llm_processes == 3
+    assert main.args.parallelism.synchronize_gpus_after_scoring
+
+
+@pytest.mark.parametrize("devices", [None, ["cpu"], ["cpu", "gpu"], ["cpu", []], ["cpu", [-1]]])
+def test_devices_that_do_not_fit_are_refused(devices: Any) -> None:
+    config = new()
+    config["distributed_setup_args"]["llm_processes"]["main"]["devices_per_process"] = devices
+    with pytest.raises(ConfigError, match="llm_processes.main.devices_per_process"):
+        read_settings(config)
+
+
+def test_llms_without_processes_are_refused() -> None:
+    config = new()
+    del config["distributed_setup_args"]["llm_processes"]["other"]
+    with pytest.raises(ConfigError, match="the same LLMs in both"):
+        read_settings(config)
+
+
+@pytest.mark.parametrize("config", [{}, {"llm_args": {}, "llm_configs": {}}])
+def test_it_must_be_one_of_both(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="either llm_args"):
+        read_settings(config)
