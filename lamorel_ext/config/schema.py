@@ -51,6 +51,21 @@ class ParallelismArgs:
 
 
 @dataclass(frozen=True)
+class LoraArgs:
+    """Low-rank adapters (extra ``lora``); with them the model's own weights are not trained.
+
+    Attributes:
+        r: Rank; 0 means no adapters.
+        alpha: Scale; 0 means twice the rank.
+        target_modules: Names of layers, such as ``[q, v]``; an empty list leaves the choice to peft.
+    """
+
+    r: int = number(0, at_least=0)
+    alpha: int = number(0, at_least=0)
+    target_modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class LlmArgs:
     """The language model.
 
@@ -84,6 +99,7 @@ class LlmArgs:
     value_head_hidden: int = number(1024, at_least=1)
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
     parallelism: ParallelismArgs = field(default_factory=ParallelismArgs)
+    lora: LoraArgs = field(default_factory=LoraArgs)
 
 
 @dataclass(frozen=True)

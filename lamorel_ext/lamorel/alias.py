@@ -16,13 +16,13 @@ import importlib.util
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 _LAMOREL = {
     "lamorel": ("lamorel_ext", ("Caller", "lamorel_init", "BaseUpdater", "BaseModuleFunction", "BaseModelInitializer")),
@@ -36,7 +36,7 @@ _LAMOREL = {
 }
 """Modules by where their names come from."""
 
-_FILES = {"lamorel_launcher.launch": HERE / "launch.py"}
+_FILES = {"lamorel_launcher.launch": ROOT / "launchers" / "as_lamorel.py"}
 """Modules that are run, not only imported."""
 
 _GAMES = ("gym", "babyai", "babyai_text")
@@ -75,6 +75,11 @@ def install() -> None:
     sys.meta_path.insert(0, _Finder({name: _copying(*source) for name, source in _LAMOREL.items()}))
     # Behind: what is really installed wins.
     sys.meta_path.append(_Finder({name: _fill_game for name in _game_modules()}))
+    if sys.version_info < (3, 12):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Scripts say distutils.dir_util after "import distutils", which others used to import.
+            importlib.import_module("distutils.dir_util")
 
 
 @contextmanager

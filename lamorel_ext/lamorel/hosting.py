@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lamorel_ext.lamorel.averaging import AveragedModule
 from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, give, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.models.loading import load_model
+from lamorel_ext.models.lora import with_adapters
 from lamorel_ext.types import ServerGroup
 
 
@@ -138,6 +138,7 @@ def make_host(
     """
     set_seed(settings.args.seed)
     model, tokenizer = _load(settings.args, device)
+    model = with_adapters(model, settings.args.lora, settings.args.seed)
     wrapper = LamorelModel(model, tokenizer, settings)
     set_seed(settings.args.seed + rank)
     shared = _attributes(settings, wrapper, rank)
@@ -216,9 +217,3 @@ def _detached(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [_detached(item) for item in value]
     return value
-
-
-def on_cpu(settings: LlmSettings) -> LlmSettings:
-    """The same without GPUs."""
-    parallelism = replace(settings.args.parallelism, use_gpu=False)
-    return replace(settings, args=replace(settings.args, parallelism=parallelism))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from lamorel_ext.config import AccelerateArgs, DistributedSetupArgs, LamorelArgs, LlmArgs, ParallelismArgs
+from lamorel_ext.config import AccelerateArgs, DistributedSetupArgs, LamorelArgs, LlmArgs, LoraArgs, ParallelismArgs
 from lamorel_ext.errors import ConfigError
 
 logger = logging.getLogger("lamorel_logger")
@@ -19,7 +19,7 @@ Version = Literal["0.2", "0.3"]
 DEFAULT_SEED = 42
 """Lamorel's, where ``llm_args.seed`` is missing."""
 
-_NEEDED_LATER = frozenset({"handler", "constructor_kwargs", "pad_token_id", "allow_subgraph_use_whith_gradient", "lora"})
+_NEEDED_LATER = frozenset({"handler", "constructor_kwargs", "pad_token_id", "allow_subgraph_use_whith_gradient"})
 _SETUP_03 = frozenset({"n_rl_processes", "llm_processes", "timeout", "init_timeout", "backend", "multinode", "multinode_args"})
 _DTYPE_NAMES = {"torch_dtype": "dtype", "dtype": "dtype"}
 
@@ -75,8 +75,8 @@ def read_settings(config: Any) -> Settings:
     unused: list[str] = []
     plain = _plain(config)
     new = "llm_configs" in plain
-    if new == ("llm_args" in plain):
-        raise ConfigError("lamorel_args: expected either llm_args (Lamorel 0.2) or llm_configs (0.3)")
+    if not new and "llm_args" not in plain:
+        raise ConfigError("lamorel_args: expected llm_args (Lamorel 0.2) or llm_configs (0.3)")
     read = _read_03 if new else _read_02
     args, llms = read(plain, config, problems, unused)
     _check(args, llms, problems)
@@ -205,8 +205,11 @@ def _llm_args(values: dict[str, Any], where: str, problems: list[str], unused: l
         values["seed"] = DEFAULT_SEED
     for key in _NEEDED_LATER - {each.name for each in fields(LlmArgs)}:
         values.pop(key, None)
+    lora = dict(values.pop("lora", None) or {})
+    lora["target_modules"] = tuple(lora.get("target_modules") or ())
+    adapters = _take(LoraArgs, lora, f"{where}.lora", problems, unused)
     options = _take(ParallelismArgs, parallelism, f"{where}.parallelism", problems, unused)
-    return replace(_take(LlmArgs, values, where, problems, unused), parallelism=options)
+    return replace(_take(LlmArgs, values, where, problems, unused), parallelism=options, lora=adapters)
 
 
 def _take(kind: Any, values: Mapping[str, Any], where: str, problems: list[str], unused: list[str]) -> Any:

@@ -24,6 +24,7 @@ from lamorel_ext.models.devices import choose_attention
 from lamorel_ext.models.fresh import draw_model
 from lamorel_ext.models.host import ModelHost
 from lamorel_ext.models.initializers import BaseModelInitializer
+from lamorel_ext.models.lora import with_adapters
 from lamorel_ext.models.module_functions import BaseModuleFunction
 from lamorel_ext.models.ties import give_own_head
 from lamorel_ext.models.weights import distinct_tensors
@@ -61,6 +62,7 @@ def load_host(
         ModelLoadError: The model cannot be had; see ``load_model``. Or the initializer put in a number that is not finite.
     """
     model, tokenizer, _ = load_model(args, device)
+    model = with_adapters(model, args.lora, args.seed)
     if initializer is not None:
         model = initializer.initialize_model(model)
         _refuse_not_finite(model, f"{args.model_path} after {type(initializer).__name__}")

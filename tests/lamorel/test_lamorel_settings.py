@@ -98,7 +98,12 @@ def test_llms_without_processes_are_refused() -> None:
         read_settings(config)
 
 
-@pytest.mark.parametrize("config", [{}, {"llm_args": {}, "llm_configs": {}}])
+@pytest.mark.parametrize("config", [{}, {"log_level": "info"}])
 def test_it_must_be_one_of_both(config: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="either llm_args"):
+    with pytest.raises(ConfigError, match="expected llm_args"):
         read_settings(config)
+
+
+def test_where_both_are_there_03_counts() -> None:
+    settings = read_settings({**new(), "llm_args": {"model_type": "seq2seq"}})
+    assert settings.version == "0.3" and settings.unused == ("lamorel_args.llm_args",)
