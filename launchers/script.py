@@ -36,12 +36,22 @@ DEFAULT_PORT = 12345
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    parser = argparse.ArgumentParser(prog="lamorel-ext-launch script", description="Start a script written for Lamorel.")
-    parser.add_argument("script", nargs="?", help="the script; or rl_script_args.path=SCRIPT among the overrides")
+    parser = argparse.ArgumentParser(
+        prog="lamorel-ext-launch script", description="Start a script written for Lamorel."
+    )
+    parser.add_argument(
+        "script", nargs="?", help="the script; or rl_script_args.path=SCRIPT among the overrides"
+    )
     parser.add_argument("overrides", nargs="*", help="key=value, in Hydra's syntax")
     parser.add_argument("--config-path", "-cp", required=True, help="folder of the configuration")
-    parser.add_argument("--config-name", "-cn", required=True, help="its file, with or without .yaml")
-    parser.add_argument("--alias", action="store_true", help="let the script import lamorel (and gym, babyai, babyai_text)")
+    parser.add_argument(
+        "--config-name", "-cn", required=True, help="its file, with or without .yaml"
+    )
+    parser.add_argument(
+        "--alias",
+        action="store_true",
+        help="let the script import lamorel (and gym, babyai, babyai_text)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="start nothing, print the command")
     return parser
 
@@ -67,7 +77,9 @@ def launch_script(argv: Sequence[str]) -> int:
         print(command.shell())
         return 0
     with ExitStack() as stack:
-        added = stack.enter_context(environment()) if options.alias else {"PYTHONPATH": _with_root()}
+        added = (
+            stack.enter_context(environment()) if options.alias else {"PYTHONPATH": _with_root()}
+        )
         return run_here(replace(command, environment={**command.environment, **added}))
 
 
@@ -84,7 +96,9 @@ def run_with_alias(argv: Sequence[str]) -> int:
     """
     command = list(argv[1:] if argv[:1] == ["--"] else argv)
     if not command:
-        raise ConfigError("alias: expected a command, such as python -m lamorel_launcher.launch ...")
+        raise ConfigError(
+            "alias: expected a command, such as python -m lamorel_launcher.launch ..."
+        )
     with environment() as added:
         return run_here(Command(tuple(command), added))
 
@@ -115,7 +129,9 @@ def script_command(folder: Path, name: str, overrides: Sequence[str]) -> Command
     own = [*overrides, "hydra.run.dir=.", "--config-path", str(folder), "--config-name", name]
     gpus = any(llm.args.parallelism.use_gpu or any(llm.devices) for llm in settings.llms)
     surroundings = {} if gpus else rank_environment(config)
-    return Command(("accelerate", "launch", *accelerate_arguments(config), str(script), *own), surroundings)
+    return Command(
+        ("accelerate", "launch", *accelerate_arguments(config), str(script), *own), surroundings
+    )
 
 
 def _compose(folder: Path, name: str, overrides: Sequence[str]) -> Any:
@@ -126,14 +142,18 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> Any:
         with initialize_config_dir(str(folder), version_base=None):
             return compose(name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"{name}.yaml with {list(overrides)}: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"{name}.yaml with {list(overrides)}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _script(composed: Any) -> Path:
     section = OmegaConf.select(composed, "rl_script_args")
     path = None if section is None or OmegaConf.is_missing(section, "path") else section.get("path")
     if path is None:
-        raise ConfigError("rl_script_args.path: a script is missing; give it as the first argument, or as rl_script_args.path=SCRIPT")
+        raise ConfigError(
+            "rl_script_args.path: a script is missing; give it as the first argument, or as rl_script_args.path=SCRIPT"
+        )
     script = Path(str(path)).expanduser().resolve()
     if not script.is_file():
         raise ConfigError(f"rl_script_args.path: there is no file {script}")
@@ -149,8 +169,12 @@ def _accelerated(settings: Settings, args: Any, folder: Path) -> Any:
     port = accelerate.main_process_port
     if accelerate.num_machines > 1 and not port:
         port = int(file.get("main_process_port") or DEFAULT_PORT)
-    address = given.get("main_process_ip") or file.get("main_process_ip") or accelerate.main_process_ip
-    found = replace(accelerate, config_file=None, main_process_port=port, main_process_ip=str(address))
+    address = (
+        given.get("main_process_ip") or file.get("main_process_ip") or accelerate.main_process_ip
+    )
+    found = replace(
+        accelerate, config_file=None, main_process_port=port, main_process_ip=str(address)
+    )
     return replace(lamorel, accelerate_args=found)
 
 
@@ -161,7 +185,9 @@ def _accelerate_file(folder: Path, name: str | None) -> Mapping[str, Any]:
     try:
         read = safe_load((folder / name).read_text(encoding="utf-8"))
     except (OSError, YAMLError) as error:
-        raise ConfigError(f"{folder / name} cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"{folder / name} cannot be read: {' '.join(str(error).split())}"
+        ) from error
     return read if isinstance(read, dict) else {}
 
 

@@ -25,7 +25,10 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[2]
 
 _LAMOREL = {
-    "lamorel": ("lamorel_ext", ("Caller", "lamorel_init", "BaseUpdater", "BaseModuleFunction", "BaseModelInitializer")),
+    "lamorel": (
+        "lamorel_ext",
+        ("Caller", "lamorel_init", "BaseUpdater", "BaseModuleFunction", "BaseModelInitializer"),
+    ),
     "lamorel.caller": ("lamorel_ext", ("Caller",)),
     "lamorel.server": ("lamorel_ext", ()),
     "lamorel.server.llms": ("lamorel_ext", ()),
@@ -56,7 +59,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return importlib.util.spec_from_file_location(fullname, _FILES[fullname])
         if fullname not in self._makers:
             return None
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=True, origin="lamorel_ext.lamorel.alias")
+        return importlib.machinery.ModuleSpec(
+            fullname, self, is_package=True, origin="lamorel_ext.lamorel.alias"
+        )
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         """See ``importlib``."""

@@ -79,7 +79,7 @@ class AveragedModule(nn.Module):
     def _on_gradient(self, parameter: Tensor) -> None:
         if self._updating and not self._queued and self._several:
             self._queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._on_backward_done)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._on_backward_done)
 
     def _on_backward_done(self) -> None:
         self._queued = False
@@ -92,7 +92,9 @@ class AveragedModule(nn.Module):
 
     def _average(self, active: bool) -> bool:
         """Average once, if any server is at it; gives whether one was."""
-        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        parameters = [
+            parameter for parameter in self.module.parameters() if parameter.requires_grad
+        ]
         word = torch.tensor([float(active), float(len(parameters))], dtype=torch.float64)
         if not active:
             word[1] = 0
@@ -106,7 +108,9 @@ class AveragedModule(nn.Module):
         wanted = [p for p, number in zip(parameters, has.tolist(), strict=True) if number]
         if not wanted:
             return True
-        gradients = [p.grad if active and p.grad is not None else torch.zeros_like(p) for p in wanted]
+        gradients = [
+            p.grad if active and p.grad is not None else torch.zeros_like(p) for p in wanted
+        ]
         sums = sum_over_servers(gradients, self._group, sum_dtype(gradients))
         if active:
             for parameter, summed in zip(wanted, sums, strict=True):
@@ -143,6 +147,8 @@ class AveragedModule(nn.Module):
             for dtype in dict.fromkeys(p.dtype for p in held):
                 same = [p for p in held if p.dtype == dtype]
                 mine = self._group.rank == leader
-                sums = sum_over_servers([p if mine else torch.zeros_like(p) for p in same], self._group, dtype)
+                sums = sum_over_servers(
+                    [p if mine else torch.zeros_like(p) for p in same], self._group, dtype
+                )
                 for parameter, value in zip(same, sums, strict=True):
                     parameter.copy_(value)

@@ -50,7 +50,9 @@ class Caller:
         logger.setLevel(getattr(logging, args.log_level.upper()))
         role = launched_role(args)
         if role is None:
-            raise ConfigError("Caller: this process is no rank of a launch; start the script with lamorel-ext-launch script")
+            raise ConfigError(
+                "Caller: this process is no rank of a launch; start the script with lamorel-ext-launch script"
+            )
         lamorel_init()
         first = args.distributed_setup_args.n_rl_processes
         groups: Sequence[Any] = [None]
@@ -58,9 +60,17 @@ class Caller:
             ranks = [[first + server for server in llm.servers] for llm in self._settings.llms]
             groups = server_subgroups(ranks, args.gloo_timeout)
         if role.is_server:
-            which = next(i for i, llm in enumerate(self._settings.llms) if role.index in llm.servers)
+            which = next(
+                i for i, llm in enumerate(self._settings.llms) if role.index in llm.servers
+            )
             custom = (custom_updater, custom_module_functions, custom_model_initializer)
-            _serve(self._settings, self._settings.llms[which], groups[which], role.index, *self._own(which, custom))
+            _serve(
+                self._settings,
+                self._settings.llms[which],
+                groups[which],
+                role.index,
+                *self._own(which, custom),
+            )
             sys.exit(0)
         if role.index == 0:
             say_unused(self._settings)
@@ -125,11 +135,20 @@ class Caller:
         return self._rows(llm, "forward", batch, shared)
 
     def generate(
-        self, contexts: Sequence[str], return_logprobs: bool = False, llm_to_call: str | None = None, **kwargs: Any
+        self,
+        contexts: Sequence[str],
+        return_logprobs: bool = False,
+        llm_to_call: str | None = None,
+        **kwargs: Any,
     ) -> list[list[dict[str, Any]]]:
         """Continue each context; see ``generation.generate`` for arguments and results."""
         batch = {"contexts": _listed(contexts, "contexts")}
-        return self._rows(self._llm(llm_to_call), "generate", batch, {"return_logprobs": return_logprobs, **kwargs})
+        return self._rows(
+            self._llm(llm_to_call),
+            "generate",
+            batch,
+            {"return_logprobs": return_logprobs, **kwargs},
+        )
 
     def update(
         self,
@@ -162,7 +181,12 @@ class Caller:
         for server, part in zip(llm.servers, parts, strict=True):
             rows = slice(part.start, part.stop)
             own = None if lists is None else lists[rows]
-            values = {"contexts": texts[rows], "candidates": own, "_current_batch_ids": _places(llm, part, own), **kwargs}
+            values = {
+                "contexts": texts[rows],
+                "candidates": own,
+                "_current_batch_ids": _places(llm, part, own),
+                **kwargs,
+            }
             requests[server] = CallRequest("update", values if len(part) else {})
         answers = self._caller.call(requests, together=True)
         return [answer["result"] for answer in answers if "result" in answer]
@@ -200,9 +224,17 @@ class Caller:
         for llm in llms:
             if llm.name == name:
                 return llm
-        raise RequestError(f"llm_to_call is {name!r}; there are: {', '.join(llm.name or 'one without a name' for llm in llms)}")
+        raise RequestError(
+            f"llm_to_call is {name!r}; there are: {', '.join(llm.name or 'one without a name' for llm in llms)}"
+        )
 
-    def _rows(self, llm: LlmSettings, method: str, batch: Mapping[str, list[Any]], shared: Mapping[str, Any]) -> list[Any]:
+    def _rows(
+        self,
+        llm: LlmSettings,
+        method: str,
+        batch: Mapping[str, list[Any]],
+        shared: Mapping[str, Any],
+    ) -> list[Any]:
         """The rows of all contexts, each server having answered for a part of them."""
         requests: dict[int, CallRequest] = {}
         parts = split_evenly(len(batch["contexts"]), len(llm.servers))
@@ -219,7 +251,11 @@ def _places(llm: LlmSettings, part: range, candidates: Sequence[Sequence[Any]] |
     places = list(part)
     if llm.version == "0.2":
         return places
-    own = [None] * len(places) if candidates is None else [list(range(len(each))) for each in candidates]
+    own = (
+        [None] * len(places)
+        if candidates is None
+        else [list(range(len(each))) for each in candidates]
+    )
     return {"contexts": places, "candidates": own}
 
 
@@ -234,7 +270,13 @@ def _listed(values: Any, name: str, like: list[Any] | None = None) -> list[Any]:
 
 
 def _serve(
-    settings: Settings, llm: LlmSettings, group: Any, index: int, updater: Any, functions: Mapping[str, Any], initializer: Any
+    settings: Settings,
+    llm: LlmSettings,
+    group: Any,
+    index: int,
+    updater: Any,
+    functions: Mapping[str, Any],
+    initializer: Any,
 ) -> None:
     import torch
 
@@ -254,5 +296,3 @@ def _serve(
         return Hosted(host, {"lamorel": Meeting(host)})
 
     serve(settings.args, build, group)
-
-

@@ -33,7 +33,10 @@ class TextEnv:
         self._env = BabyAITextEnv(level)
         self._seed: int | None = None
         self.spec = SimpleNamespace(id=level)
-        self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
+        self.observation_space, self.action_space = (
+            self._env.observation_space,
+            self._env.action_space,
+        )
 
     @property
     def unwrapped(self) -> TextEnv:
@@ -88,7 +91,9 @@ class ParallelEnv:
         pairs = [env.reset() for env in self.envs]
         return [observation for observation, _ in pairs], [info for _, info in pairs]
 
-    def step(self, actions: Any) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray, tuple[dict[str, Any], ...]]:
+    def step(
+        self, actions: Any
+    ) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray, tuple[dict[str, Any], ...]]:
         """Take one action everywhere."""
         observations, rewards, dones, infos = [], [], [], []
         for env, action in zip(self.envs, np.asarray(actions).reshape(-1), strict=True):
@@ -151,7 +156,9 @@ class ExtraInfoCollector:
     """BabyAI's auxiliary losses, which are not here."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError("BabyAI's auxiliary losses (aux_info) are not part of lamorel_ext")
+        raise NotImplementedError(
+            "BabyAI's auxiliary losses (aux_info) are not part of lamorel_ext"
+        )
 
 
 def make(level: str, **kwargs: Any) -> Any:
@@ -163,7 +170,9 @@ def make(level: str, **kwargs: Any) -> Any:
     if level in level_ids():
         return TextEnv(level)
     if level.startswith("BabyAI"):
-        raise LevelError(f"{level} is no level; there are {len(level_ids())}, see lamorel_ext.envs.level_ids()")
+        raise LevelError(
+            f"{level} is no level; there are {len(level_ids())}, see lamorel_ext.envs.level_ids()"
+        )
     return gymnasium.make(level, **kwargs)
 
 
@@ -172,7 +181,12 @@ def synthesize(values: Sequence[float]) -> dict[str, float]:
     if not len(values):
         return dict.fromkeys(("mean", "std", "min", "max"), float("nan"))
     array = np.asarray(values, dtype=np.float64)
-    return {"mean": float(array.mean()), "std": float(array.std()), "min": float(array.min()), "max": float(array.max())}
+    return {
+        "mean": float(array.mean()),
+        "std": float(array.std()),
+        "min": float(array.min()),
+        "max": float(array.max()),
+    }
 
 
 def seed(number: int) -> None:
@@ -193,7 +207,12 @@ def copy_tree(src: str, dst: str, **kwargs: Any) -> list[str]:
 
 
 _CONTENTS: dict[str, dict[str, Any]] = {
-    "gym": {"make": make, "Env": gymnasium.Env, "Wrapper": gymnasium.Wrapper, "spaces": gymnasium.spaces},
+    "gym": {
+        "make": make,
+        "Env": gymnasium.Env,
+        "Wrapper": gymnasium.Wrapper,
+        "spaces": gymnasium.spaces,
+    },
     "babyai": {},
     "babyai_text": {},
     "babyai.utils": {"synthesize": synthesize, "seed": seed},

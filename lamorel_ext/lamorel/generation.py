@@ -16,7 +16,11 @@ from lamorel_ext.models.engines import unwrap
 
 @torch.no_grad()
 def generate(
-    model: Any, tokenizer: Any, contexts: Sequence[str], return_logprobs: bool, arguments: Mapping[str, Any]
+    model: Any,
+    tokenizer: Any,
+    contexts: Sequence[str],
+    return_logprobs: bool,
+    arguments: Mapping[str, Any],
 ) -> list[list[dict[str, Any]]]:
     """Continue each context.
 
@@ -43,7 +47,9 @@ def generate(
     seed = options.pop("seed", None)
     for name, value in _FORCED.items():
         if options.setdefault(name, value) != value:
-            raise RequestError(f"{name}={options[name]!r} of generate cannot be had: the answer is built from its outputs")
+            raise RequestError(
+                f"{name}={options[name]!r} of generate cannot be had: the answer is built from its outputs"
+            )
     if options.get("stop_strings") is not None:
         options["tokenizer"] = tokenizer
     inputs, behind = _inputs(model, tokenizer, contexts)
@@ -53,7 +59,9 @@ def generate(
             found = model.generate(**inputs, **options)
     except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
         shown = ", ".join(f"{name}={value!r:.40}" for name, value in arguments.items())
-        raise RequestError(f"generate cannot be run with {shown}: {' '.join(str(error).split())}") from error
+        raise RequestError(
+            f"generate cannot be run with {shown}: {' '.join(str(error).split())}"
+        ) from error
     return _rows(model, tokenizer, found, behind, len(contexts), options, return_logprobs)
 
 
@@ -62,13 +70,21 @@ _FORCED = {"return_dict_in_generate": True, "output_scores": True, "output_logit
 
 def _inputs(model: Any, tokenizer: Any, contexts: Sequence[str]) -> tuple[dict[str, Tensor], int]:
     causal = not model.config.is_encoder_decoder
-    rows = [list(tokenizer(str(context), add_special_tokens=False)["input_ids"]) for context in contexts]
+    rows = [
+        list(tokenizer(str(context), add_special_tokens=False)["input_ids"]) for context in contexts
+    ]
     filler = _pad_token(model, tokenizer)
     for place, row in enumerate(rows):
         if not row:
-            begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+            begin = (
+                tokenizer.bos_token_id
+                if tokenizer.bos_token_id is not None
+                else tokenizer.eos_token_id
+            )
             if causal and begin is None:
-                raise RequestError(f"contexts[{place}] is empty, and the tokenizer has no token to begin with")
+                raise RequestError(
+                    f"contexts[{place}] is empty, and the tokenizer has no token to begin with"
+                )
             row.append(begin if causal else filler)
     width = max(map(len, rows))
     ids, masks = [], []
@@ -76,12 +92,21 @@ def _inputs(model: Any, tokenizer: Any, contexts: Sequence[str]) -> tuple[dict[s
         fill, gap = [filler] * (width - len(row)), [0] * (width - len(row))
         ids.append(fill + row if causal else row + fill)
         masks.append(gap + [1] * len(row) if causal else [1] * len(row) + gap)
-    put = {"input_ids": torch.tensor(ids, device=model.device), "attention_mask": torch.tensor(masks, device=model.device)}
+    put = {
+        "input_ids": torch.tensor(ids, device=model.device),
+        "attention_mask": torch.tensor(masks, device=model.device),
+    }
     return put, width if causal else 1
 
 
 def _rows(
-    model: Any, tokenizer: Any, found: Any, behind: int, num_contexts: int, options: Mapping[str, Any], logarithms: bool
+    model: Any,
+    tokenizer: Any,
+    found: Any,
+    behind: int,
+    num_contexts: int,
+    options: Mapping[str, Any],
+    logarithms: bool,
 ) -> list[list[dict[str, Any]]]:
     sequences = found.sequences[:, behind:]
     beams = getattr(found, "beam_indices", None)
@@ -93,15 +118,26 @@ def _rows(
     for place in range(num_contexts):
         rows = []
         for number in range(place * each, (place + 1) * each):
-            length = _length(sequences[number].tolist(), ends, None if beams is None else beams[number])
+            length = _length(
+                sequences[number].tolist(), ends, None if beams is None else beams[number]
+            )
             tokens = sequences[number, :length].cpu()
             kept, plain = sampled[number, :length].float().cpu(), own[number, :length].float().cpu()
-            row: dict[str, Any] = {"text": tokenizer.decode(sequences[number], skip_special_tokens=True), "tokens": tokens}
+            row: dict[str, Any] = {
+                "text": tokenizer.decode(sequences[number], skip_special_tokens=True),
+                "tokens": tokens,
+            }
             if logarithms:
                 row |= {"text_logprob": kept.sum().numpy()[()], "tokens_logprob": kept.numpy()}
             else:
-                row |= {"text_probability": kept.sum().exp().numpy()[()], "tokens_probability": kept.exp().numpy()}
-            row |= {"model_text_logprob": plain.sum().numpy()[()], "model_tokens_logprob": plain.numpy()}
+                row |= {
+                    "text_probability": kept.sum().exp().numpy()[()],
+                    "tokens_probability": kept.exp().numpy(),
+                }
+            row |= {
+                "model_text_logprob": plain.sum().numpy()[()],
+                "model_tokens_logprob": plain.numpy(),
+            }
             if getattr(found, "sequences_scores", None) is not None:
                 row["beam_score"] = float(found.sequences_scores[number])
             rows.append(row)
@@ -137,4 +173,8 @@ def _end_tokens(model: Any, options: Mapping[str, Any]) -> tuple[int, ...]:
 def _pad_token(model: Any, tokenizer: Any) -> int:
     end = unwrap(model).generation_config.eos_token_id
     ends = end if isinstance(end, (list, tuple)) else [end]
-    return next(int(token) for token in (tokenizer.pad_token_id, model.config.pad_token_id, *ends, 0) if token is not None)
+    return next(
+        int(token)
+        for token in (tokenizer.pad_token_id, model.config.pad_token_id, *ends, 0)
+        if token is not None
+    )

@@ -80,7 +80,9 @@ class LamorelHost:
             "architecture": type(self._model._LLM_model).__name__,
             "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
             "vocab_size": int(config.vocab_size),
-            "module_functions": ",".join(name for name in self._model._module_functions if name != SCORE_KEY),
+            "module_functions": ",".join(
+                name for name in self._model._module_functions if name != SCORE_KEY
+            ),
         }
 
 
@@ -147,10 +149,14 @@ def make_host(
         give(custom_model_initializer, shared)
         wrapper = custom_model_initializer.initialize_model(wrapper)
         if not isinstance(wrapper, LamorelModel):
-            raise TypeError(f"initialize_model gave a {type(wrapper).__name__}, expected the model that it was given")
+            raise TypeError(
+                f"initialize_model gave a {type(wrapper).__name__}, expected the model that it was given"
+            )
     if custom_updater is not None:
         if not callable(getattr(custom_updater, "perform_update", None)):
-            raise TypeError(f"custom_updater is a {type(custom_updater).__name__}, not a BaseUpdater")
+            raise TypeError(
+                f"custom_updater is a {type(custom_updater).__name__}, not a BaseUpdater"
+            )
         give(custom_updater, shared)
     return LamorelHost(wrapper, custom_updater)
 
@@ -186,24 +192,45 @@ def _load_in_4bit(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
     import importlib.util
 
     if device.type != "cuda":
-        raise ModelLoadError(f"{args.model_path}: load_in_4bit needs a GPU, and this server is on the {device.type}; leave it out or set use_gpu")
+        raise ModelLoadError(
+            f"{args.model_path}: load_in_4bit needs a GPU, and this server is on the {device.type}; leave it out or set use_gpu"
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelLoadError(f"{args.model_path}: load_in_4bit needs the package bitsandbytes: pip install bitsandbytes")
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, BitsAndBytesConfig
+        raise ModelLoadError(
+            f"{args.model_path}: load_in_4bit needs the package bitsandbytes: pip install bitsandbytes"
+        )
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+    )
 
     quantised = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_use_double_quant=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
     try:
-        config = AutoConfig.from_pretrained(args.model_path, trust_remote_code=args.trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            args.model_path, trust_remote_code=args.trust_remote_code
+        )
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = kind.from_pretrained(
             args.model_path, quantization_config=quantised, device_map={"": device}, use_safetensors=True,
             trust_remote_code=args.trust_remote_code,
         )  # fmt: skip
-        return model.eval(), AutoTokenizer.from_pretrained(args.model_path, trust_remote_code=args.trust_remote_code)
-    except Exception as error:  # transformers, bitsandbytes and the hub's client have no error in common
-        raise ModelLoadError(f"{args.model_path} cannot be loaded in 4 bits: {' '.join(str(error).split())}") from error
+        return model.eval(), AutoTokenizer.from_pretrained(
+            args.model_path, trust_remote_code=args.trust_remote_code
+        )
+    except (
+        Exception
+    ) as error:  # transformers, bitsandbytes and the hub's client have no error in common
+        raise ModelLoadError(
+            f"{args.model_path} cannot be loaded in 4 bits: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _detached(value: Any) -> Any:

@@ -8,7 +8,7 @@ Lamorel lays them out, because the user's module functions read them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +47,9 @@ class LogScores(BaseModuleFunction):
     def initialize(self) -> None:
         """Nothing to build."""
 
-    def forward(self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
+    ) -> Tensor:
         """``(n,)``."""
         if "decoder_input_ids" in minibatch:
             tokens, real = minibatch["decoder_input_ids"], minibatch["decoder_attention_mask"]
@@ -110,7 +112,11 @@ class LamorelModel(nn.Module):
     # --- calls -----------------------------------------------------------------------------------
 
     def generate(
-        self, contexts: Sequence[str], return_logprobs: bool = False, peft_adapter: str | None = None, **kwargs: Any
+        self,
+        contexts: Sequence[str],
+        return_logprobs: bool = False,
+        peft_adapter: str | None = None,
+        **kwargs: Any,
     ) -> list[list[dict[str, Any]]]:
         """See ``generation.generate``."""
         self._activate(peft_adapter)
@@ -198,11 +204,17 @@ class LamorelModel(nn.Module):
         training = self._LLM_model.training
         return not custom and not training and all(isinstance(context, str) for context in contexts)
 
-    def _scores(self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], options: _Options) -> Tensor:
+    def _scores(
+        self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], options: _Options
+    ) -> Tensor:
         stamp = (id(self._LLM_model), options.minibatch_size)
         if self._scorer is None or self._scorer[0] != stamp:
             scorer = Scorer(make_engine(self._LLM_model, stamp[1]), stamp[1], torch.float32)
-            encoder = TextEncoder(self._LLM_tokenizer, unwrap(self._LLM_model).config, self._settings.args.max_prompt_tokens)
+            encoder = TextEncoder(
+                self._LLM_tokenizer,
+                unwrap(self._LLM_model).config,
+                self._settings.args.max_prompt_tokens,
+            )
             self._scorer = (stamp, scorer, encoder)
         _, scorer, encoder = self._scorer
         texts = [self._with_end(own, options) for own in candidates]
@@ -216,7 +228,9 @@ class LamorelModel(nn.Module):
             for one in own:
                 places.setdefault(one, len(places))
         found = scorer.score(list(merged), [tuple(own) for own in merged.values()]).log_probs.cpu()
-        parts = dict(zip(merged, torch.split(found, [len(own) for own in merged.values()]), strict=True))
+        parts = dict(
+            zip(merged, torch.split(found, [len(own) for own in merged.values()]), strict=True)
+        )
         rows = [
             parts[prompt][[merged[prompt][one] for one in own]]
             for prompt, own in zip(prompts, tokens, strict=True)
@@ -243,7 +257,9 @@ class LamorelModel(nn.Module):
         for start in range(0, len(outputs), options.minibatch_size):
             stop = min(start + options.minibatch_size, len(outputs))
             part = owners[start:stop]
-            minibatch = self._minibatch([inputs[place] for place in part], outputs[start:stop], options, read, part)
+            minibatch = self._minibatch(
+                [inputs[place] for place in part], outputs[start:stop], options, read, part
+            )
             arguments = dict(minibatch)
             if list(functions) != [SCORE_KEY]:
                 minibatch["output_hidden_states"] = arguments["output_hidden_states"] = True
@@ -258,7 +274,12 @@ class LamorelModel(nn.Module):
             for key, function in functions.items():
                 own = {} if key == SCORE_KEY else more
                 columns[key].append(
-                    function(found, minibatch=minibatch, tokenized_contexts=[inputs[place] for place in part], **own)
+                    function(
+                        found,
+                        minibatch=minibatch,
+                        tokenized_contexts=[inputs[place] for place in part],
+                        **own,
+                    )
                 )
         return {key: _joined(key, parts, len(outputs)) for key, parts in columns.items()}
 
@@ -271,7 +292,9 @@ class LamorelModel(nn.Module):
         width = max(len(each["input_ids"]) for each in read)
         if options.forced_context_len is not None:
             if options.forced_context_len < width:
-                raise RequestError(f"forced_context_len is {options.forced_context_len}, but a context has {width} tokens")
+                raise RequestError(
+                    f"forced_context_len is {options.forced_context_len}, but a context has {width} tokens"
+                )
             width = options.forced_context_len
         same = options.pad_contexts or self._settings.args.pre_encode_inputs or not causal
         inputs, rows = [], []
@@ -280,7 +303,13 @@ class LamorelModel(nn.Module):
                 self._LLM_tokenizer(text, add_special_tokens=False, return_token_type_ids=False)
                 for text in self._with_end(own, options)
             ]
-            sequences = [{"input_ids": list(each["input_ids"]), "attention_mask": list(each["attention_mask"])} for each in outputs]
+            sequences = [
+                {
+                    "input_ids": list(each["input_ids"]),
+                    "attention_mask": list(each["attention_mask"]),
+                }
+                for each in outputs
+            ]
             if causal:
                 last = _part(context, slice(-1, None))
                 sequences = [_chain(last, each) for each in sequences]
@@ -295,14 +324,18 @@ class LamorelModel(nn.Module):
         if not isinstance(context, str):
             tokens = list(context)
             if not all(isinstance(token, int) for token in tokens):
-                raise RequestError(f"contexts[{place}] is {context!r:.80}, expected a text or a list of tokens")
+                raise RequestError(
+                    f"contexts[{place}] is {context!r:.80}, expected a text or a list of tokens"
+                )
         else:
             tokens = list(self._LLM_tokenizer(context, add_special_tokens=False)["input_ids"])
         if not tokens and self.model_type == "causal":
             beginning = self._LLM_tokenizer.bos_token_id
             tokens = [self._LLM_tokenizer.eos_token_id if beginning is None else beginning]
             if tokens == [None]:
-                raise RequestError(f"contexts[{place}] is empty, and the tokenizer has no token to begin with")
+                raise RequestError(
+                    f"contexts[{place}] is empty, and the tokenizer has no token to begin with"
+                )
         if not tokens:
             tokens = [self.pad_token]
         return {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
@@ -311,8 +344,14 @@ class LamorelModel(nn.Module):
         gap = size - len(sequence["input_ids"])
         ids, mask = [self.pad_token] * gap, [0] * gap
         if right:
-            return {"input_ids": sequence["input_ids"] + ids, "attention_mask": sequence["attention_mask"] + mask}
-        return {"input_ids": ids + sequence["input_ids"], "attention_mask": mask + sequence["attention_mask"]}
+            return {
+                "input_ids": sequence["input_ids"] + ids,
+                "attention_mask": sequence["attention_mask"] + mask,
+            }
+        return {
+            "input_ids": ids + sequence["input_ids"],
+            "attention_mask": mask + sequence["attention_mask"],
+        }
 
     def _read(self, inputs: Sequence[Sequences], options: _Options) -> list[Any]:
         """What the model makes of each context, read once for all its candidates, in parts of the
@@ -352,25 +391,37 @@ class LamorelModel(nn.Module):
                 minibatch["input_ids"] = self._put([each["input_ids"] for each in inputs])
             else:
                 states = torch.cat(list(read)) if len(read) > 1 else read[0]
-                minibatch["encoder_outputs"] = BaseModelOutput(last_hidden_state=states[self._put(owners)])
+                minibatch["encoder_outputs"] = BaseModelOutput(
+                    last_hidden_state=states[self._put(owners)]
+                )
             return minibatch
         if read is None:
             whole = [_chain(before, behind) for before, behind in zip(inputs, outputs, strict=True)]
             width = max(len(each["input_ids"]) for each in whole)
             if options.forced_sequence_len is not None:
                 if options.forced_sequence_len < width:
-                    raise RequestError(f"forced_sequence_len is {options.forced_sequence_len}, but a sequence has {width} tokens")
+                    raise RequestError(
+                        f"forced_sequence_len is {options.forced_sequence_len}, but a sequence has {width} tokens"
+                    )
                 width = options.forced_sequence_len
             rows = [self._padded(each, width) for each in whole]
-            return {name: self._put([each[name] for each in rows]) for name in ("input_ids", "attention_mask")}
+            return {
+                name: self._put([each[name] for each in rows])
+                for name in ("input_ids", "attention_mask")
+            }
         if options.forced_sequence_len is not None:
-            raise RequestError("forced_sequence_len cannot be had with pre_encode_inputs: contexts are apart")
+            raise RequestError(
+                "forced_sequence_len cannot be had with pre_encode_inputs: contexts are apart"
+            )
         width = max(len(each["input_ids"]) for each in outputs)
         rows = [self._padded(each, width) for each in outputs]
         minibatch = {
             "input_ids": self._put([each["input_ids"] for each in rows]),
             "attention_mask": self._put(
-                [before["attention_mask"] + each["attention_mask"] for before, each in zip(inputs, rows, strict=True)]
+                [
+                    before["attention_mask"] + each["attention_mask"]
+                    for before, each in zip(inputs, rows, strict=True)
+                ]
             ),
         }
         cache = _cache_of(read, owners, options.minibatch_size, self.device)
@@ -405,7 +456,9 @@ def _candidates(candidates: Sequence[Sequence[str]] | None, num_contexts: int) -
     if candidates is None or len(candidates) == 0:
         return [[""] for _ in range(num_contexts)]
     if len(candidates) != num_contexts:
-        raise RequestError(f"candidates has {len(candidates)} lists, expected {num_contexts}, one per context")
+        raise RequestError(
+            f"candidates has {len(candidates)} lists, expected {num_contexts}, one per context"
+        )
     found = []
     for place, own in enumerate(candidates):
         if isinstance(own, str) or not all(isinstance(text, str) for text in own):
@@ -440,12 +493,19 @@ def _rows(column: Any, start: int, stop: int) -> Any:
 
 def _joined(key: str, parts: Sequence[Any], num_rows: int) -> Any:
     if isinstance(parts[0], dict):
-        return {name: _joined(f"{key}[{name!r}]", [part[name] for part in parts], num_rows) for name in parts[0]}
+        return {
+            name: _joined(f"{key}[{name!r}]", [part[name] for part in parts], num_rows)
+            for name in parts[0]
+        }
     if not all(isinstance(part, Tensor) for part in parts):
-        raise RequestError(f"module function {key} gave a {type(parts[0]).__name__}, expected a tensor or a dictionary of tensors")
+        raise RequestError(
+            f"module function {key} gave a {type(parts[0]).__name__}, expected a tensor or a dictionary of tensors"
+        )
     column = torch.cat([part.reshape(1) if not part.dim() else part for part in parts])
     if len(column) != num_rows:
-        raise RequestError(f"module function {key} gave {len(column)} rows for {num_rows} candidates")
+        raise RequestError(
+            f"module function {key} gave {len(column)} rows for {num_rows} candidates"
+        )
     return column
 
 
@@ -477,7 +537,10 @@ def _layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def initialised(
-    model: LamorelModel, functions: Mapping[str, Any], settings: LlmSettings, attributes: Mapping[str, Any]
+    model: LamorelModel,
+    functions: Mapping[str, Any],
+    settings: LlmSettings,
+    attributes: Mapping[str, Any],
 ) -> LamorelModel:
     """Give the module functions what Lamorel gives them, let them build their layers, and register them.
 
@@ -487,22 +550,25 @@ def initialised(
     everything: dict[str, Any] = {**functions}
     everything.setdefault(SCORE_KEY, LogScores())
     for name, function in everything.items():
-        if not isinstance(function, nn.Module) or not hasattr(function, "initialize"):
-            raise TypeError(f"custom_module_functions[{name!r}] is a {type(function).__name__}, not a BaseModuleFunction")
-        function.device = model.device
-        function.llm_config = model.get_model_config()
-        give(function, attributes)
-        function.initialize()
+        if not isinstance(function, nn.Module) or not callable(
+            getattr(function, "initialize", None)
+        ):
+            raise TypeError(
+                f"custom_module_functions[{name!r}] is a {type(function).__name__}, not a BaseModuleFunction"
+            )
+        give(
+            function, {"device": model.device, "llm_config": model.get_model_config(), **attributes}
+        )
+        _build_layers(function)
     model.register_module_functions(everything)
     return model
+
+
+def _build_layers(function: Any) -> None:
+    function.initialize()
 
 
 def give(owner: Any, attributes: Mapping[str, Any]) -> None:
     """Set attributes: those of 0.3, none in 0.2."""
     for name, value in attributes.items():
         setattr(owner, name, value)
-
-
-def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
-    """Parameters that take gradients now."""
-    return (parameter for parameter in model.parameters() if parameter.requires_grad)

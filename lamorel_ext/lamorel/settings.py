@@ -10,7 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from lamorel_ext.config import AccelerateArgs, DistributedSetupArgs, LamorelArgs, LlmArgs, LoraArgs, ParallelismArgs
+from lamorel_ext.config import (
+    AccelerateArgs,
+    DistributedSetupArgs,
+    LamorelArgs,
+    LlmArgs,
+    LoraArgs,
+    ParallelismArgs,
+)
 from lamorel_ext.errors import ConfigError
 
 logger = logging.getLogger("lamorel_logger")
@@ -19,8 +26,20 @@ Version = Literal["0.2", "0.3"]
 DEFAULT_SEED = 42
 """Lamorel's, where ``llm_args.seed`` is missing."""
 
-_NEEDED_LATER = frozenset({"handler", "constructor_kwargs", "pad_token_id", "allow_subgraph_use_whith_gradient"})
-_SETUP_03 = frozenset({"n_rl_processes", "llm_processes", "timeout", "init_timeout", "backend", "multinode", "multinode_args"})
+_NEEDED_LATER = frozenset(
+    {"handler", "constructor_kwargs", "pad_token_id", "allow_subgraph_use_whith_gradient"}
+)
+_SETUP_03 = frozenset(
+    {
+        "n_rl_processes",
+        "llm_processes",
+        "timeout",
+        "init_timeout",
+        "backend",
+        "multinode",
+        "multinode_args",
+    }
+)
 _DTYPE_NAMES = {"torch_dtype": "dtype", "dtype": "dtype"}
 
 
@@ -99,7 +118,13 @@ def _read_02(
 ) -> tuple[LamorelArgs, tuple[LlmSettings, ...]]:
     known = {each.name for each in fields(LamorelArgs)}
     unused += [f"lamorel_args.{key}" for key in plain if key not in known]
-    setup = _take(DistributedSetupArgs, _section(plain, "distributed_setup_args", problems), "distributed_setup_args", problems, unused)
+    setup = _take(
+        DistributedSetupArgs,
+        _section(plain, "distributed_setup_args", problems),
+        "distributed_setup_args",
+        problems,
+        unused,
+    )
     accelerate = _section(plain, "accelerate_args", problems)
     accelerate.pop("num_processes", None)  # the launcher's own
     accelerated = _take(AccelerateArgs, accelerate, "accelerate_args", problems, unused)
@@ -110,7 +135,11 @@ def _read_02(
 
 
 def _lamorel_args(
-    plain: Mapping[str, Any], problems: list[str], setup: DistributedSetupArgs, accelerate: AccelerateArgs, llm: LlmArgs
+    plain: Mapping[str, Any],
+    problems: list[str],
+    setup: DistributedSetupArgs,
+    accelerate: AccelerateArgs,
+    llm: LlmArgs,
 ) -> LamorelArgs:
     level = str(plain.get("log_level", "info")).lower()
     if not isinstance(getattr(logging, level.upper(), None), int):
@@ -160,20 +189,32 @@ def _read_03(
         first = servers.stop
     rl = _number(setup.get("n_rl_processes", 1), "distributed_setup_args.n_rl_processes", problems)
     accelerate = AccelerateArgs()
-    args = _lamorel_args({**plain, "gloo_timeout": setup.get("timeout")}, problems, DistributedSetupArgs(rl, first), accelerate, LlmArgs())
+    args = _lamorel_args(
+        {**plain, "gloo_timeout": setup.get("timeout")},
+        problems,
+        DistributedSetupArgs(rl, first),
+        accelerate,
+        LlmArgs(),
+    )
     return args, tuple(llms)
 
 
 def _devices(raw: Any, count: int, where: str, problems: list[str]) -> tuple[tuple[int, ...], ...]:
     key = f"{where}.devices_per_process"
     if not isinstance(raw, (list, tuple)) or len(raw) != count:
-        problems.append(f"{key}: expected one entry for each of the {count} processes, got {raw!r:.80}")
+        problems.append(
+            f"{key}: expected one entry for each of the {count} processes, got {raw!r:.80}"
+        )
         return ((),) * max(0, count)
     found = []
     for entry in raw:
         if entry == "cpu":
             found.append(())
-        elif isinstance(entry, (list, tuple)) and entry and all(type(gpu) is int and gpu >= 0 for gpu in entry):
+        elif (
+            isinstance(entry, (list, tuple))
+            and entry
+            and all(type(gpu) is int and gpu >= 0 for gpu in entry)
+        ):
             found.append(tuple(entry))
         else:
             problems.append(f"{key}: expected 'cpu' or a list of GPUs, got {entry!r:.80}")
@@ -184,7 +225,9 @@ def _devices(raw: Any, count: int, where: str, problems: list[str]) -> tuple[tup
 # --- both ------------------------------------------------------------------------------------------
 
 
-def _llm_args(values: dict[str, Any], where: str, problems: list[str], unused: list[str]) -> LlmArgs:
+def _llm_args(
+    values: dict[str, Any], where: str, problems: list[str], unused: list[str]
+) -> LlmArgs:
     values = dict(values)
     parallelism = values.pop("parallelism", None) or {}
     for key in ("synchronize_gpus_after_scoring", "empty_cuda_cache_after_scoring"):
@@ -209,10 +252,14 @@ def _llm_args(values: dict[str, Any], where: str, problems: list[str], unused: l
     lora["target_modules"] = tuple(lora.get("target_modules") or ())
     adapters = _take(LoraArgs, lora, f"{where}.lora", problems, unused)
     options = _take(ParallelismArgs, parallelism, f"{where}.parallelism", problems, unused)
-    return replace(_take(LlmArgs, values, where, problems, unused), parallelism=options, lora=adapters)
+    return replace(
+        _take(LlmArgs, values, where, problems, unused), parallelism=options, lora=adapters
+    )
 
 
-def _take(kind: Any, values: Mapping[str, Any], where: str, problems: list[str], unused: list[str]) -> Any:
+def _take(
+    kind: Any, values: Mapping[str, Any], where: str, problems: list[str], unused: list[str]
+) -> Any:
     """A dataclass of the keys that it knows; a null keeps its default where it has another one."""
     known = {each.name: each for each in fields(kind)}
     chosen = {}
@@ -224,7 +271,9 @@ def _take(kind: Any, values: Mapping[str, Any], where: str, problems: list[str],
         elif value is not None:
             problem = _misfit(value, known[key].type)
             if problem:
-                problems.append(f"lamorel_args.{where}.{key}: expected {problem}, got {value!r:.80}")
+                problems.append(
+                    f"lamorel_args.{where}.{key}: expected {problem}, got {value!r:.80}"
+                )
             else:
                 chosen[key] = value
     return kind(**chosen)
@@ -239,7 +288,9 @@ def _misfit(value: Any, annotation: Any) -> str:
         return "true or false"
     if name == "str" and not isinstance(value, str):
         return "a text"
-    if name.startswith("Literal[") and not (isinstance(value, str) and f"'{value}'" in name.replace('"', "'")):
+    if name.startswith("Literal[") and not (
+        isinstance(value, str) and f"'{value}'" in name.replace('"', "'")
+    ):
         return f"one of {name[8:-1]}"
     return ""
 
@@ -265,10 +316,14 @@ def _check(args: LamorelArgs, llms: Sequence[LlmSettings], problems: list[str]) 
     setup = args.distributed_setup_args
     for key, value in _counts(setup):
         if value < 1:
-            problems.append(f"lamorel_args.distributed_setup_args.{key}: must be at least 1, got {value}")
+            problems.append(
+                f"lamorel_args.distributed_setup_args.{key}: must be at least 1, got {value}"
+            )
     for llm in llms:
         if llm.args.minibatch_size < 1:
-            problems.append(f"lamorel_args.llm_args.minibatch_size: must be at least 1, got {llm.args.minibatch_size}")
+            problems.append(
+                f"lamorel_args.llm_args.minibatch_size: must be at least 1, got {llm.args.minibatch_size}"
+            )
 
 
 def _counts(setup: DistributedSetupArgs) -> Iterator[tuple[str, int]]:

@@ -23,7 +23,9 @@ def with_adapters(model: Any, args: LoraArgs, seed: int) -> Any:
     if not args.r:
         return model
     if importlib.util.find_spec("peft") is None:
-        raise ModelLoadError("llm_args.lora needs the package peft: pip install 'lamorel-ext[lora]'")
+        raise ModelLoadError(
+            "llm_args.lora needs the package peft: pip install 'lamorel-ext[lora]'"
+        )
     from peft import LoraConfig, get_peft_model
 
     from lamorel_ext.models.devices import seeded
@@ -37,4 +39,6 @@ def with_adapters(model: Any, args: LoraArgs, seed: int) -> Any:
             return get_peft_model(model, config).eval()
     except ValueError as error:
         names = ", ".join(args.target_modules) or "peft's choice"
-        raise ModelLoadError(f"llm_args.lora.target_modules: {names}: {' '.join(str(error).split())}") from error
+        raise ModelLoadError(
+            f"llm_args.lora.target_modules: {names}: {' '.join(str(error).split())}"
+        ) from error

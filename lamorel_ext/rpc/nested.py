@@ -79,7 +79,12 @@ def _pack(value: Any, tensors: Writer, where: str, depth: int) -> Any:
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, Mapping):
-        return {"dict": [[_key(key, where), _pack(value[key], tensors, f"{where}[{key!r}]", depth + 1)] for key in value]}
+        return {
+            "dict": [
+                [_key(key, where), _pack(value[key], tensors, f"{where}[{key!r}]", depth + 1)]
+                for key in value
+            ]
+        }
     if isinstance(value, tuple):
         return {"tuple": _pack_all(value, tensors, where, depth)}
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
@@ -92,7 +97,9 @@ def _pack(value: Any, tensors: Writer, where: str, depth: int) -> Any:
 def _pack_all(values: Sequence[Any], tensors: Writer, where: str, depth: int) -> list[Any]:
     # Lists of plain values are long and common: no message of where they are is needed for them.
     return [
-        item if type(item) in (str, int, float, bool) else _pack(item, tensors, f"{where}[{place}]", depth + 1)
+        item
+        if type(item) in (str, int, float, bool)
+        else _pack(item, tensors, f"{where}[{place}]", depth + 1)
         for place, item in enumerate(values)
     ]
 
@@ -101,7 +108,10 @@ def _pack_array(array: np.ndarray, tensors: Writer, where: str, depth: int) -> d
     if array.dtype.kind == "U":
         return {"texts": array.reshape(-1).tolist(), "shape": list(array.shape)}
     if array.dtype.kind == "O":
-        return {"objects": _pack_all(array.reshape(-1).tolist(), tensors, where, depth), "shape": list(array.shape)}
+        return {
+            "objects": _pack_all(array.reshape(-1).tolist(), tensors, where, depth),
+            "shape": list(array.shape),
+        }
     return {"array": _add(_numbers(array, where), tensors, where)}
 
 
@@ -161,7 +171,11 @@ def _unpack(raw: Any, tensors: Reader, depth: int) -> Any:
 def _unpack_array(raw: dict[str, Any], tensors: Reader, depth: int) -> np.ndarray:
     shape = raw["shape"]
     values = raw["texts"] if "texts" in raw else raw["objects"]
-    if type(shape) is not list or any(type(size) is not int or size < 0 for size in shape) or type(values) is not list:
+    if (
+        type(shape) is not list
+        or any(type(size) is not int or size < 0 for size in shape)
+        or type(values) is not list
+    ):
         raise ValueError("expected values and a shape")
     if len(shape) > np.iinfo(np.int8).max or math.prod(shape) != len(values):
         raise ValueError("an array whose shape does not fit its values")

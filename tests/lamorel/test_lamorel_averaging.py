@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
 Update = Callable[[AveragedModule, int, int], None]
 
 
-def run(size: int, parts: Callable[[int, int], bool], update: Update, updates: int = 10) -> list[AveragedModule]:
+def run(
+    size: int, parts: Callable[[int, int], bool], update: Update, updates: int = 10
+) -> list[AveragedModule]:
     """``updates`` updates on ``size`` servers; ``parts(server, update)`` tells which have a part of the batch."""
     modules: list[AveragedModule] = []
     for server in range(size):
@@ -26,8 +29,9 @@ def run(size: int, parts: Callable[[int, int], bool], update: Update, updates: i
         try:
             modules[server].begin(group)
             for number in range(updates):
-                work = (lambda: update(modules[server], server, number)) if parts(server, number) else None  # noqa: B023
-                group.together(lambda: modules[server].update(work))  # noqa: B023
+                work = partial(update, modules[server], server, number)
+                own = work if parts(server, number) else None
+                group.together(partial(modules[server].update, own))
         except BaseException as error:
             errors.append(error)
 
@@ -57,7 +61,11 @@ def adam(module: AveragedModule, server: int, number: int, passes: int = 1) -> N
 
 def same(modules: list[AveragedModule]) -> bool:
     first = list(modules[0].parameters())
-    return all(torch.equal(a, b) for other in modules[1:] for a, b in zip(first, other.parameters(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for other in modules[1:]
+        for a, b in zip(first, other.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -91,14 +99,24 @@ def test_the_gradient_is_the_mean_over_servers_also_where_it_is_accumulated() ->
 
 @pytest.mark.parametrize(
     "parts",
-    [lambda server, number: server == 0, lambda server, number: server == number % 2, lambda server, number: server == 0 or number > 4],
+    [
+        lambda server, number: server == 0,
+        lambda server, number: server == number % 2,
+        lambda server, number: server == 0 or number > 4,
+    ],
 )
 def test_a_server_without_a_part_of_the_batch_keeps_up(parts: Callable[[int, int], bool]) -> None:
     assert same(run(2, parts, adam))
 
 
 def test_unequal_numbers_of_passes_neither_hang_nor_part_the_weights() -> None:
-    assert same(run(3, lambda server, number: True, lambda module, server, number: adam(module, server, number, 1 + server)))
+    assert same(
+        run(
+            3,
+            lambda server, number: True,
+            lambda module, server, number: adam(module, server, number, 1 + server),
+        )
+    )
 
 
 def test_a_parameter_that_nobody_used_stays_without_a_gradient() -> None:
@@ -106,7 +124,9 @@ def test_a_parameter_that_nobody_used_stays_without_a_gradient() -> None:
         module.module[2].bias.sum().backward()  # type: ignore[index]
 
     modules = run(2, lambda server, number: True, last_only, updates=1)
-    assert all(m.module[0].weight.grad is None and m.module[2].bias.grad is not None for m in modules)  # type: ignore[index]
+    assert all(
+        m.module[0].weight.grad is None and m.module[2].bias.grad is not None for m in modules
+    )  # type: ignore[index]
 
 
 def test_an_updater_that_fails_on_one_server_fails_on_all() -> None:

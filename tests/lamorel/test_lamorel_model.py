@@ -31,9 +31,14 @@ class Recorder(BaseModuleFunction):
     def initialize(self) -> None:
         self.width = self.llm_config.hidden_size
 
-    def forward(self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def forward(
+        self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         self.seen.append({"rows": len(tokenized_contexts), **kwargs})
-        return {"ones": torch.ones(len(tokenized_contexts)), "wide": torch.zeros(len(tokenized_contexts), self.width)}
+        return {
+            "ones": torch.ones(len(tokenized_contexts)),
+            "wide": torch.zeros(len(tokenized_contexts), self.width),
+        }
 
 
 @pytest.fixture(params=["seq2seq", "causal"], scope="module")
@@ -50,14 +55,20 @@ def parts(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
         yield model, tokenizer
 
 
-def make(parts: tuple[Any, Any], settings: LlmSettings = SETTINGS, **functions: Any) -> LamorelModel:
+def make(
+    parts: tuple[Any, Any], settings: LlmSettings = SETTINGS, **functions: Any
+) -> LamorelModel:
     return initialised(LamorelModel(*parts, settings), functions, settings, {})
 
 
 @pytest.mark.parametrize("pre_encode", [True, False])
 @pytest.mark.parametrize("version", ["0.2", "0.3"])
-def test_every_layout_of_a_pass_gives_the_scores_of_the_fast_scorer(parts: Any, pre_encode: bool, version: Any) -> None:
-    settings = replace(SETTINGS, version=version, args=replace(SETTINGS.args, pre_encode_inputs=pre_encode))
+def test_every_layout_of_a_pass_gives_the_scores_of_the_fast_scorer(
+    parts: Any, pre_encode: bool, version: Any
+) -> None:
+    settings = replace(
+        SETTINGS, version=version, args=replace(SETTINGS.args, pre_encode_inputs=pre_encode)
+    )
     model = make(parts, settings, plain=LogScores())
     fast = model([SCORE_KEY], CONTEXTS, candidates=CANDIDATES)
     slow = model(["plain"], CONTEXTS, candidates=CANDIDATES, require_grad=True)
@@ -75,7 +86,9 @@ def test_no_candidates_mean_the_empty_text_which_scores_nothing(parts: Any) -> N
 
 def test_keyword_arguments_reach_module_functions_and_the_minibatch_size_counts(parts: Any) -> None:
     recorder = Recorder()
-    rows = make(parts, head=recorder)(["head"], CONTEXTS, candidates=CANDIDATES, minibatch_size=4, temperature=2, names=["a"])
+    rows = make(parts, head=recorder)(
+        ["head"], CONTEXTS, candidates=CANDIDATES, minibatch_size=4, temperature=2, names=["a"]
+    )
     assert [each["rows"] for each in recorder.seen] == [4, 2]
     assert recorder.seen[0]["temperature"] == 2 and recorder.seen[0]["names"] == ["a"]
     assert [row["head"]["ones"].shape for row in rows] == [(2,), (1,), (3,)]
@@ -84,7 +97,9 @@ def test_keyword_arguments_reach_module_functions_and_the_minibatch_size_counts(
 
 def test_03_tells_module_functions_which_rows_they_see(parts: Any) -> None:
     recorder = Recorder()
-    make(parts, replace(SETTINGS, version="0.3"), head=recorder)(["head"], CONTEXTS, candidates=CANDIDATES)
+    make(parts, replace(SETTINGS, version="0.3"), head=recorder)(
+        ["head"], CONTEXTS, candidates=CANDIDATES
+    )
     assert [each["current_minibatch_ids"] for each in recorder.seen] == [[0, 1, 2], [3, 4, 5]]
 
 
@@ -97,20 +112,36 @@ def test_gradients_flow_only_where_they_are_asked_for(parts: Any) -> None:
 
 def test_names_of_weights_are_lamorels(parts: Any) -> None:
     model = make(parts)
-    assert all(name.startswith(("_LLM_model.", "_module_functions.")) for name in model.state_dict())
+    assert all(
+        name.startswith(("_LLM_model.", "_module_functions.")) for name in model.state_dict()
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         ({"module_function_keys": ["no"], "contexts": ["go"]}, "no module function 'no'"),
-        ({"module_function_keys": [SCORE_KEY], "contexts": ["go"], "candidates": [["a"], ["b"]]}, "2 lists, expected 1"),
-        ({"module_function_keys": [SCORE_KEY], "contexts": ["go"], "candidates": [[1]]}, r"candidates\[0\]"),
-        ({"module_function_keys": [SCORE_KEY], "contexts": ["go"], "minibatch_size": 0}, "minibatch_size is 0"),
-        ({"module_function_keys": [SCORE_KEY], "contexts": ["go"], "peft_adapter": "x"}, "no adapters"),
+        (
+            {"module_function_keys": [SCORE_KEY], "contexts": ["go"], "candidates": [["a"], ["b"]]},
+            "2 lists, expected 1",
+        ),
+        (
+            {"module_function_keys": [SCORE_KEY], "contexts": ["go"], "candidates": [[1]]},
+            r"candidates\[0\]",
+        ),
+        (
+            {"module_function_keys": [SCORE_KEY], "contexts": ["go"], "minibatch_size": 0},
+            "minibatch_size is 0",
+        ),
+        (
+            {"module_function_keys": [SCORE_KEY], "contexts": ["go"], "peft_adapter": "x"},
+            "no adapters",
+        ),
     ],
 )
-def test_what_cannot_be_answered_says_why(parts: Any, options: dict[str, Any], complaint: str) -> None:
+def test_what_cannot_be_answered_says_why(
+    parts: Any, options: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(RequestError, match=complaint):
         make(parts)(**options)
 
@@ -119,27 +150,56 @@ def test_what_cannot_be_answered_says_why(parts: Any, options: dict[str, Any], c
     "options",
     [
         {"max_length": 12},
-        {"max_new_tokens": 4, "do_sample": True, "top_k": None, "temperature": 0.5, "num_return_sequences": 3, "seed": 1},
+        {
+            "max_new_tokens": 4,
+            "do_sample": True,
+            "top_k": None,
+            "temperature": 0.5,
+            "num_return_sequences": 3,
+            "seed": 1,
+        },
         {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2},
-        {"max_new_tokens": 3, "eos_token_id": 5, "pad_token_id": 0, "bad_words_ids": [[7]], "use_cache": False},
+        {
+            "max_new_tokens": 3,
+            "eos_token_id": 5,
+            "pad_token_id": 0,
+            "bad_words_ids": [[7]],
+            "use_cache": False,
+        },
         {"max_new_tokens": 3, "stop_strings": ["left"]},
     ],
 )
-def test_generation_takes_the_arguments_of_transformers(parts: Any, options: dict[str, Any]) -> None:
+def test_generation_takes_the_arguments_of_transformers(
+    parts: Any, options: dict[str, Any]
+) -> None:
     rows = make(parts).generate(CONTEXTS, return_logprobs=True, **options)
-    assert len(rows) == 3 and all(len(own) == options.get("num_return_sequences", 1) for own in rows)
+    assert len(rows) == 3 and all(
+        len(own) == options.get("num_return_sequences", 1) for own in rows
+    )
     for row in (row for own in rows for row in own):
         assert len(row["tokens"]) == len(row["tokens_logprob"]) == len(row["model_tokens_logprob"])
-        np.testing.assert_allclose(row["text_logprob"], row["tokens_logprob"].sum(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            row["text_logprob"], row["tokens_logprob"].sum(), rtol=1e-5, atol=1e-6
+        )
         assert ("beam_score" in row) == (options.get("num_beams", 1) > 1)
 
 
-def test_log_probabilities_are_those_after_the_temperature_and_the_models_own_beside_them(parts: Any) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": True, "top_k": 2, "temperature": 0.5, "seed": 3}
+def test_log_probabilities_are_those_after_the_temperature_and_the_models_own_beside_them(
+    parts: Any,
+) -> None:
+    options: dict[str, Any] = {
+        "max_new_tokens": 3,
+        "do_sample": True,
+        "top_k": 2,
+        "temperature": 0.5,
+        "seed": 3,
+    }
     ((row,),) = make(parts).generate(["You see a red ball"], return_logprobs=True, **options)
     assert (row["tokens_logprob"] >= row["model_tokens_logprob"] - 1e-6).all()
     ((plain,),) = make(parts).generate(["You see a red ball"], **options)
-    np.testing.assert_allclose(plain["tokens_probability"], np.exp(row["tokens_logprob"]), rtol=1e-5)
+    np.testing.assert_allclose(
+        plain["tokens_probability"], np.exp(row["tokens_logprob"]), rtol=1e-5
+    )
 
 
 def test_an_argument_that_transformers_does_not_have_is_named(parts: Any) -> None:

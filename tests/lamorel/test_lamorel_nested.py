@@ -18,13 +18,26 @@ def sent(**values: Any) -> dict[str, Any]:
 
 
 def test_plain_values_of_any_depth_come_back_the_same() -> None:
-    values = {"a": None, "b": [1, 2.5, "x", True, [], {}], "c": {"d": {"e": (1, "y")}, 3: None}, "n": float("inf")}
+    values = {
+        "a": None,
+        "b": [1, 2.5, "x", True, [], {}],
+        "c": {"d": {"e": (1, "y")}, 3: None},
+        "n": float("inf"),
+    }
     assert sent(**values) == values
-    assert type(sent(a=True)["a"]) is bool and type(sent(a=1)["a"]) is int and type(sent(a=1.0)["a"]) is float
+    assert (
+        type(sent(a=True)["a"]) is bool
+        and type(sent(a=1)["a"]) is int
+        and type(sent(a=1.0)["a"]) is float
+    )
 
 
 def test_tensors_and_arrays_keep_kind_type_and_shape() -> None:
-    exps = {"action": torch.arange(6).reshape(2, 3), "prompt": np.array(["ab", "c"]), "adv": np.ones((2, 0), np.float32)}
+    exps = {
+        "action": torch.arange(6).reshape(2, 3),
+        "prompt": np.array(["ab", "c"]),
+        "adv": np.ones((2, 0), np.float32),
+    }
     back = sent(exps=exps)["exps"]
     assert torch.equal(back["action"], exps["action"])
     assert back["prompt"].tolist() == ["ab", "c"] and back["prompt"].dtype.kind == "U"
@@ -32,13 +45,21 @@ def test_tensors_and_arrays_keep_kind_type_and_shape() -> None:
 
 
 def test_numpy_numbers_and_texts_stay_usable() -> None:
-    back = sent(loss=np.float32(0.5), flag=np.bool_(True), text=np.str_("x"), rows=np.array([["a", "b"]]), mixed=np.array([None, "a"]))
+    back = sent(
+        loss=np.float32(0.5),
+        flag=np.bool_(True),
+        text=np.str_("x"),
+        rows=np.array([["a", "b"]]),
+        mixed=np.array([None, "a"]),
+    )
     assert isinstance(back["loss"], np.float32) and back["loss"] == 0.5
     assert back["flag"] == np.bool_(True) and back["text"] == "x" and type(back["text"]) is str
     assert back["rows"].shape == (1, 2) and back["mixed"].tolist() == [None, "a"]
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"x", lambda: 0, {"a": [0, {"b": object()}]}, {(1, 2): 3}])
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, b"x", lambda: 0, {"a": [0, {"b": object()}]}, {(1, 2): 3}]
+)
 def test_what_cannot_be_sent_is_refused_by_name(value: Any) -> None:
     with pytest.raises(RequestError, match="CallRequest.values cannot be sent: odd"):
         encode(CallRequest("update", {"odd": value}))
@@ -51,7 +72,16 @@ def test_what_contains_itself_is_refused() -> None:
         encode(CallRequest("update", {"loop": value}))
 
 
-@pytest.mark.parametrize("raw", [b'{"dict":1}', b'{"code":""}', b'{"tuple":1}', b'{"tensor":7}', b'{"texts":["a"],"shape":[2]}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"dict":1}',
+        b'{"code":""}',
+        b'{"tuple":1}',
+        b'{"tensor":7}',
+        b'{"texts":["a"],"shape":[2]}',
+    ],
+)
 def test_bytes_that_are_nothing_of_the_kind_are_a_protocol_error(raw: bytes) -> None:
     whole = encode(CallRequest("update", {"a": "PLACEHOLDER"}))
     marker = b'"PLACEHOLDER"'
@@ -60,6 +90,9 @@ def test_bytes_that_are_nothing_of_the_kind_are_a_protocol_error(raw: bytes) -> 
     from lamorel_ext.rpc.codec import PREFIX
 
     magic, version, kind, call, ticket, header, payload = PREFIX.unpack(changed[: PREFIX.size])
-    changed = PREFIX.pack(magic, version, kind, call, ticket, header + grown, payload) + changed[PREFIX.size :]
+    changed = (
+        PREFIX.pack(magic, version, kind, call, ticket, header + grown, payload)
+        + changed[PREFIX.size :]
+    )
     with pytest.raises(ProtocolError):
         decode(changed)

@@ -48,14 +48,24 @@ def new() -> dict[str, Any]:
 def test_a_configuration_of_02_is_read_with_lamorels_seed() -> None:
     settings = read_settings(OmegaConf.create(old()))
     assert settings.version == "0.2" and settings.unused == ()
-    assert settings.args.distributed_setup_args.n_llm_processes == 3 and settings.args.gloo_timeout == 60
-    assert settings.llms[0].args.seed == 42 and settings.llms[0].args.parallelism.model_parallelism_size == 2
+    assert (
+        settings.args.distributed_setup_args.n_llm_processes == 3
+        and settings.args.gloo_timeout == 60
+    )
+    assert (
+        settings.llms[0].args.seed == 42
+        and settings.llms[0].args.parallelism.model_parallelism_size == 2
+    )
 
 
 def test_unknown_keys_are_accepted_and_named() -> None:
     config = old(updater_args=None, other={"a": 1})
     config["llm_args"]["fancy"] = 3
-    assert set(read_settings(config).unused) == {"lamorel_args.updater_args", "lamorel_args.other", "llm_args.fancy"}
+    assert set(read_settings(config).unused) == {
+        "lamorel_args.updater_args",
+        "lamorel_args.other",
+        "llm_args.fancy",
+    }
 
 
 def test_values_that_are_missing_matter_only_where_they_are_needed() -> None:
@@ -70,14 +80,19 @@ def test_every_problem_is_said_at_once() -> None:
     config["llm_args"].update(minibatch_size="many", pretrained=3, model_type="rnn")
     with pytest.raises(ConfigError) as caught:
         read_settings(config)
-    assert all(key in str(caught.value) for key in ("log_level", "minibatch_size", "pretrained", "model_type"))
+    assert all(
+        key in str(caught.value)
+        for key in ("log_level", "minibatch_size", "pretrained", "model_type")
+    )
 
 
 def test_a_configuration_of_03_names_its_llms_and_their_devices() -> None:
     settings = read_settings(OmegaConf.create(new()))
     main, other = settings.llms
     assert settings.version == "0.3" and settings.args.gloo_timeout == 30
-    assert main.servers == range(0, 2) and main.devices == ((), (1,)) and main.args.dtype == "bfloat16"
+    assert (
+        main.servers == range(0, 2) and main.devices == ((), (1,)) and main.args.dtype == "bfloat16"
+    )
     assert other.servers == range(2, 3) and other.devices == ((0, 2),) and other.pad_token_id == 7
     assert settings.args.distributed_setup_args.n_llm_processes == 3
     assert main.args.parallelism.synchronize_gpus_after_scoring

@@ -34,7 +34,9 @@ def peft() -> None:
 def test_only_adapters_and_heads_take_gradients() -> None:
     host = load_host(ARGS, CPU, {"value": ValueHead(8)})
     names = [name for name, _ in host.named_trainable_parameters()]
-    assert names and all("lora_" in name or name.startswith("module_functions.value.") for name in names)
+    assert names and all(
+        "lora_" in name or name.startswith("module_functions.value.") for name in names
+    )
 
 
 @pytest.mark.usefixtures("peft")
@@ -51,13 +53,23 @@ def test_fresh_adapters_change_no_score_and_trained_ones_do() -> None:
 
 @pytest.mark.usefixtures("peft")
 def test_equal_seeds_draw_equal_adapters_and_a_checkpoint_brings_them_back(tmp_path: Path) -> None:
-    host, other, third = load_host(ARGS, CPU), load_host(ARGS, CPU), load_host(replace(ARGS, seed=1), CPU)
-    values = [[p.detach().clone() for _, p in each.named_trainable_parameters()] for each in (host, other, third)]
+    host, other, third = (
+        load_host(ARGS, CPU),
+        load_host(ARGS, CPU),
+        load_host(replace(ARGS, seed=1), CPU),
+    )
+    values = [
+        [p.detach().clone() for _, p in each.named_trainable_parameters()]
+        for each in (host, other, third)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(values[0], values[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(values[0], values[2], strict=True))
     host.save(tmp_path)
     third.load(tmp_path)
-    assert all(torch.equal(a, b) for a, (_, b) in zip(values[0], third.named_trainable_parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, (_, b) in zip(values[0], third.named_trainable_parameters(), strict=True)
+    )
 
 
 @pytest.mark.usefixtures("peft")
