@@ -147,10 +147,16 @@ def _lamorel_args(
         level = "info"
     timeout = plain.get("gloo_timeout")
     subgraphs = bool(plain.get("allow_subgraph_use_whith_gradient", False))
+    if level not in ("debug", "info", "warning", "error"):
+        level = "error"
     return LamorelArgs(
-        level if level in ("debug", "info", "warning", "error") else "error",  # type: ignore[arg-type]
-        _number(1800 if timeout is None else timeout, "gloo_timeout", problems), subgraphs, setup, accelerate, llm,
-    )  # fmt: skip
+        log_level=level,  # type: ignore[arg-type]
+        gloo_timeout=_number(1800 if timeout is None else timeout, "gloo_timeout", problems),
+        allow_subgraph_use_whith_gradient=subgraphs,
+        distributed_setup_args=setup,
+        accelerate_args=accelerate,
+        llm_args=llm,
+    )
 
 
 # --- 0.3 -------------------------------------------------------------------------------------------
