@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,11 +13,13 @@ from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.distributed import launched_role
 from lamorel_ext.rpc.runtime import connect
 from lamorel_ext.rpc.topology import Placement, Role
-from lamorel_ext.server.runtime import Hosted, in_process, serve
 from lamorel_ext.student.action_heads import ACTION_HEADS
 from lamorel_ext.student.guidance import NUM_ACTIONS
 from lamorel_ext.student.llm_policy import VALUE
 from lamorel_ext.types import LlmClient
+
+if TYPE_CHECKING:
+    from lamorel_ext.server.runtime import Hosted
 
 Client = Callable[[Caller], int]
 """What the RL client does with the servers; gives the exit status."""
@@ -38,11 +41,17 @@ def run_as_ranked(config: Config, client: Client) -> int:
     if config.run.portable:
         hold_portable()
     role = launched_role(args)
-    if role is not None and role.is_server:
+    if role is not None and not role.is_server:
+        use_threads(config.run.num_threads)
+        with connect(args) as caller:
+            return client(caller)
+    from lamorel_ext.server.runtime import in_process, serve  # never in a client, as below
+
+    if role is not None:
         serve(args, lambda placement: build_server(args, placement))
         return 0
     use_threads(config.run.num_threads)
-    with connect(args) if role is not None else in_process([build_server(args, alone(args))]) as caller:
+    with in_process([build_server(args, alone(args))]) as caller:
         return client(caller)
 
 
@@ -57,6 +66,7 @@ def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
 
     from lamorel_ext.models.loading import load_host
     from lamorel_ext.models.module_functions import ActionHeads, ValueHead
+    from lamorel_ext.server.runtime import Hosted
     from lamorel_ext.updaters import make_updaters
 
     llm = args.llm_args

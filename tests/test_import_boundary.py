@@ -166,7 +166,8 @@ def test_nothing_that_arrives_or_lies_on_a_disk_can_run_code() -> None:
 
 @pytest.mark.parametrize("program", ["compare", "train", "evaluate", "generalise", "balrog"])
 def test_a_client_starts_without_transformers_and_the_model_side(program: str) -> None:
-    server_side = ("transformers", "peft", "lamorel_ext.models", "lamorel_ext.updaters")
+    ours = [f"lamorel_ext.{part}" for part in ("models", "updaters", "server")]
+    server_side = ("transformers", "peft", *ours)
     script = f"import experiments.{program}, sys; print([n for n in {server_side!r} if n in sys.modules])"
     started = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (started.stdout.strip(), started.returncode) == ("[]", 0), started.stderr
