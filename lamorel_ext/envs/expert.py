@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import logging
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
@@ -10,6 +14,55 @@ from minigrid.utils.baby_ai_bot import BabyAIBot
 
 _NUM_OFFERED = 6
 _log = logging.getLogger(__name__)
+
+EXPERTS = Path(__file__).with_name("experts.csv")
+"""What the expert was measured to do, level by level; ``experiments.expert_table`` writes it."""
+
+
+class Measured(NamedTuple):
+    """The expert over some episodes of one level.
+
+    Attributes:
+        level: Its id.
+        episodes: How many.
+        won: Those that ended with a reward.
+        failed: Those that the mission itself ended without one.
+        timeouts: Those that the step limit ended without one.
+        gave_up: How often the bot had no answer, over all episodes.
+        mean_return: Unscaled.
+    """
+
+    level: str
+    episodes: int
+    won: int
+    failed: int
+    timeouts: int
+    gave_up: int
+    mean_return: float
+
+    @property
+    def success(self) -> float:
+        """Share of the episodes that it won."""
+        return self.won / self.episodes
+
+
+@cache
+def measured_experts() -> dict[str, Measured]:
+    """What was measured, by level."""
+    with EXPERTS.open(newline="", encoding="utf-8") as file:
+        rows = [Measured(row[0], *map(int, row[1:6]), float(row[6])) for row in list(csv.reader(file))[1:]]
+    return {row.level: row for row in rows}
+
+
+def expert_shortfall(level: str) -> str:
+    """What is to be known before one relies on a level's expert; empty where it always succeeded."""
+    row = measured_experts().get(level)
+    if row is None or row.won == row.episodes:
+        return ""
+    return (
+        f"the expert won {row.won} of {row.episodes} episodes of {level}: it failed the mission in "
+        f"{row.failed} and ran out of time in {row.timeouts} (docs/experts.md)"
+    )
 
 
 class Expert:

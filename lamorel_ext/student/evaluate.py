@@ -76,10 +76,11 @@ class Evaluator:
     Args:
         config: Its ``run`` group says how.
         make_env: Makes the held-out environment, with ``run.eval_episodes`` copies; called when it is first needed.
-        make_exact: Makes the exact evaluator; called when it is first needed, and only where ``why_not_exact`` names no reason.
+        make_exact: Makes the exact evaluator; called when it is first needed, and only where ``why_not_exact`` names no reason. None where
+            the environment does not offer one.
     """
 
-    def __init__(self, config: Config, make_env: Callable[[], PromptedEnv], make_exact: Callable[[], ExactEvaluator]) -> None:
+    def __init__(self, config: Config, make_env: Callable[[], PromptedEnv], make_exact: Callable[[], ExactEvaluator] | None) -> None:
         self._config = config
         self._make_env = make_env
         self._make_exact = make_exact
@@ -98,9 +99,11 @@ class Evaluator:
         """
         kind = self._config.run.evaluation
         hindrance = why_not_exact(self._config.env, actor.reads_prompts, actor.enumerable, signals is not None)
+        if self._make_exact is None:
+            hindrance = "the run brings an environment of its own, which offers no exact_evaluator (student.building.EnumerableEnvs)"
         if kind == "exact" and hindrance:
             raise ConfigError(f"run.evaluation: exact is not possible: {hindrance}")
-        if kind == "episodes" or hindrance:
+        if kind == "episodes" or hindrance or self._make_exact is None:
             return self._simulate(actor, signals)
         if self._exact is None:
             self._exact = self._make_exact()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from lamorel_ext.config import Config
 from lamorel_ext.portable import hold_portable
-from lamorel_ext.student.building import EnvFactory, make_env
-from lamorel_ext.student.recorder import Recorder
+from lamorel_ext.student.building import EnvFactory, environment_name, make_env
+from lamorel_ext.student.recorder import EnvironmentListener, Recorder
 from lamorel_ext.student.run import TrainingRun
 from lamorel_ext.types import LlmClient
 
@@ -43,6 +43,8 @@ def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory
     if config.run.portable:
         hold_portable()
     with TrainingRun(config, llm, env_factory) as run:
+        if isinstance(recorder, EnvironmentListener):
+            recorder.environment(environment_name(config, env_factory))
         checkpoint = recorder.resume()
         run.start(checkpoint)
         if checkpoint is None:
