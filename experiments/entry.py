@@ -23,6 +23,8 @@ def run_main(program: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     Errors raised on purpose end in one message without a traceback. A mistake in the configuration would be found by every rank alike; only
     the first one says it.
     """
+    if argv is None:
+        _use_utf8()
     try:
         return program(sys.argv[1:] if argv is None else argv)
     except ConfigError as error:
@@ -43,6 +45,14 @@ def run_main(program: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _use_utf8() -> None:
+    """Start this programme again in Python's UTF-8 mode where the locale knows only ASCII: names of files may hold any letter."""
+    if sys.getfilesystemencoding() != "utf-8" and "PYTHON_UTF8_TRIED" not in os.environ:
+        os.execve(
+            sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1", "PYTHON_UTF8_TRIED": "1"}
+        )
 
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:

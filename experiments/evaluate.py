@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from experiments.planning import ZERO_SHOT, policy_config, split_policy
 from experiments.run_folder import read_checkpoint
 from experiments.statistics import Interval, bootstrap, wilson_interval
 from lamorel_ext.config import Config
+from lamorel_ext.envs.expert import expert_shortfall
 from lamorel_ext.student.actors import ExpertActor, UniformActor
 from lamorel_ext.student.building import make_env, make_evaluator
 from lamorel_ext.student.feedback import FeedbackSignals
@@ -30,6 +32,8 @@ from lamorel_ext.student.recorder import Checkpoint
 from lamorel_ext.student.rollout import Actor
 from lamorel_ext.student.run import TrainingRun
 from lamorel_ext.types import LlmClient
+
+log = logging.getLogger(__name__)
 
 RETURN_SAMPLES = 2000
 
@@ -130,6 +134,9 @@ def run(argv: Sequence[str]) -> int:
     policy, overrides = split_policy(options.overrides)
     config, checkpoint = read_policy(policy, overrides, options.config_name, options.config_dir)
     start_log(config.lamorel_args.log_level)
+
+    if shortfall := expert_shortfall(config.env.level):
+        log.warning("%s", shortfall)
 
     def client(llm: LlmClient) -> int:
         scores = evaluate_all(config, llm_of(config, llm), checkpoint, policy)

@@ -144,8 +144,8 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(config: Config) 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("step-5/client.safetensors", b"not safetensors"), ("step-5/client.safetensors", b""), ("step-5/state.json", b"{"), ("current.json", b"[]"),
-     ("current.json", b'{"folder": 3}')],
+    [("step-5/client.safetensors", b"not safetensors"), ("step-5/client.safetensors", b""), ("step-5/state.json", b"{"), ("step-5/manifest.json", b"{}"),
+     ("step-5/metrics.csv", b"env_steps,success")],
 )  # fmt: skip
 def test_a_corrupt_checkpoint_is_named(config: Config, name: str, content: bytes) -> None:
     with RunFolder(folder_of(config), config, VERSIONS) as run:
