@@ -224,7 +224,7 @@ def _pointer_problem(root: Path) -> str:
 def _read_folder(folder: Path, pointer: Mapping[str, Any] | None) -> Stored:
     """Raises CheckpointError where a file is missing, damaged or not what the manifest says."""
     if pointer is None:
-        facts = _read_manifest(folder)
+        facts: Mapping[str, Any] = _read_manifest(folder)
         for name, entry in facts["files"].items():
             _check_file(folder / name, entry)
     else:

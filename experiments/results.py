@@ -150,7 +150,7 @@ def read_run(folder: Path) -> Run:
         config = read_config(folder / "config.yaml")
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    status, versions = readable_json(folder / "status.json"), readable_json(folder / "versions.json")
+    status, versions = _status(folder / "status.json"), readable_json(folder / "versions.json")
     path, state = folder / "metrics.csv", str(status.get("state", "running"))
     try:
         columns = read_columns(path)
@@ -160,10 +160,18 @@ def read_run(folder: Path) -> Run:
         if state == "complete":
             raise CheckpointError(f"{error}. The run's own command makes the curve anew from its checkpoint, where it has one") from error
         return Run(folder, config, state, {"error": str(error), **status}, versions, {})
-    if not status and columns and columns[STEPS][-1] >= config.run.total_steps:
+    if "state" not in status and columns and columns[STEPS][-1] >= config.run.total_steps:
         log.warning("%s is gone or damaged; its curve goes to the end, so the run is taken as complete", folder / "status.json")
         state = "complete"
     return Run(folder, config, state, status, versions, columns)
+
+
+def _status(path: Path) -> dict[str, Any]:
+    """What a status says; of a damaged one, that it cannot be read."""
+    try:
+        return read_json(path)
+    except CheckpointError as error:
+        return {"error": str(error)}
 
 
 def _check_curve(path: Path, columns: Mapping[str, np.ndarray]) -> None:

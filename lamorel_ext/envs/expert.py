@@ -6,7 +6,7 @@ import csv
 import logging
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
@@ -14,6 +14,9 @@ from minigrid.utils.baby_ai_bot import BabyAIBot
 
 _NUM_OFFERED = 6
 _log = logging.getLogger(__name__)
+
+MAX_SEARCHES = 1000
+"""Searches for a path in one plan at most; a plan that comes to an end needs a few."""
 
 EXPERTS = Path(__file__).with_name("experts.csv")
 """What the expert was measured to do, level by level; ``experiments.expert_table`` writes it."""
@@ -46,11 +49,16 @@ class Measured(NamedTuple):
         return self.won / self.episodes
 
 
+def _measured(cells: list[str]) -> Measured:
+    won, failed, timeouts, gave_up = map(int, cells[2:6])
+    return Measured(cells[0], int(cells[1]), won, failed, timeouts, gave_up, float(cells[6]))
+
+
 @cache
 def measured_experts() -> dict[str, Measured]:
     """What was measured, by level."""
     with EXPERTS.open(newline="", encoding="utf-8") as file:
-        rows = [Measured(row[0], *map(int, row[1:6]), float(row[6])) for row in list(csv.reader(file))[1:]]
+        rows = [_measured(row) for row in list(csv.reader(file))[1:]]
     return {row.level: row for row in rows}
 
 
@@ -63,6 +71,20 @@ def expert_shortfall(level: str) -> str:
         f"the expert won {row.won} of {row.episodes} episodes of {level}: it failed the mission in "
         f"{row.failed} and ran out of time in {row.timeouts} (docs/experts.md)"
     )
+
+
+class _BoundedBot(BabyAIBot):  # type: ignore[misc, unused-ignore]
+    """The bot, which gives up where it would plan in a circle forever, as it does on UnlockToUnlock."""
+
+    def replan(self, action_taken: int | None = None) -> int:
+        self._searches_left = MAX_SEARCHES
+        return int(super().replan(action_taken))
+
+    def _breadth_first_search(self, *arguments: Any, **named: Any) -> Any:
+        self._searches_left -= 1
+        if self._searches_left < 0:
+            raise RuntimeError("it plans in a circle")
+        return super()._breadth_first_search(*arguments, **named)
 
 
 class Expert:
@@ -112,7 +134,7 @@ class Expert:
 
     def _ask_new(self) -> int | None:
         try:
-            self._bot = BabyAIBot(self.level)
+            self._bot = _BoundedBot(self.level)
         except Exception as error:  # the bot fails with assertions and worse; an expert that is silent would end a run
             self._give_up(error)
             return None

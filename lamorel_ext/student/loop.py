@@ -14,7 +14,6 @@ from lamorel_ext.student.recorder import EnvironmentListener, Recorder
 from lamorel_ext.student.run import TrainingRun
 from lamorel_ext.types import LlmClient
 
-
 log = logging.getLogger(__name__)
 
 
