@@ -46,6 +46,7 @@ class Score:
         name: Who.
         success: Rate over episodes, with Wilson's interval.
         returned: Mean unscaled return over episodes, with a bootstrap interval over episodes.
+        failed: Episodes that the mission itself ended without a reward, a wrong door opened for instance.
         exact_success: By enumeration, where possible.
         exact_return: The same.
     """
@@ -53,6 +54,7 @@ class Score:
     name: str
     success: Interval
     returned: Interval
+    failed: int
     exact_success: float | None
     exact_return: float | None
 
@@ -98,6 +100,7 @@ def evaluate(config: Config, actor: Actor, name: str, signals: FeedbackSignals |
         name=name,
         success=wilson_interval(int(seen.successes.sum()), len(seen.successes)),
         returned=bootstrap(seen.returns, samples=RETURN_SAMPLES),
+        failed=int(seen.failures.sum()),
         exact_success=exact.success if exact.exact else None,
         exact_return=exact.expected_return if exact.exact else None,
     )
@@ -112,6 +115,9 @@ def show(config: Config, scores: Sequence[Score]) -> str:
     for score in scores:
         exact = [f"{value:.4f}" if value is not None else "–" for value in (score.exact_success, score.exact_return)]
         lines.append(f"{score.name[-24:]:24}{_interval(score.success):>24}{_interval(score.returned):>26}{exact[0]:>16}{exact[1]:>15}")
+    failed = [f"{score.name} in {score.failed}" for score in scores if score.failed]
+    if failed:
+        lines.append(f"missions that ended in failure, before the steps ran out: {', '.join(failed)} of {config.run.eval_episodes}")
     return "\n".join(lines)
 
 

@@ -36,6 +36,8 @@ What falls short is the bot's, or the level's, and is kept as it is in the origi
 * `OpenDoorsOrder...Debug`: a mission of two doors cannot be won by anybody. BabyAI holds the action
   that opens the first door against the second instruction too, and a strict instruction calls it the
   wrong door. Only missions of a single door can be won.
+* `UnlockToUnlock`: in half of the missions the bot plans in a circle, which is cut off after
+  `MAX_SEARCHES` searches; it then acts at random.
 * `KeyInBox` and `PutNext...Carrying`: the bot's own authors name them as levels that it cannot solve.
 
 The expert teaches in `teacher_oracle`, acts in `bot`, is imitated in `cloning`, and is a row of

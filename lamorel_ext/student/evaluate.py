@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Evaluation:
         successes: ``(episodes,)`` bool of a simulated evaluation, else empty.
         returns: ``(episodes,)`` float64, unscaled, likewise.
         lengths: ``(episodes,)`` int64, steps, likewise.
+        failures: ``(episodes,)`` bool, True where the mission itself ended the episode without a reward, likewise.
     """
 
     success: float
@@ -37,6 +38,7 @@ class Evaluation:
     successes: np.ndarray
     returns: np.ndarray
     lengths: np.ndarray
+    failures: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
 def run_episodes(env: PromptedEnv, actor: Actor, draws: Draws, signals: FeedbackSignals | None = None) -> Evaluation:
@@ -50,6 +52,7 @@ def run_episodes(env: PromptedEnv, actor: Actor, draws: Draws, signals: Feedback
     """
     scene = env.reset()
     successes, returns, lengths = np.zeros(env.num_envs, dtype=bool), np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
+    failures = np.zeros(env.num_envs, dtype=bool)
     running = np.arange(env.num_envs)
     said = None
     while len(running):
@@ -62,12 +65,13 @@ def run_episodes(env: PromptedEnv, actor: Actor, draws: Draws, signals: Feedback
         returns[running] += rewards
         lengths[running] += 1
         successes[running] = returns[running] > 0
+        failures[running] = terminated & ~successes[running]
         if signals is not None:
             next_values = actor.values(stepped.reached.take(running))
             errors = td_errors(rewards * actor.discount.reward_scale, decision.values, next_values, terminated, actor.discount.gamma)
             said = signals.step(errors, shown.prompts, done, envs=running)[~done]
         running, scene = running[~done], stepped.current
-    return Evaluation(float(successes.mean()), float(returns.mean()), False, successes, returns, lengths)
+    return Evaluation(float(successes.mean()), float(returns.mean()), False, successes, returns, lengths, failures)
 
 
 class Evaluator:

@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / 
 from student_fakes import TableLlm  # noqa: E402
 
 from experiments import recompute  # noqa: E402
-from experiments.report import make_report  # noqa: E402
+from experiments.report import find, make_report  # noqa: E402
 from experiments.run_folder import RunFolder, run_state  # noqa: E402
 from experiments.viewer.__main__ import make_viewer  # noqa: E402
 from lamorel_ext.config import Config, load_config  # noqa: E402
@@ -89,7 +89,7 @@ DAMAGES: tuple[Damage, ...] = (
 
 
 def make_original(root: Path) -> Config:
-    """A run that was killed after its first checkpoints, and its status that of a complete one or not."""
+    """A complete run of two rollouts, and its report."""
     config = load_config([*SMALL, f"run.output_dir={root / 'run'}"])
     with RunFolder(root / "run", config, {"python": "3"}) as recorder:
         _train(config, recorder)
@@ -128,8 +128,14 @@ def damage(root: Path, draw: random.Random) -> list[str]:
     return done
 
 
-def read_all(root: Path, config: Config) -> tuple[int, int, list[str]]:
-    """Report, viewer, recomputation, state and resume; gives how many were accepted, refused, and what else was raised."""
+def read_all(root: Path, config: Config, draws: bool) -> tuple[int, int, list[str]]:
+    """Report, viewer, recomputation, state and resume; gives how many were accepted, refused, and what else was raised.
+
+    Args:
+        root: Of the comparison.
+        config: Of its run.
+        draws: True has the report's figures drawn too, which takes most of the time.
+    """
 
     def resume() -> None:
         run_state(root / "run")
@@ -137,7 +143,7 @@ def read_all(root: Path, config: Config) -> tuple[int, int, list[str]]:
             run.start(recorder.resume())
 
     accepted, refused, unnamed = 0, 0, []
-    for work in (lambda: make_report(root), lambda: make_viewer(root), lambda: recompute.main([str(root)]), resume):
+    for work in (lambda: make_report(root) if draws else find(root), lambda: make_viewer(root), lambda: recompute.main([str(root)]), resume):
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 work()
@@ -163,7 +169,7 @@ def fuzz(cases: int, seed: int) -> tuple[dict[str, int], list[str]]:
                 shutil.rmtree(root, ignore_errors=True)
                 shutil.copytree(original, root)
                 done = damage(root, random.Random(f"{seed} {case}"))
-                more, fewer, unnamed = read_all(root, config)
+                more, fewer, unnamed = read_all(root, config, draws=case % 10 == 0)
                 accepted, refused = accepted + more, refused + fewer
                 found += [f"case {case}, {'; '.join(done)}:\n{text}" for text in unnamed]
     finally:
