@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lamorel_ext.config import Config
-from lamorel_ext.portable import hold_portable
 from lamorel_ext.envs.expert import expert_shortfall
+from lamorel_ext.portable import hold_portable
 from lamorel_ext.student.building import EnvFactory, environment_name, make_env, needs_experts
 from lamorel_ext.student.recorder import EnvironmentListener, Recorder
 from lamorel_ext.student.run import TrainingRun

@@ -172,6 +172,9 @@ def fuzz(cases: int, seed: int) -> tuple[dict[str, int], list[str]]:
                 more, fewer, unnamed = read_all(root, config, draws=case % 10 == 0)
                 accepted, refused = accepted + more, refused + fewer
                 found += [f"case {case}, {'; '.join(done)}:\n{text}" for text in unnamed]
+                if cases > 100 and case % 100 == 99:
+                    print(f"{case + 1} of {cases}, {len(found)} unnamed", file=sys.stderr, flush=True)
+                    print(*found[-1:], file=sys.stderr, flush=True)
     finally:
         logging.disable(logging.NOTSET)
     return {"cases": cases, "accepted": accepted, "refused": refused, "unnamed": len(found)}, found
