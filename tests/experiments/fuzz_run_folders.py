@@ -174,7 +174,7 @@ def fuzz(cases: int, seed: int) -> tuple[dict[str, int], list[str]]:
                 found += [f"case {case}, {'; '.join(done)}:\n{text}" for text in unnamed]
                 if cases > 100 and case % 100 == 99:
                     print(f"{case + 1} of {cases}, {len(found)} unnamed", file=sys.stderr, flush=True)
-                    print(*found[-1:], file=sys.stderr, flush=True)
+                    print(*(text[-700:] for text in found), file=sys.stderr, flush=True)
     finally:
         logging.disable(logging.NOTSET)
     return {"cases": cases, "accepted": accepted, "refused": refused, "unnamed": len(found)}, found
