@@ -30,6 +30,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ from experiments.files import csv_cell, folder_to_write, replace_json, writing
 from experiments.planning import ZERO_SHOT, split_policy
 from lamorel_ext.config import Config, EnvArgs
 from lamorel_ext.envs.batched import make_batched_env
+from lamorel_ext.envs.expert import expert_shortfall
 from lamorel_ext.envs.original_levels import MIXED_KINDS, kind_of_seed
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.prompts import ACTION_NAMES
@@ -60,6 +62,8 @@ from lamorel_ext.student.rollout import Actor, Decision, Discount
 from lamorel_ext.student.run import TrainingRun
 from lamorel_ext.student.scenes import PromptedEnv, Scene
 from lamorel_ext.types import GenerateRequest, LlmClient, Scalar
+
+log = logging.getLogger(__name__)
 
 LEVEL = "BabyAI-MixedTrainLocal-v0"
 TASKS = {"goto": "goto", "pickup": "pickup", "open": "open", "putnext": "putnext", "pick_up_seq_go_to": "pickup_goto"}
@@ -278,6 +282,9 @@ def run(argv: Sequence[str]) -> int:
     if options.choose == "generate" and config.arm.agent != "llm_policy":
         raise ConfigError(f"--choose generate: the LLM acts itself only where arm.agent is llm_policy, {policy} has {config.arm.agent}")
     check_configs([on_protocol(config)])
+
+    if shortfall := expert_shortfall(LEVEL):
+        log.warning("%s", shortfall)
 
     def client(llm: LlmClient) -> int:
         rows = evaluate_all(

@@ -48,6 +48,8 @@ def run_main(
     Errors raised on purpose end in one message without a traceback. A mistake in the configuration would be found by every rank alike; only
     the first one says it.
     """
+    if argv is None:
+        _use_utf8()
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # at the end: a folder of the user's hides no module of anybody's
     try:
@@ -76,6 +78,14 @@ def run_main(
         if speaks():
             print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _use_utf8() -> None:
+    """Start this programme again in Python's UTF-8 mode where the locale knows only ASCII: names of files may hold any letter."""
+    if sys.getfilesystemencoding() != "utf-8" and "PYTHON_UTF8_TRIED" not in os.environ:
+        os.execve(
+            sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1", "PYTHON_UTF8_TRIED": "1"}
+        )
 
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:

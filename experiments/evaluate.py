@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from experiments.planning import ZERO_SHOT, policy_config, split_policy
 from experiments.run_folder import read_checkpoint
 from experiments.statistics import Interval, bootstrap, wilson_interval
 from lamorel_ext.config import Config
+from lamorel_ext.envs.expert import expert_shortfall
 from lamorel_ext.student.actors import ExpertActor, UniformActor
 from lamorel_ext.student.building import make_env, make_evaluator
 from lamorel_ext.student.feedback import FeedbackSignals
@@ -30,6 +32,8 @@ from lamorel_ext.student.recorder import Checkpoint
 from lamorel_ext.student.rollout import Actor
 from lamorel_ext.student.run import TrainingRun
 from lamorel_ext.types import LlmClient
+
+log = logging.getLogger(__name__)
 
 RETURN_SAMPLES = 2000
 
@@ -42,6 +46,7 @@ class Score:
         name: Who.
         success: Rate over episodes, with Wilson's interval.
         returned: Mean unscaled return over episodes, with a bootstrap interval over episodes.
+        failed: Episodes that the mission itself ended without a reward, a wrong door opened for instance.
         exact_success: By enumeration, where possible.
         exact_return: The same.
     """
@@ -49,6 +54,7 @@ class Score:
     name: str
     success: Interval
     returned: Interval
+    failed: int
     exact_success: float | None
     exact_return: float | None
 
@@ -94,6 +100,7 @@ def evaluate(config: Config, actor: Actor, name: str, signals: FeedbackSignals |
         name=name,
         success=wilson_interval(int(seen.successes.sum()), len(seen.successes)),
         returned=bootstrap(seen.returns, samples=RETURN_SAMPLES),
+        failed=int(seen.failures.sum()),
         exact_success=exact.success if exact.exact else None,
         exact_return=exact.expected_return if exact.exact else None,
     )
@@ -109,6 +116,9 @@ def show(config: Config, scores: Sequence[Score]) -> str:
     for score in scores:
         exact = [f"{value:.4f}" if value is not None else "–" for value in (score.exact_success, score.exact_return)]
         lines.append(f"{score.name:{width}}{_interval(score.success):>24}{_interval(score.returned):>26}{exact[0]:>16}{exact[1]:>15}")
+    failed = [f"{score.name} in {score.failed}" for score in scores if score.failed]
+    if failed:
+        lines.append(f"missions that ended in failure, before the steps ran out: {', '.join(failed)} of {config.run.eval_episodes}")
     return "\n".join(lines)
 
 
@@ -131,6 +141,9 @@ def run(argv: Sequence[str]) -> int:
     policy, overrides = split_policy(options.overrides)
     config, checkpoint = read_policy(policy, overrides, options.config_name, options.config_dir)
     start_log(config.lamorel_args.log_level)
+
+    if shortfall := expert_shortfall(config.env.level):
+        log.warning("%s", shortfall)
 
     def client(llm: LlmClient) -> int:
         scores = evaluate_all(config, llm_of(config, llm), checkpoint, policy)

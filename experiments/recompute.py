@@ -358,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = parser.parse_args(argv).folder
     try:
         deviations, problems, remarks = check(folder)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, csv.Error) as error:
         print(f"error: {folder} holds no report that can be checked: {error!r}", file=sys.stderr)
         return 2
     for column, deviation in deviations.items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from experiments.statistics import area_under_curve, steps_to
 from lamorel_ext.config import Config, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
+log = logging.getLogger(__name__)
+
 STEPS = "env_steps"
 SUCCESS = "success"
 RETURN = "return"
@@ -25,6 +29,10 @@ SECONDS = "seconds"
 TEACHER = "teacher_success"
 EXACT = "eval_exact"
 """1 where an evaluation went through all states, 0 where it played held-out episodes."""
+NEEDED = (STEPS, SUCCESS, RETURN, CALLS, TOKENS, SECONDS)
+"""Columns that every curve of a complete run has, and without which there is nothing to report."""
+_LARGEST = 1e15
+"""Of any number of a curve: beyond it floating point does not count in ones."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,11 @@ class Run:
     def seed(self) -> int:
         """Seed of the run."""
         return self.config.run.seed
+
+    @property
+    def level(self) -> str:
+        """What was trained on: ``env.level``, or the name of an environment that the run brought itself."""
+        return str(self.status.get("environment", self.config.env.level))
 
     def last(self, column: str) -> float:
         """Value at the last evaluation."""
@@ -127,6 +140,9 @@ def read_runs(folder: Path) -> list[Run]:
 def read_run(folder: Path) -> Run:
     """Read one run folder.
 
+    What is not needed to understand a curve may be damaged: without ``versions.json`` its makers are unknown, without ``status.json`` a
+    curve up to the end of the budget is complete, and what stands in the way of a run that is not complete is its error.
+
     Raises:
         CheckpointError: A file is missing or cannot be read.
     """
@@ -134,9 +150,59 @@ def read_run(folder: Path) -> Run:
         config = read_config(folder / "config.yaml")
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    status = read_json(folder / "status.json")
-    versions, columns = read_json(folder / "versions.json"), read_columns(folder / "metrics.csv")
-    return Run(folder, config, str(status.get("state", "running")), status, versions, columns)
+    status, versions = _status(folder / "status.json"), readable_json(folder / "versions.json")
+    path, state = folder / "metrics.csv", str(status.get("state", "running"))
+    try:
+        columns = read_columns(path)
+        if state == "complete" or columns:
+            _check_curve(path, columns)
+    except CheckpointError as error:
+        if state == "complete":
+            raise CheckpointError(f"{error}. The run's own command makes the curve anew from its checkpoint, where it has one") from error
+        return Run(folder, config, state, {"error": str(error), **status}, versions, {})
+    if "state" not in status and columns and columns[STEPS][-1] >= config.run.total_steps:
+        log.warning("%s is gone or damaged; its curve goes to the end, so the run is taken as complete", folder / "status.json")
+        state = "complete"
+    return Run(folder, config, state, status, versions, columns)
+
+
+def _status(path: Path) -> dict[str, Any]:
+    """What a status says; of a damaged one, that it cannot be read."""
+    try:
+        return read_json(path)
+    except CheckpointError as error:
+        return {"error": str(error)}
+
+
+def _check_curve(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Raises CheckpointError where these columns cannot be a learning curve."""
+    if missing := [name for name in NEEDED if name not in columns]:
+        raise CheckpointError(f"{path} is no learning curve: it has no column of numbers {', '.join(missing)}")
+    if not len(columns[STEPS]):
+        raise CheckpointError(f"{path} has no row below its header")
+    for name, values in columns.items():
+        if np.isinf(values).any():
+            raise CheckpointError(f"{path}: {name} holds a number that is not finite")
+    for name in NEEDED:
+        lowest = -np.inf if name == RETURN else 0
+        if not np.all(columns[name] >= lowest):
+            raise CheckpointError(f"{path}: {name} holds an empty cell, or a number below 0")
+        if np.any(np.abs(columns[name]) > _LARGEST):
+            raise CheckpointError(f"{path}: {name} holds a number above {_LARGEST:.0e}")
+    if np.any(columns[SUCCESS] > 1):
+        raise CheckpointError(f"{path}: {SUCCESS} is a share, but {columns[SUCCESS].max():g} is above 1")
+    for name in (STEPS, CALLS, TOKENS, SECONDS):
+        if np.any(np.diff(columns[name]) < 0):
+            raise CheckpointError(f"{path}: {name} goes down from one row to the next")
+
+
+def readable_json(path: Path) -> dict[str, Any]:
+    """``read_json`` for what can be made anew: with a warning, a damaged file counts as one that is not there."""
+    try:
+        return read_json(path)
+    except CheckpointError as error:
+        log.warning("%s; it is passed over", error)
+        return {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -149,7 +215,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(found).__name__}")
@@ -160,18 +226,11 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     """The numbers of a CSV file, column by column; NaN where a cell is empty, no column where it holds words.
 
     Raises:
-        CheckpointError: A row has more or fewer cells than the header.
+        CheckpointError: A row has more or fewer cells than the header, or two columns have one name.
     """
     if not path.exists():
         return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise CheckpointError(f"{path}, line {number}: expected {len(header)} cells, got {len(row)}")
+    header, rows = _cells(path, decoded(path))
     columns = {}
     for name, *cells in zip(header, *rows, strict=True):
         try:
@@ -179,6 +238,49 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         except ValueError:
             continue
     return columns
+
+
+def read_rows(path: Path, text: str) -> list[dict[str, float]]:
+    """The rows of a curve, NaN where a cell is empty.
+
+    Args:
+        path: Named by errors.
+        text: What stands in it.
+
+    Raises:
+        CheckpointError: A row has more or fewer cells than the header, or one that is no number.
+    """
+    header, rows = _cells(path, text)
+    try:
+        return [{name: float(cell or "nan") for name, cell in zip(header, row, strict=True)} for row in rows]
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def decoded(path: Path) -> str:
+    """Text of a file, line ends as they are.
+
+    Raises:
+        CheckpointError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _cells(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows."""
+    try:
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
+    except csv.Error as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise CheckpointError(f"{path}, line {number}: expected {len(header)} cells, got {len(row)}")
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise CheckpointError(f"{path} has several columns of the name {', '.join(twice)}")
+    return header, rows
 
 
 def group_tasks(runs: Sequence[Run]) -> list[Task]:
@@ -190,7 +292,7 @@ def group_tasks(runs: Sequence[Run]) -> list[Task]:
     groups: dict[tuple[str, int | None], list[Run]] = {}
     tasks = max((run.config.compare.tasks for run in runs), key=len, default=())
     for run in sorted(runs, key=lambda run: tasks.index(run.config.env.name) if run.config.env.name in tasks else len(tasks)):
-        groups.setdefault((run.config.env.level, run.config.env.num_distractors), []).append(run)
+        groups.setdefault((run.level, run.config.env.num_distractors), []).append(run)
     names = [members[0].config.env.name or _level_label(*level) for level, members in groups.items()]
     return [
         Task(name if names.count(name) == 1 else f"{name} ({_level_label(*level)})", tuple(group_arms(members)))

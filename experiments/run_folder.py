@@ -6,9 +6,10 @@
     metrics.csv     one row per evaluation
     tensorboard/    the same numbers as events
     traces/         single rollouts step by step, one file each, named after the environment steps before it (lamorel_ext/student/trace.py)
-    checkpoints/    current.json names the folder of the last one: client.safetensors, state.json, llm/
+    checkpoints/    see ``checkpoint_files``
 
-A crash at any moment leaves a folder that can be resumed: a checkpoint counts once ``current.json`` names it.
+A crash at any moment leaves a folder that can be resumed. What is damaged since is noticed by its checksum; a damaged ``status.json``,
+``versions.json``, ``current.json`` or ``metrics.csv`` is made anew from the checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
@@ -26,12 +26,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
+from experiments.checkpoint_files import CURVE, Stored, curve_digest, digest, read_stored, remove_others, stored_steps, write_checkpoint
 from experiments.files import csv_cell, held_alone, replace_json, replace_text, why_not_writable, writing
 from experiments.identity import differing_keys, run_identity
-from experiments.results import read_json
+from experiments.results import decoded, read_rows, readable_json
 from experiments.trackers import Tracker, make_trackers
 from lamorel_ext.config import Config, read_config, save_config
 from lamorel_ext.errors import CheckpointError, ConfigError
@@ -48,13 +46,24 @@ def run_state(folder: Path) -> str:
     """``complete``, ``failed``, ``stopped``, ``running`` (also what a killed process leaves), or ``absent``."""
     if not (folder / "config.yaml").exists():
         return "absent"
-    return str(read_json(folder / "status.json").get("state", "running"))
+    state = str(readable_json(folder / "status.json").get("state", "running"))
+    return "running" if state == "complete" and _curve_is_damaged(folder) else state
+
+
+def _curve_is_damaged(folder: Path) -> bool:
+    """True where the curve is not the one that the last checkpoint holds, so that resuming the run mends it."""
+    expected, path = curve_digest(folder / "checkpoints"), folder / CURVE
+    if expected is None:
+        return False
+    try:
+        return digest(path) != expected
+    except OSError:
+        return True
 
 
 def steps_done(folder: Path) -> int:
-    """Environment steps up to the current checkpoint; 0 where there is none."""
-    steps = read_json(folder / "checkpoints" / "current.json").get("env_steps", 0)
-    return steps if isinstance(steps, int) else 0
+    """Environment steps up to the last checkpoint; 0 where there is none."""
+    return stored_steps(folder / "checkpoints")
 
 
 def differences(folder: Path, config: Config) -> list[str]:
@@ -62,7 +71,7 @@ def differences(folder: Path, config: Config) -> list[str]:
 
     A folder without a checkpoint, of a run that is not complete, holds nothing that would be lost.
     """
-    if run_state(folder) == "absent" or (run_state(folder) != "complete" and not (folder / "checkpoints" / "current.json").exists()):
+    if run_state(folder) == "absent" or (run_state(folder) != "complete" and not any((folder / "checkpoints").glob("step-*"))):
         return []
     stored, asked = run_identity(read_config(folder / "config.yaml")), run_identity(config)
     return [f"{key}: {folder} was made with {stored[key]!r}, asked for is {asked[key]!r}" for key in differing_keys([stored, asked])]
@@ -111,6 +120,9 @@ class RunFolder:
         self._on_progress = on_progress
         self._columns: list[str] = []
         self._rows = 0
+        self._lines: list[str] = []
+        self._older = False
+        self._environment: dict[str, str] = {}
         self._env_steps = 0
         self._started = time.time()
         self._trackers: list[Tracker] = []
@@ -142,6 +154,7 @@ class RunFolder:
             tracker.close()
         if error is None:
             self._set_status("complete", exit_status=0)
+            remove_others(self._checkpoints, readable_json(self._checkpoints / "current.json").get("folder"))
             return
         if isinstance(error, Stopped):
             stop, self._env_steps = error.stop, steps_done(self.folder)
@@ -164,8 +177,10 @@ class RunFolder:
         """
         path = self.folder / "metrics.csv"
         if self._rows == 0:
-            self._columns = list(row)
+            self._columns, self._lines = list(row), []
             self._append(path, self._columns, "w")
+        elif self._older and set(self._columns) <= set(row):
+            row = {name: row[name] for name in self._columns}  # a later version measures more
         elif list(row) != self._columns:
             raise CheckpointError(f"{path} has the columns {self._columns}, the next row has {list(row)}")
         self._append(path, [csv_cell(value) for value in row.values()], "a")
@@ -184,50 +199,38 @@ class RunFolder:
             path.parent.mkdir(exist_ok=True)
         replace_text(path, trace.text())
 
+    def environment(self, name: str) -> None:
+        """Note what the run is about, where that is not ``env.level``."""
+        self._environment = {} if name == self._config.env.level else {"environment": name}
+
     def checkpoint(self, checkpoint: Checkpoint, save_llm: SaveLlm | None) -> None:
-        """Write a checkpoint beside the last one, then make it the current one, then remove the last one.
+        """Write a checkpoint beside the last one and make it the current one; the last one is kept until the next, or the end.
 
         Raises:
             CheckpointError: It cannot be written; the last one is still the current one.
         """
-        root = self.folder / "checkpoints"
-        last = read_json(root / "current.json").get("folder")
-        _remove_others(root, last)
-        target = root / (f"step-{checkpoint.env_steps}" if last != f"step-{checkpoint.env_steps}" else f"{last}-again")
-        with writing(target):
-            target.mkdir(parents=True)
-            try:
-                tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
-                save_file(tensors, target / "client.safetensors")
-                (target / "state.json").write_text(json.dumps(checkpoint.state), encoding="utf-8")
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
-        if save_llm is not None:
-            save_llm(str((target / "llm").resolve()))
-        _flush_to_disk(target)
-        replace_json(
-            root / "current.json",
-            {"folder": target.name, "env_steps": checkpoint.env_steps, "rows": self._rows, "llm": save_llm is not None},
-        )
-        _remove_others(root, target.name)
+        traces = {path.name: digest(path) for steps, path in trace_files(self.folder).items() if steps < checkpoint.env_steps}
+        facts = {"rows": self._rows, "traces": traces, "identity": _plain(run_identity(self._config))}
+        write_checkpoint(self._checkpoints, checkpoint, save_llm, "".join(self._lines), facts)
         self._env_steps = checkpoint.env_steps
         self._set_status("running")
 
     def resume(self) -> Checkpoint | None:
-        """The current checkpoint; rows, events and traces after it are dropped.
+        """The last whole checkpoint. The curve is brought back to what it was then, to the byte; events and traces after it are dropped.
 
         Raises:
-            CheckpointError: A file of it is missing or corrupt.
+            CheckpointError: A file of it is missing or damaged, and there is none before it.
+            ConfigError: It was made by another run.
         """
-        current = read_json(self.folder / "checkpoints" / "current.json")
-        checkpoint = read_checkpoint(self.folder) if current else None
-        self._keep_rows(int(current["rows"]) if current else 0)
-        self._env_steps = checkpoint.env_steps if checkpoint else 0
-        for env_steps, path in trace_files(self.folder).items():
-            if env_steps >= self._env_steps:
-                with writing(path):
-                    path.unlink()
-        return checkpoint
+        stored = read_stored(self._checkpoints)
+        if stored is not None:
+            self._check_identity(stored)
+        self._bring_back_curve(stored)
+        self._env_steps = 0 if stored is None else stored.checkpoint.env_steps
+        self._bring_back_traces({} if stored is None else stored.traces)
+        for tracker in self._trackers:
+            tracker.resume(read_rows(self.folder / CURVE, "".join(self._lines)))
+        return None if stored is None else stored.checkpoint
 
     def progress(self, env_steps: int, total_steps: int, info: Mapping[str, float]) -> None:
         """Note how far the run is and pass it on."""
@@ -244,60 +247,77 @@ class RunFolder:
             file.write(line.getvalue())
             file.flush()
             os.fsync(file.fileno())
+        self._lines.append(line.getvalue())
 
-    def _keep_rows(self, rows: int) -> None:
-        """Cut ``metrics.csv`` to its header and ``rows`` rows; a line that a crash cut short goes with the rest."""
-        path = self.folder / "metrics.csv"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if rows and path.exists() else []
-        if rows and len(lines) < rows + 1:
-            raise CheckpointError(f"{path} has {max(len(lines) - 1, 0)} rows, its checkpoint was made after {rows}")
-        with writing(path):
-            if rows:
-                os.truncate(path, sum(len(line.encode()) for line in lines[: rows + 1]))
-            else:
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _check_identity(self, stored: Stored) -> None:
+        """``config.yaml`` may be gone, or be that of another run."""
+        asked = _plain(run_identity(self._config))
+        unlike = [key for key, value in stored.identity.items() if key in asked and asked[key] != value]
+        if unlike:
+            made = [f"{key}: {stored.folder} was made with {stored.identity[key]!r}, asked for is {asked[key]!r}" for key in unlike]
+            raise ConfigError([*made, "choose another output_dir, or remove what is there"])
+
+    def _bring_back_curve(self, stored: Stored | None) -> None:
+        """``metrics.csv`` as it was at the checkpoint, whatever became of it since."""
+        path = self.folder / CURVE
+        if stored is None:
+            with writing(path):
                 path.unlink(missing_ok=True)
-        self._columns = next(csv.reader(lines[:1])) if rows else []
-        self._rows = rows
+            self._lines, self._rows = [], 0
+            return
+        self._lines = _first_rows(path, stored.rows) if stored.curve is None else stored.curve.splitlines(keepends=True)
+        self._rows, self._columns = stored.rows, next(csv.reader(self._lines[:1]), [])
+        self._older = stored.curve is None
+        replace_text(path, "".join(self._lines))
+
+    def _bring_back_traces(self, traces: Mapping[str, str]) -> None:
+        """Drop the traces that will be made again; put aside those that are damaged, which cannot be."""
+        for env_steps, path in trace_files(self.folder).items():
+            with writing(path):
+                if env_steps >= self._env_steps:
+                    path.unlink()
+                elif path.name in traces and digest(path) != traces[path.name]:
+                    log.warning("%s is damaged since it was written; it is put aside as %s.damaged", path, path.name)
+                    path.replace(path.with_name(f"{path.name}.damaged"))
 
     def _set_status(self, state: str, **more: Any) -> None:
         times = {"started": self._started, "updated": time.time()}
-        replace_json(self.folder / "status.json", {"state": state, "env_steps": self._env_steps, **times, **more})
+        replace_json(self.folder / "status.json", {"state": state, "env_steps": self._env_steps, **times, **self._environment, **more})
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """The current checkpoint of a run folder.
 
     Raises:
-        CheckpointError: There is none, or a file of it is missing or corrupt; the message names the file.
+        CheckpointError: There is none, or a file of it is missing or damaged; the message names the file.
     """
-    root = folder / "checkpoints"
-    current = read_json(root / "current.json")
-    try:
-        target, env_steps, with_llm = root / str(current["folder"]), int(current["env_steps"]), bool(current["llm"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{root / 'current.json'} names no checkpoint: {current}") from error
-    tensor_file, state_file = target / "client.safetensors", target / "state.json"
-    try:
-        tensors = load_file(tensor_file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{tensor_file} cannot be read: {error}. Without {root} the run starts over") from error
-    if not state_file.exists():
-        raise CheckpointError(f"{state_file} is missing. Without {root} the run starts over")
-    return Checkpoint(env_steps, tensors, read_json(state_file), str((target / "llm").resolve()) if with_llm else None)
+    stored = read_stored(folder / "checkpoints")
+    if stored is None:
+        raise CheckpointError(f"{folder / 'checkpoints'} holds no checkpoint")
+    return stored.checkpoint
 
 
-def _remove_others(root: Path, kept: str | None) -> None:
-    """Remove what a crash, or the checkpoint before, has left."""
-    with writing(root):
-        for other in root.glob("step-*"):
-            if other.name != kept:
-                shutil.rmtree(other)
+def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return dict(json.loads(json.dumps(identity, default=str)))
 
 
-def _flush_to_disk(folder: Path) -> None:
-    """A pointer must never reach the disk before what it points to."""
-    with writing(folder):
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+def _first_rows(path: Path, rows: int) -> list[str]:
+    """Header and first rows of the curve of an earlier version's checkpoint, which does not hold it.
+
+    Raises:
+        CheckpointError: They are not all there.
+    """
+    if not rows:
+        return []
+    lines = decoded(path).splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < rows + 1:
+        raise CheckpointError(f"{path} has {max(len(whole) - 1, 0)} rows, its checkpoint was made after {rows}")
+    kept = whole[: rows + 1]
+    read_rows(path, "".join(kept))
+    return kept

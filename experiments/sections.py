@@ -308,7 +308,7 @@ def _provenance(tasks: Sequence[Summary]) -> list[str]:
     commands = dict.fromkeys(str(run.versions.get("command", "unknown")) for run in runs)
     versions = dict.fromkeys(_version_line(run) for run in runs)
     models = dict.fromkeys(run.config.lamorel_args.llm_args.model_path for run in runs)
-    levels = dict.fromkeys(run.config.env.level for run in runs)
+    levels = dict.fromkeys(run.level for run in runs)
     tried = len({row.label for task in tasks for row in task.arms})
     return [
         page.preformatted("\n".join(commands)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,32 +18,57 @@ class Tracker(Protocol):
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Take a row; ``step`` counts environment steps."""
 
+    def resume(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """The run begins, or goes on after these rows."""
+
     def close(self) -> None:
         """The run is over, or failed."""
 
 
 class TensorBoard:
-    """Events in ``folder/tensorboard``. A resumed run hides the events that it writes again."""
+    """Events in ``folder/tensorboard``. A resumed run writes those of the rows before it anew: a crash may have torn them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "tensorboard"
         self._writer: Any = None
+        self._before: list[Mapping[str, float]] = []
+
+    def resume(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """See ``Tracker``. The old events stay until the new ones are written."""
+        self._before = list(rows)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """See ``Tracker``."""
         with writing(self._folder):
-            if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter  # a second of imports that a report does not need
-
-                self._writer = SummaryWriter(str(self._folder), purge_step=step)
-            for name, value in _measured(row).items():
-                self._writer.add_scalar(name, value, step)
+            self._open()
+            self._add(row, step)
             self._writer.flush()
 
     def close(self) -> None:
         """See ``Tracker``."""
+        if self._writer is None and self._before:
+            with writing(self._folder):
+                self._open()
         if self._writer is not None:
             self._writer.close()
+
+    def _open(self) -> None:
+        if self._writer is not None:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # a second of imports that a report does not need
+
+        torn = list(self._folder.glob("events.out.tfevents.*"))
+        self._writer = SummaryWriter(str(self._folder))
+        for row in self._before:
+            self._add(row, int(row.get("env_steps", 0)))
+        self._writer.flush()
+        for path in torn:
+            path.unlink()
+        self._before = []
+
+    def _add(self, row: Mapping[str, float], step: int) -> None:
+        for name, value in _measured(row).items():
+            self._writer.add_scalar(name, value, step)
 
 
 class WeightsAndBiases:
@@ -61,6 +86,9 @@ class WeightsAndBiases:
         self._wandb: Any = wandb
         self._folder, self._config = folder, config
         self._run: Any = None
+
+    def resume(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """What was sent before stays where it is."""
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """See ``Tracker``."""

@@ -16,7 +16,7 @@ from experiments.results import Run, group_arms, read_runs
 from experiments.run_folder import trace_files
 from experiments.viewer.reading import Episode, Line, RecordedRollout, read_trace
 from experiments.viewer.replay import replay
-from lamorel_ext.errors import NotThereError
+from lamorel_ext.errors import CheckpointError, NotThereError
 
 MAX_BYTES = 4_500_000
 """Of a page's data."""
@@ -54,6 +54,7 @@ class Content:
         """One recorded rollout."""
         seed = run.seed
         recorded = read_trace(path)
+        _check_origin(path, recorded.header, run)
         made = self._rollout(recorded)
         self.size += len(json.dumps(made))
         facts = {key: recorded.header[key] for key in _FACTS}
@@ -99,6 +100,14 @@ class Content:
                 own[group] = {**step[group], "text": self.texts.place(step[group]["text"])}
         sentences = [self.texts.place(sentence) for sentence in step["sentences"]]
         return {"prompt": self.texts.place(step["prompt"]), "sentences": sentences, "view": self.views.place(step["view"]), **own}
+
+
+def _check_origin(path: Path, header: Line, run: Run) -> None:
+    """Raises CheckpointError where a trace is of another run: its episodes would be played again with other seeds."""
+    env = run.config.env
+    levels = [(env.level, env.num_distractors), *((stage.level, stage.num_distractors) for stage in env.curriculum)]
+    if header["seed"] != run.seed or (header["level"], header["num_distractors"]) not in levels or header["env"] != 0:
+        raise CheckpointError(f"{path} is of another run than {run.folder}: level {header['level']!r}, seed {header['seed']}")
 
 
 def make_content(folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[Line]:

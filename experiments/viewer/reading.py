@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,22 @@ _KEYS = {
     "update": {"number", "samples", "stats"},
 }  # fmt: skip
 """What is needed of each kind of line."""
+
+_NUMBER, _COUNT, _TEXT = (int, float), (int,), (str,)
+_MAYBE = (type(None),)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("version", "env_steps", "rollout", "env", "seed", "left_out", "direction", "action"), _COUNT),
+    **dict.fromkeys(("samples", "number"), (*_COUNT, *_MAYBE)), "num_distractors": (*_COUNT, *_MAYBE),
+    **dict.fromkeys(("level", "agent", "vocabulary", "signal", "loss", "channel", "mission", "prompt", "view"), _TEXT),
+    "teacher": (*_TEXT, *_MAYBE), "every": (*_TEXT, *_COUNT), "end": (*_TEXT, *_MAYBE), "sentences": (list,), "stats": (dict,),
+    **dict.fromkeys(("actions", "candidates"), (list, *_MAYBE)), **dict.fromkeys(("llm", "guidance", "policy"), (dict, *_MAYBE)),
+    **dict.fromkeys(("probability", "reward", "value", "error", "advantage"), (*_NUMBER, *_MAYBE)),
+    **dict.fromkeys(("previous",), (*_NUMBER, *_MAYBE)),
+}  # fmt: skip
+"""Types of the values by key; ``signal`` is a number in a step."""
+_TEXTS = ("sentences", "candidates")
+_LARGEST = 2**53
+"""Of any number: the page's script counts no further."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +74,59 @@ def read_trace(path: Path) -> RecordedRollout:
         CheckpointError: It is not such a file, or of another version; the message names the line.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        texts = path.read_text(encoding="utf-8").removesuffix("\n")
+        lines = [_parsed(number, text) for number, text in enumerate(texts.split("\n") if texts else [], start=1)]
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
         kind = line.get("kind") if isinstance(line, dict) else None
         missing = sorted(_KEYS.get(str(kind), {"kind"}) - set(line if isinstance(line, dict) else ()))
         if kind not in _KEYS or missing or (kind == "trace") != (number == 1):
             raise CheckpointError(f"{path}, line {number}: not a line of a trace" + (f", it lacks {', '.join(missing)}" if missing else ""))
+        if wrong := _wrong_value(str(kind), line):
+            raise CheckpointError(f"{path}, line {number}: {wrong}")
     if not lines or lines[0]["version"] != VERSION:
         found = lines[0]["version"] if lines else "an empty file"
         raise CheckpointError(f"{path}: expected a trace of version {VERSION}, got {found}")
     return _cut(path, lines)
+
+
+def _parsed(number: int, text: str) -> Any:
+    """One line; a number that is not finite is none (Python writes and reads ``NaN``, JSON does not)."""
+
+    def refuse(name: str) -> float:
+        raise ValueError(f"line {number} holds {name}, which is no number of JSON")
+
+    def finite(digits: str) -> float:
+        return float(digits) if math.isfinite(float(digits)) else refuse(digits)
+
+    try:
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number} is cut off or damaged: {error}") from error
+
+
+def _wrong_value(kind: str, line: Line) -> str:
+    """The first value of a line that the page could not show; empty where there is none."""
+    for key in sorted(_KEYS[kind]):
+        value = line[key]
+        kinds = (*_NUMBER, *_MAYBE) if (kind, key) == ("step", "signal") else _KINDS[key]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            names = " or ".join("null" if one is type(None) else one.__name__ for one in kinds)
+            return f"{key} is {value!r:.60}, expected {names}"
+        if isinstance(value, (int, float)) and abs(value) > _LARGEST:
+            return f"{key} is {value!r:.60}, too large"
+    for key in _TEXTS:
+        if not all(isinstance(text, str) for text in line.get(key) or ()):
+            return f"{key} holds something else than texts"
+    wanted = str if kind == "trace" else int
+    if not all(isinstance(item, wanted) and not isinstance(item, bool) for item in line.get("actions") or ()):
+        return f"actions holds something else than {wanted.__name__}"
+    for group in ("llm", "guidance"):
+        inner = line.get(group) if kind == "step" else None
+        if inner is not None and not isinstance(inner.get("text"), str):
+            return f"{group}.text is {inner.get('text')!r:.60}, expected str"
+    return ""
 
 
 def _cut(path: Path, lines: list[Line]) -> RecordedRollout:

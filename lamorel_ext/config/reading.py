@@ -71,7 +71,8 @@ def load_matrix(
     configs: dict[tuple[str, str], Config] = {}
     problems: dict[str, list[tuple[str, str]]] = {}
     tasks = tuple(dict.fromkeys(compare.tasks)) or ("",)
-    for task, (arm, cell) in itertools.product(tasks, (cells or {"": None}).items()):
+    choices: Mapping[str, Cell | None] = cells or {"": None}
+    for task, (arm, cell) in itertools.product(tasks, choices.items()):
         groups = [f"task={task}"] if task else []
         groups += [] if cell is None else [f"arm={cell.base}", *cell.overrides]
         try:

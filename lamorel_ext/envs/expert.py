@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import logging
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
@@ -10,6 +14,77 @@ from minigrid.utils.baby_ai_bot import BabyAIBot
 
 _NUM_OFFERED = 6
 _log = logging.getLogger(__name__)
+
+MAX_SEARCHES = 200
+"""Searches for a path in one plan at most; plans that come to an end were seen to need seven."""
+
+EXPERTS = Path(__file__).with_name("experts.csv")
+"""What the expert was measured to do, level by level; ``experiments.expert_table`` writes it."""
+
+
+class Measured(NamedTuple):
+    """The expert over some episodes of one level.
+
+    Attributes:
+        level: Its id.
+        episodes: How many.
+        won: Those that ended with a reward.
+        failed: Those that the mission itself ended without one.
+        timeouts: Those that the step limit ended without one.
+        gave_up: How often the bot had no answer, over all episodes.
+        mean_return: Unscaled.
+    """
+
+    level: str
+    episodes: int
+    won: int
+    failed: int
+    timeouts: int
+    gave_up: int
+    mean_return: float
+
+    @property
+    def success(self) -> float:
+        """Share of the episodes that it won."""
+        return self.won / self.episodes
+
+
+def _measured(cells: list[str]) -> Measured:
+    won, failed, timeouts, gave_up = map(int, cells[2:6])
+    return Measured(cells[0], int(cells[1]), won, failed, timeouts, gave_up, float(cells[6]))
+
+
+@cache
+def measured_experts() -> dict[str, Measured]:
+    """What was measured, by level."""
+    with EXPERTS.open(newline="", encoding="utf-8") as file:
+        rows = [_measured(row) for row in list(csv.reader(file))[1:]]
+    return {row.level: row for row in rows}
+
+
+def expert_shortfall(level: str) -> str:
+    """What is to be known before one relies on a level's expert; empty where it always succeeded."""
+    row = measured_experts().get(level)
+    if row is None or row.won == row.episodes:
+        return ""
+    return (
+        f"the expert won {row.won} of {row.episodes} episodes of {level}: it failed the mission in "
+        f"{row.failed} and ran out of time in {row.timeouts} (docs/experts.md)"
+    )
+
+
+class _BoundedBot(BabyAIBot):  # type: ignore[misc, unused-ignore]
+    """The bot, which gives up where it would plan in a circle forever, as it does on UnlockToUnlock."""
+
+    def replan(self, action_taken: int | None = None) -> int:
+        self._searches_left = MAX_SEARCHES
+        return int(super().replan(action_taken))
+
+    def _breadth_first_search(self, *arguments: Any, **named: Any) -> Any:
+        self._searches_left -= 1
+        if self._searches_left < 0:
+            raise RuntimeError("it plans in a circle")
+        return super()._breadth_first_search(*arguments, **named)
 
 
 class Expert:
@@ -59,7 +134,7 @@ class Expert:
 
     def _ask_new(self) -> int | None:
         try:
-            self._bot = BabyAIBot(self.level)
+            self._bot = _BoundedBot(self.level)
         except Exception as error:  # the bot fails with assertions and worse; an expert that is silent would end a run
             self._give_up(error)
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def score_request(
         if name not in _HARMLESS or (name == "require_grad" and value):
             raise RequestError(f"{name}={value!r:.80} has no meaning in a scoring request; gradients and batches are the server's affair")
     modules = tuple(key for key in _texts(keys, "module_function_keys") if key != SCORE_KEY)
-    return ScoreRequest(_texts(contexts, "contexts"), _candidates(candidates or ()), modules, score=SCORE_KEY in keys)
+    return ScoreRequest(_texts(contexts, "contexts"), _candidates(() if candidates is None else candidates), modules, score=SCORE_KEY in keys)
 
 
 def rows_of_score(result: ScoreResult, request: ScoreRequest) -> list[dict[str, Tensor]]:
@@ -93,35 +93,42 @@ def update_request(contexts: Sequence[str], candidates: Sequence[Sequence[str]],
     Raises:
         RequestError: An argument is none of these.
     """
+    prompts = _texts(contexts, "contexts")
+    num_prompts = len(prompts)
     data: dict[str, Tensor] = {}
     options: dict[str, Scalar] = {}
     for name, value in arguments.items():
         if name == "updater":
             continue
         if isinstance(value, (Tensor, np.ndarray)) and value.ndim or isinstance(value, (list, tuple)):
-            data[name] = _data(name, value, len(contexts))
+            data[name] = _data(name, value, num_prompts)
         else:
             options[name] = _option(name, value)
     updater = arguments.get("updater", "")
     if not isinstance(updater, str):
         raise RequestError(f"updater is {updater!r:.80}, expected the name of an updater")
-    num_prompts = len(contexts)
     return UpdateRequest(
-        updater, _texts(contexts, "contexts"), _candidates(candidates), torch.arange(num_prompts), num_prompts, data, options
+        updater, prompts, _candidates(candidates), torch.arange(num_prompts), num_prompts, data, options
     )
 
 
 def _texts(texts: Sequence[str], name: str) -> tuple[str, ...]:
     if isinstance(texts, str):
         raise RequestError(f"{name} is a single string, expected a list of strings")
-    return tuple(texts)
+    return tuple(_listed(texts, name))
+
+
+def _listed(values: Any, name: str) -> Iterable[Any]:
+    if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
+        raise RequestError(f"{name} is {values!r:.80}, expected a list")
+    return values
 
 
 def _candidates(candidates: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
     """As tuples, equal ones as one object; what is no list of strings is left for the check to complain about."""
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
     kept: list[Any] = []
-    for texts in candidates:
+    for texts in _listed(candidates, "candidates"):
         if isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts):
             as_tuple = tuple(texts)
             kept.append(known.setdefault(as_tuple, as_tuple))

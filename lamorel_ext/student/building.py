@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lamorel_ext.config import Config
 from lamorel_ext.envs.batch_checks import EpisodeSeed
 from lamorel_ext.envs.batched import make_batched_env, training_seeds
+from lamorel_ext.envs.levels import level_ids
 from lamorel_ext.prompts import PromptHistory
 from lamorel_ext.student.evaluate import Evaluator
 from lamorel_ext.student.exact import ExactEvaluator
@@ -17,7 +18,11 @@ from lamorel_ext.types import BatchedEnv
 
 
 class EnvFactory(Protocol):
-    """The plug point of environments."""
+    """The plug point of environments.
+
+    Policies are evaluated on held-out episodes of what it makes, whatever ``env.level`` says; a
+    factory that is an ``EnumerableEnvs`` as well has them evaluated exactly where that is possible.
+    """
 
     def __call__(self, config: Config, held_out: bool, copies: range | None = None) -> BatchedEnv:
         """Make the environments of a run.
@@ -31,16 +36,49 @@ class EnvFactory(Protocol):
         """
 
 
-def make_env(config: Config, held_out: bool, copies: range | None = None) -> BatchedEnv:
-    """The environments of BabyAI-Text. See ``EnvFactory``."""
-    env, run = config.env, config.run
-    copies = copies or range(run.eval_episodes if held_out else env.num_envs)
-    first = copies.start
-    seeds: EpisodeSeed = (lambda copy, episode: run.eval_seed + first + copy) if held_out else training_seeds(run.seed, first)
-    return make_batched_env(
-        env.level, len(copies), env.language, episode_seed=seeds, backend=env.backend, num_distractors=env.num_distractors,
-        num_workers=env.num_workers,
-    )  # fmt: skip
+@runtime_checkable
+class EnumerableEnvs(Protocol):
+    """What a factory offers besides, whose environments' states can be listed."""
+
+    def exact_evaluator(self, config: Config, with_experts: bool) -> ExactEvaluator:
+        """Solves the environments of the configuration; asked only where ``why_not_exact`` names no reason.
+
+        Args:
+            config: As the factory gets it.
+            with_experts: True where the actor has to see the expert's actions.
+        """
+
+
+class BabyAiTextEnvs:
+    """The environments of BabyAI-Text: an ``EnvFactory`` and ``EnumerableEnvs``."""
+
+    def __call__(self, config: Config, held_out: bool, copies: range | None = None) -> BatchedEnv:
+        """See ``EnvFactory``."""
+        env, run = config.env, config.run
+        copies = copies or range(run.eval_episodes if held_out else env.num_envs)
+        first = copies.start
+        seeds: EpisodeSeed = (lambda copy, episode: run.eval_seed + first + copy) if held_out else training_seeds(run.seed, first)
+        return make_batched_env(
+            env.level, len(copies), env.language, episode_seed=seeds, backend=env.backend, num_distractors=env.num_distractors,
+            num_workers=env.num_workers,
+        )  # fmt: skip
+
+    def exact_evaluator(self, config: Config, with_experts: bool) -> ExactEvaluator:
+        """See ``EnumerableEnvs``."""
+        return ExactEvaluator(config.env, with_experts)
+
+
+make_env = BabyAiTextEnvs()
+"""The factory of every run that brings no other."""
+
+
+def environment_name(config: Config, env_factory: EnvFactory) -> str:
+    """What a run is about: its level, unless the environments are others than BabyAI-Text's under its name."""
+    level = config.env.level
+    if isinstance(env_factory, BabyAiTextEnvs) or level not in level_ids():
+        return level
+    named = env_factory if hasattr(env_factory, "__qualname__") else type(env_factory)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def make_prompted_env(config: Config, env: BatchedEnv, with_experts: bool = False, held_out: bool = False) -> PromptedEnv:
@@ -85,10 +123,10 @@ def make_evaluator(config: Config, env_factory: EnvFactory, with_experts: bool =
     def held_out() -> PromptedEnv:
         return make_prompted_env(config, env_factory(config, True), with_experts, held_out=True)
 
-    def exact() -> ExactEvaluator:
-        return ExactEvaluator(config.env, with_experts or needs_experts(config, held_out=True))
-
-    return Evaluator(config, held_out, exact)
+    if not isinstance(env_factory, EnumerableEnvs):
+        return Evaluator(config, held_out, None)
+    offered, experts = env_factory, with_experts or needs_experts(config, held_out=True)
+    return Evaluator(config, held_out, lambda: offered.exact_evaluator(config, experts))
 
 
 def needs_experts(config: Config, held_out: bool) -> bool:

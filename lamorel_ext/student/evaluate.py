@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Evaluation:
         successes: ``(episodes,)`` bool of a simulated evaluation, else empty.
         returns: ``(episodes,)`` float64, unscaled, likewise.
         lengths: ``(episodes,)`` int64, steps, likewise.
+        failures: ``(episodes,)`` bool, True where the mission itself ended the episode without a reward, likewise.
     """
 
     success: float
@@ -37,6 +38,7 @@ class Evaluation:
     successes: np.ndarray
     returns: np.ndarray
     lengths: np.ndarray
+    failures: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
 def run_episodes(env: PromptedEnv, actor: Actor, draws: Draws, signals: FeedbackSignals | None = None) -> Evaluation:
@@ -50,6 +52,7 @@ def run_episodes(env: PromptedEnv, actor: Actor, draws: Draws, signals: Feedback
     """
     scene = env.reset()
     successes, returns, lengths = np.zeros(env.num_envs, dtype=bool), np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
+    failures = np.zeros(env.num_envs, dtype=bool)
     running = np.arange(env.num_envs)
     said = None
     while len(running):
@@ -62,12 +65,13 @@ def run_episodes(env: PromptedEnv, actor: Actor, draws: Draws, signals: Feedback
         returns[running] += rewards
         lengths[running] += 1
         successes[running] = returns[running] > 0
+        failures[running] = terminated & ~successes[running]
         if signals is not None:
             next_values = actor.values(stepped.reached.take(running))
             errors = td_errors(rewards * actor.discount.reward_scale, decision.values, next_values, terminated, actor.discount.gamma)
             said = signals.step(errors, shown.prompts, done, envs=running)[~done]
         running, scene = running[~done], stepped.current
-    return Evaluation(float(successes.mean()), float(returns.mean()), False, successes, returns, lengths)
+    return Evaluation(float(successes.mean()), float(returns.mean()), False, successes, returns, lengths, failures)
 
 
 class Evaluator:
@@ -76,10 +80,11 @@ class Evaluator:
     Args:
         config: Its ``run`` group says how.
         make_env: Makes the held-out environment, with ``run.eval_episodes`` copies; called when it is first needed.
-        make_exact: Makes the exact evaluator; called when it is first needed, and only where ``why_not_exact`` names no reason.
+        make_exact: Makes the exact evaluator; called when it is first needed, and only where ``why_not_exact`` names no reason. None where
+            the environment does not offer one.
     """
 
-    def __init__(self, config: Config, make_env: Callable[[], PromptedEnv], make_exact: Callable[[], ExactEvaluator]) -> None:
+    def __init__(self, config: Config, make_env: Callable[[], PromptedEnv], make_exact: Callable[[], ExactEvaluator] | None) -> None:
         self._config = config
         self._make_env = make_env
         self._make_exact = make_exact
@@ -98,9 +103,11 @@ class Evaluator:
         """
         kind = self._config.run.evaluation
         hindrance = why_not_exact(self._config.env, actor.reads_prompts, actor.enumerable, signals is not None)
+        if self._make_exact is None:
+            hindrance = "the run brings an environment of its own, which offers no exact_evaluator (student.building.EnumerableEnvs)"
         if kind == "exact" and hindrance:
             raise ConfigError(f"run.evaluation: exact is not possible: {hindrance}")
-        if kind == "episodes" or hindrance:
+        if kind == "episodes" or hindrance or self._make_exact is None:
             return self._simulate(actor, signals)
         if self._exact is None:
             self._exact = self._make_exact()

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lamorel_ext.config import Config
+from lamorel_ext.envs.expert import expert_shortfall
 from lamorel_ext.portable import hold_portable
 from lamorel_ext.processes import stopping
-from lamorel_ext.student.building import EnvFactory, make_env
-from lamorel_ext.student.recorder import Recorder
+from lamorel_ext.student.building import EnvFactory, environment_name, make_env, needs_experts
+from lamorel_ext.student.recorder import EnvironmentListener, Recorder
 from lamorel_ext.student.run import TrainingRun
 from lamorel_ext.types import LlmClient
 
@@ -48,6 +49,10 @@ def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory
     if config.run.portable:
         hold_portable()
     with TrainingRun(config, llm, env_factory) as run, stopping.deferring(_tell):
+        if isinstance(recorder, EnvironmentListener):
+            recorder.environment(environment_name(config, env_factory))
+        if needs_experts(config, held_out=False) and (shortfall := expert_shortfall(environment_name(config, env_factory))):
+            log.warning("%s", shortfall)
         checkpoint = recorder.resume()
         run.start(checkpoint)
         if checkpoint is None:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -71,6 +71,14 @@ class Recorder(Protocol):
 
     def progress(self, env_steps: int, total_steps: int, info: Mapping[str, float]) -> None:
         """Hear how far the run is, after every rollout."""
+
+
+@runtime_checkable
+class EnvironmentListener(Protocol):
+    """What a recorder may be besides, to know what the run's environment is."""
+
+    def environment(self, name: str) -> None:
+        """Hear the name of ``env.level``, or of an environment that the run brings itself."""
 
 
 @dataclass

@@ -206,6 +206,8 @@ class TrainingRun:
                 self.llm.counts.update(state["llm"])
         except KeyError as error:
             raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} lacks {error}") from error
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} holds a wrong value: {error}") from error
         self._load_agent(checkpoint)
 
     def _reset_llm(self) -> None:

@@ -345,7 +345,7 @@ def test_a_launch_with_two_servers_gives_the_numbers_of_one_process(finished: Pa
     state.write_text("{")
     (folder / "status.json").write_text('{"state": "running"}')
     done = launch(words)
-    assert done.returncode != 0 and f"error: {state} cannot be read" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode != 0 and f"{state} is damaged" in done.stderr and "Traceback" not in done.stderr
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------------------------------------------

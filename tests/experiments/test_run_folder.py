@@ -8,13 +8,14 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 from made_runs import VERSIONS, make_config, make_row, make_run
 
-from experiments import run_folder
+from experiments import checkpoint_files
 from experiments.results import read_columns, read_run
 from experiments.run_folder import RunFolder, check_folders, read_checkpoint, run_state
 from lamorel_ext.config import Config, read_config
@@ -144,8 +145,8 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(config: Config) 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("step-5/client.safetensors", b"not safetensors"), ("step-5/client.safetensors", b""), ("step-5/state.json", b"{"), ("current.json", b"[]"),
-     ("current.json", b'{"folder": 3}')],
+    [("step-5/client.safetensors", b"not safetensors"), ("step-5/client.safetensors", b""), ("step-5/state.json", b"{"), ("step-5/manifest.json", b"{}"),
+     ("step-5/metrics.csv", b"env_steps,success")],
 )  # fmt: skip
 def test_a_corrupt_checkpoint_is_named(config: Config, name: str, content: bytes) -> None:
     with RunFolder(folder_of(config), config, VERSIONS) as run:
@@ -155,16 +156,95 @@ def test_a_corrupt_checkpoint_is_named(config: Config, name: str, content: bytes
         run.resume()
 
 
-def test_a_checkpoint_without_its_rows_is_refused(config: Config) -> None:
+def test_a_checkpoint_of_an_earlier_version_without_its_rows_is_refused(config: Config) -> None:
     with RunFolder(folder_of(config), config, VERSIONS) as run:
         run.write(make_row(0, 0.1))
         run.checkpoint(a_checkpoint(5), None)
+    make_it_old(folder_of(config))
     (folder_of(config) / "metrics.csv").unlink()
     with (
         pytest.raises(CheckpointError, match="metrics.csv has 0 rows, its checkpoint was made after 1"),
         RunFolder(folder_of(config), config, VERSIONS) as run,
     ):
         run.resume()
+
+
+def make_it_old(folder: Path) -> None:
+    """As a version without checksums wrote it."""
+    current = folder / "checkpoints" / "current.json"
+    pointer = json.loads(current.read_text())
+    del pointer["manifest"]
+    current.write_text(json.dumps(pointer))
+    for name in ("manifest.json", "metrics.csv"):
+        (folder / "checkpoints" / pointer["folder"] / name).unlink()
+
+
+def a_stopped_run(config: Config) -> Path:
+    """Two checkpoints, three rows, and the end of a process that was killed."""
+    run = RunFolder(folder_of(config), config, VERSIONS).__enter__()
+    run.write(make_row(0, 0.1))
+    run.checkpoint(a_checkpoint(5), save_llm)
+    run.write(make_row(10, 0.2))
+    run.checkpoint(a_checkpoint(12), save_llm)
+    run.write(make_row(20, 0.3))
+    run._held.close()
+    return folder_of(config)
+
+
+def resumed(config: Config) -> tuple[Checkpoint | None, str]:
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        found = run.resume()
+        return found, (folder_of(config) / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: data[:-3], lambda data: data[:5], lambda data: b"", lambda data: data + bytes(4096),
+    lambda data: data.replace(b"0.1", b"0.9"), lambda data: data.replace(b"success", b"sucess"), lambda data: b"\xff\xfe" + data, None,
+])  # fmt: skip
+def test_whatever_became_of_the_curve_it_comes_back_as_it_was(config: Config, damage: Any) -> None:
+    path = a_stopped_run(config) / "metrics.csv"
+    whole = "".join(path.read_text().splitlines(keepends=True)[:3])
+    path.unlink() if damage is None else path.write_bytes(damage(path.read_bytes()))
+    checkpoint, curve = resumed(config)
+    assert checkpoint is not None and checkpoint.env_steps == 12 and curve == whole
+
+
+@pytest.mark.parametrize("name", ["client.safetensors", "state.json", "llm/model.safetensors", "manifest.json", "metrics.csv"])
+def test_a_flipped_bit_costs_the_way_from_the_checkpoint_before(config: Config, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = a_stopped_run(config) / "checkpoints" / "step-12" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    checkpoint, curve = resumed(config)
+    assert checkpoint is not None and checkpoint.env_steps == 5 and len(curve.splitlines()) == 2
+    assert "DAMAGED CHECKPOINT" in caplog.text and str(path) in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", None])
+@pytest.mark.parametrize("name", ["status.json", "versions.json", "checkpoints/current.json"])
+def test_what_can_be_made_anew_does_not_block_a_resume(config: Config, name: str, content: bytes | None) -> None:
+    path = a_stopped_run(config) / name
+    path.unlink() if content is None else path.write_bytes(content)
+    checkpoint, _ = resumed(config)
+    assert checkpoint is not None and checkpoint.env_steps == 12
+
+
+def test_a_complete_run_whose_curve_is_damaged_is_done_again_from_its_checkpoint(config: Config) -> None:
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.write(make_row(20, 0.5))
+        run.checkpoint(a_checkpoint(20), None)
+    path = folder_of(config) / "metrics.csv"
+    whole = path.read_text()
+    assert run_state(folder_of(config)) == "complete"
+    path.write_text(whole[:-4])
+    assert run_state(folder_of(config)) == "running" and resumed(config)[1] == whole and run_state(folder_of(config)) == "complete"
+
+
+def test_a_checkpoint_without_checksums_still_loads_with_a_note(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    make_it_old(a_stopped_run(config))
+    checkpoint, curve = resumed(config)
+    assert checkpoint is not None and checkpoint.env_steps == 12 and len(curve.splitlines()) == 3
+    assert "without checksums" in caplog.text
 
 
 # --- a full disk --------------------------------------------------------------------------------------------------------------------
@@ -196,7 +276,7 @@ def test_a_disk_that_fills_up_under_a_checkpoint_is_named(config: Config, monkey
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "save_file", full)
+    monkeypatch.setattr(checkpoint_files, "save_file", full)
     with (
         pytest.raises(CheckpointError, match="step-5 cannot be written: No space left"),
         RunFolder(folder_of(config), config, VERSIONS) as run,

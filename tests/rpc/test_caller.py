@@ -193,6 +193,17 @@ def test_an_inconsistent_update_request_names_what_is_wrong(changes: dict[str, A
             caller.update_batch(UpdateRequest(**{**good, **changes}))
 
 
+@pytest.mark.parametrize("call", [
+    lambda caller: caller.update(["a"], candidates=None), lambda caller: caller.update(["a"], candidates=3),
+    lambda caller: caller.update(None, candidates=[["x"]]), lambda caller: caller.update(["a"], candidates="x"),
+    lambda caller: caller.score(contexts=3, candidates=[["x"]]), lambda caller: caller.generate(contexts=None),
+    lambda caller: caller.custom_module_fns(None, ["a"]),
+])  # fmt: skip
+def test_what_is_no_list_is_refused_by_its_name(caller: Caller, call: Any) -> None:
+    with pytest.raises(RequestError, match="(candidates|contexts|module_function_keys) is .*, expected a list"):
+        call(caller)
+
+
 def test_an_exception_on_a_server_is_raised_with_its_traceback(caller: Caller) -> None:
     with pytest.raises(RemoteError) as raised:
         caller.score(["fine", "raise here"], [["a"], ["a"]])

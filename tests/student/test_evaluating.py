@@ -9,12 +9,14 @@ import torch
 
 from lamorel_ext.config import ArmArgs, Config, EnvArgs, FeedbackArgs, GuidanceArgs, RunArgs
 from lamorel_ext.envs.enumeration import evaluate_policy, state_table
+from lamorel_ext.envs.expert import Expert, expert_shortfall, measured_experts
+from lamorel_ext.envs.levels import level_ids, make_level
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.prompts import PromptHistory
 from lamorel_ext.student.actors import ExpertActor, UniformActor
 from lamorel_ext.student.agents import make_agent
 from lamorel_ext.student.baselines import evaluate_bot, evaluate_random
-from lamorel_ext.student.building import make_env, make_evaluator
+from lamorel_ext.student.building import environment_name, make_env, make_evaluator
 from lamorel_ext.student.evaluate import run_episodes
 from lamorel_ext.student.exact import ExactEvaluator
 from lamorel_ext.student.exactness import can_enumerate
@@ -22,6 +24,7 @@ from lamorel_ext.student.features import encode_observations
 from lamorel_ext.student.feedback import FeedbackSignals
 from lamorel_ext.student.randomness import Draws
 from lamorel_ext.student.scenes import PromptedEnv
+from lamorel_ext.types import StepBatch
 from tests.student.student_fakes import LENGTH, MAX_STEPS, CorridorEnv, TableLlm, make_corridor, small_config
 
 EPISODES = 2000
@@ -39,6 +42,37 @@ def trained(agent):
         parameter.data += 0.02 * parameter.data.new_tensor(rng.normal(size=parameter.shape))
     agent.network.actor_out.data *= 20
     return agent
+
+
+class NeverRewards(CorridorEnv):
+    def step(self, actions: np.ndarray) -> StepBatch:
+        step = super().step(actions)
+        return dataclasses.replace(step, rewards=np.zeros(self.num_envs))
+
+
+def make_never(config: Config, held_out: bool, copies: range | None = None) -> NeverRewards:
+    return NeverRewards(len(copies or range(config.run.eval_episodes if held_out else config.env.num_envs)), 0)
+
+
+def test_an_environment_of_ones_own_is_evaluated_on_its_own_episodes() -> None:
+    config = small_config(env={"level": EnvArgs().level}, run={"evaluation": "auto"})
+    with closing(make_evaluator(config, make_never)) as evaluator:
+        found = evaluator.evaluate(UniformActor())
+    assert (found.success, found.exact, len(found.successes)) == (0.0, False, 20) and found.failures.any()
+    assert evaluate_random(config, make_never).success == 0.0 and evaluate_bot(config, make_never).failures.all()
+
+
+def test_its_exact_evaluation_is_refused_with_the_reason() -> None:
+    config = small_config(env={"level": EnvArgs().level}, run={"evaluation": "exact"})
+    with closing(make_evaluator(config, make_never)) as evaluator, pytest.raises(ConfigError, match="environment of its own.*exact_evaluator"):
+        evaluator.evaluate(UniformActor())
+
+
+def test_a_run_is_named_after_an_environment_of_ones_own() -> None:
+    config = small_config(env={"level": EnvArgs().level})
+    assert environment_name(config, make_env) == EnvArgs().level
+    assert environment_name(config, make_never).endswith("test_evaluating.make_never")
+    assert environment_name(small_config(), make_never) == "Corridor"
 
 
 @pytest.mark.parametrize(
@@ -220,3 +254,37 @@ def test_baselines_are_evaluated_exactly_or_on_held_out_episodes():
     other = make_config(env=EnvArgs(level="BabyAI-GoToObj-v0"), run=RunArgs(eval_episodes=5))
     found = evaluate_bot(other)
     assert not found.exact and found.success == 1.0 and found.expected_return > 0.5
+
+
+# --- what the expert is worth ----------------------------------------------------------------------------------------------------
+
+
+def test_the_expert_ends_where_the_bot_plans_in_a_circle() -> None:
+    level = make_level("BabyAI-UnlockToUnlock-v0")
+    level.reset(seed=1_000_001)
+    expert = Expert(level, 1_000_001)
+    taken = [expert.action([])]
+    level.step(taken[0])
+    for _ in range(4):
+        taken.append(expert.action(taken))
+        level.step(taken[-1])
+    assert expert.failures
+
+
+def test_a_level_on_which_the_expert_fails_is_told() -> None:
+    assert "failed the mission in 8" in expert_shortfall("BabyAI-OpenDoorsOrderN4Debug-v0")
+    assert "ran out of time in 19" in expert_shortfall("BabyAI-KeyInBox-v0")
+    assert not expert_shortfall("BabyAI-GoToLocal-v0") and not expert_shortfall("Corridor")
+    assert set(measured_experts()) == set(level_ids())
+
+
+def test_a_strict_mission_of_two_doors_is_lost_with_the_right_door_already() -> None:
+    level = make_level("BabyAI-OpenDoorsOrderN4Debug-v0")
+    level.reset(seed=0)
+    expert, taken, ended = Expert(level, 0), [], False
+    while not ended:
+        taken.append(expert.action(taken))
+        _, reward, ended, _, _ = level.step(taken[-1])
+    opened = level.grid.get(*level.front_pos)
+    assert level.mission == "open the purple door after you open the red door"
+    assert (opened.color, opened.is_open, reward) == ("red", True, 0)
