@@ -21,7 +21,7 @@ from experiments.checks import check_configs
 from experiments.entry import make_parser, run_main, start_log
 from experiments.planning import ZERO_SHOT, policy_config, split_policy
 from experiments.run_folder import read_checkpoint
-from experiments.statistics import Interval, bootstrap, wilson_interval
+from experiments.statistics import Interval, mean_interval, wilson_interval
 from lamorel_ext.config import Config
 from lamorel_ext.student.actors import ExpertActor, UniformActor
 from lamorel_ext.student.building import make_env, make_evaluator
@@ -31,8 +31,6 @@ from lamorel_ext.student.rollout import Actor
 from lamorel_ext.student.run import TrainingRun
 from lamorel_ext.types import LlmClient
 
-RETURN_SAMPLES = 2000
-
 
 @dataclass(frozen=True)
 class Score:
@@ -41,7 +39,7 @@ class Score:
     Attributes:
         name: Who.
         success: Rate over episodes, with Wilson's interval.
-        returned: Mean unscaled return over episodes, with a bootstrap interval over episodes.
+        returned: Mean unscaled return over episodes, with Student's t interval over episodes.
         exact_success: By enumeration, where possible.
         exact_return: The same.
     """
@@ -93,7 +91,7 @@ def evaluate(config: Config, actor: Actor, name: str, signals: FeedbackSignals |
     return Score(
         name=name,
         success=wilson_interval(int(seen.successes.sum()), len(seen.successes)),
-        returned=bootstrap(seen.returns, samples=RETURN_SAMPLES),
+        returned=mean_interval([seen.returns]),
         exact_success=exact.success if exact.exact else None,
         exact_return=exact.expected_return if exact.exact else None,
     )

@@ -38,7 +38,7 @@ class Findings:
         tasks: One by one.
         overall: All of them together, where there are several and an arm has runs on each.
         unfinished: Runs that are not complete; they are left out of everything else.
-        samples: Resamples behind each interval.
+        samples: Resamples behind each interval of interquartile means, profiles and probabilities.
     """
 
     title: str
@@ -94,7 +94,7 @@ def write_report(findings: Findings, output: Path) -> Path:
     """Write page, figures and tables; see ``make_report``."""
     several = len(findings.tasks) > 1
     overall = draw_overall(findings.overall, findings.samples) if findings.overall else {}
-    tasks = [draw_task(task, findings.samples, f"{file_name(task.label)}_" if several else "") for task in findings.tasks]
+    tasks = [draw_task(task, f"{file_name(task.label)}_" if several else "") for task in findings.tasks]
     target = output / "report.html"
     with writing(output):
         for name in ("figures", "tables"):
