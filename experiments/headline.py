@@ -39,8 +39,9 @@ def _answer(summary: Summary) -> str:
     """Did the feedback help, in plain words: the best feedback arm against the arm without the edge and every control."""
     judged = [edge for edge in summary.edges if NO_EDGE in edge.differences]
     question = f"Did the feedback help? {_over(summary)}"
+    several = len(summary.tasks) > 1
     if not judged:
-        return question + "Not answered here: no feedback arm stands beside the same arm without feedback."
+        return question + ("n" if several else "N") + "ot answered here: no feedback arm stands beside the same arm without feedback."
     best = max(judged, key=lambda edge: _estimate(edge.differences[NO_EDGE]))
     alone = best.differences[NO_EDGE]
     if not alone.is_ahead:
@@ -55,8 +56,8 @@ def _answer(summary: Summary) -> str:
     else:
         text = f"Yes: {best.label} against {alone.theirs} and ahead of every control"
     seeds = f"{alone.seeds} seed{'' if alone.seeds == 1 else 's'}"
-    behind = f"{amount(alone.interval)}, corrected p {p_value(alone.p_corrected)}, {seeds}, {len(judged)} feedback arms compared"
-    return f"{question}{text}: area {behind}."
+    behind = f"{amount(alone.interval)}, corrected p {p_value(alone.p_corrected)}, {seeds}, {alone.compared} feedback arm{'' if alone.compared == 1 else 's'} compared"
+    return f"{question}{text[0].lower() + text[1:] if several else text}: area {behind}."
 
 
 def _estimate(difference: Difference) -> float:

@@ -1,6 +1,6 @@
 """Make a report from run folders alone: ``python -m experiments.report runs/demo``.
 
-Writes ``report.html``, ``figures/*.svg``, ``figures/*.png`` and ``tables/`` into the folder (or ``--output``) and prints the path last.
+Writes ``report.html``, ``provenance.json``, ``configs.json``, ``figures/*.svg``, ``figures/*.png`` and ``tables/`` into the folder (or ``--output``) and prints the path last.
 ``python -m experiments.recompute runs/demo`` checks the tables against the curves, with statistics of its own.
 """
 
@@ -19,6 +19,7 @@ from experiments.entry import run_main
 from experiments.files import folder_to_write, replace_json, writing
 from experiments.headline import headline, warnings
 from experiments.plots import draw_overall, draw_task
+from experiments.provenance import write_provenance
 from experiments.results import SUCCESS, Run, group_tasks, read_runs
 from experiments.sections import Pictures, overall_sections, provenance_sections, task_sections, unfinished_line
 from experiments.summary import Summary, summarise
@@ -107,6 +108,7 @@ def write_report(findings: Findings, output: Path) -> Path:
             with (output / "tables" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([header, *rows])
         replace_json(output / "tables" / "resampling.json", resampling_settings(findings.samples))
+        write_provenance(findings.tasks, output)
         viewer = VIEWER if (output / VIEWER).exists() else None
         target.write_text(compose_page(findings, overall, tasks, viewer), encoding="utf-8")
     return target

@@ -346,13 +346,14 @@ def _provenance(tasks: Sequence[Summary]) -> list[str]:
     return [
         page.preformatted("\n".join(commands)),
         page.note(f"Model: {', '.join(models)}. Level: {', '.join(levels)}. {len(runs)} runs, {tried} arms tried."),
+        page.note("provenance.json has the machine, commit, versions and a hash of every run's configuration; configs.json the configurations."),
         page.note("The numbers in full are in tables/; python -m experiments.recompute checks them against tables/curves.csv."),
         *(page.note(line) for line in versions),
     ]
 
 
 def _version_line(run: Run) -> str:
-    return ", ".join(f"{name} {value}" for name, value in run.versions.items() if name not in ("command", "started"))
+    return ", ".join(f"{name} {value}" for name, value in run.versions.items() if name not in ("command", "started", "config_sha256"))
 
 
 def unfinished_line(run: Run) -> str:

@@ -114,7 +114,7 @@ def test_on_few_seeds_the_first_sentence_calls_a_lead_a_tendency() -> None:
     assert "Ahead of teacher_frozen, after the correction: teacher_feedback/gae." in answer
     shown = sections(summary)
     assert answer[0].startswith("Did the feedback help? Tentatively, yes: teacher_feedback/gae against teacher_frozen: area +0.200 ")
-    assert answer[0].endswith(", corrected p < .001, 3 seeds, 1 feedback arms compared.")
+    assert answer[0].endswith(", corrected p < .001, 3 seeds, 1 feedback arm compared.")
     assert "Fewer than 10 seeds are called a tendency whatever the p value" in shown["Against the baseline, teacher_frozen"]
 
 
