@@ -82,7 +82,7 @@ class Outcome:
         """The change, with Student's t interval over episodes, which are paired; an exact change has none."""
         if self.result.exact:
             return Interval(self.change, np.nan, np.nan)
-        return mean_interval([self.result.successes.astype(float) - self.unchanged.successes.astype(float)])
+        return mean_interval([self.result.successes.astype(float) - self.unchanged.successes.astype(float)]).within(-1, 1)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def _cell(outcomes: tuple[Outcome, ...]) -> Cell:
     if len(outcomes) == 1:
         return Cell(first.arm, first.condition, outcomes, first.interval(), first.change_interval())
     success = mean_interval([[outcome.result.success for outcome in outcomes]]).within(0, 1)
-    return Cell(first.arm, first.condition, outcomes, success, mean_interval([[outcome.change for outcome in outcomes]]))
+    return Cell(first.arm, first.condition, outcomes, success, mean_interval([[outcome.change for outcome in outcomes]]).within(-1, 1))
 
 
 # --- for programs ---------------------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def mean_change(cells: Sequence[Cell], arm: str) -> Interval:
     by_seed: dict[int, list[float]] = {}
     for outcome in (outcome for cell in cells if cell.arm == arm for outcome in cell.outcomes):
         by_seed.setdefault(outcome.seed, []).append(outcome.change)
-    return mean_interval([[sum(changes) / len(changes) for changes in by_seed.values()]])
+    return mean_interval([[sum(changes) / len(changes) for changes in by_seed.values()]]).within(-1, 1)
 
 
 def _harmless(cells: Sequence[Cell]) -> list[str]:
