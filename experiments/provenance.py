@@ -66,7 +66,7 @@ def configs(tasks: Sequence[Summary]) -> dict[str, Any]:
 
 
 def read_configs(folder: Path) -> dict[tuple[str, str], Config]:
-    """The configuration of every task and arm of a published folder, with seed 0 and no folder of its own.
+    """The configuration of every task and arm of a published folder, with seed 0 and no folder of its own yet.
 
     Raises:
         CheckpointError: There is no such file, or it does not hold configurations.
@@ -86,8 +86,8 @@ def read_configs(folder: Path) -> dict[tuple[str, str], Config]:
 
 
 def _anywhere(config: Config) -> Config:
-    run = dataclasses.replace(config.run, seed=0, output_dir="")
-    compare = dataclasses.replace(config.compare, output_dir="")
+    run = dataclasses.replace(config.run, seed=0, output_dir="runs")
+    compare = dataclasses.replace(config.compare, output_dir="runs")
     return dataclasses.replace(config, run=run, compare=compare)
 
 

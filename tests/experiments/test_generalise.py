@@ -130,7 +130,7 @@ def test_the_answer_names_the_arm_that_loses_most_among_those_that_read() -> Non
         outcome("fragile", 0, "pick_up", episodes(1, 0), episodes(1, 1)),
         outcome(RANDOM, 0, "pick_up", episodes(0, 0), episodes(1, 0), reads=False),
     ]
-    first, second, third, fourth, caution = headline(summarise(tests, 200))
+    first, second, third, fourth, caution = headline(summarise(tests))
     assert first == (
         "Said in other words, the same episodes cost fragile most: −0.700 under sentences in French, where it still succeeds in 0.200."
     )
@@ -147,7 +147,7 @@ def test_a_mean_over_tests_is_taken_seed_by_seed() -> None:
         for seed, both in changes.items()
         for test, change in zip(("french", "other_nouns"), both, strict=True)
     ]
-    mean = mean_change(summarise(tests, 200), "a")
+    mean = mean_change(summarise(tests), "a")
     assert (mean.estimate, mean.low, mean.high) == pytest.approx((-0.2, -0.2, -0.2))  # every seed loses the same in the mean
 
 
