@@ -22,7 +22,7 @@ from experiments.checks import check_configs
 from experiments.entry import make_parser, run_main, start_log
 from experiments.planning import ZERO_SHOT, policy_config, split_policy
 from experiments.run_folder import read_checkpoint
-from experiments.statistics import Interval, bootstrap, wilson_interval
+from experiments.statistics import Interval, mean_interval, wilson_interval
 from lamorel_ext.config import Config
 from lamorel_ext.envs.expert import expert_shortfall
 from lamorel_ext.student.actors import ExpertActor, UniformActor
@@ -35,8 +35,6 @@ from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
 
-RETURN_SAMPLES = 2000
-
 
 @dataclass(frozen=True)
 class Score:
@@ -45,7 +43,7 @@ class Score:
     Attributes:
         name: Who.
         success: Rate over episodes, with Wilson's interval.
-        returned: Mean unscaled return over episodes, with a bootstrap interval over episodes.
+        returned: Mean unscaled return over episodes, with Student's t interval over episodes.
         failed: Episodes that the mission itself ended without a reward, a wrong door opened for instance.
         exact_success: By enumeration, where possible.
         exact_return: The same.
@@ -99,7 +97,7 @@ def evaluate(config: Config, actor: Actor, name: str, signals: FeedbackSignals |
     return Score(
         name=name,
         success=wilson_interval(int(seen.successes.sum()), len(seen.successes)),
-        returned=bootstrap(seen.returns, samples=RETURN_SAMPLES),
+        returned=mean_interval([seen.returns]),
         failed=int(seen.failures.sum()),
         exact_success=exact.success if exact.exact else None,
         exact_return=exact.expected_return if exact.exact else None,

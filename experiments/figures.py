@@ -57,7 +57,7 @@ def forest(name: str, differences: Sequence[Difference]) -> Picture:
         for row, difference in enumerate(differences):
             place, interval = rows - 1 - row, difference.interval
             values = list(difference.per_run.values())
-            colour = COLOURS[0] if interval.excludes_zero else "#6b6b6b"
+            colour = COLOURS[0] if difference.is_ahead or difference.is_behind else "#6b6b6b"
             axes.plot(values, np.full(len(values), place - 0.14), "o", color="#b5b5b5", markersize=2.5)
             axes.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot([interval.estimate], [place], "D", color=colour, markersize=4.5)
@@ -65,7 +65,7 @@ def forest(name: str, differences: Sequence[Difference]) -> Picture:
         axes.set_xlabel(f"area under the success curve, minus {theirs}")
 
     caption = (
-        f"Difference to {theirs}: diamonds are means, bars 95 % bootstrap intervals over seeds, blue where they leave zero out; "
+        f"Difference to {theirs}: diamonds are means, bars 95 % t intervals over seeds, blue where zero is left out after Holm's correction; "
         "pale dots are single pairs of runs."
     )
     return _render(name, caption, draw, 0.7 + 0.34 * rows)

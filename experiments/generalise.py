@@ -144,9 +144,8 @@ def run(argv: Sequence[str]) -> int:
 
     def client(llm: LlmClient) -> int:
         outcomes, left_out = examine(policies, conditions, llm)
-        samples = config.compare.bootstrap_samples
         command = shlex.join(["python", "-m", "experiments.generalise", *argv])
-        target = write_output(options.output or options.folder / "generalisation", summarise(outcomes, samples), left_out, command, samples)
+        target = write_output(options.output or options.folder / "generalisation", summarise(outcomes), left_out, command)
         print(f"generalisation: {target}")
         return 0
 

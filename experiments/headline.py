@@ -25,14 +25,43 @@ def headline(summary: Summary, tasks: Sequence[Summary] = ()) -> list[str]:
         return [f"Only one arm, {summary.baseline}, has complete runs: there is nothing to compare it with."]
     best = _best_arm(summary)
     rivals = [difference for difference in summary.against_frozen if _is_taught(summary, difference.ours)]
-    sentences = [_over(summary) + (_baseline_first(summary, best) if best.interval.high < 0 else verdict(best) + _says_sign(summary, best))]
+    sentences = [_over(summary) + (_baseline_first(summary, best) if best.is_behind else verdict(best) + _says_sign(summary, best))]
     if rivals and (summary.frozen != summary.baseline or best.ours not in [rival.ours for rival in rivals]):
         rival = _best(rivals)
-        said = rival.ours == best.ours and best.interval.low > 0
+        said = rival.ours == best.ours and best.is_ahead
         sentences.append(_over(summary) + verdict(rival) + ("" if said else _says_sign(summary, rival)))
     sentences += literal_rule(summary)
     sentences += [_task_sentence(task) for task in tasks]
-    return [*sentences, *_lists(summary), *unlike(summary.differences, NAMES_AT_MOST), _caution(summary)]
+    return [_answer(summary), *sentences, *_lists(summary), *unlike(summary.differences, NAMES_AT_MOST), _caution(summary)]
+
+
+def _answer(summary: Summary) -> str:
+    """Did the feedback help, in plain words: the best feedback arm against the arm without the edge and every control."""
+    judged = [edge for edge in summary.edges if NO_EDGE in edge.differences]
+    question = f"Did the feedback help? {_over(summary)}"
+    several = len(summary.tasks) > 1
+    if not judged:
+        return question + ("n" if several else "N") + "ot answered here: no feedback arm stands beside the same arm without feedback."
+    best = max(judged, key=lambda edge: _estimate(edge.differences[NO_EDGE]))
+    alone = best.differences[NO_EDGE]
+    if not alone.is_ahead:
+        word = "No, it did harm:" if alone.is_behind else "That is not shown: the best feedback arm,"
+        text = f"{word} {best.label} against {alone.theirs}" if alone.is_behind else f"{word} {best.label}, against {alone.theirs}"
+    elif best.unbeaten:
+        text = f"It is not shown that the signs are what helps: {best.label} is ahead of {alone.theirs} but not of {_and([control.theirs for control in best.unbeaten])}"
+    elif best.not_run or not best.controls:
+        text = f"Not shown yet, for want of controls: {best.label} against {alone.theirs}"
+    elif any(difference.is_tendency for difference in _decisive(best)):
+        text = f"Tentatively, yes: {best.label} against {alone.theirs}"
+    else:
+        text = f"Yes: {best.label} against {alone.theirs} and ahead of every control"
+    seeds = f"{alone.seeds} seed{'' if alone.seeds == 1 else 's'}"
+    behind = f"{amount(alone.interval)}, corrected p {p_value(alone.p_corrected)}, {seeds}, {alone.compared} feedback arm{'' if alone.compared == 1 else 's'} compared"
+    return f"{question}{text[0].lower() + text[1:] if several else text}: area {behind}."
+
+
+def _estimate(difference: Difference) -> float:
+    return -math.inf if math.isnan(difference.interval.estimate) else difference.interval.estimate
 
 
 def warnings(summaries: Sequence[Summary]) -> list[str]:
@@ -71,22 +100,22 @@ def verdict(difference: Difference) -> str:
         return f"{difference.ours} and {difference.theirs} share no seed."
     if math.isnan(interval.low):
         word = "compared on one seed, which gives no interval, with"
-    elif not interval.excludes_zero:
+    elif not (difference.is_ahead or difference.is_behind):
         word = "not distinguishable from"
     elif difference.is_tendency:
-        word = "ahead of" if interval.low > 0 else "behind"
+        word = "ahead of" if difference.is_ahead else "behind"
     else:
-        word = "better than" if interval.low > 0 else "worse than"
+        word = "better than" if difference.is_ahead else "worse than"
     return (
         f"{difference.ours} is {word} {difference.theirs}{_tendency(difference)}: area under the success curve "
-        f"{amount(interval)}, ahead in {difference.won} of {difference.pairs} {_pairs_word(difference)}, "
+        f"{amount(interval)}{corrected(difference)}, ahead in {difference.won} of {difference.pairs} {_pairs_word(difference)}, "
         f"probability of improvement {difference.improvement.estimate:.2f}."
     )
 
 
 def _tendency(difference: Difference) -> str:
     """How much a lead on few seeds is worth, beside the lead itself."""
-    if not (difference.is_tendency and difference.interval.excludes_zero):
+    if not (difference.is_tendency and (difference.is_ahead or difference.is_behind)):
         return ""
     each = " a task" if len({task for task, _ in difference.per_run}) > 1 else ""
     return f" on {difference.seeds} seeds{each}, which is a tendency"
@@ -94,7 +123,7 @@ def _tendency(difference: Difference) -> str:
 
 def _says_sign(summary: Summary, difference: Difference) -> str:
     """Whether an arm that is ahead owes it to what the feedback says: a control does not, and feedback has to beat every control that there is."""
-    if not difference.interval.low > 0:
+    if not difference.is_ahead:
         return ""
     if any(row.label == difference.ours and is_control(row.arm.config) for row in summary.arms):
         return " It is a control: its signs say nothing about the guidance."
@@ -189,7 +218,7 @@ def _decisive(edge: EdgeCheck) -> list[Difference]:
 
 def _fails(edge: EdgeCheck) -> bool:
     """Not ahead of one of them is enough."""
-    return any(difference.interval.low <= 0 for difference in _decisive(edge))
+    return any(not math.isnan(difference.p) and not difference.is_ahead for difference in _decisive(edge))
 
 
 def _is_judged(edge: EdgeCheck) -> bool:
@@ -198,7 +227,7 @@ def _is_judged(edge: EdgeCheck) -> bool:
 
 
 def _benefits(edge: EdgeCheck) -> bool:
-    return _is_judged(edge) and all(difference.interval.low > 0 for difference in _decisive(edge))
+    return _is_judged(edge) and all(difference.is_ahead for difference in _decisive(edge))
 
 
 def _is_literal(summary: Summary, label: str) -> bool:
@@ -218,18 +247,18 @@ def _task_sentence(task: Summary) -> str:
     if not task.against_baseline:
         return f"On {task.label}: one arm only."
     best = _best_arm(task)
-    return f"On {task.label}: {_baseline_first(task, best) if best.interval.high < 0 else verdict(best)}"
+    return f"On {task.label}: {_baseline_first(task, best) if best.is_behind else verdict(best)}"
 
 
 def _lists(summary: Summary) -> list[str]:
-    ahead = [difference for difference in summary.against_baseline if difference.interval.low > 0]
-    behind = [difference for difference in summary.against_baseline if difference.interval.high < 0]
+    ahead = [difference for difference in summary.against_baseline if difference.is_ahead]
+    behind = [difference for difference in summary.against_baseline if difference.is_behind]
     sentences = []
-    for found, (claim, tendency), side in ((ahead, ("Better than", "Ahead of"), "above"), (behind, ("Worse than", "Behind"), "below")):
+    for found, (claim, tendency) in ((ahead, ("Better than", "Ahead of")), (behind, ("Worse than", "Behind"))):
         word = tendency if any(difference.is_tendency for difference in found) else claim
         if found:
             sentences.append(
-                f"{word} {summary.baseline}, with an interval {side} zero: {_names([difference.ours for difference in found])}."
+                f"{word} {summary.baseline}, after the correction: {_names([difference.ours for difference in found])}."
             )
     return sentences
 
@@ -258,7 +287,10 @@ def _caution(summary: Summary) -> str:
     tried, pairs = len(summary.arms), _seeds_in_pairs(summary)
     experts = _experts(summary)
     text = f"{_names(experts)} {'follows' if len(experts) == 1 else 'follow'} the bot, a bound and no rival. " if experts else ""
-    text += f"{tried} arms were tried, and the intervals are not corrected for it; the best of several looks better than it is."
+    text += (
+        f"{tried} arms were tried; the words rest on p values that are corrected for the number of arms compared (Holm), the intervals "
+        "are those of each comparison alone."
+    )
     if pairs < SEEDS_FOR_A_CLAIM:
         text += f" {pairs} paired {'seed shows' if pairs == 1 else 'seeds show'} a tendency; a claim needs {SEEDS_FOR_A_CLAIM}."
     return text
@@ -281,12 +313,25 @@ def _experts(summary: Summary) -> list[str]:
 
 
 def _best(differences: Sequence[Difference]) -> Difference:
-    return max(differences, key=lambda difference: -math.inf if math.isnan(difference.interval.estimate) else difference.interval.estimate)
+    return max(differences, key=_estimate)
 
 
 def amount(interval: Interval) -> str:
     """An estimate with its sign and its interval."""
     return f"{signed(interval.estimate)} {bracket(interval, signed)}"
+
+
+def corrected(difference: Difference) -> str:
+    """The p value beside an interval, and for how many arms it was corrected."""
+    if math.isnan(difference.p):
+        return ""
+    arms = f"{difference.compared} arms" if difference.compared != 1 else "1 arm"
+    return f" (corrected p {p_value(difference.p_corrected)}, {arms} compared)"
+
+
+def p_value(value: float) -> str:
+    """Three digits behind a sign."""
+    return "–" if math.isnan(value) else "< .001" if value < 0.001 else f"= {min(value, 1.0):.3f}"
 
 
 def _names(labels: Sequence[str], at_most: int | None = NAMES_AT_MOST) -> str:

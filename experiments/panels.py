@@ -139,6 +139,7 @@ def draw(
     series: Mapping[str, Series],
     axes_labels: tuple[str, str],
     label_heights: Mapping[str, float] | None = None,
+    beside: Mapping[str, Series] | None = None,
 ) -> Picture:
     """A figure as a whole and panel by panel.
 
@@ -149,17 +150,23 @@ def draw(
         series: By arm.
         axes_labels: Of x and y.
         label_heights: Where each label is to stand, by arm, for curves that all end in one place; otherwise at the end of its curve.
+        beside: By arm, a second curve of the same colour, thin and dotted, without label and band.
     """
     shown = [Panel(panel.title, tuple(line for line in panel.lines if line.arm in series)) for panel in panels]
     # A panel with nothing but an arm that stands in another one too says nothing.
     telling = [panel for panel in shown if len(panel.lines) > 1 or (panel.lines and len(shown) == 1)]
     shown = telling or [panel for panel in shown if panel.lines][:1]
     x_max = max(float(curve.x.max()) for curve in series.values())
+    drawn = [*series.values(), *(beside or {}).values()]
     y_max = max(
-        float(np.nanmax([curve.y.max(), np.nanmax(curve.high) if not np.isnan(curve.high).all() else 0])) for curve in series.values()
+        float(np.nanmax([curve.y.max(), np.nanmax(curve.high) if not np.isnan(curve.high).all() else 0])) for curve in drawn
     )
 
     def fill(axes: Axes, panel: Panel) -> None:
+        for line in panel.lines:
+            if beside and line.arm in beside:
+                other = beside[line.arm]
+                axes.plot(other.x, other.y, color=line.colour, linestyle=":", linewidth=0.9, zorder=2.5)
         _fill(axes, panel, series, axes_labels, (x_max or 1.0, 1.04 * y_max or 1.0), label_heights)
 
     columns = 1 if len(shown) == 1 else 2

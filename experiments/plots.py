@@ -9,30 +9,32 @@ import numpy as np
 from experiments.figures import Picture, dots, forest
 from experiments.panels import Series, draw, lay_out
 from experiments.results import CALLS, RETURN, SECONDS, STEPS, SUCCESS, TEACHER, TOKENS, Arm
-from experiments.statistics import bootstrap_columns
+from experiments.statistics import mean_columns
 from experiments.summary import NO_EDGE, Summary, pays
 from experiments.tables import PROFILE_STEPS, profile
 
 Axis = tuple[str, str]
 COST_AXES = ((CALLS, "calls of the LLM"), (TOKENS, "tokens through the LLM"), (SECONDS, "seconds of collecting and updating"))
-BANDS = "means over seeds; bands are 95 % bootstrap intervals over seeds, left out for the controls, in grey"
+BANDS = "means over seeds; bands are 95 % t intervals over seeds, left out for the controls, in grey"
 
 
-def draw_task(summary: Summary, samples: int, prefix: str = "") -> dict[str, list[Picture]]:
+def draw_task(summary: Summary, prefix: str = "") -> dict[str, list[Picture]]:
     """The figures of one task: ``curves``, ``costs``, ``differences`` and ``controls``.
 
     Args:
         summary: Of one task.
-        samples: Resamples behind each interval.
         prefix: Before each file's name.
     """
     arms = [row.arm for row in summary.arms]
     panels = lay_out(arms)
 
     def curves(name: str, x: Axis, y: Axis, wanted: Callable[[Arm], bool]) -> list[Picture]:
-        series = {arm.label: _series(arm, x[0], y[0], samples) for arm in arms if wanted(arm)}
+        series = {arm.label: _series(arm, x[0], y[0]) for arm in arms if wanted(arm)}
         caption = f"{y[1][0].upper()}{y[1][1:]} against {x[1]}: {BANDS}."
-        return [draw(prefix + name, caption, panels, series, (x[1], y[1]))] if series else []
+        followed = {arm.label: _series(arm, x[0], TEACHER) for arm in arms if y[0] == SUCCESS and _is_followed(arm)}
+        if followed:
+            caption += " Thin dotted lines of the same colour: the arm's teacher followed blindly, without the student."
+        return [draw(prefix + name, caption, panels, series, (x[1], y[1]), beside=followed)] if series else []
 
     steps, success = (STEPS, "environment steps"), (SUCCESS, "success rate")
     found = {
@@ -56,12 +58,12 @@ def draw_overall(overall: Summary, samples: int) -> dict[str, list[Picture]]:
     series = {row.label: Series(levels, *profile(row, overall, samples)) for row in overall.arms}
     axes = ("area under the success curve, above", "share of runs")
     caption = (
-        f"Performance profiles: the share of runs whose area is above a level, mean over {len(overall.tasks)} tasks; further right is better. "
+        f"Performance profiles, with 95 % percentile bootstrap bands: the share of runs whose area is above a level, mean over {len(overall.tasks)} tasks; further right is better. "
         "Names stand at the height of the mean area."
     )
     aggregates = dots(
         "overall_scores",
-        "Area under the success curve over all tasks, with 95 % stratified bootstrap intervals over seeds.",
+        "Area under the success curve over all tasks, 95 % intervals over seeds: t for the mean, percentile bootstrap for the interquartile mean.",
         "area under the success curve",
         [row.label for row in overall.arms],
         {"interquartile mean": [row.area_iqm for row in overall.arms], "mean": [row.area for row in overall.arms]},
@@ -97,7 +99,7 @@ def _controls(summary: Summary, prefix: str) -> list[Picture]:
     if not series:
         return []
     caption = (
-        "Each feedback arm minus the same arm without feedback and minus its controls, paired by seed, with 95 % bootstrap intervals. "
+        "Each feedback arm minus the same arm without feedback and minus its controls, with 95 % t intervals. "
         "Feedback that carries information lies to the right of zero against all of them."
     )
     return [
@@ -109,10 +111,11 @@ def _is_followed(arm: Arm) -> bool:
     return all(not np.isnan(run.columns.get(TEACHER, np.array(np.nan))).any() for run in arm.runs.values())
 
 
-def _series(arm: Arm, x: str, y: str, samples: int) -> Series:
+def _series(arm: Arm, x: str, y: str) -> Series:
     """Mean over seeds at each evaluation."""
     runs = list(arm.runs.values())
     points = min(len(run.columns[y]) for run in runs)
     heights = np.stack([run.columns[y][:points] for run in runs])
     places = np.mean([run.columns[x][:points] for run in runs], axis=0)
-    return Series(places, *bootstrap_columns([heights], samples))
+    mean, low, high = mean_columns(heights)
+    return Series(places, mean, np.clip(low, 0, 1), np.clip(high, 0, 1))

@@ -2,7 +2,8 @@
 
 Reads ``curves.csv`` and ``resampling.json`` from the folder's ``tables``, or from the folder itself (``docs/results/long``), recomputes every number
 of the other tables, and prints the largest deviation of each kind. Fails above 1e-6, or where a row is missing. Shares no code with the report:
-standard library and numpy, which repeats the resampling (``numpy.random.default_rng(0)``, and for one task after the other
+standard library, ``scipy.stats``, whose t tests and intervals these are, and numpy, which repeats the resampling behind interquartile means,
+profiles and probabilities of improvement (``numpy.random.default_rng(0)``, and for one task after the other
 ``integers(n, size=(samples, n))``).
 """
 
@@ -12,17 +13,21 @@ import argparse
 import csv
 import json
 import math
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy import stats
 
 LARGEST = 1e-6
 COSTS = ("llm_calls", "llm_tokens", "seconds")
 TABLES = ("summary", "differences", "curves", "overall", "overall_differences", "profiles")
 NAMES = ("task", "arm", "minus", "against", "seed", "area_above")
 LATER = ("area_by_", "evaluated_alike")
+TESTS = ("p", "paired", "correlation")
 """How columns begin that tables of an earlier version lack: they state nothing there that could be wrong."""
 Row = dict[str, str]
 Triple = tuple[float, float, float]
@@ -37,7 +42,8 @@ class Curves:
         settings: Of ``resampling.json``.
     """
 
-    def __init__(self, rows: Sequence[Row], settings: dict[str, float]) -> None:
+    def __init__(self, rows: Sequence[Row], settings: dict[str, Any]) -> None:
+        self.students = settings.get("intervals") == "t"  # tables of an earlier version have bootstrapped means
         self.samples, self.seed = int(settings["samples"]), int(settings["seed"])
         self.tail, self.tie = (1 - settings["level"]) / 2, settings["tie"]
         self.runs: dict[tuple[str, str, int], list[Row]] = {}
@@ -101,6 +107,30 @@ class Curves:
         found = sorted(statistic([values[draw[i]] for values, draw in zip(data, draws, strict=True)]) for i in range(self.samples))
         return estimate, quantile(found, self.tail), quantile(found, 1 - self.tail)
 
+    def mean(self, strata: Sequence[Sequence[float]], lowest: float = -math.inf, highest: float = math.inf) -> Triple:
+        """Mean over tasks of the mean over seeds, with its t interval."""
+        if not self.students:
+            return self.interval(strata, task_mean)
+        estimate, low, high, _ = mean_test(strata, 1 - 2 * self.tail)
+        return estimate, max(low, lowest), min(high, highest)
+
+    def difference(self, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> tuple[Triple, dict[str, float]]:
+        """Ours minus theirs, seed by seed on each task, and the columns of its test."""
+        if not all(ours):
+            return NOTHING, {"p": math.nan, "paired": math.nan, "correlation": math.nan}
+        r, paired = pairing(ours, theirs)
+        apart = [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(ours, theirs, strict=True)]
+        level = 1 - 2 * self.tail
+        if not self.students:
+            return self.interval(apart, task_mean), {}
+        if paired:
+            estimate, low, high, p = mean_test(apart, level)
+        else:  # the difference of two means over tasks is twice the mean of both, one with its sign turned
+            turned = [[-value for value in y] for y in theirs]
+            half = mean_test([*ours, *turned], level)
+            estimate, low, high, p = 2 * half[0], 2 * half[1], 2 * half[2], half[3]
+        return (estimate, low, high), {"p": p, "paired": math.nan if math.isnan(p) else float(paired), "correlation": r}
+
     def improvement(self, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Triple:
         """Chance that a run of ours beats one of theirs, mean over tasks; both arms are resampled, ours first."""
         if all(len(x) == 1 and len(y) == 1 for x, y in zip(ours, theirs, strict=True)):
@@ -151,6 +181,41 @@ def middle_mean(parts: list[np.ndarray]) -> float:
     return sum(kept) / len(kept)
 
 
+def mean_test(strata: Sequence[Sequence[float]], level: float) -> tuple[float, float, float, float]:
+    """Mean of the strata's means, the ends of its t interval, and the p value of its being zero."""
+    estimate = sum(statistics.fmean(values) for values in strata) / len(strata)
+    if min(map(len, strata)) < 2:
+        return estimate, math.nan, math.nan, math.nan
+    if len(strata) == 1 and spread(strata[0]):
+        found = stats.ttest_1samp(strata[0], 0.0)
+        ends = found.confidence_interval(level)
+        return estimate, float(ends.low), float(ends.high), float(found.pvalue)
+    parts = [(statistics.variance(values) / len(values) / len(strata) ** 2 if spread(values) else 0.0, len(values) - 1) for values in strata]
+    error = math.sqrt(sum(part for part, _ in parts))
+    if error == 0:
+        return estimate, estimate, estimate, float(abs(estimate) <= 1e-12)
+    known = stats.t(error**4 / sum(part**2 / degrees for part, degrees in parts))
+    half = float(known.ppf((1 + level) / 2)) * error
+    return estimate, estimate - half, estimate + half, 2 * float(known.sf(abs(estimate) / error))
+
+
+def spread(values: Sequence[float]) -> bool:
+    """Whether values differ by more than rounding."""
+    return max(values) - min(values) > 1e-12
+
+
+def pairing(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> tuple[float, bool]:
+    """Correlation over seeds within tasks, and whether a one-sided test at 5 % finds it above zero."""
+    x, y = ([value - statistics.fmean(values) for values in arm for value in values] for arm in (ours, theirs))
+    if not spread(x) or not spread(y):
+        return math.nan, False
+    r = max(-1.0, min(1.0, sum(a * b for a, b in zip(x, y, strict=True)) / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))))
+    degrees = len(x) - len(ours) - 1
+    if degrees < 1 or r <= 0:
+        return r, False
+    return r, r >= 1 - 1e-12 or stats.t.sf(r * math.sqrt(degrees / (1 - r * r)), degrees) < 0.05
+
+
 def mean_height(places: Sequence[float], heights: Sequence[float], until: float) -> float:
     """Area under straight lines between the points from the first to ``until``, divided by that length."""
     if until == places[0]:
@@ -188,10 +253,10 @@ def expected_summary(curves: Curves, row: Row) -> dict[str, float]:
     task, arm = row["task"], row["arm"]
     seeds, areas = curves.seeds(task, arm), curves.areas(task, arm)
     found = {"seeds": float(len(seeds))}
-    found |= triple("success", curves.interval([curves.last(task, arm, "success")], task_mean))
-    found |= triple("return", curves.interval([curves.last(task, arm, "return")], task_mean))
+    found |= triple("success", curves.mean([curves.last(task, arm, "success")], 0, 1))
+    found |= triple("return", curves.mean([curves.last(task, arm, "return")], 0, 1))
     found["return_x20"] = 20 * found["return"]
-    found |= triple("area", curves.interval([areas], task_mean)) | triple("area_iqm", curves.interval([areas], middle_mean))
+    found |= triple("area", curves.mean([areas], 0, 1)) | triple("area_iqm", curves.interval([areas], middle_mean))
     success = [curves.column(task, arm, seed, "success") for seed in seeds]
     for name in ("env_steps", *COSTS):
         spent = [curves.column(task, arm, seed, name) for seed in seeds]
@@ -210,24 +275,21 @@ def expected_difference(curves: Curves, row: Row, tasks: Sequence[str]) -> dict[
         seed = int(row["seed"])
         return {"area_difference": curves.area(tasks[0], ours, seed) - curves.area(tasks[0], theirs, seed)}
     paired = list(zip(tasks, shared, strict=True))
-    areas = [[curves.area(task, ours, seed) - curves.area(task, theirs, seed) for seed in seeds] for task, seeds in paired]
+    areas = [[[curves.area(task, arm, seed) for seed in seeds] for task, seeds in paired] for arm in (ours, theirs)]
     finals = [
-        [curves.column(task, ours, seed, "success")[-1] - curves.column(task, theirs, seed, "success")[-1] for seed in seeds]
-        for task, seeds in paired
+        [[curves.column(task, arm, seed, "success")[-1] for seed in seeds] for task, seeds in paired] for arm in (ours, theirs)
     ]
     every = [[curves.areas(task, arm) for task in tasks] for arm in (ours, theirs)]
-    mean, low, high = curves.interval(areas, task_mean) if all(shared) else NOTHING
-    found = {"area_difference": mean, "low": low, "high": high}
-    found |= triple("success_difference", curves.interval(finals, task_mean) if all(shared) else NOTHING)
+    (mean, low, high), test = curves.difference(*areas)
+    found = {"area_difference": mean, "low": low, "high": high} | test
+    found |= triple("success_difference", curves.difference(*finals)[0])
     found |= {"pairs": float(sum(map(len, shared)))} if "pairs" in row else {}
     found["evaluated_alike"] = float(all(curves.is_exact(task, ours) == curves.is_exact(task, theirs) for task in tasks))
     for cost in COSTS if "seed" in row else ():
         total = curves.cheapest(tasks[0], [ours, theirs], cost)
-        heights = [
-            curves.area_by(tasks[0], ours, seed, cost, total) - curves.area_by(tasks[0], theirs, seed, cost, total)
-            for seed in (shared[0] if total == total else [])
-        ]
-        found |= triple(f"area_by_{cost}_difference", curves.interval([heights], task_mean) if heights else NOTHING)
+        seeds = shared[0] if total == total else []
+        heights = [[[curves.area_by(tasks[0], arm, seed, cost, total) for seed in seeds]] for arm in (ours, theirs)]
+        found |= triple(f"area_by_{cost}_difference", curves.difference(*heights)[0])
         found[f"area_by_{cost}_until"] = total
     return found | triple("probability_of_improvement", curves.improvement(every[0], every[1]))
 
@@ -238,9 +300,9 @@ def expected_overall(curves: Curves, row: Row) -> dict[str, float]:
     areas = [curves.areas(task, arm) for task in curves.tasks]
     finals = [curves.last(task, arm, "success") for task in curves.tasks]
     ranked = [_ranks(curves, task, arm) for task in curves.tasks]
-    found = {"tasks": float(len(areas)), "runs": float(sum(map(len, areas)))} | triple("success", curves.interval(finals, task_mean))
-    found |= triple("area", curves.interval(areas, task_mean)) | triple("area_iqm", curves.interval(areas, middle_mean))
-    return found | triple("mean_rank", curves.interval(ranked, task_mean) if all(ranked) else NOTHING)
+    found = {"tasks": float(len(areas)), "runs": float(sum(map(len, areas)))} | triple("success", curves.mean(finals, 0, 1))
+    found |= triple("area", curves.mean(areas, 0, 1)) | triple("area_iqm", curves.interval(areas, middle_mean))
+    return found | triple("mean_rank", curves.mean(ranked, 1, len(curves.everywhere())) if all(ranked) else NOTHING)
 
 
 def _ranks(curves: Curves, task: str, arm: str) -> list[float]:
@@ -287,7 +349,10 @@ def check(folder: Path) -> tuple[dict[str, float], list[str], list[str]]:
     unchecked = {
         f"{name}.{column}": None for name, rows in tables.items() if name != "curves" for column in (rows or [{}])[0] if column not in NAMES
     }
-    problems = missing_rows(curves, tables)
+    problems = [*missing_rows(curves, tables), *wrong_corrections(tables)]
+    for name in ("differences", "overall_differences"):
+        for column in ("p_corrected", "compared"):
+            unchecked.pop(f"{name}.{column}", None)
     for name, rows in tables.items():
         for place, row in enumerate(rows, start=2):
             try:
@@ -298,7 +363,7 @@ def check(folder: Path) -> tuple[dict[str, float], list[str], list[str]]:
             for column, value in wanted.items():
                 key = f"{name}.{column}"
                 unchecked.pop(key, None)
-                if column not in row and column.startswith(LATER):
+                if column not in row and (column.startswith(LATER) or column in TESTS):
                     absent[key] = None
                     continue
                 if column not in row or bool(row[column]) == math.isnan(value):
@@ -342,6 +407,27 @@ def missing_rows(curves: Curves, tables: dict[str, list[Row]]) -> list[str]:
     if len(curves.tasks) > 1 and curves.everywhere():
         overall = [row["arm"] for row in tables.get("overall", [])]
         problems += [f"overall.csv has no row for {arm}" for arm in curves.everywhere() if arm not in overall]
+    return problems
+
+
+def wrong_corrections(tables: dict[str, list[Row]]) -> list[str]:
+    """Where ``p_corrected`` is not what Holm's correction makes of the column ``p``, over rows with the same task and ``against``."""
+    families: dict[tuple[str, str, str], list[Row]] = {}
+    for name in ("differences", "overall_differences"):
+        for row in tables.get(name, []):
+            if row.get("p"):
+                families.setdefault((name, row.get("task", ""), row["against"]), []).append(row)
+    problems = []
+    for (name, task, against), rows in families.items():
+        ordered = sorted(rows, key=lambda row: float(row["p"]))
+        least = 0.0
+        for place, row in enumerate(ordered):
+            least = max(least, min(1.0, float(row["p"]) * (len(ordered) - place)))
+            if abs(float(row["p_corrected"] or "nan") - least) > LARGEST or row["compared"] != str(len(ordered)):
+                problems.append(
+                    f"{name}.csv: {row['arm']} minus {row['minus']} ({task or 'all tasks'}, {against}) has p_corrected {row['p_corrected']!r} "
+                    f"for {row['compared']} arms, Holm gives {least:.6g} for {len(ordered)}"
+                )
     return problems
 
 

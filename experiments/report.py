@@ -1,6 +1,6 @@
 """Make a report from run folders alone: ``python -m experiments.report runs/demo``.
 
-Writes ``report.html``, ``figures/*.svg``, ``figures/*.png`` and ``tables/`` into the folder (or ``--output``) and prints the path last.
+Writes ``report.html``, ``provenance.json``, ``configs.json``, ``figures/*.svg``, ``figures/*.png`` and ``tables/`` into the folder (or ``--output``) and prints the path last.
 ``python -m experiments.recompute runs/demo`` checks the tables against the curves, with statistics of its own.
 """
 
@@ -19,6 +19,7 @@ from experiments.entry import run_main
 from experiments.files import folder_to_write, replace_json, writing
 from experiments.headline import headline, warnings
 from experiments.plots import draw_overall, draw_task
+from experiments.provenance import write_provenance
 from experiments.results import SUCCESS, Run, group_tasks, read_runs
 from experiments.sections import Pictures, overall_sections, provenance_sections, task_sections, unfinished_line
 from experiments.summary import Summary, summarise
@@ -38,7 +39,7 @@ class Findings:
         tasks: One by one.
         overall: All of them together, where there are several and an arm has runs on each.
         unfinished: Runs that are not complete; they are left out of everything else.
-        samples: Resamples behind each interval.
+        samples: Resamples behind each interval of interquartile means, profiles and probabilities.
     """
 
     title: str
@@ -94,7 +95,7 @@ def write_report(findings: Findings, output: Path) -> Path:
     """Write page, figures and tables; see ``make_report``."""
     several = len(findings.tasks) > 1
     overall = draw_overall(findings.overall, findings.samples) if findings.overall else {}
-    tasks = [draw_task(task, findings.samples, f"{file_name(task.label)}_" if several else "") for task in findings.tasks]
+    tasks = [draw_task(task, f"{file_name(task.label)}_" if several else "") for task in findings.tasks]
     target = output / "report.html"
     with writing(output):
         for name in ("figures", "tables"):
@@ -107,6 +108,7 @@ def write_report(findings: Findings, output: Path) -> Path:
             with (output / "tables" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([header, *rows])
         replace_json(output / "tables" / "resampling.json", resampling_settings(findings.samples))
+        write_provenance(findings.tasks, output)
         viewer = VIEWER if (output / VIEWER).exists() else None
         target.write_text(compose_page(findings, overall, tasks, viewer), encoding="utf-8")
     return target

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from experiments import page
 from experiments.figures import Picture
-from experiments.headline import advice, unlike
+from experiments.headline import advice, p_value, unlike
 from experiments.identity import differing_keys, method
 from experiments.plots import CONTROL_TITLES
 from experiments.results import CALLS, SECONDS, STEPS, TOKENS, Arm, Run
@@ -15,7 +15,6 @@ from experiments.roles import is_feedback, step_size
 from experiments.statistics import Interval
 from experiments.summary import (
     COSTS,
-    FALSE_ALARMS,
     REWARD_SCALE,
     SEEDS_FOR_A_CLAIM,
     ArmSummary,
@@ -24,6 +23,7 @@ from experiments.summary import (
     Summary,
     bracket,
     is_exact,
+    mean_last,
     plain,
     signed,
 )
@@ -55,7 +55,8 @@ def overall_sections(overall: Summary, pictures: Pictures) -> list[str]:
     names = ", ".join(task.label for task in overall.tasks)
     note = (
         f"Tasks: {names}. Each counts the same. The area is the mean success over the task's budget, between 0 and 1 on every task, so it needs no "
-        "normalisation; IQM is the interquartile mean over all runs. Intervals resample the seeds within each task, and take the tasks as given. "
+        "normalisation; IQM is the interquartile mean over all runs. Intervals are over seeds and take the tasks as given: Student's t "
+        "with Satterthwaite's degrees of freedom for means, a percentile bootstrap within each task (rliable) for the IQM. "
         f"The rank, 1 the best of {len(overall.arms)}, is that of the area, seed by seed."
     )
     shown = [page.picture(drawn) for group in ("aggregates", "profiles") for drawn in pictures.get(group, ())]
@@ -73,9 +74,12 @@ def task_sections(task: Summary, pictures: Pictures, prefix: str = "") -> list[s
     sections = [page.section(f"{prefix}Arms", _arms_table(task), page.note(_how_to_read(task)))]
     sections.append(page.section(f"{prefix}Curves", *(page.picture(drawn) for drawn in pictures["curves"])))
     sections += _comparisons(task, pictures, prefix)
-    costs = [_costs_table(task), page.note(_how_to_read_costs())]
+    costs = [_costs_table(task), page.note(_how_to_read_costs()), page.subheading("What each side learnt from"), _updates_table(task)]
     if task.against_baseline:
-        even = "Mean success while a cost was spent, up to what the cheapest run of the two arms has spent; a dash where one of them spends nothing."
+        even = (
+            "Mean success while a cost was spent, up to what the cheapest run of the two arms has spent, with t intervals as above, "
+            "not corrected for the number of arms; a dash where one of them spends nothing."
+        )
         costs += [page.subheading(f"At equal cost, minus {task.baseline}"), _equal_costs_table(task), page.note(even)]
     sections.append(page.section(f"{prefix}Costs", *costs, *map(page.picture, pictures["costs"])))
     return [*sections, page.section(f"{prefix}What the edge did", _telemetry(task))]
@@ -105,7 +109,8 @@ def _controls_section(summary: Summary, pictures: Pictures, prefix: str) -> list
     parts.append(page.table(header, [[edge.label, *(_control_cell(edge, kind) for kind in CONTROL_TITLES)] for edge in summary.edges]))
     lines = [*_partners(summary.edges), *_reasons(summary.edges)]
     parts.append(page.note(
-        "Differences of areas, paired by seed; a feedback arm has to be ahead of all four for its signs to be what helps. "
+        "Differences of areas with 95 % t intervals, as in the tables above, and p values corrected by Holm for the feedback arms of a column; "
+        "a feedback arm has to be ahead in all four for its signs to be what helps. "
         "A control is the arm with another feedback.sign. " + _sentences(lines)
     ))  # fmt: skip
     other_signs = _magnitudes(summary)
@@ -116,7 +121,8 @@ def _controls_section(summary: Summary, pictures: Pictures, prefix: str) -> list
 
 def _control_cell(edge: EdgeCheck, kind: str) -> str:
     if kind in edge.differences:
-        return with_interval(edge.differences[kind].interval, signed)
+        difference = edge.differences[kind]
+        return with_interval(difference.interval, signed) + ("" if math.isnan(difference.p) else f" p {p_value(difference.p_corrected)}")
     return "missing" if edge.reasons[kind] == "missing" else "impossible"
 
 
@@ -156,14 +162,14 @@ def _magnitudes(summary: Summary) -> list[str]:
 
 
 def _arms_table(task: Summary) -> str:
-    header = ["arm", "seeds", "success at the end", "return at the end", "return × 20", "area under success", "IQM", "steps to 80 %",
+    header = ["arm", "seeds", "success at the end", "return at the end", "return × 20", "area under success", "IQM", "teacher followed blindly", "steps to 80 %",
               "steps to 95 %"]  # fmt: skip
     rows = []
     for row in task.arms:
         rows.append([
             row.label, str(len(row.runs)), with_interval(row.success),
             with_interval(row.returned), plain(REWARD_SCALE * row.returned.estimate),
-            with_interval(row.area), plain(row.area_iqm.estimate), _count(row.cost_to[0.80, STEPS]), _count(row.cost_to[0.95, STEPS]),
+            with_interval(row.area), plain(row.area_iqm.estimate), with_interval(row.followed), _count(row.cost_to[0.80, STEPS]), _count(row.cost_to[0.95, STEPS]),
         ])  # fmt: skip
     return page.table(header, rows)
 
@@ -180,10 +186,10 @@ def _how_to_read(task: Summary) -> str:
     for row in task.arms:
         kinds.setdefault(_kind(row), []).append(row.label)
     evaluation = "; ".join(f"{kind} ({', '.join(labels)})" if len(kinds) > 1 else kind for kind, labels in sorted(kinds.items()))
-    few = ", too narrow with so few of them" if task.seeds < SEEDS_FOR_A_CLAIM else ""
     return (
-        f"Brackets are 95 % bootstrap intervals over seeds{few}. The area is the mean success over the first {task.tasks[0].until:,.0f} environment steps; "
-        "IQM is its interquartile mean over seeds. Steps to a level are those of the median seed, a dash where it never gets there. "
+        "Brackets are 95 % intervals over seeds, Student's t, cut at 0 and 1. "
+        f"The area is the mean success over the first {task.tasks[0].until:,.0f} environment steps; "
+        "IQM is its interquartile mean over seeds. Teacher followed blindly is the success at the end of the teacher's own choice, without a student. Steps to a level are those of the median seed, a dash where it never gets there. "
         f"Evaluation: {evaluation}."
     )
 
@@ -195,32 +201,40 @@ def _kind(row: ArmSummary) -> str:
 
 
 def _differences(differences: Sequence[Difference]) -> list[str]:
-    header = ["arm", "area, difference", "success at the end, difference", "pairs won", "P(better)"]
+    header = ["arm", "area, difference", f"p, corrected for {_compared(differences)}", "r", "success at the end, difference", "pairs won", "P(better)"]
     rows = [
         [
             difference.ours,
             with_interval(difference.interval, signed),
+            p_value(difference.p_corrected).removeprefix("= "),
+            "–" if math.isnan(difference.correlation) else f"{difference.correlation:.2f}".replace("-", "−"),
             with_interval(difference.success, signed),
             f"{difference.won} of {difference.pairs}",
             with_interval(difference.improvement, "{:.2f}".format),
         ]
         for difference in differences
     ]
-    return [page.table(header, rows), *(page.note(line) for line in [*unlike(differences), *_few_seeds(differences)])]
+    return [page.table(header, rows), *(page.note(line) for line in [*unlike(differences), *_method(differences)])]
 
 
-def _few_seeds(differences: Sequence[Difference]) -> list[str]:
-    """What an interval over few seeds is worth."""
-    seeds = max((difference.seeds for difference in differences), default=0)
-    if not 2 <= seeds < SEEDS_FOR_A_CLAIM:
-        return []
-    alarms = FALSE_ALARMS[max(known for known in FALSE_ALARMS if known <= seeds)]
-    tasks = {task for difference in differences for task, _ in difference.per_run}
-    several = ", less often for the mean of several tasks" if len(tasks) > 1 else ""
+def _compared(differences: Sequence[Difference]) -> str:
+    arms = max((difference.compared for difference in differences), default=0)
+    return f"{arms} arm" if arms == 1 else f"{arms} arms"
+
+
+def _method(differences: Sequence[Difference]) -> list[str]:
+    """Which interval stands beside which number, and what the correction is for."""
+    welch = [difference.ours for difference in differences if not difference.paired and not math.isnan(difference.p)]
+    paired = [difference.ours for difference in differences if difference.paired]
+    kinds = [f"Student's t of the paired differences ({', '.join(paired)})"] if paired else []
+    kinds += [f"Welch's t of unpaired seeds ({', '.join(welch)})"] if welch else []
+    few = any(difference.is_tendency for difference in differences)
+    words = f" Fewer than {SEEDS_FOR_A_CLAIM} seeds are called a tendency whatever the p value." if few else ""
     return [
-        f"With {seeds} seeds an interval is close to the range of the seeds and covers less than 95 %: where there is no difference at all, it would "
-        f"leave out zero in about {100 * alarms:.0f} % of such comparisons ({100 * FALSE_ALARMS[SEEDS_FOR_A_CLAIM]:.0f} % with {SEEDS_FOR_A_CLAIM} "
-        f"seeds; simulated with normal differences){several}."
+        f"Brackets are 95 % intervals: {'; '.join(kinds) or 'none, for want of a second seed'}. Seeds are paired only where the two arms' "
+        "correlation over seeds, r, is above zero in a one-sided test at 5 %. The interval is that of one comparison alone; the p value "
+        "beside it is corrected by Holm for all arms of this table, and a word such as better needs it below .05. P(better) has rliable's "
+        "percentile bootstrap, which covers less than 95 % at ten seeds; no word rests on it." + words
     ]
 
 
@@ -236,6 +250,25 @@ def _costs_table(task: Summary) -> str:
         reached = [_count(row.cost_to[level, cost]) for cost in COSTS for level in (0.80, 0.95)]
         rows.append([row.label, *(_count(row.spent[cost]) for cost in COSTS), *reached])
     return page.table(header, rows)
+
+
+UPDATES = (
+    ("llm_updates", "updates of the LLM"),
+    ("llm_update_steps", "optimiser steps of the LLM"),
+    ("llm_update_samples", "samples in them"),
+    (CALLS, "calls of the LLM"),
+    ("student_update_steps", "optimiser steps of the student"),
+    ("student_update_samples", "samples of the student"),
+    (STEPS, "environment steps"),
+)
+"""Columns of what each side of the loop did; runs of earlier versions lack some."""
+
+
+def _updates_table(task: Summary) -> str:
+    """How much each side learnt from, mean over seeds of whole runs; columns that no run has are left out."""
+    known = [(column, title) for column, title in UPDATES if any(column in run.columns for row in task.arms for run in row.runs)]
+    rows = [[row.label, *(_count(mean_last(row.runs, column)) for column, _ in known)] for row in task.arms]
+    return page.table(["arm", *(title for _, title in known)], rows)
 
 
 def _equal_costs_table(task: Summary) -> str:
@@ -313,13 +346,14 @@ def _provenance(tasks: Sequence[Summary]) -> list[str]:
     return [
         page.preformatted("\n".join(commands)),
         page.note(f"Model: {', '.join(models)}. Level: {', '.join(levels)}. {len(runs)} runs, {tried} arms tried."),
+        page.note("provenance.json has the machine, commit, versions and a hash of every run's configuration; configs.json the configurations."),
         page.note("The numbers in full are in tables/; python -m experiments.recompute checks them against tables/curves.csv."),
         *(page.note(line) for line in versions),
     ]
 
 
 def _version_line(run: Run) -> str:
-    return ", ".join(f"{name} {value}" for name, value in run.versions.items() if name not in ("command", "started"))
+    return ", ".join(f"{name} {value}" for name, value in run.versions.items() if name not in ("command", "started", "config_sha256"))
 
 
 def unfinished_line(run: Run) -> str:

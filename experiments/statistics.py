@@ -1,16 +1,26 @@
-"""Statistics over seeds and tasks, as pure functions: intervals, paired differences, areas under curves.
+"""Statistics over seeds and tasks, as pure functions: intervals, differences of arms, areas.
 
-A seed is the unit everywhere: what is resampled is seeds, never episodes or steps, because runs that share a seed share their episodes. Over
-several tasks the seeds are resampled within each task (stratified); the tasks are taken as given, not as a sample of others.
+A seed is the unit everywhere, never an episode or a step, because runs that share a seed share
+their episodes. The tasks are taken as given, not as a sample of others.
 
-The resampling, so that another programme can repeat it to the last digit: one ``numpy.random.default_rng(0)`` for each interval; from it, for one
-task after the other, ``integers(n, size=(samples, n))`` says which of the task's ``n`` values (seeds ascending) each resample takes. Where two
-arms are resampled apart from each other (probability of improvement), each task draws for the first arm, then for the second. The interval's
-ends are the 2.5 % and 97.5 % quantiles of the statistic, interpolated linearly.
+Means, and differences of means, have Student's t intervals. Over several tasks the variances of
+the tasks' means add up and the degrees of freedom are Welch's and Satterthwaite's. Two arms are
+paired by seed only where their correlation over seeds is above zero in a one-sided test at 5 %;
+otherwise their variances add up as Welch (1947) has it. ``experiments.coverage`` simulates what
+these intervals cover.
 
-Sources: Efron and Tibshirani (1993) for the percentile bootstrap; Agarwal et al. (2021, arXiv 2108.13264) for the interquartile mean, the
-probability of improvement, performance profiles and stratification, with the definitions of their library rliable; Wilson (1927) for the
-interval of a rate.
+Interquartile means, performance profiles and the probability of improvement have rliable's
+percentile bootstrap over the seeds within each task. No word of a report rests on those. One
+``numpy.random.default_rng(0)`` for each interval; from it, for one task after the other,
+``integers(n, size=(samples, n))`` says which of the task's ``n`` values (seeds ascending) each
+resample takes. Where two arms are resampled apart from each other (probability of improvement),
+each task draws for the first arm, then for the second. The interval's ends are the 2.5 % and
+97.5 % quantiles of the statistic, interpolated linearly.
+
+Sources: Student (1908); Welch (1947); Satterthwaite (1946); Holm (1979) for several arms at once;
+Agarwal et al. (2021, arXiv 2108.13264) for the interquartile mean, the probability of improvement,
+performance profiles and stratification, with the definitions of their library rliable; Wilson
+(1927) for the interval of a rate.
 """
 
 from __future__ import annotations
@@ -21,6 +31,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from scipy import special
 
 Values = Sequence[float] | np.ndarray
 Strata = Sequence[np.ndarray]
@@ -36,10 +47,32 @@ class Interval:
     low: float
     high: float
 
+    def within(self, lowest: float, highest: float) -> Interval:
+        """The same, with ends that the quantity can take."""
+        low, high = (float(np.clip(end, lowest, highest)) for end in (self.low, self.high))
+        return Interval(self.estimate, low, high)
+
     @property
     def excludes_zero(self) -> bool:
         """True where the whole interval lies on one side of zero."""
         return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Ours minus theirs, the mean over tasks.
+
+    Attributes:
+        interval: Of the difference, 95 %, of this comparison alone.
+        p: Two-sided, of the test that belongs to the interval; NaN where there is none.
+        paired: True where the seeds were paired, False where the arms' variances were added.
+        correlation: Of the two arms over seeds, within tasks; NaN where one does not vary.
+    """
+
+    interval: Interval
+    p: float
+    paired: bool
+    correlation: float
 
 
 def mean(values: np.ndarray) -> np.ndarray:
@@ -80,7 +113,7 @@ def resamples(sizes: Sequence[int], samples: int, seed: int = 0) -> list[np.ndar
 
 def stratified_bootstrap(
     tasks: Sequence[Values],
-    statistic: Callable[[Strata], np.ndarray] = mean_of_tasks,
+    statistic: Callable[[Strata], np.ndarray],
     samples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -97,9 +130,7 @@ def stratified_bootstrap(
     Raises:
         ValueError: There are no tasks, or one has no values.
     """
-    data = [np.asarray(values, dtype=np.float64) for values in tasks]
-    if not data or any(values.ndim != 1 or not values.size for values in data):
-        raise ValueError(f"expected one value per seed, got shapes {[values.shape for values in data]}")
+    data = _checked(tasks)
     estimate = float(statistic(data))
     if all(values.size == 1 for values in data):
         return Interval(estimate, math.nan, math.nan)
@@ -107,30 +138,106 @@ def stratified_bootstrap(
     return Interval(estimate, *_ends(statistic([values[draws] for values, draws in zip(data, drawn, strict=True)]), level))
 
 
-def bootstrap(
-    values: Values,
-    statistic: Callable[[np.ndarray], np.ndarray] = mean,
-    samples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap over the seeds of one task. See ``stratified_bootstrap``.
+def mean_interval(tasks: Sequence[Values], level: float = 0.95) -> Interval:
+    """Student's t interval of the mean over tasks of each task's mean over seeds.
 
     Args:
-        values: ``(n,)``, one per seed.
-        statistic: Reduces the last axis of ``(samples, n)``.
-        samples: Resamples.
+        tasks: ``(n,)`` per task, one value per seed. One value alone on a task gives no interval.
         level: Coverage asked for.
-        seed: Of the resampling.
 
     Raises:
-        ValueError: There are no values.
+        ValueError: There are no tasks, or one has no values.
     """
-    return stratified_bootstrap([values], lambda tasks: statistic(tasks[0]), samples, level, seed)
+    data = _checked(tasks)
+    variances = np.array([_variance_of_mean(values) for values in data])
+    degrees = np.array([values.size - 1 for values in data])
+    return _t_interval(float(mean_of_tasks(data)), variances / len(data) ** 2, degrees, level)[0]
+
+
+def mean_columns(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``mean_interval`` of each column of ``(n, columns)``: estimates, lower and upper ends."""
+    intervals = [mean_interval([column], level) for column in values.T]
+    estimates, low, high = zip(*((i.estimate, i.low, i.high) for i in intervals), strict=True)
+    return np.array(estimates), np.array(low), np.array(high)
+
+
+def contrast(pairs: Sequence[tuple[Values, Values]], level: float = 0.95) -> Contrast:
+    """Ours minus theirs, paired by seed where that gives something and with Welch's variance otherwise.
+
+    Args:
+        pairs: Per task ours and theirs, each ``(n,)``, the same seeds in the same order.
+        level: Coverage asked for.
+
+    Raises:
+        ValueError: There are no tasks, or one has no values.
+    """
+    ours, theirs = _checked([x for x, _ in pairs]), _checked([y for _, y in pairs])
+    both = list(zip(ours, theirs, strict=True))
+    correlation, paired = _correlation(both)
+    estimate = float(np.mean([float((x - y).mean()) for x, y in both]))
+    if paired:
+        samples = [x - y for x, y in both]
+    else:
+        samples = [*ours, *theirs]
+    variances = np.array([_variance_of_mean(values) for values in samples]) / len(both) ** 2
+    degrees = np.array([values.size - 1 for values in samples])
+    interval, p = _t_interval(estimate, variances, degrees, level)
+    return Contrast(interval, p, paired, correlation)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """P values corrected for their number, as Holm (1979) has it; NaN stays and counts for nothing."""
+    known = sorted((p, place) for place, p in enumerate(values) if not math.isnan(p))
+    corrected, largest = list(values), 0.0
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[place] = largest
+    return corrected
+
+
+def _checked(tasks: Sequence[Values]) -> list[np.ndarray]:
+    data = [np.asarray(values, dtype=np.float64) for values in tasks]
+    if not data or any(values.ndim != 1 or not values.size for values in data):
+        raise ValueError(f"expected one value per seed, got shapes {[values.shape for values in data]}")
+    return data
+
+
+def _variance_of_mean(values: np.ndarray) -> float:
+    """NaN for one value; exactly zero where the values differ by rounding alone."""
+    if values.size < 2:
+        return math.nan
+    return float(values.var(ddof=1)) / values.size if np.ptp(values) > TIE else 0.0
+
+
+def _t_interval(estimate: float, shares: np.ndarray, degrees: np.ndarray, level: float) -> tuple[Interval, float]:
+    """Interval and two-sided p value, from the parts of the variance and the degrees of freedom of each."""
+    total = float(shares.sum())
+    if math.isnan(total):
+        return Interval(estimate, math.nan, math.nan), math.nan
+    if total == 0:
+        return Interval(estimate, estimate, estimate), 1.0 if abs(estimate) <= TIE else 0.0
+    freedom = total**2 / float((shares**2 / degrees).sum())
+    half = float(special.stdtrit(freedom, (1 + level) / 2)) * math.sqrt(total)
+    p = 2 * float(special.stdtr(freedom, -abs(estimate) / math.sqrt(total)))
+    return Interval(estimate, estimate - half, estimate + half), p
+
+
+def _correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, bool]:
+    """Correlation within tasks, and whether it is above zero at 5 %, so that pairing gives something."""
+    x = np.concatenate([ours - ours.mean() for ours, _ in pairs])
+    y = np.concatenate([theirs - theirs.mean() for _, theirs in pairs])
+    if min(np.ptp(x), np.ptp(y)) <= TIE:
+        return math.nan, False
+    r = float(np.clip((x * y).sum() / math.sqrt((x * x).sum() * (y * y).sum()), -1, 1))
+    freedom = x.size - len(pairs) - 1
+    if freedom < 1:
+        return r, False
+    t = math.inf if r >= 1 - TIE else r * math.sqrt(freedom / max(1 - r * r, TIE))
+    return r, bool(t > special.stdtrit(freedom, 0.95))
 
 
 def bootstrap_columns(tasks: Sequence[np.ndarray], samples: int = 2000, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``stratified_bootstrap`` of the mean for each column, all columns with the same resamples.
+    """``stratified_bootstrap`` of ``mean_of_tasks`` for each column, all columns with the same resamples.
 
     Args:
         tasks: ``(n, columns)`` per task.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.results import CALLS, EXACT, RETURN, SECONDS, STEPS, SUCCESS, TOKENS, Arm, Run, Task
+from experiments.results import CALLS, EXACT, RETURN, SECONDS, STEPS, SUCCESS, TEACHER, TOKENS, Arm, Run, Task
 from experiments.roles import (
     REQUIRED_CONTROLS,
     Missing,
@@ -22,24 +23,27 @@ from experiments.roles import (
 )
 from experiments.statistics import (
     TIE,
+    Contrast,
     Interval,
+    contrast,
+    holm,
     improvement_over_tasks,
     interquartile_mean_of_tasks,
+    mean_interval,
     paired_differences,
     ranks,
     stratified_bootstrap,
 )
 
 SEEDS_FOR_A_CLAIM = 10
-FALSE_ALARMS = {2: 0.5, 3: 0.25, 4: 0.2, 5: 0.16, 6: 0.15, 8: 0.11, 10: 0.1}
-"""How often the 95 % interval of the mean of so many seeds leaves out a true zero: simulated, 2,000 sets of normal differences. Two seeds' interval
-is their range, which has zero outside it half the time."""
+SIGNIFICANT = 0.05
+"""Below this a p value, corrected for the arms that were compared, carries a word such as better."""
 REWARD_SCALE = 20.0
 """Lamorel and GLAM report returns multiplied by this."""
 THRESHOLDS = (0.80, 0.95)
 COSTS = (CALLS, TOKENS, SECONDS)
 BASELINE, FROZEN, NO_EDGE = "baseline", "frozen_teacher", "without_edge"
-UNKNOWN = Interval(math.nan, math.nan, math.nan)
+UNKNOWN = Contrast(Interval(math.nan, math.nan, math.nan), math.nan, False, math.nan)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class ArmSummary:
         area: Mean success over the budget (area under the curve divided by its length).
         area_iqm: The same, as interquartile mean over the runs of all tasks.
         rank: Mean rank of the area among all arms, 1 the best, over the seeds that all arms have.
+        followed: Success at the last evaluation of the teacher followed blindly; NaN without one.
         cost_to: What the median run had spent when an evaluation first reached a threshold, by threshold and cost; None where most runs never
             get there, and where there are several tasks.
         spent: Mean cost of a run.
@@ -66,6 +71,7 @@ class ArmSummary:
     area: Interval
     area_iqm: Interval
     rank: Interval
+    followed: Interval
     cost_to: Mapping[tuple[float, str], float | None]
     spent: Mapping[str, float]
 
@@ -92,6 +98,11 @@ class Difference:
         interval: Of the mean over tasks of the mean over seeds.
         success: The same for success at the last evaluation.
         improvement: Chance that a run of ours beats a run of theirs.
+        p: Two-sided, of the difference of areas; NaN where there is no interval.
+        p_corrected: The same, after Holm's correction for all differences with the same ``against``.
+        compared: How many those are.
+        paired: True where the interval pairs the seeds, False where it is Welch's.
+        correlation: Of the two arms' areas over seeds; NaN where one does not vary.
         by_cost: The same for the mean success over what was spent of a cost, up to ``cut_at``; empty for several tasks.
         cut_at: By cost, the total of the cheapest run of the two arms; only costs that both have.
         sampled: The side that was evaluated on held-out episodes on a task where the other one was evaluated exactly; empty where both are alike.
@@ -104,9 +115,24 @@ class Difference:
     interval: Interval
     success: Interval
     improvement: Interval
+    p: float
+    p_corrected: float
+    compared: int
+    paired: bool
+    correlation: float
     by_cost: Mapping[str, Interval]
     cut_at: Mapping[str, float]
     sampled: tuple[str, ...]
+
+    @property
+    def is_ahead(self) -> bool:
+        """True where the area is larger, shown after the correction."""
+        return self.interval.estimate > 0 and self.p_corrected < SIGNIFICANT
+
+    @property
+    def is_behind(self) -> bool:
+        """True where the area is smaller, shown after the correction."""
+        return self.interval.estimate < 0 and self.p_corrected < SIGNIFICANT
 
     @property
     def alike(self) -> bool:
@@ -156,7 +182,7 @@ class EdgeCheck:
     @property
     def unbeaten(self) -> list[Difference]:
         """Against the controls that the arm is not ahead of; with one seed none of them is beaten."""
-        return [difference for difference in self.controls if not difference.interval.low > 0]
+        return [difference for difference in self.controls if not difference.is_ahead]
 
     @property
     def not_run(self) -> list[str]:
@@ -213,17 +239,41 @@ def summarise(tasks: Sequence[Task], samples: int = 2000) -> Summary:
     table = _Table(tasks, [arm.label for arm in common], samples)
     frozen = next((arm for arm in common if is_frozen(arm.config)), None)
     labels = [arm.label for arm in common]
+    against_baseline = _corrected([table.difference(label, labels[0], BASELINE) for label in labels[1:]])
+    against_frozen = (
+        _corrected([table.difference(label, frozen.label, FROZEN) for label in labels if label != frozen.label]) if frozen else ()
+    )
     return Summary(
         label=tasks[0].label if len(tasks) == 1 else f"{len(tasks)} tasks",
         tasks=tuple(tasks),
         arms=tuple(table.arm(label) for label in labels),
         baseline=labels[0],
         frozen=frozen.label if frozen else None,
-        against_baseline=tuple(table.difference(label, labels[0], BASELINE) for label in labels[1:]),
-        against_frozen=tuple(table.difference(label, frozen.label, FROZEN) for label in labels if label != frozen.label) if frozen else (),
-        edges=tuple(_check_edge(arm, common, table) for arm in common if is_feedback(arm.config)),
+        against_baseline=against_baseline,
+        against_frozen=against_frozen,
+        edges=_corrected_edges([_check_edge(arm, common, table) for arm in common if is_feedback(arm.config)]),
         missing=tuple(missing_controls(common)),
     )
+
+
+def _corrected(differences: Sequence[Difference]) -> tuple[Difference, ...]:
+    """With p values corrected for all of ``differences``; those without an interval count for nothing."""
+    values = holm([difference.p for difference in differences])
+    compared = sum(not math.isnan(value) for value in values)
+    return tuple(
+        dataclasses.replace(difference, p_corrected=value, compared=compared)
+        for difference, value in zip(differences, values, strict=True)
+    )
+
+
+def _corrected_edges(edges: Sequence[EdgeCheck]) -> tuple[EdgeCheck, ...]:
+    """Each kind of control corrected over the feedback arms: an arm has to beat all kinds, which needs no correction."""
+    found: list[dict[str, Difference]] = [{} for _ in edges]
+    for kind in (NO_EDGE, *REQUIRED_CONTROLS):
+        places = [place for place, edge in enumerate(edges) if kind in edge.differences]
+        for place, difference in zip(places, _corrected([edges[place].differences[kind] for place in places]), strict=True):
+            found[place][kind] = difference
+    return tuple(dataclasses.replace(edge, differences=own) for edge, own in zip(edges, found, strict=True))
 
 
 def _check_edge(arm: Arm, arms: Sequence[Arm], table: _Table) -> EdgeCheck:
@@ -269,13 +319,14 @@ class _Table:
         return ArmSummary(
             label=label,
             arms=self._runs[label],
-            success=stratified_bootstrap(_strata(self._finals[label]), samples=self._samples),
-            returned=stratified_bootstrap(_strata(self._returns[label]), samples=self._samples),
-            area=stratified_bootstrap(areas, samples=self._samples),
+            success=mean_interval(_strata(self._finals[label])).within(0, 1),
+            returned=mean_interval(_strata(self._returns[label])).within(0, 1),
+            area=mean_interval(areas).within(0, 1),
             area_iqm=stratified_bootstrap(areas, interquartile_mean_of_tasks, self._samples),
-            rank=self._interval(_strata(self._ranks[label])),
+            rank=self._rank(label),
+            followed=self._followed(label),
             cost_to={(level, cost): median_cost(runs, level, cost) for level in THRESHOLDS for cost in (STEPS, *COSTS)} if one_task else {},
-            spent={cost: _mean_last(runs, cost) for cost in COSTS},
+            spent={cost: mean_last(runs, cost) for cost in COSTS},
         )
 
     def difference(self, ours: str, theirs: str, against: str) -> Difference:
@@ -283,24 +334,35 @@ class _Table:
         areas = _pair(self._areas[ours], self._areas[theirs])
         cut_at = self._cheapest([ours, theirs])
         by_cost = {
-            cost: paired_differences(self._areas_by(ours, cost, total), self._areas_by(theirs, cost, total))
+            cost: _contrast({"": self._areas_by(ours, cost, total)}, {"": self._areas_by(theirs, cost, total)})
             for cost, total in cut_at.items()
         }
+        found = _contrast(self._areas[ours], self._areas[theirs])
         return Difference(
             ours=ours,
             theirs=theirs,
             against=against,
             per_run={(task, seed): value for task, values in areas.items() for seed, value in values.items()},
-            interval=self._interval(_strata(areas)),
-            success=self._interval(_strata(_pair(self._finals[ours], self._finals[theirs]))),
+            interval=found.interval,
+            success=_contrast(self._finals[ours], self._finals[theirs]).interval,
             improvement=improvement_over_tasks(_strata(self._areas[ours]), _strata(self._areas[theirs]), self._samples),
-            by_cost={cost: self._interval([list(by_seed.values())]) for cost, by_seed in by_cost.items()},
+            p=found.p,
+            p_corrected=found.p,
+            compared=1,
+            paired=found.paired,
+            correlation=found.correlation,
+            by_cost={cost: of_cost.interval for cost, of_cost in by_cost.items()},
             cut_at=cut_at,
             sampled=self._sampled(ours, theirs),
         )
 
-    def _interval(self, strata: Sequence[Sequence[float]]) -> Interval:
-        return stratified_bootstrap(strata, samples=self._samples) if all(strata) else UNKNOWN
+    def _followed(self, label: str) -> Interval:
+        strata = [[run.last(TEACHER) if TEACHER in run.columns else math.nan for run in arm.runs.values()] for arm in self._runs[label].values()]
+        return mean_interval(strata).within(0, 1)
+
+    def _rank(self, label: str) -> Interval:
+        strata = _strata(self._ranks[label])
+        return mean_interval(strata).within(1, len(self._runs)) if all(strata) else UNKNOWN.interval
 
     def _sampled(self, ours: str, theirs: str) -> tuple[str, ...]:
         exact = [{label: is_exact(list(self._runs[label][task].runs.values())) for label in (ours, theirs)} for task in self._runs[ours]]
@@ -368,6 +430,14 @@ def _pair(ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[
     return {task: paired_differences(by_seed, theirs[task]) for task, by_seed in ours.items()}
 
 
+def _contrast(ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]) -> Contrast:
+    """Over the seeds that both arms have; unknown where there is none on some task."""
+    shared = {task: sorted(by_seed.keys() & theirs[task].keys()) for task, by_seed in ours.items()}
+    if not all(shared.values()):
+        return UNKNOWN
+    return contrast([([ours[task][s] for s in seeds], [theirs[task][s] for s in seeds]) for task, seeds in shared.items()])
+
+
 def _rank_by_seed(areas: Mapping[str, Mapping[str, Mapping[int, float]]]) -> dict[str, dict[str, dict[int, float]]]:
     """Rank of each arm on each task, for every seed that all arms have there."""
     found: dict[str, dict[str, dict[int, float]]] = {label: {} for label in areas}
@@ -379,5 +449,6 @@ def _rank_by_seed(areas: Mapping[str, Mapping[str, Mapping[int, float]]]) -> dic
     return found
 
 
-def _mean_last(runs: Sequence[Run], column: str) -> float:
+def mean_last(runs: Sequence[Run], column: str) -> float:
+    """Mean over runs of a column's last value; NaN where a run lacks the column."""
     return float(np.mean([run.last(column) for run in runs])) if all(column in run.columns for run in runs) else math.nan

@@ -16,6 +16,7 @@ Table = tuple[list[str], list[list[str]]]
 BUDGET = "total_steps"
 ALIKE = "evaluated_alike"
 """1 where both sides of a difference were evaluated the same way, exactly or on episodes; 0 where they were not."""
+TESTS = ("p", "p_corrected", "compared", "paired", "correlation")
 PROFILE_STEPS = 100
 """Performance profiles ask for success above 0, 1/100, ..., 1."""
 
@@ -36,7 +37,7 @@ def all_tables(tasks: Sequence[Summary], overall: Summary | None, samples: int) 
 
 def resampling_settings(samples: int) -> dict[str, object]:
     """What another programme needs to repeat the intervals; see ``experiments.statistics``."""
-    return {"generator": "numpy.random.default_rng", "seed": 0, "samples": samples, "level": 0.95, "quantiles": "linear", "tie": TIE}
+    return {"intervals": "t", "generator": "numpy.random.default_rng", "seed": 0, "samples": samples, "level": 0.95, "quantiles": "linear", "tie": TIE}
 
 
 def summary_table(tasks: Sequence[Summary]) -> Table:
@@ -57,8 +58,8 @@ def summary_table(tasks: Sequence[Summary]) -> Table:
 
 def difference_table(tasks: Sequence[Summary]) -> Table:
     """One row per comparison and seed, and one without a seed for the mean and its interval."""
-    header = ["task", "arm", "minus", "against", "seed", "area_difference", "low", "high", *_ends("success_difference"),
-              *_ends("probability_of_improvement"), ALIKE,
+    header = ["task", "arm", "minus", "against", "seed", "area_difference", "low", "high", *TESTS,
+              *_ends("success_difference"), *_ends("probability_of_improvement"), ALIKE,
               *(name for cost in COSTS for name in (*_ends(f"area_by_{cost}_difference"), f"area_by_{cost}_until"))]  # fmt: skip
     rows = []
     for summary in tasks:
@@ -106,8 +107,8 @@ def overall_table(overall: Summary) -> Table:
 
 def overall_difference_table(overall: Summary) -> Table:
     """One row per comparison, over all tasks."""
-    header = ["arm", "minus", "against", "pairs", "area_difference", "low", "high", *_ends("success_difference"),
-              *_ends("probability_of_improvement"), ALIKE]  # fmt: skip
+    header = ["arm", "minus", "against", "pairs", "area_difference", "low", "high", *TESTS,
+              *_ends("success_difference"), *_ends("probability_of_improvement"), ALIKE]  # fmt: skip
     return header, [[d.ours, d.theirs, d.against, str(d.pairs), *_difference_cells(d)] for d in overall.differences]
 
 
@@ -129,7 +130,13 @@ def profile(row: ArmSummary, overall: Summary, samples: int) -> tuple[np.ndarray
 
 
 def _difference_cells(difference: Difference) -> list[str]:
-    return [*_cells(difference.interval), *_cells(difference.success), *_cells(difference.improvement), str(int(difference.alike))]
+    return [*_cells(difference.interval), *_tests(difference), *_cells(difference.success), *_cells(difference.improvement), str(int(difference.alike))]
+
+
+def _tests(difference: Difference) -> list[str]:
+    known = not math.isnan(difference.p)
+    counts = [str(difference.compared), str(int(difference.paired))] if known else ["", ""]
+    return [csv_cell(difference.p), csv_cell(difference.p_corrected), *counts, csv_cell(difference.correlation)]
 
 
 def _cut_cells(intervals: Mapping[str, Interval], cut_at: Mapping[str, float], cost: str) -> list[str]:

@@ -15,7 +15,7 @@ from experiments.checks import check_configs
 from experiments.entry import make_parser, run_main, start_log
 from experiments.progress import Ticker
 from experiments.run_folder import ProgressListener, RunFolder, check_folders, run_state, steps_done
-from experiments.versions import describe_versions
+from experiments.versions import config_hash, describe_versions
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.processes import stopping
 from lamorel_ext.student.loop import train
@@ -33,7 +33,8 @@ def train_one(config: Config, llm: LlmClient, versions: dict[str, object], liste
         RpcError: A server is gone.
         Stopped: This process was asked to end.
     """
-    with RunFolder(Path(config.run.output_dir), config, versions, listener) as recorder:
+    recorded = {**versions, "config_sha256": config_hash(config)}
+    with RunFolder(Path(config.run.output_dir), config, recorded, listener) as recorder:
         train(config, llm_of(config, llm), recorder)
     stopping.check()
 

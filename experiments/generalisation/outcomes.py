@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.build import llm_of
 from experiments.generalisation.conditions import TEXT_GROUPS, UNCHANGED, Condition, changed, hindrance
-from experiments.statistics import Interval, bootstrap, wilson_interval
+from experiments.statistics import Interval, mean_interval, wilson_interval
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError, LevelError
 from lamorel_ext.student.actors import UniformActor
@@ -78,11 +78,11 @@ class Outcome:
             return Interval(self.result.success, np.nan, np.nan)
         return wilson_interval(int(self.result.successes.sum()), len(self.result.successes))
 
-    def change_interval(self, samples: int) -> Interval:
-        """The change, with a bootstrap interval over episodes, which are paired; an exact change has none."""
+    def change_interval(self) -> Interval:
+        """The change, with Student's t interval over episodes, which are paired; an exact change has none."""
         if self.result.exact:
             return Interval(self.change, np.nan, np.nan)
-        return bootstrap(self.result.successes.astype(float) - self.unchanged.successes.astype(float), samples=samples)
+        return mean_interval([self.result.successes.astype(float) - self.unchanged.successes.astype(float)]).within(-1, 1)
 
 
 @dataclass(frozen=True)

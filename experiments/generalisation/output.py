@@ -17,7 +17,7 @@ from experiments.statistics import Interval
 from experiments.summary import bracket, plain, signed
 
 
-def write_output(output: Path, cells: Sequence[Cell], left_out: Sequence[LeftOut], command: str, samples: int) -> Path:
+def write_output(output: Path, cells: Sequence[Cell], left_out: Sequence[LeftOut], command: str) -> Path:
     """Write ``generalisation.csv``, ``figures/`` and ``generalisation.html`` into a folder.
 
     Returns:
@@ -37,8 +37,8 @@ def write_output(output: Path, cells: Sequence[Cell], left_out: Sequence[LeftOut
             (output / "figures" / f"{drawn.name}.svg").write_text(drawn.svg, encoding="utf-8")
             (output / "figures" / f"{drawn.name}.png").write_bytes(drawn.png)
         with (output / "generalisation.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([HEADER, *rows_of(cells, samples)])
-        target.write_text(page.page("What trained policies keep under other conditions", headline(cells, samples), _sections(cells, left_out, pictures, command)),
+            csv.writer(file).writerows([HEADER, *rows_of(cells)])
+        target.write_text(page.page("What trained policies keep under other conditions", headline(cells), _sections(cells, left_out, pictures, command)),
                           encoding="utf-8")  # fmt: skip
     return target
 

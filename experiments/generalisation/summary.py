@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from experiments.files import csv_cell
 from experiments.generalisation.conditions import TEXT_GROUPS, Condition
 from experiments.generalisation.outcomes import RANDOM, Outcome
-from experiments.statistics import Interval, bootstrap
+from experiments.statistics import Interval, mean_interval
 from experiments.summary import SEEDS_FOR_A_CLAIM, bracket, plain, signed
 
 HEADER = ("arm", "seed", "group", "test", "level", "distractors", "episodes", "success", "success_low", "success_high", "return", "unchanged",
@@ -40,31 +40,31 @@ class Cell:
         return self.outcomes[0].reads
 
 
-def summarise(outcomes: Sequence[Outcome], samples: int) -> list[Cell]:
+def summarise(outcomes: Sequence[Outcome]) -> list[Cell]:
     """Join the seeds of each arm under each condition, in the order in which they were tested."""
     together: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         together.setdefault((outcome.arm, outcome.condition.name), []).append(outcome)
-    return [_cell(tuple(members), samples) for members in together.values()]
+    return [_cell(tuple(members)) for members in together.values()]
 
 
-def _cell(outcomes: tuple[Outcome, ...], samples: int) -> Cell:
+def _cell(outcomes: tuple[Outcome, ...]) -> Cell:
     first = outcomes[0]
     if len(outcomes) == 1:
-        return Cell(first.arm, first.condition, outcomes, first.interval(), first.change_interval(samples))
-    success = bootstrap([outcome.result.success for outcome in outcomes], samples=samples)
-    return Cell(first.arm, first.condition, outcomes, success, bootstrap([outcome.change for outcome in outcomes], samples=samples))
+        return Cell(first.arm, first.condition, outcomes, first.interval(), first.change_interval())
+    success = mean_interval([[outcome.result.success for outcome in outcomes]]).within(0, 1)
+    return Cell(first.arm, first.condition, outcomes, success, mean_interval([[outcome.change for outcome in outcomes]]).within(-1, 1))
 
 
 # --- for programs ---------------------------------------------------------------------------------------------------------------
 
 
-def rows_of(cells: Sequence[Cell], samples: int) -> list[list[str]]:
+def rows_of(cells: Sequence[Cell]) -> list[list[str]]:
     """One row per arm, test and seed, and one without a seed for the arm; no episodes means exact. Columns as in ``HEADER``."""
     rows = []
     for cell in cells:
         for outcome in cell.outcomes:
-            rows.append(_row(outcome, str(outcome.seed), outcome.interval(), outcome.change_interval(samples), outcome.unchanged.success))
+            rows.append(_row(outcome, str(outcome.seed), outcome.interval(), outcome.change_interval(), outcome.unchanged.success))
         rows.append(_row(cell.outcomes[0], "", cell.success, cell.change, cell.success.estimate - cell.change.estimate))
     return rows
 
@@ -81,14 +81,14 @@ def _row(outcome: Outcome, seed: str, success: Interval, change: Interval, uncha
 # --- for people -----------------------------------------------------------------------------------------------------------------
 
 
-def headline(cells: Sequence[Cell], samples: int) -> list[str]:
+def headline(cells: Sequence[Cell]) -> list[str]:
     """The answer, the most important sentence first."""
     texts = [cell for cell in cells if cell.reads and cell.condition.group in TEXT_GROUPS]
     distractors = [cell for cell in cells if cell.condition.group == "distractors" and cell.arm != RANDOM]
     sentences = [
-        *_losses("Said in other words, the same episodes", texts, samples),
+        *_losses("Said in other words, the same episodes", texts),
         *_harmless(texts),
-        *_losses("Other numbers of distractors", distractors, samples),
+        *_losses("Other numbers of distractors", distractors),
         *_tasks(cells),
     ]
     seeds = max((len(cell.outcomes) for cell in cells), default=0)
@@ -97,13 +97,13 @@ def headline(cells: Sequence[Cell], samples: int) -> list[str]:
     return sentences
 
 
-def _losses(what: str, cells: Sequence[Cell], samples: int) -> list[str]:
+def _losses(what: str, cells: Sequence[Cell]) -> list[str]:
     """The single worst loss, and every arm's mean over the tests."""
     if not cells:
         return []
     worst = min(cells, key=lambda cell: cell.change.estimate)
     tests = len({cell.condition.name for cell in cells})
-    means = ", ".join(f"{arm} {_with(mean_change(cells, arm, samples))}" for arm in dict.fromkeys(cell.arm for cell in cells))
+    means = ", ".join(f"{arm} {_with(mean_change(cells, arm))}" for arm in dict.fromkeys(cell.arm for cell in cells))
     return [
         f"{what} cost {worst.arm} most: {_with(worst.change)} under {worst.condition.title}, where it still succeeds in "
         f"{plain(worst.success.estimate)}.",
@@ -111,12 +111,12 @@ def _losses(what: str, cells: Sequence[Cell], samples: int) -> list[str]:
     ]
 
 
-def mean_change(cells: Sequence[Cell], arm: str, samples: int) -> Interval:
+def mean_change(cells: Sequence[Cell], arm: str) -> Interval:
     """An arm's change, averaged over tests, with an interval over seeds; none for a single seed."""
     by_seed: dict[int, list[float]] = {}
     for outcome in (outcome for cell in cells if cell.arm == arm for outcome in cell.outcomes):
         by_seed.setdefault(outcome.seed, []).append(outcome.change)
-    return bootstrap([sum(changes) / len(changes) for changes in by_seed.values()], samples=samples)
+    return mean_interval([[sum(changes) / len(changes) for changes in by_seed.values()]]).within(-1, 1)
 
 
 def _harmless(cells: Sequence[Cell]) -> list[str]:

@@ -71,7 +71,7 @@ def load_matrix(
     configs: dict[tuple[str, str], Config] = {}
     problems: dict[str, list[tuple[str, str]]] = {}
     tasks = tuple(dict.fromkeys(compare.tasks)) or ("",)
-    choices: Mapping[str, Cell | None] = cells or {"": None}
+    choices: Mapping[str, Cell | None] = cells if cells else {"": None}
     for task, (arm, cell) in itertools.product(tasks, choices.items()):
         groups = [f"task={task}"] if task else []
         groups += [] if cell is None else [f"arm={cell.base}", *cell.overrides]

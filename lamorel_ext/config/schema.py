@@ -418,7 +418,8 @@ class CompareArgs:
             is that file with values of its own (see ``config.cells``).
         controls: Kinds of ``feedback.sign`` that every feedback arm is run with besides its own.
         seeds: One run per arm and seed; seed ``s`` means the same episodes in every arm.
-        bootstrap_samples: Resamples over seeds behind each interval.
+        bootstrap_samples: Resamples behind the intervals of interquartile means,
+            performance profiles and probabilities of improvement.
     """
 
     name: str = "comparison"

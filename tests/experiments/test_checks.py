@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_llm import save_tiny_llm
 
-from experiments import balrog, build, compare, evaluate, generalise, pretrain_embedded, train
+from experiments import balrog, compare, evaluate, generalise, pretrain_embedded, train
 from experiments.benchmarks import __main__ as benchmarks
 from experiments.benchmarks import gpu
 from experiments.checks import check_configs
@@ -29,7 +29,7 @@ def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(build, "load_host", load)
+    monkeypatch.setattr("lamorel_ext.models.loading.load_host", load)
     for programme in (train, compare, evaluate, generalise):
         monkeypatch.setattr(programme, "start_log", lambda level: None)
     monkeypatch.setattr("experiments.entry.start_log", lambda level: None)

@@ -45,7 +45,7 @@ def test_every_number_of_every_table_is_found_again(tables: Path, capsys: pytest
     assert not problems and not remarks and max(deviations.values()) < 1e-12
     written = {path.stem: set(path.read_text().splitlines()[0].split(",")) for path in (tables / "tables").glob("*.csv")}
     names = {"task", "arm", "minus", "against", "seed", "area_above"}
-    expected = {f"{table}.{column}" for table, columns in written.items() if table != "curves" for column in columns - names}
+    expected = {f"{table}.{column}" for table, columns in written.items() if table != "curves" for column in columns - names - {"p_corrected", "compared"}}  # checked as a whole
     never = {key for key in expected - set(deviations) if key.split(".")[1].startswith(("steps_to", "llm_", "seconds_to"))}
     assert set(deviations) == expected - never  # nobody reaches 95 %: those columns are empty
     assert capsys.readouterr().out.splitlines()[-1].endswith("0 other problem(s)")

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from experiments.statistics import (
     Interval,
     area_under_curve,
-    bootstrap,
     bootstrap_columns,
+    contrast,
     curve_on,
+    holm,
     improvement_over_tasks,
     interquartile_mean,
     interquartile_mean_of_tasks,
+    mean_interval,
     mean_of_tasks,
     paired_differences,
     probability_of_improvement,
@@ -31,37 +33,59 @@ from experiments.statistics import (
 numbers = st.lists(st.floats(-100, 100), min_size=1, max_size=12)
 
 
-def test_the_bootstrap_of_two_seeds_follows_the_four_possible_resamples() -> None:
-    # Means of resamples of {0, 1}: 0 with probability 1/4, 1/2 with 1/2, 1 with 1/4. So 95 % reaches from 0 to 1, and the middle 40 % is 1/2 alone.
-    assert bootstrap([0.0, 1.0]) == Interval(0.5, 0.0, 1.0)
-    assert bootstrap([0.0, 1.0], level=0.4) == Interval(0.5, 0.5, 0.5)
+def test_the_interval_of_a_mean_is_students() -> None:
+    # 1, 2, 6: mean 3, variance 7, standard error sqrt(7 / 3); t of two degrees of freedom at 97.5 % is 4.302653.
+    got = mean_interval([[1.0, 2.0, 6.0]])
+    half = 4.302652730 * (7 / 3) ** 0.5
+    assert (got.estimate, got.low, got.high) == pytest.approx((3, 3 - half, 3 + half), abs=1e-8)
 
 
-def test_the_bootstrap_agrees_with_all_resamples_of_four_seeds() -> None:
-    values = [0.0, 1.0, 3.0, 7.0]
-    means = sorted(sum(draw) / 4 for draw in itertools.product(values, repeat=4))
-    low, high = np.quantile(means, [0.025, 0.975])
-    got = bootstrap(values, samples=200_000)
-    assert got.estimate == 2.75
-    assert got.low == pytest.approx(low, abs=0.26) and got.high == pytest.approx(high, abs=0.26)  # neighbouring means are 1/4 apart
+def test_means_over_tasks_add_their_variances_with_satterthwaites_degrees_of_freedom() -> None:
+    first, second = [0.0, 1.0, 3.0], [2.0, 2.5, 4.0, 0.5]
+    parts = [np.var(task, ddof=1) / len(task) / 4 for task in (first, second)]
+    degrees = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3)
+    half = stats.t.ppf(0.975, degrees) * sum(parts) ** 0.5
+    got = mean_interval([first, second])
+    assert (got.estimate, got.low, got.high) == pytest.approx((43 / 24, 43 / 24 - half, 43 / 24 + half), abs=1e-12)
 
 
-def test_the_bootstrap_is_the_same_each_time_and_one_seed_has_no_interval() -> None:
-    assert bootstrap([0.1, 0.4, 0.2]) == bootstrap([0.1, 0.4, 0.2])
-    alone = bootstrap([0.3])
+def test_one_seed_on_a_task_gives_no_interval_and_no_seeds_are_refused() -> None:
+    alone = mean_interval([[0.3]])
     assert alone.estimate == 0.3 and math.isnan(alone.low) and math.isnan(alone.high) and not alone.excludes_zero
-
-
-@given(numbers)
-def test_the_interval_lies_within_the_values(values: list[float]) -> None:
-    got = bootstrap(values, samples=50)
-    if len(values) > 1:
-        assert min(values) - 1e-9 <= got.low <= got.high <= max(values) + 1e-9
-
-
-def test_no_seeds_are_refused() -> None:
+    assert math.isnan(mean_interval([[0.3, 0.4], [0.5]]).low) and math.isnan(contrast([([0.3], [0.2])]).p)
     with pytest.raises(ValueError, match="one value per seed"):
-        bootstrap([])
+        mean_interval([[]])
+
+
+UNRELATED = ([0.61, 0.55, 0.72, 0.58, 0.66], [0.50, 0.57, 0.49, 0.60, 0.44])
+RELATED = ([0.61, 0.55, 0.72, 0.58, 0.66], [0.50, 0.45, 0.60, 0.49, 0.57])
+
+
+def test_seeds_that_correlate_are_paired() -> None:
+    ours, theirs = RELATED
+    got, wanted = contrast([RELATED]), stats.ttest_rel(ours, theirs)
+    ends = wanted.confidence_interval()
+    assert got.paired and got.correlation == pytest.approx(float(np.corrcoef(ours, theirs)[0, 1]), abs=1e-12)
+    assert (got.p, got.interval.low, got.interval.high) == pytest.approx((wanted.pvalue, ends.low, ends.high), abs=1e-12)
+
+
+def test_seeds_that_do_not_correlate_are_not_paired() -> None:
+    ours, theirs = UNRELATED
+    got, wanted = contrast([UNRELATED]), stats.ttest_ind(ours, theirs, equal_var=False)
+    ends = wanted.confidence_interval()
+    assert not got.paired and got.correlation < 0
+    assert (got.p, got.interval.low, got.interval.high) == pytest.approx((wanted.pvalue, ends.low, ends.high), abs=1e-12)
+
+
+def test_an_arm_that_does_not_vary_has_no_correlation() -> None:
+    got = contrast([([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])])
+    assert math.isnan(got.correlation) and (got.interval.low, got.interval.high, got.p) == (0.25, 0.25, 0.0)
+
+
+def test_holms_correction_is_the_step_down_one() -> None:
+    # Sorted .01, .02, .03: times 3, 2, 1 is .03, .04, .03; none may be below the one before it. NaN counts for nothing.
+    assert holm([0.02, math.nan, 0.01, 0.03]) == pytest.approx([0.04, math.nan, 0.03, 0.04], nan_ok=True)
+    assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
 def test_an_interval_excludes_zero_only_when_it_lies_on_one_side() -> None:
@@ -159,7 +183,7 @@ def test_the_stratified_bootstrap_is_the_documented_one_written_out() -> None:
         resample = [[task[place] for place in drawn[i]] for task, drawn in zip(TASKS, draws, strict=True)]
         means.append(sum(sum(task) / len(task) for task in resample) / 3)
         middles.append(slow_iqm([value for task in resample for value in task]))
-    got = stratified_bootstrap(TASKS, samples=400)
+    got = stratified_bootstrap(TASKS, mean_of_tasks, samples=400)
     assert (got.estimate, got.low, got.high) == pytest.approx(((4 / 3 + 2.25 + 1.75) / 3, *slow_ends(means)), abs=1e-12)
     got = stratified_bootstrap(TASKS, interquartile_mean_of_tasks, samples=400)
     # Nine values, two cut on each side: 0.5 and 0 and 3 and 4 go, (1 + 1 + 1.5 + 2 + 2.5) / 5 is left.
@@ -168,17 +192,17 @@ def test_the_stratified_bootstrap_is_the_documented_one_written_out() -> None:
 
 def test_seeds_are_resampled_within_their_task_alone() -> None:
     # Two tasks without any spread: whatever is drawn, the mean is that of the two heights.
-    assert stratified_bootstrap([[0.0, 0.0], [1.0, 1.0, 1.0]]) == Interval(0.5, 0.5, 0.5)
-    assert math.isnan(stratified_bootstrap([[0.0], [1.0]]).low)
+    assert stratified_bootstrap([[0.0, 0.0], [1.0, 1.0, 1.0]], mean_of_tasks) == Interval(0.5, 0.5, 0.5)
+    assert math.isnan(stratified_bootstrap([[0.0], [1.0]], mean_of_tasks).low)
     with pytest.raises(ValueError, match="one value per seed"):
-        stratified_bootstrap([[1.0], []])
+        stratified_bootstrap([[1.0], []], mean_of_tasks)
 
 
 def test_columns_are_resampled_together_as_each_would_be_alone() -> None:
     columns = [np.array([[0.0, 5.0], [1.0, 3.0], [3.0, 9.0]]), np.array([[2.0, 2.0], [2.5, 1.0]])]
     estimates, low, high = bootstrap_columns(columns, samples=300)
     for column in (0, 1):
-        alone = stratified_bootstrap([task[:, column] for task in columns], samples=300)
+        alone = stratified_bootstrap([task[:, column] for task in columns], mean_of_tasks, samples=300)
         assert (estimates[column], low[column], high[column]) == pytest.approx((alone.estimate, alone.low, alone.high), abs=1e-12)
 
 
@@ -217,7 +241,7 @@ def test_the_numbers_are_those_of_rliable() -> None:
     assert improvement.estimate == pytest.approx(0.5025, abs=1e-12)
     # The ends of a bootstrap interval vary by about 0.004 from one set of random numbers to another.
     assert (improvement.low, improvement.high) == pytest.approx((0.32, 0.685), abs=0.012)
-    iqm, mean = stratified_bootstrap(x, interquartile_mean_of_tasks, 20_000), stratified_bootstrap(x, samples=20_000)
+    iqm, mean = stratified_bootstrap(x, interquartile_mean_of_tasks, 20_000), stratified_bootstrap(x, mean_of_tasks, 20_000)
     assert (iqm.low, iqm.high) == pytest.approx((0.26272727, 0.60181818), abs=0.012)  # as above
     assert (mean.low, mean.high) == pytest.approx((0.31318182, 0.565), abs=0.012)  # as above
     above = [(task[:, None] > np.array([0.25, 0.5, 0.75])).astype(float) for task in x]

@@ -1,0 +1,168 @@
+"""Run published seeds again: ``python -m experiments.reproduce docs/results/long --seeds 1``.
+
+Takes the configurations from the folder itself, trains with today's code, and says how far each
+curve is off the published one. Exits with 1 where one is further off than rounding explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.build import run_as_ranked
+from experiments.checks import check_configs
+from experiments.compare import compare
+from experiments.entry import run_main, start_log
+from experiments.files import folder_to_write
+from experiments.identity import flat
+from experiments.planning import Planned
+from experiments.provenance import PROVENANCE, read_configs
+from experiments.results import STEPS, SUCCESS, read_json, read_run
+from experiments.run_folder import check_folders
+from experiments.statistics import TIE
+from experiments.versions import describe_versions
+from lamorel_ext.config import Config
+from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.types import LlmClient
+
+TOLERANCE = 0.05
+"""Other processors and other builds of torch round differently; a curve was seen to move by up to this much per seed and evaluation."""
+SAME_MACHINE = ("processor", "threads", "torch", "numpy", "python")
+"""Where these are alike a seed gives the same curve to the last digit."""
+Key = tuple[str, str, int]
+Curve = dict[str, list[float]]
+
+
+def read_curves(folder: Path) -> dict[Key, Curve]:
+    """The published curves by task, arm and seed.
+
+    Raises:
+        CheckpointError: There is no such table, or a row of it lacks what a curve needs.
+    """
+    path = folder / "curves.csv" if (folder / "curves.csv").exists() else folder / "tables" / "curves.csv"
+    found: dict[Key, Curve] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                curve = found.setdefault((row["task"], row["arm"], int(row["seed"])), {STEPS: [], SUCCESS: []})
+                for name, values in curve.items():
+                    values.append(float(row[name]))
+    except (OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no published curves: {error!r}") from error
+    return found
+
+
+def plan(folder: Path, seeds: int, arms: Sequence[str], output: Path) -> dict[Key, Planned]:
+    """The first seeds of each task and arm, or of the arms named.
+
+    Raises:
+        ConfigError: An arm is not published there.
+        CheckpointError: The folder holds no configurations or no curves.
+    """
+    configs, curves = read_configs(folder), read_curves(folder)
+    known = list(dict.fromkeys(arm for _, arm in configs))
+    if unknown := [arm for arm in arms if arm not in known]:
+        raise ConfigError([f"--arms {arm}: expected one of {', '.join(known)}" for arm in unknown])
+    found = {}
+    for place, ((task, arm), config) in enumerate(configs.items()):
+        if arms and arm not in arms:
+            continue
+        published = sorted(seed for of_task, of_arm, seed in curves if (of_task, of_arm) == (task, arm))
+        for seed in published[:seeds]:
+            where = output / f"arm_{place}" / f"seed_{seed}"
+            run = dataclasses.replace(config.run, seed=seed, output_dir=str(where))
+            own = dataclasses.replace(config, run=run)
+            found[task, arm, seed] = Planned(f"{task}, {arm}, seed {seed}", own)
+    return found
+
+
+def deviation(published: Curve, again: Mapping[str, np.ndarray]) -> float:
+    """Largest difference of success at an evaluation.
+
+    Raises:
+        CheckpointError: The two were evaluated at other steps.
+    """
+    if list(again[STEPS]) != published[STEPS]:
+        raise CheckpointError(f"evaluated at {list(again[STEPS])} environment steps, the published curve at {published[STEPS]}")
+    return float(np.max(np.abs(again[SUCCESS] - np.array(published[SUCCESS]))))
+
+
+def unlike_machine(folder: Path, versions: Mapping[str, object]) -> list[str]:
+    """In what this machine differs from those that made the published runs."""
+    made = [entry["versions"] for entry in read_json(folder / PROVENANCE).get("made_with", [])]
+    return [
+        f"{key} {versions.get(key)} here, {' and '.join(dict.fromkeys(str(one.get(key)) for one in made))} there"
+        for key in SAME_MACHINE
+        if any(one.get(key) != versions.get(key) for one in made)
+    ]
+
+
+def words(largest: float, unlike: Sequence[str]) -> str:
+    """How far off a curve is, and what that means on this machine."""
+    if largest <= TIE:
+        return "the same curve"
+    off = f"off by up to {largest:.3f} in success at an evaluation"
+    if largest > TOLERANCE:
+        return f"{off}: more than the {TOLERANCE} that rounding on another machine explains"
+    if not unlike:
+        return f"{off}: on the same machine it should be the same, so the code gives something else today"
+    return f"{off}: within the {TOLERANCE} that rounding on another machine explains"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the command line asks; every rank calls it."""
+    parser = argparse.ArgumentParser(prog="lamorel-ext-reproduce", description="Run published seeds again and compare the curves.")
+    parser.add_argument("folder", type=Path, help="published folder, such as docs/results/long")
+    parser.add_argument("--seeds", type=int, default=1, help="how many of each arm's seeds, the lowest first")
+    parser.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="arms as the tables name them; all if not given")
+    parser.add_argument("--output", type=folder_to_write, default=None, help="where the runs go; runs/reproduce/NAME if not given")
+    options = parser.parse_args(argv)
+    if options.seeds < 1:
+        parser.error(f"--seeds: expected at least 1, got {options.seeds}")
+    output = options.output or Path("runs") / "reproduce" / options.folder.resolve().name
+    planned = plan(options.folder, options.seeds, options.arms, output)
+    servers: dict[object, list[Key]] = {}
+    for key, one in planned.items():
+        args = {name: value for name, value in flat(one.config).items() if name.startswith("lamorel_args.")}
+        servers.setdefault(tuple(args.items()), []).append(key)
+    first = next(iter(planned.values())).config
+    start_log(first.lamorel_args.log_level)
+    check_configs(one.config for one in planned.values())
+    check_folders((one.folder, one.config) for one in planned.values())
+    status = 0
+    for keys in servers.values():
+        status |= _run_again(options.folder, {key: planned[key] for key in keys}, argv)
+    return status
+
+
+def _run_again(folder: Path, planned: Mapping[Key, Planned], argv: Sequence[str]) -> int:
+    config: Config = next(iter(planned.values())).config
+    curves = read_curves(folder)
+
+    def client(llm: LlmClient) -> int:
+        versions = describe_versions("reproduce", argv)
+        compare(list(planned.values()), llm, versions)
+        unlike = unlike_machine(folder, versions)
+        print(f"this machine is not the one that made them: {'; '.join(unlike)}" if unlike else "the same kind of machine and versions")
+        found = {key: deviation(curves[key], read_run(one.folder).columns) for key, one in planned.items()}
+        for key, largest in found.items():
+            print(f"{planned[key].name}: {words(largest, unlike)}")
+        allowed = TOLERANCE if unlike else TIE
+        return int(any(largest > allowed for largest in found.values()))
+
+    return run_as_ranked(config, client)
+
+
+def main() -> int:
+    """Entry of ``lamorel-ext-reproduce``."""
+    return run_main(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

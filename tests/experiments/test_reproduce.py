@@ -1,0 +1,119 @@
+"""What is published can be run again: configurations, hashes, and how far a curve is off."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import make_config, make_run
+
+from experiments.entry import run_main
+from experiments.identity import run_identity
+from experiments.provenance import configs, provenance, read_configs
+from experiments.publish import publish
+from experiments.report import find
+from experiments.reproduce import deviation, plan, run, unlike_machine, words
+from experiments.results import STEPS, SUCCESS
+from experiments.versions import config_hash
+from lamorel_ext.errors import CheckpointError
+
+ARMS = ["llm_policy", "teacher_frozen"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    for arm in ARMS:
+        for seed in (4, 7):
+            overrides = ("student.kappa=5",) if arm == "teacher_frozen" else ()
+            make_run(make_config(arm, seed, root, ARMS, *overrides), [0.0, 0.25, 0.5])
+    return root
+
+
+@pytest.fixture(scope="module")
+def published(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "by_hand"
+    publish(runs, folder)
+    return folder
+
+
+def test_publishing_copies_tables_figures_and_provenance_and_no_page(published: Path) -> None:
+    assert {path.name for path in published.iterdir()} == {
+        "configs.json", "curves.csv", "differences.csv", "provenance.json", "resampling.json", "success_by_steps.png", "summary.csv"}  # fmt: skip
+
+
+def test_configurations_come_back_as_the_runs_had_them(runs: Path, published: Path) -> None:
+    found = read_configs(published)
+    for arm in find(runs).tasks[0].tasks[0].arms:
+        for made in arm.runs.values():
+            config = found["GoToRedBallNoDists", arm.label]
+            again = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=made.seed))
+            assert run_identity(again) == run_identity(made.config)
+
+
+def test_what_the_arms_share_stands_there_once(runs: Path) -> None:
+    written = configs(find(runs).tasks)
+    assert written["shared"]["run.total_steps"] == 20 and "student.kappa" not in written["shared"]
+    assert [entry["config"]["student.kappa"] for entry in written["arms"]] == [2.0, 5.0]
+
+
+def test_runs_with_one_set_of_versions_are_listed_together_with_their_hashes(runs: Path) -> None:
+    written = provenance(find(runs).tasks)
+    (made,) = written["made_with"]
+    assert made["versions"]["commit"] == "abc" and len(made["runs"]) == 4
+    assert len(set(written["config_sha256"].values())) == 4
+
+
+def test_the_hash_follows_what_changes_a_result_and_nothing_else(tmp_path: Path) -> None:
+    config = make_config("llm_policy", 0, tmp_path, ARMS)
+    elsewhere = dataclasses.replace(config, run=dataclasses.replace(config.run, output_dir="there", num_threads=3))
+    other = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1))
+    assert config_hash(elsewhere) == config_hash(config) != config_hash(other)
+
+
+def test_the_lowest_seeds_of_the_arms_named_are_planned(published: Path, tmp_path: Path) -> None:
+    found = plan(published, 1, ["teacher_frozen"], tmp_path)
+    assert list(found) == [("GoToRedBallNoDists", "teacher_frozen", 4)]
+    assert found["GoToRedBallNoDists", "teacher_frozen", 4].config.run.seed == 4
+    assert len(plan(published, 9, [], tmp_path)) == 4
+
+
+def test_an_arm_that_is_not_there_is_named(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(run, [str(published), "--arms", "teacher"]) == 2
+    assert "--arms teacher: expected one of llm_policy, teacher_frozen" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "found no such file"), ("{}", "found no such file"), ('{"shared": {}}', "expected shared and arms"),
+     ('{"shared": {"run.sead": 1}, "arms": [{"task": "t", "arm": "a", "config": {}}]}', "run.sead: unknown key")],
+)  # fmt: skip
+def test_a_folder_without_configurations_says_so(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "configs.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        read_configs(tmp_path)
+
+
+def test_a_curve_is_off_by_its_largest_difference() -> None:
+    there = {STEPS: [0.0, 10.0], SUCCESS: [0.5, 0.75]}
+    assert deviation(there, {STEPS: np.array([0.0, 10.0]), SUCCESS: np.array([0.5, 0.5])}) == 0.25
+    with pytest.raises(CheckpointError, match="evaluated at"):
+        deviation(there, {STEPS: np.array([0.0, 20.0]), SUCCESS: np.array([0.5, 0.5])})
+
+
+def test_words_tell_rounding_from_other_code() -> None:
+    assert words(0.0, []) == "the same curve"
+    assert "the code gives something else today" in words(0.01, [])
+    assert "within the 0.05" in words(0.01, ["processor A here, B there"])
+    assert "more than the 0.05" in words(0.2, ["processor A here, B there"])
+
+
+def test_another_machine_is_named(tmp_path: Path) -> None:
+    there = {"processor": "A", "threads": 1, "torch": "2", "numpy": "2", "python": "3"}
+    (tmp_path / "provenance.json").write_text(json.dumps({"made_with": [{"versions": there, "runs": []}]}))
+    assert unlike_machine(tmp_path, there) == []
+    assert unlike_machine(tmp_path, {**there, "threads": 2}) == ["threads 2 here, 1 there"]
