@@ -429,7 +429,11 @@ class CompareArgs:
         "teacher_frozen",
         "teacher_feedback_gae",
     )
-    controls: tuple[Literal["random", "shuffled", "inverted", "positive"], ...] = ()
+    controls: tuple[Literal["random", "shuffled", "inverted", "positive"], ...] = (
+        "random",
+        "shuffled",
+        "inverted",
+    )
     seeds: tuple[int, ...] = number((0, 1, 2), at_least=0, at_most=MAX_SEED)
     output_dir: str = "runs/comparison"
     bootstrap_samples: int = number(2000, at_least=1)

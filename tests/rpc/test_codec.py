@@ -18,6 +18,8 @@ from lamorel_ext.rpc.codec import MAGIC, PREFIX, VERSION, Kind, decode, decode_p
 from lamorel_ext.rpc.wire_fields import ALIGNMENT, DTYPES
 from lamorel_ext.types import (
     Answer,
+    CallRequest,
+    CallResult,
     CloseRequest,
     Done,
     Failure,
@@ -59,7 +61,19 @@ def tensors(draw: st.DrawFn) -> Tensor:
 tensor_dictionaries = st.dictionaries(names, tensors(), max_size=3)
 stats = st.dictionaries(names, floats, max_size=3)
 options = st.dictionaries(names, scalars, max_size=3)
+nested = st.recursive(
+    st.one_of(st.none(), scalars, tensors()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(names, inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+nested_dictionaries = st.dictionaries(names, nested, max_size=3)
 of_each_type = {
+    CallRequest: st.builds(CallRequest, texts, nested_dictionaries),
+    CallResult: st.builds(CallResult, nested_dictionaries),
     ScoreRequest: st.builds(ScoreRequest, text_tuples, candidate_tuples, text_tuples, st.booleans()),
     ScoreResult: st.builds(ScoreResult, tensors(), st.lists(integers, max_size=3).map(tuple), tensor_dictionaries, stats),
     GenerateRequest: st.builds(GenerateRequest, text_tuples, options),
@@ -88,6 +102,9 @@ def same(left: Any, right: Any) -> bool:
         return type(left) is type(right) and all(same(getattr(left, f.name), getattr(right, f.name)) for f in dataclasses.fields(left))
     if isinstance(left, dict):
         return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        alike = type(left) is type(right) and len(left) == len(right)
+        return alike and all(same(one, other) for one, other in zip(left, right, strict=True))
     return type(left) is type(right) and bool(left == right)
 
 
