@@ -21,18 +21,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "student")]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from student_fakes import TableLlm  # noqa: E402
-
-from experiments import recompute  # noqa: E402
-from experiments.report import find, make_report  # noqa: E402
-from experiments.run_folder import RunFolder, run_state  # noqa: E402
-from experiments.viewer.__main__ import make_viewer  # noqa: E402
-from lamorel_ext.config import Config, load_config  # noqa: E402
-from lamorel_ext.errors import LamorelExtError  # noqa: E402
-from lamorel_ext.student.building import make_env  # noqa: E402
-from lamorel_ext.student.run import TrainingRun  # noqa: E402
+from experiments import recompute
+from experiments.report import find, make_report
+from experiments.run_folder import RunFolder, run_state
+from experiments.viewer.__main__ import make_viewer
+from lamorel_ext.config import Config, load_config
+from lamorel_ext.errors import LamorelExtError
+from lamorel_ext.student.building import make_env
+from lamorel_ext.student.run import TrainingRun
+from tests.student.student_fakes import TableLlm
 
 Damage = Callable[[bytes, random.Random], bytes]
 SMALL = ("arm=teacher_feedback_gae", "run.total_steps=32", "run.eval_every=16", "env.num_envs=2", "student.num_steps=8",
