@@ -14,7 +14,7 @@ Row = Sequence[str]
 CSS = """
 :root { --ink: #1b1b1b; --soft: #5c5c5c; --line: #dcdfe3; --tint: #f4f6f8; --accent: #0072B2; --alarm: #B3400A; color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1.2rem 1rem 3rem; color: var(--ink); background: #fff; overflow-wrap: break-word;
+body { margin: 0 auto; max-width: 76rem; padding: 1.2rem 1rem 3rem; color: var(--ink); background: #fff; overflow-wrap: break-word;
        font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .2rem 0 .9rem; letter-spacing: -.01em; }
 h2 { font-size: 1.2rem; line-height: 1.25; margin: 2.4rem 0 .6rem; padding-bottom: .25rem; border-bottom: 2px solid var(--line); }
