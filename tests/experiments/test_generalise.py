@@ -160,7 +160,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     model = save_tiny_llm(tmp_path_factory.mktemp("tiny_llm"))
     overrides = [*SMALL, f"lamorel_args.llm_args.model_path={model}", "lamorel_args.llm_args.value_head_hidden=8", "compare.seeds=[5]",
-                 "compare.arms=[llm_policy,teacher_feedback_gae,student_alone]", f"compare.output_dir={folder}"]  # fmt: skip
+                 "compare.arms=[llm_policy,teacher_feedback_gae,student_alone]", "compare.controls=[]", f"compare.output_dir={folder}"]  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(compare, "start_log", lambda level: None)
         assert compare.run(overrides) == 0

@@ -33,17 +33,17 @@ def test_many_arms_have_a_panel_for_each_family_with_the_arm_without_feedback() 
     panels = {panel.title: [line.label for line in panel.lines] for panel in lay_out(MANY)}
     assert panels == {
         "Without feedback": ["llm_policy", "student_alone", "teacher_frozen"],
-        "LLM as policy, with feedback": ["llm_policy", "gae", "control: random"],
-        "Teacher, updated per rollout": ["teacher_frozen", "gae", "previous", "control: random", "control: inverted"],
-        "Teacher, updated while acting": ["teacher_frozen", "td", "control: random"],
+        "LLM as policy, with feedback": ["llm_policy", "gae", "gae/random sign"],
+        "Teacher, updated per rollout": ["teacher_frozen", "gae", "previous", "constant/random sign", "gae/inverted sign"],
+        "Teacher, updated while acting": ["teacher_frozen", "td", "constant/every=1/random sign"],
     }
 
 
 def test_a_colour_means_a_signal_everywhere_and_controls_are_grey_with_dashes_of_their_own() -> None:
     lines = [line for panel in lay_out(MANY) for line in panel.lines]
     assert len({line.colour for line in lines if line.label == "gae"}) == 1
-    assert {line.colour for line in lines if line.label.startswith("control")} == {GREY}
-    assert {line.colour for line in lines if not line.label.startswith("control")}.isdisjoint({GREY})
+    assert {line.colour for line in lines if line.label.endswith(" sign")} == {GREY}
+    assert {line.colour for line in lines if not line.label.endswith(" sign")}.isdisjoint({GREY})
     for panel in lay_out(MANY):
         assert len({(line.colour, str(line.dashes)) for line in panel.lines}) == len(panel.lines)
 

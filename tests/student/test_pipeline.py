@@ -38,7 +38,7 @@ from tests.student.student_fakes import CorridorEnv, TableLlm, make_corridor, sm
 LLM_POLICY = {"arm": {"agent": "llm_policy"}, "feedback": {"signal": "none"}}
 ARMS = {
     "teacher": {},
-    "random signs": {"feedback": {"signal": "random"}},
+    "random signs": {"feedback": {"signal": "constant", "sign": "random"}},
     "subgoals": {"guidance": {"vocabulary": "subgoal"}},
     "policy": LLM_POLICY,
     "policy, odd number": {**LLM_POLICY, "env": {"num_envs": 5}},
