@@ -37,9 +37,8 @@ figcaption, .note { color: var(--soft); font-size: .88rem; margin-top: .4rem; }
 .wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .9rem .28rem 0; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; white-space: nowrap; position: sticky; left: 0; background: #fff; }
+th:first-child, td:first-child { text-align: left; min-width: 9rem; position: sticky; left: 0; background: #fff; }
 tbody tr:hover td { background: var(--tint); }
-wbr { display: none; }
 th { vertical-align: bottom; white-space: normal; min-width: 4.5em; color: var(--soft); font-weight: 600; line-height: 1.25; }
 pre { background: var(--tint); padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .84rem; }
 @media (max-width: 40rem) {

@@ -100,7 +100,8 @@ def _lines(arms: Sequence[Arm], family: str) -> tuple[Line, ...]:
         signal = arm.config.feedback.signal
         label = _short(arm.label, family)
         if is_control(arm.config):
-            lines.append(Line(arm.label, label, GREY, _free(GREY, lines, CONTROL_DASHES[arm.config.feedback.sign]), True))
+            dashes = _free(GREY, lines, CONTROL_DASHES[arm.config.feedback.sign])
+            lines.append(Line(arm.label, label, GREY, dashes, True))
         elif family in ("", OTHERS) or has_edge(arm.config):
             colour = _colour(SIGNAL_COLOURS.get(signal), lines)
             lines.append(Line(arm.label, label, colour, _free(colour, lines, "-"), False))
@@ -128,8 +129,7 @@ def _short(label: str, family: str) -> str:
     if not family:
         return label
     short = label.removeprefix("teacher_feedback/").removeprefix("llm_policy+").removeprefix("feedback/")
-    short = short.removesuffix("/online") if family == ONLINE else short
-    return short.replace("control/", "control: ")
+    return short.removesuffix("/online") if family == ONLINE else short
 
 
 def draw(

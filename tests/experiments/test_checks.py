@@ -40,8 +40,8 @@ def wrong_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven processes, where two are configured."""
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "7")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "29555")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # a launch says where its ranks meet
+    monkeypatch.setenv("MASTER_PORT", "1")
 
 
 @pytest.mark.parametrize("name", PROGRAMMES)

@@ -47,7 +47,8 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def two_arms(tiny: list[str], folder: Path) -> list[str]:
-    return [*tiny, "compare.arms=[llm_policy_feedback_gae,teacher_feedback_previous]", "compare.controls=[]", "compare.seeds=[5]", f"compare.output_dir={folder}"]
+    arms = "compare.arms=[llm_policy_feedback_gae,teacher_feedback_previous]"
+    return [*tiny, arms, "compare.controls=[]", "compare.seeds=[5]", f"compare.output_dir={folder}"]
 
 
 def curves(folder: Path) -> dict[str, dict[str, list[float]]]:
@@ -189,17 +190,20 @@ def test_a_part_that_there_is_not_is_refused(part: str, capsys: pytest.CaptureFi
 
 
 def test_one_run_of_a_plan_is_what_train_makes_of_the_same_words() -> None:
-    planned = compare.plan(["compare.arms=['teacher_feedback+signal=constant+sign=random']", "compare.seeds=[2]", "student.lr=0.5"], "demo")[0]
-    words = ["compare.arms=['teacher_feedback+signal=constant+sign=random']", "compare.seeds=[2]", "student.lr=0.5", "arm=teacher_feedback+signal=constant+sign=random", "run.seed=2"]
+    cell = "teacher_feedback+signal=constant+sign=random"
+    common = [f"compare.arms=['{cell}']", "compare.seeds=[2]", "student.lr=0.5"]
+    planned = compare.plan(common, "demo")[0]
+    words = [*common, f"arm={cell}", "run.seed=2"]
     assert load_config([*words, f"run.output_dir={planned.folder}"], "demo") == planned.config
 
 
 def test_a_plan_lists_the_problems_of_every_arm() -> None:
     with pytest.raises(ConfigError) as caught:
-        compare.plan(["feedback.every=1", "compare.arms=[llm_policy,teacher_feedback_gae,'teacher_feedback_gae+sign=shuffled']"], "default")
-    (problem,) = [problem for problem in caught.value.problems if "gae needs the whole rollout" in problem]
-    assert problem.startswith("with arm=teacher_feedback_gae: feedback.signal")
-    assert any(problem.startswith("with arm=teacher_feedback_gae+sign=shuffled: feedback.signal") for problem in caught.value.problems)
+        arms = "[llm_policy,teacher_feedback_gae,'teacher_feedback_gae+sign=shuffled']"
+        compare.plan(["feedback.every=1", f"compare.arms={arms}"], "default")
+    (problem,) = caught.value.problems
+    both = "teacher_feedback_gae, teacher_feedback_gae+sign=shuffled"
+    assert problem.startswith(f"with arm={both}: feedback.signal: gae needs the whole rollout")
 
 
 def test_what_every_arm_has_in_common_is_said_once() -> None:
