@@ -40,14 +40,28 @@ def load_config(overrides: Sequence[str] = (), config_name: str = "default", con
 
     Args:
         overrides: Hydra's syntax: ``model=flan_t5_small`` chooses a file of a group, ``feedback.lr=1e-5`` sets a value.
+            ``arm`` may be a cell of a comparison, such as ``arm=teacher_feedback+signal=td``.
         config_name: File in ``config_dir`` to start from, without ``.yaml``.
         config_dir: Folder of the files.
 
     Raises:
         ConfigError: With every problem found.
     """
+    overrides, cell = _with_cell(overrides)
     mapping, problems = _compose(overrides, config_name, config_dir)
-    return _checked(mapping, problems)
+    config = _checked(mapping, problems)
+    return config if cell is None else named(config, cell)
+
+
+def _with_cell(overrides: Sequence[str]) -> tuple[list[str], Cell | None]:
+    """An override ``arm=base+key=value`` as those of the base and its values, and the cell itself."""
+    found, cell = list(overrides), None
+    for place, text in enumerate(overrides):
+        key, _, value = text.partition("=")
+        if key.strip().lstrip("+") == "arm" and "+" in value:
+            cell = read_cell(value.strip().strip("'\""))
+            found[place] = f"arm={cell.base}"
+    return found + ([] if cell is None else cell.overrides), cell
 
 
 def load_matrix(
