@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from lamorel_ext.errors import ProtocolError, RpcError
 from lamorel_ext.processes.stopping import Stopped
 from lamorel_ext.rpc import lamorel_shape
 from lamorel_ext.rpc.checks import check_generate, check_score, check_update
+from lamorel_ext.rpc.clients import ClientGroup
 from lamorel_ext.rpc.gathering import gather
 from lamorel_ext.rpc.sharding import merge_generate, merge_score, merge_update, split_generate, split_score, split_update
 from lamorel_ext.rpc.transport import Transport
@@ -58,9 +59,16 @@ class Caller:
         transport: Carries the requests.
         first_server: Server that gets the first shard, so that the small requests of several clients do not all go to one server.
         rl_group: Process group of the RL clients among themselves, for ``get_rl_dist_group``.
+        clients: The same for the clients of one training run; None where there is one.
+
+    Attributes:
+        clients: See above.
     """
 
-    def __init__(self, transport: Transport, first_server: int = 0, rl_group: Any = None) -> None:
+    def __init__(
+        self, transport: Transport, first_server: int = 0, rl_group: Any = None, clients: ClientGroup | None = None
+    ) -> None:
+        self.clients = clients
         self._transport, self._first_server, self._rl_group = transport, first_server, rl_group
         self._counters = dict.fromkeys(COUNTERS, 0.0)
         self._lock = threading.Lock()
@@ -109,6 +117,40 @@ class Caller:
             return result
 
         return gather(self._submit(shards), finish)
+
+    def submit_share(self, request: ScoreRequest, place: int, of: int) -> Callable[[], dict[int, ScoreResult]]:
+        """Ask for one client's part of a batch of which ``of`` clients ask a part each.
+
+        The batch is cut as one client would cut it, and every server gets its whole shard from one client: it answers to
+        the last bit what it would have answered to one client.
+
+        Args:
+            request: The whole batch.
+            place: Which of the clients this is; it asks the servers ``place``, ``place + of`` and so on.
+            of: How many clients there are.
+
+        Returns:
+            Waits for the answers, and gives them by server. Raises as ``score_batch``.
+        """
+        check_score(request)
+        started = time.perf_counter()
+        shards = {
+            server: shard
+            for server, shard in enumerate(split_score(request, self.num_servers))
+            if shard.prompts and server % of == place
+        }
+        num_prompts = sum(len(shard.prompts) for shard in shards.values())
+
+        def finish(answers: Sequence[Answer]) -> list[ScoreResult]:
+            results = _expect(ScoreResult, answers)
+            tokens = sum(result.stats.get("tokens", 0.0) for result in results)
+            self._count(started, results, llm_calls=1, llm_prompts=num_prompts, llm_tokens=tokens)
+            return results
+
+        if not shards:
+            return dict
+        pending = gather([self._transport.submit(server, shard) for server, shard in shards.items()], finish)
+        return lambda: dict(zip(shards, pending.result(), strict=True))
 
     def score_batch(self, request: ScoreRequest) -> ScoreResult:
         """Score candidates and evaluate module functions.
