@@ -158,7 +158,7 @@ class EnvArgs:
         history: Observations in a ``glam`` prompt; 1 makes the policy memoryless.
         backend: How the copies are stepped; all ways give the same steps. ``auto`` takes the fastest that knows the level: ``table``, ``vector``
             (arrays over all copies), or minigrid itself, in this process (``minigrid``) or in others (``processes``).
-        num_workers: Processes that step levels that only minigrid knows; 0 means none.
+        num_workers: Processes of each RL client that step levels that only minigrid knows; 0 means none.
     """
 
     name: str = ""
