@@ -21,12 +21,21 @@ MAX_SEED = 2**63 - 1
 # --- Lamorel's keys ------------------------------------------------------------------------------------------------------
 
 
+Shards = Literal["contiguous", "distinct"]
+
+
 @dataclass(frozen=True)
 class DistributedSetupArgs:
-    """How many processes play which role; the first ``n_rl_processes`` ranks are the clients."""
+    """How many processes play which role; the first ``n_rl_processes`` ranks are the clients.
+
+    Attributes:
+        shards: How a batch of prompts is cut for several servers. ``contiguous``: where it is. ``distinct``: equal prompts go to
+            one server, and to the one that remembers them; less is computed, and last digits of scores are others.
+    """
 
     n_rl_processes: int = number(1, at_least=1)
     n_llm_processes: int = number(1, at_least=1)
+    shards: Shards = "contiguous"
 
 
 @dataclass(frozen=True)

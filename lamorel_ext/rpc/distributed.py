@@ -167,7 +167,7 @@ class TorchClients:
         except RuntimeError as error:
             raise RpcError(
                 f"rl client {self.rank} waited for the other clients: one of them is gone, or did not come within"
-                f" lamorel_args.gloo_timeout ({str(error).splitlines()[0]})"
+                " lamorel_args.gloo_timeout"
             ) from error
 
 

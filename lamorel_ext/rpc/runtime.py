@@ -36,7 +36,7 @@ def connect(args: LamorelArgs) -> Caller:
     transport = TcpTransport(links, peer_of(launch.rank, setup), args.gloo_timeout, with_tickets=setup.n_rl_processes > 1)
     clients = TorchClients(launch.client_group) if setup.n_rl_processes > 1 else None
     first_server = launch.rank % setup.n_llm_processes
-    caller = Caller(transport, first_server, launch.client_group, clients)
+    caller = Caller(transport, first_server, launch.client_group, clients, setup.shards)
     _end_with_process(caller)
     return caller
 

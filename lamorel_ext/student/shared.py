@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from lamorel_ext.config import Config
 from lamorel_ext.envs.saved_states import cut_state, join_states
 from lamorel_ext.errors import CheckpointError, LamorelExtError
 from lamorel_ext.processes import stopping
-from lamorel_ext.rpc.caller import Caller
+from lamorel_ext.rpc.caller import Caller, ScoreShare
 from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.rpc.sharding import merge_score
 from lamorel_ext.rpc.topology import split_evenly
@@ -40,6 +40,8 @@ from lamorel_ext.types import (
     UpdateResult,
     Weights,
 )
+
+T = TypeVar("T")
 
 ONE_CLIENT = Clients()
 
@@ -181,11 +183,11 @@ class SharedClient:
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult:
         """See ``LlmClient``."""
-        return UpdateResult(self._clients.lead(lambda: dict(self._llm.update_batch(request).stats)))
+        return UpdateResult(self._led(lambda: dict(self._llm.update_batch(request).stats)))
 
     def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None:
         """See ``LlmClient``."""
-        self._clients.lead(lambda: self._llm.reset(seed, weights, unused))
+        self._led(lambda: self._llm.reset(seed, weights, unused))
 
     def save(self, folder: str) -> None:
         """See ``LlmClient``."""
@@ -193,46 +195,52 @@ class SharedClient:
 
     def load(self, folder: str) -> None:
         """See ``LlmClient``."""
-        self._clients.lead(lambda: self._llm.load(folder))
+        self._led(lambda: self._llm.load(folder))
 
     def forget(self) -> None:
         """See ``LlmClient``."""
-        self._clients.lead(self._llm.forget)
+        self._led(self._llm.forget)
 
     def info(self) -> Mapping[str, Scalar]:
         """See ``LlmClient``."""
         return self._clients.lead(lambda: dict(self._llm.info()))
 
-    def _asked(self, request: ScoreRequest) -> Callable[[], dict[int, ScoreResult]]:
+    def _led(self, work: Callable[[], T]) -> T:
+        """The first client has the servers do something, after which they remember nothing."""
+        if isinstance(self._llm, Caller):
+            self._llm.forget_places()
+        return self._clients.lead(work)
+
+    def _asked(self, request: ScoreRequest) -> ScoreShare:
         """Ask for this client's shards. What fails here is raised where the others hear of it."""
         clients, llm = self._clients, self._llm
         try:
             if isinstance(llm, Caller):
                 return llm.submit_share(request, clients.rank, clients.size)
             if clients.rank:
-                return dict
+                return ScoreShare(dict, merge_score)
             pending = llm.submit_score(request)
-            return lambda: {0: pending.result()}
+            return ScoreShare(lambda: {0: pending.result()}, merge_score)
         except Exception as error:
             failed = error
 
             def fail() -> dict[int, ScoreResult]:
                 raise failed
 
-            return fail
+            return ScoreShare(fail, merge_score)
 
 
 class _SharedScores:
     """Scores under way. See ``PendingScores``."""
 
-    def __init__(self, own: Callable[[], dict[int, ScoreResult]], clients: Clients) -> None:
-        self._own, self._clients = own, clients
+    def __init__(self, share: ScoreShare, clients: Clients) -> None:
+        self._share, self._clients = share, clients
 
     def result(self) -> ScoreResult:
         """See ``PendingScores``."""
-        told = self._clients.share(lambda: {server: vars(answer) for server, answer in self._own().items()})
+        told = self._clients.share(lambda: {server: vars(answer) for server, answer in self._share.own().items()})
         answers = {server: values for part in told for server, values in part.items()}
-        return merge_score([ScoreResult(**answers[server]) for server in sorted(answers)])
+        return self._share.whole([ScoreResult(**answers[server]) for server in sorted(answers)])
 
 
 class LedRecorder:
