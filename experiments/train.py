@@ -22,7 +22,7 @@ from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.student.loop import train
-from lamorel_ext.student.shared import ONE_CLIENT, LedRecorder
+from lamorel_ext.student.shared import ONE_CLIENT, LedRecorder, agreed_stop
 from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def train_one(
         first = folder if clients.rank == 0 else None
         recorder = folder if clients.size == 1 else LedRecorder(first, clients)
         train(config, llm_of(config, llm), recorder, clients=clients)
+    if clients.size > 1 and (stop := agreed_stop(clients)) is not None:
+        raise stopping.leave("this run is complete", stop)
     stopping.check()
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from lamorel_ext.config import Config
 from lamorel_ext.envs.expert import expert_shortfall
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.portable import hold_portable
 from lamorel_ext.processes import stopping
+from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.student.building import EnvFactory, environment_name, make_env, needs_experts
 from lamorel_ext.student.recorder import EnvironmentListener, Recorder
@@ -54,14 +56,19 @@ def train(
 
     Raises:
         Stopped: This process was asked to end; between two rollouts a checkpoint is whole, so there it was made.
-        ConfigError: ``run.portable`` is set, but this process was not started so.
+        ConfigError: ``run.portable`` is set, but this process was not started so; or ``llm`` knows of other clients.
     """
+    if isinstance(llm, Caller) and llm.clients is not None:
+        raise ConfigError(
+            "lamorel_args.distributed_setup_args.n_rl_processes: several clients train a run with a SharedClient of their"
+            " caller, a LedRecorder and clients=Clients(caller.clients); see experiments/train.py"
+        )
     if config.run.portable:
         hold_portable()
     with TrainingRun(config, llm, env_factory, clients) as run, stopping.deferring(_tell):
         if isinstance(recorder, EnvironmentListener):
             recorder.environment(environment_name(config, env_factory))
-        if needs_experts(config, held_out=False) and (shortfall := expert_shortfall(environment_name(config, env_factory))):
+        if clients.rank == 0 and needs_experts(config, held_out=False) and (shortfall := expert_shortfall(environment_name(config, env_factory))):
             log.warning("%s", shortfall)
         checkpoint = recorder.resume()
         run.start(checkpoint)

@@ -260,9 +260,9 @@ def test_shards_cut_by_prompt_ask_equal_prompts_of_one_server_and_the_same_one_a
     asked: list[tuple[str, ...]] = []
 
     class Listening(FakeHost):
-        def score(self, prompts: Any, *arguments: Any) -> Any:
+        def score(self, prompts: Any, *arguments: Any, **options: Any) -> Any:
             asked.append(tuple(prompts))
-            return super().score(prompts, *arguments)
+            return super().score(prompts, *arguments, **options)
 
     with in_process([Hosted(Listening(), {"sum": SumUpdater()}) for _ in range(2)], "distinct") as caller:
         caller.score(["a", "bb", "a", "a"], [ACTIONS] * 4)

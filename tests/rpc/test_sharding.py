@@ -137,7 +137,8 @@ def test_shards_cut_by_prompt_give_the_whole_answer(asked: list[tuple[int, int]]
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=5), st.integers(1, 4))
 @settings(deadline=None)
 def test_a_prompt_has_one_server_until_the_servers_forget(batches: list[list[int]], num_shards: int) -> None:
-    places, seen = PromptPlaces(num_shards), {}
+    places = PromptPlaces(num_shards)
+    seen: dict[int, int] = {}
     for numbers in batches:
         request = ScoreRequest(tuple(f"p{number}" for number in numbers), (("a",),) * len(numbers))
         fresh = [0] * num_shards

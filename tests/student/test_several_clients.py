@@ -14,15 +14,19 @@ import torch
 
 from lamorel_ext.config import Config, StageArgs
 from lamorel_ext.envs.batched import make_batched_env
-from lamorel_ext.errors import CheckpointError, LamorelExtError, LevelError, RemoteError, UpdateError
+from lamorel_ext.errors import CheckpointError, ConfigError, LamorelExtError, LevelError, RemoteError, UpdateError
 from lamorel_ext.processes import stopping
+from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.clients import Clients, make_thread_clients
+from lamorel_ext.rpc.transport import InProcessTransport
 from lamorel_ext.student.loop import train
 from lamorel_ext.student.recorder import MemoryRecorder
 from lamorel_ext.student.shared import LedRecorder, SharedBatch, SharedClient, agreed_stop
+from tests.student import test_training
 from tests.student.student_fakes import CorridorEnv, TableLlm, make_corridor, small_config
-from tests.student.test_training import ARMS, FragileRecorder, Stops, without_seconds
+from tests.student.test_training import FragileRecorder, Stops, without_seconds
 
+ARMS: dict[str, Any] = dict(test_training.ARMS)
 FEW_COPIES = {"env": {"num_envs": 1}}
 CURRICULUM = {"env": {"curriculum": (StageArgs("Short", steps=40), StageArgs("Middle", steps=30))}}
 MORE: dict[str, Any] = {
@@ -166,6 +170,16 @@ def test_a_full_disk_of_the_first_client_ends_the_run_on_all(tmp_path: Path) -> 
 
     first, second = run(2, Full(tmp_path))
     assert isinstance(first, CheckpointError) and isinstance(second, RemoteError) and "no space left" in str(second)
+
+
+def test_one_of_several_clients_cannot_train_by_itself(tmp_path: Path) -> None:
+    def work(clients: Clients) -> None:
+        group: Any = clients._group
+        with Caller(InProcessTransport([]), clients=group) as caller:
+            train(small_config(), caller, MemoryRecorder(tmp_path), make_corridor)
+
+    for error in together(2, work):
+        assert isinstance(error, ConfigError) and "n_rl_processes: several clients train a run with" in str(error)
 
 
 def test_clients_that_choose_differently_are_found() -> None:
