@@ -10,12 +10,14 @@ import torch
 from lamorel_ext.config import Config, LamorelArgs
 from lamorel_ext.portable import hold_portable
 from lamorel_ext.rpc.caller import Caller
+from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.rpc.distributed import launched_role
 from lamorel_ext.rpc.runtime import connect
 from lamorel_ext.rpc.topology import Placement, Role
 from lamorel_ext.student.action_heads import ACTION_HEADS
 from lamorel_ext.student.guidance import NUM_ACTIONS
 from lamorel_ext.student.llm_policy import VALUE
+from lamorel_ext.student.shared import SharedClient
 from lamorel_ext.types import LlmClient
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ Client = Callable[[Caller], int]
 """What the RL client does with the servers; gives the exit status."""
 
 
-def run_as_ranked(config: Config, client: Client) -> int:
+def run_as_ranked(config: Config, client: Client, every_client: bool = False) -> int:
     """Be what this rank is: an LLM server until every client is done, or the client.
 
     A process that was started on its own is both: one server in a thread of its own, behind the same caller.
@@ -33,6 +35,7 @@ def run_as_ranked(config: Config, client: Client) -> int:
     Args:
         config: Went through ``check_configs``.
         client: What rank 0 does.
+        every_client: True where the other RL clients do it too, together with rank 0; else they have nothing to do.
 
     Raises:
         ConfigError: The launch is not the one that is configured, or ``run.portable`` cannot be had in this process.
@@ -44,7 +47,7 @@ def run_as_ranked(config: Config, client: Client) -> int:
     if role is not None and not role.is_server:
         use_threads(config.run.num_threads)
         with connect(args) as caller:
-            return client(caller)
+            return client(caller) if every_client or role.index == 0 else 0
     from lamorel_ext.server.runtime import in_process, serve  # never in a client, as below
 
     if role is not None:
@@ -88,6 +91,16 @@ def use_threads(num_threads: int) -> None:
     """Let PyTorch use as many threads in this process; 0 leaves its choice."""
     if num_threads:
         torch.set_num_threads(num_threads)
+
+
+def clients_of(caller: LlmClient) -> Clients:
+    """The RL clients of this launch; one where this process was started on its own, whatever is configured."""
+    return Clients(caller.clients if isinstance(caller, Caller) else None)
+
+
+def for_all(caller: LlmClient, clients: Clients) -> LlmClient:
+    """The servers, for requests that every client makes alike."""
+    return caller if clients.size == 1 else SharedClient(caller, clients)
 
 
 def needs_llm(config: Config) -> bool:

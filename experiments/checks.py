@@ -32,12 +32,6 @@ def check_configs(configs: Iterable[Config]) -> None:
 
 
 def _problems(config: Config) -> Iterator[str]:
-    clients = config.lamorel_args.distributed_setup_args.n_rl_processes
-    if clients != 1:
-        yield (
-            "lamorel_args.distributed_setup_args.n_rl_processes: a training run has one client, which steps env.num_envs environments together; "
-            f"got {clients}"
-        )
     stages: dict[str, EnvArgs | StageArgs] = {f"env.curriculum[{place}]": stage for place, stage in enumerate(config.env.curriculum)}
     for group, chosen in ({"env": config.env} | stages).items():
         yield from _level_problems(group, chosen, config.env)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.build import run_as_ranked
+from experiments.build import clients_of, for_all, run_as_ranked
 from experiments.checks import check_configs
 from experiments.entry import make_parser, run_main, start_log
 from experiments.planning import Planned, plan
@@ -24,25 +24,31 @@ from experiments.run_folder import check_folders, run_state, steps_done
 from experiments.train import train_one
 from experiments.versions import describe_versions
 from experiments.viewer.__main__ import make_viewer
+from lamorel_ext.rpc.caller import Caller
+from lamorel_ext.rpc.clients import Clients
+from lamorel_ext.student.shared import ONE_CLIENT
 from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
 
 
-def compare(runs: Sequence[Planned], llm: LlmClient, versions: dict[str, object]) -> None:
+def compare(
+    runs: Sequence[Planned], llm: LlmClient, versions: dict[str, object], clients: Clients = ONE_CLIENT
+) -> None:
     """Train every run that is not complete. The first failure ends the comparison; what is complete stays.
 
     Raises:
         LamorelExtError: As ``train_one``.
     """
-    to_do = [planned for planned in runs if run_state(planned.folder) != "complete"]
+    complete = clients.lead(lambda: [run_state(planned.folder) == "complete" for planned in runs])
+    to_do = [planned for planned, done in zip(runs, complete, strict=True) if not done]
     if len(to_do) < len(runs):
         log.info("%d of %d runs are complete already", len(runs) - len(to_do), len(runs))
     ticker = Ticker(sum(planned.config.run.total_steps for planned in to_do))
     for number, planned in enumerate(to_do, start=1):
         name = f"[{number}/{len(to_do)}] {planned.name}"
         ticker.skip(steps_done(planned.folder))
-        train_one(planned.config, llm, versions, ticker.listener(name))
+        train_one(planned.config, llm, versions, ticker.listener(name), clients)
 
 
 def show_loop(folder: Path) -> None:
@@ -72,8 +78,11 @@ def run(argv: Sequence[str]) -> int:
     check_configs(planned.config for planned in whole if planned.config.run.seed == config.run.seed)
     check_folders((planned.folder, planned.config) for planned in whole)
 
-    def client(llm: LlmClient) -> int:
-        compare(runs, llm, describe_versions("compare", argv))
+    def client(caller: Caller) -> int:
+        clients = clients_of(caller)
+        compare(runs, for_all(caller, clients), describe_versions("compare", argv), clients)
+        if clients.rank:
+            return 0
         folder = Path(config.compare.output_dir)
         if parts > 1:
             print(f"part {part + 1} of {parts} is complete: {folder}")
@@ -82,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
         print(f"report: {make_report(folder)}")
         return 0
 
-    return run_as_ranked(config, client)
+    return run_as_ranked(config, client, every_client=True)
 
 
 def main() -> int:

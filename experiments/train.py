@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from experiments.build import llm_of, run_as_ranked
+from experiments.build import clients_of, for_all, llm_of, run_as_ranked
 from experiments.checks import check_configs
 from experiments.entry import make_parser, run_main, start_log
 from experiments.progress import Ticker
@@ -18,14 +19,23 @@ from experiments.run_folder import ProgressListener, RunFolder, check_folders, r
 from experiments.versions import config_hash, describe_versions
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.processes import stopping
+from lamorel_ext.rpc.caller import Caller
+from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.student.loop import train
+from lamorel_ext.student.shared import ONE_CLIENT, LedRecorder, agreed_stop
 from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
 
 
-def train_one(config: Config, llm: LlmClient, versions: dict[str, object], listener: ProgressListener | None = None) -> None:
-    """Train into ``run.output_dir``, from its checkpoint where it has one.
+def train_one(
+    config: Config,
+    llm: LlmClient,
+    versions: dict[str, object],
+    listener: ProgressListener | None = None,
+    clients: Clients = ONE_CLIENT,
+) -> None:
+    """Train into ``run.output_dir``, from its checkpoint where it has one; of several clients the first one writes.
 
     Raises:
         ConfigError: The folder holds another run.
@@ -34,8 +44,18 @@ def train_one(config: Config, llm: LlmClient, versions: dict[str, object], liste
         Stopped: This process was asked to end.
     """
     recorded = {**versions, "config_sha256": config_hash(config)}
-    with RunFolder(Path(config.run.output_dir), config, recorded, listener) as recorder:
-        train(config, llm_of(config, llm), recorder)
+    folder = RunFolder(Path(config.run.output_dir), config, recorded, listener)
+    with ExitStack() as held:
+
+        def begin() -> None:
+            held.enter_context(folder)
+
+        clients.lead(begin)
+        first = folder if clients.rank == 0 else None
+        recorder = folder if clients.size == 1 else LedRecorder(first, clients)
+        train(config, llm_of(config, llm), recorder, clients=clients)
+    if clients.size > 1 and (stop := agreed_stop(clients)) is not None:
+        raise stopping.leave("this run is complete", stop)
     stopping.check()
 
 
@@ -48,17 +68,21 @@ def run(argv: Sequence[str]) -> int:
     check_configs([config])
     check_folders([(folder, config)])
 
-    def client(llm: LlmClient) -> int:
-        if run_state(folder) == "complete":
+    def client(caller: Caller) -> int:
+        clients = clients_of(caller)
+        if clients.lead(lambda: run_state(folder)) == "complete":
             log.info("%s is complete already", folder)
         else:
             ticker = Ticker(config.run.total_steps)
             ticker.skip(steps_done(folder))
-            train_one(config, llm, describe_versions("train", argv), ticker.listener(f"{config.arm.name}, seed {config.run.seed}"))
-        print(f"run: {folder}")
+            name = f"{config.arm.name}, seed {config.run.seed}"
+            versions = describe_versions("train", argv)
+            train_one(config, for_all(caller, clients), versions, ticker.listener(name), clients)
+        if clients.rank == 0:
+            print(f"run: {folder}")
         return 0
 
-    return run_as_ranked(config, client)
+    return run_as_ranked(config, client, every_client=True)
 
 
 def main() -> int:

@@ -91,7 +91,7 @@ def launch(argv: Sequence[str]) -> int:
 
 
 def _dry_run(config: Config, command: Command, script: str) -> str:
-    table = format_table(placements(config.lamorel_args))
+    table = format_table(placements(config.lamorel_args), config.env.num_envs)
     return f"# ranks\n{table}\n\n# on this machine\n{command.shell()}\n\n# for sbatch\n{script.rstrip()}"
 
 

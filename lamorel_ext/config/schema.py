@@ -21,12 +21,21 @@ MAX_SEED = 2**63 - 1
 # --- Lamorel's keys ------------------------------------------------------------------------------------------------------
 
 
+Shards = Literal["contiguous", "distinct"]
+
+
 @dataclass(frozen=True)
 class DistributedSetupArgs:
-    """How many processes play which role; the first ``n_rl_processes`` ranks are the clients."""
+    """How many processes play which role; the first ``n_rl_processes`` ranks are the clients.
+
+    Attributes:
+        shards: How a batch of prompts is cut for several servers. ``contiguous``: where it is. ``distinct``: equal prompts go to
+            one server, and to the one that remembers them; less is computed, and last digits of scores are others.
+    """
 
     n_rl_processes: int = number(1, at_least=1)
     n_llm_processes: int = number(1, at_least=1)
+    shards: Shards = "contiguous"
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,7 @@ class EnvArgs:
         history: Observations in a ``glam`` prompt; 1 makes the policy memoryless.
         backend: How the copies are stepped; all ways give the same steps. ``auto`` takes the fastest that knows the level: ``table``, ``vector``
             (arrays over all copies), or minigrid itself, in this process (``minigrid``) or in others (``processes``).
-        num_workers: Processes that step levels that only minigrid knows; 0 means none.
+        num_workers: Processes of each RL client that step levels that only minigrid knows; 0 means none.
     """
 
     name: str = ""

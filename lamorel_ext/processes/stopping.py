@@ -274,14 +274,15 @@ def settled() -> None:
     _watch.hears = False
 
 
-def leave(detail: str) -> Stopped:
+def leave(detail: str, stop: Stop | None = None) -> Stopped:
     """What to raise where deferred work ends as asked.
 
     Args:
         detail: What became of the work.
+        stop: The request, where another process was asked.
     """
     _watch.raised = True
-    return Stopped(_watch.stop or Stop(signal.SIGTERM, "a request"), detail)
+    return Stopped(_watch.stop or stop or Stop(signal.SIGTERM, "a request"), detail)
 
 
 @contextmanager

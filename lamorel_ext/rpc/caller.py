@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 from torch import Tensor
 
+from lamorel_ext.config import Shards
 from lamorel_ext.errors import ProtocolError, RpcError
 from lamorel_ext.processes.stopping import Stopped
 from lamorel_ext.rpc import lamorel_shape
 from lamorel_ext.rpc.checks import check_generate, check_score, check_update
+from lamorel_ext.rpc.clients import ClientGroup
 from lamorel_ext.rpc.gathering import gather
-from lamorel_ext.rpc.sharding import merge_generate, merge_score, merge_update, split_generate, split_score, split_update
+from lamorel_ext.rpc.sharding import (
+    PromptPlaces,
+    merge_generate,
+    merge_score,
+    merge_update,
+    put_back,
+    split_generate,
+    split_score,
+    split_update,
+    take_score,
+)
 from lamorel_ext.rpc.transport import Transport
 from lamorel_ext.types import (
     Answer,
@@ -46,6 +59,27 @@ T = TypeVar("T")
 COUNTERS = ("llm_calls", "llm_prompts", "llm_tokens", "update_calls", "server_seconds", "transport_seconds")
 
 
+@dataclass(frozen=True)
+class ScoreShare:
+    """A client's part of a batch under way.
+
+    Attributes:
+        own: Waits for this client's answers, and gives them by server. Raises as ``score_batch``.
+        whole: The answer to the whole batch, from those of every server that was asked, in their order.
+    """
+
+    own: Callable[[], dict[int, ScoreResult]]
+    whole: Callable[[Sequence[ScoreResult]], ScoreResult]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A batch in shards, and how their answers become one."""
+
+    shards: dict[int, ScoreRequest]
+    whole: Callable[[Sequence[ScoreResult]], ScoreResult]
+
+
 class Caller:
     """Asks the LLM servers, in types (``score_batch`` and its like) or in Lamorel's call shape (``score`` and its like).
 
@@ -58,9 +92,24 @@ class Caller:
         transport: Carries the requests.
         first_server: Server that gets the first shard, so that the small requests of several clients do not all go to one server.
         rl_group: Process group of the RL clients among themselves, for ``get_rl_dist_group``.
+        clients: The same for the clients of one training run; None where there is one.
+        shards: ``distinct`` computes equal prompts on one server only, see ``PromptPlaces``; ``contiguous`` cuts
+            a batch where it is.
+
+    Attributes:
+        clients: See above.
     """
 
-    def __init__(self, transport: Transport, first_server: int = 0, rl_group: Any = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        first_server: int = 0,
+        rl_group: Any = None,
+        clients: ClientGroup | None = None,
+        shards: Shards = "contiguous",
+    ) -> None:
+        self.clients = clients
+        self._places = PromptPlaces(transport.num_servers) if shards == "distinct" else None
         self._transport, self._first_server, self._rl_group = transport, first_server, rl_group
         self._counters = dict.fromkeys(COUNTERS, 0.0)
         self._lock = threading.Lock()
@@ -96,11 +145,11 @@ class Caller:
         check_score(request)
         started = time.perf_counter()
         num_prompts = len(request.prompts)
-        shards = [shard for shard in split_score(request, self.num_servers) if shard.prompts]
+        cut = self._cut(request)
 
         def finish(answers: Sequence[Answer]) -> ScoreResult:
             results = _expect(ScoreResult, answers)
-            result = merge_score(results)
+            result = cut.whole(results)
             if len(result.counts) != num_prompts or result.log_probs.shape != (sum(result.counts),):
                 raise ProtocolError(
                     f"expected the scores of {num_prompts} prompts, got {len(result.counts)} with {len(result.log_probs)} numbers"
@@ -108,7 +157,40 @@ class Caller:
             self._count(started, results, llm_calls=1, llm_prompts=num_prompts, llm_tokens=result.stats.get("tokens", 0.0))
             return result
 
-        return gather(self._submit(shards), finish)
+        return gather([self._send(place, shard) for place, shard in cut.shards.items()], finish)
+
+    def submit_share(self, request: ScoreRequest, place: int, of: int) -> ScoreShare:
+        """Ask for one client's part of a batch of which ``of`` clients ask a part each.
+
+        The batch is cut as one client would cut it, and every server gets its whole shard from one client: it answers to
+        the last bit what it would have answered to one client.
+
+        Args:
+            request: The whole batch.
+            place: Which of the clients this is; it asks the servers ``place``, ``place + of`` and so on.
+            of: How many clients there are.
+        """
+        check_score(request)
+        started = time.perf_counter()
+        cut = self._cut(request)
+        shards = {server: shard for server, shard in cut.shards.items() if server % of == place}
+        num_prompts = sum(len(shard.prompts) for shard in shards.values())
+
+        def finish(answers: Sequence[Answer]) -> dict[int, ScoreResult]:
+            results = _expect(ScoreResult, answers)
+            tokens = sum(result.stats.get("tokens", 0.0) for result in results)
+            self._count(started, results, llm_calls=1, llm_prompts=num_prompts, llm_tokens=tokens)
+            return dict(zip(shards, results, strict=True))
+
+        if not shards:
+            return ScoreShare(dict, cut.whole)
+        pending = gather([self._transport.submit(server, shard) for server, shard in shards.items()], finish)
+        return ScoreShare(pending.result, cut.whole)
+
+    def forget_places(self) -> None:
+        """Another client has had the servers forget what they remember."""
+        if self._places is not None:
+            self._places.forget()
 
     def score_batch(self, request: ScoreRequest) -> ScoreResult:
         """Score candidates and evaluate module functions.
@@ -264,13 +346,28 @@ class Caller:
     # --- inside --------------------------------------------------------------------------------------------------------------------
 
     def _submit(self, shards: Sequence[Request]) -> list[Future[Answer]]:
-        return [self._transport.submit((self._first_server + place) % self.num_servers, shard) for place, shard in enumerate(shards)]
+        return [self._send(place, shard) for place, shard in enumerate(shards)]
+
+    def _send(self, place: int, shard: Request) -> Future[Answer]:
+        return self._transport.submit((self._first_server + place) % self.num_servers, shard)
+
+    def _cut(self, request: ScoreRequest) -> _Cut:
+        """One shard per server that is asked, by its number."""
+        if self._places is None:
+            shards = {place: shard for place, shard in enumerate(split_score(request, self.num_servers)) if shard.prompts}
+            return _Cut(shards, merge_score)
+        rows = {place: part for place, part in enumerate(self._places.cut(request)) if part}
+        parts = list(rows.values())
+        shards = {place: take_score(request, part) for place, part in rows.items()}
+        return _Cut(shards, lambda answers: put_back(answers, parts, request))
 
     def _everywhere(self, request: Request) -> None:
+        self.forget_places()
         gather(self._transport.submit_together([request] * self.num_servers), lambda answers: _expect(Done, answers)).result()
 
     def _update(self, request: UpdateRequest) -> list[UpdateResult]:
         check_update(request)
+        self.forget_places()
         started = time.perf_counter()
 
         def finish(answers: Sequence[Answer]) -> list[UpdateResult]:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lamorel_ext.config import LamorelArgs
-from lamorel_ext.errors import ConfigError
+from lamorel_ext.errors import ConfigError, RpcError
 from lamorel_ext.processes.presence import announce
 from lamorel_ext.processes.ranks import rank_and_size
 from lamorel_ext.rpc.topology import Role, check_world_size, client_ranks, role_of, server_ranks
@@ -135,6 +135,40 @@ class TorchGroup:
     def barrier(self) -> None:
         """Wait until every server is here."""
         self.all_reduce_sum(torch.zeros(1))
+
+
+class TorchClients:
+    """The RL clients as separate processes. See ``rpc.clients.ClientGroup``.
+
+    Args:
+        gloo: Process group of the clients.
+    """
+
+    def __init__(self, gloo: Any) -> None:
+        self._gloo = gloo
+        self.rank, self.size = dist.get_rank(gloo), dist.get_world_size(gloo)
+
+    def gather(self, payload: bytes) -> list[bytes]:
+        """See ``ClientGroup``. Payloads are padded to the longest; where one client alone brings something, it is sent once."""
+        try:
+            lengths = torch.zeros(self.size, dtype=torch.int64)
+            lengths[self.rank] = len(payload)
+            dist.all_reduce(lengths, group=self._gloo)
+            sizes: list[int] = lengths.tolist()
+            own = torch.zeros(max(sizes), dtype=torch.uint8)
+            own[: len(payload)] = torch.frombuffer(bytearray(payload or b"\0"), dtype=torch.uint8)[: len(payload)]
+            bringing = [rank for rank, size in enumerate(sizes) if size]
+            if len(bringing) == 1:
+                dist.broadcast(own, dist.get_global_rank(self._gloo, bringing[0]), group=self._gloo)
+                return [own.numpy().tobytes() if size else b"" for size in sizes]
+            arrived = [torch.empty_like(own) for _ in sizes]
+            dist.all_gather(arrived, own, group=self._gloo)
+            return [each.numpy()[:size].tobytes() for each, size in zip(arrived, sizes, strict=True)]
+        except RuntimeError as error:
+            raise RpcError(
+                f"rl client {self.rank} waited for the other clients: one of them is gone, or did not come within"
+                " lamorel_args.gloo_timeout"
+            ) from error
 
 
 def _default_store(timeout: timedelta) -> tuple[Any, int, int]:

@@ -11,7 +11,7 @@ from lamorel_ext.errors import ConfigError
 from lamorel_ext.processes.presence import met
 from lamorel_ext.processes.secret import secret_of_environment
 from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.rpc.distributed import join
+from lamorel_ext.rpc.distributed import TorchClients, join
 from lamorel_ext.rpc.rendezvous import connect_to_servers, peer_of
 from lamorel_ext.rpc.tcp_transport import TcpTransport
 
@@ -34,7 +34,9 @@ def connect(args: LamorelArgs) -> Caller:
     links = connect_to_servers(launch.store, setup, launch.rank, args.gloo_timeout, token, args.peer_timeout)
     met()
     transport = TcpTransport(links, peer_of(launch.rank, setup), args.gloo_timeout, with_tickets=setup.n_rl_processes > 1)
-    caller = Caller(transport, first_server=launch.rank % setup.n_llm_processes, rl_group=launch.client_group)
+    clients = TorchClients(launch.client_group) if setup.n_rl_processes > 1 else None
+    first_server = launch.rank % setup.n_llm_processes
+    caller = Caller(transport, first_server, launch.client_group, clients, setup.shards)
     _end_with_process(caller)
     return caller
 

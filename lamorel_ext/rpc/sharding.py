@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from lamorel_ext.rpc.topology import split_evenly
 from lamorel_ext.types import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult, UpdateRequest, UpdateResult
@@ -21,6 +22,88 @@ def split_score(request: ScoreRequest, num_shards: int) -> list[ScoreRequest]:
         replace(request, prompts=request.prompts[part.start : part.stop], candidates=request.candidates[part.start : part.stop])
         for part in split_evenly(len(request.prompts), num_shards)
     ]
+
+
+class PromptPlaces:
+    """Cuts a batch by prompt: equal ones go to one server, and one that was asked before to the server that remembers it.
+
+    The other distinct prompts are divided evenly, in their order.
+
+    Args:
+        num_shards: One per server.
+    """
+
+    def __init__(self, num_shards: int) -> None:
+        self._num_shards = num_shards
+        self._places: dict[tuple[str, tuple[str, ...]], int] = {}
+
+    def forget(self) -> None:
+        """The servers remember nothing any more."""
+        self._places.clear()
+
+    def cut(self, request: ScoreRequest) -> list[list[int]]:
+        """The places in the batch of each server's prompts, in their order."""
+        candidates = request.candidates or ((),) * len(request.prompts)
+        asked = list(zip(request.prompts, candidates, strict=True))
+        if len(self._places) + len(asked) > MAX_PLACES:
+            self.forget()
+        fresh = [each for each in dict.fromkeys(asked) if each not in self._places]
+        for server, part in enumerate(split_evenly(len(fresh), self._num_shards)):
+            self._places.update(dict.fromkeys(fresh[part.start : part.stop], server))
+        rows: list[list[int]] = [[] for _ in range(self._num_shards)]
+        for row, each in enumerate(asked):
+            rows[self._places[each]].append(row)
+        return rows
+
+
+MAX_PLACES = 2**17
+"""Distinct prompts whose server is remembered at most."""
+
+
+def take_score(request: ScoreRequest, rows: Sequence[int]) -> ScoreRequest:
+    """The part of a request that asks about some of its prompts."""
+    candidates = tuple(request.candidates[row] for row in rows) if request.candidates else ()
+    return replace(request, prompts=tuple(request.prompts[row] for row in rows), candidates=candidates)
+
+
+def put_back(
+    answers: Sequence[ScoreResult], rows: Sequence[Sequence[int]], request: ScoreRequest
+) -> ScoreResult:
+    """The answer to a batch from those to its parts, which ``take_score`` made.
+
+    Args:
+        answers: One per part.
+        rows: The places of each part's prompts in the batch; every place once.
+        request: The batch.
+    """
+    merged = merge_score(answers)
+    places = torch.tensor([row for part in rows for row in part])
+    order = places.argsort()
+    counts = torch.tensor(merged.counts)
+    by_score = _spans(counts, order)
+    modules = dict(merged.modules)
+    for name, values in modules.items():
+        if len(values) == len(order):
+            modules[name] = values[order]
+        else:  # one row per candidate
+            widths = torch.tensor([len(texts) for texts in request.candidates])
+            modules[name] = values[_spans(widths[places], order)]
+    return replace(
+        merged, log_probs=merged.log_probs[by_score], counts=tuple(counts[order].tolist()), modules=modules
+    )
+
+
+def _spans(counts: Tensor, order: Tensor) -> Tensor:
+    """Where the values of each prompt lie, prompts in another order.
+
+    Args:
+        counts: ``(n,)``, values of each prompt, which lie one prompt after the other.
+        order: ``(n,)``, the prompts wanted.
+    """
+    starts = (counts.cumsum(0) - counts)[order]
+    widths = counts[order]
+    first = (widths.cumsum(0) - widths).repeat_interleave(widths)
+    return starts.repeat_interleave(widths) + torch.arange(int(widths.sum())) - first
 
 
 def split_generate(request: GenerateRequest, num_shards: int) -> list[GenerateRequest]:

@@ -143,12 +143,23 @@ def placements_on(node: int, args: LamorelArgs, num_gpus: int | None = None) -> 
     return tuple(Placement(rank, role_of(rank, setup), node, place, shares.get(rank, ())) for place, rank in enumerate(ranks))
 
 
-def format_table(table: Sequence[Placement]) -> str:
-    """The placements as text, one line per rank."""
-    rows = [("rank", "role", "node", "local rank", "devices")]
+def format_table(table: Sequence[Placement], num_envs: int = 0) -> str:
+    """The placements as text, one line per rank.
+
+    Args:
+        table: Every rank.
+        num_envs: Copies of the environment that the RL clients divide among themselves; told where several do.
+    """
+    rows = [["rank", "role", "node", "local rank", "devices"]]
     for place in table:
         devices = ", ".join(f"cuda:{gpu}" for gpu in place.gpus) or "cpu"
-        rows.append((str(place.rank), str(place.role), str(place.node), str(place.local_rank), devices))
+        rows.append([str(place.rank), str(place.role), str(place.node), str(place.local_rank), devices])
+    clients = [place for place in table if not place.role.is_server]
+    if num_envs and len(clients) > 1:
+        rows[0].append("environments")
+        for row, own in zip(rows[1:], split_evenly(num_envs, len(clients)), strict=False):
+            row.append(f"{own.start} to {own.stop - 1}" if own else "none")
+        rows = [row + [""] * (len(rows[0]) - len(row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 

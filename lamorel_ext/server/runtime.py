@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lamorel_ext.config import LamorelArgs
+from lamorel_ext.config import LamorelArgs, Shards
 from lamorel_ext.errors import ConfigError, PeerDiedError, RemoteError
 from lamorel_ext.processes import stopping
 from lamorel_ext.processes.presence import met
@@ -91,11 +91,12 @@ def _host_and_serve(
     Server(hosted.host, hosted.updaters, listener, group, me).serve()
 
 
-def in_process(hosted: Sequence[Hosted]) -> Caller:
+def in_process(hosted: Sequence[Hosted], shards: Shards = "contiguous") -> Caller:
     """Servers in threads of this process, one for each, behind the same ``Caller``; for debugging, tests and runs in one process.
 
     Args:
         hosted: One per server; each needs a host and updaters of its own.
+        shards: See ``Caller``.
     """
     random_state = threading.Lock()
     desks = [
@@ -104,7 +105,7 @@ def in_process(hosted: Sequence[Hosted]) -> Caller:
     ]
     for desk in desks:
         desk.open()
-    return Caller(InProcessTransport([desk.handle for desk in desks]))
+    return Caller(InProcessTransport([desk.handle for desk in desks]), shards=shards)
 
 
 def _placement(rank: int, args: LamorelArgs) -> Placement:

@@ -32,7 +32,8 @@ class EnvFactory(Protocol):
             held_out: False for training: ``env.num_envs`` copies, whose episodes follow from ``run.seed``. True for evaluation:
                 ``run.eval_episodes`` copies, copy ``i`` playing the episode of seed ``run.eval_seed + i``.
             copies: Which of these copies are wanted, a range of consecutive numbers; None means all. Copy ``i`` has the same episodes whichever
-                others are made with it. Given only where ``run.pipeline`` has the environments stepped in two halves.
+                others are made with it. Given only where ``run.pipeline`` has the environments stepped in two halves, or
+                several RL clients share them.
         """
 
 

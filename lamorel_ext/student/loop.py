@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 from lamorel_ext.config import Config
 from lamorel_ext.envs.expert import expert_shortfall
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.portable import hold_portable
 from lamorel_ext.processes import stopping
+from lamorel_ext.rpc.caller import Caller
+from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.student.building import EnvFactory, environment_name, make_env, needs_experts
 from lamorel_ext.student.recorder import EnvironmentListener, Recorder
 from lamorel_ext.student.run import TrainingRun
+from lamorel_ext.student.shared import ONE_CLIENT, agreed_stop
 from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
@@ -31,7 +35,13 @@ class Summary:
     last_row: Mapping[str, float | None]
 
 
-def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory: EnvFactory = make_env) -> Summary:
+def train(
+    config: Config,
+    llm: LlmClient | None,
+    recorder: Recorder,
+    env_factory: EnvFactory = make_env,
+    clients: Clients = ONE_CLIENT,
+) -> Summary:
     """Train one arm with one seed, from the recorder's last checkpoint where it has one.
 
     Everything follows from ``config.run.seed``: two runs give the same curve, and so does one that was stopped and resumed.
@@ -41,17 +51,24 @@ def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory
         llm: The LLM's servers; None in an arm without an LLM.
         recorder: Keeps rows and checkpoints.
         env_factory: Makes the environments.
+        clients: Those that train the run together, each of which calls this; with several of them ``llm``
+            is a ``SharedClient`` and ``recorder`` a ``LedRecorder``.
 
     Raises:
         Stopped: This process was asked to end; between two rollouts a checkpoint is whole, so there it was made.
-        ConfigError: ``run.portable`` is set, but this process was not started so.
+        ConfigError: ``run.portable`` is set, but this process was not started so; or ``llm`` knows of other clients.
     """
+    if isinstance(llm, Caller) and llm.clients is not None:
+        raise ConfigError(
+            "lamorel_args.distributed_setup_args.n_rl_processes: several clients train a run with a SharedClient of their"
+            " caller, a LedRecorder and clients=Clients(caller.clients); see experiments/train.py"
+        )
     if config.run.portable:
         hold_portable()
-    with TrainingRun(config, llm, env_factory) as run, stopping.deferring(_tell):
+    with TrainingRun(config, llm, env_factory, clients) as run, stopping.deferring(_tell):
         if isinstance(recorder, EnvironmentListener):
             recorder.environment(environment_name(config, env_factory))
-        if needs_experts(config, held_out=False) and (shortfall := expert_shortfall(environment_name(config, env_factory))):
+        if clients.rank == 0 and needs_experts(config, held_out=False) and (shortfall := expert_shortfall(environment_name(config, env_factory))):
             log.warning("%s", shortfall)
         checkpoint = recorder.resume()
         run.start(checkpoint)
@@ -66,18 +83,19 @@ def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory
             if run.checkpoint_due:
                 run.save(recorder)
             recorder.progress(run.progress.env_steps, run.budget, run.counters())
-            if stopping.asked() is not None and not run.finished:
-                _stop(run, recorder)
+            stop = agreed_stop(clients)
+            if stop is not None and not run.finished:
+                _stop(run, recorder, stop)
         return Summary(run.progress.env_steps, run.progress.last_row)
 
 
-def _stop(run: TrainingRun, recorder: Recorder) -> None:
+def _stop(run: TrainingRun, recorder: Recorder, stop: stopping.Stop) -> None:
     """Save, unless this rollout's checkpoint has just been made, and end."""
     with stopping.finishing():
         if not run.checkpoint_due:
             run.save(recorder)
         step = run.progress.env_steps
-        raise stopping.leave(f"saved at step {step} of {run.budget}; the same command goes on from there")
+        raise stopping.leave(f"saved at step {step} of {run.budget}; the same command goes on from there", stop)
 
 
 def _tell(stop: stopping.Stop) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError, UpdateError
+from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.student.action_heads import ACTION_HEADS
 from lamorel_ext.student.agents import make_agent
 from lamorel_ext.student.building import EnvFactory, make_evaluator, make_training_env
@@ -26,6 +29,7 @@ from lamorel_ext.student.progress import Progress
 from lamorel_ext.student.randomness import Draws, make_rng, restore_rng_states, rng_states
 from lamorel_ext.student.recorder import Checkpoint, Recorder
 from lamorel_ext.student.scenes import PromptedEnv, Scene
+from lamorel_ext.student.shared import ONE_CLIENT, shared_factory
 from lamorel_ext.student.trace import Trace, Tracer
 from lamorel_ext.types import LlmClient
 
@@ -42,10 +46,14 @@ class TrainingRun:
         config: The run.
         llm: The servers, or None in an arm without an LLM.
         env_factory: Makes the environments.
+        clients: Those that train the run together; ``llm`` is then a ``SharedClient``.
     """
 
-    def __init__(self, config: Config, llm: LlmClient | None, env_factory: EnvFactory) -> None:
+    def __init__(
+        self, config: Config, llm: LlmClient | None, env_factory: EnvFactory, clients: Clients = ONE_CLIENT
+    ) -> None:
         self.config = config
+        self._clients = clients
         self.llm = None if llm is None else MeteredClient(llm)
         self._streams = {name: make_rng(config.run.seed, name) for name in ("actions", "guidance", "feedback", "updates")}
         self._draws = Draws(self._streams["actions"], self._streams["guidance"])
@@ -54,7 +62,7 @@ class TrainingRun:
         self.edge = FeedbackEdge(config, self.llm, signals, make_credit(config, self.agent, self._streams["feedback"]))
         self.tracer = self.edge.watcher = Tracer(config, self.llm)
         self.curriculum = Curriculum(config)
-        self._env_factory = env_factory
+        self._env_factory = shared_factory(env_factory, clients)
         self.env = self._make_env()
         self.evaluator = make_evaluator(config, env_factory)
         self.progress = Progress()
@@ -146,15 +154,15 @@ class TrainingRun:
         return trace
 
     def evaluate(self) -> dict[str, float]:
-        """Evaluate the policy, and the teacher followed blindly; gives the next row of the learning curve."""
-        signals = self.edge.signals if self.edge.speaks else None
-        row = dict.fromkeys(COUNTERS, 0.0) | self.counters()
-        with self._unmetered():
-            result = self.evaluator.evaluate(self.agent, signals)
-            row |= dict(zip(EVALUATION, (result.success, result.expected_return, float(result.exact)), strict=True))
-            if self.agent.follower is not None:
-                followed = self.evaluator.evaluate(self.agent.follower, signals)
-                row |= dict(zip(FOLLOWED, (followed.success, followed.expected_return), strict=True))
+        """Evaluate the policy, and the teacher followed blindly; gives the next row of the learning curve.
+
+        Of several clients the first one evaluates.
+
+        Raises:
+            LamorelExtError: The clients' agents are not the same.
+        """
+        self._clients.same(lambda: fingerprint(self.agent.tensors()), f"at step {self.progress.env_steps} the agent")
+        row = dict.fromkeys(COUNTERS, 0.0) | self.counters() | self._clients.lead(self._evaluate)
         if self.config.env.curriculum:
             row["stage"] = float(self.curriculum.stage)
         columns = (*TRAINING, *self.agent.columns, *(f"feedback_{name}" for name in self.edge.columns))
@@ -162,6 +170,17 @@ class TrainingRun:
         self.progress.last_row = {name: None if math.isnan(value) else value for name, value in row.items()}
         every = self.config.run.eval_every
         self.progress.next_eval = (self.progress.env_steps // every + 1) * every
+        return row
+
+    def _evaluate(self) -> dict[str, float]:
+        """The columns that an evaluation gives."""
+        signals = self.edge.signals if self.edge.speaks else None
+        with self._unmetered():
+            result = self.evaluator.evaluate(self.agent, signals)
+            row = dict(zip(EVALUATION, (result.success, result.expected_return, float(result.exact)), strict=True))
+            if self.agent.follower is not None:
+                followed = self.evaluator.evaluate(self.agent.follower, signals)
+                row |= dict(zip(FOLLOWED, (followed.success, followed.expected_return), strict=True))
         return row
 
     def counters(self) -> dict[str, float]:
@@ -242,3 +261,11 @@ class TrainingRun:
         """Evaluations are no cost of learning."""
         with nullcontext() if self.llm is None else self.llm.paused():
             yield
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Equal where the tensors are, to the last bit."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode() + tensors[name].detach().contiguous().numpy().tobytes())
+    return found.hexdigest()

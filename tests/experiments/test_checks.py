@@ -74,7 +74,6 @@ def test_generalisation_hears_of_its_arguments_before_it_looks_for_runs(tmp_path
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["lamorel_args.distributed_setup_args.n_rl_processes=2"], "n_rl_processes: a training run has one client"),
         (["env.curriculum=[{level:BabyAI-GoToOb-v0,steps:9}]"], "env.curriculum[0].level: no level 'BabyAI-GoToOb-v0'"),
         (["task=go_to_local", "env.backend=table"], "env.backend: the table backend knows BabyAI-GoToRedBallNoDists-v0 alone"),
         (["env.level=BabyAI-Open-v0", "env.backend=vector"], "env.backend: the vector backend knows levels that lie in one room"),
@@ -119,12 +118,12 @@ def test_what_can_be_had_is_not_refused(overrides: list[str]) -> None:
 
 def test_every_problem_of_every_run_is_said_once() -> None:
     configs = [
-        load_config([f"arm={arm}", MISTAKE, "lamorel_args.distributed_setup_args.n_rl_processes=3"]) for arm in ("bot", "llm_policy")
+        load_config([f"arm={arm}", MISTAKE, "env.curriculum=[{level:BabyAI-GoToOb-v0,steps:9}]"]) for arm in ("bot", "llm_policy")
     ]
     with pytest.raises(ConfigError) as caught:
         check_configs(configs)
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "lamorel_args.distributed_setup_args.n_rl_processes", "env.level",
+        "env.level", "env.curriculum[0].level",
     ]  # fmt: skip
 
 

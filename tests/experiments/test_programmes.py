@@ -121,6 +121,15 @@ def test_an_interrupted_comparison_goes_on_as_if_nothing_had_happened(
                 assert curves(tmp_path)[arm][name] == pytest.approx(values, abs=1e-6), name
 
 
+def test_a_launch_with_two_clients_makes_the_comparison_of_one_process(finished: Path, tiny: list[str], tmp_path: Path) -> None:
+    words = [*two_arms(tiny, tmp_path), "lamorel_args.distributed_setup_args.n_rl_processes=2"]
+    command = [sys.executable, "-m", "launchers", "compare", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert curves(tmp_path) == curves(finished)
+    assert done.stdout.count("report: ") == 1 and (tmp_path / "report.html").exists()
+
+
 def test_a_failure_ends_with_its_message_and_keeps_what_is_complete(
     finished: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,7 +247,6 @@ def test_arms_that_want_other_servers_cannot_share_a_launch(tmp_path: Path) -> N
     ("overrides", "status", "message"),
     [
         (["run.total_step=3"], 2, "run.total_step: unknown key (did you mean total_steps?)"),
-        (["lamorel_args.distributed_setup_args.n_rl_processes=2"], 2, "n_rl_processes: a training run has one client"),
         (["env.level=BabyAI-GoToRedBal-v0"], 2, "env.level: no level 'BabyAI-GoToRedBal-v0'; did you mean"),
         (["env.curriculum=[{level:BabyAI-GoToOb-v0,steps:9}]"], 2, "env.curriculum[0].level: no level 'BabyAI-GoToOb-v0'; did you mean"),
         (["env.num_distractors=2"], 2, "env.num_distractors: BabyAI-GoToRedBallNoDists-v0 does not take a number of distractors"),

@@ -102,7 +102,6 @@ def test_words_with_spaces_survive_the_shell() -> None:
         (["compare", "env.level=BabyAI-GoToLoca-v0"], "env.level: no level 'BabyAI-GoToLoca-v0'; did you mean"),
         (["--slurm", "train", "task=go_to_local", "run.evaluation=exact"], "run.evaluation: exact is not possible"),
         (["--slurm-array", "compare", "task=go_to_local", "env.backend=table"], "env.backend: the table backend knows"),
-        (["train", "lamorel_args.distributed_setup_args.n_rl_processes=2"], "n_rl_processes: a training run has one client"),
         (["evaluate", "policy=a", "policy=b"], "policy: one at a time, got a, b"),
         (["--slurm-array", "compare", "run.seed=3"], "run.seed=3: an array sets this itself"),
         (["--slurm", "--sbatch", "time", "compare"], "--sbatch time: expected KEY=VALUE"),

@@ -231,3 +231,47 @@ def test_counters_tell_calls_prompts_tokens_and_seconds(caller: Caller) -> None:
 def test_without_a_launch_there_is_no_group_of_clients(caller: Caller) -> None:
     with pytest.raises(RpcError, match="no group of RL processes"):
         caller.get_rl_dist_group()
+
+
+# --- several clients, and shards cut by prompt -------------------------------------------------------------------------
+
+
+def servers(number: int) -> list[Hosted]:
+    return [Hosted(FakeHost(), {"sum": SumUpdater()}) for _ in range(number)]
+
+
+@pytest.mark.parametrize("num_clients", [1, 2, 5])
+@pytest.mark.parametrize("shards", ["contiguous", "distinct"])
+def test_the_shares_of_several_clients_are_the_shards_of_one(shards: Any, num_clients: int) -> None:
+    prompts = tuple("p" * length for length in (3, 1, 3, 2, 1, 5, 4))
+    request = ScoreRequest(prompts, (ACTIONS,) * len(prompts), ("value",))
+    with in_process(servers(3), shards) as one, in_process(several := servers(3), shards) as many:
+        expected = one.score_batch(request)
+        asked = [many.submit_share(request, client, num_clients) for client in range(num_clients)]
+        answers = {server: answer for share in asked for server, answer in share.own().items()}
+        found = asked[-1].whole([answers[server] for server in sorted(answers)])
+        assert torch.equal(found.log_probs, expected.log_probs) and found.counts == expected.counts
+        assert torch.equal(found.modules["value"], expected.modules["value"])
+        assert found.stats["tokens"] == expected.stats["tokens"]
+        assert [len(hosted.host.log) for hosted in several] == [1, 1, 1]  # type: ignore[attr-defined]
+
+
+def test_shards_cut_by_prompt_ask_equal_prompts_of_one_server_and_the_same_one_again() -> None:
+    asked: list[tuple[str, ...]] = []
+
+    class Listening(FakeHost):
+        def score(self, prompts: Any, *arguments: Any, **options: Any) -> Any:
+            asked.append(tuple(prompts))
+            return super().score(prompts, *arguments, **options)
+
+    with in_process([Hosted(Listening(), {"sum": SumUpdater()}) for _ in range(2)], "distinct") as caller:
+        caller.score(["a", "bb", "a", "a"], [ACTIONS] * 4)
+        assert sorted(asked) == [("a", "a", "a"), ("bb",)]
+        asked.clear()
+        caller.score(["bb", "a"], [ACTIONS] * 2)
+        assert sorted(asked) == [("a",), ("bb",)]
+        caller.forget()
+        asked.clear()
+        caller.score(["bb"], [ACTIONS])
+        caller.score(["ccc", "a", "bb"], [ACTIONS] * 3)
+        assert sorted(asked) == [("a",), ("bb",), ("ccc", "bb")]

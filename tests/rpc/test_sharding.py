@@ -5,7 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamorel_ext.rpc.sharding import merge_generate, merge_score, merge_update, split_generate, split_score, split_update
+from lamorel_ext.rpc.sharding import (
+    PromptPlaces,
+    merge_generate,
+    merge_score,
+    merge_update,
+    put_back,
+    split_generate,
+    split_score,
+    split_update,
+    take_score,
+)
 from lamorel_ext.types import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult, UpdateRequest, UpdateResult
 
 prompt_numbers = st.integers(1, 7)
@@ -97,3 +107,54 @@ def test_servers_that_evaluated_different_heads_cannot_be_merged() -> None:
 def test_no_answers_cannot_be_merged(merge) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="no answers"):
         merge([])
+
+
+# --- shards cut by prompt ----------------------------------------------------------------------------------------------
+
+
+def with_rows_per_candidate(request: ScoreRequest, scored: bool) -> ScoreResult:
+    """An answer whose module gives a row for each candidate."""
+    answer = score_alone(request)
+    rows = torch.tensor([[float(len(prompt)), float(len(text))] for prompt, texts in zip(request.prompts, request.candidates, strict=True) for text in texts])  # fmt: skip
+    counts = answer.counts if scored else (0,) * len(request.prompts)
+    return ScoreResult(answer.log_probs if scored else torch.zeros(0), counts, {"full": rows}, answer.stats)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(2, 4)), min_size=1, max_size=12), shard_numbers, st.booleans())
+@settings(deadline=None)
+def test_shards_cut_by_prompt_give_the_whole_answer(asked: list[tuple[int, int]], num_shards: int, scored: bool) -> None:
+    prompts, candidates = tuple("p" * length for length, _ in asked), tuple(tuple("abcd"[:width]) for _, width in asked)
+    request = ScoreRequest(prompts, candidates, ("value",))
+    rows = [part for part in PromptPlaces(num_shards).cut(request) if part]
+    shards = [take_score(request, part) for part in rows]
+    whole, merged = score_alone(request), put_back([score_alone(shard) for shard in shards], rows, request)
+    assert torch.equal(merged.log_probs, whole.log_probs) and merged.counts == whole.counts
+    assert torch.equal(merged.modules["value"], whole.modules["value"]) and merged.stats == whole.stats
+    full = put_back([with_rows_per_candidate(shard, scored) for shard in shards], rows, request)
+    assert torch.equal(full.modules["full"], with_rows_per_candidate(request, scored).modules["full"])
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=5), st.integers(1, 4))
+@settings(deadline=None)
+def test_a_prompt_has_one_server_until_the_servers_forget(batches: list[list[int]], num_shards: int) -> None:
+    places = PromptPlaces(num_shards)
+    seen: dict[int, int] = {}
+    for numbers in batches:
+        request = ScoreRequest(tuple(f"p{number}" for number in numbers), (("a",),) * len(numbers))
+        fresh = [0] * num_shards
+        rows = places.cut(request)
+        assert sorted(row for part in rows for row in part) == list(range(len(numbers)))
+        for server, part in enumerate(rows):
+            for row in part:
+                if numbers[row] not in seen:
+                    fresh[server] += 1
+                assert seen.setdefault(numbers[row], server) == server
+        assert max(fresh) - min(fresh) <= 1  # what is new is divided evenly
+    places.forget()
+    assert places.cut(ScoreRequest(("p9",), (("a",),)))[0] == [0]
+
+
+def test_one_prompt_with_other_candidates_is_another_question() -> None:
+    places = PromptPlaces(2)
+    assert places.cut(ScoreRequest(("p", "p"), (("a",), ("b",)))) == [[0], [1]]
+    assert places.cut(ScoreRequest(("p", "p"), (), ("value",), score=False)) == [[0, 1], []]

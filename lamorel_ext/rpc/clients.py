@@ -1,0 +1,199 @@
+"""The RL clients of one run among themselves: what each of them does, all get; what the first does for all, all hear of.
+
+Every client does the same work in the same order, on the same numbers, and what only one of them has done is exchanged. An exception
+in such a piece of work is raised on every client, so that none waits for one that has given up.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from lamorel_ext.errors import LamorelExtError, ProtocolError, RpcError
+from lamorel_ext.rpc.codec import decode, encode
+from lamorel_ext.rpc.failures import error_of, failure_of
+from lamorel_ext.rpc.nested import pack_values, unpack_values
+from lamorel_ext.rpc.wire_fields import TensorReader, TensorWriter, payload_bytes, read_specs
+from lamorel_ext.types import Failure
+
+T = TypeVar("T")
+
+_LENGTH = struct.Struct("!BQ")
+_VALUE, _FAILURE = 0, 1
+
+
+class ClientGroup(Protocol):
+    """Carries bytes among the clients.
+
+    Attributes:
+        rank: Which client this is.
+        size: How many there are.
+    """
+
+    rank: int
+    size: int
+
+    def gather(self, payload: bytes) -> list[bytes]:
+        """What each client brings, in order of rank; every client must call it.
+
+        Raises:
+            RpcError: Another client is gone, or did not come in time.
+        """
+
+
+class Clients:
+    """The clients of one run, as one of them sees them.
+
+    Args:
+        group: Carries the bytes; None where there is one client, which then exchanges nothing.
+
+    Attributes:
+        rank: Which client this is; the first one, 0, writes what is written.
+        size: How many there are.
+        leading: True while this client does something for all, so that nothing inside is exchanged.
+    """
+
+    def __init__(self, group: ClientGroup | None = None) -> None:
+        self._group = group
+        self.rank, self.size = (0, 1) if group is None else (group.rank, group.size)
+        self.leading = False
+
+    def share(self, work: Callable[[], T]) -> list[T]:
+        """Let every client do its own part; gives what came of each, in order of rank.
+
+        Args:
+            work: Gives plain values, tensors and arrays, nested (``rpc.nested``).
+
+        Raises:
+            Exception: What ``work`` raised here; ``RemoteError`` where it failed on another client.
+            RpcError: Another client is gone.
+        """
+        if self._group is None or self.leading:
+            return [work()]
+        return self._exchange(self._group, work)
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """Let the first client do something for all; gives what came of it everywhere.
+
+        Args:
+            work: As in ``share``; the first client's own result is handed on as it is.
+
+        Raises:
+            Exception: As in ``share``.
+        """
+        if self._group is None or self.leading:
+            return work()
+        return self._exchange(self._group, self._alone(work) if self.rank == 0 else None)[0]
+
+    def same(self, value: Callable[[], str], what: str) -> None:
+        """Make sure that every client has the same text; asks for it only where there are several.
+
+        Raises:
+            LamorelExtError: They have not; names the clients and ``what``.
+        """
+        told = [] if self.size == 1 else self.share(value)
+        others = [f"rl client {rank}" for rank, each in enumerate(told) if each != told[0]]
+        if others:
+            raise LamorelExtError(
+                f"{what} of {', '.join(others)} is not that of rl client 0: processors of different kinds round"
+                " differently; run.portable=true makes them round alike"
+            )
+
+    def _exchange(self, group: ClientGroup, work: Callable[[], T] | None) -> list[Any]:
+        """``share``, where a client without work brings nothing: None."""
+        own: Exception | None = None
+        value: T | None = None
+        payload = b""
+        try:
+            if work is not None:
+                value = work()
+                payload = _pack(value)
+        except Exception as error:
+            own, payload = error, self._failure(error)
+        arrived = group.gather(payload)
+        if own is not None:
+            raise own
+        for each in arrived:
+            _check(each)
+        return [value if rank == self.rank else _unpack(each) for rank, each in enumerate(arrived)]
+
+    def _alone(self, work: Callable[[], T]) -> Callable[[], T]:
+        def led() -> T:
+            self.leading = True
+            try:
+                return work()
+            finally:
+                self.leading = False
+
+        return led
+
+    def _failure(self, error: Exception) -> bytes:
+        return _LENGTH.pack(_FAILURE, 0) + encode(failure_of(error, self.rank, f"rl client {self.rank}"))
+
+
+class ThreadClients:
+    """Clients that are threads of one process. See ``ClientGroup``.
+
+    Args:
+        rank: Which client this is.
+        table: Shared by all of them, one place each.
+        barrier: Shared by all of them.
+    """
+
+    def __init__(self, rank: int, table: list[bytes], barrier: threading.Barrier) -> None:
+        self.rank, self.size, self._table, self._barrier = rank, len(table), table, barrier
+
+    def gather(self, payload: bytes) -> list[bytes]:
+        """See ``ClientGroup``."""
+        try:
+            self._table[self.rank] = payload
+            self._barrier.wait()
+            arrived = list(self._table)
+            self._barrier.wait()
+            return arrived
+        except threading.BrokenBarrierError as error:
+            raise RpcError(f"rl client {self.rank}: another client is gone") from error
+
+
+def make_thread_clients(size: int, timeout_s: float = 60.0) -> list[Clients]:
+    """One object for each of several clients in threads of this process.
+
+    Args:
+        size: Number of clients.
+        timeout_s: Seconds for which one waits for the others.
+    """
+    table, barrier = [b""] * size, threading.Barrier(size, timeout=timeout_s)
+    return [Clients(ThreadClients(rank, table, barrier)) for rank in range(size)]
+
+
+def _pack(value: Any) -> bytes:
+    writer = TensorWriter()
+    values = pack_values({"value": value}, writer)
+    header = json.dumps([values, writer.specs], separators=(",", ":")).encode("ascii")
+    return b"".join([_LENGTH.pack(_VALUE, len(header)), header, *writer.buffers])
+
+
+def _check(raw: bytes) -> None:
+    """Raise the failure that a client has sent in place of a value."""
+    if raw and raw[0] == _FAILURE:
+        failure = decode(raw[_LENGTH.size :])
+        raise error_of(failure) if isinstance(failure, Failure) else ProtocolError("a failure that is none")
+
+
+def _unpack(raw: bytes) -> Any:
+    if not raw:
+        return None
+    try:
+        _, length = _LENGTH.unpack_from(raw)
+        end = _LENGTH.size + length
+        values, raw_specs = json.loads(raw[_LENGTH.size : end])
+        specs = read_specs(raw_specs)
+        if len(raw) - end != payload_bytes(specs):
+            raise ValueError(f"{len(raw) - end} bytes of tensors, expected {payload_bytes(specs)}")
+        reader = TensorReader(specs, bytearray(raw[end:]))
+        return unpack_values(values, reader)["value"]
+    except (ValueError, KeyError, struct.error) as error:
+        raise ProtocolError(f"what another client sent is not ours: {error}") from error
