@@ -12,7 +12,7 @@ from experiments.benchmarks.pipeline import pipeline
 from experiments.benchmarks.scoring import score_distinct, score_growth, score_rollout, score_two
 from experiments.benchmarks.subjects import Subjects
 from experiments.benchmarks.transport import transport_share
-from experiments.benchmarks.updates import update_64, update_320
+from experiments.benchmarks.updates import update_64, update_320, update_script
 
 BENCHMARKS: dict[str, Callable[[Subjects], list[Row]]] = {
     "score_rollout": score_rollout,
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Subjects], list[Row]]] = {
     "score_growth": score_growth,
     "update_64": update_64,
     "update_320": update_320,
+    "update_script": update_script,
     "transport_share": transport_share,
     "pipeline": pipeline,
     "env_text": env_text,

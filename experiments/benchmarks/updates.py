@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from experiments.benchmarks.harness import Contender, Detail, Row, Seconds, make_row, rates, ratios, take_turns
-from experiments.benchmarks.lamorel_way import LamorelPpo
+from experiments.benchmarks.lamorel_way import Answer, LamorelPpo, LamorelScorer
 from experiments.benchmarks.subjects import PAPER_LEVEL, Subjects
 from experiments.benchmarks.workloads import ppo_data, rollout_calls, same_candidates
+from lamorel_ext.lamorel.model import LamorelModel, LogScores
+from lamorel_ext.lamorel.optimisers import fused_adam
+from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.types import Scalar, UpdateRequest
 from lamorel_ext.updaters import PPOUpdater
 
@@ -24,6 +29,57 @@ def update_64(subjects: Subjects) -> list[Row]:
 def update_320(subjects: Subjects) -> list[Row]:
     """One epoch over a rollout in minibatches of 320 transitions."""
     return [_update_row(subjects, "update_320", 320, subjects.setting.update_minibatches[1], bar=5.0)]
+
+
+def update_script(subjects: Subjects) -> list[Row]:
+    """Lamorel's PPO example, the same updater on Lamorel's way and on our module for Lamorel's scripts.
+
+    Both have a minibatch of 8 transitions with gradients of 4 at a time, one process, plain
+    ``torch.optim.Adam``; what is timed is ``perform_update`` alone.
+    """
+    subjects = Subjects(subjects.setting, subjects.num_threads)
+    env = subjects.make_env(PAPER_LEVEL)
+    prompts = [p for call in rollout_calls(env, subjects.setting.num_steps) for p in call]
+    sample = Transitions(tuple(prompts), ppo_data(len(prompts), seed=0)).sample(8)
+    ways: dict[str, LamorelPpo] = {
+        "lamorel": LamorelPpo(subjects.lamorel, gradient_batch_size=4),
+        "ours": LamorelPpo(_ScriptScorer(subjects), gradient_batch_size=4),
+    }
+
+    def epoch(name: str) -> None:
+        with fused_adam() if name == "ours" else nullcontext():
+            ways[name].update(sample.prompts, sample.candidates, sample.data, minibatch_size=8)
+
+    seconds = take_turns(
+        {name: Contender(partial(epoch, name), warm_up=partial(epoch, name)) for name in ways},
+        subjects.setting.repetitions,
+    )
+    detail: dict[str, Detail] = {"transitions": 8, "distinct_prompts": len(set(sample.prompts))}
+    detail |= rates(8, "transitions", seconds)
+    return [make_row("update_script", ratios(seconds["lamorel"], seconds["ours"]), 3.0, "x", detail=detail)]
+
+
+class _ScriptScorer(LamorelScorer):
+    """Asks the module that an updater of Lamorel's gets here."""
+
+    def __init__(self, subjects: Subjects) -> None:
+        model, head = subjects.host.model, subjects.host.module_functions["value"]
+        super().__init__(model, subjects.tokenizer, head)
+        settings = LlmSettings("", "0.2", subjects.llm_args, range(1))
+        self.module = LamorelModel(model, subjects.tokenizer, settings)
+        self.module.register_module_functions({"score": LogScores(), "value": head})
+
+    def forward(
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        with_value: bool = True,
+        require_grad: bool = False,
+        minibatch_size: int | None = None,
+    ) -> list[Answer]:
+        """See ``LamorelScorer``."""
+        keys = ["score", "value"] if with_value else ["score"]
+        return self.module(keys, prompts, candidates, require_grad, minibatch_size)
 
 
 def _update_row(shared: Subjects, name: str, minibatch_size: int, num_minibatches: int, bar: float) -> Row:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lamorel_ext.lamorel.optimisers import fused_adam
 from lamorel_ext.types import ServerGroup
 from lamorel_ext.updaters.base import SingleServer
 from lamorel_ext.updaters.gradients import sum_dtype, sum_over_servers
@@ -60,7 +61,8 @@ class AveragedModule(nn.Module):
         self._hook()
         self._passes, self._updating = 0, True
         try:
-            result = work() if work is not None else None
+            with fused_adam():
+                result = work() if work is not None else None
             self._sit_by()
         finally:
             self._updating = self._queued = False

@@ -1,16 +1,17 @@
 """The language model as Lamorel's updaters, heads and initialisers see it: same attributes, same inputs, same results.
 
 Where only scores are asked for, without gradients, the package's own scorer answers: it reads each
-prompt once and shares what candidates have in common. Everything else runs passes laid out as
-Lamorel lays them out, because the user's module functions read them.
+prompt once and shares what candidates have in common. Module functions read passes laid out as
+Lamorel lays them out; with T5 these share the work too (``sharing``).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from lamorel_ext.errors import RequestError
 from lamorel_ext.lamorel.generation import generate
 from lamorel_ext.lamorel.settings import LlmSettings
+from lamorel_ext.lamorel.sharing import SharedOutputs, can_share
 from lamorel_ext.models.engines import make_engine, unwrap
 from lamorel_ext.models.module_functions import BaseModuleFunction
 from lamorel_ext.models.scoring import Scorer
@@ -252,36 +254,74 @@ class LamorelModel(nn.Module):
         inputs, rows = self._tokenised(contexts, candidates, options)
         owners = [place for place, own in enumerate(rows) for _ in own]
         outputs = [row for own in rows for row in own]
-        read = self._read(inputs, options) if self._settings.args.pre_encode_inputs else None
+        shares = can_share(self._LLM_model)
+        read: list[Any] | None = None
+
+        def read_once() -> list[Any] | None:
+            nonlocal read
+            if read is None and self._settings.args.pre_encode_inputs:
+                read = self._read(inputs, options)
+            return read
+
         columns: dict[str, list[Any]] = {key: [] for key in functions}
         for start in range(0, len(outputs), options.minibatch_size):
             stop = min(start + options.minibatch_size, len(outputs))
             part = owners[start:stop]
-            minibatch = self._minibatch(
-                [inputs[place] for place in part], outputs[start:stop], options, read, part
-            )
-            arguments = dict(minibatch)
-            if list(functions) != [SCORE_KEY]:
-                minibatch["output_hidden_states"] = arguments["output_hidden_states"] = True
-            if self._takes("position_ids") and self.model_type == "causal":
-                mask = arguments["attention_mask"]
-                positions = (mask.cumsum(-1) - 1).clamp(min=0)
-                arguments["position_ids"] = positions[:, -arguments["input_ids"].shape[1] :]
-            found = self._LLM_model(**arguments)
+            own = [inputs[place] for place in part]
+            if shares:
+                found, minibatch = self._shared(own, outputs[start:stop], options, read_once, part)
+            else:
+                minibatch = self._minibatch(own, outputs[start:stop], options, read_once(), part)
+                found = self._pass(minibatch, list(functions) != [SCORE_KEY])
             more = dict(kwargs)
             if self._settings.version == "0.3":
                 more["current_minibatch_ids"] = list(range(start, stop))
             for key, function in functions.items():
-                own = {} if key == SCORE_KEY else more
+                extra = {} if key == SCORE_KEY else more
                 columns[key].append(
-                    function(
-                        found,
-                        minibatch=minibatch,
-                        tokenized_contexts=[inputs[place] for place in part],
-                        **own,
-                    )
+                    function(found, minibatch=minibatch, tokenized_contexts=own, **extra)
                 )
         return {key: _joined(key, parts, len(outputs)) for key, parts in columns.items()}
+
+    def _pass(self, minibatch: dict[str, Any], with_states: bool) -> Any:
+        """Transformers' own pass. Whether hidden states were asked for stands in the minibatch too."""
+        if with_states:
+            minibatch["output_hidden_states"] = True
+        arguments = dict(minibatch)
+        if self._takes("position_ids") and self.model_type == "causal":
+            positions = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            arguments["position_ids"] = positions[:, -arguments["input_ids"].shape[1] :]
+        return self._LLM_model(**arguments)
+
+    def _shared(
+        self,
+        inputs: Sequence[Sequences],
+        outputs: Sequence[Sequences],
+        options: _Options,
+        read_once: Callable[[], list[Any] | None],
+        owners: Sequence[int],
+    ) -> tuple[SharedOutputs, dict[str, Any]]:
+        """The pass that reads each context once, and the minibatch as module functions know it."""
+
+        def whole_pass() -> Any:
+            return self._pass(
+                self._minibatch(inputs, outputs, options, read_once(), owners), with_states=True
+            )
+
+        minibatch = self._minibatch(inputs, outputs, options, None, owners)
+        minibatch["output_hidden_states"] = True
+        found = SharedOutputs(
+            unwrap(self._LLM_model),
+            [tuple(compress(each["input_ids"], each["attention_mask"])) for each in inputs],
+            [tuple(each["input_ids"]) for each in outputs],
+            (len(inputs[0]["input_ids"]), minibatch["decoder_input_ids"].shape[1]),
+            whole_pass,
+        )
+        if self._settings.args.pre_encode_inputs:
+            del minibatch["input_ids"]
+            states = found["encoder_last_hidden_state"]
+            minibatch["encoder_outputs"] = BaseModelOutput(last_hidden_state=states)
+        return found, minibatch
 
     def _tokenised(
         self, contexts: Sequence[Any], candidates: Sequence[Sequence[str]], options: _Options

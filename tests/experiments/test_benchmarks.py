@@ -37,6 +37,7 @@ ROWS = {
 
 BARS = {
     "score_rollout": 8.0, "score_distinct": 2.5, "score_limit": 0.6, "score_two": 1.5, "score_growth": 3.0, "update_64": 2.2, "update_320": 5.0,
+    "update_script": 3.0,
     "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0, "figure2_2100": 40.0, "score_gpu": 20_000.0,
 }  # fmt: skip
 
