@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-
 from lamorel_ext.config import Config, LamorelArgs
 from lamorel_ext.portable import hold_portable
-from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.rpc.distributed import launched_role
-from lamorel_ext.rpc.runtime import connect
 from lamorel_ext.rpc.topology import Placement, Role
-from lamorel_ext.student.action_heads import ACTION_HEADS
-from lamorel_ext.student.guidance import NUM_ACTIONS
-from lamorel_ext.student.llm_policy import VALUE
-from lamorel_ext.types import LlmClient
 
 if TYPE_CHECKING:
+    from lamorel_ext.rpc.caller import Caller
     from lamorel_ext.server.runtime import Hosted
+    from lamorel_ext.types import LlmClient
 
-Client = Callable[[Caller], int]
+Client = Callable[["Caller"], int]
 """What the RL client does with the servers; gives the exit status."""
 
 
@@ -37,6 +30,9 @@ def run_as_ranked(config: Config, client: Client) -> int:
     Raises:
         ConfigError: The launch is not the one that is configured, or ``run.portable`` cannot be had in this process.
     """
+    from lamorel_ext.rpc.distributed import launched_role
+    from lamorel_ext.rpc.runtime import connect
+
     args = config.lamorel_args
     if config.run.portable:
         hold_portable()
@@ -62,11 +58,15 @@ def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
         ModelLoadError: The model cannot be had.
     """
     # Here, so that a client never imports them: that takes longer than all the rest of its start.
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from lamorel_ext.models.loading import load_host
     from lamorel_ext.models.module_functions import ActionHeads, ValueHead
     from lamorel_ext.server.runtime import Hosted
+    from lamorel_ext.student.action_heads import ACTION_HEADS
+    from lamorel_ext.student.guidance import NUM_ACTIONS
+    from lamorel_ext.student.llm_policy import VALUE
     from lamorel_ext.updaters import make_updaters
 
     llm = args.llm_args
@@ -86,6 +86,8 @@ def alone(args: LamorelArgs) -> Placement:
 
 def use_threads(num_threads: int) -> None:
     """Let PyTorch use as many threads in this process; 0 leaves its choice."""
+    import torch
+
     if num_threads:
         torch.set_num_threads(num_threads)
 

@@ -9,17 +9,19 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.build import llm_of, run_as_ranked
 from experiments.checks import check_configs
 from experiments.entry import make_parser, run_main, start_log
 from experiments.progress import Ticker
-from experiments.run_folder import ProgressListener, RunFolder, check_folders, run_state, steps_done
 from experiments.versions import describe_versions
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.processes import stopping
-from lamorel_ext.student.loop import train
-from lamorel_ext.types import LlmClient
+
+if TYPE_CHECKING:
+    from experiments.run_folder import ProgressListener
+    from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ def train_one(config: Config, llm: LlmClient, versions: dict[str, object], liste
         RpcError: A server is gone.
         Stopped: This process was asked to end.
     """
+    from experiments.run_folder import RunFolder
+    from lamorel_ext.student.loop import train
+
     with RunFolder(Path(config.run.output_dir), config, versions, listener) as recorder:
         train(config, llm_of(config, llm), recorder)
     stopping.check()
@@ -44,6 +49,8 @@ def run(argv: Sequence[str]) -> int:
     config = load_config(options.overrides, options.config_name, options.config_dir)
     start_log(config.lamorel_args.log_level)
     folder = Path(config.run.output_dir)
+    from experiments.run_folder import check_folders, run_state, steps_done  # takes seconds
+
     check_configs([config])
     check_folders([(folder, config)])
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from lamorel_ext.processes.ranks import rank_of_log
 
 PACKAGES = ("transformers", "accelerate", "minigrid", "gymnasium", "numpy", "safetensors", "tokenizers")
@@ -25,6 +23,8 @@ def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
         task: Name of the module below ``experiments``.
         argv: Its arguments.
     """
+    import torch
+
     commit = _git("rev-parse", "HEAD")
     return {
         "command": command_line(task, argv),
