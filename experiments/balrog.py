@@ -37,31 +37,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments import entry
 from experiments.build import llm_of, needs_llm, run_as_ranked
 from experiments.checks import check_configs
-from experiments.evaluate import read_policy
+
+if TYPE_CHECKING:
+    from lamorel_ext.student.evaluate import Evaluation
+    from lamorel_ext.student.feedback import FeedbackSignals
+    from lamorel_ext.student.randomness import Draws
+    from lamorel_ext.student.recorder import Checkpoint
+    from lamorel_ext.student.rollout import Actor, Decision
+    from lamorel_ext.student.scenes import PromptedEnv, Scene
+    from lamorel_ext.types import LlmClient, Scalar
 from experiments.files import csv_cell, folder_to_write, replace_json, writing
 from experiments.planning import ZERO_SHOT, split_policy
 from lamorel_ext.config import Config, EnvArgs
-from lamorel_ext.envs.batched import make_batched_env
-from lamorel_ext.envs.expert import expert_shortfall
-from lamorel_ext.envs.original_levels import MIXED_KINDS, kind_of_seed
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.prompts import ACTION_NAMES
-from lamorel_ext.student.actors import ExpertActor, UniformActor
-from lamorel_ext.student.building import make_env, make_prompted_env
-from lamorel_ext.student.evaluate import Evaluation, run_episodes
-from lamorel_ext.student.feedback import FeedbackSignals
-from lamorel_ext.student.randomness import Draws
-from lamorel_ext.student.recorder import Checkpoint
-from lamorel_ext.student.rollout import Actor, Decision, Discount
-from lamorel_ext.student.run import TrainingRun
-from lamorel_ext.student.scenes import PromptedEnv, Scene
-from lamorel_ext.types import GenerateRequest, LlmClient, Scalar
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +87,8 @@ class Row:
 
 def task_seeds(task: str, first: int, episodes: int) -> list[int]:
     """The first seeds from ``first`` on whose episode of the Mixed level is of this task."""
+    from lamorel_ext.envs.original_levels import MIXED_KINDS, kind_of_seed
+
     matching = (seed for seed in itertools.count(first) if kind_of_seed(MIXED_KINDS, seed) == TASKS[task])
     return list(itertools.islice(matching, episodes))
 
@@ -104,6 +102,9 @@ def on_protocol(config: Config) -> Config:
 @contextmanager
 def task_env(config: Config, task: str, episodes: int, with_experts: bool) -> Iterator[PromptedEnv]:
     """The held-out episodes of a task, one in each copy."""
+    from lamorel_ext.envs.batched import make_batched_env
+    from lamorel_ext.student.building import make_prompted_env
+
     seeds = task_seeds(task, config.run.eval_seed, episodes)
     env = make_batched_env(
         LEVEL, episodes, config.env.language, episode_seed=lambda copy, episode: seeds[copy], num_distractors=NUM_DISTRACTORS
@@ -117,6 +118,10 @@ def task_env(config: Config, task: str, episodes: int, with_experts: bool) -> It
 
 def evaluate(config: Config, actor: Actor, name: str, episodes: int, signals: FeedbackSignals | None = None) -> Row:
     """All tasks, one after the other."""
+    from lamorel_ext.student.actors import ExpertActor
+    from lamorel_ext.student.evaluate import run_episodes
+    from lamorel_ext.student.randomness import Draws
+
     found = {}
     for task in TASKS:
         with task_env(config, task, episodes, isinstance(actor, ExpertActor)) as env:
@@ -139,15 +144,20 @@ class WritingActor:
 
     reads_prompts = True
     enumerable = False
-    discount = Discount(1.0, 1.0)
 
     def __init__(self, llm: LlmClient, max_new_tokens: int) -> None:
+        from lamorel_ext.student.rollout import Discount
+
+        self.discount = Discount(1.0, 1.0)
         self._llm = llm
         self._max_new_tokens = max_new_tokens
         self.written = self.invalid = 0
 
     def decide(self, scene: Scene, draws: Draws) -> Decision:
         """See ``Actor``."""
+        from lamorel_ext.student.rollout import Decision
+        from lamorel_ext.types import GenerateRequest
+
         options: dict[str, Scalar] = {
             "do_sample": True,
             "top_k": 0,
@@ -186,6 +196,10 @@ def evaluate_all(
     Args:
         written_tokens: An LLM that is the policy writes its actions, this many tokens at most; None lets it choose.
     """
+    from lamorel_ext.student.actors import ExpertActor, UniformActor
+    from lamorel_ext.student.building import make_env
+    from lamorel_ext.student.run import TrainingRun
+
     used = llm_of(config, llm)
     with TrainingRun(config, used, make_env) as run:
         run.take_over(checkpoint)
@@ -269,6 +283,9 @@ def make_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
     options = make_parser().parse_intermixed_args(argv)
+    from experiments.evaluate import read_policy
+    from lamorel_ext.envs.expert import expert_shortfall
+
     problems = [f"--{name}: must be at least 1" for name in ("episodes", "max-new-tokens") if getattr(options, name.replace("-", "_")) < 1]
     try:
         policy, overrides = split_policy(options.overrides)

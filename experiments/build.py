@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-
 from lamorel_ext.config import Config, LamorelArgs
 from lamorel_ext.portable import hold_portable
-from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.rpc.clients import Clients
-from lamorel_ext.rpc.distributed import launched_role
-from lamorel_ext.rpc.runtime import connect
 from lamorel_ext.rpc.topology import Placement, Role
-from lamorel_ext.student.action_heads import ACTION_HEADS
-from lamorel_ext.student.guidance import NUM_ACTIONS
-from lamorel_ext.student.llm_policy import VALUE
-from lamorel_ext.student.shared import SharedClient
-from lamorel_ext.types import LlmClient
 
 if TYPE_CHECKING:
+    from lamorel_ext.rpc.caller import Caller
+    from lamorel_ext.rpc.clients import Clients
     from lamorel_ext.server.runtime import Hosted
+    from lamorel_ext.types import LlmClient
 
-Client = Callable[[Caller], int]
+Client = Callable[["Caller"], int]
 """What the RL client does with the servers; gives the exit status."""
 
 
@@ -40,6 +32,9 @@ def run_as_ranked(config: Config, client: Client, every_client: bool = False) ->
     Raises:
         ConfigError: The launch is not the one that is configured, or ``run.portable`` cannot be had in this process.
     """
+    from lamorel_ext.rpc.distributed import launched_role
+    from lamorel_ext.rpc.runtime import connect
+
     args = config.lamorel_args
     if config.run.portable:
         hold_portable()
@@ -65,11 +60,15 @@ def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
         ModelLoadError: The model cannot be had.
     """
     # Here, so that a client never imports them: that takes longer than all the rest of its start.
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from lamorel_ext.models.loading import load_host
     from lamorel_ext.models.module_functions import ActionHeads, ValueHead
     from lamorel_ext.server.runtime import Hosted
+    from lamorel_ext.student.action_heads import ACTION_HEADS
+    from lamorel_ext.student.guidance import NUM_ACTIONS
+    from lamorel_ext.student.llm_policy import VALUE
     from lamorel_ext.updaters import make_updaters
 
     llm = args.llm_args
@@ -89,17 +88,24 @@ def alone(args: LamorelArgs) -> Placement:
 
 def use_threads(num_threads: int) -> None:
     """Let PyTorch use as many threads in this process; 0 leaves its choice."""
+    import torch
+
     if num_threads:
         torch.set_num_threads(num_threads)
 
 
 def clients_of(caller: LlmClient) -> Clients:
     """The RL clients of this launch; one where this process was started on its own, whatever is configured."""
+    from lamorel_ext.rpc.caller import Caller
+    from lamorel_ext.rpc.clients import Clients
+
     return Clients(caller.clients if isinstance(caller, Caller) else None)
 
 
 def for_all(caller: LlmClient, clients: Clients) -> LlmClient:
     """The servers, for requests that every client makes alike."""
+    from lamorel_ext.student.shared import SharedClient
+
     return caller if clients.size == 1 else SharedClient(caller, clients)
 
 

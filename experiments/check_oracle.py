@@ -21,10 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from lamorel_ext.envs.describe import describe
-from lamorel_ext.envs.levels import level_ids, make_level, seed_determines
-from lamorel_ext.envs.transcripts import RecordedLevel, box_contents, grid_codes, moves_otherwise, rebuild, rules_known, thing_record
-from lamorel_ext.envs.view import symbolic_view
 from lamorel_ext.errors import LamorelExtError
 from lamorel_ext.prompts.templates import action_name, glam_prompt, lamorel_prompt
 
@@ -110,6 +106,10 @@ def check_episode(episode: list[Record], comparison: Comparison) -> None:
 
 def check_text(record: Record, comparison: Comparison) -> None:
     """Rebuild one state; compare the view and the sentences in both languages."""
+    from lamorel_ext.envs.describe import describe
+    from lamorel_ext.envs.transcripts import rebuild
+    from lamorel_ext.envs.view import symbolic_view
+
     image = symbolic_view(rebuild(record))
     comparison.check("image", record, image.reshape(-1).tolist(), record["image"])
     comparison.check("descriptions", record, list(describe(image)), record["descriptions"])
@@ -132,6 +132,8 @@ def check_prompts(episode: list[Record], comparison: Comparison) -> None:
 
 def check_draw(first: Record, comparison: Comparison) -> None:
     """Draw the level from the episode's seed; compare the first state."""
+    from lamorel_ext.envs.levels import level_ids, make_level, seed_determines
+
     if first["level"] not in level_ids():
         comparison.skipped["draw"] += 1
         return
@@ -147,6 +149,9 @@ def check_draw(first: Record, comparison: Comparison) -> None:
 
 def check_replay(episode: list[Record], comparison: Comparison) -> None:
     """Step from the first state with the recorded actions; compare mission, states, rewards and ends, as far as the rules are known."""
+    from lamorel_ext.envs.describe import describe
+    from lamorel_ext.envs.transcripts import RecordedLevel, moves_otherwise, rebuild, rules_known
+
     if moves_otherwise(episode[0]):
         comparison.skipped["replay"] += len(episode)
         return
@@ -196,6 +201,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _state(level: Any) -> list[Any]:
+    from lamorel_ext.envs.transcripts import box_contents, grid_codes, thing_record
+
     position = [int(coordinate) for coordinate in level.agent_pos]
     return [grid_codes(level.grid), box_contents(level.grid), position, int(level.agent_dir), thing_record(level.carrying)]
 

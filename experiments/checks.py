@@ -10,11 +10,8 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 
 from lamorel_ext.config import Config, EnvArgs, StageArgs
-from lamorel_ext.envs.backends import choose_backend
-from lamorel_ext.envs.levels import level_spec, make_level
 from lamorel_ext.errors import ConfigError, LevelError
 from lamorel_ext.prompts.templates import can_say
-from lamorel_ext.student.exactness import why_not_exact
 
 TRIED = 20
 """Episodes of a level whose missions are put to the prompt's template."""
@@ -43,6 +40,9 @@ def _problems(config: Config) -> Iterator[str]:
 
 def _level_problems(group: str, chosen: EnvArgs | StageArgs, env: EnvArgs) -> Iterator[str]:
     """Whether there is the level, takes the number of distractors, suits the backend, and can be said in the prompt."""
+    from lamorel_ext.envs.backends import choose_backend
+    from lamorel_ext.envs.levels import level_spec, make_level
+
     level, number = chosen.level, chosen.num_distractors
     key = f"{group}.level"
     try:
@@ -61,6 +61,8 @@ def _level_problems(group: str, chosen: EnvArgs | StageArgs, env: EnvArgs) -> It
 
 
 def _hindrance(config: Config) -> str:
+    from lamorel_ext.student.exactness import why_not_exact
+
     arm, feedback = config.arm, config.feedback
     reads_prompts = config.asks_llm or arm.agent == "drrn"
     told = feedback.signal != "none" and feedback.channel != "loss"

@@ -13,33 +13,37 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.build import clients_of, for_all, run_as_ranked
 from experiments.checks import check_configs
 from experiments.entry import make_parser, run_main, start_log
 from experiments.planning import Planned, plan
 from experiments.progress import Ticker
-from experiments.report import make_report
-from experiments.run_folder import check_folders, run_state, steps_done
 from experiments.train import train_one
 from experiments.versions import describe_versions
 from experiments.viewer.__main__ import make_viewer
-from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.rpc.clients import Clients
-from lamorel_ext.student.shared import ONE_CLIENT
-from lamorel_ext.types import LlmClient
+
+if TYPE_CHECKING:
+    from lamorel_ext.rpc.caller import Caller
+    from lamorel_ext.rpc.clients import Clients
+    from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
 
 
 def compare(
-    runs: Sequence[Planned], llm: LlmClient, versions: dict[str, object], clients: Clients = ONE_CLIENT
+    runs: Sequence[Planned], llm: LlmClient, versions: dict[str, object], clients: Clients | None = None
 ) -> None:
     """Train every run that is not complete. The first failure ends the comparison; what is complete stays.
 
     Raises:
         LamorelExtError: As ``train_one``.
     """
+    from experiments.run_folder import run_state, steps_done
+    from lamorel_ext.student.shared import ONE_CLIENT
+
+    clients = clients or ONE_CLIENT
     complete = clients.lead(lambda: [run_state(planned.folder) == "complete" for planned in runs])
     to_do = [planned for planned, done in zip(runs, complete, strict=True) if not done]
     if len(to_do) < len(runs):
@@ -75,6 +79,10 @@ def run(argv: Sequence[str]) -> int:
     runs = whole[part::parts]
     config = whole[0].config
     start_log(config.lamorel_args.log_level)
+    # Here, as they take seconds: help and mistakes in the configuration come before them.
+    from experiments.report import make_report
+    from experiments.run_folder import check_folders
+
     check_configs(planned.config for planned in whole if planned.config.run.seed == config.run.seed)
     check_folders((planned.folder, planned.config) for planned in whole)
 

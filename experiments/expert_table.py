@@ -13,12 +13,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.entry import run_main, start_log
 from experiments.files import folder_to_write, replace_text
-from lamorel_ext.envs.expert import EXPERTS, Expert, Measured
-from lamorel_ext.envs.levels import level_ids, make_level
 from lamorel_ext.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lamorel_ext.envs.expert import Measured
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,9 @@ The expert teaches in `teacher_oracle`, acts in `bot`, is imitated in `cloning`,
 
 def measure(level_id: str, episodes: int, first_seed: int) -> Measured:
     """The expert over the episodes of consecutive seeds."""
+    from lamorel_ext.envs.expert import Expert, Measured
+    from lamorel_ext.envs.levels import make_level
+
     level = make_level(level_id)
     won = failed = gave_up = 0
     returns = 0.0
@@ -69,6 +74,8 @@ def measure(level_id: str, episodes: int, first_seed: int) -> Measured:
 
 def as_csv(rows: Sequence[Measured]) -> str:
     """For programmes."""
+    from lamorel_ext.envs.expert import Measured
+
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([Measured._fields, *rows])
     return text.getvalue()
@@ -97,6 +104,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(argv: Sequence[str]) -> int:
     """Measure, and write the two files where every level was measured."""
     options = parse(argv)
+    from lamorel_ext.envs.expert import EXPERTS
+    from lamorel_ext.envs.levels import level_ids
+
     start_log("info")
     if options.episodes < 1:
         raise ConfigError("--episodes: must be at least 1")

@@ -21,22 +21,21 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.build import needs_llm, run_as_ranked
 from experiments.checks import check_configs
 from experiments.entry import run_main, start_log
 from experiments.files import folder_to_write
 from experiments.generalisation.conditions import CONDITIONS, GROUPS, Condition, choose
-from experiments.generalisation.outcomes import RANDOM, ZERO_SHOT, LeftOut, Outcome, Policy, examine_policy
-from experiments.generalisation.output import write_output
-from experiments.generalisation.summary import summarise
 from experiments.planning import policy_config
 from experiments.results import Run, group_arms, read_runs
-from experiments.run_folder import read_checkpoint
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError, ConfigError
-from lamorel_ext.student.rewording import RewordedClient
-from lamorel_ext.types import LlmClient
+
+if TYPE_CHECKING:
+    from experiments.generalisation.outcomes import LeftOut, Outcome, Policy
+    from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +54,9 @@ def plan(folder: Path, arms: Sequence[str], episodes: int, overrides: Sequence[s
         CheckpointError: There is no complete run.
         ConfigError: There is no such arm, or the runs have different language models: one launch has one set of servers.
     """
+    from experiments.generalisation.outcomes import Policy
+    from experiments.run_folder import read_checkpoint
+
     runs = [run for run in read_runs(folder) if run.state == "complete"]
     if not runs:
         raise CheckpointError(f"{folder} holds no complete run")
@@ -82,6 +84,8 @@ def _config(folder: Path, episodes: int, overrides: Sequence[str]) -> Config:
 
 def _references(policies: Sequence[Policy], zero_shot: bool) -> list[Policy]:
     """The model before training, as policy, and random actions."""
+    from experiments.generalisation.outcomes import RANDOM, ZERO_SHOT, Policy
+
     readers = [policy.config for policy in policies if needs_llm(policy.config)]
     others = [config for config in readers if config.lamorel_args.llm_args != readers[0].lamorel_args.llm_args]
     if others:
@@ -105,6 +109,9 @@ def examine(policies: Sequence[Policy], conditions: Sequence[Condition], llm: Ll
     Raises:
         LamorelExtError: As ``examine_policy``.
     """
+    from experiments.generalisation.outcomes import examine_policy
+    from lamorel_ext.student.rewording import RewordedClient
+
     client = RewordedClient(llm)
     outcomes: list[Outcome] = []
     left_out: list[LeftOut] = []
@@ -134,6 +141,9 @@ def make_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
     options = make_parser().parse_intermixed_args(argv)
+    from experiments.generalisation.output import write_output
+    from experiments.generalisation.summary import summarise
+
     if options.episodes < 1:
         raise ConfigError(f"--episodes: must be at least 1, got {options.episodes}")
     conditions = choose(_names(options.tests))

@@ -13,18 +13,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from experiments import page
 from experiments.entry import run_main
 from experiments.files import folder_to_write, replace_json, writing
 from experiments.headline import headline, warnings
-from experiments.plots import draw_overall, draw_task
 from experiments.provenance import write_provenance
 from experiments.results import SUCCESS, Run, group_tasks, read_runs
-from experiments.sections import Pictures, overall_sections, provenance_sections, task_sections, unfinished_line
 from experiments.summary import Summary, summarise
 from experiments.tables import all_tables, resampling_settings
 from lamorel_ext.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from experiments.sections import Pictures
 
 VIEWER = "viewer.html"
 """Where ``experiments.viewer`` writes, beside the report."""
@@ -72,6 +73,8 @@ def find(folder: Path) -> Findings:
     Raises:
         CheckpointError: There is no complete run, or a file cannot be read.
     """
+    from experiments.sections import unfinished_line
+
     runs = read_runs(folder)
     complete = [run for run in runs if run.state == "complete" and SUCCESS in run.columns]
     unfinished = [run for run in runs if run not in complete]
@@ -93,6 +96,8 @@ def find(folder: Path) -> Findings:
 
 def write_report(findings: Findings, output: Path) -> Path:
     """Write page, figures and tables; see ``make_report``."""
+    from experiments.plots import draw_overall, draw_task
+
     several = len(findings.tasks) > 1
     overall = draw_overall(findings.overall, findings.samples) if findings.overall else {}
     tasks = [draw_task(task, f"{file_name(task.label)}_" if several else "") for task in findings.tasks]
@@ -121,6 +126,9 @@ def file_name(label: str) -> str:
 
 def compose_page(findings: Findings, overall: Pictures, tasks: Sequence[Pictures], viewer: str | None = None) -> str:
     """The page, from what there is to say, the figures over all tasks and of each, and the name of the viewer's page beside it."""
+    from experiments import page
+    from experiments.sections import overall_sections, provenance_sections, task_sections
+
     several = len(findings.tasks) > 1
     sections = overall_sections(findings.overall, overall) if findings.overall else []
     for task, pictures in zip(findings.tasks, tasks, strict=True):

@@ -10,20 +10,21 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.build import clients_of, for_all, llm_of, run_as_ranked
 from experiments.checks import check_configs
 from experiments.entry import make_parser, run_main, start_log
 from experiments.progress import Ticker
-from experiments.run_folder import ProgressListener, RunFolder, check_folders, run_state, steps_done
 from experiments.versions import config_hash, describe_versions
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.processes import stopping
-from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.rpc.clients import Clients
-from lamorel_ext.student.loop import train
-from lamorel_ext.student.shared import ONE_CLIENT, LedRecorder, agreed_stop
-from lamorel_ext.types import LlmClient
+
+if TYPE_CHECKING:
+    from experiments.run_folder import ProgressListener
+    from lamorel_ext.rpc.caller import Caller
+    from lamorel_ext.rpc.clients import Clients
+    from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def train_one(
     llm: LlmClient,
     versions: dict[str, object],
     listener: ProgressListener | None = None,
-    clients: Clients = ONE_CLIENT,
+    clients: Clients | None = None,
 ) -> None:
     """Train into ``run.output_dir``, from its checkpoint where it has one; of several clients the first one writes.
 
@@ -43,6 +44,11 @@ def train_one(
         RpcError: A server is gone.
         Stopped: This process was asked to end.
     """
+    from experiments.run_folder import RunFolder
+    from lamorel_ext.student.loop import train
+    from lamorel_ext.student.shared import ONE_CLIENT, LedRecorder, agreed_stop
+
+    clients = clients or ONE_CLIENT
     recorded = {**versions, "config_sha256": config_hash(config)}
     folder = RunFolder(Path(config.run.output_dir), config, recorded, listener)
     with ExitStack() as held:
@@ -65,6 +71,8 @@ def run(argv: Sequence[str]) -> int:
     config = load_config(options.overrides, options.config_name, options.config_dir)
     start_log(config.lamorel_args.log_level)
     folder = Path(config.run.output_dir)
+    from experiments.run_folder import check_folders, run_state, steps_done  # takes seconds
+
     check_configs([config])
     check_folders([(folder, config)])
 

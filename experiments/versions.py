@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from experiments.identity import run_identity
 from lamorel_ext.config import Config
 from lamorel_ext.processes.ranks import rank_of_log
@@ -30,6 +28,8 @@ def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
         task: Name of the module below ``experiments``.
         argv: Its arguments.
     """
+    import torch
+
     commit = _git("rev-parse", "HEAD")
     return {
         "command": command_line(task, argv),

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lamorel_ext.config import Config
-from lamorel_ext.envs.levels import level_spec
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.prompts import PLAIN, WORDINGS, Wording
 
@@ -127,6 +126,8 @@ def changed(config: Config, condition: Condition) -> Config:
 
 def hindrance(config: Config, condition: Condition) -> str:
     """Why a run cannot be tested under a condition; empty where it can."""
+    from lamorel_ext.envs.levels import level_spec
+
     wanted = changed(config, condition).env
     bare = condition.group == "distractors" and config.env.level in ROOMIER and not wanted.num_distractors
     if bare or (not condition.wording and wanted == config.env):

@@ -16,8 +16,6 @@ from typing import Any
 
 from experiments.entry import run_main, start_log
 from experiments.files import file_to_write, replace_text, writing
-from experiments.viewer.content import make_content
-from experiments.viewer.page import make_page
 
 
 def make_viewer(folder: Path, output: Path | None = None, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
@@ -35,6 +33,9 @@ def make_viewer(folder: Path, output: Path | None = None, arms: Sequence[str] = 
     Raises:
         CheckpointError: Nothing was recorded, or a file cannot be read or written.
     """
+    from experiments.viewer.content import make_content
+    from experiments.viewer.page import make_page
+
     target = output or folder / "viewer.html"
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ MAX_VALUES = 20_000
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 _NO_MAPPING = "{path}, line 1: expected keys with values, got a list or a single value"
+_READ: dict[tuple[str, str, str, str], ConfigResult] = {}
+"""Files read before, by provider, folder, name and text: a comparison composes the same files for each arm."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -112,12 +115,17 @@ class _CheckedFiles(FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path) / self._normalize_file_name(config_path)
-        if path.exists():
-            _check_size(path, _read_text(path))
-        found = super().load_config(config_path)
-        if not isinstance(found.config, DictConfig):
-            raise ConfigError(_NO_MAPPING.format(path=path))
-        return found
+        if not path.exists():
+            return super().load_config(config_path)
+        text = _read_text(path)
+        key = (self.provider, self.path, config_path, text)
+        if key not in _READ:
+            _check_size(path, text)
+            found = super().load_config(config_path)
+            if not isinstance(found.config, DictConfig):
+                raise ConfigError(_NO_MAPPING.format(path=path))
+            _READ[key] = found
+        return copy.deepcopy(_READ[key])  # Hydra takes the defaults list out of what it gets
 
 
 def _read_text(path: Path) -> str:
