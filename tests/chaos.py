@@ -14,6 +14,7 @@ fault the same command is given again. A run that gets through is compared with 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -138,7 +139,9 @@ class Chaos:
     def disturb(self, folder: Path, num_faults: int) -> None:
         """One run with some faults, then its end."""
         for _ in range(num_faults):
-            fault = self.random.choice([*(f"{each} {who}" for each in SIGNALS for who in WHO), *2 * FILES])
+            files = FILES if any(folder.glob("checkpoints/step-*")) else FILES[:1]
+            faults = [f"{each} {who}" for each in SIGNALS for who in WHO]
+            fault = self.random.choice([*faults, *2 * files])
             when = self.random.choice(WHEN)
             self.counts["faults"] += 1
             log = folder.with_name(f"{folder.name}-{self.counts['faults']}.log")
@@ -152,12 +155,13 @@ class Chaos:
         """Start the command, harm it, see it end; gives a word on how."""
         if fault in ("cut row", "flipped bit"):
             return harm_files(fault, folder, self.random)
-        launch = Launch(folder, log, 64 * 1024 if fault == "full disk" else 0)
+        room = self.random.choice((2, 16, 64)) * 1024 if fault == "full disk" else 0
+        launch = Launch(folder, log, room)
         if fault == "full disk":
             return self.judge(launch, START_S, fault)
         name, _, who = fault.partition(" ")
         if not self.reached(launch, when, who):
-            return self.judge(launch, LIMIT_S, "none")
+            return self.judge(launch, RUN_S, "none")
         pid = launch.members().get(who)
         if pid is None:
             return self.judge(launch, RUN_S, "none")
@@ -166,7 +170,7 @@ class Chaos:
             time.sleep(self.stop_s)
             send(pid, signal.SIGCONT)
             return self.judge(launch, RUN_S, "none")
-        return self.judge(launch, LIMIT_S + ORPHAN_S, fault)
+        return self.judge(launch, LIMIT_S, fault)
 
     def reached(self, launch: Launch, when: str, who: str) -> bool:
         """Wait for the moment; False where the launch ended before it."""
@@ -187,17 +191,22 @@ class Chaos:
 
     def judge(self, launch: Launch, limit_s: float, fault: str) -> str:
         """See the launch end within its time, and read its last words."""
-        if not launch.wait(limit_s):
+        started = time.monotonic()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            launch.process.wait(limit_s)
+        ended = time.monotonic()
+        if launch.process.poll() is None or not launch.wait(ORPHAN_S):
             left = launch.members()
             self.counts["orphans" if launch.process.poll() is not None else "hangs"] += 1
             launch.kill()
             return f"NOT ENDED: {left}, {launch.log}"
+        took = f"{ended - started:.1f} s, ranks {time.monotonic() - ended:.1f} s more"
         said, status = launch.log.read_text(errors="replace"), launch.process.returncode
         # Who kills the launcher itself hears from the shell what it was.
         if status > 0 and fault != "none" and not re.search(r"rank \d|SIG[A-Z0-9]+|cannot be written|the loss of process", said):
             self.counts["unnamed"] += 1
             return f"UNNAMED, status {status}: {launch.log}"
-        return f"status {status}, step {launch.steps()}"
+        return f"status {status}, step {launch.steps()}, {took}"
 
     def finish(self, folder: Path) -> None:
         """Give the same command until the run is complete, and compare its curve."""
