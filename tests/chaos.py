@@ -115,10 +115,11 @@ class Chaos:
         folder: For runs and logs.
         seed: Of the faults.
         stop_s: Seconds that a stopped process stays so.
+        slow: Multiplies every limit, for a machine that is shared with other work.
     """
 
-    def __init__(self, folder: Path, seed: int, stop_s: float) -> None:
-        self.folder, self.stop_s = folder, stop_s
+    def __init__(self, folder: Path, seed: int, stop_s: float, slow: float = 1.0) -> None:
+        self.folder, self.stop_s, self.slow = folder, stop_s, slow
         self.random = random.Random(seed)
         self.counts = Counter(dict.fromkeys(COUNTS, 0))
         self.curve: list[list[str]] = []
@@ -126,7 +127,7 @@ class Chaos:
     def run(self, num_faults: int) -> dict[str, int]:
         """Throw the faults, and give the counts."""
         calm = Launch(self.folder / "calm", self.folder / "calm.log")
-        if not calm.wait(RUN_S):
+        if not calm.wait(RUN_S * self.slow):
             calm.kill()
             raise SystemExit(f"the undisturbed run does not end: {calm.log}")
         self.curve = curve(calm.folder)
@@ -174,7 +175,7 @@ class Chaos:
 
     def reached(self, launch: Launch, when: str, who: str) -> bool:
         """Wait for the moment; False where the launch ended before it."""
-        deadline, before = time.monotonic() + START_S, launch.steps()
+        deadline, before = time.monotonic() + START_S * self.slow, launch.steps()
         if when == "start-up":
             while who not in launch.members() and time.monotonic() < deadline:
                 time.sleep(0.1)
@@ -193,9 +194,9 @@ class Chaos:
         """See the launch end within its time, and read its last words."""
         started = time.monotonic()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            launch.process.wait(limit_s)
+            launch.process.wait(limit_s * self.slow)
         ended = time.monotonic()
-        if launch.process.poll() is None or not launch.wait(ORPHAN_S):
+        if launch.process.poll() is None or not launch.wait(ORPHAN_S * self.slow):
             left = launch.members()
             self.counts["orphans" if launch.process.poll() is not None else "hangs"] += 1
             launch.kill()
@@ -212,7 +213,7 @@ class Chaos:
         """Give the same command until the run is complete, and compare its curve."""
         log = folder.with_name(f"{folder.name}-end.log")
         launch = Launch(folder, log)
-        if not launch.wait(RUN_S):
+        if not launch.wait(RUN_S * self.slow):
             self.counts["hangs"] += 1
             launch.kill()
         elif launch.process.returncode or not complete(folder):
@@ -279,9 +280,10 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200, help="how many; each takes about a minute on two cores")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--stop-seconds", type=float, default=60.0, help="how long a stopped process stays stopped")
+    parser.add_argument("--slow", type=float, default=1.0, help="multiplies the limits, for a shared machine")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    counts = Chaos(folder, options.seed, options.stop_seconds).run(options.faults)
+    counts = Chaos(folder, options.seed, options.stop_seconds, options.slow).run(options.faults)
     print(f"logs: {folder}", file=sys.stderr)
     print(json.dumps(counts))
     return int(any(count for name, count in counts.items() if name != "faults"))

@@ -52,7 +52,7 @@ class Stop:
 
     signum: int
     why: str
-    patience_s: float = 25.0
+    patience_s: float = 20.0
     limit_s: float = 40.0
 
     @property
