@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lamorel_ext.config import Config
 from lamorel_ext.envs.expert import expert_shortfall
+from lamorel_ext.errors import RpcError
 from lamorel_ext.portable import hold_portable
 from lamorel_ext.processes import stopping
 from lamorel_ext.student.building import EnvFactory, environment_name, make_env, needs_experts
@@ -48,7 +50,7 @@ def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory
     """
     if config.run.portable:
         hold_portable()
-    with TrainingRun(config, llm, env_factory) as run, stopping.deferring(_tell):
+    with TrainingRun(config, llm, env_factory) as run, stopping.deferring(_tell), _ending_together():
         if isinstance(recorder, EnvironmentListener):
             recorder.environment(environment_name(config, env_factory))
         if needs_experts(config, held_out=False) and (shortfall := expert_shortfall(environment_name(config, env_factory))):
@@ -69,6 +71,20 @@ def train(config: Config, llm: LlmClient | None, recorder: Recorder, env_factory
             if stopping.asked() is not None and not run.finished:
                 _stop(run, recorder)
         return Summary(run.progress.env_steps, run.progress.last_row)
+
+
+@contextmanager
+def _ending_together() -> Iterator[None]:
+    """Servers that were asked to end as well, and went first, are no failure of this run."""
+    try:
+        yield
+    except RpcError as error:
+        if stopping.asked() is None:
+            raise
+        first = str(error).splitlines()[0]
+        raise stopping.leave(
+            f"{first}; the last checkpoint stands, and the same command goes on from it"
+        ) from error
 
 
 def _stop(run: TrainingRun, recorder: Recorder) -> None:
