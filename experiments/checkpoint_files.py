@@ -92,6 +92,8 @@ def write_checkpoint(
     name = f"step-{checkpoint.env_steps}"
     target = root / (name if last != name else f"{last}-again")
     with writing(target):
+        if target.exists():  # what a crash has left of the very first checkpoint
+            shutil.rmtree(target)
         target.mkdir(parents=True)
         try:
             tensors = {key: value.detach().contiguous() for key, value in checkpoint.tensors.items()}

@@ -31,7 +31,7 @@ from experiments.files import csv_cell, held_alone, replace_json, replace_text, 
 from experiments.identity import differing_keys, run_identity
 from experiments.results import decoded, read_rows, readable_json
 from experiments.trackers import Tracker, make_trackers
-from lamorel_ext.config import Config, read_config, save_config
+from lamorel_ext.config import Config, read_config, to_yaml
 from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.processes.stopping import Stopped
 from lamorel_ext.student.recorder import Checkpoint, SaveLlm
@@ -136,8 +136,7 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
             held.enter_context(held_alone(self.folder))
-            with writing(self.folder):
-                save_config(self._config, self.folder / "config.yaml")
+            replace_text(self.folder / "config.yaml", to_yaml(self._config))
             replace_json(self.folder / "versions.json", self._versions)
             self._env_steps = steps_done(self.folder)
             self._trackers = make_trackers(self.folder, self._config)

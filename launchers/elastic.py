@@ -5,9 +5,11 @@ A rank that fails has said why; PyTorch's elastic agent adds its own traceback, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,7 +25,9 @@ SIGNALS = {int(each) for each in signal.Signals}
 def main() -> int:
     """Run accelerate's launcher on this process's arguments."""
     stopping.release()
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT")
+    # PyTorch's launcher overwrites the first with its own option, which it takes from the second.
+    for name in ("TORCHELASTIC_SIGNALS_TO_HANDLE", "PET_SIGNALS_TO_HANDLE"):
+        os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
     threading.Thread(target=_end_with_launcher, name="launcher", daemon=True).start()
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -38,11 +42,27 @@ def main() -> int:
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         ended = f"ended by {signal.Signals(status - 128).name}" if status - 128 in SIGNALS else f"ended with exit status {status}"
         print(f"launch: rank {rank} {ended}; the other ranks were stopped", file=sys.stderr)
+        _tell_other_machines(f"rank {rank} {ended} on {socket.gethostname()}")
         return status
     except SignalException as error:
         print(f"launch: stopped by {error.sigval.name}; the same command goes on from the last checkpoint", file=sys.stderr)
         return 128 + error.sigval
     return 0
+
+
+def _tell_other_machines(line: str) -> None:
+    """Ranks there may still wait for ours to come."""
+    from accelerate.commands.launch import launch_command_parser
+
+    options = launch_command_parser().parse_args()
+    if (options.num_machines or 1) > 1 and options.machine_rank:
+        from lamorel_ext.processes.heartbeat import tell_death
+        from lamorel_ext.rpc.distributed import signs_of_life
+
+        # The first machine's agent keeps the store: where it is gone, everybody knows.
+        with contextlib.suppress(RuntimeError):
+            store = signs_of_life(options.main_process_ip, int(options.main_process_port), 5.0)
+            tell_death(store, line)
 
 
 def _end_with_launcher() -> None:

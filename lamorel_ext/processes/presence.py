@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from lamorel_ext.errors import LamorelExtError
@@ -23,6 +25,7 @@ GRACE_S = 3.0
 """Seconds for a better message: the dead rank's last word, or its launcher's."""
 
 _started, _met = threading.Event(), threading.Event()
+_listeners: list[Callable[[str], None]] = []
 
 
 def announce() -> None:
@@ -41,6 +44,16 @@ def announce() -> None:
 def met() -> None:
     """The ranks are connected: their connections tell from now on."""
     _met.set()
+
+
+def have_met() -> threading.Event:
+    """Set by ``met``."""
+    return _met
+
+
+def on_death(listener: Callable[[str], None]) -> None:
+    """Have ``listener`` called with a line on a rank of this machine that died before ``met``."""
+    _listeners.append(listener)
 
 
 def dead_peer(files: dict[int, Path], seen: dict[int, Process]) -> int | None:
@@ -66,7 +79,10 @@ def _watch(folder: Path, rank: int, size: int) -> None:
     while not _met.wait(LOOK_S):
         dead = dead_peer(files, seen)
         if dead is not None and not _met.wait(GRACE_S):
-            print(f"rank {rank} ends: rank {dead} died before the ranks had met", file=sys.stderr, flush=True)
+            line = f"rank {dead} died before the ranks had met"
+            print(f"rank {rank} ends: {line}", file=sys.stderr, flush=True)
+            for listener in _listeners:
+                listener(f"{line}, on {socket.gethostname()}")
             os._exit(1)
     time.sleep(2 * LOOK_S)  # who is not through yet must see this rank alive
     with contextlib.suppress(OSError):

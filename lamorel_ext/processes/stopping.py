@@ -7,6 +7,7 @@ when a signal comes; it also ends the process where the main thread does not com
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
@@ -35,6 +36,8 @@ SAME_S = 0.3
 """Two signals within so many seconds are one: nobody presses a key so fast."""
 SAME_IN_LAUNCH_S = 3.0
 """The same for a rank: a batch system signals all processes, and the launcher passes on what it got."""
+END_S = 5
+"""Seconds for Python's own end."""
 AT_ONCE_S, TIDY_S = 2.0, 8.0
 """Seconds that remain for tidying up: after a second signal, and where nothing is deferred."""
 
@@ -52,7 +55,7 @@ class Stop:
 
     signum: int
     why: str
-    patience_s: float = 25.0
+    patience_s: float = 20.0
     limit_s: float = 40.0
 
     @property
@@ -84,7 +87,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.stop: Stop | None = None
-        self.deferred = self.saving = self.started = False
+        self.deferred = self.saving = self.started = self.follows = False
         self.at_once = self.raised = self.begun = False
         self.hears = True
         self.on_stop: Callable[[Stop], None] | None = None
@@ -105,6 +108,7 @@ class _Watch:
         self._theirs.setblocking(False)
         self._find_parents()
         threading.Thread(target=self._listen, name="requests to stop", daemon=True).start()
+        atexit.register(self._limit_end)
         signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGALRM, self._interrupt)
         for signum in (*HEARD, INSISTS):
@@ -121,6 +125,12 @@ class _Watch:
                 if signal.getsignal(signum) is _leave_to_the_thread:
                     signal.signal(signum, _default(signum))
 
+    def _limit_end(self) -> None:
+        """Python's own end may wait for other processes, and the thread does not run then."""
+        if self.stop is not None:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(END_S)
+
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         """The thread asks the main thread to end."""
         stop = self.stop
@@ -132,7 +142,8 @@ class _Watch:
         if not self.deferred:
             self.raised = True
             raise Stopped(stop)
-        if not self.saving and time.monotonic() - self._at >= stop.patience_s:
+        waits = self.saving or self.follows
+        if not waits and time.monotonic() - self._at >= stop.patience_s:
             self.raised = True
             raise Stopped(
                 stop,
@@ -197,7 +208,8 @@ class _Watch:
             return
         if time.monotonic() > self._limit:
             _end(Stopped(self.stop, "its work did not come to an end in time"), self.stop.exit_status)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+        if not self.raised or self.at_once:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
 
     def _find_parents(self) -> None:
         named = [read(text) for text in os.environ.get(PARENTS, "").split(",")]
@@ -286,22 +298,29 @@ def leave(detail: str, stop: Stop | None = None) -> Stopped:
 
 
 @contextmanager
-def deferring(on_stop: Callable[[Stop], None] | None = None) -> Iterator[None]:
+def deferring(
+    on_stop: Callable[[Stop], None] | None = None, follows: bool = False
+) -> Iterator[None]:
     """Note requests instead of ending; whoever is inside looks at ``asked`` where it can end without a loss.
 
     Args:
         on_stop: Called with the request when it comes, on another thread.
+        follows: True where others have to end first, for which they need this process.
 
     Raises:
         Stopped: There was a request before, or the work has taken longer than the request allows.
     """
     check()
-    before = _watch.deferred, _watch.on_stop
-    _watch.deferred, _watch.on_stop = True, on_stop
+    before = _watch.deferred, _watch.on_stop, _watch.follows
+    _watch.deferred, _watch.on_stop, _watch.follows = True, on_stop, follows
     try:
         yield
+    except BaseException:
+        # What is on its way out is noted by those around; an interrupt would take its place.
+        _watch.raised = _watch.stop is not None
+        raise
     finally:
-        _watch.deferred, _watch.on_stop = before
+        _watch.deferred, _watch.on_stop, _watch.follows = before
 
 
 @contextmanager

@@ -5,7 +5,10 @@ The launch is torchrun's or accelerate's: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADD
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +20,8 @@ from torch import Tensor
 
 from lamorel_ext.config import LamorelArgs
 from lamorel_ext.errors import ConfigError, RpcError
-from lamorel_ext.processes.presence import announce
+from lamorel_ext.processes.heartbeat import SILENCE_S, SPACE, Heart, tell_death
+from lamorel_ext.processes.presence import announce, have_met, on_death
 from lamorel_ext.processes.ranks import rank_and_size
 from lamorel_ext.rpc.topology import Role, check_world_size, client_ranks, role_of, server_ranks
 
@@ -74,6 +78,7 @@ def join(args: LamorelArgs) -> Launch:
         )
     announce()
     timeout = timedelta(seconds=args.gloo_timeout)
+    _show_life(args.peer_timeout)
     store, rank, ranks = _default_store(timeout)
     setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
     client_group = dist.new_group(list(client_ranks(setup)), timeout=timeout, backend="gloo")
@@ -169,6 +174,35 @@ class TorchClients:
                 f"rl client {self.rank} waited for the other clients: one of them is gone, or did not come within"
                 " lamorel_args.gloo_timeout"
             ) from error
+
+
+def _show_life(peer_timeout_s: float) -> None:
+    """Ranks on several machines show each other that they live until they have met."""
+    found = rank_and_size()
+    if found is None or os.environ.get("LOCAL_WORLD_SIZE") == str(found[1]) or have_met().is_set():
+        return
+    silence_s = min(peer_timeout_s, SILENCE_S)
+
+    def begin() -> None:
+        # A connection of its own, and a thread: the store may not be there yet.
+        with contextlib.suppress(RuntimeError):
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            counters = signs_of_life(address, port, peer_timeout_s)
+            on_death(lambda line: tell_death(counters, line))
+            Heart(counters, *found, socket.gethostname(), silence_s, have_met()).beat()
+
+    threading.Thread(target=begin, name="signs of life", daemon=True).start()
+
+
+def signs_of_life(address: str, port: int, timeout_s: float) -> Any:
+    """The part of the launch's store for signs of life, over a connection of its own.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    store = dist.TCPStore(address, port, None, False, timeout, wait_for_workers=False)
+    return dist.PrefixStore(SPACE, store)
 
 
 def _default_store(timeout: timedelta) -> tuple[Any, int, int]:

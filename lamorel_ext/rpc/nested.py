@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 MAX_DEPTH = 64
+MAX_CHARACTERS = 2**28
+"""Of an array of texts, in which a short text takes as much room as the longest one."""
 _PLAIN = (bool, int, float, str)
 
 
@@ -182,6 +184,8 @@ def _unpack_array(raw: dict[str, Any], tensors: Reader, depth: int) -> np.ndarra
     if "texts" in raw:
         if not all(type(text) is str for text in values):
             raise ValueError("expected texts")
+        if len(values) * max(map(len, values), default=0) > MAX_CHARACTERS:
+            raise ValueError("an array of texts that no memory holds: each is as long as the longest")
         return np.array(values, dtype=np.str_).reshape(shape)
     array = np.empty(len(values), dtype=object)
     for place, item in enumerate(values):

@@ -21,6 +21,7 @@ ALIGNMENT = 16
 """Every tensor starts at a multiple of this many bytes, so that it can be used where it lies."""
 
 MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 2**48
 
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
@@ -46,7 +47,9 @@ class TensorWriter:
         if tensor.dtype not in _DTYPE_NAMES or tensor.layout != torch.strided or tensor.dim() > MAX_DIMENSIONS:
             raise ValueError(f"cannot send a tensor of {tensor.dtype}, {tensor.layout} and {tensor.dim()} dimensions")
         plain = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
-        raw = plain.reshape(-1).view(torch.uint8).numpy().data
+        # PyTorch gives an empty tensor strides with which it cannot be seen as bytes.
+        empty = not plain.numel()
+        raw = memoryview(b"") if empty else plain.reshape(-1).view(torch.uint8).numpy().data
         padding = -self.num_bytes % ALIGNMENT
         if padding:
             self.buffers.append(bytes(padding))
@@ -86,8 +89,10 @@ def read_specs(raw: Any) -> tuple[TensorSpec, ...]:
         dtype, shape = each["dtype"], each["shape"]
         if type(dtype) is not str or dtype not in DTYPES:
             raise ValueError(f"tensors: unknown dtype {dtype!r}")
-        if type(shape) is not list or len(shape) > MAX_DIMENSIONS or any(type(size) is not int or not 0 <= size < 2**48 for size in shape):
+        if type(shape) is not list or len(shape) > MAX_DIMENSIONS or any(type(size) is not int or not 0 <= size < MAX_ELEMENTS for size in shape):
             raise ValueError("tensors: impossible shape")
+        if math.prod(max(size, 1) for size in shape) >= MAX_ELEMENTS:
+            raise ValueError("tensors: impossible shape")  # an empty one too needs strides
         spec = TensorSpec(DTYPES[dtype], tuple(shape), end + -end % ALIGNMENT)
         end = spec.start + spec.num_bytes
         specs.append(spec)

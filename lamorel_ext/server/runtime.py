@@ -60,7 +60,7 @@ def serve(args: LamorelArgs, build: Callable[[Placement], Hosted], group: Server
     met()
     try:
         # A client must be able to save first: this server ends when the clients have taken leave.
-        with stopping.deferring(listener.ask_clients_to_stop):
+        with stopping.deferring(listener.ask_clients_to_stop, follows=True):
             placement = _placement(launch.rank, args)
             _host_and_serve(args, build, placement, listener, me, group or _group(launch))
     except (PeerDiedError, RemoteError) as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lamorel_ext.config import Config
 from lamorel_ext.envs.expert import expert_shortfall
-from lamorel_ext.errors import ConfigError
+from lamorel_ext.errors import ConfigError, RpcError
 from lamorel_ext.portable import hold_portable
 from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.caller import Caller
@@ -65,7 +66,7 @@ def train(
         )
     if config.run.portable:
         hold_portable()
-    with TrainingRun(config, llm, env_factory, clients) as run, stopping.deferring(_tell):
+    with TrainingRun(config, llm, env_factory, clients) as run, stopping.deferring(_tell), _ending_together():
         if isinstance(recorder, EnvironmentListener):
             recorder.environment(environment_name(config, env_factory))
         if clients.rank == 0 and needs_experts(config, held_out=False) and (shortfall := expert_shortfall(environment_name(config, env_factory))):
@@ -87,6 +88,20 @@ def train(
             if stop is not None and not run.finished:
                 _stop(run, recorder, stop)
         return Summary(run.progress.env_steps, run.progress.last_row)
+
+
+@contextmanager
+def _ending_together() -> Iterator[None]:
+    """Servers that were asked to end as well, and went first, are no failure of this run."""
+    try:
+        yield
+    except RpcError as error:
+        if stopping.asked() is None:
+            raise
+        first = str(error).splitlines()[0]
+        raise stopping.leave(
+            f"{first}; the last checkpoint stands, and the same command goes on from it"
+        ) from error
 
 
 def _stop(run: TrainingRun, recorder: Recorder, stop: stopping.Stop) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,38 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(config: Config) 
         run.checkpoint(a_checkpoint(5), None)
     assert [path.name for path in (folder_of(config) / "checkpoints").glob("step-*")] == ["step-5-again"]
     assert read_checkpoint(folder_of(config)).llm_folder is None
+
+
+def test_a_first_checkpoint_that_failed_half_way_does_not_block_the_next(config: Config) -> None:
+    for name in ("", "client.safetensors"):
+        rest = folder_of(config) / "checkpoints" / "step-5" / name
+        rest.parent.mkdir(parents=True, exist_ok=True)
+        rest.write_bytes(b"half") if name else rest.mkdir()
+        with RunFolder(folder_of(config), config, VERSIONS) as run:
+            assert run.resume() is None
+            run.write(make_row(0, 0.1))
+            run.checkpoint(a_checkpoint(5), save_llm)
+        with RunFolder(folder_of(config), config, VERSIONS) as run:
+            checkpoint = run.resume()
+        assert checkpoint is not None and checkpoint.env_steps == 5
+        shutil.rmtree(folder_of(config))
+
+
+def test_a_disk_that_is_full_at_the_start_of_a_resume_leaves_the_configuration(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_stopped_run(config)
+    before = (folder_of(config) / "config.yaml").read_text()
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("experiments.files.os.fsync", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            RunFolder(folder_of(config), config, VERSIONS).__enter__()
+    assert (folder_of(config) / "config.yaml").read_text() == before
+    assert resumed(config)[0] is not None
 
 
 @pytest.mark.parametrize(

@@ -164,3 +164,58 @@ def test_several_machines_need_a_secret_in_the_environment(monkeypatch: pytest.M
     monkeypatch.setenv(secret.VARIABLE, "short")
     with pytest.raises(ConfigError, match="5 characters, expected at least 16"):
         secret.secret_of_environment(one_machine=True)
+
+
+FAILING = """
+import sys, time
+from lamorel_ext.processes import stopping
+stopping.begin()
+try:
+    with stopping.deferring(follows=sys.argv[1] == "follows"):
+        print("working", flush=True)
+        while stopping.asked() is None:
+            time.sleep(0.01)
+        if sys.argv[1] == "follows":
+            time.sleep(1.5)
+            print("followed", flush=True)
+            sys.exit(3)
+        raise OSError("the disk is full")
+except OSError as error:
+    time.sleep(1.0)  # it is noted, and nothing comes between
+    print(f"noted: {error}", flush=True)
+    sys.exit(1)
+"""
+
+
+def ended(argument: str, patience_s: float = 20.0) -> tuple[str, int]:
+    script = FAILING.replace(
+        "stopping.begin()",
+        f"stopping.begin(); stopping.Stop.__init__.__defaults__ = ({patience_s}, 40.0)",
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, argument], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == "working\n"
+    child.send_signal(signal.SIGTERM)
+    said, _ = child.communicate(timeout=30)
+    return said, child.returncode
+
+
+def test_a_failure_on_its_way_out_is_not_replaced_by_the_request_to_end() -> None:
+    assert ended("fails") == ("noted: the disk is full\n", 1)
+
+
+def test_who_is_needed_by_others_outlasts_its_own_patience() -> None:
+    assert ended("follows", patience_s=0.2) == ("followed\n", 3)
+
+
+def test_servers_that_end_first_as_asked_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lamorel_ext.processes import stopping
+    from lamorel_ext.student import loop
+
+    monkeypatch.setattr(stopping, "asked", lambda: stopping.Stop(signal.SIGHUP, "SIGHUP"))
+    with pytest.raises(stopping.Stopped, match="gone; the last checkpoint stands"), loop._ending_together():
+        raise RpcError("gone\nmore")
+    monkeypatch.setattr(stopping, "asked", lambda: None)
+    with pytest.raises(RpcError), loop._ending_together():
+        raise RpcError("gone")
