@@ -20,16 +20,21 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: setup
-	$(BIN)/python -m launchers compare --config-name demo $(ARGS)
-
-# Two processes, each with every second run, take less time than one launch with two servers.
-reproduce-small: export OMP_NUM_THREADS = 1
-reproduce-small: setup
-	$(BIN)/python -m experiments.compare --config-name reproduce_small --part 1/2 $(ARGS) & first=$$!; \
-	$(BIN)/python -m experiments.compare --config-name reproduce_small --part 2/2 $(ARGS); second=$$?; \
+# Two processes, each with every second run, take less time than one launch with two servers:
+# 31 instead of 51 CPU seconds for one seed and 512 steps of the demonstration's arms.
+define compare_in_halves
+	$(BIN)/python -m experiments.compare --config-name $(1) --part 1/2 $(ARGS) & first=$$!; \
+	$(BIN)/python -m experiments.compare --config-name $(1) --part 2/2 $(ARGS); second=$$?; \
 	wait $$first && exit $$second
-	$(BIN)/python -m experiments.compare --config-name reproduce_small $(ARGS)
+	$(BIN)/python -m experiments.compare --config-name $(1) $(ARGS)
+endef
+
+demo reproduce-small: export OMP_NUM_THREADS = 1
+demo: setup
+	$(call compare_in_halves,demo)
+
+reproduce-small: setup
+	$(call compare_in_halves,reproduce_small)
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)
