@@ -43,7 +43,7 @@ test: setup
 test-portable: setup
 	for kernels in MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2; do \
 		echo "$$kernels"; \
-		env $$kernels OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/student tests/models tests/updaters $(ARGS) || exit 1; \
+		env $$kernels OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/training tests/llm tests/updaters $(ARGS) || exit 1; \
 	done
 
 check: setup
@@ -51,7 +51,7 @@ check: setup
 	$(BIN)/mypy lamorel_ext experiments launchers
 
 bench: setup
-	$(BIN)/python -m experiments.benchmarks $(ARGS)
+	$(BIN)/python -m experiments.bench $(ARGS)
 
 # Three to four hours for 200 faults; fewer with ARGS='--faults 20'.
 chaos: setup

@@ -41,20 +41,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments import entry
-from experiments.build import llm_of, needs_llm, run_as_ranked
-from experiments.checks import check_configs
+from experiments.runs import entry
+from experiments.runs.build import llm_of, needs_llm, run_as_ranked
+from experiments.runs.checks import check_configs
 
 if TYPE_CHECKING:
-    from lamorel_ext.student.evaluate import Evaluation
-    from lamorel_ext.student.feedback import FeedbackSignals
-    from lamorel_ext.student.randomness import Draws
-    from lamorel_ext.student.recorder import Checkpoint
-    from lamorel_ext.student.rollout import Actor, Decision
-    from lamorel_ext.student.scenes import PromptedEnv, Scene
+    from lamorel_ext.experience import Actor, Decision, Scene
+    from lamorel_ext.methods.feedback.signals import FeedbackSignals
+    from lamorel_ext.randomness import Draws
+    from lamorel_ext.training.evaluate import Evaluation
+    from lamorel_ext.training.recorder import Checkpoint
+    from lamorel_ext.training.scenes import PromptedEnv
     from lamorel_ext.types import LlmClient, Scalar
-from experiments.files import csv_cell, folder_to_write, replace_json, writing
-from experiments.planning import ZERO_SHOT, split_policy
+from experiments.runs.files import csv_cell, folder_to_write, replace_json, writing
+from experiments.runs.planning import ZERO_SHOT, split_policy
 from lamorel_ext.config import Config, EnvArgs
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.prompts import ACTION_NAMES
@@ -87,7 +87,7 @@ class Row:
 
 def task_seeds(task: str, first: int, episodes: int) -> list[int]:
     """The first seeds from ``first`` on whose episode of the Mixed level is of this task."""
-    from lamorel_ext.envs.original_levels import MIXED_KINDS, kind_of_seed
+    from lamorel_ext.envs.babyai.original_levels import MIXED_KINDS, kind_of_seed
 
     matching = (seed for seed in itertools.count(first) if kind_of_seed(MIXED_KINDS, seed) == TASKS[task])
     return list(itertools.islice(matching, episodes))
@@ -102,8 +102,8 @@ def on_protocol(config: Config) -> Config:
 @contextmanager
 def task_env(config: Config, task: str, episodes: int, with_experts: bool) -> Iterator[PromptedEnv]:
     """The held-out episodes of a task, one in each copy."""
-    from lamorel_ext.envs.batched import make_batched_env
-    from lamorel_ext.student.building import make_prompted_env
+    from lamorel_ext.envs.babyai.batched import make_batched_env
+    from lamorel_ext.training.building import make_prompted_env
 
     seeds = task_seeds(task, config.run.eval_seed, episodes)
     env = make_batched_env(
@@ -118,9 +118,9 @@ def task_env(config: Config, task: str, episodes: int, with_experts: bool) -> It
 
 def evaluate(config: Config, actor: Actor, name: str, episodes: int, signals: FeedbackSignals | None = None) -> Row:
     """All tasks, one after the other."""
-    from lamorel_ext.student.actors import ExpertActor
-    from lamorel_ext.student.evaluate import run_episodes
-    from lamorel_ext.student.randomness import Draws
+    from lamorel_ext.agents.actors import ExpertActor
+    from lamorel_ext.randomness import Draws
+    from lamorel_ext.training.evaluate import run_episodes
 
     found = {}
     for task in TASKS:
@@ -146,7 +146,7 @@ class WritingActor:
     enumerable = False
 
     def __init__(self, llm: LlmClient, max_new_tokens: int) -> None:
-        from lamorel_ext.student.rollout import Discount
+        from lamorel_ext.experience import Discount
 
         self.discount = Discount(1.0, 1.0)
         self._llm = llm
@@ -155,7 +155,7 @@ class WritingActor:
 
     def decide(self, scene: Scene, draws: Draws) -> Decision:
         """See ``Actor``."""
-        from lamorel_ext.student.rollout import Decision
+        from lamorel_ext.experience import Decision
         from lamorel_ext.types import GenerateRequest
 
         options: dict[str, Scalar] = {
@@ -196,9 +196,9 @@ def evaluate_all(
     Args:
         written_tokens: An LLM that is the policy writes its actions, this many tokens at most; None lets it choose.
     """
-    from lamorel_ext.student.actors import ExpertActor, UniformActor
-    from lamorel_ext.student.building import make_env
-    from lamorel_ext.student.run import TrainingRun
+    from lamorel_ext.agents.actors import ExpertActor, UniformActor
+    from lamorel_ext.training.building import make_env
+    from lamorel_ext.training.run import TrainingRun
 
     used = llm_of(config, llm)
     with TrainingRun(config, used, make_env) as run:
@@ -284,7 +284,7 @@ def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
     options = make_parser().parse_intermixed_args(argv)
     from experiments.evaluate import read_policy
-    from lamorel_ext.envs.expert import expert_shortfall
+    from lamorel_ext.envs.babyai.expert import expert_shortfall
 
     problems = [f"--{name}: must be at least 1" for name in ("episodes", "max-new-tokens") if getattr(options, name.replace("-", "_")) < 1]
     try:

@@ -106,9 +106,9 @@ def check_episode(episode: list[Record], comparison: Comparison) -> None:
 
 def check_text(record: Record, comparison: Comparison) -> None:
     """Rebuild one state; compare the view and the sentences in both languages."""
-    from lamorel_ext.envs.describe import describe
-    from lamorel_ext.envs.transcripts import rebuild
-    from lamorel_ext.envs.view import symbolic_view
+    from lamorel_ext.envs.babyai.describe import describe
+    from lamorel_ext.envs.babyai.transcripts import rebuild
+    from lamorel_ext.envs.babyai.view import symbolic_view
 
     image = symbolic_view(rebuild(record))
     comparison.check("image", record, image.reshape(-1).tolist(), record["image"])
@@ -132,7 +132,7 @@ def check_prompts(episode: list[Record], comparison: Comparison) -> None:
 
 def check_draw(first: Record, comparison: Comparison) -> None:
     """Draw the level from the episode's seed; compare the first state."""
-    from lamorel_ext.envs.levels import level_ids, make_level, seed_determines
+    from lamorel_ext.envs.babyai.levels import level_ids, make_level, seed_determines
 
     if first["level"] not in level_ids():
         comparison.skipped["draw"] += 1
@@ -149,8 +149,8 @@ def check_draw(first: Record, comparison: Comparison) -> None:
 
 def check_replay(episode: list[Record], comparison: Comparison) -> None:
     """Step from the first state with the recorded actions; compare mission, states, rewards and ends, as far as the rules are known."""
-    from lamorel_ext.envs.describe import describe
-    from lamorel_ext.envs.transcripts import RecordedLevel, moves_otherwise, rebuild, rules_known
+    from lamorel_ext.envs.babyai.describe import describe
+    from lamorel_ext.envs.babyai.transcripts import RecordedLevel, moves_otherwise, rebuild, rules_known
 
     if moves_otherwise(episode[0]):
         comparison.skipped["replay"] += len(episode)
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _state(level: Any) -> list[Any]:
-    from lamorel_ext.envs.transcripts import box_contents, grid_codes, thing_record
+    from lamorel_ext.envs.babyai.transcripts import box_contents, grid_codes, thing_record
 
     position = [int(coordinate) for coordinate in level.agent_pos]
     return [grid_codes(level.grid), box_contents(level.grid), position, int(level.agent_dir), thing_record(level.carrying)]

@@ -24,10 +24,10 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from experiments.files import replace_json, writing
-from experiments.results import read_json, readable_json
+from experiments.report.results import read_json, readable_json
+from experiments.runs.files import replace_json, writing
 from lamorel_ext.errors import CheckpointError
-from lamorel_ext.student.recorder import Checkpoint, SaveLlm
+from lamorel_ext.training.recorder import Checkpoint, SaveLlm
 
 log = logging.getLogger(__name__)
 

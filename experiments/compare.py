@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.build import clients_of, for_all, run_as_ranked
-from experiments.checks import check_configs
-from experiments.entry import make_parser, run_main, start_log
-from experiments.planning import Planned, plan
-from experiments.progress import Ticker
+from experiments.runs.build import clients_of, for_all, run_as_ranked
+from experiments.runs.checks import check_configs
+from experiments.runs.entry import make_parser, run_main, start_log
+from experiments.runs.planning import Planned, plan
+from experiments.runs.progress import Ticker
+from experiments.runs.versions import describe_versions
 from experiments.train import train_one
-from experiments.versions import describe_versions
 from experiments.viewer.__main__ import make_viewer
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def compare(
     Raises:
         LamorelExtError: As ``train_one``.
     """
-    from experiments.run_folder import run_state, steps_done
-    from lamorel_ext.student.shared import ONE_CLIENT
+    from experiments.runs.run_folder import run_state, steps_done
+    from lamorel_ext.training.shared import ONE_CLIENT
 
     clients = clients or ONE_CLIENT
     complete = clients.lead(lambda: [run_state(planned.folder) == "complete" for planned in runs])
@@ -80,8 +80,8 @@ def run(argv: Sequence[str]) -> int:
     config = whole[0].config
     start_log(config.lamorel_args.log_level)
     # Here, as they take seconds: help and mistakes in the configuration come before them.
-    from experiments.report import make_report
-    from experiments.run_folder import check_folders
+    from experiments.report.making import make_report
+    from experiments.runs.run_folder import check_folders
 
     check_configs(planned.config for planned in whole if planned.config.run.seed == config.run.seed)
     check_folders((planned.folder, planned.config) for planned in whole)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from experiments.statistics import contrast, mean_interval
+from experiments.report.statistics import contrast, mean_interval
 
 SEEDS = (3, 5, 10, 20)
 EFFECT = 0.8

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.build import llm_of, needs_llm, run_as_ranked
-from experiments.checks import check_configs
-from experiments.entry import make_parser, run_main, start_log
-from experiments.planning import ZERO_SHOT, policy_config, split_policy
-from experiments.statistics import Interval, mean_interval, wilson_interval
+from experiments.report.statistics import Interval, mean_interval, wilson_interval
+from experiments.runs.build import llm_of, needs_llm, run_as_ranked
+from experiments.runs.checks import check_configs
+from experiments.runs.entry import make_parser, run_main, start_log
+from experiments.runs.planning import ZERO_SHOT, policy_config, split_policy
 from lamorel_ext.config import Config
 
 if TYPE_CHECKING:
-    from lamorel_ext.student.feedback import FeedbackSignals
-    from lamorel_ext.student.recorder import Checkpoint
-    from lamorel_ext.student.rollout import Actor
+    from lamorel_ext.experience import Actor
+    from lamorel_ext.methods.feedback.signals import FeedbackSignals
+    from lamorel_ext.training.recorder import Checkpoint
     from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def read_policy(policy: str, overrides: Sequence[str], config_name: str, config_
         ConfigError: The overrides do not fit.
         CheckpointError: It is no run folder, or its checkpoint is corrupt.
     """
-    from experiments.run_folder import read_checkpoint
+    from experiments.runs.run_folder import read_checkpoint
 
     config = policy_config(policy, overrides, config_name, config_dir)
     check_configs([config])
@@ -71,9 +71,9 @@ def read_policy(policy: str, overrides: Sequence[str], config_name: str, config_
 
 def evaluate_all(config: Config, llm: LlmClient | None, checkpoint: Checkpoint | None, name: str) -> list[Score]:
     """The policy, its teacher followed blindly where it has one, random actions and the bot, on the same episodes."""
-    from lamorel_ext.student.actors import ExpertActor, UniformActor
-    from lamorel_ext.student.building import make_env
-    from lamorel_ext.student.run import TrainingRun
+    from lamorel_ext.agents.actors import ExpertActor, UniformActor
+    from lamorel_ext.training.building import make_env
+    from lamorel_ext.training.run import TrainingRun
 
     with TrainingRun(config, llm, make_env) as run:
         run.take_over(checkpoint)
@@ -90,7 +90,7 @@ def evaluate(config: Config, actor: Actor, name: str, signals: FeedbackSignals |
     Raises:
         ConfigError: ``run.evaluation`` is ``exact`` and this actor cannot be evaluated exactly.
     """
-    from lamorel_ext.student.building import make_env, make_evaluator
+    from lamorel_ext.training.building import make_env, make_evaluator
 
     simulator = make_evaluator(_by_episodes(config), make_env, with_experts)
     enumerator = make_evaluator(config, make_env, with_experts)
@@ -142,7 +142,7 @@ def as_json(config: Config, policy: str, scores: Sequence[Score]) -> str:
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
     options = make_parser("lamorel-ext-evaluate", __doc__ or "").parse_intermixed_args(argv)
-    from lamorel_ext.envs.expert import expert_shortfall
+    from lamorel_ext.envs.babyai.expert import expert_shortfall
 
     policy, overrides = split_policy(options.overrides)
     config, checkpoint = read_policy(policy, overrides, options.config_name, options.config_dir)

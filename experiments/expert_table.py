@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.entry import run_main, start_log
-from experiments.files import folder_to_write, replace_text
+from experiments.runs.entry import run_main, start_log
+from experiments.runs.files import folder_to_write, replace_text
 from lamorel_ext.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lamorel_ext.envs.expert import Measured
+    from lamorel_ext.envs.babyai.expert import Measured
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ HEAD = """# The expert, level by level
 Made by `python -m experiments.expert_table --episodes {episodes}`: the BabyAI bot plays the episodes
 of seeds {first} to {last} on each level. *Won* means a reward, *failed* that the mission itself ended
 without one (a wrong door in a strict mission), *timeouts* that the steps ran out, *gave up* how often
-the bot had no answer and a random action was taken (`lamorel_ext/envs/expert.py`).
+the bot had no answer and a random action was taken (`lamorel_ext/envs/babyai/expert.py`).
 
 What falls short is the bot's, or the level's, and is kept as it is in the original:
 
@@ -50,8 +50,8 @@ The expert teaches in `teacher_oracle`, acts in `bot`, is imitated in `cloning`,
 
 def measure(level_id: str, episodes: int, first_seed: int) -> Measured:
     """The expert over the episodes of consecutive seeds."""
-    from lamorel_ext.envs.expert import Expert, Measured
-    from lamorel_ext.envs.levels import make_level
+    from lamorel_ext.envs.babyai.expert import Expert, Measured
+    from lamorel_ext.envs.babyai.levels import make_level
 
     level = make_level(level_id)
     won = failed = gave_up = 0
@@ -74,7 +74,7 @@ def measure(level_id: str, episodes: int, first_seed: int) -> Measured:
 
 def as_csv(rows: Sequence[Measured]) -> str:
     """For programmes."""
-    from lamorel_ext.envs.expert import Measured
+    from lamorel_ext.envs.babyai.expert import Measured
 
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([Measured._fields, *rows])
@@ -104,8 +104,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(argv: Sequence[str]) -> int:
     """Measure, and write the two files where every level was measured."""
     options = parse(argv)
-    from lamorel_ext.envs.expert import EXPERTS
-    from lamorel_ext.envs.levels import level_ids
+    from lamorel_ext.envs.babyai.expert import EXPERTS
+    from lamorel_ext.envs.babyai.levels import level_ids
 
     start_log("info")
     if options.episodes < 1:

@@ -1,7 +1,7 @@
 """Test what trained policies keep when words, sentences, distractors or tasks change: ``python -m experiments.generalise runs/demo``.
 
 GLAM's generalisation tests (Carta et al. 2023, arXiv 2302.02662, section 4.3) on the runs of a comparison, or on a single run folder: each
-policy, frozen as training left it, is evaluated under every condition of ``experiments/generalisation/conditions.py`` and in the one that it was
+policy, frozen as training left it, is evaluated under every condition of ``experiments/suites/generalisation/conditions.py`` and in the one that it was
 trained in, exactly where that is possible and on the same held-out seeds otherwise. Beside them stand the language model before training
 (zero-shot) and, where the level changes, random actions. Writes ``generalisation.csv``, ``figures/`` and ``generalisation.html`` into
 ``FOLDER/generalisation`` (or ``--output``); prints the path last. The servers stay up; each run's weights are loaded into them.
@@ -23,18 +23,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.build import needs_llm, run_as_ranked
-from experiments.checks import check_configs
-from experiments.entry import run_main, start_log
-from experiments.files import folder_to_write
-from experiments.generalisation.conditions import CONDITIONS, GROUPS, Condition, choose
-from experiments.planning import policy_config
-from experiments.results import Run, group_arms, read_runs
+from experiments.report.results import Run, group_arms, read_runs
+from experiments.runs.build import needs_llm, run_as_ranked
+from experiments.runs.checks import check_configs
+from experiments.runs.entry import run_main, start_log
+from experiments.runs.files import folder_to_write
+from experiments.runs.planning import policy_config
+from experiments.suites.generalisation.conditions import CONDITIONS, GROUPS, Condition, choose
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from experiments.generalisation.outcomes import LeftOut, Outcome, Policy
+    from experiments.suites.generalisation.outcomes import LeftOut, Outcome, Policy
     from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ def plan(folder: Path, arms: Sequence[str], episodes: int, overrides: Sequence[s
         CheckpointError: There is no complete run.
         ConfigError: There is no such arm, or the runs have different language models: one launch has one set of servers.
     """
-    from experiments.generalisation.outcomes import Policy
-    from experiments.run_folder import read_checkpoint
+    from experiments.runs.run_folder import read_checkpoint
+    from experiments.suites.generalisation.outcomes import Policy
 
     runs = [run for run in read_runs(folder) if run.state == "complete"]
     if not runs:
@@ -84,7 +84,7 @@ def _config(folder: Path, episodes: int, overrides: Sequence[str]) -> Config:
 
 def _references(policies: Sequence[Policy], zero_shot: bool) -> list[Policy]:
     """The model before training, as policy, and random actions."""
-    from experiments.generalisation.outcomes import RANDOM, ZERO_SHOT, Policy
+    from experiments.suites.generalisation.outcomes import RANDOM, ZERO_SHOT, Policy
 
     readers = [policy.config for policy in policies if needs_llm(policy.config)]
     others = [config for config in readers if config.lamorel_args.llm_args != readers[0].lamorel_args.llm_args]
@@ -109,8 +109,8 @@ def examine(policies: Sequence[Policy], conditions: Sequence[Condition], llm: Ll
     Raises:
         LamorelExtError: As ``examine_policy``.
     """
-    from experiments.generalisation.outcomes import examine_policy
-    from lamorel_ext.student.rewording import RewordedClient
+    from experiments.suites.generalisation.outcomes import examine_policy
+    from lamorel_ext.training.rewording import RewordedClient
 
     client = RewordedClient(llm)
     outcomes: list[Outcome] = []
@@ -141,8 +141,8 @@ def make_parser() -> argparse.ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
     options = make_parser().parse_intermixed_args(argv)
-    from experiments.generalisation.output import write_output
-    from experiments.generalisation.summary import summarise
+    from experiments.suites.generalisation.output import write_output
+    from experiments.suites.generalisation.summary import summarise
 
     if options.episodes < 1:
         raise ConfigError(f"--episodes: must be at least 1, got {options.episodes}")

@@ -25,8 +25,6 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from experiments.entry import run_main, start_log
-from experiments.files import folder_to_write
 from experiments.pretraining.card import write_card
 from experiments.pretraining.measure import card_figures, differences, label_value, reading_figure, zero_shot_figures
 from experiments.pretraining.noisy_bot import HELD_OUT_NAMES, NoisyBot, make_noisy_bot
@@ -34,7 +32,9 @@ from experiments.pretraining.samples import Mixture, Sample, draw_samples
 from experiments.pretraining.states import Episode, collect_episodes
 from experiments.pretraining.tokenizer import make_tokenizer, save_tokenizer
 from experiments.pretraining.training import ModelShape, TrainingPlan, make_batches, make_model, save_model, train
-from lamorel_ext.models.loading import EMBEDDED
+from experiments.runs.entry import run_main, start_log
+from experiments.runs.files import folder_to_write
+from lamorel_ext.llm.loading import EMBEDDED
 
 _LOG = logging.getLogger(__name__)
 _CHECK_TOLERANCE = 0.005  # other machines and versions of PyTorch round differently

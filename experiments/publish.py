@@ -13,10 +13,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.entry import run_main
-from experiments.files import folder_to_write, writing
-from experiments.provenance import CONFIGS, PROVENANCE
-from experiments.report import make_report
+from experiments.report.making import make_report
+from experiments.runs.entry import run_main
+from experiments.runs.files import folder_to_write, writing
+from experiments.runs.provenance import CONFIGS, PROVENANCE
 
 FIGURES = ("success_by_steps.png", "controls.png")
 """Shipped figures; over several tasks with the task's name, or ``overall``, before them."""

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.build import run_as_ranked
-from experiments.checks import check_configs
 from experiments.compare import compare
-from experiments.entry import run_main, start_log
-from experiments.files import folder_to_write
-from experiments.identity import flat
-from experiments.planning import Planned
-from experiments.provenance import PROVENANCE, read_configs
-from experiments.results import STEPS, SUCCESS, read_json, read_run
-from experiments.run_folder import check_folders
-from experiments.statistics import TIE
-from experiments.versions import describe_versions
+from experiments.report.results import STEPS, SUCCESS, read_json, read_run
+from experiments.report.statistics import TIE
+from experiments.runs.build import run_as_ranked
+from experiments.runs.checks import check_configs
+from experiments.runs.entry import run_main, start_log
+from experiments.runs.files import folder_to_write
+from experiments.runs.identity import flat
+from experiments.runs.planning import Planned
+from experiments.runs.provenance import PROVENANCE, read_configs
+from experiments.runs.run_folder import check_folders
+from experiments.runs.versions import describe_versions
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.types import LlmClient

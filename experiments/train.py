@@ -12,16 +12,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.build import clients_of, for_all, llm_of, run_as_ranked
-from experiments.checks import check_configs
-from experiments.entry import make_parser, run_main, start_log
-from experiments.progress import Ticker
-from experiments.versions import config_hash, describe_versions
+from experiments.runs.build import clients_of, for_all, llm_of, run_as_ranked
+from experiments.runs.checks import check_configs
+from experiments.runs.entry import make_parser, run_main, start_log
+from experiments.runs.progress import Ticker
+from experiments.runs.versions import config_hash, describe_versions
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.processes import stopping
 
 if TYPE_CHECKING:
-    from experiments.run_folder import ProgressListener
+    from experiments.runs.run_folder import ProgressListener
     from lamorel_ext.rpc.caller import Caller
     from lamorel_ext.rpc.clients import Clients
     from lamorel_ext.types import LlmClient
@@ -44,9 +44,9 @@ def train_one(
         RpcError: A server is gone.
         Stopped: This process was asked to end.
     """
-    from experiments.run_folder import RunFolder
-    from lamorel_ext.student.loop import train
-    from lamorel_ext.student.shared import ONE_CLIENT, LedRecorder, agreed_stop
+    from experiments.runs.run_folder import RunFolder
+    from lamorel_ext.training.loop import train
+    from lamorel_ext.training.shared import ONE_CLIENT, LedRecorder, agreed_stop
 
     clients = clients or ONE_CLIENT
     recorded = {**versions, "config_sha256": config_hash(config)}
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     config = load_config(options.overrides, options.config_name, options.config_dir)
     start_log(config.lamorel_args.log_level)
     folder = Path(config.run.output_dir)
-    from experiments.run_folder import check_folders, run_state, steps_done  # takes seconds
+    from experiments.runs.run_folder import check_folders, run_state, steps_done  # takes seconds
 
     check_configs([config])
     check_folders([(folder, config)])

@@ -7,9 +7,9 @@ from typing import Any
 _PLACES = {
     "Caller": "lamorel_ext.lamorel.caller",
     "lamorel_init": "lamorel_ext.lamorel.caller",
-    "BaseUpdater": "lamorel_ext.updaters.base",
-    "BaseModuleFunction": "lamorel_ext.models.module_functions",
-    "BaseModelInitializer": "lamorel_ext.models.initializers",
+    "BaseUpdater": "lamorel_ext.llm.updaters.base",
+    "BaseModuleFunction": "lamorel_ext.llm.module_functions",
+    "BaseModelInitializer": "lamorel_ext.llm.initializers",
 }
 
 __all__ = ["BaseModelInitializer", "BaseModuleFunction", "BaseUpdater", "Caller", "lamorel_init"]

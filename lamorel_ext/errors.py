@@ -17,7 +17,7 @@
         └── RequestTimeout     no answer within the time allowed
 
 Everything a user can cause ends in one of these, with a message that names the key, file or rank. ``exit_status`` is what a
-program ends with (``experiments/entry.py`` has the table): 2 for what the user said wrong, 1 for what went wrong.
+program ends with (``experiments/runs/entry.py`` has the table): 2 for what the user said wrong, 1 for what went wrong.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The same arithmetic on every x86 processor: the libraries' CPU kernels held to what all of them have.
 
 Libraries choose their kernels by the processor, once, when they begin to work; the variables that hold them back must stand in the environment
-before that. A programme that finds them missing starts itself anew with them (``experiments.entry``); a library call can only refuse.
+before that. A programme that finds them missing starts itself anew with them (``experiments.runs.entry``); a library call can only refuse.
 """
 
 from __future__ import annotations

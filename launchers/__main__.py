@@ -12,9 +12,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from experiments.checks import check_configs
-from experiments.entry import ConfigParser, add_config_arguments, run_main
-from experiments.planning import plan, policy_config, split_policy
+from experiments.runs.checks import check_configs
+from experiments.runs.entry import ConfigParser, add_config_arguments, run_main
+from experiments.runs.planning import plan, policy_config, split_policy
 from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.rpc.topology import format_table, placements

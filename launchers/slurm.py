@@ -33,7 +33,7 @@ def batch_script(config: Config, task: str, arguments: Sequence[str], options: M
 def array_script(config: Config, arguments: Sequence[str], options: Mapping[str, str] | None = None) -> str:
     """An array with one training run per task, arm and seed of the comparison; folders are those of ``experiments.compare``.
 
-    ``experiments.report`` on the comparison's folder makes the report once the array is through.
+    ``experiments.report.making`` on the comparison's folder makes the report once the array is through.
 
     Raises:
         ConfigError: A task, an arm, a seed or a folder is also set in ``arguments``.

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lamorel_ext.config import CONFIG_DIR, Config, StageArgs, from_mapping, load_config, load_matrix, read_config, save_config, to_mapping
-from lamorel_ext.envs.levels import make_level
+from lamorel_ext.envs.babyai.levels import make_level
 from lamorel_ext.errors import ConfigError
 
 EXPERIMENTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.entry import run_main
-from experiments.planning import plan
+from experiments.runs.entry import run_main
+from experiments.runs.planning import plan
 from lamorel_ext.config import load_config, load_matrix, read_config
 from lamorel_ext.config.overrides import Parsed, parse_override, quote
 from lamorel_ext.errors import (

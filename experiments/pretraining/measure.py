@@ -15,8 +15,8 @@ from experiments.pretraining.reading import target_place
 from experiments.pretraining.samples import draw_question
 from experiments.pretraining.states import Episode, collect_episodes
 from lamorel_ext.config import LlmArgs
-from lamorel_ext.envs.enumeration import MISSION, NUM_ACTIONS, ExactValue, evaluate_policy, state_table
-from lamorel_ext.models.loading import load_host
+from lamorel_ext.envs.babyai.enumeration import MISSION, NUM_ACTIONS, ExactValue, evaluate_policy, state_table
+from lamorel_ext.llm.loading import load_host
 from lamorel_ext.prompts import ACTION_NAMES, lamorel_prompt
 from lamorel_ext.types import GenerateRequest
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.pretraining.states import State
-from lamorel_ext.envs.describe import COLOR_NAMES
+from lamorel_ext.envs.babyai.describe import COLOR_NAMES
 
 NOT_SEEN = "not in sight"
 NOT_SEEN_FRENCH = "pas en vue"

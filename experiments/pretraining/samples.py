@@ -12,8 +12,8 @@ from experiments.pretraining.noisy_bot import NoisyBot
 from experiments.pretraining.reading import ask, ask_in_french
 from experiments.pretraining.states import Episode, State
 from experiments.pretraining.tokenizer import EOS_ID, FIRST_SENTINEL_ID, SENTINELS
+from lamorel_ext.agents.guidance import NO_HINT, hinted_action, subgoals
 from lamorel_ext.prompts import ACTION_NAMES, glam_prompt, lamorel_prompt, with_feedback
-from lamorel_ext.student.guidance import NO_HINT, hinted_action, subgoals
 
 _FRENCH_SHARE, _GLAM_SHARE, _FEEDBACK_SHARE = 0.12, 0.1, 0.1
 _MASKED_SHARE, _MEAN_SPAN = 0.2, 3

@@ -10,8 +10,8 @@ from minigrid.core.world_object import WorldObj
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
 
-from lamorel_ext.envs.describe import COLOR_NAMES, OBJECT_NAMES, describe
-from lamorel_ext.envs.levels import make_level
+from lamorel_ext.envs.babyai.describe import COLOR_NAMES, OBJECT_NAMES, describe
+from lamorel_ext.envs.babyai.levels import make_level
 
 FIRST_HELD_OUT_SEED = 1_000_000_000
 """Evaluation draws its episodes from this seed on; nothing is learnt from them."""

@@ -17,8 +17,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from experiments.pretraining.samples import Sample
 from experiments.pretraining.tokenizer import EOS_ID, PAD_ID
-from lamorel_ext.models.ties import config_values, give_own_head
-from lamorel_ext.models.weights import write_tensors
+from lamorel_ext.llm.ties import config_values, give_own_head
+from lamorel_ext.llm.weights import write_tensors
 
 _POOL_SIZE = 2048
 _IGNORED = -100

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.entry import run_main, start_log
-from experiments.files import file_to_write, replace_text, writing
+from experiments.runs.entry import run_main, start_log
+from experiments.runs.files import file_to_write, replace_text, writing
 
 
 def make_viewer(folder: Path, output: Path | None = None, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.results import Run, group_arms, read_runs
-from experiments.run_folder import trace_files
+from experiments.report.results import Run, group_arms, read_runs
+from experiments.runs.run_folder import trace_files
 from experiments.viewer.reading import Episode, Line, RecordedRollout, read_trace
 from experiments.viewer.replay import replay
 from lamorel_ext.errors import CheckpointError, NotThereError

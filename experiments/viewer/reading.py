@@ -1,4 +1,4 @@
-"""Read recorded rollouts back; ``lamorel_ext/student/trace.py`` has their format."""
+"""Read recorded rollouts back; ``lamorel_ext/training/trace.py`` has their format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lamorel_ext.errors import CheckpointError
-from lamorel_ext.student.trace_lines import VERSION
+from lamorel_ext.training.trace_lines import VERSION
 
 Line = dict[str, Any]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from minigrid.minigrid_env import MiniGridEnv
 
 from experiments.viewer.reading import Episode, Line
-from lamorel_ext.envs.batched import training_seeds
-from lamorel_ext.envs.levels import make_level
+from lamorel_ext.envs.babyai.batched import training_seeds
+from lamorel_ext.envs.babyai.levels import make_level
 from lamorel_ext.errors import LevelError
 
 log = logging.getLogger(__name__)

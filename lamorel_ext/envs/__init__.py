@@ -3,9 +3,9 @@
 Importing this package registers every level with Gymnasium, under ``BabyAI-Text/``.
 """
 
-from lamorel_ext.envs.babyai_text import BabyAITextEnv, register
-from lamorel_ext.envs.describe import describe
-from lamorel_ext.envs.levels import level_ids, make_level
+from lamorel_ext.envs.babyai.describe import describe
+from lamorel_ext.envs.babyai.gym_env import BabyAITextEnv, register
+from lamorel_ext.envs.babyai.levels import level_ids, make_level
 
 register()
 

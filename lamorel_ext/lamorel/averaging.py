@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lamorel_ext.lamorel.optimisers import fused_adam
+from lamorel_ext.llm.updaters.base import SingleServer
+from lamorel_ext.llm.updaters.gradients import sum_dtype, sum_over_servers
 from lamorel_ext.types import ServerGroup
-from lamorel_ext.updaters.base import SingleServer
-from lamorel_ext.updaters.gradients import sum_dtype, sum_over_servers
 
 T = TypeVar("T")
 

@@ -281,7 +281,7 @@ def _serve(
     import torch
 
     from lamorel_ext.lamorel.hosting import Meeting, make_host
-    from lamorel_ext.server.runtime import Hosted, serve
+    from lamorel_ext.llm.serving import Hosted, serve
 
     rank = settings.args.distributed_setup_args.n_rl_processes + index
 

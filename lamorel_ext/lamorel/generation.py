@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError
-from lamorel_ext.models.devices import seeded
-from lamorel_ext.models.engines import unwrap
+from lamorel_ext.llm.devices import seeded
+from lamorel_ext.llm.scoring.engines import unwrap
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from lamorel_ext.errors import ModelLoadError, RequestError
 from lamorel_ext.lamorel.averaging import AveragedModule
 from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, give, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
-from lamorel_ext.models.loading import load_model
-from lamorel_ext.models.lora import with_adapters
+from lamorel_ext.llm.loading import load_model
+from lamorel_ext.llm.lora import with_adapters
 from lamorel_ext.types import ServerGroup
 
 

@@ -22,10 +22,10 @@ from lamorel_ext.errors import RequestError
 from lamorel_ext.lamorel.generation import generate
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.lamorel.sharing import SharedOutputs, can_share
-from lamorel_ext.models.engines import make_engine, unwrap
-from lamorel_ext.models.module_functions import BaseModuleFunction
-from lamorel_ext.models.scoring import Scorer
-from lamorel_ext.models.tokens import TextEncoder
+from lamorel_ext.llm.module_functions import BaseModuleFunction
+from lamorel_ext.llm.scoring.engines import make_engine, unwrap
+from lamorel_ext.llm.scoring.scorer import Scorer
+from lamorel_ext.llm.tokens import TextEncoder
 
 SCORE_KEY = "__score"
 Sequences = dict[str, list[int]]

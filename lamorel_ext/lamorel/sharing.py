@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamorel_ext.models.candidate_tree import CandidateTree, Tokens, batch_trees, make_tree
-from lamorel_ext.models.devices import put_integers
-from lamorel_ext.models.engines import unwrap
-from lamorel_ext.models.t5 import T5Forward, is_t5
+from lamorel_ext.llm.devices import put_integers
+from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens, batch_trees, make_tree
+from lamorel_ext.llm.scoring.engines import unwrap
+from lamorel_ext.llm.scoring.t5_forward import T5Forward, is_t5
 
 _END = -2
 """Behind every candidate, so that its last token is read too. Never read itself."""

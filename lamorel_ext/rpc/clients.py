@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from lamorel_ext.errors import LamorelExtError, ProtocolError, RpcError
-from lamorel_ext.rpc.codec import decode, encode
 from lamorel_ext.rpc.failures import error_of, failure_of
-from lamorel_ext.rpc.nested import pack_values, unpack_values
-from lamorel_ext.rpc.wire_fields import TensorReader, TensorWriter, payload_bytes, read_specs
+from lamorel_ext.rpc.wire.codec import decode, encode
+from lamorel_ext.rpc.wire.fields import TensorReader, TensorWriter, payload_bytes, read_specs
+from lamorel_ext.rpc.wire.nested import pack_values, unpack_values
 from lamorel_ext.types import Failure
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import socket
 import struct
 
 from lamorel_ext.errors import ProtocolError
-from lamorel_ext.rpc.codec import MAGIC, VERSION
+from lamorel_ext.rpc.wire.codec import MAGIC, VERSION
 
 _CHALLENGE = struct.Struct("!4sB16s")
 _REPLY = struct.Struct("!4sBI16s32s")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lamorel_ext.errors import PeerDiedError, ProtocolError, RpcError
-from lamorel_ext.rpc.codec import PREFIX, Buffer, Kind, Message, Prefix, decode_header, decode_message, decode_prefix, frame, pack
 from lamorel_ext.rpc.failures import error_of
+from lamorel_ext.rpc.wire.codec import PREFIX, Buffer, Kind, Message, Prefix, decode_header, decode_message, decode_prefix, frame, pack
 from lamorel_ext.types import Failure
 
 SILENCE_S = 300

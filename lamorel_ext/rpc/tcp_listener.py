@@ -12,10 +12,10 @@ from typing import Protocol
 
 from lamorel_ext.errors import ProtocolError, RequestError, RpcError
 from lamorel_ext.processes.stopping import Stop
-from lamorel_ext.rpc.codec import Kind, frame, pack
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.link import Frame, Link, Peer
 from lamorel_ext.rpc.transport import Inbox
+from lamorel_ext.rpc.wire.codec import Kind, frame, pack
 from lamorel_ext.types import Answer, CloseRequest, Done, Request
 
 GRACE_S = 4.0

@@ -18,9 +18,9 @@ from typing import Any
 
 from lamorel_ext.errors import ProtocolError, RequestTimeout, RpcError
 from lamorel_ext.processes import stopping
-from lamorel_ext.rpc.codec import Kind, Packed, frame, pack
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.link import Frame, Link, Peer
+from lamorel_ext.rpc.wire.codec import Kind, Packed, frame, pack
 from lamorel_ext.types import Answer, CloseRequest, Request
 
 CLOSE_TIMEOUT_S = 5.0

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lamorel_ext.envs import BabyAITextEnv
-from lamorel_ext.envs.batched import SEED_BOUND, make_batched_env, training_seeds
-from lamorel_ext.envs.minigrid_batch import MinigridBatch
+from lamorel_ext.envs.babyai.batched import SEED_BOUND, make_batched_env, training_seeds
+from lamorel_ext.envs.babyai.minigrid_batch import MinigridBatch
 from lamorel_ext.errors import CheckpointError, LevelError
 from lamorel_ext.types import BatchedEnv, ObservationBatch, StepBatch
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lamorel_ext.envs import block_levels
-from lamorel_ext.envs.levels import level_ids
-from lamorel_ext.envs.room_draws import Words
-from lamorel_ext.envs.room_levels import RoomLevel, room_level
-from lamorel_ext.envs.scene_blocks import Scenes
-from lamorel_ext.envs.streams import random_words, words_of
+from lamorel_ext.envs.babyai.arrays import block_levels
+from lamorel_ext.envs.babyai.arrays.room_draws import Words
+from lamorel_ext.envs.babyai.arrays.room_levels import RoomLevel, room_level
+from lamorel_ext.envs.babyai.arrays.scene_blocks import Scenes
+from lamorel_ext.envs.babyai.arrays.streams import random_words, words_of
+from lamorel_ext.envs.babyai.levels import level_ids
 
 LEVELS = [level for level in level_ids() if level != "BabyAI-GoToLocalS8N16-v0" and room_level(level) is not None]
 

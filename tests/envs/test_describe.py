@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lamorel_ext.envs.describe import describe
+from lamorel_ext.envs.babyai.describe import describe
 
 EMPTY = (1, 0, 0)
 

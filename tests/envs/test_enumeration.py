@@ -9,9 +9,9 @@ from minigrid.core.world_object import Ball
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.minigrid_env import MiniGridEnv
 
-from lamorel_ext.envs.describe import describe
-from lamorel_ext.envs.enumeration import LEVEL, NUM_STATES, StateTable, evaluate_policy, start_state, state_index, state_table
-from lamorel_ext.envs.levels import make_level
+from lamorel_ext.envs.babyai.describe import describe
+from lamorel_ext.envs.babyai.enumeration import LEVEL, NUM_STATES, StateTable, evaluate_policy, start_state, state_index, state_table
+from lamorel_ext.envs.babyai.levels import make_level
 from lamorel_ext.errors import LevelError
 
 

@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from minigrid.core.world_object import Door
 
 from lamorel_ext.envs import BabyAITextEnv, level_ids, make_level
-from lamorel_ext.envs.original_levels import MIXED_KINDS, TEST_EXCLUDES, TRAIN_EXCLUDES, LocalLevel
+from lamorel_ext.envs.babyai.original_levels import MIXED_KINDS, TEST_EXCLUDES, TRAIN_EXCLUDES, LocalLevel
 from lamorel_ext.errors import LevelError
 
 FORWARD, DONE = 2, 6

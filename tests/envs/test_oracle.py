@@ -13,7 +13,7 @@ import pytest
 
 from experiments.check_oracle import check_file, main
 from lamorel_ext.envs import BabyAITextEnv, describe
-from lamorel_ext.envs.transcripts import box_contents, grid_codes, thing_record
+from lamorel_ext.envs.babyai.transcripts import box_contents, grid_codes, thing_record
 from lamorel_ext.prompts import ACTION_NAMES, glam_prompt, lamorel_prompt
 
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "oracle" / "babyai_text_train.jsonl.gz"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lamorel_ext.envs.enumeration import start_state, start_states
-from lamorel_ext.envs.episodes import ComingEpisodes, TrainingSeeds
-from lamorel_ext.envs.room_codes import mask_of, wall_cells
-from lamorel_ext.envs.room_draws import Stuck, Words
-from lamorel_ext.envs.streams import random_words, seed_states, words_of
+from lamorel_ext.envs.babyai.arrays.room_codes import mask_of, wall_cells
+from lamorel_ext.envs.babyai.arrays.room_draws import Stuck, Words
+from lamorel_ext.envs.babyai.arrays.streams import random_words, seed_states, words_of
+from lamorel_ext.envs.babyai.enumeration import start_state, start_states
+from lamorel_ext.envs.babyai.episodes import ComingEpisodes, TrainingSeeds
 
 EDGES = [0, 1, 2**31, 2**32 - 1]
 

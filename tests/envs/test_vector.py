@@ -12,19 +12,19 @@ import pytest
 from test_batched import assert_same_observations, assert_same_steps, random_actions
 
 from experiments.check_oracle import read_episodes
-from lamorel_ext.envs.batched import make_batched_env
-from lamorel_ext.envs.describe import describe
-from lamorel_ext.envs.levels import level_ids, make_level
-from lamorel_ext.envs.minigrid_batch import MinigridBatch
-from lamorel_ext.envs.room_codes import EMPTY, FIRST, KEY_CODE, LOOK, NUM_COLORS, SECOND, Start, look_of, view_codes
-from lamorel_ext.envs.room_expert import path_actions
-from lamorel_ext.envs.room_levels import RoomLevel, Task, room_level
-from lamorel_ext.envs.room_views import Sentences, images_of, look_around
-from lamorel_ext.envs.rooms import Rooms
-from lamorel_ext.envs.streams import words_of
-from lamorel_ext.envs.table_batch import TableBatch
-from lamorel_ext.envs.transcripts import RecordedLevel, rebuild
-from lamorel_ext.envs.vector_batch import VectorBatch
+from lamorel_ext.envs.babyai.arrays.room_codes import EMPTY, FIRST, KEY_CODE, LOOK, NUM_COLORS, SECOND, Start, look_of, view_codes
+from lamorel_ext.envs.babyai.arrays.room_expert import path_actions
+from lamorel_ext.envs.babyai.arrays.room_levels import RoomLevel, Task, room_level
+from lamorel_ext.envs.babyai.arrays.room_views import Sentences, images_of, look_around
+from lamorel_ext.envs.babyai.arrays.rooms import Rooms
+from lamorel_ext.envs.babyai.arrays.streams import words_of
+from lamorel_ext.envs.babyai.arrays.table_batch import TableBatch
+from lamorel_ext.envs.babyai.arrays.vector_batch import VectorBatch
+from lamorel_ext.envs.babyai.batched import make_batched_env
+from lamorel_ext.envs.babyai.describe import describe
+from lamorel_ext.envs.babyai.levels import level_ids, make_level
+from lamorel_ext.envs.babyai.minigrid_batch import MinigridBatch
+from lamorel_ext.envs.babyai.transcripts import RecordedLevel, rebuild
 from lamorel_ext.errors import CheckpointError, LevelError
 
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "oracle" / "babyai_text_train.jsonl.gz"

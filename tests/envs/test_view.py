@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from minigrid.minigrid_env import MiniGridEnv
 
-from lamorel_ext.envs.levels import make_level
-from lamorel_ext.envs.view import symbolic_view
+from lamorel_ext.envs.babyai.levels import make_level
+from lamorel_ext.envs.babyai.view import symbolic_view
 
 WALK = [0, 1, 2, 2, 2, 2, 3, 4, 5, 5]
 

@@ -16,12 +16,12 @@ import pytest
 from test_batched import assert_same_observations, assert_same_steps, random_actions
 
 from lamorel_ext.config import load_config
-from lamorel_ext.envs.batched import make_batched_env, training_seeds
-from lamorel_ext.envs.process_batch import ProcessBatch
-from lamorel_ext.envs.vector_batch import VectorBatch
-from lamorel_ext.envs.worker_messages import packed, unpacked
+from lamorel_ext.envs.babyai.arrays.vector_batch import VectorBatch
+from lamorel_ext.envs.babyai.batched import make_batched_env, training_seeds
+from lamorel_ext.envs.babyai.process_batch import ProcessBatch
+from lamorel_ext.envs.babyai.worker_messages import packed, unpacked
 from lamorel_ext.errors import CheckpointError, ConfigError, EnvWorkerError, LevelError
-from lamorel_ext.student.building import make_env
+from lamorel_ext.training.building import make_env
 
 LEVEL = "BabyAI-GoToSeqS5R2-v0"
 PLAIN = "BabyAI-GoToRedBallNoDists-v0"
@@ -156,7 +156,7 @@ def test_a_worker_that_is_stuck_is_given_up() -> None:
 def test_workers_end_with_the_process_that_started_them() -> None:
     """However it ends; and a script without a guard around its main part can start them."""
     script = (
-        "import os, signal, sys; from lamorel_ext.envs.batched import make_batched_env\n"
+        "import os, signal, sys; from lamorel_ext.envs.babyai.batched import make_batched_env\n"
         f"env = make_batched_env('{PLAIN}', 2, backend='processes', num_workers=2); env.reset()\n"
         "print(*env.pids, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -24,14 +24,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments import recompute
-from experiments.report import find, make_report
-from experiments.run_folder import RunFolder, run_state
+from experiments.report.making import find, make_report
+from experiments.runs.run_folder import RunFolder, run_state
 from experiments.viewer.__main__ import make_viewer
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.errors import LamorelExtError
-from lamorel_ext.student.building import make_env
-from lamorel_ext.student.run import TrainingRun
-from tests.student.student_fakes import TableLlm
+from lamorel_ext.training.building import make_env
+from lamorel_ext.training.run import TrainingRun
+from tests.training.student_fakes import TableLlm
 
 Damage = Callable[[bytes, random.Random], bytes]
 SMALL = ("arm=teacher_feedback_gae", "run.total_steps=32", "run.eval_every=16", "env.num_envs=2", "student.num_steps=8",

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.run_folder import RunFolder
+from experiments.runs.run_folder import RunFolder
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.config.cells import named, read_cell
 

@@ -13,13 +13,13 @@ from tiny_llm import save_tiny_llm
 
 from experiments import balrog, train
 from experiments.balrog import LEVEL, TASKS, Row, WritingActor, evaluate, progression, progressions, read_action, task_env, task_seeds
-from experiments.entry import run_main
+from experiments.runs.entry import run_main
+from lamorel_ext.agents.actors import ExpertActor
 from lamorel_ext.config import load_config
-from lamorel_ext.envs.levels import make_level
-from lamorel_ext.student.actors import ExpertActor
-from lamorel_ext.student.evaluate import Evaluation
-from lamorel_ext.student.randomness import Draws
-from lamorel_ext.student.scenes import Scene
+from lamorel_ext.envs.babyai.levels import make_level
+from lamorel_ext.experience import Scene
+from lamorel_ext.randomness import Draws
+from lamorel_ext.training.evaluate import Evaluation
 from lamorel_ext.types import GenerateRequest, GenerateResult, ObservationBatch
 
 STARTS = {"goto": "go to the ", "pickup": "pick up the ", "open": "open the ", "putnext": "put the ", "pick_up_seq_go_to": ""}

@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, T5ForConditionalGeneration
 
-from experiments.benchmarks import checkpoint, harness, operations
-from experiments.benchmarks.lamorel_way import LamorelPpo, LamorelScorer
-from experiments.benchmarks.minigrid_text import MinigridText
-from experiments.benchmarks.plain import score_pairs
+from experiments.bench import checkpoint, harness, operations
+from experiments.bench.peers.lamorel_way import LamorelPpo, LamorelScorer
+from experiments.bench.peers.minigrid_text import MinigridText
+from experiments.bench.peers.plain import score_pairs
 from lamorel_ext.envs import BabyAITextEnv
 
 ACTIONS = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.benchmarks import __main__ as program
-from experiments.benchmarks import breakdown, gpu, whole, workloads
-from experiments.benchmarks.harness import Row
-from experiments.benchmarks.lamorel_way import LamorelPpo
-from experiments.benchmarks.registry import BENCHMARKS
-from experiments.benchmarks.subjects import MINIATURE, PAPER_LEVEL, Subjects
-from experiments.benchmarks.updates import Transitions
+from experiments.bench import __main__ as program
+from experiments.bench import breakdown, gpu, whole, workloads
+from experiments.bench.harness import Row
+from experiments.bench.peers.lamorel_way import LamorelPpo
+from experiments.bench.registry import BENCHMARKS
+from experiments.bench.subjects import MINIATURE, PAPER_LEVEL, Subjects
+from experiments.bench.updates import Transitions
 from lamorel_ext.config import Config, load_config
-from lamorel_ext.envs.batched import make_batched_env
-from lamorel_ext.models.tokens import TextEncoder
-from lamorel_ext.updaters import PPOUpdater
+from lamorel_ext.envs.babyai.batched import make_batched_env
+from lamorel_ext.llm.tokens import TextEncoder
+from lamorel_ext.llm.updaters import PPOUpdater
 
 ROWS = {
     "score_distinct": ["score_distinct", "score_limit"],

@@ -10,10 +10,10 @@ import pytest
 from tiny_llm import save_tiny_llm
 
 from experiments import balrog, compare, evaluate, generalise, pretrain_embedded, train
-from experiments.benchmarks import __main__ as benchmarks
-from experiments.benchmarks import gpu
-from experiments.checks import check_configs
-from experiments.entry import run_main
+from experiments.bench import __main__ as benchmarks
+from experiments.bench import gpu
+from experiments.runs.checks import check_configs
+from experiments.runs.entry import run_main
 from lamorel_ext.config import load_config
 from lamorel_ext.errors import ConfigError
 
@@ -29,10 +29,10 @@ def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("lamorel_ext.models.loading.load_host", load)
+    monkeypatch.setattr("lamorel_ext.llm.loading.load_host", load)
     for programme in (train, compare, evaluate, generalise):
         monkeypatch.setattr(programme, "start_log", lambda level: None)
-    monkeypatch.setattr("experiments.entry.start_log", lambda level: None)
+    monkeypatch.setattr("experiments.runs.entry.start_log", lambda level: None)
 
 
 @pytest.fixture

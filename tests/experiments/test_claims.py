@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from made_runs import make_config, make_row
 
-from experiments.headline import headline
-from experiments.results import Run, group_tasks
-from experiments.roles import step_size
-from experiments.sections import provenance_sections, task_sections
-from experiments.summary import Summary, summarise
-from experiments.tables import difference_table
+from experiments.report.headline import headline
+from experiments.report.results import Run, group_tasks
+from experiments.report.roles import step_size
+from experiments.report.sections import provenance_sections, task_sections
+from experiments.report.summary import Summary, summarise
+from experiments.report.tables import difference_table
 from lamorel_ext.config import load_config
-from lamorel_ext.student.edge import _options
+from lamorel_ext.methods.feedback.edge import _options
 
 NOTHING: dict[str, tuple[()]] = {"curves": (), "costs": (), "differences": (), "controls": ()}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from made_runs import compose, make_config, make_run
 
-from experiments.headline import amount, headline, literal_rule, warnings
-from experiments.report import find
-from experiments.results import Arm, Run, read_run
-from experiments.roles import control_of, is_literal_rule, missing_controls, without_edge
-from experiments.sections import task_sections
-from experiments.summary import Summary
+from experiments.report.headline import amount, headline, literal_rule, warnings
+from experiments.report.making import find
+from experiments.report.results import Arm, Run, read_run
+from experiments.report.roles import control_of, is_literal_rule, missing_controls, without_edge
+from experiments.report.sections import task_sections
+from experiments.report.summary import Summary
 from lamorel_ext.config import CONFIG_DIR, load_matrix
 
 ONLINE = [

@@ -9,11 +9,11 @@ import pytest
 from fuzz_run_folders import fuzz
 from made_runs import make_config, make_run
 
-from experiments.entry import run_main
-from experiments.report import report
+from experiments.report.making import report
+from experiments.runs.entry import run_main
 from experiments.viewer.reading import read_trace
 from lamorel_ext.errors import CheckpointError
-from lamorel_ext.student.trace_lines import VERSION
+from lamorel_ext.training.trace_lines import VERSION
 
 
 def test_a_damaged_run_folder_ends_in_documented_errors_only() -> None:

@@ -13,15 +13,15 @@ import pytest
 from tiny_llm import save_tiny_llm
 
 from experiments import compare, generalise
-from experiments.entry import run_main
-from experiments.generalisation.conditions import CONDITIONS, GROUPS, changed, choose, hindrance
-from experiments.generalisation.outcomes import RANDOM, Outcome, Policy, examine_policy
-from experiments.generalisation.summary import headline, mean_change, rows_of, summarise
+from experiments.runs.entry import run_main
+from experiments.suites.generalisation.conditions import CONDITIONS, GROUPS, changed, choose, hindrance
+from experiments.suites.generalisation.outcomes import RANDOM, Outcome, Policy, examine_policy
+from experiments.suites.generalisation.summary import headline, mean_change, rows_of, summarise
 from lamorel_ext.config import Config, load_config
-from lamorel_ext.envs.levels import level_ids
+from lamorel_ext.envs.babyai.levels import level_ids
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.student.evaluate import Evaluation
-from lamorel_ext.student.rewording import RewordedClient
+from lamorel_ext.training.evaluate import Evaluation
+from lamorel_ext.training.rewording import RewordedClient
 
 SMALL = ["env.num_envs=4", "student.num_steps=8", "ppo.num_steps=8", "run.total_steps=32", "run.eval_every=32", "run.evaluation=exact"]
 

@@ -11,7 +11,7 @@ import pytest
 from browser import CHROMEDRIVER, CHROMIUM, Browser, browse
 from made_runs import make_config, make_run
 
-from experiments.report import make_report
+from experiments.report.making import make_report
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver on the PATH")
 

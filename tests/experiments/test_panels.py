@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import compose_cell
 
-from experiments.panels import GREY, LABEL_GAP, Series, draw, lay_out, spread
-from experiments.results import Arm, Run
+from experiments.report.panels import GREY, LABEL_GAP, Series, draw, lay_out, spread
+from experiments.report.results import Arm, Run
 
 
 def make_arms(*names: str) -> list[Arm]:

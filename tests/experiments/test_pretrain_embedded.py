@@ -23,9 +23,9 @@ from experiments.pretraining.samples import Mixture, Sample, draw_samples, span_
 from experiments.pretraining.states import FIRST_HELD_OUT_SEED, State, collect_episodes
 from experiments.pretraining.tokenizer import EOS_ID, FIRST_SENTINEL_ID, SENTINELS, make_tokenizer, save_tokenizer
 from experiments.pretraining.training import ModelShape, TrainingPlan, learning_rate_factor, make_batches, make_model, save_model
-from lamorel_ext.models.loading import EMBEDDED
+from lamorel_ext.agents.guidance import subgoals
+from lamorel_ext.llm.loading import EMBEDDED
 from lamorel_ext.prompts import ACTION_NAMES, glam_prompt, glam_prompt_french, lamorel_prompt, with_feedback
-from lamorel_ext.student.guidance import subgoals
 
 TRANSCRIPTS = Path(__file__).resolve().parents[2].parent / "shared" / "oracle" / "babyai_text_train.jsonl.gz"
 SENTENCES = ("You carry a blue key", "You see a wall 3 steps forward", "You see a red ball 2 steps left and 1 step forward")

@@ -16,16 +16,16 @@ import torch
 from tiny_llm import save_tiny_llm
 
 from experiments import compare, evaluate, train
-from experiments.build import alone, build_server
-from experiments.entry import run_main
-from experiments.progress import Ticker, describe_seconds
-from experiments.results import read_run
-from experiments.run_folder import read_checkpoint
+from experiments.report.results import read_run
+from experiments.runs.build import alone, build_server
+from experiments.runs.entry import run_main
+from experiments.runs.progress import Ticker, describe_seconds
+from experiments.runs.run_folder import read_checkpoint
 from lamorel_ext.config import CONFIG_DIR, load_config
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.server.runtime import in_process
-from lamorel_ext.student.building import make_env
-from lamorel_ext.student.run import TrainingRun
+from lamorel_ext.llm.serving import in_process
+from lamorel_ext.training.building import make_env
+from lamorel_ext.training.run import TrainingRun
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["env.num_envs=4", "student.num_steps=8", "ppo.num_steps=8", "run.total_steps=64", "run.eval_every=32", "run.evaluation=episodes",

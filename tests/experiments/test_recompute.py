@@ -12,8 +12,8 @@ import pytest
 from made_runs import make_config, make_run
 
 from experiments import recompute
-from experiments.report import find
-from experiments.tables import all_tables, resampling_settings
+from experiments.report.making import find
+from experiments.report.tables import all_tables, resampling_settings
 
 ARMS = ["llm_policy", "student_alone", "teacher_frozen", "teacher_feedback_gae", "teacher_feedback+signal=constant+sign=random"]
 TASKS = ["go_to_local_d4", "open_door"]

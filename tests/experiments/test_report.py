@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from made_runs import make_config, make_run
 
-from experiments.figures import Picture
-from experiments.headline import headline
-from experiments.report import compose_page, find, make_report
-from experiments.results import group_arms, read_runs
+from experiments.report.figures import Picture
+from experiments.report.headline import headline
+from experiments.report.making import compose_page, find, make_report
+from experiments.report.results import group_arms, read_runs
 from lamorel_ext.errors import CheckpointError
 
 ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback_gae"]
@@ -249,7 +249,7 @@ def test_the_same_run_twice_is_refused(runs: Path, tmp_path: Path) -> None:
 def report_command(folder: Path) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[2]
     return subprocess.run(
-        [sys.executable, "-m", "experiments.report", str(folder)], cwd=root, env=os.environ, capture_output=True, text=True
+        [sys.executable, "-m", "experiments.report.making", str(folder)], cwd=root, env=os.environ, capture_output=True, text=True
     )
 
 
@@ -271,8 +271,8 @@ def test_the_command_prints_the_path_last(runs: Path) -> None:
 def test_a_bad_folder_ends_with_one_message(
     tmp_path: Path, files: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from experiments.entry import run_main
-    from experiments.report import report
+    from experiments.report.making import report
+    from experiments.runs.entry import run_main
 
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from made_runs import make_config, make_run
 
-from experiments.entry import run_main
-from experiments.identity import run_identity
-from experiments.provenance import configs, provenance, read_configs
 from experiments.publish import publish
-from experiments.report import find
+from experiments.report.making import find
+from experiments.report.results import STEPS, SUCCESS
 from experiments.reproduce import deviation, plan, run, unlike_machine, words
-from experiments.results import STEPS, SUCCESS
-from experiments.versions import config_hash
+from experiments.runs.entry import run_main
+from experiments.runs.identity import run_identity
+from experiments.runs.provenance import configs, provenance, read_configs
+from experiments.runs.versions import config_hash
 from lamorel_ext.errors import CheckpointError
 
 ARMS = ["llm_policy", "teacher_frozen"]

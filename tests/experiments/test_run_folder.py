@@ -17,11 +17,11 @@ import torch
 from made_runs import VERSIONS, make_config, make_row, make_run
 
 from experiments import checkpoint_files
-from experiments.results import read_columns, read_run
-from experiments.run_folder import RunFolder, check_folders, read_checkpoint, run_state
+from experiments.report.results import read_columns, read_run
+from experiments.runs.run_folder import RunFolder, check_folders, read_checkpoint, run_state
 from lamorel_ext.config import Config, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError
-from lamorel_ext.student.recorder import Checkpoint
+from lamorel_ext.training.recorder import Checkpoint
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_disk_that_is_full_at_the_start_of_a_resume_leaves_the_configuration(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("experiments.files.os.fsync", full)
+        patched.setattr("experiments.runs.files.os.fsync", full)
         with pytest.raises(CheckpointError, match="No space left"):
             RunFolder(folder_of(config), config, VERSIONS).__enter__()
     assert (folder_of(config) / "config.yaml").read_text() == before
@@ -334,7 +334,7 @@ def test_the_folder_of_another_run_is_refused_with_every_key_that_differs(config
 def test_a_second_process_is_kept_out_of_a_run_that_is_being_written(config: Config) -> None:
     folder = Path(config.run.output_dir)
     program = (
-        "import sys; from pathlib import Path; from experiments.files import held_alone\n"
+        "import sys; from pathlib import Path; from experiments.runs.files import held_alone\n"
         "with held_alone(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     folder.mkdir(parents=True)

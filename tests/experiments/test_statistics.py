@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.statistics import (
+from experiments.report.statistics import (
     Interval,
     area_under_curve,
     bootstrap_columns,

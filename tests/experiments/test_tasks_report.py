@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from made_runs import make_config, make_run
 
-from experiments.report import find, make_report
-from experiments.results import group_tasks, read_runs
+from experiments.report.making import find, make_report
+from experiments.report.results import group_tasks, read_runs
 
 ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback_gae", "teacher_feedback+signal=constant+sign=random"]
 TASKS = ["go_to_local_d4", "open_door"]

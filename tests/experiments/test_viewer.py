@@ -18,20 +18,20 @@ import numpy as np
 import pytest
 from made_runs import VERSIONS
 
-from experiments.entry import run_main
-from experiments.run_folder import RunFolder, trace_files
+from experiments.runs.entry import run_main
+from experiments.runs.run_folder import RunFolder, trace_files
 from experiments.viewer import __main__ as viewer
 from experiments.viewer import content
 from experiments.viewer.page import embedded_json, make_page
 from experiments.viewer.reading import Episode, read_trace
 from experiments.viewer.replay import replay
 from lamorel_ext.config import Config, load_config
-from lamorel_ext.envs.batched import make_batched_env
+from lamorel_ext.envs.babyai.batched import make_batched_env
 from lamorel_ext.errors import CheckpointError
-from lamorel_ext.student.loop import train
-from lamorel_ext.student.recorder import Checkpoint
-from lamorel_ext.student.trace import Trace
-from tests.student.student_fakes import TableLlm
+from lamorel_ext.training.loop import train
+from lamorel_ext.training.recorder import Checkpoint
+from lamorel_ext.training.trace import Trace
+from tests.training.student_fakes import TableLlm
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028 & 'go' \"to\""
 ARMS = ("teacher_feedback_previous_online", "llm_policy_feedback_gae", "student_alone")

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, LogScores, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
-from lamorel_ext.models.loading import load_model
+from lamorel_ext.llm.loading import load_model
 
 peft = pytest.importorskip("peft", reason="the extra lora is not installed")
 SETTINGS = LlmSettings("", "0.3", LlmArgs(), range(1))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lamorel_ext.errors import ProtocolError, RequestError
-from lamorel_ext.rpc.codec import decode, encode
+from lamorel_ext.rpc.wire.codec import decode, encode
 from lamorel_ext.types import CallRequest
 
 
@@ -87,7 +87,7 @@ def test_bytes_that_are_nothing_of_the_kind_are_a_protocol_error(raw: bytes) -> 
     marker = b'"PLACEHOLDER"'
     changed = whole.replace(marker, raw.ljust(len(marker)) if len(raw) <= len(marker) else raw)
     grown = len(changed) - len(whole)
-    from lamorel_ext.rpc.codec import PREFIX
+    from lamorel_ext.rpc.wire.codec import PREFIX
 
     magic, version, kind, call, ticket, header, payload = PREFIX.unpack(changed[: PREFIX.size])
     changed = (

@@ -15,7 +15,7 @@ from lamorel_ext.lamorel.model import LamorelModel, LogScores, initialised
 from lamorel_ext.lamorel.optimisers import fused_adam
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.lamorel.sharing import SharedOutputs, can_share
-from lamorel_ext.models.loading import load_model
+from lamorel_ext.llm.loading import load_model
 
 CONTEXTS = [
     "You see a red ball",

@@ -211,7 +211,7 @@ def test_who_is_needed_by_others_outlasts_its_own_patience() -> None:
 
 def test_servers_that_end_first_as_asked_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     from lamorel_ext.processes import stopping
-    from lamorel_ext.student import loop
+    from lamorel_ext.training import loop
 
     monkeypatch.setattr(stopping, "asked", lambda: stopping.Stop(signal.SIGHUP, "SIGHUP"))
     with pytest.raises(stopping.Stopped, match="gone; the last checkpoint stands"), loop._ending_together():

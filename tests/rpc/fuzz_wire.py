@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from lamorel_ext.errors import ProtocolError
-from lamorel_ext.rpc.codec import (
+from lamorel_ext.rpc.handshake import examine, introduce
+from lamorel_ext.rpc.wire.codec import (
     MAGIC,
     PREFIX,
     VERSION,
@@ -34,8 +35,7 @@ from lamorel_ext.rpc.codec import (
     frame,
     pack,
 )
-from lamorel_ext.rpc.handshake import examine, introduce
-from lamorel_ext.rpc.wire_fields import DTYPES, payload_bytes, read_specs
+from lamorel_ext.rpc.wire.fields import DTYPES, payload_bytes, read_specs
 from lamorel_ext.types import (
     CallRequest,
     CallResult,

@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 
 from lamorel_ext.config import DistributedSetupArgs
+from lamorel_ext.llm.server import Server
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.groups import make_thread_groups
 from lamorel_ext.rpc.rendezvous import connect_to_servers, meet_peers, peer_of
 from lamorel_ext.rpc.tcp_listener import TcpListener
 from lamorel_ext.rpc.tcp_transport import TcpTransport
-from lamorel_ext.server.server import Server
 from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar, ScoreResult, ServerGroup, UpdateRequest, UpdateResult
 
 ACTIONS = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")

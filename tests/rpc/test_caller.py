@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lamorel_ext.errors import ProtocolError, RemoteError, RequestError, RpcError
+from lamorel_ext.llm.serving import Hosted, in_process
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.transport import InProcessTransport
-from lamorel_ext.server.runtime import Hosted, in_process
 from lamorel_ext.types import Done, GenerateRequest, LlmClient, ScoreRequest, UpdateRequest, UpdateResult
 from tests.rpc.rpc_fakes import ACTIONS, FakeHost, SumUpdater, fake_log_prob
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lamorel_ext.errors import ProtocolError, RequestError
-from lamorel_ext.rpc import codec
-from lamorel_ext.rpc.codec import MAGIC, PREFIX, VERSION, Kind, decode, decode_prefix, encode, frame, pack
-from lamorel_ext.rpc.wire_fields import ALIGNMENT, DTYPES
+from lamorel_ext.rpc.wire import codec
+from lamorel_ext.rpc.wire.codec import MAGIC, PREFIX, VERSION, Kind, decode, decode_prefix, encode, frame, pack
+from lamorel_ext.rpc.wire.fields import ALIGNMENT, DTYPES
 from lamorel_ext.types import (
     Answer,
     CallRequest,

@@ -15,11 +15,11 @@ import torch.distributed as dist
 from lamorel_ext.config import DistributedSetupArgs
 from lamorel_ext.errors import PeerDiedError, ProtocolError, RemoteError, RequestTimeout, RpcError
 from lamorel_ext.rpc import rendezvous
-from lamorel_ext.rpc.codec import MAGIC, PREFIX, VERSION
 from lamorel_ext.rpc.handshake import examine, introduce
 from lamorel_ext.rpc.link import SILENCE_S, Link, Peer
 from lamorel_ext.rpc.rendezvous import accept_peers, connect_to_servers, reachable_address
 from lamorel_ext.rpc.tcp_transport import TcpTransport
+from lamorel_ext.rpc.wire.codec import MAGIC, PREFIX, VERSION
 from lamorel_ext.types import ScoreRequest, UpdateRequest
 from tests.rpc.rpc_fakes import ACTIONS, fake_log_prob, threaded_launch
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lamorel_ext.errors import ProtocolError
-from lamorel_ext.rpc.codec import Packed, decode, encode, frame
-from lamorel_ext.rpc.wire_fields import MAX_ELEMENTS
+from lamorel_ext.rpc.wire.codec import Packed, decode, encode, frame
+from lamorel_ext.rpc.wire.fields import MAX_ELEMENTS
 from lamorel_ext.types import CallRequest, ScoreResult
 from tests.rpc.fuzz_wire import fuzz
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lamorel_ext.errors import RemoteError
-from lamorel_ext.server.runtime import Hosted, in_process
-from lamorel_ext.updaters import BaseUpdater
-from lamorel_ext.updaters.agreement import checksum
-from tests.models.tiny_models import ACTIONS, make_host, make_t5
+from lamorel_ext.llm.serving import Hosted, in_process
+from lamorel_ext.llm.updaters import BaseUpdater
+from lamorel_ext.llm.updaters.agreement import checksum
+from tests.llm.tiny_models import ACTIONS, make_host, make_t5
 
 PROMPTS = ["you see a wall", "action :", "you see a red ball"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lamorel_ext.updaters import losses
+from lamorel_ext import rl as losses
 
 SCORES = [[-1.0, -2.5, -0.3], [-4.0, -3.0, float("-inf")], [0.0, 0.0, 0.0]]
 CHOSEN = torch.tensor([1, 0, 2])

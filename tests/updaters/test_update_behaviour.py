@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError, UpdateError
+from lamorel_ext.llm.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, SupervisedUpdater, make_updaters
+from lamorel_ext.llm.updaters.gradients import GradientStepper
 from lamorel_ext.types import Scalar, ScoreResult, UpdateRequest
-from lamorel_ext.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, SupervisedUpdater, make_updaters
-from lamorel_ext.updaters.gradients import GradientStepper
 from tests.updaters.updater_fakes import FakeHost, ThreadGroup, feedback_data, make_request, on_servers, ppo_data
 
 PPO_REQUEST = make_request("ppo", 6, ppo_data(6))

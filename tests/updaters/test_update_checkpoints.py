@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lamorel_ext.errors import CheckpointError
-from lamorel_ext.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, make_updaters
+from lamorel_ext.llm.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, make_updaters
 from tests.updaters.updater_fakes import FakeHost, feedback_data, make_request, ppo_data
 
 PPO = make_request("ppo", 6, ppo_data(6), lr=0.05, minibatch_size=3, epochs=1)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError
+from lamorel_ext.llm.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, SupervisedUpdater
 from lamorel_ext.types import UpdateRequest
-from lamorel_ext.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, SupervisedUpdater
 from tests.updaters.updater_fakes import FakeHost, feedback_data, make_request, ppo_data
 
 NO_CLIP = float("inf")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lamorel_ext.models.host import ModelHost
-from lamorel_ext.models.module_functions import ValueHead
+from lamorel_ext.llm.host import ModelHost
+from lamorel_ext.llm.module_functions import ValueHead
+from lamorel_ext.llm.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, make_updaters
 from lamorel_ext.types import UpdateRequest
-from lamorel_ext.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, make_updaters
-from tests.models.tiny_models import ACTIONS, PROMPTS, make_causal, make_host, make_t5, plain_scores
+from tests.llm.tiny_models import ACTIONS, PROMPTS, make_causal, make_host, make_t5, plain_scores
 from tests.updaters.updater_fakes import ThreadGroup, on_servers, shard
 
 N = 10

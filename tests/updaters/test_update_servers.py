@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lamorel_ext.errors import RequestError, UpdateError
+from lamorel_ext.llm.updaters import BaseUpdater, make_updaters
 from lamorel_ext.types import UpdateRequest
-from lamorel_ext.updaters import BaseUpdater, make_updaters
 from tests.updaters.updater_fakes import FakeHost, ThreadGroup, feedback_data, make_request, on_servers, pair_data, ppo_data, shard
 
 N = 10

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Categorical
 
 from lamorel_ext import BaseModuleFunction, BaseUpdater, Caller, lamorel_init
-from lamorel_ext.models.module_functions import ValueHead
+from lamorel_ext.llm.module_functions import ValueHead
 
 lamorel_init()
 ACTIONS = ["turn left", "turn right"]

@@ -1,0 +1,1 @@
+"""What the benchmarks are held against: the ways of Lamorel, minigrid and transformers."""

@@ -1,0 +1,168 @@
+"""Make a report from run folders alone: ``python -m experiments.report runs/demo``.
+
+Writes ``report.html``, ``provenance.json``, ``configs.json``, ``figures/*.svg``, ``figures/*.png`` and ``tables/`` into the folder (or ``--output``) and prints the path last.
+``python -m experiments.recompute runs/demo`` checks the tables against the curves, with statistics of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.report.headline import headline, warnings
+from experiments.report.results import SUCCESS, Run, group_tasks, read_runs
+from experiments.report.summary import Summary, summarise
+from experiments.report.tables import all_tables, resampling_settings
+from experiments.runs.entry import run_main
+from experiments.runs.files import folder_to_write, replace_json, writing
+from experiments.runs.provenance import write_provenance
+from lamorel_ext.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from experiments.report.sections import Pictures
+
+VIEWER = "viewer.html"
+"""Where ``experiments.viewer`` writes, beside the report."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that a report states.
+
+    Attributes:
+        title: Of the comparison.
+        tasks: One by one.
+        overall: All of them together, where there are several and an arm has runs on each.
+        unfinished: Runs that are not complete; they are left out of everything else.
+        samples: Resamples behind each interval of interquartile means, profiles and probabilities.
+    """
+
+    title: str
+    tasks: tuple[Summary, ...]
+    overall: Summary | None
+    unfinished: tuple[Run, ...]
+    samples: int
+
+    @property
+    def whole(self) -> Summary:
+        """What the first lines speak of."""
+        return self.overall or self.tasks[0]
+
+
+def make_report(folder: Path, output: Path | None = None) -> Path:
+    """Read every run below ``folder`` and write the report.
+
+    Returns:
+        Path of ``report.html``.
+
+    Raises:
+        CheckpointError: There is no complete run, or a file cannot be read or written.
+    """
+    return write_report(find(folder), output or folder)
+
+
+def find(folder: Path) -> Findings:
+    """Read every run below ``folder`` and compute what there is to say.
+
+    Raises:
+        CheckpointError: There is no complete run, or a file cannot be read.
+    """
+    from experiments.report.sections import unfinished_line
+
+    runs = read_runs(folder)
+    complete = [run for run in runs if run.state == "complete" and SUCCESS in run.columns]
+    unfinished = [run for run in runs if run not in complete]
+    if not complete:
+        raise CheckpointError(
+            f"{folder} holds {len(runs)} run(s), none of them complete:\n" + "\n".join(unfinished_line(run) for run in runs)
+        )
+    samples = complete[0].config.compare.bootstrap_samples
+    tasks = group_tasks(complete)
+    everywhere = set.intersection(*({arm.label for arm in task.arms} for task in tasks))
+    return Findings(
+        title=f"Report: {complete[0].config.compare.name}",
+        tasks=tuple(summarise([task], samples) for task in tasks),
+        overall=summarise(tasks, samples) if len(tasks) > 1 and everywhere else None,
+        unfinished=tuple(unfinished),
+        samples=samples,
+    )
+
+
+def write_report(findings: Findings, output: Path) -> Path:
+    """Write page, figures and tables; see ``make_report``."""
+    from experiments.report.plots import draw_overall, draw_task
+
+    several = len(findings.tasks) > 1
+    overall = draw_overall(findings.overall, findings.samples) if findings.overall else {}
+    tasks = [draw_task(task, f"{file_name(task.label)}_" if several else "") for task in findings.tasks]
+    target = output / "report.html"
+    with writing(output):
+        for name in ("figures", "tables"):
+            (output / name).mkdir(parents=True, exist_ok=True)
+        for pictures in (overall, *tasks):
+            for drawn in (drawn for group in pictures.values() for drawn in group):
+                (output / "figures" / f"{drawn.name}.svg").write_text(drawn.svg, encoding="utf-8")
+                (output / "figures" / f"{drawn.name}.png").write_bytes(drawn.png)
+        for name, (header, rows) in all_tables(findings.tasks, findings.overall, findings.samples).items():
+            with (output / "tables" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([header, *rows])
+        replace_json(output / "tables" / "resampling.json", resampling_settings(findings.samples))
+        write_provenance(findings.tasks, output)
+        viewer = VIEWER if (output / VIEWER).exists() else None
+        target.write_text(compose_page(findings, overall, tasks, viewer), encoding="utf-8")
+    return target
+
+
+def file_name(label: str) -> str:
+    """A label as part of a file's name."""
+    return re.sub("[^A-Za-z0-9_]+", "_", label).strip("_")
+
+
+def compose_page(findings: Findings, overall: Pictures, tasks: Sequence[Pictures], viewer: str | None = None) -> str:
+    """The page, from what there is to say, the figures over all tasks and of each, and the name of the viewer's page beside it."""
+    from experiments.report import page
+    from experiments.report.sections import overall_sections, provenance_sections, task_sections
+
+    several = len(findings.tasks) > 1
+    sections = overall_sections(findings.overall, overall) if findings.overall else []
+    for task, pictures in zip(findings.tasks, tasks, strict=True):
+        sections += task_sections(task, pictures, f"{task.label}: " if several else "")
+    if viewer:
+        sections.append(
+            page.section(
+                "The loop, step by step", page.link(viewer, "Recorded rollouts: guidance, action, advantage, sign, and the LLM after it")
+            )
+        )
+    sections += provenance_sections(findings.tasks, findings.unfinished)
+    answer = headline(findings.whole, findings.tasks if findings.overall else findings.tasks[1:])
+    return page.page(findings.title, answer, sections, warnings(findings.tasks))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="lamorel-ext-report", description="Make a report from run folders.")
+    parser.add_argument("folder", type=Path, help="folder of the runs")
+    parser.add_argument("--output", type=folder_to_write, default=None, help="where to write; the folder of the runs if not given")
+    return parser.parse_args(argv)
+
+
+def report(argv: Sequence[str]) -> int:
+    """Make the report and print its path."""
+    options = parse(argv)
+    print(f"report: {make_report(options.folder, options.output)}")
+    return 0
+
+
+def main() -> int:
+    """Entry of ``lamorel-ext-report``."""
+    return run_main(report, reads=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,336 @@
+"""Read run folders back: what a report is made of. Nothing here needs the programme that made the runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.report.statistics import area_under_curve, steps_to
+from experiments.runs.identity import differing_keys, method
+from lamorel_ext.config import Config, read_config
+from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
+
+log = logging.getLogger(__name__)
+
+STEPS = "env_steps"
+SUCCESS = "success"
+RETURN = "return"
+CALLS = "llm_calls"
+TOKENS = "llm_tokens"
+SECONDS = "seconds"
+TEACHER = "teacher_success"
+EXACT = "eval_exact"
+"""1 where an evaluation went through all states, 0 where it played held-out episodes."""
+NEEDED = (STEPS, SUCCESS, RETURN, CALLS, TOKENS, SECONDS)
+"""Columns that every curve of a complete run has, and without which there is nothing to report."""
+_LARGEST = 1e15
+"""Of any number of a curve: beyond it floating point does not count in ones."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        folder: Where it lies.
+        config: Its resolved configuration.
+        state: ``running``, ``complete`` or ``failed``; ``running`` is also what a killed process leaves behind.
+        status: All of ``status.json``.
+        versions: All of ``versions.json``.
+        columns: The learning curve, column by column, each ``(evaluations,)`` float64; NaN where nothing was measured.
+    """
+
+    folder: Path
+    config: Config
+    state: str
+    status: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    columns: Mapping[str, np.ndarray]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.config.run.seed
+
+    @property
+    def level(self) -> str:
+        """What was trained on: ``env.level``, or the name of an environment that the run brought itself."""
+        return str(self.status.get("environment", self.config.env.level))
+
+    def last(self, column: str) -> float:
+        """Value at the last evaluation."""
+        return float(self.columns[column][-1])
+
+    def area(self, column: str, until: float) -> float:
+        """Mean height of a curve over environment steps."""
+        return area_under_curve(self.columns[STEPS], self.columns[column], until)
+
+    def area_by(self, cost: str, until: float) -> float:
+        """Mean success over what was spent of ``cost``; where nothing was spent between two evaluations, the later one counts."""
+        spent, success = self.columns[cost], self.columns[SUCCESS]
+        last = np.append(np.diff(spent) > 0, True)
+        return area_under_curve(spent[last], success[last], until)
+
+    def cost_to(self, threshold: float, cost: str = STEPS) -> float | None:
+        """What was spent of ``cost``, environment steps by default, until an evaluation succeeds this often."""
+        return steps_to(self.columns[cost], self.columns[SUCCESS], threshold) if cost in self.columns else None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        label: Name for people, unlike that of any other arm.
+        runs: By seed.
+    """
+
+    label: str
+    runs: Mapping[int, Run]
+
+    @property
+    def config(self) -> Config:
+        """The configuration, with the seed of the first run."""
+        return next(iter(self.runs.values())).config
+
+
+@dataclass(frozen=True)
+class Task:
+    """The runs of one level.
+
+    Attributes:
+        label: Name for people, unlike that of any other task.
+        arms: With labels that are the same for the same arm in other tasks.
+    """
+
+    label: str
+    arms: tuple[Arm, ...]
+
+    @property
+    def until(self) -> float:
+        """Environment steps that areas reach to: the end of the shortest curve, at most the smallest budget."""
+        runs = [run for arm in self.arms for run in arm.runs.values()]
+        return min(min(run.last(STEPS) for run in runs), min(float(run.config.run.total_steps) for run in runs))
+
+    def arm(self, label: str) -> Arm | None:
+        """The arm of this label."""
+        return next((arm for arm in self.arms if arm.label == label), None)
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Every run below ``folder``, in the order of their folders' names.
+
+    Raises:
+        CheckpointError: There is none, or a file of one cannot be read.
+    """
+    runs = [read_run(path.parent) for path in sorted(folder.rglob("config.yaml"))]
+    if not runs:
+        raise NotThereError(f"{folder} holds no run: no config.yaml in it or below it")
+    return runs
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run folder.
+
+    What is not needed to understand a curve may be damaged: without ``versions.json`` its makers are unknown, without ``status.json`` a
+    curve up to the end of the budget is complete, and what stands in the way of a run that is not complete is its error.
+
+    Raises:
+        CheckpointError: A file is missing or cannot be read.
+    """
+    try:
+        config = read_config(folder / "config.yaml")
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    status, versions = _status(folder / "status.json"), readable_json(folder / "versions.json")
+    path, state = folder / "metrics.csv", str(status.get("state", "running"))
+    try:
+        columns = read_columns(path)
+        if state == "complete" or columns:
+            _check_curve(path, columns)
+    except CheckpointError as error:
+        if state == "complete":
+            raise CheckpointError(f"{error}. The run's own command makes the curve anew from its checkpoint, where it has one") from error
+        return Run(folder, config, state, {"error": str(error), **status}, versions, {})
+    if "state" not in status and columns and columns[STEPS][-1] >= config.run.total_steps:
+        log.warning("%s is gone or damaged; its curve goes to the end, so the run is taken as complete", folder / "status.json")
+        state = "complete"
+    return Run(folder, config, state, status, versions, columns)
+
+
+def _status(path: Path) -> dict[str, Any]:
+    """What a status says; of a damaged one, that it cannot be read."""
+    try:
+        return read_json(path)
+    except CheckpointError as error:
+        return {"error": str(error)}
+
+
+def _check_curve(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Raises CheckpointError where these columns cannot be a learning curve."""
+    if missing := [name for name in NEEDED if name not in columns]:
+        raise CheckpointError(f"{path} is no learning curve: it has no column of numbers {', '.join(missing)}")
+    if not len(columns[STEPS]):
+        raise CheckpointError(f"{path} has no row below its header")
+    for name, values in columns.items():
+        if np.isinf(values).any():
+            raise CheckpointError(f"{path}: {name} holds a number that is not finite")
+    for name in NEEDED:
+        lowest = -np.inf if name == RETURN else 0
+        if not np.all(columns[name] >= lowest):
+            raise CheckpointError(f"{path}: {name} holds an empty cell, or a number below 0")
+        if np.any(np.abs(columns[name]) > _LARGEST):
+            raise CheckpointError(f"{path}: {name} holds a number above {_LARGEST:.0e}")
+    if np.any(columns[SUCCESS] > 1):
+        raise CheckpointError(f"{path}: {SUCCESS} is a share, but {columns[SUCCESS].max():g} is above 1")
+    for name in (STEPS, CALLS, TOKENS, SECONDS):
+        if np.any(np.diff(columns[name]) < 0):
+            raise CheckpointError(f"{path}: {name} goes down from one row to the next")
+
+
+def readable_json(path: Path) -> dict[str, Any]:
+    """``read_json`` for what can be made anew: with a warning, a damaged file counts as one that is not there."""
+    try:
+        return read_json(path)
+    except CheckpointError as error:
+        log.warning("%s; it is passed over", error)
+        return {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file.
+
+    Raises:
+        CheckpointError: It is no JSON object.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """The numbers of a CSV file, column by column; NaN where a cell is empty, no column where it holds words.
+
+    Raises:
+        CheckpointError: A row has more or fewer cells than the header, or two columns have one name.
+    """
+    if not path.exists():
+        return {}
+    header, rows = _cells(path, decoded(path))
+    columns = {}
+    for name, *cells in zip(header, *rows, strict=True):
+        try:
+            columns[name] = np.array([float(cell) if cell else np.nan for cell in cells])
+        except ValueError:
+            continue
+    return columns
+
+
+def read_rows(path: Path, text: str) -> list[dict[str, float]]:
+    """The rows of a curve, NaN where a cell is empty.
+
+    Args:
+        path: Named by errors.
+        text: What stands in it.
+
+    Raises:
+        CheckpointError: A row has more or fewer cells than the header, or one that is no number.
+    """
+    header, rows = _cells(path, text)
+    try:
+        return [{name: float(cell or "nan") for name, cell in zip(header, row, strict=True)} for row in rows]
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def decoded(path: Path) -> str:
+    """Text of a file, line ends as they are.
+
+    Raises:
+        CheckpointError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _cells(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows."""
+    try:
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
+    except csv.Error as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise CheckpointError(f"{path}, line {number}: expected {len(header)} cells, got {len(row)}")
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise CheckpointError(f"{path} has several columns of the name {', '.join(twice)}")
+    return header, rows
+
+
+def group_tasks(runs: Sequence[Run]) -> list[Task]:
+    """Runs grouped by level and number of objects, in the order of ``compare.tasks``, and by arm within each.
+
+    Raises:
+        CheckpointError: Two runs of a task have the same configuration and the same seed.
+    """
+    groups: dict[tuple[str, int | None], list[Run]] = {}
+    tasks = max((run.config.compare.tasks for run in runs), key=len, default=())
+    for run in sorted(runs, key=lambda run: tasks.index(run.config.env.name) if run.config.env.name in tasks else len(tasks)):
+        groups.setdefault((run.level, run.config.env.num_distractors), []).append(run)
+    names = [members[0].config.env.name or _level_label(*level) for level, members in groups.items()]
+    return [
+        Task(name if names.count(name) == 1 else f"{name} ({_level_label(*level)})", tuple(group_arms(members)))
+        for name, (level, members) in zip(names, groups.items(), strict=True)
+    ]
+
+
+def _level_label(level: str, num_distractors: int | None) -> str:
+    short = level.removeprefix("BabyAI-").removesuffix("-v0")
+    return short if num_distractors is None else f"{short}, {num_distractors} objects"
+
+
+def group_arms(runs: Sequence[Run]) -> list[Arm]:
+    """Runs grouped by configuration, in the order of ``compare.arms`` where the folders are named after them.
+
+    Raises:
+        CheckpointError: Two runs have the same configuration and the same seed.
+    """
+    groups: dict[tuple[Any, ...], dict[int, Run]] = {}
+    arms = max((run.config.compare.arms for run in runs), key=len, default=())
+    for run in sorted(runs, key=lambda run: _order(run, arms)):
+        members = groups.setdefault((run.config.arm.name, *method(run.config).items()), {})
+        if run.seed in members:
+            raise CheckpointError(f"{run.folder} and {members[run.seed].folder} have the same configuration and the same seed {run.seed}")
+        members[run.seed] = run
+    grouped = [Arm(next(iter(members.values())).config.arm.name, dict(sorted(members.items()))) for members in groups.values()]
+    return [Arm(_distinct_label(arm, grouped), arm.runs) for arm in grouped]
+
+
+def _order(run: Run, arms: Sequence[str]) -> tuple[int, str, int]:
+    """As asked for, then by name."""
+    name = run.folder.parent.name
+    return (arms.index(name) if name in arms else len(arms), str(run.folder.parent), run.seed)
+
+
+def _distinct_label(arm: Arm, arms: Sequence[Arm]) -> str:
+    """The arm's name, with the values that set it apart from others of that name."""
+    namesakes = [method(other.config) for other in arms if other.label == arm.label]
+    values = method(arm.config)
+    apart = ", ".join(f"{key}={values[key]}" for key in differing_keys(namesakes))
+    return f"{arm.label} ({apart})" if apart else arm.label

@@ -1,0 +1,1 @@
+"""One run: built from its configuration, written to its folder, resumed from it."""

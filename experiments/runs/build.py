@@ -1,0 +1,119 @@
+"""From a configuration to the two sides of a launch: an LLM server with its updaters, or a client that talks to the servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lamorel_ext.config import Config, LamorelArgs
+from lamorel_ext.portable import hold_portable
+from lamorel_ext.rpc.topology import Placement, Role
+
+if TYPE_CHECKING:
+    from lamorel_ext.llm.serving import Hosted
+    from lamorel_ext.rpc.caller import Caller
+    from lamorel_ext.rpc.clients import Clients
+    from lamorel_ext.types import LlmClient
+
+Client = Callable[["Caller"], int]
+"""What the RL client does with the servers; gives the exit status."""
+
+
+def run_as_ranked(config: Config, client: Client, every_client: bool = False) -> int:
+    """Be what this rank is: an LLM server until every client is done, or the client.
+
+    A process that was started on its own is both: one server in a thread of its own, behind the same caller.
+
+    Args:
+        config: Went through ``check_configs``.
+        client: What rank 0 does.
+        every_client: True where the other RL clients do it too, together with rank 0; else they have nothing to do.
+
+    Raises:
+        ConfigError: The launch is not the one that is configured, or ``run.portable`` cannot be had in this process.
+    """
+    from lamorel_ext.rpc.distributed import launched_role
+    from lamorel_ext.rpc.runtime import connect
+
+    args = config.lamorel_args
+    if config.run.portable:
+        hold_portable()
+    role = launched_role(args)
+    if role is not None and not role.is_server:
+        use_threads(config.run.num_threads)
+        with connect(args) as caller:
+            return client(caller) if every_client or role.index == 0 else 0
+    from lamorel_ext.llm.serving import in_process, serve  # never in a client, as below
+
+    if role is not None:
+        serve(args, lambda placement: build_server(args, placement))
+        return 0
+    use_threads(config.run.num_threads)
+    with in_process([build_server(args, alone(args))]) as caller:
+        return client(caller)
+
+
+def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
+    """Load the model with its heads, and make the updaters.
+
+    Raises:
+        ModelLoadError: The model cannot be had.
+    """
+    # Here, so that a client never imports them: that takes longer than all the rest of its start.
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from lamorel_ext.agents.action_heads import ACTION_HEADS
+    from lamorel_ext.agents.guidance import NUM_ACTIONS
+    from lamorel_ext.agents.llm_policy import VALUE
+    from lamorel_ext.llm.loading import load_host
+    from lamorel_ext.llm.module_functions import ActionHeads, ValueHead
+    from lamorel_ext.llm.serving import Hosted
+    from lamorel_ext.llm.updaters import make_updaters
+
+    llm = args.llm_args
+    use_threads(llm.num_threads)
+    disable_progress_bar()  # one per checkpoint would bury the log
+    width = llm.value_head_hidden
+    heads = {VALUE: ValueHead(width), ACTION_HEADS: ActionHeads(width, NUM_ACTIONS)}
+    host = load_host(llm, torch.device(placement.device), heads)
+    return Hosted(host, make_updaters())
+
+
+def alone(args: LamorelArgs) -> Placement:
+    """Where a server lives that shares the client's process."""
+    gpus = (0,) if args.llm_args.parallelism.use_gpu else ()
+    return Placement(0, Role("llm server", 0), 0, 0, gpus)
+
+
+def use_threads(num_threads: int) -> None:
+    """Let PyTorch use as many threads in this process; 0 leaves its choice."""
+    import torch
+
+    if num_threads:
+        torch.set_num_threads(num_threads)
+
+
+def clients_of(caller: LlmClient) -> Clients:
+    """The RL clients of this launch; one where this process was started on its own, whatever is configured."""
+    from lamorel_ext.rpc.caller import Caller
+    from lamorel_ext.rpc.clients import Clients
+
+    return Clients(caller.clients if isinstance(caller, Caller) else None)
+
+
+def for_all(caller: LlmClient, clients: Clients) -> LlmClient:
+    """The servers, for requests that every client makes alike."""
+    from lamorel_ext.training.shared import SharedClient
+
+    return caller if clients.size == 1 else SharedClient(caller, clients)
+
+
+def needs_llm(config: Config) -> bool:
+    """True where the arm asks a language model anything."""
+    return config.asks_llm
+
+
+def llm_of(config: Config, caller: LlmClient) -> LlmClient | None:
+    """The servers, for an arm that has use for them."""
+    return caller if needs_llm(config) else None

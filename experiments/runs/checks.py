@@ -1,0 +1,69 @@
+"""What a configuration asks for and cannot have, beyond its schema: found before folders, other ranks, devices or models are looked at.
+
+A mistake in the configuration is there wherever the run is started; what this machine lacks, or what lies in a folder, is only worth hearing of
+once the configuration itself is possible. Free of torch: the launchers ask too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Iterator
+
+from lamorel_ext.config import Config, EnvArgs, StageArgs
+from lamorel_ext.errors import ConfigError, LevelError
+from lamorel_ext.prompts.templates import can_say
+
+TRIED = 20
+"""Episodes of a level whose missions are put to the prompt's template."""
+
+
+def check_configs(configs: Iterable[Config]) -> None:
+    """Make sure that what the runs ask for can be had. Loads no model, reads no folder, needs no other rank.
+
+    Raises:
+        ConfigError: With every problem of every run; what several have in common is said once.
+    """
+    problems = dict.fromkeys(problem for config in configs for problem in _problems(config))
+    if problems:
+        raise ConfigError(list(problems))
+
+
+def _problems(config: Config) -> Iterator[str]:
+    stages: dict[str, EnvArgs | StageArgs] = {f"env.curriculum[{place}]": stage for place, stage in enumerate(config.env.curriculum)}
+    for group, chosen in ({"env": config.env} | stages).items():
+        yield from _level_problems(group, chosen, config.env)
+    if config.run.evaluation == "exact" and (hindrance := _hindrance(config)):
+        yield f"run.evaluation: exact is not possible: {hindrance}"
+    if config.run.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
+        yield "run.tracker: wandb is not installed: pip install 'lamorel-ext[trackers]'"
+
+
+def _level_problems(group: str, chosen: EnvArgs | StageArgs, env: EnvArgs) -> Iterator[str]:
+    """Whether there is the level, takes the number of distractors, suits the backend, and can be said in the prompt."""
+    from lamorel_ext.envs.babyai.backends import choose_backend
+    from lamorel_ext.envs.babyai.levels import level_spec, make_level
+
+    level, number = chosen.level, chosen.num_distractors
+    key = f"{group}.level"
+    try:
+        level_spec(level)
+        key = f"{group}.num_distractors"
+        built = make_level(level, number)
+        key = "env.backend"
+        choose_backend(level, env.backend, number, env.num_workers)
+    except LevelError as error:
+        yield f"{key}: {error}"
+        return
+    if env.prompt == "glam" and env.language == "fr":
+        missions = (str(built.reset(seed=seed)[0]["mission"]) for seed in range(TRIED))
+        if unsayable := next((mission for mission in missions if not can_say(mission, env.prompt, env.language)), None):
+            yield f"env.prompt: {level}: the French glam prompt can only say go-to missions, not {unsayable!r}; take lamorel, or env.language=en"
+
+
+def _hindrance(config: Config) -> str:
+    from lamorel_ext.training.exactness import why_not_exact
+
+    arm, feedback = config.arm, config.feedback
+    reads_prompts = config.asks_llm or arm.agent == "drrn"
+    told = feedback.signal != "none" and feedback.channel != "loss"
+    return why_not_exact(config.env, reads_prompts, config.guidance.vocabulary != "free", told)

@@ -1,0 +1,85 @@
+"""What a run was made with: interpreter, packages, commit, command, machine, and a hash of its configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from experiments.runs.identity import run_identity
+from lamorel_ext.config import Config
+from lamorel_ext.processes.ranks import rank_of_log
+
+PACKAGES = ("transformers", "accelerate", "minigrid", "gymnasium", "numpy", "scipy", "safetensors", "tokenizers")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
+    """Everything that is needed to make the run again, apart from its configuration.
+
+    Args:
+        task: Name of the module below ``experiments``.
+        argv: Its arguments.
+    """
+    import torch
+
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "command": command_line(task, argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,  # with the build, +cpu or +cu130
+        **{package: _version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        "commit": commit,
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+    }
+
+
+def command_line(task: str, argv: Sequence[str]) -> str:
+    """The line that does the same again: through the launcher where this is one rank of several."""
+    module = f"launchers {task}" if rank_of_log() is not None else f"experiments.{task}"
+    return f"python -m {module} {shlex.join(argv)}".rstrip()
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of the keys that make the run the run it is; where and how fast it runs is not among them."""
+    return hashlib.sha256(json.dumps(run_identity(config), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _processor() -> str:
+    """The processor's name, as the system has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says about this source tree, or None where it is no checkout."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

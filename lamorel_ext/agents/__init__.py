@@ -1,0 +1,1 @@
+"""Who acts: the RL student with its teachers, the LLM as policy, and the agents to compare with."""

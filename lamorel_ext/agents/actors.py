@@ -1,0 +1,68 @@
+"""Actors that do not learn, to compare with: uniformly random actions, and the expert."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lamorel_ext.agents.guidance import NUM_ACTIONS
+from lamorel_ext.experience import Decision, Discount, Scene
+from lamorel_ext.randomness import Draws, sample_rows
+
+
+class UniformActor:
+    """Takes every action alike.
+
+    Args:
+        actions: Ids of the actions to choose from.
+    """
+
+    reads_prompts = False
+    enumerable = True
+    discount = Discount(1.0, 1.0)
+
+    def __init__(self, actions: tuple[int, ...] = tuple(range(NUM_ACTIONS))) -> None:
+        self._probs = np.zeros(NUM_ACTIONS)
+        self._probs[list(actions)] = 1.0 / len(actions)
+
+    def decide(self, scene: Scene, draws: Draws) -> Decision:
+        """See ``Actor``."""
+        probs = self.action_probs(scene)
+        return _decision(probs, scene, draws)
+
+    def values(self, scene: Scene) -> np.ndarray:
+        """There is no critic."""
+        return np.zeros(len(scene))
+
+    def action_probs(self, scene: Scene) -> np.ndarray:
+        """See ``Actor``."""
+        return np.tile(self._probs, (len(scene), 1))
+
+
+class ExpertActor:
+    """Does what the environment's expert does; its scenes need expert actions."""
+
+    reads_prompts = False
+    enumerable = True
+    discount = Discount(1.0, 1.0)
+
+    def decide(self, scene: Scene, draws: Draws) -> Decision:
+        """See ``Actor``."""
+        return _decision(self.action_probs(scene), scene, draws)
+
+    def values(self, scene: Scene) -> np.ndarray:
+        """There is no critic."""
+        return np.zeros(len(scene))
+
+    def action_probs(self, scene: Scene) -> np.ndarray:
+        """See ``Actor``."""
+        if scene.experts is None:
+            raise ValueError("this scene has no expert actions: PromptedEnv needs with_experts=True")
+        probs: np.ndarray = np.eye(NUM_ACTIONS)[scene.experts]
+        return probs
+
+
+def _decision(probs: np.ndarray, scene: Scene, draws: Draws) -> Decision:
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(probs)
+    actions = sample_rows(log_probs, draws.actions)
+    return Decision(actions, log_probs[np.arange(len(actions)), actions], np.zeros(len(scene)))

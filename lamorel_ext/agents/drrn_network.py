@@ -1,0 +1,58 @@
+"""The Deep Reinforcement Relevance Network: how good each action is in a state, both given as texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from lamorel_ext.agents.word_places import VOCABULARY_SIZE, padded, word_places
+from lamorel_ext.prompts import ACTION_NAMES
+
+
+class DrrnNetwork(nn.Module):
+    """Q(s, a) from a recurrent encoding of the observation's text and one of the action's (He et al. 2016, arXiv 1511.04636).
+
+    As in the versions for text games the two are joined by a layer with rectified units rather than by an inner product.
+
+    Args:
+        embedding_size: Of a word; both encoders have the same embeddings.
+        hidden_size: Of the encoders (gated recurrent units) and of the layer that joins them.
+        seed: Fixes the initial weights.
+    """
+
+    def __init__(self, embedding_size: int, hidden_size: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embedding = nn.Embedding(VOCABULARY_SIZE, embedding_size, padding_idx=0)
+            self.state_encoder = nn.GRU(embedding_size, hidden_size, batch_first=True)
+            self.action_encoder = nn.GRU(embedding_size, hidden_size, batch_first=True)
+            self.join_state = nn.Linear(hidden_size, hidden_size)
+            self.join_action = nn.Linear(hidden_size, hidden_size, bias=False)
+            self.score = nn.Linear(hidden_size, 1)
+
+    def forward(self, states: Sequence[Sequence[int]]) -> Tensor:
+        """Q of every action, in the order of ``ACTION_NAMES``.
+
+        Args:
+            states: ``n`` texts, as ``word_places`` gives them; repeated ones are read once.
+
+        Returns:
+            ``(n, actions)``.
+        """
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(map(tuple, states)))}
+        seen = self.join_state(self._read(list(distinct), self.state_encoder))
+        acted = self.join_action(self._read([word_places(name) for name in ACTION_NAMES], self.action_encoder))
+        values = self.score(torch.relu(seen[:, None] + acted[None])).squeeze(-1)
+        return values[[distinct[tuple(text)] for text in states]]
+
+    def _read(self, texts: Sequence[Sequence[int]], encoder: nn.GRU) -> Tensor:
+        """The encoder's state behind the last word of each text, ``(n, hidden_size)``."""
+        table, lengths = padded(texts)
+        words = self.embedding(torch.from_numpy(table))
+        packed = pack_padded_sequence(words, torch.from_numpy(lengths), batch_first=True, enforce_sorted=False)
+        last: Tensor = encoder(packed)[1][0]
+        return last

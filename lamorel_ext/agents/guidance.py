@@ -1,0 +1,130 @@
+"""What a teacher may say and how a student hears it: vocabularies, hints, and the plug point of teachers."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from lamorel_ext.experience import Guidance, Hearing, Said, Scene
+from lamorel_ext.prompts import ACTION_NAMES
+from lamorel_ext.randomness import Draws
+
+NUM_ACTIONS = len(ACTION_NAMES)
+NO_HINT = NUM_ACTIONS
+"""The hint of a text that asks for no particular action."""
+
+_OBJECT = re.compile(
+    r"\b(?:the|a|an) (?:(?:red|green|blue|purple|yellow|grey) )?(?:ball|box|key|door|object)"
+    r"(?: in front of you| behind you| on your left| on your right)?"
+)
+_ACTION = re.compile("|".join(rf"\b{name}\b" for name in ACTION_NAMES))
+
+SUBGOALS = (
+    "turn until you see {first}",
+    "turn left until you see {first}",
+    "turn right until you see {first}",
+    "turn left towards {first}",
+    "turn right towards {first}",
+    "turn around",
+    "go forward until you reach {first}",
+    "go forward until you see a wall",
+    "go forward and look around",
+    "pick up {first}",
+    "drop what you carry next to {second}",
+    "toggle {first}",
+)
+"""Subgoal sentences; ``first`` and ``second`` are the objects that the mission names."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A fixed set of guidances, the same number in every state.
+
+    Attributes:
+        kind: ``action_hint`` or ``subgoal``.
+        hints: ``(size,)`` int64, the action that each guidance asks for, or ``NO_HINT``.
+    """
+
+    kind: Literal["action_hint", "subgoal"]
+    hints: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Number of guidances."""
+        return len(self.hints)
+
+    def candidates(self, mission: str) -> tuple[str, ...]:
+        """The texts to choose from, a function of the mission alone."""
+        return ACTION_NAMES if self.kind == "action_hint" else subgoals(mission)
+
+
+def make_vocabulary(kind: Literal["action_hint", "subgoal"]) -> Vocabulary:
+    """The vocabulary of that name."""
+    texts = ACTION_NAMES if kind == "action_hint" else SUBGOALS
+    return Vocabulary(kind, np.array([hinted_action(text) for text in texts], dtype=np.int64))
+
+
+@functools.lru_cache(maxsize=4096)
+def subgoals(mission: str) -> tuple[str, ...]:
+    """The subgoal sentences of a mission, such as ``turn until you see the red ball``.
+
+    A mission that names no object has ``the goal`` in its place; one that names a single object has it in both places.
+    """
+    objects = _OBJECT.findall(mission) or ["the goal"]
+    return tuple(sentence.format(first=objects[0], second=objects[-1]) for sentence in SUBGOALS)
+
+
+@functools.lru_cache(maxsize=65536)
+def hinted_action(text: str) -> int:
+    """The action whose name comes first in a text, or ``NO_HINT``.
+
+    ``turn left until you see the red ball`` hints at turning left; ``turn around`` names no action.
+    """
+    found = _ACTION.search(text.lower())
+    return ACTION_NAMES.index(found.group()) if found else NO_HINT
+
+
+
+
+
+
+class Teacher(Protocol):
+    """The plug point of a source of guidance.
+
+    Attributes:
+        guidance_codes: Size of the codes it gives.
+        options: Everything it can say in any state, one row each, or None where that cannot be listed.
+    """
+
+    guidance_codes: int
+    options: Guidance | None
+
+    def guide(self, scene: Scene, draws: Draws) -> Guidance:
+        """Draw one guidance per environment."""
+
+    def distribution(self, scene: Scene) -> np.ndarray:
+        """M(x | s), ``(n, options)`` float64; only where ``options`` are listed."""
+
+
+
+
+@runtime_checkable
+class AskingTeacher(Teacher, Protocol):
+    """A teacher that can be asked now and heard later."""
+
+    def ask(self, scene: Scene) -> Hearing:
+        """Send off what the LLM must score."""
+
+
+def every_guidance(vocabulary: Vocabulary) -> Guidance:
+    """All of a vocabulary, one row each."""
+    return choose_guidance(vocabulary, np.arange(vocabulary.size))
+
+
+def choose_guidance(vocabulary: Vocabulary, chosen: np.ndarray, said: Said | None = None) -> Guidance:
+    """The guidance at the places ``chosen``, ``(n,)``, of a vocabulary."""
+    return Guidance(np.eye(vocabulary.size, dtype=np.float32)[chosen], vocabulary.hints[chosen], said)

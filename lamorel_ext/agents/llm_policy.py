@@ -1,0 +1,115 @@
+"""The LLM as policy: the baseline of Lamorel and GLAM (Carta et al. 2023)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lamorel_ext.agents.llm_teachers import distribution_over, normalised_scores, summed_scores
+from lamorel_ext.config import PpoArgs
+from lamorel_ext.experience import Actor, Deciding, Decision, Discount, Rollout, Said, Scene
+from lamorel_ext.prompts import ACTION_NAMES
+from lamorel_ext.randomness import Draws, entropies, sample_rows
+from lamorel_ext.rl import normalise
+from lamorel_ext.types import LlmClient, Scalar, ScoreRequest, ScoreResult, UpdateRequest
+
+PPO_STATS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "initial_ratio_error", "grad_norm")
+"""Numbers of the servers' PPO update that are recorded."""
+VALUE = "value"
+"""Name of the module function that is the critic."""
+
+
+class LlmPolicyAgent:
+    """The LLM scores the six action texts and is trained by PPO on the servers; a value head is the critic.
+
+    Advantages are normalised over the rollout, as in Lamorel's PPO example. Guidance and action coincide: x_t = a_t.
+    """
+
+    reads_prompts = True
+    enumerable = True
+    asks = True
+    follower: Actor | None = None
+    columns: tuple[str, ...] = tuple(f"ppo_{name}" for name in PPO_STATS)
+
+    def __init__(self, llm: LlmClient, args: PpoArgs) -> None:
+        self._llm = llm
+        self._args = args
+        self.discount = Discount(args.gamma, args.lam, args.reward_scale)
+
+    def decide(self, scene: Scene, draws: Draws) -> Decision:
+        """See ``Actor``."""
+        request = _scores_and_values(scene)
+        return _decide(request, self._llm.score_batch(request), draws)
+
+    def ask(self, scene: Scene) -> Deciding:
+        """See ``AskingActor``."""
+        request = _scores_and_values(scene)
+        pending = self._llm.submit_score(request)
+        return lambda draws: _decide(request, pending.result(), draws)
+
+    def values(self, scene: Scene) -> np.ndarray:
+        """See ``Actor``."""
+        request = ScoreRequest(scene.shown, (), (VALUE,), score=False)
+        values: np.ndarray = self._llm.score_batch(request).modules[VALUE].detach().double().reshape(-1).numpy()
+        return values
+
+    def action_probs(self, scene: Scene) -> np.ndarray:
+        """See ``Actor``."""
+        return distribution_over(self._llm, scene, (ACTION_NAMES,) * len(scene))
+
+    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
+        """See ``Agent``."""
+        stats = self._llm.update_batch(ppo_request(rollout, self._args, seed=int(rng.integers(2**31)))).stats
+        return {f"ppo_{name}": stats[name] for name in PPO_STATS if name in stats}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that learns lives on the servers."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """See ``tensors``."""
+
+
+def _scores_and_values(scene: Scene) -> ScoreRequest:
+    return ScoreRequest(scene.shown, (ACTION_NAMES,) * len(scene), (VALUE,))
+
+
+def _decide(request: ScoreRequest, result: ScoreResult, draws: Draws) -> Decision:
+    """Sample from the softmax of the summed log-probabilities."""
+    log_probs, modules = normalised_scores(result)
+    actions = sample_rows(log_probs, draws.actions)
+    taken = log_probs[np.arange(len(actions)), actions]
+    said = Said(request.prompts, request.candidates, actions, taken, entropies(log_probs), summed_scores(result))
+    return Decision(actions, taken, modules[VALUE].reshape(-1), said)
+
+
+def ppo_request(rollout: Rollout, args: PpoArgs, seed: int) -> UpdateRequest:
+    """The servers' PPO update from a rollout of the LLM policy's.
+
+    Args:
+        seed: Fixes the minibatches.
+    """
+    said = [turn.decision.said for turn in rollout.turns if turn.decision.said is not None]
+    prompts = tuple(prompt for words in said for prompt in words.prompts)
+    options: dict[str, Scalar] = {
+        "lr": args.lr,
+        "adam_eps": args.adam_eps,
+        "epochs": args.epochs,
+        "minibatch_size": args.minibatch_size,
+        "gradient_minibatch_size": args.gradient_minibatch_size,
+        "clip_eps": args.clip_eps,
+        "entropy_coef": args.entropy_coef,
+        "value_loss_coef": args.value_loss_coef,
+        "max_grad_norm": args.max_grad_norm,
+        "seed": seed,
+    }
+    data = {
+        "actions": torch.from_numpy(np.concatenate([words.chosen for words in said])),
+        "old_log_probs": torch.from_numpy(np.concatenate([words.log_probs for words in said])),
+        "advantages": torch.from_numpy(normalise(rollout.advantages).ravel()),
+        "returns": torch.from_numpy(rollout.returns.ravel()),
+        "values": torch.from_numpy(rollout.values.ravel()),
+    }
+    candidates = tuple(texts for words in said for texts in words.candidates)
+    return UpdateRequest("ppo", prompts, candidates, torch.arange(len(prompts)), len(prompts), data, options)

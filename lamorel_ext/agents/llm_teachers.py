@@ -1,0 +1,147 @@
+"""The LLM as teacher: choosing from a vocabulary, or writing guidance of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
+from lamorel_ext.agents.guidance import Vocabulary, choose_guidance, every_guidance, hinted_action
+from lamorel_ext.agents.metering import MeteredClient
+from lamorel_ext.experience import AllStates, Guidance, Hearing, Said, Scene
+from lamorel_ext.randomness import Draws, entropies, log_softmax, sample_rows
+from lamorel_ext.types import GenerateRequest, LlmClient, Scalar, ScoreRequest, ScoreResult
+
+
+def score_candidates(
+    llm: LlmClient, prompts: tuple[str, ...], candidates: tuple[tuple[str, ...], ...], modules: tuple[str, ...] = ()
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Log-probabilities of candidates, normalised per prompt, and what the module functions gave.
+
+    Returns:
+        ``(n, candidates)`` float64 in nats, and one float64 array per module.
+    """
+    return normalised_scores(llm.score_batch(ScoreRequest(prompts, candidates, modules)))
+
+
+def normalised_scores(result: ScoreResult) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What ``score_candidates`` gives, from an answer."""
+    values = {name: values.detach().double().numpy() for name, values in result.modules.items()}
+    return log_softmax(summed_scores(result)), values
+
+
+def summed_scores(result: ScoreResult) -> np.ndarray:
+    """``(n, candidates)`` float64: what ``normalised_scores`` normalises."""
+    scores: np.ndarray = result.padded().detach().double().numpy()
+    return scores
+
+
+def candidate_table(llm: LlmClient, prompts: tuple[str, ...], candidates: tuple[tuple[str, ...], ...]) -> np.ndarray:
+    """As ``score_candidates``, for many states that read alike: each distinct text travels once.
+
+    Returns:
+        ``(n, candidates)`` float64 in nats.
+    """
+    asked = {pair: row for row, pair in enumerate(dict.fromkeys(zip(prompts, candidates, strict=True)))}
+    table, _ = score_candidates(llm, tuple(prompt for prompt, _ in asked), tuple(texts for _, texts in asked))
+    return table[[asked[pair] for pair in zip(prompts, candidates, strict=True)]]
+
+
+def distribution_over(
+    llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]
+) -> np.ndarray:
+    """``candidate_table`` as probabilities; asked once per weights where the scene is all states."""
+    if isinstance(scene, AllStates) and isinstance(llm, MeteredClient):
+        return llm.table((scene.shown, candidates), lambda: _table(llm, scene, candidates))
+    return _table(llm, scene, candidates)
+
+
+def _table(llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]) -> np.ndarray:
+    return np.exp(candidate_table(llm, scene.shown, candidates))
+
+
+class LlmTeacher:
+    """The LLM chooses from a fixed vocabulary: it is sampled from the softmax of its summed log-probabilities."""
+
+    def __init__(self, llm: LlmClient, vocabulary: Vocabulary) -> None:
+        self._llm = llm
+        self._vocabulary = vocabulary
+        self.guidance_codes = vocabulary.size
+        self.options: Guidance | None = every_guidance(vocabulary)
+
+    def guide(self, scene: Scene, draws: Draws) -> Guidance:
+        """See ``Teacher``."""
+        candidates = self._candidates(scene)
+        return self._choose(scene, candidates, self._llm.score_batch(ScoreRequest(scene.shown, candidates)), draws)
+
+    def ask(self, scene: Scene) -> Hearing:
+        """See ``AskingTeacher``."""
+        candidates = self._candidates(scene)
+        pending = self._llm.submit_score(ScoreRequest(scene.shown, candidates))
+        return lambda draws: self._choose(scene, candidates, pending.result(), draws)
+
+    def distribution(self, scene: Scene) -> np.ndarray:
+        """See ``Teacher``."""
+        return distribution_over(self._llm, scene, self._candidates(scene))
+
+    def _choose(self, scene: Scene, candidates: tuple[tuple[str, ...], ...], result: ScoreResult, draws: Draws) -> Guidance:
+        scores = summed_scores(result)
+        log_probs = log_softmax(scores)
+        chosen = sample_rows(log_probs, draws.guidance)
+        said = Said(scene.shown, candidates, chosen, log_probs[np.arange(len(chosen)), chosen], entropies(log_probs), scores)
+        return choose_guidance(self._vocabulary, chosen, said)
+
+    def _candidates(self, scene: Scene) -> tuple[tuple[str, ...], ...]:
+        return tuple(self._vocabulary.candidates(mission) for mission in scene.observations.missions)
+
+
+class FreeTeacher:
+    """The LLM writes its guidance; the student hears its words, and the action that it names first as a hint.
+
+    Args:
+        max_new_tokens: Length at most.
+        rescore: True takes log p from scoring the finished text, as an update does, rather than from the generation: needed where an
+            update compares the two.
+    """
+
+    def __init__(self, llm: LlmClient, max_new_tokens: int, rescore: bool) -> None:
+        self._llm = llm
+        self._max_new_tokens = max_new_tokens
+        self._rescore = rescore
+        self.guidance_codes = TEXT_SIZE
+        self.options: Guidance | None = None
+
+    def guide(self, scene: Scene, draws: Draws) -> Guidance:
+        """See ``Teacher``."""
+        texts, log_probs = self._write(scene.shown, int(draws.guidance.integers(2**31)))
+        candidates = tuple((text,) for text in texts)
+        if self._rescore:
+            log_probs = self._log_probs_of(scene.shown, candidates, log_probs)
+        codes = np.stack([hashed_words(text, TEXT_SIZE) for text in texts])
+        hints = np.array([hinted_action(text) for text in texts], dtype=np.int64)
+        return Guidance(codes, hints, Said(scene.shown, candidates, np.zeros(len(texts), dtype=np.int64), log_probs, -log_probs))
+
+    def distribution(self, scene: Scene) -> np.ndarray:
+        """There is no list of texts."""
+        raise ValueError("free guidance cannot be enumerated")
+
+    def _write(self, prompts: tuple[str, ...], seed: int) -> tuple[list[str], np.ndarray]:
+        """Sample from the model's own distribution, unshaped, so that the tokens' log-probabilities are those of the sampling."""
+        options: dict[str, Scalar] = {
+            "do_sample": True,
+            "top_k": 0,
+            "top_p": 1.0,
+            "temperature": 1.0,
+            "max_new_tokens": self._max_new_tokens,
+            "seed": seed,
+        }
+        result = self._llm.generate_batch(GenerateRequest(prompts, options))
+        parts = np.split(result.token_log_probs.detach().double().numpy(), np.cumsum(result.lengths)[:-1])
+        return [sequences[0].strip() for sequences in result.texts], np.array([part.sum() for part in parts])
+
+    def _log_probs_of(self, prompts: tuple[str, ...], candidates: tuple[tuple[str, ...], ...], generated: np.ndarray) -> np.ndarray:
+        log_probs = generated.copy()
+        written = [i for i, (text,) in enumerate(candidates) if text]  # an empty text cannot be scored, and is never sent to an update
+        if written:
+            request = ScoreRequest(tuple(prompts[i] for i in written), tuple(candidates[i] for i in written))
+            log_probs[written] = self._llm.score_batch(request).log_probs.detach().double().numpy()
+        return log_probs

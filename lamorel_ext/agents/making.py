@@ -1,0 +1,72 @@
+"""Who learns to act: one protocol for the LLM as policy, the RL student and those to compare with, and the choice between them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lamorel_ext.agents.action_heads import ActionHeadsAgent
+from lamorel_ext.agents.actors import ExpertActor, UniformActor
+from lamorel_ext.agents.cloning import CloningAgent
+from lamorel_ext.agents.drrn import DrrnAgent
+from lamorel_ext.agents.fixed import FixedAgent
+from lamorel_ext.agents.llm_policy import LlmPolicyAgent
+from lamorel_ext.agents.network import StudentNetwork
+from lamorel_ext.agents.student import StudentAgent
+from lamorel_ext.agents.teachers import make_teacher
+from lamorel_ext.config import Config
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.experience import Actor, Rollout
+from lamorel_ext.randomness import make_rng
+from lamorel_ext.types import LlmClient
+
+
+class Agent(Actor, Protocol):
+    """An actor that learns.
+
+    Attributes:
+        columns: Names of the numbers that ``update`` gives.
+        follower: Somebody who does what the teacher hints at, to see how good the teacher is; None without a teacher of one's own.
+    """
+
+    columns: tuple[str, ...]
+    follower: Actor | None
+
+    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
+        """Learn from a rollout; absent numbers were not measured."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and optimiser state that live on the client."""
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Come back to saved ``tensors``."""
+
+
+def make_agent(config: Config, llm: LlmClient | None) -> Agent:
+    """The agent that the configuration names.
+
+    Raises:
+        ConfigError: It needs an LLM and there is none, or its teacher cannot speak the vocabulary.
+    """
+    kind = config.arm.agent
+    if kind in ("random", "bot"):
+        return FixedAgent(UniformActor() if kind == "random" else ExpertActor())
+    if kind in ("llm_policy", "cloning"):
+        if llm is None:
+            raise ConfigError(f"arm.agent: {kind} needs an LLM server")
+        if kind == "cloning":
+            return CloningAgent(llm, config.cloning)
+        return ActionHeadsAgent(llm, config.ppo) if config.arm.action_heads else LlmPolicyAgent(llm, config.ppo)
+    seed = int(make_rng(config.run.seed, "weights").integers(2**31))
+    if kind == "drrn":
+        return DrrnAgent(config.drrn, seed)
+    teacher, args = make_teacher(config, llm), config.student
+    generator = torch.Generator().manual_seed(seed)
+    shared = args.kappa_mode != "initial"
+    network = StudentNetwork(
+        teacher.guidance_codes, args.hidden_size, args.guidance_size, args.kappa, generator, shared
+    )
+    return StudentAgent(network, teacher, args, reads_prompts=config.arm.teacher == "llm")

@@ -1,0 +1,1 @@
+"""BabyAI-Text on minigrid: levels, sentences, batches of environments."""

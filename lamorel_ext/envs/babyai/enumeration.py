@@ -1,0 +1,296 @@
+"""GoToRedBallNoDists as tables: all of its states, what each action does, what each state looks like.
+
+A state is the agent's pose and the ball's cell: 36 x 4 x 35 = 5,040. The ball lies at a fixed place, nothing else can be picked up or opened,
+and the episode ends before the ball could be touched, so that only turning and walking change the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from minigrid.core.grid import Grid
+from minigrid.core.world_object import Ball, Wall
+from minigrid.minigrid_env import MiniGridEnv
+
+from lamorel_ext.envs.babyai.arrays.streams import words_of
+from lamorel_ext.envs.babyai.describe import Language, describe
+from lamorel_ext.envs.babyai.episodes import words_of_seeds
+from lamorel_ext.envs.babyai.levels import make_level
+from lamorel_ext.errors import LevelError
+
+LEVEL = "BabyAI-GoToRedBallNoDists-v0"
+MISSION = "go to the red ball"
+MAX_STEPS = 64
+NUM_STATES = 5040
+NUM_ACTIONS = 6
+
+_SIDE = 6  # free cells along a wall
+_CELLS = _SIDE * _SIDE
+_ROOM = _SIDE + 2  # with the walls
+_LEFT, _RIGHT, _FORWARD = 0, 1, 2
+_STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # right, down, left, up
+_FIRST_WORDS = 32  # one episode in 4,000 needs more
+_EMPTY_CODE, _RED_BALL = 1, (6, 0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class StateTable:
+    """The level in arrays. States in which the agent faces the ball are the successful ends: absorbing, never started in.
+
+    Attributes:
+        next_state: ``(5040, 6)`` int64.
+        success: ``(5040, 6)`` bool, True where the action ends the episode with success; never in an end itself.
+        terminal: ``(5040,)`` bool, True where the agent faces the ball.
+        initial: ``(5040,)`` float64, probability that an episode starts there.
+        expert: ``(5040,)`` int64, first action of a shortest path to an end; of equals the lowest id. 0 in an end.
+        distance: ``(5040,)`` int64, length of that path.
+        views: ``(5040,)`` int64, index into the distinct symbolic views.
+        images: ``(num_views, 7, 7, 3)`` uint8.
+        directions: ``(num_views,)`` int64.
+        texts: ``(5040,)`` int64, index into the distinct texts.
+        view_texts: ``(num_views,)`` int64, text of each view.
+        descriptions: Sentences of each distinct text, English.
+        descriptions_fr: The same in French.
+    """
+
+    next_state: np.ndarray
+    success: np.ndarray
+    terminal: np.ndarray
+    initial: np.ndarray
+    expert: np.ndarray
+    distance: np.ndarray
+    views: np.ndarray
+    images: np.ndarray
+    directions: np.ndarray
+    texts: np.ndarray
+    view_texts: np.ndarray
+    descriptions: tuple[tuple[str, ...], ...]
+    descriptions_fr: tuple[tuple[str, ...], ...]
+
+    def sentences(self, language: Language) -> tuple[tuple[str, ...], ...]:
+        """Sentences of each distinct text in one language."""
+        return self.descriptions_fr if language == "fr" else self.descriptions
+
+
+@dataclass(frozen=True)
+class ExactValue:
+    """What a policy achieves, without sampling error.
+
+    Attributes:
+        success: Probability that an episode succeeds within its 64 steps.
+        mean_return: Expected unscaled, undiscounted return.
+    """
+
+    success: float
+    mean_return: float
+
+
+@cache
+def state_table() -> StateTable:
+    """Build the tables, once per process (some 0.2 s). Do not write to them."""
+    x, y, direction, ball_x, ball_y = _coordinates()
+    front_x, front_y = x + _STEPS[direction, 0], y + _STEPS[direction, 1]
+    terminal = (front_x == ball_x) & (front_y == ball_y)
+    next_state = _transitions(terminal, front_x, front_y)
+    success = terminal[next_state] & ~terminal[:, None]
+    distance, expert = _shortest_paths(next_state, terminal)
+    views, images, directions = _views()
+    english = [describe(image) for image in images]
+    french = [describe(image, language="fr") for image in images]
+    descriptions = tuple(dict.fromkeys(english))
+    place = {sentences: index for index, sentences in enumerate(descriptions)}
+    view_texts = np.array([place[sentences] for sentences in english])
+    french_of = dict(zip(english, french, strict=True))
+    table = StateTable(
+        next_state=next_state,
+        success=success,
+        terminal=terminal,
+        initial=_initial_distribution(),
+        expert=expert,
+        distance=distance,
+        views=views,
+        images=images,
+        directions=directions,
+        texts=view_texts[views],
+        view_texts=view_texts,
+        descriptions=descriptions,
+        descriptions_fr=tuple(french_of[sentences] for sentences in descriptions),
+    )
+    for array in vars(table).values():
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+    return table
+
+
+def state_index(env: MiniGridEnv) -> int:
+    """Index of a minigrid environment's state.
+
+    Raises:
+        LevelError: The environment is not one room of 6 x 6 free cells with one red ball on the floor and nothing else.
+    """
+    balls = [index for index, cell in enumerate(env.grid.grid) if isinstance(cell, Ball) and cell.color == "red"]
+    things = sum(cell is not None and not isinstance(cell, Wall) for cell in env.grid.grid)
+    if (env.width, env.height) != (_ROOM, _ROOM) or len(balls) != 1 or things != 1 or env.carrying is not None:
+        raise LevelError(f"{LEVEL} has one room with one red ball; this state has another form")
+    agent_x, agent_y = (int(coordinate) for coordinate in env.agent_pos)
+    return int(_index(agent_x, agent_y, env.agent_dir, balls[0] % _ROOM, balls[0] // _ROOM))
+
+
+def start_state(seed: int) -> int:
+    """State in which the episode of a seed starts: the draws of minigrid's ``reset(seed=seed)``, without its room.
+
+    The agent's cell, its direction and the ball's cell are drawn in this order; a cell on a wall is drawn again, and so is a ball
+    less than two steps from the agent.
+    """
+    return start_states([seed])[0]
+
+
+def start_states(seeds: Sequence[int]) -> list[int]:
+    """``start_state`` of each seed, for many at once. Bounds of the draws are powers of two: a draw is the upper bits of a 32-bit word."""
+    if not len(seeds):
+        return []
+    words = words_of_seeds(seeds, _FIRST_WORDS)
+    states = _first_states(words)
+    for index in np.flatnonzero(states < 0).tolist():
+        more = words
+        while states[index] < 0:
+            more = np.array([words_of(seeds[index], 0, 2 * more.shape[1])], dtype=np.uint32)
+            states[index] = _first_states(more)[0]
+    found: list[int] = states.tolist()
+    return found
+
+
+def _first_states(words: np.ndarray) -> np.ndarray:
+    """``(n,)`` first states from ``(n, words)`` words, -1 where the words do not suffice."""
+    rows = np.arange(len(words))
+    eighths = (words >> np.uint32(29)).astype(np.int64)
+    inner = (eighths >= 1) & (eighths <= _SIDE)
+    agent = inner[:, 0:-2:2] & inner[:, 1:-2:2]
+    first = 2 * agent.argmax(axis=1)
+    x, y = eighths[rows, first], eighths[rows, first + 1]
+    direction = eighths[rows, first + 2] >> 1  # of four: the upper two of the three bits
+    ball_x, ball_y = eighths[:, 1:-1], eighths[:, 2:]
+    allowed = inner[:, 1:-1] & inner[:, 2:] & (np.abs(ball_x - x[:, None]) + np.abs(ball_y - y[:, None]) >= 2)
+    after = (
+        np.arange(allowed.shape[1]) - (first + 2)[:, None]
+    )  # pairs begin one word after the direction, and at every second one from there
+    allowed &= (after >= 0) & (after % 2 == 0)
+    second = allowed.argmax(axis=1)
+    states = _index(x, y, direction, ball_x[rows, second], ball_y[rows, second])
+    return np.where(agent.any(axis=1) & allowed.any(axis=1), states, -1)
+
+
+def evaluate_policy(policy: np.ndarray) -> ExactValue:
+    """Success and return of a memoryless policy, by carrying the distribution over states through 64 steps.
+
+    Args:
+        policy: ``(5040, 6)``, probability of each action in each state; rows sum to 1.
+
+    Raises:
+        ValueError: The shape is another one, or a row is no distribution.
+    """
+    if policy.shape != (NUM_STATES, NUM_ACTIONS):
+        raise ValueError(f"expected a policy of shape ({NUM_STATES}, {NUM_ACTIONS}), got {policy.shape}")
+    if (policy < 0).any() or not np.allclose(policy.sum(axis=1), 1, atol=1e-4):
+        raise ValueError("every row of the policy must be a distribution over actions")
+    table = state_table()
+    weights = policy / policy.sum(axis=1, keepdims=True)
+    alive, success, mean_return = table.initial, 0.0, 0.0
+    for step in range(1, MAX_STEPS + 1):
+        moved = np.bincount(table.next_state.reshape(-1), (alive[:, None] * weights).reshape(-1), minlength=NUM_STATES)
+        ended = float(moved[table.terminal].sum())
+        success += ended
+        mean_return += ended * reward_at(step)
+        alive = np.where(table.terminal, 0.0, moved)
+    return ExactValue(success, mean_return)
+
+
+def reward_at(step: int) -> float:
+    """Reward of a success at the given step, counted from 1."""
+    return 1 - 0.9 * (step / MAX_STEPS)
+
+
+def _is_free(x: int, y: int) -> bool:
+    return 1 <= x <= _SIDE and 1 <= y <= _SIDE
+
+
+def _index(
+    x: np.ndarray | int, y: np.ndarray | int, direction: np.ndarray | int, ball_x: np.ndarray | int, ball_y: np.ndarray | int
+) -> np.ndarray:
+    """Number of a state: cell by cell, direction by direction, ball by ball; the ball skips the agent's cell."""
+    cell = (np.asarray(y) - 1) * _SIDE + np.asarray(x) - 1
+    ball = (np.asarray(ball_y) - 1) * _SIDE + np.asarray(ball_x) - 1
+    return (cell * 4 + np.asarray(direction)) * (_CELLS - 1) + ball - (ball > cell)
+
+
+def _coordinates() -> tuple[np.ndarray, ...]:
+    """``x, y, direction, ball_x, ball_y`` of every state, each ``(5040,)``, walls included in the count."""
+    cell, direction, ball = (part.reshape(-1) for part in np.indices((_CELLS, 4, _CELLS - 1)))
+    ball = ball + (ball >= cell)
+    return cell % _SIDE + 1, cell // _SIDE + 1, direction, ball % _SIDE + 1, ball // _SIDE + 1
+
+
+def _transitions(terminal: np.ndarray, front_x: np.ndarray, front_y: np.ndarray) -> np.ndarray:
+    """Turns always work, a step forward where there is neither wall nor ball; the other actions find nothing to act on."""
+    x, y, direction, ball_x, ball_y = _coordinates()
+    state = np.arange(NUM_STATES)
+    next_state = np.repeat(state[:, None], NUM_ACTIONS, axis=1)
+    free = (front_x >= 1) & (front_x <= _SIDE) & (front_y >= 1) & (front_y <= _SIDE) & ~terminal
+    next_state[:, _LEFT] = _index(x, y, (direction - 1) % 4, ball_x, ball_y)
+    next_state[:, _RIGHT] = _index(x, y, (direction + 1) % 4, ball_x, ball_y)
+    next_state[free, _FORWARD] = _index(front_x, front_y, direction, ball_x, ball_y)[free]
+    next_state[terminal] = state[terminal, None]
+    return next_state
+
+
+def _initial_distribution() -> np.ndarray:
+    """Pose uniform; ball uniform over the cells at least two steps away, of which there are fewer around a central agent."""
+    x, y, _, ball_x, ball_y = _coordinates()
+    allowed = np.abs(x - ball_x) + np.abs(y - ball_y) >= 2
+    per_pose = allowed.reshape(-1, _CELLS - 1)
+    return (per_pose / per_pose.sum(axis=1, keepdims=True)).reshape(-1) / len(per_pose)
+
+
+def _shortest_paths(next_state: np.ndarray, terminal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to the nearest end by relaxation, and the action that begins a shortest path."""
+    distance = np.where(terminal, 0, NUM_STATES)
+    while True:
+        relaxed = np.where(terminal, 0, 1 + distance[next_state].min(axis=1))
+        if np.array_equal(relaxed, distance):
+            return distance, distance[next_state].argmin(axis=1)
+        distance = relaxed
+
+
+def _views() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Index per state, images and directions of the distinct symbolic views. A ball hides nothing: one look per pose is enough."""
+    _, _, direction, ball_x, ball_y = _coordinates()
+    images = np.repeat(_empty_room_views(), _CELLS - 1, axis=0)
+    x, y = (part[:: _CELLS - 1] for part in _coordinates()[:2])
+    ahead = _STEPS[direction]
+    offset = np.stack([ball_x, ball_y], axis=1) - np.repeat(np.stack([x, y], axis=1), _CELLS - 1, axis=0)
+    view_x = 3 + (offset[:, 1] * ahead[:, 0] - offset[:, 0] * ahead[:, 1])
+    view_y = 6 - (offset * ahead).sum(axis=1)
+    inside = (view_x >= 0) & (view_x <= 6) & (view_y >= 0) & (view_y <= 6)
+    states = np.flatnonzero(inside)
+    states = states[images[states, view_x[states], view_y[states], 0] == _EMPTY_CODE]
+    images[states, view_x[states], view_y[states]] = _RED_BALL
+    rows = np.concatenate([images.reshape(NUM_STATES, -1), direction[:, None].astype(np.uint8)], axis=1)
+    _, first, views = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return views.reshape(-1), images[first], direction[first].astype(np.int64)
+
+
+def _empty_room_views() -> np.ndarray:
+    """``(144, 7, 7, 3)``: what minigrid shows of the empty room from every pose."""
+    level = make_level(LEVEL)
+    level.grid = Grid(_ROOM, _ROOM)
+    level.grid.wall_rect(0, 0, _ROOM, _ROOM)
+    level.carrying = None
+    images = []
+    for cell in range(_CELLS):
+        level.agent_pos = (cell % _SIDE + 1, cell // _SIDE + 1)
+        for level.agent_dir in range(4):
+            images.append(level.gen_obs()["image"])
+    return np.stack(images)

@@ -1,0 +1,249 @@
+"""What a client collects: scenes, guidance, decisions, turns and rollouts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from lamorel_ext.prompts import with_feedback
+from lamorel_ext.randomness import Draws
+from lamorel_ext.rl import td_errors
+from lamorel_ext.types import ObservationBatch, StepBatch
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What ``n`` environments show.
+
+    Attributes:
+        observations: The symbolic views and sentences.
+        prompts: The prompts of these states, without feedback sentences.
+        experts: ``(n,)`` int64, the expert's actions, or None where nobody asks for them.
+        signals: ``(n,)``, the f of the last guidance, which the prompts are to say in words; None says nothing.
+    """
+
+    observations: ObservationBatch
+    prompts: tuple[str, ...]
+    experts: np.ndarray | None = None
+    signals: np.ndarray | None = None
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The prompts as the LLM reads them, with the feedback sentence where there is one."""
+        if self.signals is None:
+            return self.prompts
+        return tuple(with_feedback(prompt, float(f)) for prompt, f in zip(self.prompts, self.signals, strict=True))
+
+    def saying(self, signals: np.ndarray | None) -> Scene:
+        """The same scene, with ``signals`` to be said in the prompts."""
+        return dataclasses.replace(self, signals=signals)
+
+    def take(self, indices: np.ndarray) -> Scene:
+        """The scene of some of the environments."""
+        seen = self.observations
+        observations = ObservationBatch(
+            missions=tuple(seen.missions[i] for i in indices),
+            descriptions=tuple(seen.descriptions[i] for i in indices),
+            images=seen.images[indices],
+            directions=seen.directions[indices],
+        )
+        experts = None if self.experts is None else self.experts[indices]
+        signals = None if self.signals is None else self.signals[indices]
+        return Scene(observations, tuple(self.prompts[i] for i in indices), experts, signals)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+class AllStates(Scene):
+    """All that a level can show, to evaluate exactly: what an LLM answers is kept as long as its weights stay."""
+
+
+@dataclass(frozen=True)
+class SceneStep:
+    """What one step led to; ``reached`` and ``current`` as in ``StepBatch``."""
+
+    reached: Scene
+    current: Scene
+    step: StepBatch
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an LLM said at one step, as the feedback edge needs it.
+
+    Attributes:
+        prompts: ``n`` prompts as the LLM read them.
+        candidates: ``n`` tuples of texts it could have said; for free guidance the one it did say.
+        chosen: ``(n,)`` int64, which of them it said.
+        log_probs: ``(n,)`` float64, log p(x_t) in nats: normalised over the candidates, or summed over the tokens of free guidance.
+        entropies: ``(n,)`` in nats; for free guidance the one-sample estimate ``-log p``.
+        scores: ``(n, candidates)`` float64, the summed log-probability of each candidate's tokens in nats, not normalised; None for free guidance.
+    """
+
+    prompts: tuple[str, ...]
+    candidates: tuple[tuple[str, ...], ...]
+    chosen: np.ndarray
+    log_probs: np.ndarray
+    entropies: np.ndarray
+    scores: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance x_t as the student hears it.
+
+    Attributes:
+        codes: ``(n, guidance_codes)`` float32.
+        hints: ``(n,)`` int64, hinted actions or ``NO_HINT``.
+        said: Where an LLM said it: what and how likely.
+    """
+
+    codes: np.ndarray
+    hints: np.ndarray
+    said: Said | None = None
+
+
+Hearing = Callable[[Draws], Guidance]
+"""Guidance that was asked for: the call waits for the LLM's answer and draws from it."""
+
+
+@dataclass(frozen=True)
+class Discount:
+    """How rewards become advantages: discount, decay of the mixture, and the factor that rewards are multiplied by before."""
+
+    gamma: float
+    lam: float
+    reward_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an actor decided in ``n`` environments.
+
+    Attributes:
+        actions: ``(n,)`` int64, ids of actions.
+        log_probs: ``(n,)`` float64, log-probabilities of the actions.
+        values: ``(n,)`` float64, V of the states.
+        said: What the LLM said, where there is one: the guidance, or the action itself where the LLM is the policy.
+        features: ``(n, FEATURE_SIZE)`` float32, what a student saw.
+        heard: The guidance that a student heard.
+    """
+
+    actions: np.ndarray
+    log_probs: np.ndarray
+    values: np.ndarray
+    said: Said | None = None
+    features: np.ndarray | None = None
+    heard: Guidance | None = None
+
+
+Deciding = Callable[[Draws], Decision]
+"""A decision under way: the call waits for the LLM's answer and draws from it."""
+
+
+class Actor(Protocol):
+    """Whoever can be put into an environment.
+
+    Attributes:
+        discount: Of the advantages that its critic is trained on.
+        reads_prompts: True where what it does depends on the prompts.
+        enumerable: True where ``action_probs`` can be given.
+    """
+
+    discount: Discount
+    reads_prompts: bool
+    enumerable: bool
+
+    def decide(self, scene: Scene, draws: Draws) -> Decision:
+        """Choose an action in each environment."""
+
+    def values(self, scene: Scene) -> np.ndarray:
+        """V of each state, ``(n,)`` float64."""
+
+    def action_probs(self, scene: Scene) -> np.ndarray:
+        """Probability of each action in each state, ``(n, actions)`` float64, whatever guidance may be given there."""
+
+
+@runtime_checkable
+class AskingActor(Actor, Protocol):
+    """An actor that can send off its question to the LLM now and decide later.
+
+    Attributes:
+        asks: True where it has a question: one request for scores in each state.
+    """
+
+    asks: bool
+
+    def ask(self, scene: Scene) -> Deciding:
+        """Send off what the LLM must score; ``ask(scene)(draws)`` is ``decide(scene, draws)``."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One step of a rollout.
+
+    Attributes:
+        prompts: Prompts of the states acted in, without feedback sentences.
+        next_values: ``(num_envs,)``, V of the states reached, where it was needed at once.
+    """
+
+    prompts: tuple[str, ...]
+    decision: Decision
+    stepped: SceneStep
+    next_values: np.ndarray | None = None
+
+    @property
+    def step(self) -> StepBatch:
+        """Rewards and ends."""
+        return self.stepped.step
+
+    def errors(self, discount: Discount) -> np.ndarray:
+        """TD errors ``(num_envs,)``; needs ``next_values``."""
+        if self.next_values is None:
+            raise ValueError("this step's next values were not asked for")
+        scaled = self.step.rewards * discount.reward_scale
+        return td_errors(scaled, self.decision.values, self.next_values, self.step.terminated, discount.gamma)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A rollout; arrays are ``(num_steps, num_envs)``.
+
+    Attributes:
+        turns: The steps.
+        rewards: Unscaled.
+        terminated: True where the task itself ended the episode.
+        done: True where the episode ended for either reason.
+        values: V of the states acted in, in units of scaled rewards like the two below.
+        errors: TD errors.
+        advantages: Generalised advantages, not normalised.
+    """
+
+    turns: tuple[Turn, ...]
+    rewards: np.ndarray
+    terminated: np.ndarray
+    done: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
+    advantages: np.ndarray
+
+    @property
+    def returns(self) -> np.ndarray:
+        """What the critic should have said: advantages plus values."""
+        returns: np.ndarray = self.advantages + self.values
+        return returns
+
+
+class StepListener(Protocol):
+    """Who is told of every step while a rollout is collected."""
+
+    online: bool
+    """True where it needs the values of the states reached at once."""
+
+    def after_step(self, turn: Turn, discount: Discount) -> np.ndarray | None:
+        """Hear of a step; gives the signals that the next prompts are to say, if any."""

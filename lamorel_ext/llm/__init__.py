@@ -1,0 +1,1 @@
+"""What a server process is: loading, scoring, heads, generation, updates, serving."""

@@ -1,0 +1,313 @@
+"""What a server does with each type of request. One function per type; each may raise, ``Desk.handle`` makes a ``Failure`` of it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from lamorel_ext.errors import CheckpointError, LamorelExtError, RequestError, UpdateError
+from lamorel_ext.rpc.checks import check_generate, check_score, check_update
+from lamorel_ext.rpc.failures import failure_of
+from lamorel_ext.rpc.groups import LockstepGroup
+from lamorel_ext.types import (
+    Answer,
+    CallRequest,
+    CallResult,
+    CloseRequest,
+    Done,
+    ForgetRequest,
+    GenerateRequest,
+    GenerateResult,
+    InfoRequest,
+    InfoResult,
+    LoadRequest,
+    Request,
+    ResetRequest,
+    SaveRequest,
+    Scalar,
+    ScoreRequest,
+    ScoreResult,
+    ServerGroup,
+    UpdateRequest,
+    UpdateResult,
+)
+
+UNSOUND = "no sound weights since a reset or load that failed, or an update that did not leave the servers alike"
+
+
+class Host(Protocol):
+    """What a server needs of a ``models.host.ModelHost``."""
+
+    @property
+    def weights_version(self) -> int: ...
+
+    def score(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], modules: Sequence[str] = (), with_score: bool = True
+    ) -> ScoreResult: ...
+
+    def generate(self, request: GenerateRequest) -> GenerateResult: ...
+
+    def reset(self, seed: int, weights: Any = "pretrained", unused: tuple[str, ...] = ()) -> None: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def forget(self) -> None: ...
+
+    def info(self) -> dict[str, Scalar]: ...
+
+
+class Updater(Protocol):
+    """What a server needs of an ``updaters.BaseUpdater``."""
+
+    def set_llm_module(self, llm_module: Any) -> None: ...
+
+    def set_group(self, group: ServerGroup) -> None: ...
+
+    def update(self, request: UpdateRequest) -> UpdateResult: ...
+
+    def reset(self, seed: int) -> None: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+@dataclass
+class Desk:
+    """Where one server works.
+
+    Attributes:
+        host: The language model.
+        updaters: By name.
+        group: The LLM servers among themselves.
+        rank: Global rank of this process.
+        role: Such as ``"llm server 0"``.
+        known_version: Version of the weights when they were last the same on every server for sure: at the start, after a reset or a load.
+            None after a reset or load that failed, or an update of a user's own that left servers with different weights.
+        random_state: Held while random numbers are drawn: servers that are threads of one process share its random state.
+    """
+
+    host: Host
+    updaters: Mapping[str, Updater]
+    group: LockstepGroup
+    rank: int
+    role: str
+    known_version: int | None = 0
+    random_state: AbstractContextManager[Any] = field(default_factory=nullcontext)
+
+    def open(self) -> None:
+        """Hand host and group to the updaters."""
+        self.known_version = self.host.weights_version
+        for updater in self.updaters.values():
+            updater.set_llm_module(self.host)
+            updater.set_group(self.group)
+
+    def handle(self, request: Request) -> Answer:
+        """Answer a request; whatever goes wrong is an answer too."""
+        try:
+            return _HANDLERS[type(request)](self, request)
+        except Exception as error:
+            return failure_of(error, self.rank, self.role)
+
+
+def score(desk: Desk, request: ScoreRequest) -> ScoreResult:
+    """Score candidates and evaluate module functions."""
+    check_score(request)
+    started = time.perf_counter()
+    result = desk.host.score(request.prompts, request.candidates, modules=request.modules, with_score=request.score)
+    return replace(result, stats=_timed(result.stats, started))
+
+
+def generate(desk: Desk, request: GenerateRequest) -> GenerateResult:
+    """Continue prompts."""
+    check_generate(request)
+    started = time.perf_counter()
+    with desk.random_state:
+        result = desk.host.generate(request)
+    return replace(result, stats=_timed(result.stats, started))
+
+
+def update(desk: Desk, request: UpdateRequest) -> UpdateResult:
+    """Apply an updater to this server's shard, together with the other servers."""
+    started = time.perf_counter()
+
+    def work() -> UpdateResult:
+        check_update(request)
+        updater = _updater(desk, request.updater)
+        _check_same_weights(desk)
+        result = updater.update(request)
+        _check_after(desk, updater, request.updater)
+        return result
+
+    return UpdateResult(_timed(desk.group.together(work).stats, started))
+
+
+def reset(desk: Desk, request: ResetRequest) -> Done:
+    """Bring back the weights of the start, or draw fresh ones."""
+
+    def work() -> None:
+        desk.known_version = None
+        with desk.random_state:
+            desk.host.reset(request.seed, request.weights, request.unused)
+            for updater in desk.updaters.values():
+                updater.reset(request.seed)
+
+    desk.group.together(work)
+    desk.known_version = desk.host.weights_version
+    return Done()
+
+
+def save(desk: Desk, request: SaveRequest) -> Done:
+    """Write everything below the folder, on the first server only; the servers hold the same."""
+    folder = Path(request.folder)
+
+    def work() -> None:
+        if desk.known_version is None:
+            raise CheckpointError(f"{folder} was not written: {desk.role} has {UNSOUND}")
+        if desk.group.rank == 0:
+            _save_whole(desk, folder)
+
+    desk.group.together(work)
+    return Done()
+
+
+def load(desk: Desk, request: LoadRequest) -> Done:
+    """Read what ``save`` wrote."""
+    folder = Path(request.folder)
+
+    def work() -> None:
+        if not _model(folder).is_dir():
+            raise CheckpointError(f"{folder} is no checkpoint of a server: it has no folder {_model(folder).name!r}")
+        # Nobody begins unless everybody can.
+        desk.group.barrier()
+        desk.known_version = None
+        try:
+            desk.host.load(_model(folder))
+            for name, updater in desk.updaters.items():
+                updater.load(_state(folder, name))
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be read: {error}") from error
+
+    desk.group.together(work)
+    desk.known_version = desk.host.weights_version
+    return Done()
+
+
+def info(desk: Desk, request: InfoRequest) -> InfoResult:
+    """Tell what is hosted."""
+    return InfoResult({**desk.host.info(), "updaters": ", ".join(sorted(desk.updaters))})
+
+
+def forget(desk: Desk, request: ForgetRequest) -> Done:
+    """Drop remembered answers."""
+    desk.host.forget()
+    return Done()
+
+
+def call(desk: Desk, request: CallRequest) -> CallResult:
+    """Pass a call in Lamorel's shape on to a host that takes such."""
+    answer = getattr(desk.host, "call", None)
+    if answer is None:
+        raise RequestError(f"{desk.role} hosts no model in Lamorel's way: {request.method} cannot be called")
+    with desk.random_state:
+        return CallResult(answer(request.method, request.values, desk.group))
+
+
+def close(desk: Desk, request: CloseRequest) -> Done:
+    """Nothing to do here: who listens counts the clients that are done."""
+    return Done()
+
+
+_HANDLERS: dict[type, Callable[[Desk, Any], Answer]] = {
+    ScoreRequest: score,
+    GenerateRequest: generate,
+    UpdateRequest: update,
+    ResetRequest: reset,
+    SaveRequest: save,
+    LoadRequest: load,
+    ForgetRequest: forget,
+    InfoRequest: info,
+    CallRequest: call,
+    CloseRequest: close,
+}
+
+
+def _updater(desk: Desk, name: str) -> Updater:
+    if name in desk.updaters:
+        return desk.updaters[name]
+    if not name and len(desk.updaters) == 1:
+        return next(iter(desk.updaters.values()))
+    raise RequestError(f"no updater {name!r} on {desk.role}; there are: {', '.join(sorted(desk.updaters)) or 'none'}")
+
+
+def _check_same_weights(desk: Desk) -> None:
+    """An update that failed after its last sum may have changed some servers and not others; training must not go on like that."""
+    if desk.group.size == 1:
+        return
+    if desk.known_version is None:
+        raise UpdateError(f"{desk.role} has {UNSOUND}; load a checkpoint or reset")
+    steps = desk.host.weights_version - desk.known_version
+    desk.group.same(
+        steps, "steps behind it since its weights were last known to be the same, after an update that failed; load a checkpoint or reset"
+    )
+
+
+def _check_after(desk: Desk, updater: Updater, name: str) -> None:
+    """Our updaters check each step; what one of the user's own has done to the weights is only seen afterwards."""
+    # Here, so that a client, which has this file for servers of its own, need not load updaters.
+    from lamorel_ext.llm.updaters.agreement import check_servers
+    from lamorel_ext.llm.updaters.candidates import CandidateUpdater
+
+    if isinstance(updater, CandidateUpdater) or not isinstance(desk.host, nn.Module):
+        return
+    desk.host.forget()  # weights can change in ways that PyTorch does not count
+    try:
+        check_servers(desk.host, desk.group, name or type(updater).__name__)
+    except UpdateError:
+        desk.known_version = None
+        raise
+
+
+def _timed(stats: dict[str, float], started: float) -> dict[str, float]:
+    """With all the seconds that the server spent on the request, whatever the host counted."""
+    return {**stats, "seconds": time.perf_counter() - started}
+
+
+def _model(folder: Path) -> Path:
+    return folder / "model"
+
+
+def _state(folder: Path, name: str) -> Path:
+    return folder / "updaters" / name
+
+
+def _save_whole(desk: Desk, folder: Path) -> None:
+    """Write beside the place and move there in the end, so that a folder of this name is always a whole one. Only what was written so is replaced."""
+    if folder.exists() and not _model(folder).is_dir() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise CheckpointError(f"{folder} holds something else than a checkpoint of the servers; it was left as it is")
+    unfinished, old = folder.with_name(f".{folder.name}.unfinished"), folder.with_name(f".{folder.name}.old")
+    try:
+        for leftover in (unfinished, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        _model(unfinished).mkdir(parents=True)
+        desk.host.save(_model(unfinished))
+        for name, updater in desk.updaters.items():
+            _state(unfinished, name).mkdir(parents=True)
+            updater.save(_state(unfinished, name))
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except LamorelExtError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}") from error

@@ -1,0 +1,362 @@
+"""The language model as a server hosts it: scoring, heads, generation, a frozen reference, and what training and checkpoints need of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lamorel_ext.config import LlmArgs
+from lamorel_ext.errors import RequestError
+from lamorel_ext.llm.answers import Answer, Answerer, Question, distinct, join
+from lamorel_ext.llm.devices import seeded
+from lamorel_ext.llm.fresh import draw_model
+from lamorel_ext.llm.generation import Generator
+from lamorel_ext.llm.memory import Memory
+from lamorel_ext.llm.module_functions import BaseModuleFunction
+from lamorel_ext.llm.scoring.engines import make_engine, unwrap
+from lamorel_ext.llm.scoring.plain import PlainForward
+from lamorel_ext.llm.scoring.scorer import Scorer
+from lamorel_ext.llm.state import State, state_of
+from lamorel_ext.llm.ties import config_values, has_own_head
+from lamorel_ext.llm.tokens import TextEncoder
+from lamorel_ext.llm.weights import copy_into, distinct_tensors, read_tensors, write_tensors, written_whole
+from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar, ScoreResult, Weights
+
+MODEL_FILE = "model.safetensors"
+MODULES_FILE = "modules.safetensors"
+KNOWN_SETTINGS = 64
+"""Of a model that are told apart; one that comes back after so many others counts as new."""
+
+
+class ModelHost(nn.Module):
+    """A language model with its tokenizer and module functions.
+
+    Nothing here ever applies dropout, not with gradients either: what is trained is the very distribution that was sampled from.
+
+    Args:
+        model: On its device, in its precision.
+        tokenizer: Its tokenizer.
+        args: Minibatch size, limits and memory; ``args.seed`` draws the module functions.
+        module_functions: By name; they are initialised here.
+
+    Attributes:
+        model_type: ``"seq2seq"`` or ``"causal"``.
+        weights_version: Grows with every change of the weights.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        args: LlmArgs,
+        module_functions: Mapping[str, BaseModuleFunction] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.args = args
+        self.model_type: Literal["seq2seq", "causal"] = "seq2seq" if model.config.is_encoder_decoder else "causal"
+        self.module_functions = nn.ModuleDict(dict(module_functions or {}))
+        self.weights_version = 0
+        model.config.dtype = model.dtype
+        self._initialize_modules(args.seed, anew=False)
+        self._initial = {name: tensor.to("cpu", copy=True) for name, tensor in distinct_tensors(model).items()}
+        self._encoder = TextEncoder(tokenizer, model.config, args.max_prompt_tokens)
+        self._answerer = self._make_answerer(model)
+        self._generator = Generator(unwrap(model), tokenizer, self._encoder, self._answerer.scorer)
+        self._memory: Memory[tuple[Question, tuple[str, ...], bool, int], Answer] = Memory(args.cache_size)
+        self._remembered_at: Hashable = None
+        self._settings: Memory[Hashable, int] = Memory(KNOWN_SETTINGS)
+        self._settings_met = 0
+        self._start: Mapping[str, Tensor] = self._initial
+        self._reference: Answerer | None = None
+        self._reference_settings = 0
+        self._reference_memory: Memory[Question, Answer] = Memory(args.cache_size)
+        self._unused: frozenset[str] = frozenset()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def score_dtype(self) -> torch.dtype:
+        """Of everything that leaves the host: float64 for a float64 model, else float32."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: no dropout."""
+        return super().train(False)
+
+    # --- scoring ---------------------------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        modules: Sequence[str] = (),
+        with_score: bool = True,
+        require_grad: bool = False,
+    ) -> ScoreResult:
+        """Score candidates after prompts and evaluate module functions.
+
+        A score is the sum of the candidate's token log-probabilities in nats, without special tokens; ``""`` scores 0. Without gradients, answers
+        are remembered until the weights change, for each setting of the model (which adapter is on, say) by itself.
+
+        Args:
+            prompts: ``n`` prompts, repeated ones at no cost; an empty one is allowed.
+            candidates: Candidates of each prompt; may be ``()`` without scores.
+            modules: Names of module functions.
+            with_score: False to evaluate the module functions only.
+            require_grad: Whether gradients are to flow into the weights. No dropout in either case.
+
+        Returns:
+            Results on the CPU, float32 (float64 from a float64 model). A module function that needs states gives one row per prompt, one that needs
+            whole passes gives one per candidate. ``stats``: ``prompts``; ``distinct_prompts`` read by the model; ``cached_prompts`` answered from
+            memory; ``tokens``, the positions that the model computed; ``seconds``.
+
+        Raises:
+            RequestError: The lists do not fit, a prompt is too long, or a module function is unknown.
+        """
+        started = time.perf_counter()
+        functions = self._functions(modules)
+        questions = _questions(prompts, candidates, with_score, any(function.needs == "full" for function in functions.values()))
+        places = distinct(questions)
+        names = tuple(modules)
+        known: dict[Question, Answer] = {}
+        settings = self._present_settings()
+        if not require_grad:
+            known = {
+                question: answer
+                for question in places
+                if (answer := self._memory.get((question, names, with_score, settings))) is not None
+            }
+        cached = sum(question in known for question in questions)
+        stats = {"distinct_prompts": 0.0, "tokens": 0.0}
+        if missing := [question for question in places if question not in known]:
+            with torch.set_grad_enabled(require_grad):
+                fresh, stats = self._answerer.answer(missing, [places[question] for question in missing], functions, with_score)
+            for question, answer in zip(missing, fresh, strict=True):
+                known[question] = answer
+                if not require_grad:
+                    self._memory.put((question, names, with_score, settings), answer)
+            self._settings.put(self._state().settings, settings)  # a module may count its calls: that is no other model
+        log_probs, counts, results = join([known[question] for question in questions], names, self.score_dtype)
+        self._tidy_device()
+        stats |= {"prompts": float(len(prompts)), "cached_prompts": float(cached), "seconds": time.perf_counter() - started}
+        return ScoreResult(log_probs, counts, results, stats)
+
+    def reference_log_probs(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> Tensor:
+        """Scores under the weights of the start, or those of the last reset, ``(sum(counts),)``; without gradient, and remembered for good.
+
+        The settings are those of the moment: with an adapter switched off, the start without it.
+
+        Raises:
+            RequestError: As in ``score``.
+        """
+        questions = _questions(prompts, candidates, True, False)
+        places = distinct(questions)
+        if (settings := self._present_settings()) != self._reference_settings:
+            self._reference, self._reference_settings = None, settings
+            self._reference_memory.clear()
+        known = {question: answer for question in places if (answer := self._reference_memory.get(question)) is not None}
+        if missing := [question for question in places if question not in known]:
+            if self._reference is None:
+                self._reference = self._make_answerer(self._frozen_copy())
+            with torch.no_grad():
+                fresh, _ = self._reference.answer(missing, [places[question] for question in missing], {}, True)
+            for question, answer in zip(missing, fresh, strict=True):
+                known[question] = answer
+                self._reference_memory.put(question, answer)
+        return join([known[question] for question in questions], (), self.score_dtype)[0]
+
+    def generate(self, request: GenerateRequest) -> GenerateResult:
+        """Continue prompts; see ``generation.Generator``.
+
+        Raises:
+            RequestError: An option is unknown or impossible, or a prompt too long.
+        """
+        return self._generator.generate(request, self.args.minibatch_size)
+
+    # --- training --------------------------------------------------------------------------------------------------------
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Parameters of model and module functions in use that take gradients, in a stable order."""
+        return [parameter for _, parameter in self.named_trainable_parameters()]
+
+    def named_trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The same with their names."""
+        unused = tuple(f"module_functions.{name}." for name in self._unused)
+        return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad and not name.startswith(unused)]
+
+    def weights_changed(self) -> None:
+        """To be called after each change of the weights: what was remembered of the old ones is forgotten."""
+        self.weights_version += 1
+
+    def forget(self) -> None:
+        """Drop the remembered answers, those of the reference too: what is asked beside a question changes its rounding, and a
+        resumed run would ask another set."""
+        self._memory.clear()
+        self._reference_memory.clear()
+
+    def reset(self, seed: int, weights: Weights = "pretrained", unused: Iterable[str] = ()) -> None:
+        """Go back to the model weights of the start, or to fresh ones; draw the module functions anew. Parameters stay the same objects.
+
+        Args:
+            seed: Of everything that is drawn.
+            weights: See ``ResetRequest``.
+            unused: Names of module functions that are neither trained nor saved until the next reset.
+
+        Raises:
+            RequestError: Fresh weights of a model with adapters, or no such kind of weights; nothing was changed.
+        """
+        start = self._initial if weights == "pretrained" else self._fresh_weights(seed, weights)
+        if start is not self._start:
+            self._start, self._reference = start, None
+            self._reference_memory.clear()
+        copy_into(self.model, start)
+        self._unused = frozenset(unused)
+        self._initialize_modules(seed, anew=True)
+        self.weights_changed()
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors``, configuration and tokenizer, as transformers has them, and ``modules.safetensors``.
+
+        Raises:
+            CheckpointError: Something cannot be written; files of an earlier save stay as they were.
+        """
+        inner = unwrap(self.model)
+        with written_whole(Path(folder)) as scratch:
+            write_tensors(self.model, scratch / MODEL_FILE)
+            write_tensors(self._modules_in_use(), scratch / MODULES_FILE)
+            (scratch / "config.json").write_text(json.dumps(config_values(inner), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            if getattr(inner, "generation_config", None) is not None:
+                inner.generation_config.save_pretrained(scratch)
+            self.tokenizer.save_pretrained(scratch)
+
+    def load(self, folder: Path) -> None:
+        """Read the weights that ``save`` wrote. Nothing changes unless all of them fit.
+
+        Raises:
+            CheckpointError: A file is missing, corrupt or of another model; the message names it.
+        """
+        values = read_tensors(self.model, Path(folder) / MODEL_FILE)
+        modules = read_tensors(self._modules_in_use(), Path(folder) / MODULES_FILE)
+        copy_into(self.model, values)
+        copy_into(self._modules_in_use(), modules)
+        self.weights_changed()
+
+    def info(self) -> dict[str, Scalar]:
+        """What is hosted."""
+        return {
+            "model_path": self.args.model_path, "model_type": self.model_type, "architecture": type(unwrap(self.model)).__name__,
+            "engine": type(self._answerer.scorer.engine).__name__,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "trainable_parameters": sum(parameter.numel() for parameter in self.trainable_parameters()),
+            "vocab_size": int(self.model.config.vocab_size), "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device),
+            "module_functions": ",".join(self.module_functions), "weights_version": self.weights_version,
+            "remembered_answers": len(self._memory), "torch": torch.__version__, "transformers": transformers.__version__,
+        }  # fmt: skip
+
+    # --- inside ----------------------------------------------------------------------------------------------------------
+
+    def _functions(self, names: Iterable[str]) -> dict[str, BaseModuleFunction]:
+        functions: dict[str, BaseModuleFunction] = {}
+        for name in names:
+            function = self.module_functions[name] if name in self.module_functions else None
+            if not isinstance(function, BaseModuleFunction):
+                raise RequestError(f"no module function {name!r}; there are: {', '.join(self.module_functions) or 'none'}")
+            functions[name] = function
+        return functions
+
+    def _modules_in_use(self) -> nn.ModuleDict:
+        return nn.ModuleDict({name: function for name, function in self.module_functions.items() if name not in self._unused})
+
+    def _fresh_weights(self, seed: int, weights: str) -> dict[str, Tensor]:
+        """Freshly drawn weights of this model's shape, each in the precision of the model's own."""
+        if weights not in ("fresh", "embeddings"):
+            raise RequestError(f"weights can be pretrained, fresh or embeddings, got {weights!r}")
+        model: Any = self.model
+        if unwrap(model) is not model:
+            raise RequestError("fresh weights cannot be drawn for a model with adapters: only the adapters' own weights are trained")
+        name = next(name for name, tensor in model.named_parameters() if tensor is model.get_input_embeddings().weight)
+        kept = self._initial[name] if weights == "embeddings" else None
+        drawn = draw_model(lambda: type(model)(copy.deepcopy(model.config)), seed, has_own_head(model), kept)
+        return {name: tensor.to(self._initial[name].dtype) for name, tensor in distinct_tensors(drawn).items()}
+
+    def _make_answerer(self, model: PreTrainedModel) -> Answerer:
+        size, inner = self.args.minibatch_size, unwrap(model)
+        plain = PlainForward(inner, self.model_type == "seq2seq", size)
+        return Answerer(self._encoder, Scorer(make_engine(model, size), size, self.score_dtype), plain, self.args.pre_encode_inputs)
+
+    def _frozen_copy(self) -> PreTrainedModel:
+        """A model of its own with the weights of the start; on the CPU it is the remembered tensors themselves, not one more copy."""
+        held: dict[int, object] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if name in self._start:
+                value = self._start[name].to(tensor.device)
+                held[id(tensor)] = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+        return copy.deepcopy(self.model, held).requires_grad_(False).eval()
+
+    def _initialize_modules(self, seed: int, anew: bool) -> None:
+        for name in self.module_functions:
+            function = self.module_functions[name]
+            if not isinstance(function, BaseModuleFunction):
+                raise TypeError(f"module function {name!r} is a {type(function).__name__}, not a BaseModuleFunction")
+            function.device, function.llm_config = self.device, unwrap(self.model).config
+            drawn = copy.deepcopy(function) if anew else function
+            with seeded(seed, self.device):
+                drawn.initialize()
+            if anew:  # an optimiser holds the parameters: they stay the same objects
+                copy_into(function, distinct_tensors(drawn))
+
+    def _state(self) -> State:
+        return state_of(self.model, self.module_functions)
+
+    def _present_settings(self) -> int:
+        """A number for the model's settings; what was remembered of other weights is forgotten."""
+        state = self._state()
+        if (stamp := (self.weights_version, state.weights)) != self._remembered_at:
+            self._memory.clear()
+            self._remembered_at = stamp
+        number = self._settings.get(state.settings)
+        if number is None:
+            number = self._settings_met = self._settings_met + 1
+            self._settings.put(state.settings, number)
+        return number
+
+    def _tidy_device(self) -> None:
+        options = self.args.parallelism
+        if self.device.type == "cuda":
+            if options.synchronize_gpus_after_scoring:
+                torch.cuda.synchronize(self.device)
+            if options.empty_cuda_cache_after_scoring:
+                torch.cuda.empty_cache()
+
+
+def _questions(prompts: Sequence[str], candidates: Sequence[Sequence[str]], with_score: bool, needed: bool) -> list[Question]:
+    """Each prompt with its candidates; without them where nobody asks, so that prompts are told apart by nothing else."""
+    if not with_score and not candidates:
+        candidates = [()] * len(prompts)
+    if len(candidates) != len(prompts):
+        raise RequestError(f"{len(prompts)} prompts but {len(candidates)} lists of candidates")
+    for place, (prompt, own) in enumerate(zip(prompts, candidates, strict=True)):
+        if not isinstance(prompt, str):
+            raise RequestError(f"prompt {place} is a {type(prompt).__name__}, not a text")
+        if isinstance(own, str) or not all(isinstance(candidate, str) for candidate in own):
+            raise RequestError(f"the candidates of prompt {place} are not a list of texts")
+    return [(prompt, tuple(own) if with_score or needed else ()) for prompt, own in zip(prompts, candidates, strict=True)]

@@ -1,0 +1,161 @@
+"""Reading with decoder-only models: the prompt and, behind it, the candidate tree, in one forward pass of transformers.
+
+The tree's tokens lie behind the prompt in one sequence; a four-dimensional attention mask lets each see the prompt and its own prefix alone, and
+position ids count its depth. What all prompts of a minibatch begin with is computed once and kept as keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from lamorel_ext.llm.devices import put, put_integers
+from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens, TreeBatch, batch_trees
+from lamorel_ext.llm.scoring.packing import make_packing
+from lamorel_ext.llm.scoring.scorer import Reading
+from lamorel_ext.llm.scoring.vocabulary_head import compute_logits, edge_log_probs
+
+TREE_MODELS = frozenset({"llama", "gpt2", "gpt_neox", "mistral", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3"})
+"""Architectures that take such a mask and such positions, and whose logits are nothing but the output layer's; tests compare each with plain passes."""
+
+CPU_ROWS = 512
+"""Positions worked on at a time, per thread."""
+TRAINING_ROWS = 4096
+"""The same with gradients, where every further chunk adds its gradient to every weight's once more."""
+GPU_ROWS = 16_384
+
+MIN_SHARED = 8
+"""A shared beginning shorter than this is not worth a pass of its own."""
+
+
+def takes_trees(model: PreTrainedModel) -> bool:
+    """Whether ``CausalEngine`` is right for the model."""
+    config: Any = model.config
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return config.model_type in TREE_MODELS and window is None and not getattr(config, "add_cross_attention", False)
+
+
+class CausalEngine:
+    """See ``scoring.Engine``."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model: Any = model
+        self._vocab_size: int = model.config.vocab_size
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    def read(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], with_states: bool) -> Reading:
+        shared = _shared_length(prompts)
+        if shared < MIN_SHARED or (len(prompts) == 1 and len(rounds) == 1):
+            shared = 0
+        past = self._read_shared(prompts[0][:shared]) if shared else None
+        head = partial(compute_logits, self._model.get_output_embeddings())
+        edges: list[Tensor] = []
+        states: list[Tensor] = []
+        for number, trees in enumerate(rounds):
+            pieces = []
+            for chunk in _chunks(prompts, trees, shared, self._row_budget()):
+                batch = batch_trees(trees[chunk], self._device)
+                nodes = self._read_chunk([prompt[shared:] for prompt in prompts[chunk]], batch, past, shared)
+                pieces.append(edge_log_probs(head, nodes, batch.edge_nodes, batch.edge_tokens, self._vocab_size))
+                if with_states and number == 0:
+                    states.append(nodes[batch.roots])
+            edges.append(torch.cat(pieces))
+        return Reading(edges, torch.cat(states) if with_states else None, _count(prompts, rounds, shared))
+
+    def _row_budget(self) -> int:
+        if self._device.type != "cpu":
+            return GPU_ROWS
+        return (TRAINING_ROWS if torch.is_grad_enabled() else CPU_ROWS) * torch.get_num_threads()
+
+    def _read_shared(self, tokens: Tokens) -> Any:
+        ids = put_integers(tokens, self._device)[None]
+        return self._model.base_model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True).past_key_values
+
+    def _read_chunk(self, prompts: Sequence[Tokens], trees: TreeBatch, past: Any, shared: int) -> Tensor:
+        """Hidden states of every tree's nodes, ``(total_nodes, d)``; node 0 is the last position of its prompt."""
+        inputs = _lay_out(prompts, trees, shared, self._device)
+        mask = torch.zeros(inputs.visible.shape, dtype=self._model.dtype, device=self._device)
+        mask.masked_fill_(~inputs.visible, torch.finfo(mask.dtype).min)
+        outputs = self._model.base_model(
+            input_ids=inputs.tokens, attention_mask=mask[:, None], position_ids=inputs.positions,
+            past_key_values=None if past is None else _repeat(past, len(prompts)), use_cache=past is not None,
+        )  # fmt: skip
+        hidden: Tensor = outputs.last_hidden_state
+        return make_packing(trees.counts, self._device).unpad(hidden[:, inputs.width - 1 :])
+
+
+class _Layout:
+    """One padded batch: prompts padded on the left to ``width``, the trees' nodes but the first behind them.
+
+    Attributes:
+        tokens: ``(n, length)``.
+        positions: ``(n, length)``, counted from the start of the whole prompt.
+        visible: ``(n, length, shared + length)`` bool, True where a position (row) attends.
+    """
+
+    def __init__(self, width: int, tokens: Tensor, positions: Tensor, visible: Tensor) -> None:
+        self.width, self.tokens, self.positions, self.visible = width, tokens, positions, visible
+
+
+def _lay_out(prompts: Sequence[Tokens], trees: TreeBatch, shared: int, device: torch.device) -> _Layout:
+    n, lengths = len(prompts), np.asarray([len(prompt) for prompt in prompts])
+    width, behind = int(lengths.max()), max(trees.counts) - 1
+    column = np.arange(width)
+    real = column[None, :] >= width - lengths[:, None]
+    ids = np.zeros((n, width), dtype=np.int64)
+    ids[real] = [token for prompt in prompts for token in prompt]
+    before = np.maximum(column[None, :] - (width - lengths[:, None]), 0)
+
+    prompt_ids, prompt_real, prompt_positions, sizes = (put(array, device) for array in (ids, real, before, lengths))
+    packing = make_packing(trees.counts, device)
+    tokens = torch.cat([prompt_ids, packing.pad(trees.node_tokens.clamp(min=0))[:, 1:]], dim=1)
+    positions = torch.cat([prompt_positions, sizes[:, None] - 1 + trees.depths.expand(n, -1)[:, 1:]], dim=1) + shared
+
+    visible = torch.zeros(n, width + behind, shared + width + behind, dtype=torch.bool, device=device)
+    visible[:, :, :shared] = True
+    own = visible[:, :, shared:]
+    causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    # A padding position attends to itself: a row without any key would be a division by zero.
+    own[:, :width, :width] = (causal & prompt_real[:, None, :]) | torch.eye(width, dtype=torch.bool, device=device)
+    own[:, width:, :width] = prompt_real[:, None, :]
+    own[:, width:, width:] = trees.attends.expand(n, -1, -1)[:, 1:, 1:]
+    return _Layout(width, tokens, positions, visible)
+
+
+def _repeat(past: Any, times: int) -> Any:
+    repeated = DynamicCache()
+    for index, layer in enumerate(past.layers):
+        repeated.update(layer.keys.expand(times, -1, -1, -1), layer.values.expand(times, -1, -1, -1), index)
+    return repeated
+
+
+def _shared_length(prompts: Sequence[Tokens]) -> int:
+    """Tokens that all prompts begin with, short of the last one of the shortest."""
+    first, last = min(prompts), max(prompts)
+    most = min(len(prompt) for prompt in prompts) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
+
+
+def _chunks(prompts: Sequence[Tokens], trees: Sequence[CandidateTree], shared: int, budget: int) -> Iterator[slice]:
+    """Neighbours, as many as fit into ``budget`` padded positions, at least one."""
+    start, widest = 0, 0
+    for stop, tree in enumerate(trees):
+        widest = max(widest, tree.num_nodes)
+        if stop > start and (stop + 1 - start) * (len(prompts[stop]) - shared + widest) > budget:
+            yield slice(start, stop)
+            start, widest = stop, tree.num_nodes
+    yield slice(start, len(prompts))
+
+
+def _count(prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], shared: int) -> int:
+    reread = sum(len(prompt) - shared for prompt in prompts) * len(rounds)
+    return shared + reread + sum(tree.num_nodes - 1 for trees in rounds for tree in trees)

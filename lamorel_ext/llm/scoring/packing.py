@@ -1,0 +1,58 @@
+"""Sequences of several lengths kept as one stack of rows, so that padding costs nothing but in attention.
+
+Everything in a transformer but attention works on each position alone: there the rows of all sequences lie one after the other. Attention sees
+them padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lamorel_ext.llm.devices import put
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the rows of sequences go when they are padded.
+
+    Attributes:
+        lengths: Rows of each sequence, each at least 1.
+        width: The longest length.
+        spread: ``(n, width)`` int64, the row that belongs at each place, some other row on padding; None where nothing is padded.
+        keep: ``(rows,)`` int64, the place of each row in the flattened ``(n * width,)``; None where nothing is padded.
+        mask: ``(n, width)`` bool, True on real places; None where nothing is padded.
+    """
+
+    lengths: tuple[int, ...]
+    width: int
+    spread: Tensor | None
+    keep: Tensor | None
+    mask: Tensor | None
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """``(rows, ...)`` to ``(n, width, ...)``; padding repeats other rows, so mask it."""
+        if self.spread is None:
+            return rows.unflatten(0, (len(self.lengths), self.width))
+        return rows[self.spread]
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """``(n, width, ...)`` back to ``(rows, ...)``."""
+        rows = padded.flatten(0, 1)
+        return rows if self.keep is None else rows[self.keep]
+
+
+def make_packing(lengths: Sequence[int], device: torch.device) -> Packing:
+    """The packing of at least one sequence, each of length 1 or more."""
+    width, sizes = max(lengths), tuple(lengths)
+    if min(lengths) == width:
+        return Packing(sizes, width, None, None, None)
+    column = np.arange(width)
+    mask = column[None, :] < np.asarray(lengths)[:, None]
+    spread = np.cumsum([0, *sizes[:-1]])[:, None] + np.where(mask, column, 0)
+    keep = np.flatnonzero(mask)
+    return Packing(sizes, width, put(spread, device), put(keep, device), put(mask, device))

@@ -1,0 +1,118 @@
+"""The shape of an updater, as in Lamorel: what a user subclasses to bring an update of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from lamorel_ext.llm.updaters.gradients import sum_dtype, sum_over_servers
+from lamorel_ext.types import ScoreResult, ServerGroup, UpdateRequest, UpdateResult
+
+
+class Host(Protocol):
+    """What an updater needs of a ``models.host.ModelHost``."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        modules: Sequence[str] = (),
+        with_score: bool = True,
+        require_grad: bool = False,
+    ) -> ScoreResult: ...
+
+    def reference_log_probs(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> Tensor: ...
+
+    def named_trainable_parameters(self) -> list[tuple[str, Parameter]]: ...
+
+    def weights_changed(self) -> None: ...
+
+
+class SingleServer:
+    """The group of a server that is alone."""
+
+    rank = 0
+    size = 1
+
+    def all_reduce_sum(self, tensor: Tensor) -> None:
+        """The sum over one server is there already."""
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+
+class BaseUpdater:
+    """Changes the LLM from a batch. Subclasses implement ``perform_update`` (Lamorel's way) or ``update``.
+
+    Attributes:
+        name: Name under which requests ask for it, and in the names of its files.
+    """
+
+    name = "custom"
+
+    def __init__(self) -> None:
+        self._llm_module: Any = None
+        self._group: ServerGroup = SingleServer()
+
+    def set_llm_module(self, llm_module: Any) -> None:
+        """Called once by the server with its ``ModelHost``."""
+        self._llm_module = llm_module
+
+    def set_group(self, group: ServerGroup) -> None:
+        """Called once by the server with the group of all LLM servers."""
+        self._group = group
+
+    def perform_update(
+        self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], _current_batch_ids: Any, **kwargs: Any
+    ) -> dict[str, float]:
+        """Update from this server's part of a batch.
+
+        Args:
+            contexts: ``n`` prompts of this server.
+            candidates: Their candidates.
+            _current_batch_ids: ``(n,)`` int64, places of these samples in the whole batch: ``kwargs["actions"][_current_batch_ids]``.
+            **kwargs: Data of the whole batch, each ``(total, ...)``, and options. Data of the other servers' samples is zero.
+
+        Returns:
+            Statistics.
+        """
+        raise NotImplementedError(f"{type(self).__name__} implements neither perform_update nor update")
+
+    def update(self, request: UpdateRequest) -> UpdateResult:
+        """Called by the server; hands the request to ``perform_update``."""
+        data = {}
+        for key, values in request.data.items():
+            data[key] = values.new_zeros((request.total, *values.shape[1:]))
+            data[key][request.indices] = values
+        stats = self.perform_update(request.prompts, request.candidates, request.indices, **data, **request.options)
+        return UpdateResult({key: float(value) for key, value in (stats or {}).items()})
+
+    def average_gradients(self) -> None:
+        """Average the gradients over all servers: to be called between ``loss.backward()`` and ``optimizer.step()``.
+
+        It does what DistributedDataParallel does for Lamorel's updaters, also where a server had no samples. Every server must call it.
+        """
+        if self._group.size == 1:
+            return
+        parameters = [parameter for _, parameter in self._llm_module.named_trainable_parameters()]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        sums = sum_over_servers(gradients, self._group, sum_dtype(gradients))
+        for parameter, summed in zip(parameters, sums, strict=True):
+            parameter.grad = (summed / self._group.size).to(parameter.device, parameter.dtype)
+
+    def reset(self, seed: int) -> None:
+        """Forget what was learnt; the host goes back to its initial weights at the same time."""
+
+    def save(self, folder: Path) -> None:
+        """Write the updater's state into ``folder``; called on the first server only."""
+
+    def load(self, folder: Path) -> None:
+        """Read what ``save`` wrote; called on every server, after the host has loaded its weights."""

@@ -1,0 +1,146 @@
+"""The feedback edge: the student's signals f_t change how likely the teacher is to say the same again (docs/method.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lamorel_ext.config.bounds import number
+from lamorel_ext.errors import RequestError
+from lamorel_ext.llm.updaters.batches import Minibatch, draw_minibatches
+from lamorel_ext.llm.updaters.candidates import CandidateUpdater
+from lamorel_ext.llm.updaters.requests import DataSpec
+from lamorel_ext.llm.updaters.scored import Scored
+from lamorel_ext.rl import (
+    candidate_log_softmax,
+    chosen_log_probs,
+    clipped_surrogate_loss,
+    entropy,
+    kl_divergence,
+    log1mexp,
+    log_complement,
+    pair_log_probs,
+    reinforce_loss,
+    unlikelihood_loss,
+)
+from lamorel_ext.types import UpdateRequest
+
+
+@dataclass(frozen=True)
+class FeedbackOptions:
+    """Options of ``FeedbackUpdater``.
+
+    Attributes:
+        loss: Form of the loss.
+        lr: Adam's step size.
+        epochs: Passes over the batch. In the first step ``clipped`` is ``reinforce``, as nothing has moved yet.
+        minibatch_size: Samples of an optimiser step, over all servers; 0 takes the whole batch.
+        seed: Fixes the shuffling into minibatches.
+        posterior: True: p is the probability of the student's action under teacher and student together
+            (``pair_log_probs``), in place of the teacher's probability of what it said.
+        kl_coef: Weight of KL(current || initial teacher).
+        clip_eps: Of ``clipped`` alone.
+        gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means all.
+        normalise: True: p is normalised over the candidates. False, for generated guidance: p is the product over the text's tokens.
+    """
+
+    loss: Literal["reinforce", "unlikelihood", "clipped"] = "reinforce"
+    lr: float = number(1e-4, at_least=0.0)
+    adam_eps: float = number(1e-8, above=0.0)
+    epochs: int = number(1, at_least=1)
+    minibatch_size: int = number(0, at_least=0)
+    seed: int = number(0, at_least=0)
+    entropy_coef: float = number(0.0, at_least=0.0)
+    kl_coef: float = number(0.0, at_least=0.0)
+    clip_eps: float = number(0.2, above=0.0)
+    max_grad_norm: float = number(1.0, above=0.0, finite=False)
+    gradient_minibatch_size: int = number(0, at_least=0)
+    normalise: bool = True
+    posterior: bool = False
+
+
+class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
+    """Optimiser steps on the mean feedback loss of a batch or of its minibatches.
+
+    Data, each ``(n,)``: ``chosen`` (places of candidates), ``signals`` (f), ``old_log_probs`` (log p when it was said; only ``clipped``
+    needs it); with ``posterior`` also ``likelihoods``, ``(n, k)``: the student's log-probability of its
+    action after each candidate. Options: ``FeedbackOptions``. Samples with f = 0 count in the mean and pull nowhere; where no sample pulls, no step is
+    taken.
+
+    Statistics, means over the steps, before each: ``loss``, ``log_prob`` (of what was said), ``entropy`` and ``kl`` (from the initial teacher), exact over
+    the candidates. Without ``normalise`` those two are one-sample estimates, ``-log p`` and ``log p - log p_initial`` of what was said.
+    """
+
+    name = "feedback"
+    options_type = FeedbackOptions
+    uses_reference = True
+    terms: ClassVar[tuple[str, ...]] = ("loss", "log_prob", "entropy", "kl")
+
+    def data_spec(self, options: FeedbackOptions) -> DataSpec:
+        """See the class."""
+        optional = () if options.loss == "clipped" else ("old_log_probs",)
+        tables = ("likelihoods",) if options.posterior else ()
+        return DataSpec(("chosen",), ("signals", "old_log_probs"), tables, optional)
+
+    def check(self, request: UpdateRequest, data: dict[str, Tensor], options: FeedbackOptions) -> None:
+        """Combinations that mean nothing."""
+        for key in ("kl_coef", "entropy_coef"):
+            if not options.normalise and getattr(options, key) != 0.0:
+                raise RequestError(f"{self.name}: options[{key!r}] must be 0 without normalise: there is no distribution over candidates")
+        if options.posterior and not options.normalise:
+            raise RequestError(f"{self.name}: options['posterior'] needs normalise: it is about candidates")
+        if options.loss != "unlikelihood":
+            return
+        signals = data["signals"]
+        if not bool(torch.isin(signals, torch.tensor([-1.0, 0.0, 1.0], dtype=signals.dtype)).all()):
+            raise RequestError(
+                f"{self.name}: data['signals'] must be -1, 0 or 1 where options['loss'] is 'unlikelihood', which knows signs only"
+            )
+        alone = torch.tensor([len(candidates) == 1 for candidates in request.candidates], dtype=torch.bool)
+        if options.normalise and not options.posterior and bool((alone & (signals < 0)).any()):
+            raise RequestError(f"{self.name}: candidates: an only candidate has probability 1 and cannot be made less likely")
+
+    def scored_candidates(self, request: UpdateRequest, data: dict[str, Tensor], options: FeedbackOptions) -> tuple[tuple[str, ...], ...]:
+        """Without normalisation what was said, alone: the one column of the scores."""
+        if options.normalise:
+            return request.candidates
+        return tuple((candidates[i],) for candidates, i in zip(request.candidates, data["chosen"].tolist(), strict=True))
+
+    def schedule(self, total: int, options: FeedbackOptions) -> Iterable[Minibatch]:
+        """The whole batch in every epoch, or shuffled minibatches of it."""
+        if options.minibatch_size:
+            return draw_minibatches(total, options.minibatch_size, options.epochs, options.seed)
+        return [Minibatch(epoch, 0, 1, torch.arange(total)) for epoch in range(options.epochs)]
+
+    def loss(self, scored: Scored, data: dict[str, Tensor], options: FeedbackOptions) -> dict[str, Tensor]:
+        """The chosen form, minus the entropy bonus, plus the KL penalty."""
+        if scored.reference is None:
+            raise TypeError("the loss needs the reference scores")
+        if not options.normalise:
+            log_p, reference = scored.scores[:, 0], scored.reference[:, 0]
+            pull = _feedback_loss(log_p, None, data, options)
+            return {"loss": pull, "log_prob": log_p, "entropy": -log_p, "kl": log_p - reference}
+        log_probs = candidate_log_softmax(scored.scores)
+        log_p = chosen_log_probs(log_probs, data["chosen"])
+        if options.posterior:
+            pull = _feedback_loss(pair_log_probs(log_probs, data["likelihoods"]), None, data, options)
+        else:
+            pull = _feedback_loss(log_p, log_probs, data, options)
+        spread = entropy(log_probs)
+        distance = kl_divergence(log_probs, candidate_log_softmax(scored.reference))
+        loss = pull - options.entropy_coef * spread + options.kl_coef * distance
+        return {"loss": loss, "log_prob": log_p, "entropy": spread, "kl": distance}
+
+
+def _feedback_loss(log_p: Tensor, log_probs: Tensor | None, data: dict[str, Tensor], options: FeedbackOptions) -> Tensor:
+    signals = data["signals"]
+    if options.loss == "reinforce":
+        return reinforce_loss(log_p, signals)
+    if options.loss == "clipped":
+        return clipped_surrogate_loss(log_p, data["old_log_probs"], signals, options.clip_eps)
+    log_not_p = log1mexp(log_p) if log_probs is None else log_complement(log_probs, data["chosen"])
+    return unlikelihood_loss(log_p, log_not_p, signals)

@@ -1,0 +1,1 @@
+"""The wire format: frames, fields, nested values. No pickle."""

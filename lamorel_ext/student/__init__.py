@@ -1,1 +1,0 @@
-"""The client's side of learning: rollouts, advantages, the RL student, the feedback edge and the training loop."""

@@ -1,0 +1,1 @@
+"""The client's training run: collect, give feedback, learn, evaluate, record, resume."""

@@ -1,0 +1,60 @@
+"""Collecting experience: what an agent decided, what came of it, and the advantages that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lamorel_ext.experience import Actor, Rollout, Scene, StepListener, Turn
+from lamorel_ext.randomness import Draws
+from lamorel_ext.rl import gae, td_errors
+from lamorel_ext.training.joining import join
+from lamorel_ext.training.scenes import PromptedEnv
+
+
+def collect(env: PromptedEnv, actor: Actor, listener: StepListener, scene: Scene, num_steps: int, draws: Draws) -> tuple[Rollout, Scene]:
+    """Act for ``num_steps`` steps from ``scene`` on.
+
+    Returns:
+        The rollout, and the scene in which the next one begins.
+    """
+    turns = []
+    for _ in range(num_steps):
+        decision = actor.decide(scene, draws)
+        stepped = env.step(decision.actions)
+        next_values = actor.values(stepped.reached) if listener.online else None
+        turn = Turn(scene.prompts, decision, stepped, next_values)
+        turns.append(turn)
+        scene = stepped.current.saying(listener.after_step(turn, actor.discount))
+    return make_rollout(turns, actor), scene
+
+
+def make_rollout(turns: Sequence[Turn], actor: Actor) -> Rollout:
+    """Stack the steps and compute advantages."""
+    discount = actor.discount
+    rewards = np.stack([turn.step.rewards for turn in turns])
+    terminated = np.stack([turn.step.terminated for turn in turns])
+    done = np.stack([turn.step.done for turn in turns])
+    values = np.stack([turn.decision.values for turn in turns])
+    errors = td_errors(rewards * discount.reward_scale, values, _next_values(turns, actor, values), terminated, discount.gamma)
+    advantages = gae(errors, done, discount.gamma, discount.lam)
+    return Rollout(tuple(turns), rewards, terminated, done, values, errors, advantages)
+
+
+def _next_values(turns: Sequence[Turn], actor: Actor, values: np.ndarray) -> np.ndarray:
+    """V of the states reached.
+
+    Where the episode goes on it is the next step's own value. Only cut-off episodes and the rollout's last states are evaluated, in one
+    call; where the task ended the episode the value is not needed and left at 0.
+    """
+    known = [turn.next_values for turn in turns if turn.next_values is not None]
+    if len(known) == len(turns):
+        return np.stack(known)
+    next_values = np.concatenate([values[1:], np.zeros_like(values[:1])])
+    cut = np.stack([np.logical_and(turn.step.truncated, np.logical_not(turn.step.terminated)) for turn in turns])
+    cut[-1] = np.logical_not(turns[-1].step.terminated)
+    places = [(turn.stepped.reached, np.flatnonzero(row)) for turn, row in zip(turns, cut, strict=True) if row.any()]
+    if places:
+        next_values[cut] = actor.values(join([reached.take(envs) for reached, envs in places]))
+    return next_values

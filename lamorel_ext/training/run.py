@@ -1,0 +1,272 @@
+"""The parts of one training run: built from the configuration, saved and brought back together."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lamorel_ext.agents.action_heads import ACTION_HEADS
+from lamorel_ext.agents.making import make_agent
+from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient
+from lamorel_ext.config import Config
+from lamorel_ext.errors import CheckpointError, UpdateError
+from lamorel_ext.experience import Scene
+from lamorel_ext.methods.feedback.credit import make_credit
+from lamorel_ext.methods.feedback.edge import FeedbackEdge
+from lamorel_ext.methods.feedback.signals import FeedbackSignals
+from lamorel_ext.randomness import Draws, make_rng, restore_rng_states, rng_states
+from lamorel_ext.rpc.clients import Clients
+from lamorel_ext.training.building import EnvFactory, make_evaluator, make_training_env
+from lamorel_ext.training.curriculum import Curriculum
+from lamorel_ext.training.pipeline import HalvedEnv, collect_rollout
+from lamorel_ext.training.progress import Progress
+from lamorel_ext.training.recorder import Checkpoint, Recorder
+from lamorel_ext.training.scenes import PromptedEnv
+from lamorel_ext.training.shared import ONE_CLIENT, shared_factory
+from lamorel_ext.training.trace import Trace, Tracer
+from lamorel_ext.types import LlmClient
+
+COUNTERS = ("env_steps", "episodes", *LLM_COUNTERS, "seconds")
+EVALUATION = ("success", "return", "eval_exact")
+TRAINING = ("train_success", "train_return")
+FOLLOWED = ("teacher_success", "teacher_return")
+
+
+class TrainingRun:
+    """Everything that changes while a run trains. A context manager: leaving it closes the environments.
+
+    Args:
+        config: The run.
+        llm: The servers, or None in an arm without an LLM.
+        env_factory: Makes the environments.
+        clients: Those that train the run together; ``llm`` is then a ``SharedClient``.
+    """
+
+    def __init__(
+        self, config: Config, llm: LlmClient | None, env_factory: EnvFactory, clients: Clients = ONE_CLIENT
+    ) -> None:
+        self.config = config
+        self._clients = clients
+        self.llm = None if llm is None else MeteredClient(llm)
+        self._streams = {name: make_rng(config.run.seed, name) for name in ("actions", "guidance", "feedback", "updates")}
+        self._draws = Draws(self._streams["actions"], self._streams["guidance"])
+        self.agent = make_agent(config, self.llm)
+        signals = FeedbackSignals(config.feedback, config.env.num_envs, self._streams["feedback"])
+        self.edge = FeedbackEdge(config, self.llm, signals, make_credit(config, self.agent, self._streams["feedback"]))
+        self.tracer = self.edge.watcher = Tracer(config, self.llm)
+        self.curriculum = Curriculum(config)
+        self._env_factory = shared_factory(env_factory, clients)
+        self.env = self._make_env()
+        self.evaluator = make_evaluator(config, env_factory)
+        self.progress = Progress()
+        self._scene: Scene | None = None
+
+    def __enter__(self) -> TrainingRun:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.env.close()
+        self.evaluator.close()
+
+    # --- where the run stands ----------------------------------------------------------------------------------------------
+
+    @property
+    def budget(self) -> int:
+        """Environment steps of the whole run: the smallest multiple of ``env.num_envs`` that is not below ``run.total_steps``."""
+        copies = self.config.env.num_envs
+        return math.ceil(self.config.run.total_steps / copies) * copies
+
+    @property
+    def finished(self) -> bool:
+        """True once the budget is used up."""
+        return self.progress.env_steps >= self.budget
+
+    @property
+    def evaluation_due(self) -> bool:
+        """True at the start, whenever another ``run.eval_every`` steps are over, and at the end."""
+        return self.finished or self.progress.env_steps >= self.progress.next_eval
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """True after every ``run.checkpoint_every`` rollouts, and at the end."""
+        every = self.config.run.checkpoint_every
+        return self.finished or (every > 0 and self.progress.rollouts % every == 0)
+
+    # --- what a run does ---------------------------------------------------------------------------------------------------
+
+    def start(self, checkpoint: Checkpoint | None) -> None:
+        """Begin anew, or where ``checkpoint`` was made.
+
+        Raises:
+            CheckpointError: It does not belong to this configuration.
+        """
+        self._reset_llm()
+        if checkpoint is None:
+            self._scene = self.env.reset()
+        else:
+            self._restore(checkpoint)
+
+    def take_over(self, checkpoint: Checkpoint | None) -> None:
+        """Be what was learnt until ``checkpoint``, or the untrained agent, to be evaluated: wherever, so its environments stay behind.
+
+        Raises:
+            CheckpointError: It does not belong to this configuration.
+        """
+        self._reset_llm()
+        if checkpoint is None:
+            return
+        signals = checkpoint.state.get("signals", {})
+        strangers = [None] * self.config.env.num_envs  # the last advantages belong to the environments left behind
+        self.edge.signals.restore({**signals, "previous": strangers})
+        self._load_agent(checkpoint)
+
+    def rollout(self) -> Trace | None:
+        """Collect a rollout, give feedback to the teacher, update the agent; gives the rollout's trace if it was its turn to be recorded."""
+        if self._scene is None:
+            raise ValueError("start the run first")
+        if self.llm is not None:
+            # What an evaluation has asked must not make the rollout cheaper, nor a resumed run round differently.
+            self.llm.forget()
+        begin = time.perf_counter()
+        left = (self.budget - self.progress.env_steps) // self.env.num_envs
+        self.tracer.begin(self.curriculum.config, self.progress.env_steps, self.progress.rollouts, left, self._scene)
+        num_steps = int(min(self.config.num_steps, left, self.curriculum.steps_left))
+        rollout, self._scene = collect_rollout(self.env, self.agent, self.edge, self._scene, num_steps, self._draws)
+        self.tracer.collected(rollout, self.agent)
+        feedback = {f"feedback_{name}": value for name, value in self.edge.after_rollout(rollout).items()}
+        try:
+            learning = self.agent.update(rollout, self._streams["updates"])
+        except UpdateError as error:
+            taken = self.progress.env_steps + rollout.rewards.size
+            raise UpdateError(f"after {taken} environment steps: {error}") from error
+        trace = self.tracer.finish(rollout)
+        self.progress.averages.add(feedback | learning)
+        self.progress.note(rollout, time.perf_counter() - begin - self.tracer.seconds)
+        if self.curriculum.note(rollout):
+            self._change_env()
+        return trace
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate the policy, and the teacher followed blindly; gives the next row of the learning curve.
+
+        Of several clients the first one evaluates.
+
+        Raises:
+            LamorelExtError: The clients' agents are not the same.
+        """
+        self._clients.same(lambda: fingerprint(self.agent.tensors()), f"at step {self.progress.env_steps} the agent")
+        row = dict.fromkeys(COUNTERS, 0.0) | self.counters() | self._clients.lead(self._evaluate)
+        if self.config.env.curriculum:
+            row["stage"] = float(self.curriculum.stage)
+        columns = (*TRAINING, *self.agent.columns, *(f"feedback_{name}" for name in self.edge.columns))
+        row |= self.progress.averages.take(columns)
+        self.progress.last_row = {name: None if math.isnan(value) else value for name, value in row.items()}
+        every = self.config.run.eval_every
+        self.progress.next_eval = (self.progress.env_steps // every + 1) * every
+        return row
+
+    def _evaluate(self) -> dict[str, float]:
+        """The columns that an evaluation gives."""
+        signals = self.edge.signals if self.edge.speaks else None
+        with self._unmetered():
+            result = self.evaluator.evaluate(self.agent, signals)
+            row = dict(zip(EVALUATION, (result.success, result.expected_return, float(result.exact)), strict=True))
+            if self.agent.follower is not None:
+                followed = self.evaluator.evaluate(self.agent.follower, signals)
+                row |= dict(zip(FOLLOWED, (followed.success, followed.expected_return), strict=True))
+        return row
+
+    def counters(self) -> dict[str, float]:
+        """What the run has cost so far, by ``COUNTERS``."""
+        done = self.progress
+        own = {"env_steps": float(done.env_steps), "episodes": float(done.episodes), "seconds": done.seconds}
+        return own | ({} if self.llm is None else self.llm.counts)
+
+    def save(self, recorder: Recorder) -> None:
+        """Hand everything to the recorder."""
+        if self._scene is None:
+            raise ValueError("start the run first")
+        said = self._scene.signals
+        state = {
+            "progress": self.progress.state(),
+            "streams": rng_states(self._streams),
+            "env": self.env.state(),
+            "said": None if said is None else said.tolist(),
+            "signals": self.edge.signals.state(),
+            "curriculum": self.curriculum.state(),
+            "trace": self.tracer.state(),
+            "llm": {} if self.llm is None else dict(self.llm.counts),
+        }
+        checkpoint = Checkpoint(self.progress.env_steps, self.agent.tensors(), state)
+        checkpoint.check_finite()  # before anything is written: the last good one stays
+        recorder.checkpoint(checkpoint, None if self.llm is None else self.llm.save)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state: dict[str, Any] = checkpoint.state
+        try:
+            self.progress = Progress.restored(state["progress"])
+            restore_rng_states(self._streams, state["streams"])
+            self.edge.signals.restore(state["signals"])
+            self.tracer.restore(state.get("trace"))
+            if "curriculum" in state:
+                self.curriculum.restore(state["curriculum"])
+            if self.curriculum.stage:
+                self.env.close()
+                self.env = self._make_env()
+            self._scene = self.env.restore(state["env"]).saying(None if state["said"] is None else np.array(state["said"]))
+            if self.llm is not None:
+                self.llm.counts.update(state["llm"])
+        except KeyError as error:
+            raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} lacks {error}") from error
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} holds a wrong value: {error}") from error
+        self._load_agent(checkpoint)
+
+    def _reset_llm(self) -> None:
+        if self.llm is not None:
+            arm = self.config.arm
+            self.llm.reset(self.config.run.seed, arm.weights, () if arm.action_heads else (ACTION_HEADS,))
+
+    def _load_agent(self, checkpoint: Checkpoint) -> None:
+        checkpoint.check_finite()
+        self.agent.load_tensors(checkpoint.tensors)
+        if self.llm is not None:
+            if checkpoint.llm_folder is None:
+                raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} has no LLM, this run has one")
+            self.llm.load(checkpoint.llm_folder)
+
+    def _make_env(self) -> PromptedEnv | HalvedEnv:
+        """The training environments of the curriculum's stage."""
+        remote = self.llm is not None and self.llm.remote
+        return make_training_env(self.curriculum.config, self._env_factory, self.agent, self.edge, remote)
+
+    def _change_env(self) -> None:
+        """The next stage: new episodes everywhere, and nothing is left of the unfinished ones."""
+        self.env.close()
+        self.env = self._make_env()
+        self._scene = self.env.reset()
+        self.edge.signals.forget_episodes()
+        self.tracer.forget_episodes()
+        self.progress.running_returns = []
+
+    @contextmanager
+    def _unmetered(self) -> Iterator[None]:
+        """Evaluations are no cost of learning."""
+        with nullcontext() if self.llm is None else self.llm.paused():
+            yield
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Equal where the tensors are, to the last bit."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode() + tensors[name].detach().contiguous().numpy().tobytes())
+    return found.hexdigest()

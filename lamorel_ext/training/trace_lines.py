@@ -1,0 +1,210 @@
+"""What the lines of a trace say; ``trace`` has the format."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from lamorel_ext.agents.guidance import NO_HINT, make_vocabulary
+from lamorel_ext.agents.making import Agent
+from lamorel_ext.agents.student import StudentAgent
+from lamorel_ext.config import Config
+from lamorel_ext.experience import Discount, Guidance, Rollout, Said, Scene, Turn
+from lamorel_ext.prompts import ACTION_NAMES
+from lamorel_ext.randomness import log_softmax
+
+VERSION = 1
+"""Of the format."""
+ENV = 0
+"""The environment that is watched."""
+
+Line = dict[str, Any]
+
+
+@dataclass
+class Course:
+    """Where the watched environment stands in its episode.
+
+    Attributes:
+        episode: Number of its episode, None where that is unknown.
+        actions: Taken in it so far, likewise.
+        error: TD error of its last step, None where there is none.
+    """
+
+    episode: int | None = 0
+    actions: list[int] | None = field(default_factory=list)
+    error: float | None = None
+
+    def advance(self, rollout: Rollout, t: int) -> None:
+        """Count step ``t`` in."""
+        if rollout.done[t, ENV]:
+            known = self.episode is not None
+            self.episode, self.actions, self.error = (self.episode or 0) + 1 if known else None, [] if known else None, None
+            return
+        self.error = float(rollout.errors[t, ENV])
+        if self.actions is not None:
+            self.actions.append(int(rollout.turns[t].decision.actions[ENV]))
+
+
+@dataclass
+class Scores:
+    """Scores of what the watched environment's LLM could have said at single steps, by what it said (``id``).
+
+    Attributes:
+        before: Where they are not known from the choice itself.
+        after: After the update that the step's feedback went into, with the update's number.
+        later: After the policy's own update.
+    """
+
+    before: dict[int, np.ndarray] = field(default_factory=dict)
+    after: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict)
+    later: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+def header_line(config: Config, discount: Discount, env_steps: int, rollout: int, left_out: int) -> Line:
+    """The first line."""
+    arm, feedback = config.arm, config.feedback
+    return {
+        "kind": "trace", "version": VERSION, "env_steps": env_steps, "rollout": rollout, "env": ENV, "seed": config.run.seed,
+        "level": config.env.level, "num_distractors": config.env.num_distractors, "arm": arm.name, "agent": arm.agent, "teacher": arm.teacher if arm.agent == "student" else None,
+        "vocabulary": config.guidance.vocabulary, "signal": feedback.signal, "loss": feedback.loss, "channel": feedback.channel,
+        "every": feedback.every, "gamma": discount.gamma, "lam": discount.lam, "reward_scale": discount.reward_scale,
+        "actions": list(ACTION_NAMES), "left_out": left_out,
+    }  # fmt: skip
+
+
+def episode_line(config: Config, course: Course, turn: Turn, scene: Scene) -> Line:
+    """The line before an episode's first recorded step."""
+    mission, said = scene.observations.missions[ENV], turn.decision.said
+    kind, candidates = config.guidance.vocabulary, None
+    if said is not None and said.scores is not None:
+        candidates = list(said.candidates[ENV])
+    elif kind != "free" and config.arm.agent == "student" and config.arm.teacher in ("random", "oracle"):
+        candidates = list(make_vocabulary(kind).candidates(mission))
+    actions = None if course.actions is None else list(course.actions)
+    return {"kind": "episode", "number": course.episode, "actions": actions, "mission": mission, "candidates": candidates}
+
+
+def spoke(config: Config, said: Said) -> bool:
+    """True where texts were scored, or written: action heads choose without words."""
+    return said.scores is not None or config.guidance.vocabulary == "free"
+
+
+def step_line(config: Config, rollout: Rollout, t: int, scene: Scene, course: Course, f: float | None, scores: Scores, agent: Line) -> Line:
+    """One step.
+
+    Args:
+        config: The run.
+        rollout: It is step ``t`` of this one.
+        t: Place in the rollout.
+        scene: Where it was taken.
+        course: Of the episode before it.
+        f: The signal.
+        scores: Of all steps.
+        agent: The entries ``guidance`` and ``policy``.
+    """
+    turn, seen = rollout.turns[t], scene.observations
+    said = turn.decision.said
+    return {
+        "kind": "step",
+        "prompt": (turn.prompts if said is None else said.prompts)[ENV],
+        "sentences": list(seen.descriptions[ENV]),
+        "view": seen.images[ENV].astype(np.uint8).tobytes().hex(),
+        "direction": int(seen.directions[ENV]),
+        "action": int(turn.decision.actions[ENV]),
+        "probability": rounded(math.exp(turn.decision.log_probs[ENV])),
+        "reward": rounded(rollout.rewards[t, ENV]),
+        "end": "terminated" if rollout.terminated[t, ENV] else "truncated" if rollout.done[t, ENV] else None,
+        "value": rounded(rollout.values[t, ENV]),
+        "error": rounded(rollout.errors[t, ENV]),
+        "previous": rounded(course.error),
+        "advantage": rounded(rollout.advantages[t, ENV]),
+        "signal": rounded(f),
+        "llm": _llm(said, scores) if said is not None and spoke(config, said) else None,
+        **agent,
+    }
+
+
+def agent_entries(config: Config, agent: Agent, turn: Turn, scene: Scene) -> Line:
+    """A step's ``guidance`` and ``policy``: what the watched agent heard, and its policy, where no LLM must be asked for it."""
+    if isinstance(agent, StudentAgent):
+        return _student_entries(config, agent, turn, scene)
+    if config.asks_llm or not agent.enumerable:
+        return {"guidance": None, "policy": None}
+    own = row(agent.action_probs(scene.take(np.array([ENV])))[0])
+    return {"guidance": None, "policy": {"heard": own, "silent": None, "mixed": None}}
+
+
+def _student_entries(config: Config, agent: StudentAgent, turn: Turn, scene: Scene) -> Line:
+    heard, features = turn.decision.heard, turn.decision.features
+    if heard is None or features is None:
+        raise ValueError("this rollout is not a student's")
+    if agent.teacher.guidance_codes == 1:
+        return {"guidance": None, "policy": {"heard": row(_policy(agent, features, [_only(heard)])[0]), "silent": None, "mixed": None}}
+    silence = Guidance(np.zeros_like(heard.codes[[ENV]]), np.array([NO_HINT]))
+    weights = _teacher_weights(agent, turn.decision.said, scene)
+    options = [] if weights is None or agent.teacher.options is None else [agent.teacher.options]
+    probs = _policy(agent, features, [_only(heard), silence, *options])
+    mixed = None if weights is None else row(weights @ probs[2:])
+    guidance = _guidance(config, turn, heard, scene, weights)
+    return {"guidance": guidance, "policy": {"heard": row(probs[0]), "silent": row(probs[1]), "mixed": mixed}}
+
+
+def row(numbers: Sequence[float] | np.ndarray | None) -> list[float | None] | None:
+    """Numbers as JSON has them."""
+    return None if numbers is None else [rounded(number) for number in numbers]
+
+
+def rounded(number: float | None) -> float | None:
+    """Six digits; None for what is no number."""
+    return None if number is None or not math.isfinite(number) else float(f"{number:.6g}")
+
+
+def _only(heard: Guidance) -> Guidance:
+    return Guidance(heard.codes[[ENV]], heard.hints[[ENV]])
+
+
+def _policy(agent: StudentAgent, features: np.ndarray, guidances: Sequence[Guidance]) -> np.ndarray:
+    """``(guidances, NUM_ACTIONS)`` probabilities of the actions in the watched state."""
+    codes = torch.from_numpy(np.concatenate([guidance.codes for guidance in guidances]))
+    hints = torch.from_numpy(np.concatenate([guidance.hints for guidance in guidances]))
+    with torch.inference_mode():
+        seen = agent.network.see(torch.from_numpy(features[[ENV]])).expand(len(hints), -1)
+        probs: np.ndarray = agent.network.choose(seen, codes, hints).double().exp().numpy()
+    return probs
+
+
+def _teacher_weights(agent: StudentAgent, said: Said | None, scene: Scene) -> np.ndarray | None:
+    """M(x | s) over a fixed vocabulary. An LLM is not asked again: what it said has its scores with it."""
+    if agent.teacher.options is None:
+        return None
+    if said is not None:
+        return None if said.scores is None else np.exp(log_softmax(said.scores[[ENV]])[0])
+    weights: np.ndarray = agent.teacher.distribution(scene.take(np.array([ENV])))[0]
+    return weights
+
+
+def _guidance(config: Config, turn: Turn, heard: Guidance, scene: Scene, weights: np.ndarray | None) -> Line:
+    said, hint = turn.decision.said, int(heard.hints[ENV])
+    if said is not None:
+        text, teacher = said.candidates[ENV][said.chosen[ENV]], None
+    else:
+        kind = config.guidance.vocabulary
+        texts = () if kind == "free" else make_vocabulary(kind).candidates(scene.observations.missions[ENV])
+        text, teacher = texts[int(heard.codes[ENV].argmax())], row(weights)
+    return {"text": text, "hint": None if hint == NO_HINT else hint, "teacher": teacher}
+
+
+def _llm(said: Said, scores: Scores) -> Line:
+    before = scores.before.get(id(said), None if said.scores is None else said.scores[ENV])
+    update, after = scores.after.get(id(said), (None, None))
+    chosen = int(said.chosen[ENV])
+    return {
+        "chosen": chosen, "text": said.candidates[ENV][chosen], "before": row(before), "after": row(after), "update": update,
+        "later": row(scores.later.get(id(said))),
+    }  # fmt: skip

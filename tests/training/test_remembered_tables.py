@@ -1,0 +1,87 @@
+"""What a client remembers of an LLM: asked about all states once per weights, and never of other weights."""
+
+import numpy as np
+import torch
+
+from lamorel_ext.agents.llm_teachers import distribution_over
+from lamorel_ext.agents.metering import MeteredClient
+from lamorel_ext.experience import AllStates, Scene
+from lamorel_ext.types import ObservationBatch, ScoreRequest, ScoreResult, UpdateRequest
+
+TEXTS = (("left", "right"),) * 2
+
+
+class CountingLlm:
+    """Prefers the first candidate by ``strength``; says how often it was asked."""
+
+    remote = False
+
+    def __init__(self) -> None:
+        self.asked, self.strength = 0, 0.0
+
+    def score_batch(self, request: ScoreRequest) -> ScoreResult:
+        self.asked += 1
+        n = len(request.prompts)
+        return ScoreResult(torch.tensor([self.strength, 0.0] * n), (2,) * n, {}, {"tokens": 5.0})
+
+    def update_batch(self, request):
+        self.strength += 1.0
+        return type("Result", (), {"stats": {}})()
+
+    def reset(self, seed, weights="pretrained", unused=()):
+        self.strength = 0.0 if weights == "pretrained" else float(seed)
+
+    def load(self, folder):
+        self.strength = 9.0
+
+    def forget(self) -> None:
+        pass
+
+
+def scene(kind: type[Scene] = AllStates) -> Scene:
+    seen = ObservationBatch(("m", "m"), ((), ()), np.zeros((2, 7, 7, 3), np.uint8), np.zeros(2, np.int64))
+    return kind(seen, ("one", "two"))
+
+
+def client(llm: CountingLlm) -> MeteredClient:
+    meter = MeteredClient(llm)
+    meter.reset(0)
+    return meter
+
+
+def nothing() -> UpdateRequest:
+    return UpdateRequest("", (), (), torch.arange(0), 0)
+
+
+def test_the_same_weights_are_asked_once_over_several_runs() -> None:
+    llm = CountingLlm()
+    for meter in (client(llm), client(llm)):
+        for _ in range(3):
+            assert distribution_over(meter, scene(), TEXTS).tolist() == [[0.5, 0.5]] * 2
+    assert llm.asked == 1
+
+
+def test_an_update_a_load_and_fresh_weights_are_asked_anew() -> None:
+    llm = CountingLlm()
+    meter = client(llm)
+    changes = [lambda: meter.update_batch(nothing()), lambda: meter.load("x"), lambda: meter.reset(4, "fresh"), lambda: meter.reset(5, "fresh")]
+    for change in changes:
+        change()
+        expected = 1 / (1 + np.exp(-llm.strength))
+        assert np.allclose(distribution_over(meter, scene(), TEXTS)[:, 0], expected, atol=1e-6)
+    assert llm.asked == len(changes)
+
+
+def test_single_scenes_are_never_answered_from_memory_so_that_each_is_counted() -> None:
+    llm = CountingLlm()
+    meter = client(llm)
+    for _ in range(2):
+        distribution_over(meter, scene(Scene), TEXTS)
+    assert llm.asked == 2 and meter.counts["llm_tokens"] == 10.0
+
+
+def test_other_servers_are_another_memory() -> None:
+    first, second = CountingLlm(), CountingLlm()
+    for llm in (first, second):
+        distribution_over(client(llm), scene(), TEXTS)
+    assert first.asked == second.asked == 1
