@@ -1,27 +1,38 @@
-"""The BabyAI-Text part of BALROG: ``python -m experiments.balrog`` (Paglieri et al. 2024, arXiv 2411.13543; github.com/balrog-ai/BALROG).
+"""The BabyAI-Text part of BALROG: ``python -m experiments.balrog`` (Paglieri et al. 2024, arXiv
+2411.13543; github.com/balrog-ai/BALROG).
 
     python -m experiments.balrog                                        # the model as it is, zero-shot
     python -m experiments.balrog model=smollm2 --choose generate        # it writes its action instead of choosing among the six
     python -m experiments.balrog policy=runs/figure2_2100/llm_policy/seed_0 --episodes 100
 
-The protocol, as its public configuration has it: five tasks (goto, pickup, open, putnext, pick_up_seq_go_to) of BabyAI-MixedTrainLocal-v0 without
-distractors, ten episodes each, the level's own step limits (64 for goto and pickup, else 128), six actions, sixteen observations of history.
-An episode's progression is 1 when it ends with a positive reward, else 0; reported are mean and standard error in %, of each task and of all episodes
-together. Random actions and the BabyAI bot stand beside the model, on the same episodes. Writes ``balrog.json`` and ``balrog.csv`` into ``--output``.
+The protocol, as its public configuration has it: five tasks (goto, pickup, open, putnext,
+    pick_up_seq_go_to) of BabyAI-MixedTrainLocal-v0 without
+distractors, ten episodes each, the level's own step limits (64 for goto and pickup, else 128), six
+actions, sixteen observations of history. An episode's progression is 1 when it ends with a positive
+reward, else 0; reported are mean and standard error in %, of each task and of all episodes
+together. Random actions and the BabyAI bot stand beside the model, on the same episodes. Writes
+``balrog.json`` and ``balrog.csv`` into ``--output``.
 
 Where this differs from the protocol:
 
-* An action is chosen by scoring: one of the six texts, drawn from the softmax of their summed log-probabilities. There, the model writes at
-  temperature 1. ``--choose generate`` does so too, and like there takes what names no action for "go forward"; the next prompt does not
-  mention it, as it does there.
-* Prompts are this project's: one string in GLAM's template (actions, mission, the last 16 observations with the actions between them); a run
-  folder keeps the prompt that it was trained with. There, it is a chat with instructions, a description of each action and advice. Sentences are
-  whole here; there, "You see" is cut off and each stands in a line.
-* The level is this project's, drawn by the laws of the original BabyAI-Text; there, it is a fork of minigrid with that level added. Both draw the kind
-  of task apart from the scene: there, environments are made until one has the wanted kind; here, seeds are taken from ``run.eval_seed`` on whose
-  draw is the wanted kind. So every episode is held out, and the same for everybody; there, seeds are new in each run unless one is set.
-* This is one of BALROG's six environments, and only its mode with text: no images, no chain of thought, no examples in the prompt.
-"""
+* An action is chosen by scoring: one of the six texts, drawn from the softmax of their summed
+    log-probabilities. There, the model writes at
+  temperature 1. ``--choose generate`` does so too, and like there takes what names no action for
+  "go forward"; the next prompt does not mention it, as it does there.
+* Prompts are this project's: one string in GLAM's template (actions, mission, the last 16
+    observations with the actions between them); a run
+  folder keeps the prompt that it was trained with. There, it is a chat with instructions, a
+  description of each action and advice. Sentences are whole here; there, "You see" is cut off and
+  each stands in a line.
+* The level is this project's, drawn by the laws of the original BabyAI-Text; there, it is a fork of
+    minigrid with that level added. Both draw the kind
+  of task apart from the scene: there, environments are made until one has the wanted kind; here,
+      seeds are taken from ``run.eval_seed`` on whose
+  draw is the wanted kind. So every episode is held out, and the same for everybody; there, seeds
+  are new in each run unless one is set.
+* This is one of BALROG's six environments, and only its mode with text: no images, no chain of
+    thought, no examples in the prompt.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -62,7 +73,13 @@ from lamorel_ext.prompts import ACTION_NAMES
 log = logging.getLogger(__name__)
 
 LEVEL = "BabyAI-MixedTrainLocal-v0"
-TASKS = {"goto": "goto", "pickup": "pickup", "open": "open", "putnext": "putnext", "pick_up_seq_go_to": "pickup_goto"}
+TASKS = {
+    "goto": "goto",
+    "pickup": "pickup",
+    "open": "open",
+    "putnext": "putnext",
+    "pick_up_seq_go_to": "pickup_goto",
+}
 """The protocol's tasks, and the names of ``original_levels`` for them."""
 PROTOCOL_PROMPT = ("env.prompt=glam", "env.history=16", "env.num_envs=1")
 """What a model is shown that was not trained on prompts of its own."""
@@ -89,14 +106,23 @@ def task_seeds(task: str, first: int, episodes: int) -> list[int]:
     """The first seeds from ``first`` on whose episode of the Mixed level is of this task."""
     from lamorel_ext.envs.babyai.original_levels import MIXED_KINDS, kind_of_seed
 
-    matching = (seed for seed in itertools.count(first) if kind_of_seed(MIXED_KINDS, seed) == TASKS[task])
+    matching = (
+        seed for seed in itertools.count(first) if kind_of_seed(MIXED_KINDS, seed) == TASKS[task]
+    )
     return list(itertools.islice(matching, episodes))
 
 
 def on_protocol(config: Config) -> Config:
     """The same in the protocol's level, evaluated as it says: on episodes."""
-    env = EnvArgs(level=LEVEL, num_distractors=NUM_DISTRACTORS, prompt=config.env.prompt, language=config.env.language)
-    return dataclasses.replace(config, env=env, run=dataclasses.replace(config.run, evaluation="episodes"))
+    env = EnvArgs(
+        level=LEVEL,
+        num_distractors=NUM_DISTRACTORS,
+        prompt=config.env.prompt,
+        language=config.env.language,
+    )
+    return dataclasses.replace(
+        config, env=env, run=dataclasses.replace(config.run, evaluation="episodes")
+    )
 
 
 @contextmanager
@@ -107,7 +133,11 @@ def task_env(config: Config, task: str, episodes: int, with_experts: bool) -> It
 
     seeds = task_seeds(task, config.run.eval_seed, episodes)
     env = make_batched_env(
-        LEVEL, episodes, config.env.language, episode_seed=lambda copy, episode: seeds[copy], num_distractors=NUM_DISTRACTORS
+        LEVEL,
+        episodes,
+        config.env.language,
+        episode_seed=lambda copy, episode: seeds[copy],
+        num_distractors=NUM_DISTRACTORS,
     )
     prompted = make_prompted_env(config, env, with_experts, held_out=True)
     try:
@@ -116,7 +146,9 @@ def task_env(config: Config, task: str, episodes: int, with_experts: bool) -> It
         prompted.close()
 
 
-def evaluate(config: Config, actor: Actor, name: str, episodes: int, signals: FeedbackSignals | None = None) -> Row:
+def evaluate(
+    config: Config, actor: Actor, name: str, episodes: int, signals: FeedbackSignals | None = None
+) -> Row:
     """All tasks, one after the other."""
     from lamorel_ext.agents.actors import ExpertActor
     from lamorel_ext.randomness import Draws
@@ -125,7 +157,11 @@ def evaluate(config: Config, actor: Actor, name: str, episodes: int, signals: Fe
     found = {}
     for task in TASKS:
         with task_env(config, task, episodes, isinstance(actor, ExpertActor)) as env:
-            copied = None if signals is None else signals.fork(episodes, np.random.default_rng(config.run.seed))
+            copied = (
+                None
+                if signals is None
+                else signals.fork(episodes, np.random.default_rng(config.run.seed))
+            )
             found[task] = run_episodes(env, actor, Draws.of_evaluation(config.run.seed), copied)
     return Row(name, found)
 
@@ -170,7 +206,9 @@ class WritingActor:
         actions = [read_action(sequences[0]) for sequences in texts]
         self.written += len(actions)
         self.invalid += actions.count(None)
-        taken = np.array([DEFAULT_ACTION if action is None else action for action in actions], dtype=np.int64)
+        taken = np.array(
+            [DEFAULT_ACTION if action is None else action for action in actions], dtype=np.int64
+        )
         return Decision(taken, np.zeros(len(taken)), np.zeros(len(taken)))
 
     def values(self, scene: Scene) -> np.ndarray:
@@ -183,18 +221,28 @@ class WritingActor:
 
 
 def read_action(text: str) -> int | None:
-    """The action that a text names and nothing else, once everything but letters, colons and space between them is gone; None where it does not."""
-    kept = "".join(sign for sign in text if sign.isascii() and sign.isalpha() or sign.isspace() or sign == ":").strip()
+    """The action that a text names and nothing else, once everything but letters, colons and space
+    between them is gone; None where it does not.
+    """
+    kept = "".join(
+        sign for sign in text if sign.isascii() and sign.isalpha() or sign.isspace() or sign == ":"
+    ).strip()
     return ACTION_NAMES.index(kept) if kept in ACTION_NAMES else None
 
 
 def evaluate_all(
-    config: Config, llm: LlmClient, checkpoint: Checkpoint | None, policy: str, episodes: int, written_tokens: int | None
+    config: Config,
+    llm: LlmClient,
+    checkpoint: Checkpoint | None,
+    policy: str,
+    episodes: int,
+    written_tokens: int | None,
 ) -> list[Row]:
     """The policy, random actions and the bot.
 
     Args:
-        written_tokens: An LLM that is the policy writes its actions, this many tokens at most; None lets it choose.
+        written_tokens: An LLM that is the policy writes its actions, this many tokens at most; None
+            lets it choose.
     """
     from lamorel_ext.agents.actors import ExpertActor, UniformActor
     from lamorel_ext.training.building import make_env
@@ -208,20 +256,28 @@ def evaluate_all(
             rows = [evaluate(config, run.agent, policy, episodes, signals)]
         else:
             rows = [_evaluate_writing(config, WritingActor(llm, written_tokens), policy, episodes)]
-    return [*rows, evaluate(config, UniformActor(), "random", episodes), evaluate(config, ExpertActor(), "bot", episodes)]
+    return [
+        *rows,
+        evaluate(config, UniformActor(), "random", episodes),
+        evaluate(config, ExpertActor(), "bot", episodes),
+    ]
 
 
 def _evaluate_writing(config: Config, actor: WritingActor, policy: str, episodes: int) -> Row:
     row = evaluate(config, actor, policy, episodes)
-    return Row(f"{policy}, writing ({100 * actor.invalid / actor.written:.0f} % invalid)", row.tasks)
+    return Row(
+        f"{policy}, writing ({100 * actor.invalid / actor.written:.0f} % invalid)", row.tasks
+    )
 
 
-# --- what comes out --------------------------------------------------------------------------------------------------------------
+# --- what comes out -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Progression:
-    """Of a set of episodes, in %; the standard error takes the deviation of the episodes themselves, as the protocol does: over n, not n - 1."""
+    """Of a set of episodes, in %; the standard error takes the deviation of the episodes
+    themselves, as the protocol does: over n, not n - 1.
+    """
 
     mean: float
     standard_error: float
@@ -233,21 +289,34 @@ def progression(results: Sequence[Evaluation]) -> Progression:
     """Over the episodes of some tasks together."""
     reached = np.concatenate([result.successes for result in results]).astype(np.float64)
     steps = np.concatenate([result.lengths for result in results])
-    return Progression(100 * float(reached.mean()), 100 * float(reached.std()) / math.sqrt(len(reached)), len(reached), float(steps.mean()))
+    return Progression(
+        100 * float(reached.mean()),
+        100 * float(reached.std()) / math.sqrt(len(reached)),
+        len(reached),
+        float(steps.mean()),
+    )
 
 
 def progressions(row: Row) -> dict[str, Progression]:
     """Of each task, and of all of them as ``average``."""
-    return {**{task: progression([result]) for task, result in row.tasks.items()}, "average": progression(list(row.tasks.values()))}
+    return {
+        **{task: progression([result]) for task, result in row.tasks.items()},
+        "average": progression(list(row.tasks.values())),
+    }
 
 
 def show(rows: Sequence[Row]) -> str:
     """One line per task."""
     columns = [progressions(row) for row in rows]
     width = max(24, *(len(row.name) + 2 for row in rows))
-    lines = [f"{'progression in %, ± standard error':40}" + "".join(f"{row.name:>{width}}" for row in rows)]
+    lines = [
+        f"{'progression in %, ± standard error':40}"
+        + "".join(f"{row.name:>{width}}" for row in rows)
+    ]
     for task in columns[0]:
-        cells = (f"{column[task].mean:.1f} ± {column[task].standard_error:.1f}" for column in columns)
+        cells = (
+            f"{column[task].mean:.1f} ± {column[task].standard_error:.1f}" for column in columns
+        )
         lines.append(f"{task:40}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
 
@@ -258,25 +327,43 @@ def write(output: Path, rows: Sequence[Row], facts: Mapping[str, object]) -> Non
     Raises:
         CheckpointError: They cannot be written.
     """
-    found = {row.name: {task: vars(value) for task, value in progressions(row).items()} for row in rows}
-    lines = [[name, task, *map(csv_cell, value.values())] for name, tasks in found.items() for task, value in tasks.items()]
+    found = {
+        row.name: {task: vars(value) for task, value in progressions(row).items()} for row in rows
+    }
+    lines = [
+        [name, task, *map(csv_cell, value.values())]
+        for name, tasks in found.items()
+        for task, value in tasks.items()
+    ]
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         with (output / "balrog.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["who", "task", "progression", "standard_error", "episodes", "average_steps"], *lines])
+            csv.writer(file).writerows(
+                [
+                    ["who", "task", "progression", "standard_error", "episodes", "average_steps"],
+                    *lines,
+                ]
+            )
     replace_json(output / "balrog.json", {**facts, "progression": found})
 
 
-# --- the programme ----------------------------------------------------------------------------------------------------------------
+# --- the programme --------------------------------------------------------------------------------
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     parser = entry.make_parser("lamorel-ext-balrog", "Evaluate in BALROG's BabyAI-Text tasks.")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="per task")
-    parser.add_argument("--choose", choices=("score", "generate"), default="score", help="how the language model chooses its actions")
+    parser.add_argument(
+        "--choose",
+        choices=("score", "generate"),
+        default="score",
+        help="how the language model chooses its actions",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=8, help="of a written action")
-    parser.add_argument("--output", type=folder_to_write, default=Path("runs/balrog"), help="where to write")
+    parser.add_argument(
+        "--output", type=folder_to_write, default=Path("runs/balrog"), help="where to write"
+    )
     return parser
 
 
@@ -286,7 +373,11 @@ def run(argv: Sequence[str]) -> int:
     from experiments.evaluate import read_policy
     from lamorel_ext.envs.babyai.expert import expert_shortfall
 
-    problems = [f"--{name}: must be at least 1" for name in ("episodes", "max-new-tokens") if getattr(options, name.replace("-", "_")) < 1]
+    problems = [
+        f"--{name}: must be at least 1"
+        for name in ("episodes", "max-new-tokens")
+        if getattr(options, name.replace("-", "_")) < 1
+    ]
     try:
         policy, overrides = split_policy(options.overrides)
     except ConfigError as error:
@@ -294,10 +385,15 @@ def run(argv: Sequence[str]) -> int:
     if problems:
         raise ConfigError(problems)
     shown = PROTOCOL_PROMPT if policy == ZERO_SHOT else ()
-    config, checkpoint = read_policy(policy, [*shown, *overrides], options.config_name, options.config_dir)
+    config, checkpoint = read_policy(
+        policy, [*shown, *overrides], options.config_name, options.config_dir
+    )
     entry.start_log(config.lamorel_args.log_level)
     if options.choose == "generate" and config.arm.agent != "llm_policy":
-        raise ConfigError(f"--choose generate: the LLM acts itself only where arm.agent is llm_policy, {policy} has {config.arm.agent}")
+        raise ConfigError(
+            f"--choose generate: the LLM acts itself only where arm.agent is llm_policy, {policy}"
+            f" has {config.arm.agent}"
+        )
     check_configs([on_protocol(config)])
 
     if shortfall := expert_shortfall(LEVEL):
@@ -305,7 +401,12 @@ def run(argv: Sequence[str]) -> int:
 
     def client(llm: LlmClient) -> int:
         rows = evaluate_all(
-            config, llm, checkpoint, policy, options.episodes, options.max_new_tokens if options.choose == "generate" else None
+            config,
+            llm,
+            checkpoint,
+            policy,
+            options.episodes,
+            options.max_new_tokens if options.choose == "generate" else None,
         )
         facts = {
             "policy": policy,

@@ -2,9 +2,10 @@
 
     python -m experiments.check_oracle FILE.jsonl.gz
 
-Every state is rebuilt and described anew, every episode is stepped anew, and every level that can be drawn is drawn anew from its seed. The
-last line of the output is one JSON object with the number of states, of mismatches, and of comparisons of each kind. The exit status is 0
-when nothing differs, 1 when something does, 2 when the file cannot be read.
+Every state is rebuilt and described anew, every episode is stepped anew, and every level that can
+be drawn is drawn anew from its seed. The last line of the output is one JSON object with the number
+of states, of mismatches, and of comparisons of each kind. The exit status is 0 when nothing
+differs, 1 when something does, 2 when the file cannot be read.
 """
 
 from __future__ import annotations
@@ -28,9 +29,32 @@ REWARD_TOLERANCE = 1e-9
 GLAM_HISTORY = 3
 SHOWN = 20
 FIELDS = (
-    "id", "level", "seed", "episode", "t", "width", "height", "grid", "box_contents", "agent_pos", "agent_dir", "carrying", "mission", "step_count",
-    "max_steps", "see_through_walls", "rooms", "instr", "image", "descriptions", "descriptions_fr", "glam_prompt", "lamorel_prompt", "action_id", "after",
-)  # fmt: skip
+    "id",
+    "level",
+    "seed",
+    "episode",
+    "t",
+    "width",
+    "height",
+    "grid",
+    "box_contents",
+    "agent_pos",
+    "agent_dir",
+    "carrying",
+    "mission",
+    "step_count",
+    "max_steps",
+    "see_through_walls",
+    "rooms",
+    "instr",
+    "image",
+    "descriptions",
+    "descriptions_fr",
+    "glam_prompt",
+    "lamorel_prompt",
+    "action_id",
+    "after",
+)
 
 Record = dict[str, Any]
 
@@ -61,7 +85,8 @@ class Comparison:
             self.differing[kind] += 1
             if len(self.shown) < SHOWN:
                 self.shown.append(
-                    f"{record['level']} line {record['id']} (t = {record['t']}), {kind}:\n  ours     {ours}\n  recorded {recorded}"
+                    f"{record['level']} line {record['id']} (t = {record['t']}), {kind}:\n  ours   "
+                    f"  {ours}\n  recorded {recorded}"
                 )
 
 
@@ -77,7 +102,10 @@ def read_episodes(path: Path) -> Iterator[list[Record]]:
             yield episode
             episode = []
         if record["t"] != len(episode):
-            raise TranscriptError(f"{path}: line id {record['id']} has t = {record['t']} where t = {len(episode)} was expected")
+            raise TranscriptError(
+                f"{path}: line id {record['id']} has t = {record['t']} where t = {len(episode)} was"
+                " expected"
+            )
         episode.append(record)
     if not episode:
         raise TranscriptError(f"{path}: holds no states")
@@ -90,8 +118,17 @@ def check_file(path: Path) -> Comparison:
     for episode in read_episodes(path):
         try:
             check_episode(episode, comparison)
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
-            raise TranscriptError(f"{path}: episode {episode[0]['episode']} describes no possible state: {error!r}") from error
+        except (
+            KeyError,
+            ValueError,
+            TypeError,
+            IndexError,
+            AttributeError,
+            AssertionError,
+        ) as error:
+            raise TranscriptError(
+                f"{path}: episode {episode[0]['episode']} describes no possible state: {error!r}"
+            ) from error
     return comparison
 
 
@@ -113,7 +150,9 @@ def check_text(record: Record, comparison: Comparison) -> None:
     image = symbolic_view(rebuild(record))
     comparison.check("image", record, image.reshape(-1).tolist(), record["image"])
     comparison.check("descriptions", record, list(describe(image)), record["descriptions"])
-    comparison.check("descriptions_fr", record, list(describe(image, language="fr")), record["descriptions_fr"])
+    comparison.check(
+        "descriptions_fr", record, list(describe(image, language="fr")), record["descriptions_fr"]
+    )
 
 
 def check_prompts(episode: list[Record], comparison: Comparison) -> None:
@@ -121,11 +160,21 @@ def check_prompts(episode: list[Record], comparison: Comparison) -> None:
     actions: list[str] = []
     for t, record in enumerate(episode):
         if record["lamorel_prompt"] is not None:
-            comparison.check("lamorel_prompt", record, lamorel_prompt(record["mission"], record["descriptions"]), record["lamorel_prompt"])
+            comparison.check(
+                "lamorel_prompt",
+                record,
+                lamorel_prompt(record["mission"], record["descriptions"]),
+                record["lamorel_prompt"],
+            )
         if record["glam_prompt"] is not None:
             first = max(0, t + 1 - GLAM_HISTORY)
             observations = [earlier["descriptions"] for earlier in episode[first : t + 1]]
-            comparison.check("glam_prompt", record, glam_prompt(record["mission"], observations, actions[first:t]), record["glam_prompt"])
+            comparison.check(
+                "glam_prompt",
+                record,
+                glam_prompt(record["mission"], observations, actions[first:t]),
+                record["glam_prompt"],
+            )
         if record["action_id"] is not None:
             actions.append(action_name(record["action_id"]))
 
@@ -148,9 +197,16 @@ def check_draw(first: Record, comparison: Comparison) -> None:
 
 
 def check_replay(episode: list[Record], comparison: Comparison) -> None:
-    """Step from the first state with the recorded actions; compare mission, states, rewards and ends, as far as the rules are known."""
+    """Step from the first state with the recorded actions; compare mission, states, rewards and
+    ends, as far as the rules are known.
+    """
     from lamorel_ext.envs.babyai.describe import describe
-    from lamorel_ext.envs.babyai.transcripts import RecordedLevel, moves_otherwise, rebuild, rules_known
+    from lamorel_ext.envs.babyai.transcripts import (
+        RecordedLevel,
+        moves_otherwise,
+        rebuild,
+        rules_known,
+    )
 
     if moves_otherwise(episode[0]):
         comparison.skipped["replay"] += len(episode)
@@ -162,23 +218,34 @@ def check_replay(episode: list[Record], comparison: Comparison) -> None:
     for record in episode:
         comparison.check("mission", record, mission, record["mission"])
         comparison.check("max_steps", record, max_steps, record["max_steps"])
-        comparison.check("state", record, [*_state(level), level.step_count], [*_recorded_state(record), record["step_count"]])
+        comparison.check(
+            "state",
+            record,
+            [*_state(level), level.step_count],
+            [*_recorded_state(record), record["step_count"]],
+        )
         if record["action_id"] is None:
             continue
         observation, reward, terminated, truncated, _ = level.step(record["action_id"])
         after = record["after"]
-        comparison.check("after", record, list(describe(observation["image"])), after["descriptions"])
+        comparison.check(
+            "after", record, list(describe(observation["image"])), after["descriptions"]
+        )
         if not scored:
             comparison.skipped["reward"] += 1
             continue
         close = abs(float(reward) - after["reward"]) <= REWARD_TOLERANCE
-        comparison.check("reward", record, after["reward"] if close else float(reward), after["reward"])
+        comparison.check(
+            "reward", record, after["reward"] if close else float(reward), after["reward"]
+        )
         comparison.check("done", record, bool(terminated or truncated), after["done"])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check the file named on the command line; gives the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.check_oracle", description="Replay BabyAI-Text transcripts.")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.check_oracle", description="Replay BabyAI-Text transcripts."
+    )
     parser.add_argument("file", type=Path, help="transcript, gzipped JSON lines")
     path = parser.parse_args(arguments).file
     try:
@@ -204,7 +271,13 @@ def _state(level: Any) -> list[Any]:
     from lamorel_ext.envs.babyai.transcripts import box_contents, grid_codes, thing_record
 
     position = [int(coordinate) for coordinate in level.agent_pos]
-    return [grid_codes(level.grid), box_contents(level.grid), position, int(level.agent_dir), thing_record(level.carrying)]
+    return [
+        grid_codes(level.grid),
+        box_contents(level.grid),
+        position,
+        int(level.agent_dir),
+        thing_record(level.carrying),
+    ]
 
 
 def _recorded_state(record: Record) -> list[Any]:
@@ -231,7 +304,11 @@ def _checked(record: Any, path: Path, number: int) -> Record:
     if missing:
         raise TranscriptError(f"{path}: line {number} lacks {', '.join(missing)}")
     image = record["image"]
-    if not isinstance(image, list) or len(image) != 147 or np.asarray(image, dtype=object).ndim != 1:
+    if (
+        not isinstance(image, list)
+        or len(image) != 147
+        or np.asarray(image, dtype=object).ndim != 1
+    ):
         raise TranscriptError(f"{path}: line {number}: image must hold 147 numbers")
     return record
 

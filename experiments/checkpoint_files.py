@@ -5,8 +5,8 @@
     step-N/manifest.json                          written last: size and SHA-256 of every other file
     current.json                                  names the folder of the last one
 
-A folder counts once its manifest is whole. The checkpoint before the last is kept while a run goes on,
-so that one damaged file costs the way between two checkpoints and not the run.
+A folder counts once its manifest is whole. The checkpoint before the last is kept while a run goes
+on, so that one damaged file costs the way between two checkpoints and not the run.
 """
 
 from __future__ import annotations
@@ -73,7 +73,11 @@ def digest(path: Path) -> str:
 
 
 def write_checkpoint(
-    root: Path, checkpoint: Checkpoint, save_llm: SaveLlm | None, curve: str, facts: Mapping[str, Any]
+    root: Path,
+    checkpoint: Checkpoint,
+    save_llm: SaveLlm | None,
+    curve: str,
+    facts: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint beside the last one and make it the current one; the last one is kept.
 
@@ -96,7 +100,9 @@ def write_checkpoint(
             shutil.rmtree(target)
         target.mkdir(parents=True)
         try:
-            tensors = {key: value.detach().contiguous() for key, value in checkpoint.tensors.items()}
+            tensors = {
+                key: value.detach().contiguous() for key, value in checkpoint.tensors.items()
+            }
             save_file(tensors, target / TENSORS)
         except SafetensorError as error:
             raise OSError(str(error)) from error
@@ -106,10 +112,16 @@ def write_checkpoint(
         save_llm(str((target / "llm").resolve()))
     with writing(target):
         files = {path.relative_to(target).as_posix(): _flushed(path) for path in _files(target)}
-    pointer = {"env_steps": checkpoint.env_steps, "rows": facts["rows"], "llm": save_llm is not None}
+    pointer = {
+        "env_steps": checkpoint.env_steps,
+        "rows": facts["rows"],
+        "llm": save_llm is not None,
+    }
     content = {**pointer, **facts, "files": files}
     replace_json(target / MANIFEST, {"content": content, "sha256": _own_digest(content)})
-    replace_json(root / CURRENT, {"folder": target.name, **pointer, "manifest": _own_digest(content)})
+    replace_json(
+        root / CURRENT, {"folder": target.name, **pointer, "manifest": _own_digest(content)}
+    )
 
 
 def remove_others(root: Path, kept: object) -> None:
@@ -126,7 +138,10 @@ def _flushed(path: Path) -> dict[str, Any]:
     """Bring a file to the disk, before anything names it; gives its entry in the manifest."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {
+            "size": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -157,7 +172,9 @@ def read_stored(root: Path) -> Stored | None:
             continue
         if problems:
             log.warning("DAMAGED CHECKPOINT: %s", "; ".join(problems))
-            log.warning("going on from %s, at step %d, instead", folder, stored.checkpoint.env_steps)
+            log.warning(
+                "going on from %s, at step %d, instead", folder, stored.checkpoint.env_steps
+            )
         return stored
     if not problems and _pointer_problem(root):
         problems.append(_pointer_problem(root))
@@ -189,7 +206,7 @@ def stored_steps(root: Path) -> int:
 
 
 def _candidates(root: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-    """Folders that may hold the checkpoint, best first; with the pointer where it has no manifest."""
+    """Folders that may hold the checkpoint, best first; with the pointer where it has no manifest."""  # noqa: E501
     pointer = readable_json(root / CURRENT)
     named = pointer.get("folder")
     if isinstance(named, str) and named.startswith("step-") and named == Path(named).name:
@@ -198,7 +215,9 @@ def _candidates(root: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
             yield root / named, pointer if legacy else None
     else:
         named = None
-    others = [path for path in root.glob("step-*") if path.name != named and (path / MANIFEST).is_file()]
+    others = [
+        path for path in root.glob("step-*") if path.name != named and (path / MANIFEST).is_file()
+    ]
     yield from ((path, None) for path in sorted(others, key=_last_first, reverse=True))
 
 
@@ -264,5 +283,9 @@ def _check_file(path: Path, entry: Mapping[str, Any]) -> None:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if not same:
-        why = "its checksum differs" if size == entry["size"] else f"{size} bytes, not {entry['size']}"
+        why = (
+            "its checksum differs"
+            if size == entry["size"]
+            else f"{size} bytes, not {entry['size']}"
+        )
         raise CheckpointError(f"{path} is damaged since it was written: {why}")

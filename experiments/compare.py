@@ -1,9 +1,12 @@
-"""Every arm with every seed on every task, one after the other in one launch: ``python -m launchers compare --config-name demo``.
+"""Every arm with every seed on every task, one after the other in one launch: ``python -m launchers
+compare --config-name demo``.
 
-The servers stay up between runs and go back to their first weights. Complete runs are skipped, a stopped one goes on from its checkpoint, so the
-same command finishes what was interrupted. Ends with the report; its path is printed last.
+The servers stay up between runs and go back to their first weights. Complete runs are skipped, a
+stopped one goes on from its checkpoint, so the same command finishes what was interrupted. Ends
+with the report; its path is printed last.
 
-``--part 1/2`` and ``--part 2/2``, started side by side, share a comparison between two processes; each does every second run.
+``--part 1/2`` and ``--part 2/2``, started side by side, share a comparison between two processes;
+each does every second run.
 """
 
 from __future__ import annotations
@@ -33,9 +36,13 @@ log = logging.getLogger(__name__)
 
 
 def compare(
-    runs: Sequence[Planned], llm: LlmClient, versions: dict[str, object], clients: Clients | None = None
+    runs: Sequence[Planned],
+    llm: LlmClient,
+    versions: dict[str, object],
+    clients: Clients | None = None,
 ) -> None:
-    """Train every run that is not complete. The first failure ends the comparison; what is complete stays.
+    """Train every run that is not complete. The first failure ends the comparison; what is complete
+    stays.
 
     Raises:
         LamorelExtError: As ``train_one``.
@@ -64,15 +71,25 @@ def show_loop(folder: Path) -> None:
 def part_of(text: str) -> tuple[int, int]:
     """``2/3`` as (1, 3): which part, counted from zero, of how many."""
     number, separator, parts = text.partition("/")
-    if not (separator and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+    if not (
+        separator and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)
+    ):
         raise argparse.ArgumentTypeError(f"expected K/N with K from 1 to N, got {text!r}")
     return int(number) - 1, int(parts)
 
 
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
-    parser = make_parser("lamorel-ext-compare", "Train every arm with every seed on every task, and report.")
-    parser.add_argument("--part", type=part_of, default=(0, 1), metavar="K/N", help="do every N-th run from the K-th on, and no report")
+    parser = make_parser(
+        "lamorel-ext-compare", "Train every arm with every seed on every task, and report."
+    )
+    parser.add_argument(
+        "--part",
+        type=part_of,
+        default=(0, 1),
+        metavar="K/N",
+        help="do every N-th run from the K-th on, and no report",
+    )
     options = parser.parse_intermixed_args(argv)
     whole = plan(options.overrides, options.config_name, options.config_dir)
     part, parts = options.part

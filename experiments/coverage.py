@@ -1,4 +1,5 @@
-"""How often the report's 95 % intervals hold the truth: ``python -m experiments.coverage``, as JSON.
+"""How often the report's 95 % intervals hold the truth: ``python -m experiments.coverage``, as
+JSON.
 
 Simulates what a comparison does: two arms, one run per seed, a share of the variance common to both
 arms of a seed. ``tests/experiments/test_coverage.py`` holds the result to 93 to 97 %.
@@ -17,7 +18,9 @@ from experiments.report.statistics import contrast, mean_interval
 
 SEEDS = (3, 5, 10, 20)
 EFFECT = 0.8
-"""Of the cases with an effect, in standard deviations of the arm without it; the arm with it varies half as much."""
+"""Of the cases with an effect, in standard deviations of the arm without it; the arm with it varies
+half as much.
+"""
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
@@ -32,7 +35,9 @@ def skewed(generator: np.random.Generator, seeds: int) -> np.ndarray:
 
 
 def bounded(generator: np.random.Generator, seeds: int) -> np.ndarray:
-    """Success rates near 1, Beta(9, 1), minus their mean; scaled to a standard deviation of about 1."""
+    """Success rates near 1, Beta(9, 1), minus their mean; scaled to a standard deviation of about
+    1.
+    """
     return (generator.beta(9, 1, size=seeds) - 0.9) / 0.09
 
 
@@ -61,7 +66,9 @@ def of_differences(draw: Draw, seeds: int, effect: float, shared: float, sets: i
 
 
 def of_one_arm(draw: Draw, seeds: int, sets: int) -> float:
-    """Share of ``sets`` arms whose interval holds their mean, which is that of a difference to a constant too."""
+    """Share of ``sets`` arms whose interval holds their mean, which is that of a difference to a
+    constant too.
+    """
     generator, held = np.random.default_rng(0), 0
     for _ in range(sets):
         interval = mean_interval([draw(generator, seeds)])
@@ -77,14 +84,32 @@ def table(sets: int) -> list[dict[str, object]]:
             for effect in (0.0, EFFECT):
                 for shared in (0.0, 0.15, 0.5):
                     found = of_differences(draw, seeds, effect, shared, sets)
-                    rows.append({"of": "difference", "seeds": seeds, "shape": shape, "effect": effect, "correlation": shared, "coverage": found})
-            rows.append({"of": "one arm", "seeds": seeds, "shape": shape, "coverage": of_one_arm(draw, seeds, sets)})
+                    rows.append(
+                        {
+                            "of": "difference",
+                            "seeds": seeds,
+                            "shape": shape,
+                            "effect": effect,
+                            "correlation": shared,
+                            "coverage": found,
+                        }
+                    )
+            rows.append(
+                {
+                    "of": "one arm",
+                    "seeds": seeds,
+                    "shape": shape,
+                    "coverage": of_one_arm(draw, seeds, sets),
+                }
+            )
     return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.coverage", description="Simulate the coverage of the intervals.")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.coverage", description="Simulate the coverage of the intervals."
+    )
     parser.add_argument("--sets", type=int, default=4000, help="simulated comparisons per case")
     print(json.dumps(table(parser.parse_args(argv).sets), indent=1))
     return 0

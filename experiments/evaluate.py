@@ -1,8 +1,9 @@
-"""Evaluate a policy next to uniformly random actions and the BabyAI bot, on held-out episodes and, where possible, exactly.
+"""Evaluate a policy next to uniformly random actions and the BabyAI bot, on held-out episodes and,
+where possible, exactly.
 
-``python -m experiments.evaluate model=flan_t5_small`` evaluates the language model as it is, as policy (zero-shot);
-``python -m experiments.evaluate policy=runs/demo/teacher_feedback_gae/seed_0 run.eval_episodes=1000`` what a run has learnt. Prints a table, and
-the same as one line of JSON.
+``python -m experiments.evaluate model=flan_t5_small`` evaluates the language model as it is, as
+policy (zero-shot); ``python -m experiments.evaluate policy=runs/demo/teacher_feedback_gae/seed_0
+run.eval_episodes=1000`` what a run has learnt. Prints a table, and the same as one line of JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Score:
         name: Who.
         success: Rate over episodes, with Wilson's interval.
         returned: Mean unscaled return over episodes, with Student's t interval over episodes.
-        failed: Episodes that the mission itself ended without a reward, a wrong door opened for instance.
+        failed: Episodes that the mission itself ended without a reward, a wrong door opened for
+            instance.
         exact_success: By enumeration, where possible.
         exact_return: The same.
     """
@@ -55,8 +57,11 @@ class Score:
     exact_return: float | None
 
 
-def read_policy(policy: str, overrides: Sequence[str], config_name: str, config_dir: str | Path) -> tuple[Config, Checkpoint | None]:
-    """Configuration and checkpoint of ``zero_shot`` or of a run folder, on which the overrides then work.
+def read_policy(
+    policy: str, overrides: Sequence[str], config_name: str, config_dir: str | Path
+) -> tuple[Config, Checkpoint | None]:
+    """Configuration and checkpoint of ``zero_shot`` or of a run folder, on which the overrides then
+    work.
 
     Raises:
         ConfigError: The overrides do not fit.
@@ -69,8 +74,12 @@ def read_policy(policy: str, overrides: Sequence[str], config_name: str, config_
     return config, None if policy == ZERO_SHOT else read_checkpoint(Path(policy))
 
 
-def evaluate_all(config: Config, llm: LlmClient | None, checkpoint: Checkpoint | None, name: str) -> list[Score]:
-    """The policy, its teacher followed blindly where it has one, random actions and the bot, on the same episodes."""
+def evaluate_all(
+    config: Config, llm: LlmClient | None, checkpoint: Checkpoint | None, name: str
+) -> list[Score]:
+    """The policy, its teacher followed blindly where it has one, random actions and the bot, on the
+    same episodes.
+    """
     from lamorel_ext.agents.actors import ExpertActor, UniformActor
     from lamorel_ext.training.building import make_env
     from lamorel_ext.training.run import TrainingRun
@@ -81,11 +90,22 @@ def evaluate_all(config: Config, llm: LlmClient | None, checkpoint: Checkpoint |
         scores = [evaluate(config, run.agent, name, signals)]
         if run.agent.follower is not None:
             scores.append(evaluate(config, run.agent.follower, "its teacher, followed", signals))
-    return [*scores, evaluate(config, UniformActor(), "random"), evaluate(config, ExpertActor(), "bot", with_experts=True)]
+    return [
+        *scores,
+        evaluate(config, UniformActor(), "random"),
+        evaluate(config, ExpertActor(), "bot", with_experts=True),
+    ]
 
 
-def evaluate(config: Config, actor: Actor, name: str, signals: FeedbackSignals | None = None, with_experts: bool = False) -> Score:
-    """Simulate ``run.eval_episodes`` held-out episodes, and enumerate the states where ``run.evaluation`` has it so.
+def evaluate(
+    config: Config,
+    actor: Actor,
+    name: str,
+    signals: FeedbackSignals | None = None,
+    with_experts: bool = False,
+) -> Score:
+    """Simulate ``run.eval_episodes`` held-out episodes, and enumerate the states where
+    ``run.evaluation`` has it so.
 
     Raises:
         ConfigError: ``run.evaluation`` is ``exact`` and this actor cannot be evaluated exactly.
@@ -114,15 +134,26 @@ def show(config: Config, scores: Sequence[Score]) -> str:
     """The table."""
     width = max(24, *(len(score.name) + 2 for score in scores))
     lines = [
-        f"{config.env.level}, {config.run.eval_episodes} held-out episodes from seed {config.run.eval_seed}; 95 % intervals",
+        (
+            f"{config.env.level}, {config.run.eval_episodes} held-out episodes from seed"
+            f" {config.run.eval_seed}; 95 % intervals"
+        ),
         f"{'':{width}}{'success':>24}{'return':>26}{'exact success':>16}{'exact return':>15}",
     ]
     for score in scores:
-        exact = [f"{value:.4f}" if value is not None else "–" for value in (score.exact_success, score.exact_return)]
-        lines.append(f"{score.name:{width}}{_interval(score.success):>24}{_interval(score.returned):>26}{exact[0]:>16}{exact[1]:>15}")
+        exact = [
+            f"{value:.4f}" if value is not None else "–"
+            for value in (score.exact_success, score.exact_return)
+        ]
+        lines.append(
+            f"{score.name:{width}}{_interval(score.success):>24}{_interval(score.returned):>26}{exact[0]:>16}{exact[1]:>15}"
+        )
     failed = [f"{score.name} in {score.failed}" for score in scores if score.failed]
     if failed:
-        lines.append(f"missions that ended in failure, before the steps ran out: {', '.join(failed)} of {config.run.eval_episodes}")
+        lines.append(
+            f"missions that ended in failure, before the steps ran out: {', '.join(failed)} of"
+            f" {config.run.eval_episodes}"
+        )
     return "\n".join(lines)
 
 
@@ -134,7 +165,10 @@ def as_json(config: Config, policy: str, scores: Sequence[Score]) -> str:
         "model": config.lamorel_args.llm_args.model_path if needs_llm(config) else None,
         "episodes": config.run.eval_episodes,
         "eval_seed": config.run.eval_seed,
-        "scores": [{key: _null_for_nan(value) for key, value in dataclasses.asdict(score).items()} for score in scores],
+        "scores": [
+            {key: _null_for_nan(value) for key, value in dataclasses.asdict(score).items()}
+            for score in scores
+        ],
     }
     return json.dumps(found)
 

@@ -45,7 +45,7 @@ What falls short is the bot's, or the level's, and is kept as it is in the origi
 The expert teaches in `teacher_oracle`, acts in `bot`, is imitated in `cloning`, and is a row of
 `evaluate` and `balrog`; each says so at its start where a level's success below is under 1.
 
-"""
+"""  # noqa: E501
 
 
 def measure(level_id: str, episodes: int, first_seed: int) -> Measured:
@@ -84,7 +84,10 @@ def as_csv(rows: Sequence[Measured]) -> str:
 def as_page(rows: Sequence[Measured], first_seed: int) -> str:
     """For people: levels on which it falls short first."""
     episodes = rows[0].episodes
-    lines = ["| level | won | failed | timeouts | gave up | mean return |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| level | won | failed | timeouts | gave up | mean return |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in sorted(rows, key=lambda row: (row.success == 1, row.level)):
         counts = f"{row.won} of {row.episodes} | {row.failed} | {row.timeouts} | {row.gave_up}"
         lines.append(f"| `{row.level}` | {counts} | {row.mean_return:.3f} |")

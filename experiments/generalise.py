@@ -1,15 +1,19 @@
-"""Test what trained policies keep when words, sentences, distractors or tasks change: ``python -m experiments.generalise runs/demo``.
+"""Test what trained policies keep when words, sentences, distractors or tasks change: ``python -m
+experiments.generalise runs/demo``.
 
-GLAM's generalisation tests (Carta et al. 2023, arXiv 2302.02662, section 4.3) on the runs of a comparison, or on a single run folder: each
-policy, frozen as training left it, is evaluated under every condition of ``experiments/suites/generalisation/conditions.py`` and in the one that it was
-trained in, exactly where that is possible and on the same held-out seeds otherwise. Beside them stand the language model before training
-(zero-shot) and, where the level changes, random actions. Writes ``generalisation.csv``, ``figures/`` and ``generalisation.html`` into
-``FOLDER/generalisation`` (or ``--output``); prints the path last. The servers stay up; each run's weights are loaded into them.
+GLAM's generalisation tests (Carta et al. 2023, arXiv 2302.02662, section 4.3) on the runs of a
+comparison, or on a single run folder: each policy, frozen as training left it, is evaluated under
+every condition of ``experiments/suites/generalisation/conditions.py`` and in the one that it was
+trained in, exactly where that is possible and on the same held-out seeds otherwise. Beside them
+stand the language model before training (zero-shot) and, where the level changes, random actions.
+Writes ``generalisation.csv``, ``figures/`` and ``generalisation.html`` into
+``FOLDER/generalisation`` (or ``--output``); prints the path last. The servers stay up; each run's
+weights are loaded into them.
 
     python -m experiments.generalise runs/demo
     python -m experiments.generalise runs/demo --tests words,actions,french --arms llm_policy,teacher_frozen
     python -m experiments.generalise runs/demo/llm_policy/seed_0 --episodes 500 lamorel_args.llm_args.num_threads=4
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -40,8 +44,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def plan(folder: Path, arms: Sequence[str], episodes: int, overrides: Sequence[str], zero_shot: bool = True) -> list[Policy]:
-    """Who is to be tested: every complete run below a folder, the language model before training, and random actions.
+def plan(
+    folder: Path,
+    arms: Sequence[str],
+    episodes: int,
+    overrides: Sequence[str],
+    zero_shot: bool = True,
+) -> list[Policy]:
+    """Who is to be tested: every complete run below a folder, the language model before training,
+    and random actions.
 
     Args:
         folder: A comparison, or one run.
@@ -52,7 +63,8 @@ def plan(folder: Path, arms: Sequence[str], episodes: int, overrides: Sequence[s
 
     Raises:
         CheckpointError: There is no complete run.
-        ConfigError: There is no such arm, or the runs have different language models: one launch has one set of servers.
+        ConfigError: There is no such arm, or the runs have different language models: one launch
+            has one set of servers.
     """
     from experiments.runs.run_folder import read_checkpoint
     from experiments.suites.generalisation.outcomes import Policy
@@ -61,11 +73,21 @@ def plan(folder: Path, arms: Sequence[str], episodes: int, overrides: Sequence[s
     if not runs:
         raise CheckpointError(f"{folder} holds no complete run")
     groups = group_arms(runs)
-    known = {name for arm in groups for name in (arm.label, *(_folder_name(run) for run in arm.runs.values()))}
+    known = {
+        name
+        for arm in groups
+        for name in (arm.label, *(_folder_name(run) for run in arm.runs.values()))
+    }
     if unknown := [name for name in arms if name not in known]:
-        raise ConfigError(f"arms: no {', '.join(unknown)} in {folder}; there are {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"arms: no {', '.join(unknown)} in {folder}; there are {', '.join(sorted(known))}"
+        )
     policies = [
-        Policy(arm.label, _config(run.folder, episodes, overrides), partial(read_checkpoint, run.folder))
+        Policy(
+            arm.label,
+            _config(run.folder, episodes, overrides),
+            partial(read_checkpoint, run.folder),
+        )
         for arm in groups
         for run in arm.runs.values()
         if not arms or arm.label in arms or _folder_name(run) in arms
@@ -79,7 +101,9 @@ def _folder_name(run: Run) -> str:
 
 def _config(folder: Path, episodes: int, overrides: Sequence[str]) -> Config:
     config = policy_config(str(folder), overrides)
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, eval_episodes=episodes, evaluation="auto"))
+    return dataclasses.replace(
+        config, run=dataclasses.replace(config.run, eval_episodes=episodes, evaluation="auto")
+    )
 
 
 def _references(policies: Sequence[Policy], zero_shot: bool) -> list[Policy]:
@@ -87,10 +111,15 @@ def _references(policies: Sequence[Policy], zero_shot: bool) -> list[Policy]:
     from experiments.suites.generalisation.outcomes import RANDOM, ZERO_SHOT, Policy
 
     readers = [policy.config for policy in policies if needs_llm(policy.config)]
-    others = [config for config in readers if config.lamorel_args.llm_args != readers[0].lamorel_args.llm_args]
+    others = [
+        config
+        for config in readers
+        if config.lamorel_args.llm_args != readers[0].lamorel_args.llm_args
+    ]
     if others:
         raise ConfigError(
-            "lamorel_args.llm_args: the runs have different language models; one launch has one set of servers, so test them apart"
+            "lamorel_args.llm_args: the runs have different language models; one launch has one set"
+            " of servers, so test them apart"
         )
     levels = {policy.config.env for policy in policies}
     if len(levels) > 1:
@@ -99,11 +128,15 @@ def _references(policies: Sequence[Policy], zero_shot: bool) -> list[Policy]:
     if readers and zero_shot:
         arm = dataclasses.replace(readers[0].arm, name="llm_policy", agent="llm_policy")
         feedback = dataclasses.replace(readers[0].feedback, signal="none")
-        found.insert(0, Policy(ZERO_SHOT, dataclasses.replace(readers[0], arm=arm, feedback=feedback)))
+        found.insert(
+            0, Policy(ZERO_SHOT, dataclasses.replace(readers[0], arm=arm, feedback=feedback))
+        )
     return found
 
 
-def examine(policies: Sequence[Policy], conditions: Sequence[Condition], llm: LlmClient) -> tuple[list[Outcome], list[LeftOut]]:
+def examine(
+    policies: Sequence[Policy], conditions: Sequence[Condition], llm: LlmClient
+) -> tuple[list[Outcome], list[LeftOut]]:
     """Test one policy after the other.
 
     Raises:
@@ -121,20 +154,40 @@ def examine(policies: Sequence[Policy], conditions: Sequence[Condition], llm: Ll
         outcomes += found
         left_out += missing
     if not outcomes:
-        raise ConfigError("tests: none of them can be taken:\n" + "\n".join(f"{item.condition.name}: {item.reason}" for item in left_out))
+        raise ConfigError(
+            "tests: none of them can be taken:\n"
+            + "\n".join(f"{item.condition.name}: {item.reason}" for item in left_out)
+        )
     return outcomes, left_out
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    parser = argparse.ArgumentParser(prog="lamorel-ext-generalise", description="Test trained policies under other conditions.")
+    parser = argparse.ArgumentParser(
+        prog="lamorel-ext-generalise", description="Test trained policies under other conditions."
+    )
     parser.add_argument("folder", type=Path, help="folder of a comparison, or of one run")
-    parser.add_argument("overrides", nargs="*", help="key=value, for the configuration of every run")
-    parser.add_argument("--tests", default="", help=f"names, separated by commas, of {', '.join(GROUPS)}, or of {', '.join(CONDITIONS)}")
-    parser.add_argument("--arms", default="", help="names of arms, separated by commas; all if not given")
+    parser.add_argument(
+        "overrides", nargs="*", help="key=value, for the configuration of every run"
+    )
+    parser.add_argument(
+        "--tests",
+        default="",
+        help=f"names, separated by commas, of {', '.join(GROUPS)}, or of {', '.join(CONDITIONS)}",
+    )
+    parser.add_argument(
+        "--arms", default="", help="names of arms, separated by commas; all if not given"
+    )
     parser.add_argument("--episodes", type=int, default=100, help="of a simulated evaluation")
-    parser.add_argument("--output", type=folder_to_write, default=None, help="where to write; FOLDER/generalisation if not given")
-    parser.add_argument("--no-zero-shot", action="store_true", help="leave the language model before training out")
+    parser.add_argument(
+        "--output",
+        type=folder_to_write,
+        default=None,
+        help="where to write; FOLDER/generalisation if not given",
+    )
+    parser.add_argument(
+        "--no-zero-shot", action="store_true", help="leave the language model before training out"
+    )
     return parser
 
 
@@ -147,15 +200,28 @@ def run(argv: Sequence[str]) -> int:
     if options.episodes < 1:
         raise ConfigError(f"--episodes: must be at least 1, got {options.episodes}")
     conditions = choose(_names(options.tests))
-    policies = plan(options.folder, _names(options.arms), options.episodes, options.overrides, not options.no_zero_shot)
-    config = next((policy.config for policy in policies if needs_llm(policy.config)), policies[0].config)
+    policies = plan(
+        options.folder,
+        _names(options.arms),
+        options.episodes,
+        options.overrides,
+        not options.no_zero_shot,
+    )
+    config = next(
+        (policy.config for policy in policies if needs_llm(policy.config)), policies[0].config
+    )
     start_log(config.lamorel_args.log_level)
     check_configs(policy.config for policy in policies)
 
     def client(llm: LlmClient) -> int:
         outcomes, left_out = examine(policies, conditions, llm)
         command = shlex.join(["python", "-m", "experiments.generalise", *argv])
-        target = write_output(options.output or options.folder / "generalisation", summarise(outcomes), left_out, command)
+        target = write_output(
+            options.output or options.folder / "generalisation",
+            summarise(outcomes),
+            left_out,
+            command,
+        )
         print(f"generalisation: {target}")
         return 0
 

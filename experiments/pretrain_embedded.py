@@ -1,13 +1,18 @@
-"""Make the embedded model from nothing: ``python -m experiments.pretrain_embedded --output DIR``; ``--check`` measures the shipped one.
+"""Make the embedded model from nothing: ``python -m experiments.pretrain_embedded --output DIR``;
+``--check`` measures the shipped one.
 
 Written down before training, and kept:
 
-* The checkpoint is the one after the last step of a fixed number of steps, with a learning rate that falls to zero there. Nothing is
+* The checkpoint is the one after the last step of a fixed number of steps, with a learning rate
+    that falls to zero there. Nothing is
   evaluated on the way and nothing is chosen along the curve.
-* The strength of the prior is decided by the label noise alone (``noisy_bot``): half of the answers are random, and each place is
-  misjudged with probability 0.6. Which places these are is drawn from the first seed, counted from 0, with which a perfect learner of the
-  labels would succeed in 45 to 55 % of the episodes of GoToRedBallNoDists (computed exactly, from the labels alone: ``label_value``).
-* Training states come from seeds below 1,000,000,000; evaluation seeds begin there. No mission about a red ball has a labelled action.
+* The strength of the prior is decided by the label noise alone (``noisy_bot``): half of the answers
+    are random, and each place is
+  misjudged with probability 0.6. Which places these are is drawn from the first seed, counted from
+  0, with which a perfect learner of the labels would succeed in 45 to 55 % of the episodes of
+  GoToRedBallNoDists (computed exactly, from the labels alone: ``label_value``).
+* Training states come from seeds below 1,000,000,000; evaluation seeds begin there. No mission
+    about a red ball has a labelled action.
 
 Everything runs in one thread and depends on the seed alone: the same machine makes the same bytes.
 """
@@ -26,12 +31,25 @@ import torch
 from tokenizers import Tokenizer
 
 from experiments.pretraining.card import write_card
-from experiments.pretraining.measure import card_figures, differences, label_value, reading_figure, zero_shot_figures
+from experiments.pretraining.measure import (
+    card_figures,
+    differences,
+    label_value,
+    reading_figure,
+    zero_shot_figures,
+)
 from experiments.pretraining.noisy_bot import HELD_OUT_NAMES, NoisyBot, make_noisy_bot
 from experiments.pretraining.samples import Mixture, Sample, draw_samples
 from experiments.pretraining.states import Episode, collect_episodes
 from experiments.pretraining.tokenizer import make_tokenizer, save_tokenizer
-from experiments.pretraining.training import ModelShape, TrainingPlan, make_batches, make_model, save_model, train
+from experiments.pretraining.training import (
+    ModelShape,
+    TrainingPlan,
+    make_batches,
+    make_model,
+    save_model,
+    train,
+)
 from experiments.runs.entry import run_main, start_log
 from experiments.runs.files import folder_to_write
 from lamorel_ext.llm.loading import EMBEDDED
@@ -71,8 +89,16 @@ class Recipe:
     seed: int = 0
     levels: Mapping[str, int] = field(default_factory=lambda: dict(LEVELS))
     shape: ModelShape = field(default_factory=ModelShape)
-    reading: Stage = field(default_factory=lambda: Stage(2000, Mixture(spans=0.0, question=1.0, action=0.0, subgoal=0.0, longest_text=3)))
-    mixed: Stage = field(default_factory=lambda: Stage(2500, Mixture(spans=0.15, question=0.35, action=0.4, subgoal=0.1)))
+    reading: Stage = field(
+        default_factory=lambda: Stage(
+            2000, Mixture(spans=0.0, question=1.0, action=0.0, subgoal=0.0, longest_text=3)
+        )
+    )
+    mixed: Stage = field(
+        default_factory=lambda: Stage(
+            2500, Mixture(spans=0.15, question=0.35, action=0.4, subgoal=0.1)
+        )
+    )
     tokens_per_batch: int = 2048
     trust: float = 0.5
     misjudged_share: float = 0.6
@@ -82,10 +108,15 @@ class Recipe:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make or check the model; gives the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.pretrain_embedded", description="make or check the embedded model")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.pretrain_embedded",
+        description="make or check the embedded model",
+    )
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--output", type=folder_to_write, help="folder for the new model's files")
-    task.add_argument("--check", action="store_true", help="compare the shipped model's figures with its card")
+    task.add_argument(
+        "--check", action="store_true", help="compare the shipped model's figures with its card"
+    )
     args = parser.parse_args(argv)
     start_log("info")
     return check(EMBEDDED) if args.check else pretrain(args.output, Recipe())
@@ -96,11 +127,18 @@ def pretrain(folder: Path, recipe: Recipe) -> int:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer, bot = make_tokenizer(), make_noisy_bot(recipe.trust, recipe.misjudged_share, recipe.misjudged_seed)
-    episodes = collect_episodes({f"BabyAI-{level}-v0": number for level, number in recipe.levels.items()}, recipe.seed)
+    tokenizer, bot = (
+        make_tokenizer(),
+        make_noisy_bot(recipe.trust, recipe.misjudged_share, recipe.misjudged_seed),
+    )
+    episodes = collect_episodes(
+        {f"BabyAI-{level}-v0": number for level, number in recipe.levels.items()}, recipe.seed
+    )
     _LOG.info("%d states", sum(map(len, episodes)))
     model = make_model(recipe.shape, tokenizer.get_vocab_size(), recipe.seed)
-    plan = TrainingPlan(recipe.reading.num_steps + recipe.mixed.num_steps, tokens_per_batch=recipe.tokens_per_batch)
+    plan = TrainingPlan(
+        recipe.reading.num_steps + recipe.mixed.num_steps, tokens_per_batch=recipe.tokens_per_batch
+    )
     _log_losses(train(model, _batches(recipe, episodes, bot, tokenizer), plan))
     save_model(model, folder)
     save_tokenizer(tokenizer, folder)
@@ -125,7 +163,9 @@ def pretrain(folder: Path, recipe: Recipe) -> int:
 def check(folder: Path) -> int:
     """Compare the figures of a model with those in its card; gives 1 where they disagree."""
     figures = measure(folder)
-    lines = differences(figures, card_figures((folder / "README.md").read_text(encoding="utf-8")), _CHECK_TOLERANCE)
+    lines = differences(
+        figures, card_figures((folder / "README.md").read_text(encoding="utf-8")), _CHECK_TOLERANCE
+    )
     print("\n".join(lines) or f"as in the card: {figures}")
     return 1 if lines else 0
 
@@ -135,7 +175,9 @@ def measure(folder: Path, num_questions: int = _NUM_QUESTIONS) -> dict[str, floa
     return {**zero_shot_figures(folder), "reading": reading_figure(folder, num_questions)}
 
 
-def _batches(recipe: Recipe, episodes: Sequence[Episode], bot: NoisyBot, tokenizer: Tokenizer) -> Iterator[list[Sample]]:
+def _batches(
+    recipe: Recipe, episodes: Sequence[Episode], bot: NoisyBot, tokenizer: Tokenizer
+) -> Iterator[list[Sample]]:
     rng = np.random.default_rng(recipe.seed)
 
     def of(stage: Stage) -> Iterator[list[Sample]]:

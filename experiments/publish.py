@@ -1,4 +1,5 @@
-"""Copy what is to be shipped of a comparison: ``python -m experiments.publish runs/long docs/results/long``.
+"""Copy what is to be shipped of a comparison: ``python -m experiments.publish runs/long
+docs/results/long``.
 
 Makes the report beside nothing, then keeps its tables, two figures, ``provenance.json`` and
 ``configs.json``, from which ``python -m experiments.reproduce`` runs a seed again.
@@ -42,9 +43,13 @@ def publish(runs: Path, target: Path) -> list[Path]:
 
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks."""
-    parser = argparse.ArgumentParser(prog="lamorel-ext-publish", description="Copy what is to be shipped of a comparison.")
+    parser = argparse.ArgumentParser(
+        prog="lamorel-ext-publish", description="Copy what is to be shipped of a comparison."
+    )
     parser.add_argument("runs", type=Path, help="folder of the runs")
-    parser.add_argument("target", type=folder_to_write, help="folder to ship, such as docs/results/long")
+    parser.add_argument(
+        "target", type=folder_to_write, help="folder to ship, such as docs/results/long"
+    )
     options = parser.parse_args(argv)
     files = publish(options.runs, options.target)
     print(f"published: {options.target} ({len(files)} files)")

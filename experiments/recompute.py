@@ -1,10 +1,13 @@
-"""Compute a report's tables again from its curves alone, with statistics of its own: ``python -m experiments.recompute runs/demo``.
+"""Compute a report's tables again from its curves alone, with statistics of its own: ``python -m
+experiments.recompute runs/demo``.
 
-Reads ``curves.csv`` and ``resampling.json`` from the folder's ``tables``, or from the folder itself (``docs/results/long``), recomputes every number
-of the other tables, and prints the largest deviation of each kind. Fails above 1e-6, or where a row is missing. Shares no code with the report:
-standard library, ``scipy.stats``, whose t tests and intervals these are, and numpy, which repeats the resampling behind interquartile means,
-profiles and probabilities of improvement (``numpy.random.default_rng(0)``, and for one task after the other
-``integers(n, size=(samples, n))``).
+Reads ``curves.csv`` and ``resampling.json`` from the folder's ``tables``, or from the folder itself
+(``docs/results/long``), recomputes every number of the other tables, and prints the largest
+deviation of each kind. Fails above 1e-6, or where a row is missing. Shares no code with the report:
+standard library, ``scipy.stats``, whose t tests and intervals these are, and numpy, which repeats
+the resampling behind interquartile means, profiles and probabilities of improvement
+(``numpy.random.default_rng(0)``, and for one task after the other ``integers(n, size=(samples,
+n))``).
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ TABLES = ("summary", "differences", "curves", "overall", "overall_differences", 
 NAMES = ("task", "arm", "minus", "against", "seed", "area_above")
 LATER = ("area_by_", "evaluated_alike")
 TESTS = ("p", "paired", "correlation")
-"""How columns begin that tables of an earlier version lack: they state nothing there that could be wrong."""
+"""How columns begin that tables of an earlier version lack: they state nothing there that could be
+wrong.
+"""
 Row = dict[str, str]
 Triple = tuple[float, float, float]
 NOTHING = (math.nan, math.nan, math.nan)
@@ -43,7 +48,9 @@ class Curves:
     """
 
     def __init__(self, rows: Sequence[Row], settings: dict[str, Any]) -> None:
-        self.students = settings.get("intervals") == "t"  # tables of an earlier version have bootstrapped means
+        self.students = (
+            settings.get("intervals") == "t"
+        )  # tables of an earlier version have bootstrapped means
         self.samples, self.seed = int(settings["samples"]), int(settings["seed"])
         self.tail, self.tie = (1 - settings["level"]) / 2, settings["tie"]
         self.runs: dict[tuple[str, str, int], list[Row]] = {}
@@ -73,7 +80,11 @@ class Curves:
 
     def area(self, task: str, arm: str, seed: int) -> float:
         """Mean success over the budget."""
-        return mean_height(self.column(task, arm, seed, "env_steps"), self.column(task, arm, seed, "success"), self.until[task])
+        return mean_height(
+            self.column(task, arm, seed, "env_steps"),
+            self.column(task, arm, seed, "success"),
+            self.until[task],
+        )
 
     def areas(self, task: str, arm: str) -> list[float]:
         """Seed by seed."""
@@ -86,55 +97,93 @@ class Curves:
 
     def area_by(self, task: str, arm: str, seed: int, cost: str, total: float) -> float:
         """Mean success while ``total`` of a cost was spent."""
-        return mean_height(*without_standstill(self.column(task, arm, seed, cost), self.column(task, arm, seed, "success")), total)
+        return mean_height(
+            *without_standstill(
+                self.column(task, arm, seed, cost), self.column(task, arm, seed, "success")
+            ),
+            total,
+        )
 
     def is_exact(self, task: str, arm: str) -> bool:
         """Whether every evaluation of an arm went through all states."""
-        return all(value == 1 for seed in self.seeds(task, arm) for value in self.column(task, arm, seed, "eval_exact"))
+        return all(
+            value == 1
+            for seed in self.seeds(task, arm)
+            for value in self.column(task, arm, seed, "eval_exact")
+        )
 
     def everywhere(self) -> list[str]:
         """Arms that have runs on every task."""
         return [arm for arm in self.arms if all(self.seeds(task, arm) for task in self.tasks)]
 
-    def interval(self, strata: Sequence[Sequence[float]], statistic: Callable[[list[np.ndarray]], float]) -> Triple:
+    def interval(
+        self, strata: Sequence[Sequence[float]], statistic: Callable[[list[np.ndarray]], float]
+    ) -> Triple:
         """Estimate and ends; seeds are resampled within each task."""
         data = [np.array(values) for values in strata]
         estimate = statistic(data)
         if all(len(values) == 1 for values in data):
             return estimate, math.nan, math.nan
         generator = np.random.default_rng(self.seed)
-        draws = [generator.integers(len(values), size=(self.samples, len(values))) for values in data]
-        found = sorted(statistic([values[draw[i]] for values, draw in zip(data, draws, strict=True)]) for i in range(self.samples))
+        draws = [
+            generator.integers(len(values), size=(self.samples, len(values))) for values in data
+        ]
+        found = sorted(
+            statistic([values[draw[i]] for values, draw in zip(data, draws, strict=True)])
+            for i in range(self.samples)
+        )
         return estimate, quantile(found, self.tail), quantile(found, 1 - self.tail)
 
-    def mean(self, strata: Sequence[Sequence[float]], lowest: float = -math.inf, highest: float = math.inf) -> Triple:
+    def mean(
+        self,
+        strata: Sequence[Sequence[float]],
+        lowest: float = -math.inf,
+        highest: float = math.inf,
+    ) -> Triple:
         """Mean over tasks of the mean over seeds, with its t interval."""
         if not self.students:
             return self.interval(strata, task_mean)
         estimate, low, high, _ = mean_test(strata, 1 - 2 * self.tail)
         return estimate, max(low, lowest), min(high, highest)
 
-    def difference(self, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> tuple[Triple, dict[str, float]]:
+    def difference(
+        self, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
+    ) -> tuple[Triple, dict[str, float]]:
         """Ours minus theirs, seed by seed on each task, and the columns of its test."""
         if not all(ours):
             return NOTHING, {"p": math.nan, "paired": math.nan, "correlation": math.nan}
         r, paired = pairing(ours, theirs)
-        apart = [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(ours, theirs, strict=True)]
+        apart = [
+            [a - b for a, b in zip(x, y, strict=True)] for x, y in zip(ours, theirs, strict=True)
+        ]
         level = 1 - 2 * self.tail
         if not self.students:
             return self.interval(apart, task_mean), {}
         if paired:
             estimate, low, high, p = mean_test(apart, level)
-        else:  # the difference of two means over tasks is twice the mean of both, one with its sign turned
+        # the difference of two means over tasks is twice the mean of both, one with its sign turned
+        else:
             turned = [[-value for value in y] for y in theirs]
             half = mean_test([*ours, *turned], level)
             estimate, low, high, p = 2 * half[0], 2 * half[1], 2 * half[2], half[3]
-        return (estimate, low, high), {"p": p, "paired": math.nan if math.isnan(p) else float(paired), "correlation": r}
+        return (estimate, low, high), {
+            "p": p,
+            "paired": math.nan if math.isnan(p) else float(paired),
+            "correlation": r,
+        }
 
-    def improvement(self, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Triple:
-        """Chance that a run of ours beats one of theirs, mean over tasks; both arms are resampled, ours first."""
+    def improvement(
+        self, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
+    ) -> Triple:
+        """Chance that a run of ours beats one of theirs, mean over tasks; both arms are resampled,
+        ours first.
+        """
         if all(len(x) == 1 and len(y) == 1 for x, y in zip(ours, theirs, strict=True)):
-            return sum(self._wins(x, y) for x, y in zip(ours, theirs, strict=True)) / len(ours), math.nan, math.nan
+            return (
+                sum(self._wins(x, y) for x, y in zip(ours, theirs, strict=True)) / len(ours),
+                math.nan,
+                math.nan,
+            )
         generator = np.random.default_rng(self.seed)
         totals = [0.0] * self.samples
         for x, y in zip(ours, theirs, strict=True):
@@ -148,11 +197,15 @@ class Curves:
         return estimate, quantile(totals, self.tail), quantile(totals, 1 - self.tail)
 
     def _wins(self, x: Sequence[float], y: Sequence[float]) -> float:
-        points = sum(1.0 if a - b > self.tie else 0.5 if abs(a - b) <= self.tie else 0.0 for a in x for b in y)
+        points = sum(
+            1.0 if a - b > self.tie else 0.5 if abs(a - b) <= self.tie else 0.0
+            for a in x
+            for b in y
+        )
         return points / (len(x) * len(y))
 
 
-# --- plain statistics ---------------------------------------------------------------------------------------------------------------
+# --- plain statistics -----------------------------------------------------------------------------
 
 
 def number(cell: str) -> float:
@@ -190,7 +243,13 @@ def mean_test(strata: Sequence[Sequence[float]], level: float) -> tuple[float, f
         found = stats.ttest_1samp(strata[0], 0.0)
         ends = found.confidence_interval(level)
         return estimate, float(ends.low), float(ends.high), float(found.pvalue)
-    parts = [(statistics.variance(values) / len(values) / len(strata) ** 2 if spread(values) else 0.0, len(values) - 1) for values in strata]
+    parts = [
+        (
+            statistics.variance(values) / len(values) / len(strata) ** 2 if spread(values) else 0.0,
+            len(values) - 1,
+        )
+        for values in strata
+    ]
     error = math.sqrt(sum(part for part, _ in parts))
     if error == 0:
         return estimate, estimate, estimate, float(abs(estimate) <= 1e-12)
@@ -204,12 +263,24 @@ def spread(values: Sequence[float]) -> bool:
     return max(values) - min(values) > 1e-12
 
 
-def pairing(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> tuple[float, bool]:
-    """Correlation over seeds within tasks, and whether a one-sided test at 5 % finds it above zero."""
-    x, y = ([value - statistics.fmean(values) for values in arm for value in values] for arm in (ours, theirs))
+def pairing(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
+) -> tuple[float, bool]:
+    """Correlation over seeds within tasks, and whether a one-sided test at 5 % finds it above zero."""  # noqa: E501
+    x, y = (
+        [value - statistics.fmean(values) for values in arm for value in values]
+        for arm in (ours, theirs)
+    )
     if not spread(x) or not spread(y):
         return math.nan, False
-    r = max(-1.0, min(1.0, sum(a * b for a, b in zip(x, y, strict=True)) / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))))
+    r = max(
+        -1.0,
+        min(
+            1.0,
+            sum(a * b for a, b in zip(x, y, strict=True))
+            / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y)),
+        ),
+    )
     degrees = len(x) - len(ours) - 1
     if degrees < 1 or r <= 0:
         return r, False
@@ -217,7 +288,9 @@ def pairing(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) 
 
 
 def mean_height(places: Sequence[float], heights: Sequence[float], until: float) -> float:
-    """Area under straight lines between the points from the first to ``until``, divided by that length."""
+    """Area under straight lines between the points from the first to ``until``, divided by that
+    length.
+    """
     if until == places[0]:
         return heights[0]
     total = 0.0
@@ -230,22 +303,31 @@ def mean_height(places: Sequence[float], heights: Sequence[float], until: float)
     return total / (until - places[0])
 
 
-def without_standstill(places: Sequence[float], heights: Sequence[float]) -> tuple[list[float], list[float]]:
+def without_standstill(
+    places: Sequence[float], heights: Sequence[float]
+) -> tuple[list[float], list[float]]:
     """Of several points at one place the last."""
     kept = [i for i in range(len(places)) if i + 1 == len(places) or places[i + 1] > places[i]]
     return [places[i] for i in kept], [heights[i] for i in kept]
 
 
-def median_place(places: Sequence[Sequence[float]], heights: Sequence[Sequence[float]], level: float) -> float:
-    """Median over runs of the first place at which the height reaches ``level``; NaN where it is infinite."""
-    firsts = [next((x for x, y in zip(xs, ys, strict=True) if y >= level), math.inf) for xs, ys in zip(places, heights, strict=True)]
+def median_place(
+    places: Sequence[Sequence[float]], heights: Sequence[Sequence[float]], level: float
+) -> float:
+    """Median over runs of the first place at which the height reaches ``level``; NaN where it is
+    infinite.
+    """
+    firsts = [
+        next((x for x, y in zip(xs, ys, strict=True) if y >= level), math.inf)
+        for xs, ys in zip(places, heights, strict=True)
+    ]
     firsts.sort()
     middle = len(firsts) // 2
     median = firsts[middle] if len(firsts) % 2 else (firsts[middle - 1] + firsts[middle]) / 2
     return median if math.isfinite(median) else math.nan
 
 
-# --- the tables ------------------------------------------------------------------------------------------------------------------------
+# --- the tables -----------------------------------------------------------------------------------
 
 
 def expected_summary(curves: Curves, row: Row) -> dict[str, float]:
@@ -256,13 +338,17 @@ def expected_summary(curves: Curves, row: Row) -> dict[str, float]:
     found |= triple("success", curves.mean([curves.last(task, arm, "success")], 0, 1))
     found |= triple("return", curves.mean([curves.last(task, arm, "return")], 0, 1))
     found["return_x20"] = 20 * found["return"]
-    found |= triple("area", curves.mean([areas], 0, 1)) | triple("area_iqm", curves.interval([areas], middle_mean))
+    found |= triple("area", curves.mean([areas], 0, 1)) | triple(
+        "area_iqm", curves.interval([areas], middle_mean)
+    )
     success = [curves.column(task, arm, seed, "success") for seed in seeds]
     for name in ("env_steps", *COSTS):
         spent = [curves.column(task, arm, seed, name) for seed in seeds]
         known = not any(math.isnan(value) for values in spent for value in values)
         for level in (80, 95):
-            found[f"{name.removeprefix('env_')}_to_{level}"] = median_place(spent, success, level / 100) if known else math.nan
+            found[f"{name.removeprefix('env_')}_to_{level}"] = (
+                median_place(spent, success, level / 100) if known else math.nan
+            )
     found |= {cost: sum(curves.last(task, arm, cost)) / len(seeds) for cost in COSTS}
     return found
 
@@ -270,25 +356,44 @@ def expected_summary(curves: Curves, row: Row) -> dict[str, float]:
 def expected_difference(curves: Curves, row: Row, tasks: Sequence[str]) -> dict[str, float]:
     """What a row of ``differences.csv`` or ``overall_differences.csv`` should hold."""
     ours, theirs = row["arm"], row["minus"]
-    shared = [[seed for seed in curves.seeds(task, ours) if seed in curves.seeds(task, theirs)] for task in tasks]
+    shared = [
+        [seed for seed in curves.seeds(task, ours) if seed in curves.seeds(task, theirs)]
+        for task in tasks
+    ]
     if row.get("seed"):
         seed = int(row["seed"])
-        return {"area_difference": curves.area(tasks[0], ours, seed) - curves.area(tasks[0], theirs, seed)}
+        return {
+            "area_difference": (
+                curves.area(tasks[0], ours, seed) - curves.area(tasks[0], theirs, seed)
+            )
+        }
     paired = list(zip(tasks, shared, strict=True))
-    areas = [[[curves.area(task, arm, seed) for seed in seeds] for task, seeds in paired] for arm in (ours, theirs)]
+    areas = [
+        [[curves.area(task, arm, seed) for seed in seeds] for task, seeds in paired]
+        for arm in (ours, theirs)
+    ]
     finals = [
-        [[curves.column(task, arm, seed, "success")[-1] for seed in seeds] for task, seeds in paired] for arm in (ours, theirs)
+        [
+            [curves.column(task, arm, seed, "success")[-1] for seed in seeds]
+            for task, seeds in paired
+        ]
+        for arm in (ours, theirs)
     ]
     every = [[curves.areas(task, arm) for task in tasks] for arm in (ours, theirs)]
     (mean, low, high), test = curves.difference(*areas)
     found = {"area_difference": mean, "low": low, "high": high} | test
     found |= triple("success_difference", curves.difference(*finals)[0])
     found |= {"pairs": float(sum(map(len, shared)))} if "pairs" in row else {}
-    found["evaluated_alike"] = float(all(curves.is_exact(task, ours) == curves.is_exact(task, theirs) for task in tasks))
+    found["evaluated_alike"] = float(
+        all(curves.is_exact(task, ours) == curves.is_exact(task, theirs) for task in tasks)
+    )
     for cost in COSTS if "seed" in row else ():
         total = curves.cheapest(tasks[0], [ours, theirs], cost)
         seeds = shared[0] if total == total else []
-        heights = [[[curves.area_by(tasks[0], arm, seed, cost, total) for seed in seeds]] for arm in (ours, theirs)]
+        heights = [
+            [[curves.area_by(tasks[0], arm, seed, cost, total) for seed in seeds]]
+            for arm in (ours, theirs)
+        ]
         found |= triple(f"area_by_{cost}_difference", curves.difference(*heights)[0])
         found[f"area_by_{cost}_until"] = total
     return found | triple("probability_of_improvement", curves.improvement(every[0], every[1]))
@@ -300,18 +405,31 @@ def expected_overall(curves: Curves, row: Row) -> dict[str, float]:
     areas = [curves.areas(task, arm) for task in curves.tasks]
     finals = [curves.last(task, arm, "success") for task in curves.tasks]
     ranked = [_ranks(curves, task, arm) for task in curves.tasks]
-    found = {"tasks": float(len(areas)), "runs": float(sum(map(len, areas)))} | triple("success", curves.mean(finals, 0, 1))
-    found |= triple("area", curves.mean(areas, 0, 1)) | triple("area_iqm", curves.interval(areas, middle_mean))
-    return found | triple("mean_rank", curves.mean(ranked, 1, len(curves.everywhere())) if all(ranked) else NOTHING)
+    found = {"tasks": float(len(areas)), "runs": float(sum(map(len, areas)))} | triple(
+        "success", curves.mean(finals, 0, 1)
+    )
+    found |= triple("area", curves.mean(areas, 0, 1)) | triple(
+        "area_iqm", curves.interval(areas, middle_mean)
+    )
+    return found | triple(
+        "mean_rank", curves.mean(ranked, 1, len(curves.everywhere())) if all(ranked) else NOTHING
+    )
 
 
 def _ranks(curves: Curves, task: str, arm: str) -> list[float]:
     """Rank of an arm among all arms, for each seed that all of them have."""
     arms = curves.everywhere()
-    shared = [seed for seed in curves.seeds(task, arm) if all(seed in curves.seeds(task, other) for other in arms)]
+    shared = [
+        seed
+        for seed in curves.seeds(task, arm)
+        if all(seed in curves.seeds(task, other) for other in arms)
+    ]
     found = []
     for seed in shared:
-        mine, others = curves.area(task, arm, seed), [curves.area(task, other, seed) for other in arms]
+        mine, others = (
+            curves.area(task, arm, seed),
+            [curves.area(task, other, seed) for other in arms],
+        )
         above = sum(other - mine > curves.tie for other in others)
         equal = sum(abs(other - mine) <= curves.tie for other in others)
         found.append(above + (equal + 1) / 2)
@@ -321,7 +439,10 @@ def _ranks(curves: Curves, task: str, arm: str) -> list[float]:
 def expected_profile(curves: Curves, row: Row) -> dict[str, float]:
     """What a row of ``profiles.csv`` should hold."""
     level = float(row["area_above"])
-    above = [[float(area > level + curves.tie) for area in curves.areas(task, row["arm"])] for task in curves.tasks]
+    above = [
+        [float(area > level + curves.tie) for area in curves.areas(task, row["arm"])]
+        for task in curves.tasks
+    ]
     return triple("share", curves.interval(above, task_mean))
 
 
@@ -330,24 +451,31 @@ def triple(name: str, values: Triple) -> dict[str, float]:
     return {name: values[0], f"{name}_low": values[1], f"{name}_high": values[2]}
 
 
-# --- comparing --------------------------------------------------------------------------------------------------------------------------
+# --- comparing ------------------------------------------------------------------------------------
 
 
 def check(folder: Path) -> tuple[dict[str, float], list[str], list[str]]:
     """Recompute everything in ``folder``/tables, or in ``folder`` itself where it holds the tables.
 
     Returns:
-        The largest deviation by table and column, and what is wrong besides: rows that are missing or too many, numbers where there should be
-        none. Last, remarks on columns that an earlier version did not write, or wrote alone.
+        The largest deviation by table and column, and what is wrong besides: rows that are missing
+        or too many, numbers where there should be none. Last, remarks on columns that an earlier
+        version did not write, or wrote alone.
     """
     where = folder / "tables" if (folder / "tables").is_dir() else folder
-    tables = {path.stem: read_table(path) for path in sorted(where.glob("*.csv")) if path.stem in TABLES}
+    tables = {
+        path.stem: read_table(path) for path in sorted(where.glob("*.csv")) if path.stem in TABLES
+    }
     settings = json.loads((where / "resampling.json").read_text(encoding="utf-8"))
     curves = Curves(tables["curves"], settings)
     deviations: dict[str, float] = {}
     absent: dict[str, None] = {}
     unchecked = {
-        f"{name}.{column}": None for name, rows in tables.items() if name != "curves" for column in (rows or [{}])[0] if column not in NAMES
+        f"{name}.{column}": None
+        for name, rows in tables.items()
+        if name != "curves"
+        for column in (rows or [{}])[0]
+        if column not in NAMES
     }
     problems = [*missing_rows(curves, tables), *wrong_corrections(tables)]
     for name in ("differences", "overall_differences"):
@@ -358,7 +486,9 @@ def check(folder: Path) -> tuple[dict[str, float], list[str], list[str]]:
             try:
                 wanted = _expected(name, curves, row)
             except (KeyError, ZeroDivisionError, ValueError) as error:
-                problems.append(f"{name}.csv, line {place}: the curves have nothing of the kind ({error})")
+                problems.append(
+                    f"{name}.csv, line {place}: the curves have nothing of the kind ({error})"
+                )
                 continue
             for column, value in wanted.items():
                 key = f"{name}.{column}"
@@ -367,15 +497,25 @@ def check(folder: Path) -> tuple[dict[str, float], list[str], list[str]]:
                     absent[key] = None
                     continue
                 if column not in row or bool(row[column]) == math.isnan(value):
-                    problems.append(f"{name}.csv, line {place}: {column} is {row.get(column, 'missing')!r}, the curves give {value}")
+                    problems.append(
+                        f"{name}.csv, line {place}: {column} is {row.get(column, 'missing')!r}, the"
+                        f" curves give {value}"
+                    )
                 elif row[column]:
-                    deviations[key] = max(deviations.get(key, 0.0), abs(float(row[column]) - value) / max(1.0, abs(value)))
+                    deviations[key] = max(
+                        deviations.get(key, 0.0),
+                        abs(float(row[column]) - value) / max(1.0, abs(value)),
+                    )
     return (
         deviations,
         problems,
         [
-            f"{what}, as in tables of an earlier version: {', '.join(key for key in keys if not key.endswith(('_low', '_high')))}"
-            for what, keys in (("columns that are not there", absent), ("columns that nothing is compared with", unchecked))
+            f"{what}, as in tables of an earlier version:"
+            f" {', '.join(key for key in keys if not key.endswith(('_low', '_high')))}"
+            for what, keys in (
+                ("columns that are not there", absent),
+                ("columns that nothing is compared with", unchecked),
+            )
             if keys
         ],
     )
@@ -397,21 +537,35 @@ def missing_rows(curves: Curves, tables: dict[str, list[Row]]) -> list[str]:
     """Rows that the curves call for, and that are not there."""
     has = {(row["task"], row["arm"]) for row in tables.get("summary", [])}
     problems = [
-        f"summary.csv has no row for {arm} on {task}" for task, arm in {(t, a): 0 for t, a, _ in curves.runs} if (task, arm) not in has
+        f"summary.csv has no row for {arm} on {task}"
+        for task, arm in {(t, a): 0 for t, a, _ in curves.runs}
+        if (task, arm) not in has
     ]
-    listed = {(row["task"], row["arm"], row["minus"], row["seed"]) for row in tables.get("differences", [])}
+    listed = {
+        (row["task"], row["arm"], row["minus"], row["seed"])
+        for row in tables.get("differences", [])
+    }
     for task, ours, theirs in dict.fromkeys(names[:3] for names in listed):
-        wanted = [str(seed) for seed in curves.seeds(task, ours) if seed in curves.seeds(task, theirs)]
+        wanted = [
+            str(seed) for seed in curves.seeds(task, ours) if seed in curves.seeds(task, theirs)
+        ]
         absent = [seed for seed in (*wanted, "") if (task, ours, theirs, seed) not in listed]
-        problems += [f"differences.csv has no row for {ours} minus {theirs} on {task}, seed {seed or 'none'}" for seed in absent]
+        problems += [
+            f"differences.csv has no row for {ours} minus {theirs} on {task}, seed {seed or 'none'}"
+            for seed in absent
+        ]
     if len(curves.tasks) > 1 and curves.everywhere():
         overall = [row["arm"] for row in tables.get("overall", [])]
-        problems += [f"overall.csv has no row for {arm}" for arm in curves.everywhere() if arm not in overall]
+        problems += [
+            f"overall.csv has no row for {arm}" for arm in curves.everywhere() if arm not in overall
+        ]
     return problems
 
 
 def wrong_corrections(tables: dict[str, list[Row]]) -> list[str]:
-    """Where ``p_corrected`` is not what Holm's correction makes of the column ``p``, over rows with the same task and ``against``."""
+    """Where ``p_corrected`` is not what Holm's correction makes of the column ``p``, over rows with
+    the same task and ``against``.
+    """
     families: dict[tuple[str, str, str], list[Row]] = {}
     for name in ("differences", "overall_differences"):
         for row in tables.get(name, []):
@@ -423,10 +577,13 @@ def wrong_corrections(tables: dict[str, list[Row]]) -> list[str]:
         least = 0.0
         for place, row in enumerate(ordered):
             least = max(least, min(1.0, float(row["p"]) * (len(ordered) - place)))
-            if abs(float(row["p_corrected"] or "nan") - least) > LARGEST or row["compared"] != str(len(ordered)):
+            if abs(float(row["p_corrected"] or "nan") - least) > LARGEST or row["compared"] != str(
+                len(ordered)
+            ):
                 problems.append(
-                    f"{name}.csv: {row['arm']} minus {row['minus']} ({task or 'all tasks'}, {against}) has p_corrected {row['p_corrected']!r} "
-                    f"for {row['compared']} arms, Holm gives {least:.6g} for {len(ordered)}"
+                    f"{name}.csv: {row['arm']} minus {row['minus']} ({task or 'all tasks'},"
+                    f" {against}) has p_corrected {row['p_corrected']!r} for {row['compared']}"
+                    f" arms, Holm gives {least:.6g} for {len(ordered)}"
                 )
     return problems
 
@@ -439,12 +596,23 @@ def read_table(path: Path) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of ``python -m experiments.recompute``."""
-    parser = argparse.ArgumentParser(prog="lamorel-ext-recompute", description="Check a report's tables against its curves.")
+    parser = argparse.ArgumentParser(
+        prog="lamorel-ext-recompute", description="Check a report's tables against its curves."
+    )
     parser.add_argument("folder", type=Path, help="folder of the report, or of its tables")
     folder = parser.parse_args(argv).folder
     try:
         deviations, problems, remarks = check(folder)
-    except (OSError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, csv.Error) as error:
+    except (
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+        csv.Error,
+    ) as error:
         print(f"error: {folder} holds no report that can be checked: {error!r}", file=sys.stderr)
         return 2
     for column, deviation in deviations.items():
@@ -454,7 +622,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"wrong: {problem}")
     largest = max(deviations.values(), default=math.inf)
-    print(f"largest deviation: {largest:.1e}; at most {LARGEST:.0e} is allowed; {len(problems)} other problem(s)")
+    print(
+        f"largest deviation: {largest:.1e}; at most {LARGEST:.0e} is allowed; {len(problems)} other"
+        " problem(s)"
+    )
     return 0 if largest <= LARGEST and not problems else 1
 
 

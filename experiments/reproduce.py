@@ -32,7 +32,9 @@ from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.types import LlmClient
 
 TOLERANCE = 0.05
-"""Other processors and other builds of torch round differently; a curve was seen to move by up to this much per seed and evaluation."""
+"""Other processors and other builds of torch round differently; a curve was seen to move by up to
+this much per seed and evaluation.
+"""
 SAME_MACHINE = ("processor", "threads", "torch", "numpy", "python")
 """Where these are alike a seed gives the same curve to the last digit."""
 Key = tuple[str, str, int]
@@ -45,12 +47,18 @@ def read_curves(folder: Path) -> dict[Key, Curve]:
     Raises:
         CheckpointError: There is no such table, or a row of it lacks what a curve needs.
     """
-    path = folder / "curves.csv" if (folder / "curves.csv").exists() else folder / "tables" / "curves.csv"
+    path = (
+        folder / "curves.csv"
+        if (folder / "curves.csv").exists()
+        else folder / "tables" / "curves.csv"
+    )
     found: dict[Key, Curve] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                curve = found.setdefault((row["task"], row["arm"], int(row["seed"])), {STEPS: [], SUCCESS: []})
+                curve = found.setdefault(
+                    (row["task"], row["arm"], int(row["seed"])), {STEPS: [], SUCCESS: []}
+                )
                 for name, values in curve.items():
                     values.append(float(row[name]))
     except (OSError, KeyError, ValueError) as error:
@@ -73,7 +81,9 @@ def plan(folder: Path, seeds: int, arms: Sequence[str], output: Path) -> dict[Ke
     for place, ((task, arm), config) in enumerate(configs.items()):
         if arms and arm not in arms:
             continue
-        published = sorted(seed for of_task, of_arm, seed in curves if (of_task, of_arm) == (task, arm))
+        published = sorted(
+            seed for of_task, of_arm, seed in curves if (of_task, of_arm) == (task, arm)
+        )
         for seed in published[:seeds]:
             where = output / f"arm_{place}" / f"seed_{seed}"
             run = dataclasses.replace(config.run, seed=seed, output_dir=str(where))
@@ -89,7 +99,10 @@ def deviation(published: Curve, again: Mapping[str, np.ndarray]) -> float:
         CheckpointError: The two were evaluated at other steps.
     """
     if list(again[STEPS]) != published[STEPS]:
-        raise CheckpointError(f"evaluated at {list(again[STEPS])} environment steps, the published curve at {published[STEPS]}")
+        raise CheckpointError(
+            f"evaluated at {list(again[STEPS])} environment steps, the published curve at"
+            f" {published[STEPS]}"
+        )
     return float(np.max(np.abs(again[SUCCESS] - np.array(published[SUCCESS]))))
 
 
@@ -97,7 +110,8 @@ def unlike_machine(folder: Path, versions: Mapping[str, object]) -> list[str]:
     """In what this machine differs from those that made the published runs."""
     made = [entry["versions"] for entry in read_json(folder / PROVENANCE).get("made_with", [])]
     return [
-        f"{key} {versions.get(key)} here, {' and '.join(dict.fromkeys(str(one.get(key)) for one in made))} there"
+        f"{key} {versions.get(key)} here,"
+        f" {' and '.join(dict.fromkeys(str(one.get(key)) for one in made))} there"
         for key in SAME_MACHINE
         if any(one.get(key) != versions.get(key) for one in made)
     ]
@@ -111,17 +125,36 @@ def words(largest: float, unlike: Sequence[str]) -> str:
     if largest > TOLERANCE:
         return f"{off}: more than the {TOLERANCE} that rounding on another machine explains"
     if not unlike:
-        return f"{off}: on the same machine it should be the same, so the code gives something else today"
+        return (
+            f"{off}: on the same machine it should be the same, so the code gives something else"
+            " today"
+        )
     return f"{off}: within the {TOLERANCE} that rounding on another machine explains"
 
 
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
-    parser = argparse.ArgumentParser(prog="lamorel-ext-reproduce", description="Run published seeds again and compare the curves.")
+    parser = argparse.ArgumentParser(
+        prog="lamorel-ext-reproduce",
+        description="Run published seeds again and compare the curves.",
+    )
     parser.add_argument("folder", type=Path, help="published folder, such as docs/results/long")
-    parser.add_argument("--seeds", type=int, default=1, help="how many of each arm's seeds, the lowest first")
-    parser.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="arms as the tables name them; all if not given")
-    parser.add_argument("--output", type=folder_to_write, default=None, help="where the runs go; runs/reproduce/NAME if not given")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="how many of each arm's seeds, the lowest first"
+    )
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        default=[],
+        metavar="ARM",
+        help="arms as the tables name them; all if not given",
+    )
+    parser.add_argument(
+        "--output",
+        type=folder_to_write,
+        default=None,
+        help="where the runs go; runs/reproduce/NAME if not given",
+    )
     options = parser.parse_args(argv)
     if options.seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {options.seeds}")
@@ -129,7 +162,11 @@ def run(argv: Sequence[str]) -> int:
     planned = plan(options.folder, options.seeds, options.arms, output)
     servers: dict[object, list[Key]] = {}
     for key, one in planned.items():
-        args = {name: value for name, value in flat(one.config).items() if name.startswith("lamorel_args.")}
+        args = {
+            name: value
+            for name, value in flat(one.config).items()
+            if name.startswith("lamorel_args.")
+        }
         servers.setdefault(tuple(args.items()), []).append(key)
     first = next(iter(planned.values())).config
     start_log(first.lamorel_args.log_level)
@@ -149,8 +186,15 @@ def _run_again(folder: Path, planned: Mapping[Key, Planned], argv: Sequence[str]
         versions = describe_versions("reproduce", argv)
         compare(list(planned.values()), llm, versions)
         unlike = unlike_machine(folder, versions)
-        print(f"this machine is not the one that made them: {'; '.join(unlike)}" if unlike else "the same kind of machine and versions")
-        found = {key: deviation(curves[key], read_run(one.folder).columns) for key, one in planned.items()}
+        print(
+            f"this machine is not the one that made them: {'; '.join(unlike)}"
+            if unlike
+            else "the same kind of machine and versions"
+        )
+        found = {
+            key: deviation(curves[key], read_run(one.folder).columns)
+            for key, one in planned.items()
+        }
         for key, largest in found.items():
             print(f"{planned[key].name}: {words(largest, unlike)}")
         allowed = TOLERANCE if unlike else TIE

@@ -1,4 +1,5 @@
-"""Train one arm with one seed: ``python -m experiments.train arm=teacher_feedback_gae run.seed=1 run.output_dir=runs/one``.
+"""Train one arm with one seed: ``python -m experiments.train arm=teacher_feedback_gae run.seed=1
+run.output_dir=runs/one``.
 
 The same command resumes a run that was stopped, and does nothing for a complete one.
 """
@@ -36,7 +37,8 @@ def train_one(
     listener: ProgressListener | None = None,
     clients: Clients | None = None,
 ) -> None:
-    """Train into ``run.output_dir``, from its checkpoint where it has one; of several clients the first one writes.
+    """Train into ``run.output_dir``, from its checkpoint where it has one; of several clients the
+    first one writes.
 
     Raises:
         ConfigError: The folder holds another run.
@@ -67,7 +69,9 @@ def train_one(
 
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
-    options = make_parser("lamorel-ext-train", "Train one arm with one seed.").parse_intermixed_args(argv)
+    options = make_parser(
+        "lamorel-ext-train", "Train one arm with one seed."
+    ).parse_intermixed_args(argv)
     config = load_config(options.overrides, options.config_name, options.config_dir)
     start_log(config.lamorel_args.log_level)
     folder = Path(config.run.output_dir)

@@ -1,23 +1,23 @@
 """Every error that this package raises on purpose.
 
-    LamorelExtError
-    ├── ConfigError            a key is unknown, has the wrong type or an impossible value (all problems at once)
-    ├── RequestError           a request that cannot be answered: empty prompts, wrong candidate lists, prompt too long
-    ├── ModelLoadError         a model, tokenizer or weights file is missing, corrupt or of another shape
-    ├── CheckpointError        a checkpoint cannot be written or read
-    │   ├── NotThereError      the run folder that the user named is none
-    │   └── WriteError         a file cannot be written
-    ├── UpdateError            an update was given up on the way: a loss or gradient that is not finite, or another server failed in it
-    ├── LevelError             a level does not exist, or calls come in an illegal order
-    ├── EnvWorkerError         a process that steps environments raised, died or fell silent
-    └── RpcError
+    LamorelExtError ├── ConfigError            a key is unknown, has the wrong type or an impossible
+    value (all problems at once) ├── RequestError           a request that cannot be answered: empty
+    prompts, wrong candidate lists, prompt too long ├── ModelLoadError         a model, tokenizer or
+    weights file is missing, corrupt or of another shape ├── CheckpointError        a checkpoint
+    cannot be written or read │   ├── NotThereError      the run folder that the user named is none
+    │   └── WriteError         a file cannot be written ├── UpdateError            an update was
+    given up on the way: a loss or gradient that is not finite, or another server failed in it ├──
+    LevelError             a level does not exist, or calls come in an illegal order ├──
+    EnvWorkerError         a process that steps environments raised, died or fell silent └──
+    RpcError
         ├── RemoteError        the peer raised; carries its rank, type and traceback
         ├── PeerDiedError      the peer's process is gone
         ├── ProtocolError      bytes on the wire that are not ours
         └── RequestTimeout     no answer within the time allowed
 
-Everything a user can cause ends in one of these, with a message that names the key, file or rank. ``exit_status`` is what a
-program ends with (``experiments/runs/entry.py`` has the table): 2 for what the user said wrong, 1 for what went wrong.
+Everything a user can cause ends in one of these, with a message that names the key, file or rank.
+``exit_status`` is what a program ends with (``experiments/runs/entry.py`` has the table): 2 for
+what the user said wrong, 1 for what went wrong.
 """
 
 from __future__ import annotations
@@ -41,9 +41,13 @@ class ConfigError(LamorelExtError):
     exit_status = 2
 
     def __init__(self, problems: Sequence[str] | str) -> None:
-        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems: tuple[str, ...] = (
+            (problems,) if isinstance(problems, str) else tuple(problems)
+        )
         head = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        super().__init__(f"{head} in the configuration:\n" + "\n".join(f"  - {p}" for p in self.problems))
+        super().__init__(
+            f"{head} in the configuration:\n" + "\n".join(f"  - {p}" for p in self.problems)
+        )
 
 
 class RequestError(LamorelExtError):
@@ -71,7 +75,9 @@ class WriteError(CheckpointError):
 
 
 class UpdateError(LamorelExtError):
-    """An update was given up on the way: a loss or gradient is not finite, or another server failed in it."""
+    """An update was given up on the way: a loss or gradient is not finite, or another server failed
+    in it.
+    """
 
 
 class LevelError(LamorelExtError):
@@ -79,7 +85,8 @@ class LevelError(LamorelExtError):
 
 
 class EnvWorkerError(LamorelExtError):
-    """A process that steps environments raised, died or gave no answer in time; the others have been ended.
+    """A process that steps environments raised, died or gave no answer in time; the others have
+    been ended.
 
     Args:
         worker: Number of the process.
@@ -89,7 +96,11 @@ class EnvWorkerError(LamorelExtError):
 
     def __init__(self, worker: int, detail: str, remote_traceback: str = "") -> None:
         self.worker, self.detail, self.remote_traceback = worker, detail, remote_traceback
-        shown = f"\n--- traceback of environment worker {worker} ---\n{remote_traceback}" if remote_traceback else ""
+        shown = (
+            f"\n--- traceback of environment worker {worker} ---\n{remote_traceback}"
+            if remote_traceback
+            else ""
+        )
         super().__init__(f"environment worker {worker} {detail}{shown}")
 
 
@@ -108,10 +119,15 @@ class RemoteError(RpcError):
         remote_traceback: Its traceback, as text.
     """
 
-    def __init__(self, rank: int, role: str, type_name: str, message: str, remote_traceback: str) -> None:
+    def __init__(
+        self, rank: int, role: str, type_name: str, message: str, remote_traceback: str
+    ) -> None:
         self.rank, self.role = rank, role
         self.type_name, self.message, self.remote_traceback = type_name, message, remote_traceback
-        super().__init__(f"rank {rank} ({role}) raised {type_name}: {message}\n--- traceback of rank {rank} ---\n{remote_traceback}")
+        super().__init__(
+            f"rank {rank} ({role}) raised {type_name}: {message}\n--- traceback of rank {rank}"
+            f" ---\n{remote_traceback}"
+        )
 
 
 class PeerDiedError(RpcError):

@@ -23,7 +23,8 @@ class Scene:
         observations: The symbolic views and sentences.
         prompts: The prompts of these states, without feedback sentences.
         experts: ``(n,)`` int64, the expert's actions, or None where nobody asks for them.
-        signals: ``(n,)``, the f of the last guidance, which the prompts are to say in words; None says nothing.
+        signals: ``(n,)``, the f of the last guidance, which the prompts are to say in words; None
+            says nothing.
     """
 
     observations: ObservationBatch
@@ -36,7 +37,10 @@ class Scene:
         """The prompts as the LLM reads them, with the feedback sentence where there is one."""
         if self.signals is None:
             return self.prompts
-        return tuple(with_feedback(prompt, float(f)) for prompt, f in zip(self.prompts, self.signals, strict=True))
+        return tuple(
+            with_feedback(prompt, float(f))
+            for prompt, f in zip(self.prompts, self.signals, strict=True)
+        )
 
     def saying(self, signals: np.ndarray | None) -> Scene:
         """The same scene, with ``signals`` to be said in the prompts."""
@@ -60,7 +64,9 @@ class Scene:
 
 
 class AllStates(Scene):
-    """All that a level can show, to evaluate exactly: what an LLM answers is kept as long as its weights stay."""
+    """All that a level can show, to evaluate exactly: what an LLM answers is kept as long as its
+    weights stay.
+    """
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,11 @@ class Said:
         prompts: ``n`` prompts as the LLM read them.
         candidates: ``n`` tuples of texts it could have said; for free guidance the one it did say.
         chosen: ``(n,)`` int64, which of them it said.
-        log_probs: ``(n,)`` float64, log p(x_t) in nats: normalised over the candidates, or summed over the tokens of free guidance.
+        log_probs: ``(n,)`` float64, log p(x_t) in nats: normalised over the candidates, or summed
+            over the tokens of free guidance.
         entropies: ``(n,)`` in nats; for free guidance the one-sample estimate ``-log p``.
-        scores: ``(n, candidates)`` float64, the summed log-probability of each candidate's tokens in nats, not normalised; None for free guidance.
+        scores: ``(n, candidates)`` float64, the summed log-probability of each candidate's tokens
+            in nats, not normalised; None for free guidance.
     """
 
     prompts: tuple[str, ...]
@@ -108,13 +116,15 @@ class Guidance:
     said: Said | None = None
 
 
-Hearing = Callable[[Draws], Guidance]
+PendingGuidance = Callable[[Draws], Guidance]
 """Guidance that was asked for: the call waits for the LLM's answer and draws from it."""
 
 
 @dataclass(frozen=True)
 class Discount:
-    """How rewards become advantages: discount, decay of the mixture, and the factor that rewards are multiplied by before."""
+    """How rewards become advantages: discount, decay of the mixture, and the factor that rewards
+    are multiplied by before.
+    """
 
     gamma: float
     lam: float
@@ -129,7 +139,8 @@ class Decision:
         actions: ``(n,)`` int64, ids of actions.
         log_probs: ``(n,)`` float64, log-probabilities of the actions.
         values: ``(n,)`` float64, V of the states.
-        said: What the LLM said, where there is one: the guidance, or the action itself where the LLM is the policy.
+        said: What the LLM said, where there is one: the guidance, or the action itself where the
+            LLM is the policy.
         features: ``(n, FEATURE_SIZE)`` float32, what a student saw.
         heard: The guidance that a student heard.
     """
@@ -142,7 +153,7 @@ class Decision:
     heard: Guidance | None = None
 
 
-Deciding = Callable[[Draws], Decision]
+PendingDecision = Callable[[Draws], Decision]
 """A decision under way: the call waits for the LLM's answer and draws from it."""
 
 
@@ -166,7 +177,9 @@ class Actor(Protocol):
         """V of each state, ``(n,)`` float64."""
 
     def action_probs(self, scene: Scene) -> np.ndarray:
-        """Probability of each action in each state, ``(n, actions)`` float64, whatever guidance may be given there."""
+        """Probability of each action in each state, ``(n, actions)`` float64, whatever guidance may
+        be given there.
+        """
 
 
 @runtime_checkable
@@ -179,7 +192,7 @@ class AskingActor(Actor, Protocol):
 
     asks: bool
 
-    def ask(self, scene: Scene) -> Deciding:
+    def ask(self, scene: Scene) -> PendingDecision:
         """Send off what the LLM must score; ``ask(scene)(draws)`` is ``decide(scene, draws)``."""
 
 
@@ -207,7 +220,9 @@ class Turn:
         if self.next_values is None:
             raise ValueError("this step's next values were not asked for")
         scaled = self.step.rewards * discount.reward_scale
-        return td_errors(scaled, self.decision.values, self.next_values, self.step.terminated, discount.gamma)
+        return td_errors(
+            scaled, self.decision.values, self.next_values, self.step.terminated, discount.gamma
+        )
 
 
 @dataclass(frozen=True)

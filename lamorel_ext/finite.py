@@ -1,4 +1,6 @@
-"""Numbers that are not finite, found before they spread: after a step, before a file is written, after one is read."""
+"""Numbers that are not finite, found before they spread: after a step, before a file is written,
+after one is read.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,13 @@ from torch import Tensor
 
 
 def largest(tensors: Sequence[Tensor]) -> Tensor:
-    """The largest magnitude of each tensor, ``(n,)`` float64; NaN where one is in it, 0 for one without numbers that could be."""
+    """The largest magnitude of each tensor, ``(n,)`` float64; NaN where one is in it, 0 for one
+    without numbers that could be.
+    """
     found = torch.zeros(len(tensors), dtype=torch.float64)
-    places = [i for i, tensor in enumerate(tensors) if tensor.is_floating_point() and tensor.numel()]
+    places = [
+        i for i, tensor in enumerate(tensors) if tensor.is_floating_point() and tensor.numel()
+    ]
     if places:
         norms = torch._foreach_norm([tensors[i].detach() for i in places], math.inf)
         found[places] = torch.stack([norm.to("cpu", torch.float64) for norm in norms])
@@ -30,7 +36,11 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
         if not math.isfinite(bound):
             tensor = tensors[name]
             bad = int((~torch.isfinite(tensor)).sum())
-            return f"{name} is not finite in {bad} of {tensor.numel()} numbers" if bad else f"{name} is not finite"
+            return (
+                f"{name} is not finite in {bad} of {tensor.numel()} numbers"
+                if bad
+                else f"{name} is not finite"
+            )
     return ""
 
 

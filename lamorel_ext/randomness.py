@@ -1,4 +1,6 @@
-"""Random streams by purpose, all from one seed: what one part of a run draws never shifts what another part draws."""
+"""Random streams by purpose, all from one seed: what one part of a run draws never shifts what
+another part draws.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,14 @@ def make_rng(seed: int, purpose: str) -> np.random.Generator:
         seed: Seed of the run.
         purpose: One of ``PURPOSES``.
     """
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose),))))
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose),)))
+    )
 
 
 class Draws:
-    """The two streams that acting consumes: one number per environment and step from each, whatever the policy.
+    """The two streams that acting consumes: one number per environment and step from each, whatever
+    the policy.
 
     Args:
         actions: Stream behind the sampled actions.
@@ -52,7 +57,8 @@ def sample_rows(log_probs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         ``(n,)`` int64.
 
     Raises:
-        UpdateError: A row is no distribution: a network or an LLM gives numbers that are not finite.
+        UpdateError: A row is no distribution: a network or an LLM gives numbers that are not
+            finite.
     """
     with np.errstate(invalid="ignore"):
         weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
@@ -60,7 +66,9 @@ def sample_rows(log_probs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     check_distributions(cumulative[:, -1], log_probs)
     threshold = rng.random(len(log_probs))[:, None] * cumulative[:, -1:]
     columns = np.sum(cumulative <= threshold, axis=1)
-    return np.minimum(columns, log_probs.shape[1] - 1)  # rounding can lift the threshold to the very end
+    return np.minimum(
+        columns, log_probs.shape[1] - 1
+    )  # rounding can lift the threshold to the very end
 
 
 def check_distributions(totals: np.ndarray, rows: np.ndarray) -> None:
@@ -72,7 +80,8 @@ def check_distributions(totals: np.ndarray, rows: np.ndarray) -> None:
     bad = np.flatnonzero(~np.isfinite(totals))
     if len(bad):
         raise UpdateError(
-            f"what is chosen from is no distribution: row {bad[0]} of {len(rows)} is {rows[bad[0]].tolist()}"
+            f"what is chosen from is no distribution: row {bad[0]} of {len(rows)} is"
+            f" {rows[bad[0]].tolist()}"
         )
 
 
@@ -95,7 +104,9 @@ def rng_states(streams: Mapping[str, np.random.Generator]) -> dict[str, Any]:
     return {name: rng.bit_generator.state for name, rng in streams.items()}
 
 
-def restore_rng_states(streams: Mapping[str, np.random.Generator], states: Mapping[str, Any]) -> None:
+def restore_rng_states(
+    streams: Mapping[str, np.random.Generator], states: Mapping[str, Any]
+) -> None:
     """Bring named streams back.
 
     Raises:

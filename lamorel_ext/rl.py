@@ -1,10 +1,11 @@
 """Losses over candidates as pure functions: PPO, the three forms of feedback, cross-entropy.
 
-Every function gives one value per sample, in nats where it is a log-probability, and leaves the mean to its caller: a sum over samples
-that is divided by the size of the whole batch can be split over chunks and servers without changing the gradient.
+Every function gives one value per sample, in nats where it is a log-probability, and leaves the
+mean to its caller: a sum over samples that is divided by the size of the whole batch can be split
+over chunks and servers without changing the gradient.
 
-Candidates are ragged. A score or log-probability of minus infinity means "no such candidate"; no gradient flows there and none comes back
-as NaN.
+Candidates are ragged. A score or log-probability of minus infinity means "no such candidate"; no
+gradient flows there and none comes back as NaN.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 80.0
-"""exp(80) is still a float32; above, the unused branch of PPO's minimum would turn the gradient into NaN."""
+"""exp(80) is still a float32; above, the unused branch of PPO's minimum would turn the gradient
+into NaN.
+"""
 
 
-# --- distributions over candidates -----------------------------------------------------------------------------------------
+# --- distributions over candidates ----------------------------------------------------------------
 
 
 def candidate_log_softmax(scores: Tensor) -> Tensor:
     """Normalise the scores of each prompt over its candidates.
 
     Args:
-        scores: ``(n, k)``, summed token log-probabilities; minus infinity where there is no candidate. Each row has at least one
+        scores: ``(n, k)``, summed token log-probabilities; minus infinity where there is no
+            candidate. Each row has at least one
         candidate.
 
     Returns:
@@ -65,7 +69,8 @@ def kl_divergence(log_probs: Tensor, reference: Tensor) -> Tensor:
     """KL(current || reference), exact over the candidates.
 
     Args:
-        log_probs: ``(n, k)``, normalised, with gradient; minus infinity where there is no candidate.
+        log_probs: ``(n, k)``, normalised, with gradient; minus infinity where there is no
+            candidate.
         reference: ``(n, k)``, normalised, of the same candidates.
 
     Returns:
@@ -76,11 +81,14 @@ def kl_divergence(log_probs: Tensor, reference: Tensor) -> Tensor:
     return (log_probs.exp() * difference).sum(-1)
 
 
-# --- PPO -------------------------------------------------------------------------------------------------------------------
+# --- PPO ------------------------------------------------------------------------------------------
 
 
-def clipped_surrogate_loss(log_p: Tensor, old_log_p: Tensor, advantages: Tensor, clip_eps: float) -> Tensor:
-    """PPO's clipped surrogate objective, negated (Schulman et al. 2017, arXiv 1707.06347, equation 7).
+def clipped_surrogate_loss(
+    log_p: Tensor, old_log_p: Tensor, advantages: Tensor, clip_eps: float
+) -> Tensor:
+    """PPO's clipped surrogate objective, negated (Schulman et al. 2017, arXiv 1707.06347, equation
+    7).
 
     Args:
         log_p: ``(n,)``, log-probability of the action under the current policy.
@@ -96,8 +104,11 @@ def clipped_surrogate_loss(log_p: Tensor, old_log_p: Tensor, advantages: Tensor,
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_eps: float) -> Tensor:
-    """The larger of two squared errors: of the value, and of the value kept near its old one (GLAM's form, without a factor of one half).
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, clip_eps: float
+) -> Tensor:
+    """The larger of two squared errors: of the value, and of the value kept near its old one
+    (GLAM's form, without a factor of one half).
 
     Args:
         values: ``(n,)``, current values.
@@ -119,7 +130,8 @@ def pair_log_probs(log_probs: Tensor, likelihoods: Tensor) -> Tensor:
     gradient of ``log M(x | s)`` (docs/method.md).
 
     Args:
-        log_probs: ``(n, k)``, ``log M(x | s)``, normalised; minus infinity where there is no candidate.
+        log_probs: ``(n, k)``, ``log M(x | s)``, normalised; minus infinity where there is no
+            candidate.
         likelihoods: ``(n, at least k)``, ``log P(a | x, s)`` of the action that was taken, finite.
 
     Returns:
@@ -128,7 +140,7 @@ def pair_log_probs(log_probs: Tensor, likelihoods: Tensor) -> Tensor:
     return (log_probs + likelihoods[:, : log_probs.shape[1]]).logsumexp(-1)
 
 
-# --- feedback --------------------------------------------------------------------------------------------------------------
+# --- feedback -------------------------------------------------------------------------------------
 
 
 def reinforce_loss(log_p: Tensor, signals: Tensor) -> Tensor:
@@ -145,13 +157,16 @@ def reinforce_loss(log_p: Tensor, signals: Tensor) -> Tensor:
 
 
 def unlikelihood_loss(log_p: Tensor, log_not_p: Tensor, signals: Tensor) -> Tensor:
-    """``-log p`` where f is positive, ``-log(1 - p)`` where it is negative, 0 where it is zero (Welleck et al. 2019, arXiv 1908.04319).
+    """``-log p`` where f is positive, ``-log(1 - p)`` where it is negative, 0 where it is zero
+    (Welleck et al. 2019, arXiv 1908.04319).
 
-    Unlike ``reinforce`` its pull on what was called worse fades as p goes to zero, so it has a minimum.
+    Unlike ``reinforce`` its pull on what was called worse fades as p goes to zero, so it has a
+    minimum.
 
     Args:
         log_p: ``(n,)``, log-probability of what was said.
-        log_not_p: ``(n,)``, logarithm of one minus that probability: ``log_complement`` or ``log1mexp``.
+        log_not_p: ``(n,)``, logarithm of one minus that probability: ``log_complement`` or
+            ``log1mexp``.
         signals: ``(n,)``, f; only its sign counts.
 
     Returns:
@@ -162,7 +177,8 @@ def unlikelihood_loss(log_p: Tensor, log_not_p: Tensor, signals: Tensor) -> Tens
 
 
 def log_complement(log_probs: Tensor, chosen: Tensor) -> Tensor:
-    """``log(1 - p)`` of the chosen candidate, as the log-sum-exp of the others: exact even where p rounds to one.
+    """``log(1 - p)`` of the chosen candidate, as the log-sum-exp of the others: exact even where p
+    rounds to one.
 
     Args:
         log_probs: ``(n, k)``, normalised; minus infinity where there is no candidate.
@@ -178,10 +194,11 @@ def log_complement(log_probs: Tensor, chosen: Tensor) -> Tensor:
 
 
 def log1mexp(log_p: Tensor) -> Tensor:
-    """``log(1 - exp(log_p))`` without cancellation (Maechler 2012, "Accurately computing log(1 - exp(-|a|))").
+    """``log(1 - exp(log_p))`` without cancellation (Maechler 2012, "Accurately computing log(1 -
+    exp(-|a|))").
 
-    Where p rounds to one, one minus p is taken as the precision of the number format. The gradient there is the one at that point, not
-    zero, so that a text that is certain can still be unlearnt.
+    Where p rounds to one, one minus p is taken as the precision of the number format. The gradient
+    there is the one at that point, not zero, so that a text that is certain can still be unlearnt.
 
     Args:
         log_p: ``(n,)``, at most 0.
@@ -192,16 +209,23 @@ def log1mexp(log_p: Tensor) -> Tensor:
     limit = -torch.finfo(log_p.dtype).eps
     held = torch.where(log_p > limit, log_p - log_p.detach() + limit, log_p)
     near_one = held > -math.log(2.0)
-    # Each branch sees harmless numbers where the other one is taken, or its infinite derivative times zero would be NaN.
+    # Each branch sees harmless numbers where the other one is taken, or its infinite derivative
+    # times zero would be NaN.
     by_expm1 = torch.log(-torch.expm1(torch.where(near_one, held, -torch.ones_like(held))))
     by_log1p = torch.log1p(-torch.exp(torch.where(near_one, -torch.ones_like(held), held)))
     return torch.where(near_one, by_expm1, by_log1p)
 
 
-# --- advantages over rollouts of shape (num_steps, num_envs) ----------------------------------------
+# --- advantages over rollouts of shape (num_steps, num_envs) --------------------------------------
 
 
-def td_errors(rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray, terminated: np.ndarray, gamma: float) -> np.ndarray:
+def td_errors(
+    rewards: np.ndarray,
+    values: np.ndarray,
+    next_values: np.ndarray,
+    terminated: np.ndarray,
+    gamma: float,
+) -> np.ndarray:
     """One-step TD errors, ``r + gamma V(reached) (1 - terminated) - V``.
 
     Args:
@@ -223,7 +247,8 @@ def gae(errors: np.ndarray, done: np.ndarray, gamma: float, lam: float) -> np.nd
 
     Args:
         errors: ``(num_steps, num_envs)``, from ``td_errors``.
-        done: ``(num_steps, num_envs)`` bool, True where an episode ended for either reason: nothing flows back over that step.
+        done: ``(num_steps, num_envs)`` bool, True where an episode ended for either reason: nothing
+            flows back over that step.
         gamma: Discount.
         lam: Decay of the mixture; 0 gives the TD errors back.
 
@@ -238,6 +263,8 @@ def gae(errors: np.ndarray, done: np.ndarray, gamma: float, lam: float) -> np.nd
 
 
 def normalise(values: np.ndarray, eps: float = 1e-8) -> np.ndarray:
-    """Shift and scale to mean 0 and standard deviation 1 over the whole array; a constant array becomes zeros."""
+    """Shift and scale to mean 0 and standard deviation 1 over the whole array; a constant array
+    becomes zeros.
+    """
     centred = np.asarray(values, dtype=np.float64) - np.mean(values)
     return centred / (np.std(values) + eps)

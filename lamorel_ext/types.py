@@ -1,6 +1,8 @@
-"""The frozen dataclasses that cross a boundary: environment to prompts, client to server, server to updater.
+"""The frozen dataclasses that cross a boundary: environment to prompts, client to server, server to
+updater.
 
-Nothing here has behaviour beyond small views of its own fields, and nothing here imports the rest of the project.
+Nothing here has behaviour beyond small views of its own fields, and nothing here imports the rest
+of the project.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ Weights = Literal["pretrained", "embeddings", "fresh"]
 """What an LLM starts from, see ``ResetRequest``."""
 
 
-# --- environments ----------------------------------------------------------------------------------------------------
+# --- environments ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class ObservationBatch:
     Attributes:
         missions: Mission of each episode.
         descriptions: Sentences of each state, in the order of BabyAI-Text.
-        images: ``(num_envs, 7, 7, 3)`` uint8, the egocentric symbolic view; index ``[x, y, channel]``.
+        images: ``(num_envs, 7, 7, 3)`` uint8, the egocentric symbolic view; index ``[x, y,
+            channel]``.
         directions: ``(num_envs,)`` int64, 0 right, 1 down, 2 left, 3 up.
     """
 
@@ -44,9 +47,9 @@ class ObservationBatch:
 class StepBatch:
     """What one step of ``num_envs`` environments gives.
 
-    ``reached`` is the state that the action led to, before any reset: bootstrap from it. ``current`` is where the next action is taken:
-    the same as ``reached`` except where an episode ended, there it is the first state of the next episode. No step is ever spent on a
-    reset.
+    ``reached`` is the state that the action led to, before any reset: bootstrap from it.
+    ``current`` is where the next action is taken: the same as ``reached`` except where an episode
+    ended, there it is the first state of the next episode. No step is ever spent on a reset.
 
     Attributes:
         reached: States reached, before any reset.
@@ -71,8 +74,8 @@ class StepBatch:
 class BatchedEnv(Protocol):
     """Several copies of one level stepped together; each resets itself at the end of an episode.
 
-    Episode ``k`` of environment ``i`` depends on the seed, ``i`` and ``k`` alone, not on the actions of earlier episodes, so that
-    every arm of a comparison sees the same episodes.
+    Episode ``k`` of environment ``i`` depends on the seed, ``i`` and ``k`` alone, not on the
+    actions of earlier episodes, so that every arm of a comparison sees the same episodes.
     """
 
     num_envs: int
@@ -84,7 +87,9 @@ class BatchedEnv(Protocol):
         """Take ``actions`` ``(num_envs,)``, ids of BabyAI actions (0 to 6)."""
 
     def expert_actions(self) -> np.ndarray:
-        """``(num_envs,)`` int64, ids 0 to 5: what an expert (shortest path, or the BabyAI bot) would do in the current states."""
+        """``(num_envs,)`` int64, ids 0 to 5: what an expert (shortest path, or the BabyAI bot)
+        would do in the current states.
+        """
 
     def state(self) -> dict[str, list[int]]:
         """What is needed to come back here: plain lists that JSON can hold."""
@@ -96,7 +101,7 @@ class BatchedEnv(Protocol):
         """Free what is held. May be called twice."""
 
 
-# --- client to server --------------------------------------------------------------------------------------------------
+# --- client to server -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ class ScoreRequest:
 
     Attributes:
         prompts: ``n`` prompts.
-        candidates: ``n`` tuples of candidates; they may differ in length. With ``score=False`` it may be ``()``.
+        candidates: ``n`` tuples of candidates; they may differ in length. With ``score=False`` it
+            may be ``()``.
         modules: Names of module functions to evaluate besides, such as ``("value",)``.
         score: False to evaluate the module functions only.
     """
@@ -121,11 +127,12 @@ class ScoreResult:
     """Answer to a ``ScoreRequest``, in its order.
 
     Attributes:
-        log_probs: ``(sum(counts),)`` summed token log-probability of each candidate in nats, prompt after prompt; float32, or float64 from
-            a float64 model.
+        log_probs: ``(sum(counts),)`` summed token log-probability of each candidate in nats, prompt
+            after prompt; float32, or float64 from a float64 model.
         counts: Number of candidates of each prompt.
         modules: What each module function gave, each ``(n, ...)``.
-        stats: Additive counters and seconds: ``prompts``, ``distinct_prompts``, ``cached_prompts``, ``tokens``, ``seconds``.
+        stats: Additive counters and seconds: ``prompts``, ``distinct_prompts``, ``cached_prompts``,
+            ``tokens``, ``seconds``.
     """
 
     log_probs: Tensor
@@ -142,7 +149,9 @@ class ScoreResult:
         width = max(self.counts, default=0)
         if all(count == width for count in self.counts):
             return self.log_probs.reshape(len(self.counts), width)
-        return torch.nn.utils.rnn.pad_sequence(self.split(), batch_first=True, padding_value=float("-inf"))
+        return torch.nn.utils.rnn.pad_sequence(
+            self.split(), batch_first=True, padding_value=float("-inf")
+        )
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,8 @@ class GenerateResult:
 
     Attributes:
         texts: ``n`` tuples of generated texts, one per returned sequence.
-        tokens: ``(total,)`` int64, the generated tokens of all sequences, one after the other, without padding.
+        tokens: ``(total,)`` int64, the generated tokens of all sequences, one after the other,
+            without padding.
         token_log_probs: ``(total,)`` log-probability of each of them under the model in nats.
         lengths: Number of tokens of each sequence, prompt after prompt.
         stats: As in ``ScoreResult``.
@@ -209,13 +219,15 @@ class UpdateResult:
 
 @dataclass(frozen=True)
 class ResetRequest:
-    """Start anew: the LLM's weights go back to where a run begins, heads and optimisers start from ``seed``.
+    """Start anew: the LLM's weights go back to where a run begins, heads and optimisers start from
+    ``seed``.
 
     Attributes:
         seed: Of everything that is drawn.
-        weights: ``pretrained`` the weights that were loaded, ``fresh`` weights of the same shape drawn from ``seed``, ``embeddings`` those with
-            the loaded token embeddings.
-        unused: Names of module functions that take no part until the next reset: neither trained nor saved. Unknown names do no harm.
+        weights: ``pretrained`` the weights that were loaded, ``fresh`` weights of the same shape
+            drawn from ``seed``, ``embeddings`` those with the loaded token embeddings.
+        unused: Names of module functions that take no part until the next reset: neither trained
+            nor saved. Unknown names do no harm.
     """
 
     seed: int
@@ -225,7 +237,9 @@ class ResetRequest:
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """Write weights, heads and optimiser states below ``folder`` (safetensors); only the first server writes."""
+    """Write weights, heads and optimiser states below ``folder`` (safetensors); only the first
+    server writes.
+    """
 
     folder: str
 
@@ -239,7 +253,9 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class ForgetRequest:
-    """Drop the answers remembered since the last change of the weights: what follows costs and rounds as on a server that just started."""
+    """Drop the answers remembered since the last change of the weights: what follows costs and
+    rounds as on a server that just started.
+    """
 
 
 @dataclass(frozen=True)
@@ -260,7 +276,8 @@ class CallRequest:
 
     Attributes:
         method: What is wanted, such as ``forward``.
-        values: Its arguments: nested lists, tuples and dictionaries of plain values, tensors, arrays.
+        values: Its arguments: nested lists, tuples and dictionaries of plain values, tensors,
+            arrays.
     """
 
     method: str
@@ -296,13 +313,21 @@ class Failure:
 
 
 Request = (
-    ScoreRequest | GenerateRequest | UpdateRequest | ResetRequest | SaveRequest | LoadRequest | ForgetRequest | InfoRequest | CloseRequest
+    ScoreRequest
+    | GenerateRequest
+    | UpdateRequest
+    | ResetRequest
+    | SaveRequest
+    | LoadRequest
+    | ForgetRequest
+    | InfoRequest
+    | CloseRequest
     | CallRequest
 )
 Answer = ScoreResult | GenerateResult | UpdateResult | InfoResult | CallResult | Done | Failure
 
 
-# --- protocols at plug points ------------------------------------------------------------------------------------------
+# --- protocols at plug points ---------------------------------------------------------------------
 
 
 class ServerGroup(Protocol):
@@ -312,7 +337,10 @@ class ServerGroup(Protocol):
     size: int
 
     def all_reduce_sum(self, tensor: Tensor) -> None:
-        """Replace ``tensor`` by its sum over all servers, in place. Every server must call it, in the same order."""
+        """Replace ``tensor`` by its sum over all servers, in place.
+
+        Every server must call it, in the same order.
+        """
 
     def barrier(self) -> None:
         """Wait until every server is here."""
@@ -329,7 +357,8 @@ class LlmClient(Protocol):
     """What the student's side needs of the servers: the typed half of ``Caller``.
 
     Attributes:
-        remote: True where the servers are processes of their own, which work while this one does something else.
+        remote: True where the servers are processes of their own, which work while this one does
+            something else.
     """
 
     @property
@@ -343,7 +372,9 @@ class LlmClient(Protocol):
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult: ...
 
-    def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None: ...
+    def reset(
+        self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()
+    ) -> None: ...
 
     def save(self, folder: str) -> None: ...
 

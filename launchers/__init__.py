@@ -1,4 +1,6 @@
-"""Launch texts: argument lists for ``accelerate launch``, batch scripts for Slurm, and one function that starts a command here."""
+"""Launch texts: argument lists for ``accelerate launch``, batch scripts for Slurm, and one function
+that starts a command here.
+"""
 
 from lamorel_ext.processes.stopping import listen_early
 

@@ -1,9 +1,12 @@
-"""Start an experiment on several ranks: ``python -m launchers compare --config-name demo feedback.lr=1e-5``.
+"""Start an experiment on several ranks: ``python -m launchers compare --config-name demo
+feedback.lr=1e-5``.
 
-Without options the ranks start on this machine. ``--slurm`` prints a batch script instead, ``--slurm-array`` one with a job per task, arm and seed.
-``--dry-run`` starts nothing and prints the command, the batch script and who is who among the ranks.
+Without options the ranks start on this machine. ``--slurm`` prints a batch script instead,
+``--slurm-array`` one with a job per task, arm and seed. ``--dry-run`` starts nothing and prints the
+command, the batch script and who is who among the ranks.
 
-``script`` starts a script written for Lamorel, ``alias`` runs a command under Lamorel's names; see ``launchers.script``.
+``script`` starts a script written for Lamorel, ``alias`` runs a command under Lamorel's names; see
+``launchers.script``.
 """
 
 from __future__ import annotations
@@ -26,21 +29,40 @@ from launchers.slurm import array_script, batch_script
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    parser = ConfigParser(prog="lamorel-ext-launch", description="Start an experiment on several ranks.")
+    parser = ConfigParser(
+        prog="lamorel-ext-launch", description="Start an experiment on several ranks."
+    )
     parser.add_argument("task", choices=sorted(MODULES), help="what to run")
     add_config_arguments(parser)
-    parser.add_argument("--dry-run", action="store_true", help="start nothing; print command, batch script and ranks")
-    parser.add_argument("--one-process", action="store_true", help="both roles in one process, without accelerate")
-    parser.add_argument("--slurm", action="store_true", help="print a batch script for sbatch")
-    parser.add_argument("--slurm-array", action="store_true", help="print a batch script with one job per task, arm and seed")
     parser.add_argument(
-        "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="a further #SBATCH option, such as time=02:00:00"
+        "--dry-run",
+        action="store_true",
+        help="start nothing; print command, batch script and ranks",
+    )
+    parser.add_argument(
+        "--one-process", action="store_true", help="both roles in one process, without accelerate"
+    )
+    parser.add_argument("--slurm", action="store_true", help="print a batch script for sbatch")
+    parser.add_argument(
+        "--slurm-array",
+        action="store_true",
+        help="print a batch script with one job per task, arm and seed",
+    )
+    parser.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a further #SBATCH option, such as time=02:00:00",
     )
     return parser
 
 
-def checked_config(task: str, overrides: Sequence[str], config_name: str, config_dir: str, array: bool = False) -> Config:
-    """The configuration, for a comparison of its first run. All of them are read and checked, so that a mistake is found before any rank starts.
+def checked_config(
+    task: str, overrides: Sequence[str], config_name: str, config_dir: str, array: bool = False
+) -> Config:
+    """The configuration, for a comparison of its first run. All of them are read and checked, so
+    that a mistake is found before any rank starts.
 
     Args:
         array: True for jobs of their own, which need not share servers.
@@ -69,7 +91,13 @@ def launch(argv: Sequence[str]) -> int:
         ConfigError: The configuration cannot be used.
     """
     options = make_parser().parse_intermixed_args(argv)
-    config = checked_config(options.task, options.overrides, options.config_name, options.config_dir, options.slurm_array)
+    config = checked_config(
+        options.task,
+        options.overrides,
+        options.config_name,
+        options.config_dir,
+        options.slurm_array,
+    )
     sbatch = dict(_option(text) for text in options.sbatch)
     arguments = ["--config-name", options.config_name, *options.overrides]
     if options.config_dir != str(CONFIG_DIR):
@@ -92,7 +120,10 @@ def launch(argv: Sequence[str]) -> int:
 
 def _dry_run(config: Config, command: Command, script: str) -> str:
     table = format_table(placements(config.lamorel_args), config.env.num_envs)
-    return f"# ranks\n{table}\n\n# on this machine\n{command.shell()}\n\n# for sbatch\n{script.rstrip()}"
+    return (
+        f"# ranks\n{table}\n\n# on this machine\n{command.shell()}\n\n# for"
+        f" sbatch\n{script.rstrip()}"
+    )
 
 
 def _option(text: str) -> tuple[str, str]:

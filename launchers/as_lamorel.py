@@ -1,4 +1,6 @@
-"""Lamorel's launcher under its own name: ``python -m lamorel_launcher.launch``, where the alias is on."""
+"""Lamorel's launcher under its own name: ``python -m lamorel_launcher.launch``, where the alias is
+on.
+"""
 
 from __future__ import annotations
 

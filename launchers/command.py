@@ -10,7 +10,11 @@ from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.rpc.topology import world_size
 
-MODULES = {"train": "experiments.train", "compare": "experiments.compare", "evaluate": "experiments.evaluate"}
+MODULES = {
+    "train": "experiments.train",
+    "compare": "experiments.compare",
+    "evaluate": "experiments.evaluate",
+}
 """What can be launched on several ranks, and the module behind it."""
 
 
@@ -35,11 +39,13 @@ class Command:
 def accelerate_arguments(config: Config) -> list[str]:
     """What stands between ``accelerate launch`` and the module.
 
-    ``--multi_gpu`` is also the way to several processes on CPUs: accelerate's own CPU mode starts one process only, and the environment
+    ``--multi_gpu`` is also the way to several processes on CPUs: accelerate's own CPU mode starts
+        one process only, and the environment
     variable ``ACCELERATE_USE_CPU`` keeps the ranks off the GPUs.
 
     Raises:
-        ConfigError: This machine has an impossible number, or several machines have no fixed port to meet on.
+        ConfigError: This machine has an impossible number, or several machines have no fixed port
+            to meet on.
     """
     accelerate = config.lamorel_args.accelerate_args
     _check_machines(config)
@@ -52,8 +58,20 @@ def accelerate_arguments(config: Config) -> list[str]:
         str(accelerate.num_machines),
     ]
     if accelerate.num_machines > 1:
-        arguments += ["--machine_rank", str(accelerate.machine_rank), "--main_process_ip", accelerate.main_process_ip]
-    arguments += ["--main_process_port", str(accelerate.main_process_port), "--mixed_precision", "no", "--dynamo_backend", "no"]
+        arguments += [
+            "--machine_rank",
+            str(accelerate.machine_rank),
+            "--main_process_ip",
+            accelerate.main_process_ip,
+        ]
+    arguments += [
+        "--main_process_port",
+        str(accelerate.main_process_port),
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     return [*arguments, "--num_cpu_threads_per_process", str(threads_per_process(config))]
 
 
@@ -64,13 +82,17 @@ def accelerate_launch(config: Config, task: str, arguments: Sequence[str]) -> Co
 
 
 def one_process(task: str, arguments: Sequence[str], python: str = "python") -> Command:
-    """Both roles in one process, without ``accelerate``: for debugging, and where one CPU is all there is."""
+    """Both roles in one process, without ``accelerate``: for debugging, and where one CPU is all
+    there is.
+    """
     return Command((python, "-m", MODULES[task], *arguments))
 
 
 def rank_environment(config: Config) -> dict[str, str]:
     """Variables that every rank needs."""
-    return {} if config.lamorel_args.llm_args.parallelism.use_gpu else {"ACCELERATE_USE_CPU": "true"}
+    return (
+        {} if config.lamorel_args.llm_args.parallelism.use_gpu else {"ACCELERATE_USE_CPU": "true"}
+    )
 
 
 def threads_per_process(config: Config) -> int:
@@ -81,10 +103,14 @@ def threads_per_process(config: Config) -> int:
 def _check_machines(config: Config) -> None:
     accelerate, problems = config.lamorel_args.accelerate_args, []
     if accelerate.num_machines > 1 and not accelerate.main_process_port:
-        problems.append("lamorel_args.accelerate_args.main_process_port: must be a fixed port with several machines, got 0")
+        problems.append(
+            "lamorel_args.accelerate_args.main_process_port: must be a fixed port with several"
+            " machines, got 0"
+        )
     if not 0 <= accelerate.machine_rank < accelerate.num_machines:
         problems.append(
-            f"lamorel_args.accelerate_args.machine_rank: must be between 0 and {accelerate.num_machines - 1}, got {accelerate.machine_rank}"
+            "lamorel_args.accelerate_args.machine_rank: must be between 0 and"
+            f" {accelerate.num_machines - 1}, got {accelerate.machine_rank}"
         )
     if problems:
         raise ConfigError(problems)

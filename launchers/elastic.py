@@ -1,6 +1,7 @@
 """``accelerate launch`` that reports a failed rank in one line.
 
-A rank that fails has said why; PyTorch's elastic agent adds its own traceback, which buries that. The exit status is the failed rank's.
+A rank that fails has said why; PyTorch's elastic agent adds its own traceback, which buries that.
+The exit status is the failed rank's.
 """
 
 from __future__ import annotations
@@ -40,12 +41,20 @@ def main() -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-        ended = f"ended by {signal.Signals(status - 128).name}" if status - 128 in SIGNALS else f"ended with exit status {status}"
+        ended = (
+            f"ended by {signal.Signals(status - 128).name}"
+            if status - 128 in SIGNALS
+            else f"ended with exit status {status}"
+        )
         print(f"launch: rank {rank} {ended}; the other ranks were stopped", file=sys.stderr)
         _tell_other_machines(f"rank {rank} {ended} on {socket.gethostname()}")
         return status
     except SignalException as error:
-        print(f"launch: stopped by {error.sigval.name}; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            f"launch: stopped by {error.sigval.name}; the same command goes on from the last"
+            " checkpoint",
+            file=sys.stderr,
+        )
         return 128 + error.sigval
     return 0
 

@@ -17,10 +17,13 @@ from launchers.command import Command
 
 
 def run_here(command: Command) -> int:
-    """Run ``command`` to its end and give its exit status; an interruption is passed on, so that the ranks can finish their files.
+    """Run ``command`` to its end and give its exit status; an interruption is passed on, so that
+    the ranks can finish their files.
 
-    The command has a session of its own: Ctrl-C on a terminal would otherwise reach it twice, and break off what the first one has begun.
-    ``accelerate launch`` runs as ``launchers.elastic`` under this interpreter: the same ranks, a shorter last word when one fails.
+    The command has a session of its own: Ctrl-C on a terminal would otherwise reach it twice, and
+        break off what the first one has begun.
+    ``accelerate launch`` runs as ``launchers.elastic`` under this interpreter: the same ranks, a
+    shorter last word when one fails.
     """
     argv = list(command.argv)
     if argv[:2] == ["accelerate", "launch"]:
@@ -31,7 +34,8 @@ def run_here(command: Command) -> int:
 
     def forward(signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        # The ranks may get a signal from several sides at once; SIGQUIT says that the user means it.
+        # The ranks may get a signal from several sides at once; SIGQUIT says that the user means
+        # it.
         second = bool(first) and now - first[0] > stopping.SAME_S
         first.append(now)
         if child.poll() is None and (second or len(first) == 1):
@@ -46,15 +50,22 @@ def run_here(command: Command) -> int:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
     if status < 0:
-        print(f"launch: its agent (process {child.pid}) ended by {signal.Signals(-status).name}", file=sys.stderr)
+        print(
+            f"launch: its agent (process {child.pid}) ended by {signal.Signals(-status).name}",
+            file=sys.stderr,
+        )
         return 128 - status
     return status
 
 
 def child_environment(command: Command) -> dict[str, str]:
-    """For the process that starts the ranks: who its launcher is, the launch's secret, and nothing of a launch around this one."""
+    """For the process that starts the ranks: who its launcher is, the launch's secret, and nothing
+    of a launch around this one.
+    """
     inherited = {name: value for name, value in os.environ.items() if name not in LAUNCH_VARIABLES}
     secret = inherited.get(VARIABLE) or new_secret()
-    several = "--machine_rank" in command.argv  # their secret must be a common one, which the ranks ask for
+    several = (
+        "--machine_rank" in command.argv
+    )  # their secret must be a common one, which the ranks ask for
     own = {stopping.PARENTS: this_process().text, **({} if several else {VARIABLE: secret})}
     return {**inherited, **own, **command.environment}

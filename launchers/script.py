@@ -1,4 +1,5 @@
-"""Start a script written for Lamorel: ``lamorel-ext-launch script S --config-path P --config-name N key=value``.
+"""Start a script written for Lamorel: ``lamorel-ext-launch script S --config-path P --config-name N
+key=value``.
 
 The command line is Lamorel's. With ``--alias`` the script's ``import lamorel`` finds this package.
 ``lamorel-ext-launch alias COMMAND`` runs any command so that it, and what it starts, has these
@@ -152,7 +153,8 @@ def _script(composed: Any) -> Path:
     path = None if section is None or OmegaConf.is_missing(section, "path") else section.get("path")
     if path is None:
         raise ConfigError(
-            "rl_script_args.path: a script is missing; give it as the first argument, or as rl_script_args.path=SCRIPT"
+            "rl_script_args.path: a script is missing; give it as the first argument, or as"
+            " rl_script_args.path=SCRIPT"
         )
     script = Path(str(path)).expanduser().resolve()
     if not script.is_file():
@@ -161,7 +163,9 @@ def _script(composed: Any) -> Path:
 
 
 def _accelerated(settings: Settings, args: Any, folder: Path) -> Any:
-    """Lamorel's keys with the address where launches on several machines meet, from accelerate's own file if need be."""
+    """Lamorel's keys with the address where launches on several machines meet, from accelerate's
+    own file if need be.
+    """
     lamorel = settings.args
     accelerate = lamorel.accelerate_args
     file = _accelerate_file(folder, accelerate.config_file)
@@ -179,7 +183,7 @@ def _accelerated(settings: Settings, args: Any, folder: Path) -> Any:
 
 
 def _accelerate_file(folder: Path, name: str | None) -> Mapping[str, Any]:
-    """accelerate's file, of which only the address is needed: the rest follows from Lamorel's keys."""
+    """accelerate's file, of which only the address is needed: the rest follows from Lamorel's keys."""  # noqa: E501
     if name is None or not (folder / name).is_file():
         return {}
     try:
@@ -192,7 +196,7 @@ def _accelerate_file(folder: Path, name: str | None) -> Mapping[str, Any]:
 
 
 def _with_root() -> str:
-    """The script's own folder comes first in its path; this package must be found from there too."""
+    """The script's own folder comes first in its path; this package must be found from there too."""  # noqa: E501
     return os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
 
 

@@ -1,7 +1,9 @@
-"""Faults thrown at real launches: ``make chaos ARGS='--faults 200 --seed 0'``; about a minute each, so that 200 take three to four hours.
+"""Faults thrown at real launches: ``make chaos ARGS='--faults 200 --seed 0'``; about a minute each,
+so that 200 take three to four hours.
 
-A run under ``launchers`` (one client, two servers) is disturbed at start-up, in rollouts and updates, and around its checkpoints; after each
-fault the same command is given again. A run that gets through is compared with an undisturbed one. Ends with one line of JSON:
+A run under ``launchers`` (one client, two servers) is disturbed at start-up, in rollouts and
+updates, and around its checkpoints; after each fault the same command is given again. A run that
+gets through is compared with an undisturbed one. Ends with one line of JSON:
 
     faults        how many were thrown
     hangs         launches that did not end, or a resumed run that did not move, within ``LIMIT_S``
@@ -102,7 +104,9 @@ class Launch:
     def steps(self) -> int:
         """Of the last checkpoint."""
         try:
-            found = json.loads((self.folder / "checkpoints" / "current.json").read_text())["env_steps"]
+            found = json.loads((self.folder / "checkpoints" / "current.json").read_text())[
+                "env_steps"
+            ]
             return int(found)
         except (OSError, ValueError, KeyError):
             return 0
@@ -134,7 +138,10 @@ class Chaos:
         number = 0
         while self.counts["faults"] < num_faults:
             number += 1
-            self.disturb(self.folder / f"run-{number}", min(self.random.randint(2, 5), num_faults - self.counts["faults"]))
+            self.disturb(
+                self.folder / f"run-{number}",
+                min(self.random.randint(2, 5), num_faults - self.counts["faults"]),
+            )
         return {name: self.counts[name] for name in COUNTS}
 
     def disturb(self, folder: Path, num_faults: int) -> None:
@@ -147,7 +154,9 @@ class Chaos:
             self.counts["faults"] += 1
             log = folder.with_name(f"{folder.name}-{self.counts['faults']}.log")
             note = self.throw(fault, when, folder, log)
-            print(f"{self.counts['faults']}: {fault} at {when}: {note}", file=sys.stderr, flush=True)
+            print(
+                f"{self.counts['faults']}: {fault} at {when}: {note}", file=sys.stderr, flush=True
+            )
             if complete(folder):
                 break
         self.finish(folder)
@@ -182,7 +191,9 @@ class Chaos:
             time.sleep(self.random.uniform(0.0, 8.0))
             return launch.process.poll() is None
         while launch.process.poll() is None and time.monotonic() < deadline:
-            if when == "checkpoint" and (launch.steps() > before or any(launch.folder.glob("checkpoints/*/llm/.*"))):
+            if when == "checkpoint" and (
+                launch.steps() > before or any(launch.folder.glob("checkpoints/*/llm/.*"))
+            ):
                 return True
             if when == "training" and "steps" in launch.log.read_text(errors="replace"):
                 time.sleep(self.random.uniform(0.0, 3.0))
@@ -204,7 +215,11 @@ class Chaos:
         took = f"{ended - started:.1f} s, ranks {time.monotonic() - ended:.1f} s more"
         said, status = launch.log.read_text(errors="replace"), launch.process.returncode
         # Who kills the launcher itself hears from the shell what it was.
-        if status > 0 and fault != "none" and not re.search(r"rank \d|SIG[A-Z0-9]+|cannot be written|the loss of process", said):
+        if (
+            status > 0
+            and fault != "none"
+            and not re.search(r"rank \d|SIG[A-Z0-9]+|cannot be written|the loss of process", said)
+        ):
             self.counts["unnamed"] += 1
             return f"UNNAMED, status {status}: {launch.log}"
         return f"status {status}, step {launch.steps()}, {took}"
@@ -247,7 +262,11 @@ def harm_files(fault: str, folder: Path, draw: random.Random) -> str:
             return "no curve yet"
         os.truncate(path, max(0, path.stat().st_size - draw.randint(1, 20)))
         return f"{path} cut"
-    files = sorted(path for path in folder.glob("checkpoints/step-*/**/*") if path.is_file() and path.stat().st_size)
+    files = sorted(
+        path
+        for path in folder.glob("checkpoints/step-*/**/*")
+        if path.is_file() and path.stat().st_size
+    )
     if not files:
         return "no checkpoint yet"
     path = draw.choice(files)
@@ -276,11 +295,19 @@ def curve(folder: Path) -> list[list[str]]:
 
 def main() -> int:
     """Entry of ``make chaos``; 1 where anything was broken."""
-    parser = argparse.ArgumentParser(prog="chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=200, help="how many; each takes about a minute on two cores")
+    parser = argparse.ArgumentParser(
+        prog="chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--faults", type=int, default=200, help="how many; each takes about a minute on two cores"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
-    parser.add_argument("--stop-seconds", type=float, default=60.0, help="how long a stopped process stays stopped")
-    parser.add_argument("--slow", type=float, default=1.0, help="multiplies the limits, for a shared machine")
+    parser.add_argument(
+        "--stop-seconds", type=float, default=60.0, help="how long a stopped process stays stopped"
+    )
+    parser.add_argument(
+        "--slow", type=float, default=1.0, help="multiplies the limits, for a shared machine"
+    )
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     counts = Chaos(folder, options.seed, options.stop_seconds, options.slow).run(options.faults)

@@ -13,7 +13,17 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from lamorel_ext.config import CONFIG_DIR, Config, StageArgs, from_mapping, load_config, load_matrix, read_config, save_config, to_mapping
+from lamorel_ext.config import (
+    CONFIG_DIR,
+    Config,
+    StageArgs,
+    from_mapping,
+    load_config,
+    load_matrix,
+    read_config,
+    save_config,
+    to_mapping,
+)
 from lamorel_ext.envs.babyai.levels import make_level
 from lamorel_ext.errors import ConfigError
 
@@ -26,7 +36,9 @@ MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 def leaves(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in mapping.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= (
+            leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return found
 
 
@@ -41,31 +53,53 @@ def problems(*overrides: str, name: str = "default") -> str:
     return str(caught.value)
 
 
-# --- what ships ----------------------------------------------------------------------------------------------------------
+# --- what ships -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_is_valid_and_changes_nothing_but_arm_and_feedback(arm: str) -> None:
     base, config = arm_config("teacher_feedback_gae"), arm_config(arm)
-    changed = {field.name for field in dataclasses.fields(Config) if getattr(base, field.name) != getattr(config, field.name)}
+    changed = {
+        field.name
+        for field in dataclasses.fields(Config)
+        if getattr(base, field.name) != getattr(config, field.name)
+    }
     assert changed <= {"arm", "feedback"}
     assert "".join(re.findall("[a-z]+", config.arm.name)) == arm.replace("_", "")
 
 
 def test_no_two_arms_have_the_same_label_or_the_same_values() -> None:
-    bases = {"teacher_feedback", "llm_policy_feedback"}  # what cells are made of: as the arms of `gae`
+    bases = {
+        "teacher_feedback",
+        "llm_policy_feedback",
+    }  # what cells are made of: as the arms of `gae`
     assert len({arm_config(arm).arm.name for arm in ARMS}) == len(ARMS)
     configs = [arm_config(arm) for arm in ARMS if arm not in bases]
-    assert len({(dataclasses.replace(config.arm, name=""), config.feedback) for config in configs}) == len(configs)
+    assert len(
+        {(dataclasses.replace(config.arm, name=""), config.feedback) for config in configs}
+    ) == len(configs)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_is_valid_and_can_be_built_and_changes_nothing_but_the_level_and_the_budget(task: str) -> None:
+def test_every_task_is_valid_and_can_be_built_and_changes_nothing_but_the_level_and_the_budget(
+    task: str,
+) -> None:
     base, config = load_config(), load_config([f"task={task}"])
     assert dataclasses.replace(config, env=base.env, run=base.run) == base
-    env = {"name": base.env.name, "level": base.env.level, "num_distractors": base.env.num_distractors}
-    run = {"total_steps": base.run.total_steps, "eval_every": base.run.eval_every, "eval_episodes": base.run.eval_episodes}
-    assert dataclasses.replace(config.env, **env) == base.env and dataclasses.replace(config.run, **run) == base.run  # type: ignore[arg-type]
+    env = {
+        "name": base.env.name,
+        "level": base.env.level,
+        "num_distractors": base.env.num_distractors,
+    }
+    run = {
+        "total_steps": base.run.total_steps,
+        "eval_every": base.run.eval_every,
+        "eval_episodes": base.run.eval_episodes,
+    }
+    assert (
+        dataclasses.replace(config.env, **env) == base.env
+        and dataclasses.replace(config.run, **run) == base.run
+    )  # type: ignore[arg-type]
     assert config.env.name == task
     make_level(config.env.level, config.env.num_distractors)
 
@@ -73,26 +107,40 @@ def test_every_task_is_valid_and_can_be_built_and_changes_nothing_but_the_level_
 def test_no_two_tasks_are_the_same() -> None:
     found = load_matrix([f"compare.tasks=[{','.join(TASKS)}]", "compare.arms=[llm_policy]"])
     assert [task for task, _ in found] == TASKS and {arm for _, arm in found} == {"llm_policy"}
-    assert len({(config.env.level, config.env.num_distractors) for config in found.values()}) == len(TASKS)
+    assert len(
+        {(config.env.level, config.env.num_distractors) for config in found.values()}
+    ) == len(TASKS)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["compare.tasks=[go_to_local,go_to_loca]"], "with task=go_to_loca: task=go_to_loca: no such file in"),
+        (
+            ["compare.tasks=[go_to_local,go_to_loca]"],
+            "with task=go_to_loca: task=go_to_loca: no such file in",
+        ),
         (["compare.tasks=[go_to_local,go_to_local]"], "compare.tasks: names one twice"),
         (
             ["compare.tasks=[go_to_local,go_to_local_d4]", "env.num_distractors=2"],
             "go_to_local and go_to_local_d4 have the same env values",
         ),
-        (["compare.tasks=[go_to_local,open_door]", "run.total_steps=0"], "\n  - run.total_steps: must be at least 1"),
         (
-            ["compare.tasks=[go_to_local,open_door]", "compare.arms=[llm_policy,teacher_feedback_gae]", "feedback.every=1"],
+            ["compare.tasks=[go_to_local,open_door]", "run.total_steps=0"],
+            "\n  - run.total_steps: must be at least 1",
+        ),
+        (
+            [
+                "compare.tasks=[go_to_local,open_door]",
+                "compare.arms=[llm_policy,teacher_feedback_gae]",
+                "feedback.every=1",
+            ],
             "\n  - with arm=teacher_feedback_gae: feedback.signal: gae needs the whole rollout",
         ),
     ],
 )
-def test_what_is_wrong_with_a_matrix_is_said_where_it_is_wrong(overrides: list[str], message: str) -> None:
+def test_what_is_wrong_with_a_matrix_is_said_where_it_is_wrong(
+    overrides: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         load_matrix(overrides)
     assert message in str(caught.value) and "1 problem " in str(caught.value)
@@ -109,19 +157,27 @@ def test_every_model_is_valid_and_sets_both_step_sizes(model: str) -> None:
     written = yaml.safe_load((CONFIG_DIR / "model" / f"{model}.yaml").read_text())
     config = load_config([f"model={model}"], "demo")
     assert config.ppo.lr == written["ppo"]["lr"] and config.feedback.lr == written["feedback"]["lr"]
-    assert config.lamorel_args.llm_args.model_path == written["lamorel_args"]["llm_args"]["model_path"]
+    assert (
+        config.lamorel_args.llm_args.model_path == written["lamorel_args"]["llm_args"]["model_path"]
+    )
 
 
 def test_the_default_file_names_every_key_of_the_schema_with_the_schemas_default() -> None:
     written = yaml.safe_load((CONFIG_DIR / "default.yaml").read_text())
     del written["defaults"]
     expected = leaves(to_mapping(Config()))
-    assert leaves(written) == {key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()}
+    assert leaves(written) == {
+        key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()
+    }
 
 
 def test_every_key_of_the_default_file_has_a_comment() -> None:
     lines = (CONFIG_DIR / "default.yaml").read_text().split("\nlamorel_args:")[1].splitlines()
-    assert [line for line in lines if line.strip() and not line.rstrip().endswith(":") and " # " not in line] == []
+    assert [
+        line
+        for line in lines
+        if line.strip() and not line.rstrip().endswith(":") and " # " not in line
+    ] == []
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "default"])
@@ -138,7 +194,7 @@ def test_every_experiment_is_valid_and_the_cost_at_its_top_counts_its_runs(name:
     assert f"Cost: {runs} runs" in (CONFIG_DIR / f"{name}.yaml").read_text()
 
 
-# --- what wins -----------------------------------------------------------------------------------------------------------
+# --- what wins ------------------------------------------------------------------------------------
 
 
 def write_layers(folder: Path) -> None:
@@ -146,15 +202,26 @@ def write_layers(folder: Path) -> None:
     (folder / "default.yaml").write_text(
         "defaults: [_self_, {arm: one}]\nfeedback: {lr: 1.0, kl_coef: 1.0, entropy_coef: 1.0, clip_eps: 1.0}\n"
     )
-    (folder / "arm" / "one.yaml").write_text("# @package _global_\nfeedback: {kl_coef: 2.0, entropy_coef: 2.0, clip_eps: 2.0}\n")
-    (folder / "arm" / "two.yaml").write_text("# @package _global_\nfeedback: {kl_coef: 3.0, entropy_coef: 3.0, clip_eps: 3.0}\n")
-    (folder / "trial.yaml").write_text("defaults: [default, _self_]\nfeedback: {entropy_coef: 4.0, clip_eps: 4.0}\n")
+    (folder / "arm" / "one.yaml").write_text(
+        "# @package _global_\nfeedback: {kl_coef: 2.0, entropy_coef: 2.0, clip_eps: 2.0}\n"
+    )
+    (folder / "arm" / "two.yaml").write_text(
+        "# @package _global_\nfeedback: {kl_coef: 3.0, entropy_coef: 3.0, clip_eps: 3.0}\n"
+    )
+    (folder / "trial.yaml").write_text(
+        "defaults: [default, _self_]\nfeedback: {entropy_coef: 4.0, clip_eps: 4.0}\n"
+    )
 
 
 def test_command_line_wins_over_experiment_over_group_over_default(tmp_path: Path) -> None:
     write_layers(tmp_path)
     feedback = load_config(["arm=two", "feedback.clip_eps=5.0"], "trial", tmp_path).feedback
-    assert (feedback.lr, feedback.kl_coef, feedback.entropy_coef, feedback.clip_eps) == (1.0, 3.0, 4.0, 5.0)
+    assert (feedback.lr, feedback.kl_coef, feedback.entropy_coef, feedback.clip_eps) == (
+        1.0,
+        3.0,
+        4.0,
+        5.0,
+    )
 
 
 def test_the_demo_takes_another_model_and_another_budget() -> None:
@@ -166,17 +233,31 @@ def test_the_demo_takes_another_model_and_another_budget() -> None:
 
 def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
     stages = "env.curriculum=[{level:BabyAI-GoToRedBall-v0,num_distractors:2,steps:100},{level:BabyAI-GoToObj-v0,success:0.5}]"
-    config = load_config(["arm=teacher_feedback", "feedback.sign=inverted", "feedback.lr=3e-5", "env.level=BabyAI-GoToObj-v0", stages], "figure2_40")
-    assert config.env.curriculum == (StageArgs("BabyAI-GoToRedBall-v0", 2, 100), StageArgs("BabyAI-GoToObj-v0", success=0.5))
+    config = load_config(
+        [
+            "arm=teacher_feedback",
+            "feedback.sign=inverted",
+            "feedback.lr=3e-5",
+            "env.level=BabyAI-GoToObj-v0",
+            stages,
+        ],
+        "figure2_40",
+    )
+    assert config.env.curriculum == (
+        StageArgs("BabyAI-GoToRedBall-v0", 2, 100),
+        StageArgs("BabyAI-GoToObj-v0", success=0.5),
+    )
     save_config(config, tmp_path / "config.yaml")
     assert read_config(tmp_path / "config.yaml") == config
 
 
-# --- what is said about mistakes -------------------------------------------------------------------------------------------
+# --- what is said about mistakes ------------------------------------------------------------------
 
 
 def test_every_problem_is_listed_at_once() -> None:
-    text = problems("run.total_step=40", "feedback.lr=fast", "env.num_envs=0.5", "student.num_steps=[1]")
+    text = problems(
+        "run.total_step=40", "feedback.lr=fast", "env.num_envs=0.5", "student.num_steps=[1]"
+    )
     assert "4 problems" in text
     assert "run.total_step: unknown key (did you mean total_steps?)" in text
     assert "feedback.lr: expected float, got 'fast'" in text
@@ -194,8 +275,14 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("lamorel_args.distributed_setup_args.n_rl_processes=0", "n_rl_processes: must be at least 1, got 0"),
-        ("lamorel_args.distributed_setup_args.n_llm_processes=-1", "n_llm_processes: must be at least 1, got -1"),
+        (
+            "lamorel_args.distributed_setup_args.n_rl_processes=0",
+            "n_rl_processes: must be at least 1, got 0",
+        ),
+        (
+            "lamorel_args.distributed_setup_args.n_llm_processes=-1",
+            "n_llm_processes: must be at least 1, got -1",
+        ),
         ("run.total_steps=0", "run.total_steps: must be at least 1, got 0"),
         ("run.trace_every=-1", "run.trace_every: must not be negative, got -1"),
         ("student.gamma=1.5", "student.gamma: must be between 0 and 1, got 1.5"),
@@ -204,14 +291,32 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
         ("feedback.signal=best", "feedback.signal: expected one of previous, td"),
         ("run.seed=true", "run.seed: expected int, got True"),
         ("env.num_distractors=-1", "env.num_distractors: must not be negative, got -1"),
-        ("env.curriculum=[{level:BabyAI-GoToObj-v0}]", "env.curriculum[0]: needs steps or success, or it would never end"),
+        (
+            "env.curriculum=[{level:BabyAI-GoToObj-v0}]",
+            "env.curriculum[0]: needs steps or success, or it would never end",
+        ),
         ("env.curriculum=[{steps:5}]", "env.curriculum[0].level: must be named"),
-        ("env.curriculum=[{level:a,steps:0}]", "env.curriculum[0].steps: must be at least 1, got 0"),
-        ("env.curriculum=[{level:a,success:1.5}]", "env.curriculum[0].success: must be above 0 and at most 1, got 1.5"),
-        ("env.curriculum=[{level:a,steps:1,num_distractors:-2}]", "env.curriculum[0].num_distractors: must not be negative, got -2"),
-        ("env.curriculum=[{level:a,step:1}]", "env.curriculum[0].step: unknown key (did you mean steps?)"),
+        (
+            "env.curriculum=[{level:a,steps:0}]",
+            "env.curriculum[0].steps: must be at least 1, got 0",
+        ),
+        (
+            "env.curriculum=[{level:a,success:1.5}]",
+            "env.curriculum[0].success: must be above 0 and at most 1, got 1.5",
+        ),
+        (
+            "env.curriculum=[{level:a,steps:1,num_distractors:-2}]",
+            "env.curriculum[0].num_distractors: must not be negative, got -2",
+        ),
+        (
+            "env.curriculum=[{level:a,step:1}]",
+            "env.curriculum[0].step: unknown key (did you mean steps?)",
+        ),
         ("env.curriculum=[{level:3,steps:1}]", "env.curriculum[0].level: expected str, got 3"),
-        ("env.curriculum=[BabyAI-GoToObj-v0]", "env.curriculum[0]: expected a group of keys, got 'BabyAI-GoToObj-v0'"),
+        (
+            "env.curriculum=[BabyAI-GoToObj-v0]",
+            "env.curriculum[0]: expected a group of keys, got 'BabyAI-GoToObj-v0'",
+        ),
         ("drrn.temperature=0.0", "drrn.temperature: must be above 0, got 0.0"),
         ("drrn.epsilon=1.5", "drrn.epsilon: must be between 0 and 1, got 1.5"),
         ("drrn.update_every=0", "drrn.update_every: must be at least 1, got 0"),
@@ -219,7 +324,10 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
         ("feedback.warmup_steps=-1", "feedback.warmup_steps: must not be negative, got -1"),
         ("feedback.every=0", "feedback.every: must be at least 1 or 'rollout', got 0"),
         ("feedback.every=1", "feedback.signal: gae needs the whole rollout"),
-        ("feedback.channel=both", "feedback.signal: gae needs the whole rollout, but feedback.channel=both"),
+        (
+            "feedback.channel=both",
+            "feedback.signal: gae needs the whole rollout, but feedback.channel=both",
+        ),
         ("arm.teacher=oracle", "feedback.signal: must be none where arm.teacher is oracle"),
         ("compare.seeds=[1,1]", "compare.seeds: names one twice"),
         ("compare.seeds=[-1]", "compare.seeds: must not be negative, got -1"),
@@ -239,19 +347,46 @@ def test_an_impossible_value_is_named_with_its_key(override: str, message: str) 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("arm=teacher_random", "guidance.vocabulary=free"), "guidance.vocabulary: free text needs an LLM, but arm.teacher is random"),
-        (("arm=teacher_oracle", "guidance.vocabulary=subgoal"), "guidance.vocabulary: must be action_hint where arm.teacher is oracle"),
-        (("arm=random", "feedback.signal=td"), "feedback.signal: must be none where arm.agent is random: nobody gives guidance, got td"),
-        (("arm=cloning", "guidance.vocabulary=subgoal"), "guidance.vocabulary: must be action_hint where arm.agent is cloning"),
-        (("arm=bot", "arm.action_heads=true"), "arm.action_heads: only an LLM as policy acts with them, but arm.agent is bot"),
-        (("arm=llm_policy_feedback_td", "arm.action_heads=true"), "feedback.signal: must be none where arm.action_heads is true"),
-        (("arm=student_alone", "arm.weights=fresh"), "arm.weights: must be pretrained where no LLM takes part, got fresh"),
+        (
+            ("arm=teacher_random", "guidance.vocabulary=free"),
+            "guidance.vocabulary: free text needs an LLM, but arm.teacher is random",
+        ),
+        (
+            ("arm=teacher_oracle", "guidance.vocabulary=subgoal"),
+            "guidance.vocabulary: must be action_hint where arm.teacher is oracle",
+        ),
+        (
+            ("arm=random", "feedback.signal=td"),
+            "feedback.signal: must be none where arm.agent is random: nobody gives guidance, got td",
+        ),
+        (
+            ("arm=cloning", "guidance.vocabulary=subgoal"),
+            "guidance.vocabulary: must be action_hint where arm.agent is cloning",
+        ),
+        (
+            ("arm=bot", "arm.action_heads=true"),
+            "arm.action_heads: only an LLM as policy acts with them, but arm.agent is bot",
+        ),
+        (
+            ("arm=llm_policy_feedback_td", "arm.action_heads=true"),
+            "feedback.signal: must be none where arm.action_heads is true",
+        ),
+        (
+            ("arm=student_alone", "arm.weights=fresh"),
+            "arm.weights: must be pretrained where no LLM takes part, got fresh",
+        ),
         (
             ("arm=llm_policy", "arm.weights=embeddings", "lamorel_args.llm_args.pretrained=false"),
             "arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is false",
         ),
-        (("drrn.batch_size=10", "drrn.replay_size=9"), "drrn.replay_size: must be at least drrn.batch_size=10, got 9"),
-        (("guidance.vocabulary=free", "feedback.kl_coef=0.1"), "feedback.entropy_coef and feedback.kl_coef must be 0"),
+        (
+            ("drrn.batch_size=10", "drrn.replay_size=9"),
+            "drrn.replay_size: must be at least drrn.batch_size=10, got 9",
+        ),
+        (
+            ("guidance.vocabulary=free", "feedback.kl_coef=0.1"),
+            "feedback.entropy_coef and feedback.kl_coef must be 0",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_named(overrides: tuple[str, ...], message: str) -> None:
@@ -270,14 +405,19 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
 
 def test_a_wrong_type_does_not_hide_an_impossible_value() -> None:
     with pytest.raises(ConfigError) as caught:
-        from_mapping({"run": {"total_steps": "x"}, "lamorel_args": {"distributed_setup_args": {"n_llm_processes": 0}}})
+        from_mapping(
+            {
+                "run": {"total_steps": "x"},
+                "lamorel_args": {"distributed_setup_args": {"n_llm_processes": 0}},
+            }
+        )
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
         "run.total_steps",
         "lamorel_args.distributed_setup_args.n_llm_processes",
     ]
 
 
-# --- numbers -----------------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def fields_below(kind: Any, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
@@ -296,7 +436,9 @@ def kinds_of(spec: dataclasses.Field[Any]) -> set[str]:
     return set(re.findall(r"\w+", str(spec.type)))
 
 
-NUMERIC = {key: spec for key, spec in fields_below(Config).items() if kinds_of(spec) & {"int", "float"}}
+NUMERIC = {
+    key: spec for key, spec in fields_below(Config).items() if kinds_of(spec) & {"int", "float"}
+}
 
 
 def mapping_with(key: str, value: Any) -> dict[str, Any]:
@@ -335,7 +477,9 @@ def test_a_number_just_outside_its_bounds_is_refused_and_one_inside_is_not(key: 
             if math.isfinite(value):
                 found = out_of_bounds_of(mapping_with(key, int(value) if whole else value))
                 start = f"{key.removesuffix('[0]')}: must "
-                own = [text for text in found if text.startswith(start) and "batch_size=" not in text]
+                own = [
+                    text for text in found if text.startswith(start) and "batch_size=" not in text
+                ]
                 assert len(own) == wanted, value
 
 
@@ -348,7 +492,13 @@ def out_of_bounds_of(mapping: dict[str, Any]) -> Sequence[str]:
 
 
 def test_impossible_numbers_are_named_with_all_other_mistakes() -> None:
-    text = problems("student.lr=nan", "feedback.kl_coef=inf", "ppo.adam_eps=0.0", "run.total_step=4", "run.seed=-.inf")
+    text = problems(
+        "student.lr=nan",
+        "feedback.kl_coef=inf",
+        "ppo.adam_eps=0.0",
+        "run.total_step=4",
+        "run.seed=-.inf",
+    )
     assert "5 problems" in text
     assert "student.lr: must be a number, got nan" in text
     assert "feedback.kl_coef: must be finite, got inf" in text
@@ -368,7 +518,8 @@ def test_impossible_numbers_are_named_with_all_other_mistakes() -> None:
 def test_a_portable_run_refuses_what_goes_by_the_machine(override: str) -> None:
     assert f"{override.split('=')[0]}: must be" in problems("run.portable=true", override)
 
-# --- cells and controls -------------------------------------------------------------------------------------------------
+
+# --- cells and controls ---------------------------------------------------------------------------
 
 
 def test_a_list_in_a_cell_is_a_cell_for_each_value_and_a_name_is_the_cell_again() -> None:
@@ -379,14 +530,37 @@ def test_a_list_in_a_cell_is_a_cell_for_each_value_and_a_name_is_the_cell_again(
         f"teacher_feedback+signal={signal}+student.kappa={kappa}+lr=3e-05" for signal in ("td", "previous") for kappa in (2, 5)
     )]  # fmt: skip
     config = configs["", names[-1]]
-    assert (config.feedback.signal, config.student.kappa, config.feedback.lr) == ("previous", 5.0, 3e-5)
+    assert (config.feedback.signal, config.student.kappa, config.feedback.lr) == (
+        "previous",
+        5.0,
+        3e-5,
+    )
     assert config.arm.name == "teacher_feedback/previous/kappa=5/lr=3e-05"
-    assert load_matrix([f"compare.arms=[{','.join(chr(34) + name + chr(34) for name in names)}]", "compare.controls=[]"]) == configs
+    assert (
+        load_matrix(
+            [
+                f"compare.arms=[{','.join(chr(34) + name + chr(34) for name in names)}]",
+                "compare.controls=[]",
+            ]
+        )
+        == configs
+    )
 
 
 def test_controls_stand_behind_each_feedback_arm_and_nowhere_else() -> None:
-    configs = load_matrix(["compare.arms=[llm_policy,teacher_frozen,teacher_feedback_td]", "compare.controls=[random,inverted]"])
-    arms = ("llm_policy", "teacher_frozen", "teacher_feedback_td", "teacher_feedback_td+sign=random", "teacher_feedback_td+sign=inverted")
+    configs = load_matrix(
+        [
+            "compare.arms=[llm_policy,teacher_frozen,teacher_feedback_td]",
+            "compare.controls=[random,inverted]",
+        ]
+    )
+    arms = (
+        "llm_policy",
+        "teacher_frozen",
+        "teacher_feedback_td",
+        "teacher_feedback_td+sign=random",
+        "teacher_feedback_td+sign=inverted",
+    )
     assert tuple(arm for _, arm in configs) == arms
     assert all(config.compare.arms == arms for config in configs.values())
     plain, control = (configs["", arm].feedback for arm in arms[2:4])
@@ -399,8 +573,14 @@ def test_controls_stand_behind_each_feedback_arm_and_nowhere_else() -> None:
         (["compare.arms=[{signal: td}]"], r"compare.arms\[0\].base: must name a file"),
         (["compare.arms=['teacher_feedback+td']"], "expected base.key=value"),
         (["compare.arms=['teacher_feedback+signl=td']"], "feedback.signl: unknown key"),
-        (["compare.arms=['teacher_feedback+signal=td+feedback.signal=gae']"], "names feedback.signal twice"),
-        (["compare.arms=['teacher_feedback+lr=0.1']", "feedback.lr=0.2"], "feedback.lr: set by the cell"),
+        (
+            ["compare.arms=['teacher_feedback+signal=td+feedback.signal=gae']"],
+            "names feedback.signal twice",
+        ),
+        (
+            ["compare.arms=['teacher_feedback+lr=0.1']", "feedback.lr=0.2"],
+            "feedback.lr: set by the cell",
+        ),
     ],
 )
 def test_a_cell_that_cannot_be_is_refused(overrides: list[str], problem: str) -> None:
@@ -420,6 +600,8 @@ def test_a_cell_that_cannot_be_is_refused(overrides: list[str], problem: str) ->
         ({"signal": "td", "inverts": "gae", "shuffles": "gae"}, "td", "own"),
     ],
 )
-def test_configurations_of_earlier_runs_are_read(former: dict[str, str], signal: str, sign: str) -> None:
+def test_configurations_of_earlier_runs_are_read(
+    former: dict[str, str], signal: str, sign: str
+) -> None:
     feedback = from_mapping({"feedback": former}).feedback
     assert (feedback.signal, feedback.sign) == (signal, sign)

@@ -1,4 +1,5 @@
-"""What users write: overrides and files of every kind give a configuration or a ConfigError, never anything else.
+"""What users write: overrides and files of every kind give a configuration or a ConfigError, never
+anything else.
 
 ``python tests/test_config_input.py 20000`` tries that many of each kind, drawn from seed 0.
 """
@@ -37,11 +38,18 @@ LINES = ["run:", "  seed: 1", "  output_dir: ", "- a", "a: &a [x]", "b: *a", "\t
 
 def draw_override(rng: random.Random) -> str:
     value = "".join(rng.choices(PIECES, k=rng.randrange(8)))
-    return rng.choice(["", "", "", "+", "++", "~"]) + rng.choice(KEYS) + rng.choice(["=", "=", "=", ""]) + value
+    return (
+        rng.choice(["", "", "", "+", "++", "~"])
+        + rng.choice(KEYS)
+        + rng.choice(["=", "=", "=", ""])
+        + value
+    )
 
 
 def draw_file(rng: random.Random) -> bytes:
-    text = "\n".join(rng.choices(LINES, k=rng.randrange(6)) + rng.choices(PIECES, k=rng.randrange(3)))
+    text = "\n".join(
+        rng.choices(LINES, k=rng.randrange(6)) + rng.choices(PIECES, k=rng.randrange(3))
+    )
     content = bytearray(text.encode("utf-8", "surrogatepass"))
     for _ in range(rng.randrange(3)):
         if content:
@@ -50,7 +58,9 @@ def draw_file(rng: random.Random) -> bytes:
 
 
 def undocumented(number: int, whole: int, folder: Path) -> list[str]:
-    """Inputs that end in anything but a value or a ConfigError; every ``whole``-th override is composed, too."""
+    """Inputs that end in anything but a value or a ConfigError; every ``whole``-th override is
+    composed, too.
+    """
     rng, found, path = random.Random(0), [], folder / "file.yaml"
     for place in range(number):
         override, content = draw_override(rng), draw_file(rng)
@@ -89,7 +99,12 @@ def test_what_is_quoted_comes_back(value: str) -> None:
 
 
 def test_list_items_and_trailing_commas_and_plus_signs_and_null_are_taken() -> None:
-    given = ["compare.seeds[0]=5", "compare.arms=[llm_policy,]", "+task=go_to_local", "run.output_dir=2026"]
+    given = [
+        "compare.seeds[0]=5",
+        "compare.arms=[llm_policy,]",
+        "+task=go_to_local",
+        "run.output_dir=2026",
+    ]
     config = load_config(given)
     assert config.compare.seeds == (5, 1, 2) and config.compare.arms == ("llm_policy",)
     assert config.env.name == "go_to_local" and config.run.output_dir == "2026"
@@ -120,7 +135,10 @@ def test_what_cannot_be_meant_is_said_with_its_reason(override: str, words: str)
 def test_both_mistakes_are_named() -> None:
     with pytest.raises(ConfigError) as caught:
         load_matrix(["feedback.lr=fast", "compare.seeds=[0,0]"])
-    assert {problem.split(":")[0] for problem in caught.value.problems} == {"feedback.lr", "compare.seeds"}
+    assert {problem.split(":")[0] for problem in caught.value.problems} == {
+        "feedback.lr",
+        "compare.seeds",
+    }
     with pytest.raises(ConfigError, match="set compare.arms"):
         plan(["+arm=llm_policy"])
 
@@ -148,7 +166,9 @@ def test_a_tilde_is_home_in_every_path(key: str) -> None:
         (b"".join(b"%c: &%c [%s]\n" % (c, c, b",".join([b"*%c" % (c - 1) if c > 97 else b"1"] * 9)) for c in range(97, 108)), "its anchors stand for"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_configuration_is_named_with_its_line(content: bytes, words: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_configuration_is_named_with_its_line(
+    content: bytes, words: str, tmp_path: Path
+) -> None:
     (tmp_path / "mine.yaml").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         load_config((), "mine", tmp_path)
@@ -176,7 +196,11 @@ def test_two_is_for_what_the_user_said_wrong_and_one_for_what_went_wrong() -> No
         return run_main(program, [], reads)
 
     assert [status(kind("x")) for kind in (ConfigError, ModelLoadError, NotThereError)] == [2, 2, 2]
-    assert [status(kind("x")) for kind in (CheckpointError, WriteError, LamorelExtError)] == [1, 1, 1]
+    assert [status(kind("x")) for kind in (CheckpointError, WriteError, LamorelExtError)] == [
+        1,
+        1,
+        1,
+    ]
     assert [status(kind("x"), reads=True) for kind in (CheckpointError, WriteError)] == [2, 1]
     assert status(RemoteError(1, "llm server 0", "ModelLoadError", "x", "")) == 2
     assert status(RemoteError(1, "llm server 0", "KeyError", "x", "")) == 1

@@ -1,4 +1,6 @@
-"""Who may import whom: the process boundary is an import boundary. And what may be imported or called by nobody."""
+"""Who may import whom: the process boundary is an import boundary. And what may be imported or
+called by nobody.
+"""
 
 import ast
 import subprocess
@@ -44,7 +46,9 @@ LAUNCHERS_MAY_IMPORT = {
     "experiments.runs.entry",
     "experiments.runs.planning",
 }
-"""From the experiments what reads a command line and checks it, so that nothing waits in a queue with a mistake in it."""
+"""From the experiments what reads a command line and checks it, so that nothing waits in a queue
+with a mistake in it.
+"""
 LAUNCHERS_NEVER_IMPORT = {"torch", "transformers", "accelerate", "numpy"}
 IN_ACCELERATES_PLACE = "launchers/elastic.py"
 """Runs as a process of its own in the place of ``accelerate launch``."""
@@ -70,7 +74,9 @@ def dotted(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Every imported module, inside functions too, absolute, with its line; ``from a import b`` gives ``a.b``."""
+    """Every imported module, inside functions too, absolute, with its line; ``from a import b``
+    gives ``a.b``.
+    """
     package = dotted(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
@@ -110,7 +116,11 @@ def wrong_imports(path: Path) -> list[str]:
 
 
 def test_every_part_of_the_package_has_its_arrows() -> None:
-    parts = {path.stem for path in (ROOT / "lamorel_ext").iterdir() if (path.suffix == ".py" or (path / "__init__.py").exists())}
+    parts = {
+        path.stem
+        for path in (ROOT / "lamorel_ext").iterdir()
+        if (path.suffix == ".py" or (path / "__init__.py").exists())
+    }
     assert parts - {"__init__", "__pycache__"} == set(MAY_IMPORT) - {"updaters of methods"}
 
 
@@ -128,7 +138,9 @@ def test_parts_import_only_along_the_arrows() -> None:
         ("methods/x/updater.py", "import lamorel_ext.envs"),
     ],
 )
-def test_a_wrong_arrow_is_found(place: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_arrow_is_found(
+    place: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "lamorel_ext" / place
     path.parent.mkdir(parents=True)
     path.write_text(source)
@@ -163,9 +175,17 @@ def test_nothing_that_arrives_or_lies_on_a_disk_can_run_code() -> None:
     wrong = []
     for path in [*modules("lamorel_ext"), *modules("experiments"), *modules("launchers")]:
         where = path.relative_to(ROOT)
-        wrong += [f"{where}:{line} imports {name}" for name, line in imports(path) if name.split(".")[0] in RUNS_WHAT_ARRIVES]
+        wrong += [
+            f"{where}:{line} imports {name}"
+            for name, line in imports(path)
+            if name.split(".")[0] in RUNS_WHAT_ARRIVES
+        ]
         for name, call in calls(path):
-            trusting = [word for word in call.keywords if word.arg == "trust_remote_code" and ast.unparse(word.value) == "True"]
+            trusting = [
+                word
+                for word in call.keywords
+                if word.arg == "trust_remote_code" and ast.unparse(word.value) == "True"
+            ]
             if name in FORBIDDEN_CALLS or name.split(".")[-1] in OBJECT_COLLECTIVES or trusting:
                 wrong.append(f"{where}:{call.lineno} calls {ast.unparse(call):.80}")
     assert wrong == []
@@ -177,5 +197,7 @@ def test_a_client_starts_without_transformers_and_the_model_side(program: str) -
     server_side = ("transformers", "peft", *ours)
     used = "experiments.runs.run_folder, lamorel_ext.rpc.runtime, lamorel_ext.training.run, lamorel_ext.training.building"
     script = f"import experiments.{program}, {used}, sys; print([n for n in {server_side!r} if n in sys.modules])"
-    started = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    started = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
     assert (started.stdout.strip(), started.returncode) == ("[]", 0), started.stderr

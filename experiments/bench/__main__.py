@@ -1,4 +1,6 @@
-"""``python -m experiments.bench``: prints one JSON line per figure and writes them all into ``bench.json``."""
+"""``python -m experiments.bench``: prints one JSON line per figure and writes them all into
+``bench.json``.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,18 @@ from experiments.runs.files import file_to_write
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run benchmarks; gives 1 if one of them failed, else 0. A missed bar is a result, not a failure."""
+    """Run benchmarks; gives 1 if one of them failed, else 0. A missed bar is a result, not a
+    failure.
+    """
     args = _parse(argv)
     torch.set_num_threads(args.threads)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the processes that benchmarks start
     setting = QUICK if args.quick else FULL
-    setting = replace(setting, repetitions=args.repetitions or setting.repetitions, whole_steps=args.whole_steps if args.whole else 0)
+    setting = replace(
+        setting,
+        repetitions=args.repetitions or setting.repetitions,
+        whole_steps=args.whole_steps if args.whole else 0,
+    )
     subjects = Subjects(setting, args.threads)
     rows, failed = [], False
     for name in args.names or ([args.whole] if args.whole else BENCHMARKS):
@@ -47,15 +55,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run; all without any: {', '.join(BENCHMARKS)}")
-    parser.add_argument("--quick", action="store_true", help="smaller samples and two repetitions: under three minutes on an idle machine")
-    parser.add_argument("--repetitions", type=_positive, help="timed turns of each benchmark")
-    parser.add_argument("--threads", type=_positive, default=1, help="threads of PyTorch in each process")
     parser.add_argument(
-        "--whole", choices=["figure2_2100"], help="launch and run it from beginning to end instead of estimating it: half an hour"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"benchmarks to run; all without any: {', '.join(BENCHMARKS)}",
     )
     parser.add_argument(
-        "--whole-steps", type=_positive, default=FIGURE_STEPS, help="its environment steps; fewer are a trial without a bar"
+        "--quick",
+        action="store_true",
+        help="smaller samples and two repetitions: under three minutes on an idle machine",
+    )
+    parser.add_argument("--repetitions", type=_positive, help="timed turns of each benchmark")
+    parser.add_argument(
+        "--threads", type=_positive, default=1, help="threads of PyTorch in each process"
+    )
+    parser.add_argument(
+        "--whole",
+        choices=["figure2_2100"],
+        help="launch and run it from beginning to end instead of estimating it: half an hour",
+    )
+    parser.add_argument(
+        "--whole-steps",
+        type=_positive,
+        default=FIGURE_STEPS,
+        help="its environment steps; fewer are a trial without a bar",
     )
     parser.add_argument("--output", type=file_to_write, default=Path("bench.json"))
     args = parser.parse_args(argv)
@@ -63,7 +87,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}")
     if args.whole and args.names and args.whole not in args.names:
-        parser.error(f"--whole {args.whole}: not among the benchmarks to run: {', '.join(args.names)}")
+        parser.error(
+            f"--whole {args.whole}: not among the benchmarks to run: {', '.join(args.names)}"
+        )
     return args
 
 

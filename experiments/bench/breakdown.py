@@ -1,4 +1,6 @@
-"""Where the time of a run goes: functions at the seams of the program are timed while it runs in one process."""
+"""Where the time of a run goes: functions at the seams of the program are timed while it runs in
+one process.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from unittest import mock
 import torch
 
 from lamorel_ext.llm.answers import Answerer
-from lamorel_ext.llm.handlers import Desk
+from lamorel_ext.llm.handlers import RequestHandler
 from lamorel_ext.llm.host import ModelHost
 from lamorel_ext.llm.tokens import TextEncoder
 from lamorel_ext.llm.updaters import CandidateUpdater
@@ -27,20 +29,33 @@ MODEL_PARTS = ("forward", "backward", "optimiser")
 SERVER_PARTS = ("server", "memory", "tokenising", "loss", *MODEL_PARTS)
 
 SEAMS: tuple[tuple[type, str, str], ...] = (
-    (PromptHistory, "reset", "prompts"), (PromptHistory, "step", "prompts"),
-    (Caller, "score_batch", "waiting"), (Caller, "update_batch", "waiting"), (Caller, "generate_batch", "waiting"),
-    (Desk, "handle", "server"), (ModelHost, "score", "memory"),
-    (TextEncoder, "encode", "tokenising"), (TextEncoder, "encode_prompts", "tokenising"), (Answerer, "answer", "forward"),
-    (CandidateUpdater, "update", "loss"), (torch.Tensor, "backward", "backward"),
-    (GradientStepper, "clear", "optimiser"), (GradientStepper, "collect", "optimiser"), (GradientStepper, "reduce", "optimiser"), (GradientStepper, "step", "optimiser"),
-)  # fmt: skip
-"""Class, method, and the part that its own time belongs to; what it calls on the list counts for itself."""
+    (PromptHistory, "reset", "prompts"),
+    (PromptHistory, "step", "prompts"),
+    (Caller, "score_batch", "waiting"),
+    (Caller, "update_batch", "waiting"),
+    (Caller, "generate_batch", "waiting"),
+    (RequestHandler, "handle", "server"),
+    (ModelHost, "score", "memory"),
+    (TextEncoder, "encode", "tokenising"),
+    (TextEncoder, "encode_prompts", "tokenising"),
+    (Answerer, "answer", "forward"),
+    (CandidateUpdater, "update", "loss"),
+    (torch.Tensor, "backward", "backward"),
+    (GradientStepper, "clear", "optimiser"),
+    (GradientStepper, "collect", "optimiser"),
+    (GradientStepper, "reduce", "optimiser"),
+    (GradientStepper, "step", "optimiser"),
+)
+"""Class, method, and the part that its own time belongs to; what it calls on the list counts for
+itself.
+"""
 
 
 class Stopwatch:
     """Own time of parts of the program, in seconds.
 
-    It is made on the client's thread. What the client does with the server's functions (a student has a backward pass too) is its own.
+    It is made on the client's thread. What the client does with the server's functions (a student
+    has a backward pass too) is its own.
     """
 
     def __init__(self) -> None:
@@ -64,7 +79,11 @@ class Stopwatch:
                 inner = stack.pop()
                 if stack:
                     stack[-1] += elapsed
-                own = CLIENT if part in SERVER_PARTS and threading.get_ident() == self._client else part
+                own = (
+                    CLIENT
+                    if part in SERVER_PARTS and threading.get_ident() == self._client
+                    else part
+                )
                 with self._lock:
                     self.seconds[own] = self.seconds.get(own, 0.0) + elapsed - inner
 
@@ -75,20 +94,30 @@ class Stopwatch:
 def watching(env: object, watch: Stopwatch) -> Iterator[None]:
     """Time the seams, and the steps of environments like ``env``, while the block runs."""
     with ExitStack() as patches:
-        for owner, name, part in (*SEAMS, (type(env), "reset", "environment"), (type(env), "step", "environment")):
-            patches.enter_context(mock.patch.object(owner, name, watch.timed(part, getattr(owner, name))))
+        for owner, name, part in (
+            *SEAMS,
+            (type(env), "reset", "environment"),
+            (type(env), "step", "environment"),
+        ):
+            patches.enter_context(
+                mock.patch.object(owner, name, watch.timed(part, getattr(owner, name)))
+            )
         yield
 
 
 def shares(watch: Stopwatch, total: float) -> dict[str, float]:
     """Share of each part in ``total`` seconds of the client.
 
-    The server works in a thread while the client waits, so waiting is the server's parts and what lies between: transport, here the hand-over
-    between threads.
+    The server works in a thread while the client waits, so waiting is the server's parts and what
+    lies between: transport, here the hand-over between threads.
     """
-    parts = {part: seconds for part, seconds in watch.seconds.items() if part not in ("waiting", CLIENT)}
+    parts = {
+        part: seconds for part, seconds in watch.seconds.items() if part not in ("waiting", CLIENT)
+    }
     waited = watch.seconds.get("waiting", 0.0)
     served = sum(parts.get(part, 0.0) for part in SERVER_PARTS)
     parts[CLIENT] = total - waited - (sum(parts.values()) - served)
     parts["transport"] = waited - served
-    return {part: seconds / total for part, seconds in sorted(parts.items(), key=lambda item: -item[1])}
+    return {
+        part: seconds / total for part, seconds in sorted(parts.items(), key=lambda item: -item[1])
+    }

@@ -1,4 +1,6 @@
-"""Environment steps with text and reward: batched environments against one minigrid environment with the same text."""
+"""Environment steps with text and reward: batched environments against one minigrid environment
+with the same text.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,16 @@ import statistics
 
 import numpy as np
 
-from experiments.bench.harness import Contender, Detail, Row, make_row, missing_row, ratios, rounded, take_turns
+from experiments.bench.harness import (
+    Contender,
+    Detail,
+    Row,
+    make_row,
+    missing_row,
+    ratios,
+    rounded,
+    take_turns,
+)
 from experiments.bench.peers.minigrid_text import VERSION, MinigridText
 from experiments.bench.subjects import LOCAL_LEVEL, PAPER_LEVEL, Subjects
 from lamorel_ext.envs.babyai.batched import make_batched_env
@@ -14,7 +25,12 @@ from lamorel_ext.envs.babyai.minigrid_batch import MinigridBatch
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.types import BatchedEnv
 
-DISTRACTOR_LEVELS = (LOCAL_LEVEL, "BabyAI-GoToRedBall-v0", "BabyAI-PickupLoc-v0", "BabyAI-PutNextLocal-v0")
+DISTRACTOR_LEVELS = (
+    LOCAL_LEVEL,
+    "BabyAI-GoToRedBall-v0",
+    "BabyAI-PickupLoc-v0",
+    "BabyAI-PutNextLocal-v0",
+)
 """Single rooms with distractors: going to, picking up, putting."""
 
 
@@ -32,13 +48,31 @@ def _compare(name: str, levels: tuple[str, ...], bar: float, subjects: Subjects)
     stepwise = [level for level in levels if isinstance(make_batched_env(level, 1), MinigridBatch)]
     vectorised = [level for level in levels if level not in stepwise]
     if not vectorised:
-        return missing_row(name, bar, "x", f"no vectorised environment for {', '.join(stepwise)}: the batch steps minigrid itself there")
+        return missing_row(
+            name,
+            bar,
+            "x",
+            f"no vectorised environment for {', '.join(stepwise)}: the batch steps minigrid itself"
+            " there",
+        )
     measured = {level: _race(level, subjects) for level in vectorised}
-    slowest = min((ratios(seconds["minigrid"], seconds["ours"]) for seconds in measured.values()), key=statistics.median)
-    detail: dict[str, Detail] = {"num_envs": subjects.setting.large_batch, "minigrid": VERSION, "not_vectorised": ", ".join(stepwise)}
+    slowest = min(
+        (ratios(seconds["minigrid"], seconds["ours"]) for seconds in measured.values()),
+        key=statistics.median,
+    )
+    detail: dict[str, Detail] = {
+        "num_envs": subjects.setting.large_batch,
+        "minigrid": VERSION,
+        "not_vectorised": ", ".join(stepwise),
+    }
     for level, seconds in measured.items():
-        detail[f"{level}_ratio"] = rounded(statistics.median(ratios(seconds["minigrid"], seconds["ours"])))
-        detail |= {f"{level}_{who}_steps_per_s": rounded(1.0 / statistics.median(turns)) for who, turns in seconds.items()}
+        detail[f"{level}_ratio"] = rounded(
+            statistics.median(ratios(seconds["minigrid"], seconds["ours"]))
+        )
+        detail |= {
+            f"{level}_{who}_steps_per_s": rounded(1.0 / statistics.median(turns))
+            for who, turns in seconds.items()
+        }
     return make_row(name, slowest, bar, "x", detail=detail)
 
 
@@ -47,19 +81,27 @@ def _race(level: str, subjects: Subjects) -> dict[str, list[float]]:
     setting, minigrid = subjects.setting, MinigridText(level)
     draws = np.random.default_rng(0)
     batches = draws.integers(len(ACTION_NAMES), size=(setting.env_steps, setting.large_batch))
-    actions = [int(action) for action in draws.integers(len(ACTION_NAMES), size=setting.minigrid_steps)]
+    actions = [
+        int(action) for action in draws.integers(len(ACTION_NAMES), size=setting.minigrid_steps)
+    ]
     fresh = _FreshBatches(level, setting.large_batch)
     return take_turns(
         {
-            "minigrid": Contender(lambda: _step_minigrid(minigrid, actions), scale=1 / setting.minigrid_steps),
-            "ours": Contender(lambda: _step_batch(fresh.env, batches), prepare=fresh.renew, scale=1 / batches.size),
+            "minigrid": Contender(
+                lambda: _step_minigrid(minigrid, actions), scale=1 / setting.minigrid_steps
+            ),
+            "ours": Contender(
+                lambda: _step_batch(fresh.env, batches), prepare=fresh.renew, scale=1 / batches.size
+            ),
         },
         setting.repetitions,
     )
 
 
 class _FreshBatches:
-    """A new batch of environments each time, with episodes that nobody has met: nothing is drawn before the clock runs."""
+    """A new batch of environments each time, with episodes that nobody has met: nothing is drawn
+    before the clock runs.
+    """
 
     def __init__(self, level: str, num_envs: int) -> None:
         self._level, self._num_envs, self._seed = level, num_envs, 0

@@ -1,6 +1,7 @@
 """Scoring in bfloat16 on a GPU, where there is one.
 
-``python -m experiments.bench.gpu`` runs this alone, and writes beside the figures where the time of a call goes.
+``python -m experiments.bench.gpu`` runs this alone, and writes beside the figures where the time of
+a call goes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.bench.harness import Contender, Detail, Row, make_row, missing_row, rounded, take_turns
+from experiments.bench.harness import (
+    Contender,
+    Detail,
+    Row,
+    make_row,
+    missing_row,
+    rounded,
+    take_turns,
+)
 from experiments.bench.operations import MultiplyLimit, count_operations, work_of
 from experiments.bench.subjects import FULL, LOCAL_LEVEL, QUICK, Subjects
 from experiments.bench.workloads import distinct_calls, same_candidates
@@ -34,8 +43,9 @@ UNIT = "prompts/s"
 CHECKED = 64
 """Prompts of the timed call whose answers are compared with float32 on the CPU."""
 MAX_ERROR = 0.1
-"""Root mean square of the difference to float32, over the standard deviation of a candidate's score among prompts: bfloat16 keeps 8 bits, which some
-layers of rounding make some hundredths; the answers of other prompts would be off by more than one. A figure of wrong numbers is none."""
+"""Root mean square of the difference to float32, over the standard deviation of a candidate's score
+among prompts: bfloat16 keeps 8 bits, which some layers of rounding make some hundredths; the
+answers of other prompts would be off by more than one. A figure of wrong numbers is none."""
 NO_GPU = "no GPU on this machine"
 TOP = 12
 """Kernels in the breakdown."""
@@ -44,27 +54,42 @@ Breakdown = dict[str, float | list[dict[str, Detail]]]
 
 
 def score_gpu(subjects: Subjects) -> list[Row]:
-    """Distinct prompts of GoToLocal with six candidates and the value head, in bfloat16: one large call, and one as a rollout makes it."""
+    """Distinct prompts of GoToLocal with six candidates and the value head, in bfloat16: one large
+    call, and one as a rollout makes it.
+    """
     if not torch.cuda.is_available():
         return [missing_row("score_gpu", BAR, UNIT, NO_GPU)]
     return Measurement(subjects, torch.device("cuda", 0)).rows()
 
 
 class Measurement:
-    """The measurement itself, on any device. Prompts were tokenised before: tokens are remembered from call to call, answers are not."""
+    """The measurement itself, on any device.
+
+    Prompts were tokenised before: tokens are remembered from call to call, answers are not.
+    """
 
     def __init__(self, subjects: Subjects, device: torch.device) -> None:
         self._subjects, self._device = subjects, device
         setting = subjects.setting
-        calls = distinct_calls(subjects.make_env(LOCAL_LEVEL), setting.gpu_calls, setting.num_envs, template="lamorel")
+        calls = distinct_calls(
+            subjects.make_env(LOCAL_LEVEL), setting.gpu_calls, setting.num_envs, template="lamorel"
+        )
         self._small = calls[0]
         self._prompts = tuple(prompt for call in calls for prompt in call)
-        self._minibatch_size = 6 * len(self._prompts)  # the whole call at a time: what a large card has room for
-        args = replace(subjects.llm_args, dtype="bfloat16", cache_size=0, minibatch_size=self._minibatch_size)
-        self._host: ModelHost = load_host(args, device, {"value": ValueHead(args.value_head_hidden)})
+        self._minibatch_size = 6 * len(
+            self._prompts
+        )  # the whole call at a time: what a large card has room for
+        args = replace(
+            subjects.llm_args, dtype="bfloat16", cache_size=0, minibatch_size=self._minibatch_size
+        )
+        self._host: ModelHost = load_host(
+            args, device, {"value": ValueHead(args.value_head_hidden)}
+        )
 
     def rows(self) -> list[Row]:
-        """``score_gpu``, the large call's prompts in a second, and ``score_gpu_call``, a small call's milliseconds."""
+        """``score_gpu``, the large call's prompts in a second, and ``score_gpu_call``, a small
+        call's milliseconds.
+        """
         differences = self._differences_to_float32()
         wrong = [
             f"{name} are {off:.3g} off float32 where they spread by {wide:.3g}"
@@ -72,24 +97,64 @@ class Measurement:
             if not off < MAX_ERROR * wide
         ]
         if wrong:
-            return [missing_row("score_gpu", BAR, UNIT, f"in bfloat16 {' and '.join(wrong)} (root mean square, standard deviation)")]
+            return [
+                missing_row(
+                    "score_gpu",
+                    BAR,
+                    UNIT,
+                    f"in bfloat16 {' and '.join(wrong)} (root mean square, standard deviation)",
+                )
+            ]
         repetitions = self._subjects.setting.repetitions
         seconds = take_turns(
-            {"large": Contender(partial(self._score, self._prompts)), "small": Contender(partial(self._score, self._small))}, repetitions
+            {
+                "large": Contender(partial(self._score, self._prompts)),
+                "small": Contender(partial(self._score, self._small)),
+            },
+            repetitions,
         )
-        setting: dict[str, Detail] = {"device": self._device_name(), "dtype": "bfloat16", "minibatch_size": self._minibatch_size}
-        detail = setting | {"prompts_per_call": len(self._prompts)} | self._limit(statistics.median(seconds["large"]))
+        setting: dict[str, Detail] = {
+            "device": self._device_name(),
+            "dtype": "bfloat16",
+            "minibatch_size": self._minibatch_size,
+        }
+        detail = (
+            setting
+            | {"prompts_per_call": len(self._prompts)}
+            | self._limit(statistics.median(seconds["large"]))
+        )
         for name, off, wide in differences:
-            detail |= {f"{name}_rms_difference_to_float32": rounded(off), f"{name}_std": rounded(wide)}
+            detail |= {
+                f"{name}_rms_difference_to_float32": rounded(off),
+                f"{name}_std": rounded(wide),
+            }
         small = setting | {"prompts_per_call": len(self._small)}
         return [
-            make_row("score_gpu", [len(self._prompts) / turn for turn in seconds["large"]], BAR, UNIT, detail=detail),
-            make_row("score_gpu_call", [1e3 * turn for turn in seconds["small"]], None, "ms", better="lower", detail=small),
+            make_row(
+                "score_gpu",
+                [len(self._prompts) / turn for turn in seconds["large"]],
+                BAR,
+                UNIT,
+                detail=detail,
+            ),
+            make_row(
+                "score_gpu_call",
+                [1e3 * turn for turn in seconds["small"]],
+                None,
+                "ms",
+                better="lower",
+                detail=small,
+            ),
         ]
 
     def breakdown(self) -> Breakdown:
-        """Where the time of one large call goes: milliseconds of the host and of the device, and the kernels that take most of it."""
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device.type == "cuda" else [])]
+        """Where the time of one large call goes: milliseconds of the host and of the device, and
+        the kernels that take most of it.
+        """
+        activities = [
+            ProfilerActivity.CPU,
+            *([ProfilerActivity.CUDA] if self._device.type == "cuda" else []),
+        ]
         self._score(self._prompts)
         with profile(activities=activities) as profiler:
             self._score(self._prompts)
@@ -97,17 +162,30 @@ class Measurement:
         on_device = self._device.type == "cuda"
 
         def own(event: FunctionEventAvg) -> float:
-            return float(event.self_device_time_total if on_device else event.self_cpu_time_total) / 1e3
+            return (
+                float(event.self_device_time_total if on_device else event.self_cpu_time_total)
+                / 1e3
+            )
 
-        # What the host calls carries the time of the kernels that it starts, which are listed themselves.
-        kernels = [event for event in events if event.device_type == DeviceType.CUDA] if on_device else events
+        # What the host calls carries the time of the kernels that it starts, which are listed
+        # themselves.
+        kernels = (
+            [event for event in events if event.device_type == DeviceType.CUDA]
+            if on_device
+            else events
+        )
         total = sum(own(event) for event in kernels)
         most = sorted(kernels, key=own, reverse=True)[:TOP]
         return {
             "host_ms": rounded(sum(event.self_cpu_time_total for event in events) / 1e3),
             "device_ms": rounded(total),
             "kernels": [
-                {"name": event.key, "ms": rounded(own(event)), "share": rounded(own(event) / max(total, 1e-9)), "calls": event.count}
+                {
+                    "name": event.key,
+                    "ms": rounded(own(event)),
+                    "share": rounded(own(event) / max(total, 1e-9)),
+                    "calls": event.count,
+                }
                 for event in most
             ],
         }
@@ -116,48 +194,72 @@ class Measurement:
         return self._host.score(prompts, same_candidates(prompts), modules=("value",))
 
     def _differences_to_float32(self) -> list[tuple[str, float, float]]:
-        """Of scores and values of prompts spread over the large call: name, root mean square, and the standard deviation among prompts."""
-        places = torch.linspace(0, len(self._prompts) - 1, min(CHECKED, len(self._prompts))).round().long()
+        """Of scores and values of prompts spread over the large call: name, root mean square, and
+        the standard deviation among prompts.
+        """
+        places = (
+            torch.linspace(0, len(self._prompts) - 1, min(CHECKED, len(self._prompts)))
+            .round()
+            .long()
+        )
         checked = [self._prompts[place] for place in places.tolist()]
         ours = self._score(self._prompts)
         exact = self._subjects.host.score(checked, same_candidates(checked), modules=("value",))
         pairs = {
-            "scores": (ours.log_probs.view(len(self._prompts), -1)[places], exact.log_probs.view(len(checked), -1)),
+            "scores": (
+                ours.log_probs.view(len(self._prompts), -1)[places],
+                exact.log_probs.view(len(checked), -1),
+            ),
             "values": (ours.modules["value"].cpu()[places].float(), exact.modules["value"]),
         }
-        return [(name, float((found - right).square().mean().sqrt()), float(right.std(0).mean())) for name, (found, right) in pairs.items()]
+        return [
+            (name, float((found - right).square().mean().sqrt()), float(right.std(0).mean()))
+            for name, (found, right) in pairs.items()
+        ]
 
     def _limit(self, seconds: float) -> dict[str, Detail]:
         """How near the call comes to the card's own products of these sizes."""
         shape = self._subjects.setting.shape
         works = work_of(self._subjects.tokenizer, self._prompts, same_candidates(self._prompts))
-        tokens, nodes = sum(work.prompt_tokens for work in works), sum(len(work.node_depths) for work in works)
+        tokens, nodes = (
+            sum(work.prompt_tokens for work in works),
+            sum(len(work.node_depths) for work in works),
+        )
         limit = MultiplyLimit(shape, tokens, nodes, self._device, torch.bfloat16)
         rate = limit.operations / limit.run().value
         needed = sum(count_operations(shape, work) for work in works)
         return {
-            "tokens_per_prompt": rounded(tokens / len(works)), "limit_tflop_per_s": rounded(rate / 1e12),
+            "tokens_per_prompt": rounded(tokens / len(works)),
+            "limit_tflop_per_s": rounded(rate / 1e12),
             "share_of_limit": rounded(needed / seconds / rate),
-        }  # fmt: skip
+        }
 
     def _device_name(self) -> str:
         return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the rows and write them with the breakdown; gives 1, and a line that says so, where there is no GPU."""
+    """Print the rows and write them with the breakdown; gives 1, and a line that says so, where
+    there is no GPU.
+    """
     parser = argparse.ArgumentParser(prog="python -m experiments.bench.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two repetitions")
     parser.add_argument("--output", type=file_to_write, default=Path("bench_gpu.json"))
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
-        print(f"score_gpu: {NO_GPU} that PyTorch {torch.__version__} sees; nothing was measured", file=sys.stderr)
+        print(
+            f"score_gpu: {NO_GPU} that PyTorch {torch.__version__} sees; nothing was measured",
+            file=sys.stderr,
+        )
         return 1
     measurement = Measurement(Subjects(QUICK if args.quick else FULL), torch.device("cuda", 0))
     rows = measurement.rows()
     for row in rows:
         print(row.to_json(), flush=True)
-    found = {"rows": [json.loads(row.to_json()) for row in rows], "breakdown": measurement.breakdown()}
+    found = {
+        "rows": [json.loads(row.to_json()) for row in rows],
+        "breakdown": measurement.breakdown(),
+    }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

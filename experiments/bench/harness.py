@@ -1,7 +1,8 @@
 """Measuring contenders side by side, and the rows that come of it.
 
-A ratio of two programs means something only when both ran on the same machine at the same time. So contenders take turns (A B A B ...),
-a ratio is formed within each turn, and the row holds the median of the turns and how far they lie apart.
+A ratio of two programs means something only when both ran on the same machine at the same time. So
+contenders take turns (A B A B ...), a ratio is formed within each turn, and the row holds the
+median of the turns and how far they lie apart.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Contender:
     Attributes:
         run: The timed call; where it returns ``Seconds``, these count instead.
         prepare: Called before each timed call, untimed: empties a cache, restores weights.
-        scale: Work of the whole benchmark over the work of one ``run``; above 1 where only a fair sample is run.
+        scale: Work of the whole benchmark over the work of one ``run``; above 1 where only a fair
+            sample is run.
         warm_up: Called once before the first turn; None calls ``prepare`` and ``run``.
     """
 
@@ -127,10 +129,25 @@ def make_row(
 ) -> Row:
     """A row from the values of the repetitions: their median and how far they lie apart."""
     detail = {"repetitions": len(values), **(detail or {})}
-    return Row(name, statistics.median(values), bar, unit, spread(values), torch.get_num_threads(), better, detail)
+    return Row(
+        name,
+        statistics.median(values),
+        bar,
+        unit,
+        spread(values),
+        torch.get_num_threads(),
+        better,
+        detail,
+    )
 
 
-def missing_row(name: str, bar: float | None, unit: str, reason: str, better: Literal["higher", "lower"] = "higher") -> Row:
+def missing_row(
+    name: str,
+    bar: float | None,
+    unit: str,
+    reason: str,
+    better: Literal["higher", "lower"] = "higher",
+) -> Row:
     """A row without a value, with the reason."""
     return Row(name, None, bar, unit, None, torch.get_num_threads(), better, {"reason": reason})
 
@@ -141,8 +158,13 @@ def rounded(value: float) -> float:
 
 
 def rates(work: float, unit: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, Detail]:
-    """For the details of a row: how much of ``unit`` each contender does in a second, by the median of its turns."""
-    return {f"{name}_{unit}_per_s": rounded(work / statistics.median(turns)) for name, turns in seconds.items()}
+    """For the details of a row: how much of ``unit`` each contender does in a second, by the median
+    of its turns.
+    """
+    return {
+        f"{name}_{unit}_per_s": rounded(work / statistics.median(turns))
+        for name, turns in seconds.items()
+    }
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:

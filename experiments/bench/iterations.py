@@ -1,4 +1,6 @@
-"""End to end: one iteration of each arm and where its time goes, and the paper's run of 2,100 steps."""
+"""End to end: one iteration of each arm and where its time goes, and the paper's run of 2,100
+steps.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,31 @@ from lamorel_ext.llm.serving import in_process
 from lamorel_ext.training.building import make_env
 from lamorel_ext.training.run import TrainingRun
 
-ARMS = ("llm_policy", "llm_policy_feedback_gae", "teacher_frozen", "teacher_feedback_gae", "student_alone")
+ARMS = (
+    "llm_policy",
+    "llm_policy_feedback_gae",
+    "teacher_frozen",
+    "teacher_feedback_gae",
+    "student_alone",
+)
 MAX_SHARE = 0.1
 REASONS = {
-    "student_alone": "no language model: the student's own network, its update and the environment are all there is",
-    "teacher_frozen": "the language model answers each distinct prompt once and never again, so the student's own update is what remains",
+    "student_alone": (
+        "no language model: the student's own network, its update and the environment are all"
+        " there is"
+    ),
+    "teacher_frozen": (
+        "the language model answers each distinct prompt once and never again, so the student's own"
+        " update is what remains"
+    ),
 }
 """Why something outside the models takes more than a tenth in these arms."""
 
 
 def iterations(subjects: Subjects) -> list[Row]:
-    """Seconds of one iteration (rollout, feedback, update) of each arm, with the share of every part."""
+    """Seconds of one iteration (rollout, feedback, update) of each arm, with the share of every
+    part.
+    """
     return [_iteration(subjects, arm) for arm in ARMS]
 
 
@@ -40,16 +56,23 @@ def _iteration(subjects: Subjects, arm: str) -> Row:
     config = _config(subjects, [f"arm={arm}"], subjects.num_threads)
     # One epoch over the rollout: more would only enlarge the models' share.
     config = replace(
-        config, env=replace(config.env, num_envs=subjects.setting.num_envs), ppo=replace(config.ppo, num_steps=steps, epochs=1),
-        student=replace(config.student, num_steps=steps), run=replace(config.run, total_steps=10 * steps * subjects.setting.num_envs),
-    )  # fmt: skip
+        config,
+        env=replace(config.env, num_envs=subjects.setting.num_envs),
+        ppo=replace(config.ppo, num_steps=steps, epochs=1),
+        student=replace(config.student, num_steps=steps),
+        run=replace(config.run, total_steps=10 * steps * subjects.setting.num_envs),
+    )
     watch = Stopwatch()
     with watching(make_batched_env(config.env.level, 1), watch), _running(config) as run:
         run.rollout()  # optimisers are made, critics leave zero
         watch.seconds.clear()
         seconds = _seconds_of(run.rollout)
     parts = shares(watch, seconds)
-    outside = {part: share for part, share in parts.items() if part not in MODEL_PARTS and share > MAX_SHARE}
+    outside = {
+        part: share
+        for part, share in parts.items()
+        if part not in MODEL_PARTS and share > MAX_SHARE
+    }
     detail: dict[str, Detail] = {"env_steps": steps * subjects.setting.num_envs, "epochs": 1}
     detail |= {f"share_{part}": rounded(share) for part, share in parts.items()}
     if outside:
@@ -58,14 +81,19 @@ def _iteration(subjects: Subjects, arm: str) -> Row:
 
 
 def figure2_2100(subjects: Subjects) -> list[Row]:
-    """Minutes for one seed of 2,100 environment steps of the baseline and of online feedback, evaluations included, on two cores.
+    """Minutes for one seed of 2,100 environment steps of the baseline and of online feedback,
+    evaluations included, on two cores.
 
     An estimate from a few steps of each arm, unless the setting asks for the whole run.
     """
     if subjects.setting.whole_steps:
         return [whole_figure(subjects)]
     steps = subjects.setting.online_steps
-    detail: dict[str, Detail] = {"estimate": True, "steps_measured_per_arm": steps, "threads_of_the_server": FIGURE_THREADS}
+    detail: dict[str, Detail] = {
+        "estimate": True,
+        "steps_measured_per_arm": steps,
+        "threads_of_the_server": FIGURE_THREADS,
+    }
     minutes = 0.0
     threads = torch.get_num_threads()
     try:
@@ -81,22 +109,31 @@ def figure2_2100(subjects: Subjects) -> list[Row]:
 
 
 def _estimated_seconds(config: Config, steps: int, detail: dict[str, Detail]) -> float:
-    """Seconds of the whole run, from at least ``steps`` environment steps in whole rollouts and one evaluation.
+    """Seconds of the whole run, from at least ``steps`` environment steps in whole rollouts and one
+    evaluation.
 
-    The baseline's rollouts keep their length, which decides how many transitions an update has; a student that is taught online costs the same
-    at every step. The tables that an evaluation needs are built before the clock runs.
+    The baseline's rollouts keep their length, which decides how many transitions an update has; a
+    student that is taught online costs the same at every step. The tables that an evaluation needs
+    are built before the clock runs.
     """
     name, run_args = config.arm.name, config.run
     state_table()
-    config = replace(config, student=replace(config.student, num_steps=min(steps, config.student.num_steps)))
+    config = replace(
+        config, student=replace(config.student, num_steps=min(steps, config.student.num_steps))
+    )
     with _running(config) as run:
         evaluation = _seconds_of(run.evaluate)
         trained = 0.0
         while run.progress.env_steps < steps:
             trained += _seconds_of(run.rollout)
         per_step = trained / run.progress.env_steps
-    detail |= {f"{name}_s_per_step": rounded(per_step), f"{name}_s_per_evaluation": rounded(evaluation)}
-    return per_step * run_args.total_steps + evaluation * (run_args.total_steps // run_args.eval_every + 2)
+    detail |= {
+        f"{name}_s_per_step": rounded(per_step),
+        f"{name}_s_per_evaluation": rounded(evaluation),
+    }
+    return per_step * run_args.total_steps + evaluation * (
+        run_args.total_steps // run_args.eval_every + 2
+    )
 
 
 def _seconds_of(work: Callable[[], object]) -> float:
@@ -105,12 +142,16 @@ def _seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _config(subjects: Subjects, overrides: Sequence[str], num_threads: int, name: str = "default") -> Config:
+def _config(
+    subjects: Subjects, overrides: Sequence[str], num_threads: int, name: str = "default"
+) -> Config:
     """A shipped configuration on the benchmark's checkpoint."""
     config = load_config(overrides, name)
     llm = replace(subjects.llm_args, num_threads=num_threads)
     return replace(
-        config, lamorel_args=replace(config.lamorel_args, llm_args=llm), run=replace(config.run, num_threads=subjects.num_threads)
+        config,
+        lamorel_args=replace(config.lamorel_args, llm_args=llm),
+        run=replace(config.run, num_threads=subjects.num_threads),
     )
 
 
@@ -118,6 +159,9 @@ def _config(subjects: Subjects, overrides: Sequence[str], num_threads: int, name
 def _running(config: Config) -> Iterator[TrainingRun]:
     """A started run, its server in a thread of this process."""
     args = config.lamorel_args
-    with in_process([build_server(args, alone(args))]) as caller, TrainingRun(config, llm_of(config, caller), make_env) as run:
+    with (
+        in_process([build_server(args, alone(args))]) as caller,
+        TrainingRun(config, llm_of(config, caller), make_env) as run,
+    ):
         run.start(None)
         yield run

@@ -1,4 +1,4 @@
-"""One client and one server as processes of their own, for benchmarks that need the real transport."""
+"""One client and one server as processes of their own, for benchmarks that need the real transport."""  # noqa: E501
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ TIMEOUT_S = 600.0
 
 
 def run_ranks(module: str, spec: Mapping[str, Any]) -> Any:
-    """Start ``python -m module SPEC`` as client and as server, where SPEC is a file with ``spec`` as JSON.
+    """Start ``python -m module SPEC`` as client and as server, where SPEC is a file with ``spec``
+    as JSON.
 
     Returns:
         What the client printed in its last line, read as JSON.
@@ -43,10 +44,22 @@ def run_ranks(module: str, spec: Mapping[str, Any]) -> Any:
 
 
 def _start(module: str, rank: int, port: int, spec: Path) -> subprocess.Popen[str]:
-    launch = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    launch = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
     launch |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-m", module, str(spec)]
-    return subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | launch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=os.environ | launch,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _free_port() -> int:

@@ -1,8 +1,11 @@
-"""How many operations an answer needs, and how fast this machine multiplies matrices: the two sides of ``score_limit``.
+"""How many operations an answer needs, and how fast this machine multiplies matrices: the two sides
+of ``score_limit``.
 
-Needed means: without padding, each distinct prompt once through the encoder, cross-attention in the cheaper order of multiplication, the decoder
-at every node of the candidates' prefix tree that has a child, and the head where the decoder ran. A multiplication and an addition
-count as two operations; normalisations, activations, softmax and look-ups count as none.
+Needed means: without padding, each distinct prompt once through the encoder, cross-attention in the
+    cheaper order of multiplication, the decoder
+at every node of the candidates' prefix tree that has a child, and the head where the decoder ran. A
+multiplication and an addition count as two operations; normalisations, activations, softmax and
+look-ups count as none.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ class Work:
 
     Attributes:
         prompt_tokens: Length of the prompt.
-        node_depths: For each internal node of the candidates' prefix tree, its distance from the root; the root is the start token.
+        node_depths: For each internal node of the candidates' prefix tree, its distance from the
+            root; the root is the start token.
     """
 
     prompt_tokens: int
@@ -42,14 +46,21 @@ def internal_node_depths(candidates: Sequence[Sequence[int]]) -> tuple[int, ...]
     Args:
         candidates: Token ids of each candidate, without the start token.
     """
-    prefixes = {tuple(candidate[:length]) for candidate in candidates for length in range(len(candidate))}
+    prefixes = {
+        tuple(candidate[:length]) for candidate in candidates for length in range(len(candidate))
+    }
     return tuple(sorted(len(prefix) for prefix in prefixes))
 
 
-def work_of(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[Work]:
+def work_of(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+) -> list[Work]:
     """The work of each distinct (prompt, candidates) pair, in the order of first appearance."""
     distinct = dict.fromkeys(zip(prompts, map(tuple, candidates), strict=True))
-    depths = {options: internal_node_depths([_ids(tokenizer, option) for option in options]) for _, options in distinct}
+    depths = {
+        options: internal_node_depths([_ids(tokenizer, option) for option in options])
+        for _, options in distinct
+    }
     return [Work(len(_ids(tokenizer, prompt)), depths[options]) for prompt, options in distinct]
 
 
@@ -64,18 +75,27 @@ def count_operations(shape: Shape, work: Work, cheaper_order: bool = True) -> fl
     Args:
         shape: Sizes of the model.
         work: What is asked.
-        cheaper_order: Cross-attention may project every encoder state to a key and a value, as it is usually written, or carry each node's
-            queries into the encoder's space and the mixed states back, which gives the same numbers and is cheaper for few nodes. True counts
-            the cheaper of the two, False always counts projecting.
+        cheaper_order: Cross-attention may project every encoder state to a key and a value, as it
+            is usually written, or carry each node's queries into the encoder's space and the mixed
+            states back, which gives the same numbers and is cheaper for few nodes. True counts the
+            cheaper of the two, False always counts projecting.
     """
-    d, inner, length, nodes = shape.d_model, shape.num_heads * shape.d_kv, work.prompt_tokens, len(work.node_depths)
+    d, inner, length, nodes = (
+        shape.d_model,
+        shape.num_heads * shape.d_kv,
+        work.prompt_tokens,
+        len(work.node_depths),
+    )
     feed_forward = 3 * 2 * d * shape.d_ff
     projection = 2 * d * inner
     encoder = length * (4 * projection + feed_forward + 4 * inner * length)
     projecting = 2 * projection * length + 4 * inner * length * nodes
     carrying = nodes * (2 * projection + 4 * shape.num_heads * d * length)
-    # A node attends to its ancestors and itself; queries and outputs of both attentions are projected in either order.
-    decoder = nodes * (6 * projection + feed_forward) + 4 * inner * sum(depth + 1 for depth in work.node_depths)
+    # A node attends to its ancestors and itself; queries and outputs of both attentions are
+    # projected in either order.
+    decoder = nodes * (6 * projection + feed_forward) + 4 * inner * sum(
+        depth + 1 for depth in work.node_depths
+    )
     cross = min(projecting, carrying) if cheaper_order else projecting
     head = nodes * 2 * d * shape.vocab_size
     return float(shape.num_layers * (encoder + cross + decoder) + head)
@@ -120,22 +140,34 @@ def multiplies_of(shape: Shape, tokens: int, nodes: int) -> dict[Multiply, int]:
 
 
 class MultiplyLimit:
-    """Products of a call's sizes, one after the other, nothing between them: as fast as the machine multiplies."""
+    """Products of a call's sizes, one after the other, nothing between them: as fast as the machine
+    multiplies.
+    """
 
     def __init__(
-        self, shape: Shape, tokens: int, nodes: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+        self,
+        shape: Shape,
+        tokens: int,
+        nodes: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._counts = multiplies_of(shape, tokens, nodes)
         self._device, self._dtype = device or torch.device("cpu"), dtype
-        self.operations = sum(multiply.operations * times for multiply, times in self._counts.items())
+        self.operations = sum(
+            multiply.operations * times for multiply, times in self._counts.items()
+        )
 
     def run(self) -> Seconds:
         """Seconds of all products: each one's median time, times how often a call has it."""
-        return Seconds(sum(times * self._seconds(multiply) for multiply, times in self._counts.items()))
+        return Seconds(
+            sum(times * self._seconds(multiply) for multiply, times in self._counts.items())
+        )
 
     def _seconds(self, multiply: Multiply) -> float:
         left, weight = (
-            torch.randn(rows, multiply.inner, device=self._device, dtype=self._dtype) for rows in (multiply.rows, multiply.columns)
+            torch.randn(rows, multiply.inner, device=self._device, dtype=self._dtype)
+            for rows in (multiply.rows, multiply.columns)
         )
         samples = []
         with torch.no_grad():

@@ -1,6 +1,8 @@
-"""Rollouts with and without ``run.pipeline``: one half of the environments is stepped while the server scores the prompts of the other.
+"""Rollouts with and without ``run.pipeline``: one half of the environments is stepped while the
+server scores the prompts of the other.
 
-``python -m experiments.bench.pipeline SPEC`` is one rank of the launch, see ``launching.run_ranks``.
+``python -m experiments.bench.pipeline SPEC`` is one rank of the launch, see
+``launching.run_ranks``.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ Case = tuple[str, Backend, int]
 
 @dataclass(frozen=True)
 class Spec:
-    """What the ranks do: each case's rollouts of ``num_steps`` steps, as often as ``repetitions`` says, and the threads of each process."""
+    """What the ranks do: each case's rollouts of ``num_steps`` steps, as often as ``repetitions``
+    says, and the threads of each process.
+    """
 
     cases: list[Case]
     num_steps: int
@@ -50,7 +54,9 @@ class Spec:
 
 @dataclass(frozen=True)
 class Report:
-    """What the client saw in one case: seconds of each rollout, and the share of its actions that were the same both ways."""
+    """What the client saw in one case: seconds of each rollout, and the share of its actions that
+    were the same both ways.
+    """
 
     together: list[float]
     halves: list[float]
@@ -58,13 +64,17 @@ class Report:
 
 
 def pipeline(subjects: Subjects) -> list[Row]:
-    """Seconds of a rollout without over with the pipeline: the embedded model frozen as teacher, its server a process behind TCP.
+    """Seconds of a rollout without over with the pipeline: the embedded model frozen as teacher,
+    its server a process behind TCP.
 
-    The value is that of the slow environment with most copies, where ``run.pipeline=auto`` has it on; the details have all cases.
+    The value is that of the slow environment with most copies, where ``run.pipeline=auto`` has it
+    on; the details have all cases.
     """
     setting = subjects.setting
     cases: list[Case] = [
-        (level, backend, num_envs) for level, backend in LEVELS for num_envs in (max(2, setting.num_envs // 2), setting.num_envs)
+        (level, backend, num_envs)
+        for level, backend in LEVELS
+        for num_envs in (max(2, setting.num_envs // 2), setting.num_envs)
     ]
     spec = Spec(cases, setting.num_steps, setting.repetitions, subjects.num_threads)
     reports = [Report(**told) for told in run_ranks("experiments.bench.pipeline", asdict(spec))]
@@ -72,9 +82,15 @@ def pipeline(subjects: Subjects) -> list[Row]:
     for (level, _, num_envs), report in zip(cases, reports, strict=True):
         name = f"{level}_{num_envs}"
         detail[f"{name}_ratio"] = rounded(float(np.median(ratios(report.together, report.halves))))
-        detail[f"{name}_ms_per_turn"] = rounded(1e3 * float(np.median(report.together)) / setting.num_steps)
+        detail[f"{name}_ms_per_turn"] = rounded(
+            1e3 * float(np.median(report.together)) / setting.num_steps
+        )
         detail[f"{name}_same_actions"] = rounded(report.same_actions)
-    return [make_row("pipeline", ratios(reports[-1].together, reports[-1].halves), None, "x", detail=detail)]
+    return [
+        make_row(
+            "pipeline", ratios(reports[-1].together, reports[-1].halves), None, "x", detail=detail
+        )
+    ]
 
 
 def main(path: Path) -> None:
@@ -87,18 +103,33 @@ def main(path: Path) -> None:
         serve(args, lambda placement: build_server(args, placement))
     else:
         with connect(args) as caller:
-            print(json.dumps([asdict(_measure(spec, _config(spec, *case), caller)) for case in spec.cases]))
+            print(
+                json.dumps(
+                    [asdict(_measure(spec, _config(spec, *case), caller)) for case in spec.cases]
+                )
+            )
 
 
 def _config(spec: Spec, level: str, backend: Backend, num_envs: int) -> Config:
-    config = load_config(["arm=teacher_frozen", f"lamorel_args.llm_args.num_threads={spec.num_threads}"])
-    env, student = replace(config.env, level=level, backend=backend, num_envs=num_envs), replace(config.student, num_steps=spec.num_steps)
+    config = load_config(
+        ["arm=teacher_frozen", f"lamorel_args.llm_args.num_threads={spec.num_threads}"]
+    )
+    env, student = (
+        replace(config.env, level=level, backend=backend, num_envs=num_envs),
+        replace(config.student, num_steps=spec.num_steps),
+    )
     return replace(config, env=env, student=student)
 
 
 def _measure(spec: Spec, config: Config, caller: Caller) -> Report:
-    contenders = {"together": _Collector(config, caller, False), "halves": _Collector(config, caller, True)}
-    seconds = take_turns({name: Contender(each.collect, prepare=caller.forget) for name, each in contenders.items()}, spec.repetitions)
+    contenders = {
+        "together": _Collector(config, caller, False),
+        "halves": _Collector(config, caller, True),
+    }
+    seconds = take_turns(
+        {name: Contender(each.collect, prepare=caller.forget) for name, each in contenders.items()},
+        spec.repetitions,
+    )
     actions = [np.stack(each.actions) for each in contenders.values()]
     return Report(seconds["together"], seconds["halves"], float(np.mean(actions[0] == actions[1])))
 
@@ -109,14 +140,24 @@ class _Collector:
     def __init__(self, config: Config, caller: Caller, halved: bool) -> None:
         self._num_steps = config.student.num_steps
         self._agent = make_agent(config, caller)
-        self._listener = FeedbackEdge(config, None, FeedbackSignals(config.feedback, config.env.num_envs, make_rng(0, "feedback")))
+        self._listener = FeedbackEdge(
+            config,
+            None,
+            FeedbackSignals(config.feedback, config.env.num_envs, make_rng(0, "feedback")),
+        )
         self._draws = Draws(make_rng(0, "actions"), make_rng(0, "guidance"))
-        self._env = make_halves(config, make_env) if halved else make_prompted_env(config, make_env(config, False))
+        self._env = (
+            make_halves(config, make_env)
+            if halved
+            else make_prompted_env(config, make_env(config, False))
+        )
         self._scene = self._env.reset()
         self.actions: list[np.ndarray] = []
 
     def collect(self) -> None:
-        rollout, self._scene = collect_rollout(self._env, self._agent, self._listener, self._scene, self._num_steps, self._draws)
+        rollout, self._scene = collect_rollout(
+            self._env, self._agent, self._listener, self._scene, self._num_steps, self._draws
+        )
         self.actions += [turn.decision.actions for turn in rollout.turns]
 
 

@@ -1,6 +1,8 @@
-"""One client and one server as processes of their own, over the real transport: run by ``transport.py``, once per rank.
+"""One client and one server as processes of their own, over the real transport: run by
+``transport.py``, once per rank.
 
-``python -m experiments.bench.ranks SPEC`` with torchrun's variables in the environment; SPEC is a JSON file. The client prints one JSON object.
+``python -m experiments.bench.ranks SPEC`` with torchrun's variables in the environment; SPEC is a
+JSON file. The client prints one JSON object.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ GREETINGS = 50
 
 @dataclass(frozen=True)
 class Spec:
-    """What the ranks do: the model's folder, the prompts of each scoring call, how often all are made, and the threads of each process."""
+    """What the ranks do: the model's folder, the prompts of each scoring call, how often all are
+    made, and the threads of each process.
+    """
 
     folder: str
     calls: list[list[str]]
@@ -51,18 +55,29 @@ def main(path: Path) -> None:
     """Be the server or the client, as the environment says."""
     spec = Spec(**json.loads(path.read_text(encoding="utf-8")))
     torch.set_num_threads(spec.num_threads)
-    # Without memory every call is computed; with it, there would be nothing to compare transport with.
-    args = LamorelArgs(llm_args=LlmArgs(model_path=spec.folder, cache_size=0, num_threads=spec.num_threads))
+    # Without memory every call is computed; with it, there would be nothing to compare transport
+    # with.
+    args = LamorelArgs(
+        llm_args=LlmArgs(model_path=spec.folder, cache_size=0, num_threads=spec.num_threads)
+    )
     role = launched_role(args)
     if role is not None and role.is_server:
-        serve(args, lambda _: Hosted(load_host(args.llm_args, torch.device("cpu"), {"value": ValueHead()}), make_updaters()))
+        serve(
+            args,
+            lambda _: Hosted(
+                load_host(args.llm_args, torch.device("cpu"), {"value": ValueHead()}),
+                make_updaters(),
+            ),
+        )
     else:
         with connect(args) as caller:
             print(json.dumps(asdict(_measure(caller, spec))))
 
 
 def _measure(caller: Caller, spec: Spec) -> Report:
-    requests = [ScoreRequest(tuple(call), (ACTION_NAMES,) * len(call), ("value",)) for call in spec.calls]
+    requests = [
+        ScoreRequest(tuple(call), (ACTION_NAMES,) * len(call), ("value",)) for call in spec.calls
+    ]
     caller.score_batch(requests[0])
     calls, models = [], []
     for _ in range(spec.repetitions):

@@ -1,4 +1,6 @@
-"""Scoring: a rollout as it comes, all-distinct prompts, two candidates, many candidates; and the share of the machine's limit."""
+"""Scoring: a rollout as it comes, all-distinct prompts, two candidates, many candidates; and the
+share of the machine's limit.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.bench.harness import Contender, Detail, Row, make_row, rates, ratios, rounded, take_turns
+from experiments.bench.harness import (
+    Contender,
+    Detail,
+    Row,
+    make_row,
+    rates,
+    ratios,
+    rounded,
+    take_turns,
+)
 from experiments.bench.operations import MultiplyLimit, count_operations, work_of
 from experiments.bench.peers.plain import score_pairs
 from experiments.bench.subjects import LOCAL_LEVEL, PAPER_LEVEL, Subjects
-from experiments.bench.workloads import SUBGOALS, cut, distinct_calls, rollout_calls, same_candidates, spaced
+from experiments.bench.workloads import (
+    SUBGOALS,
+    cut,
+    distinct_calls,
+    rollout_calls,
+    same_candidates,
+    spaced,
+)
 from lamorel_ext.prompts import ACTION_NAMES
 
 
 def score_rollout(subjects: Subjects) -> list[Row]:
-    """A rollout of the paper's task with scores and values, weights unchanged on the way, against Lamorel's way."""
+    """A rollout of the paper's task with scores and values, weights unchanged on the way, against
+    Lamorel's way.
+    """
     setting = subjects.setting
     calls = rollout_calls(subjects.make_env(PAPER_LEVEL), setting.num_steps)
     sample = spaced(calls, setting.lamorel_calls)
@@ -26,39 +46,71 @@ def score_rollout(subjects: Subjects) -> list[Row]:
     seconds = take_turns(
         {
             "lamorel": Contender(
-                lambda: [_lamorels(subjects, call, True) for call in sample], scale=len(calls) / len(sample), warm_up=_is_warm
+                lambda: [_lamorels(subjects, call, True) for call in sample],
+                scale=len(calls) / len(sample),
+                warm_up=_is_warm,
             ),
-            "ours": Contender(lambda: [_ours(subjects, call, ("value",)) for call in calls], prepare=subjects.host.weights_changed),
+            "ours": Contender(
+                lambda: [_ours(subjects, call, ("value",)) for call in calls],
+                prepare=subjects.host.weights_changed,
+            ),
         },
         setting.repetitions,
     )
     prompts = [prompt for call in calls for prompt in call]
     detail: dict[str, Detail] = {
-        "prompts": len(prompts), "distinct_prompts": len(set(prompts)), "lamorel_sample": f"{len(sample)} of {len(calls)} calls, scaled",
-    }  # fmt: skip
+        "prompts": len(prompts),
+        "distinct_prompts": len(set(prompts)),
+        "lamorel_sample": f"{len(sample)} of {len(calls)} calls, scaled",
+    }
     detail |= difference | rates(len(prompts), "prompts", seconds)
-    return [make_row("score_rollout", ratios(seconds["lamorel"], seconds["ours"]), 8.0, "x", detail=detail)]
+    return [
+        make_row(
+            "score_rollout", ratios(seconds["lamorel"], seconds["ours"]), 8.0, "x", detail=detail
+        )
+    ]
 
 
 def score_distinct(subjects: Subjects) -> list[Row]:
-    """All-distinct prompts of GoToLocal against Lamorel's way and against the multiply limit, with one and with three observations.
+    """All-distinct prompts of GoToLocal against Lamorel's way and against the multiply limit, with
+    one and with three observations.
 
     Each row's value is that of the worse history; its details have both.
     """
     both = [_distinct(subjects, history) for history in (1, 3)]
-    speed: dict[str, Detail] = {f"history_{measured.history}": rounded(statistics.median(measured.ratios)) for measured in both}
-    share: dict[str, Detail] = {f"history_{measured.history}": rounded(statistics.median(measured.shares)) for measured in both}
+    speed: dict[str, Detail] = {
+        f"history_{measured.history}": rounded(statistics.median(measured.ratios))
+        for measured in both
+    }
+    share: dict[str, Detail] = {
+        f"history_{measured.history}": rounded(statistics.median(measured.shares))
+        for measured in both
+    }
     slower = min((measured.ratios for measured in both), key=statistics.median)
     farther = min((measured.shares for measured in both), key=statistics.median)
     return [
-        make_row("score_distinct", slower, 2.5, "x", detail=speed | both[0].speed_detail | both[1].speed_detail),
-        make_row("score_limit", farther, 0.6, "share", detail=share | both[0].share_detail | both[1].share_detail),
+        make_row(
+            "score_distinct",
+            slower,
+            2.5,
+            "x",
+            detail=speed | both[0].speed_detail | both[1].speed_detail,
+        ),
+        make_row(
+            "score_limit",
+            farther,
+            0.6,
+            "share",
+            detail=share | both[0].share_detail | both[1].share_detail,
+        ),
     ]
 
 
 @dataclass(frozen=True)
 class _Distinct:
-    """Per turn the ratio to Lamorel's way and the share of the limit, and what else was seen with this history."""
+    """Per turn the ratio to Lamorel's way and the share of the limit, and what else was seen with
+    this history.
+    """
 
     history: int
     ratios: list[float]
@@ -69,18 +121,30 @@ class _Distinct:
 
 def _distinct(subjects: Subjects, history: int) -> _Distinct:
     setting = subjects.setting
-    calls = distinct_calls(subjects.make_env(LOCAL_LEVEL), setting.distinct_calls, setting.num_envs, history=history)
+    calls = distinct_calls(
+        subjects.make_env(LOCAL_LEVEL), setting.distinct_calls, setting.num_envs, history=history
+    )
     prompts = [prompt for call in calls for prompt in call]
     sample = cut(prompts[: setting.lamorel_distinct], setting.num_envs)
     share_of_work = sum(map(len, sample)) / len(prompts)
     works = work_of(subjects.tokenizer, prompts, same_candidates(prompts))
-    tokens, nodes = sum(work.prompt_tokens for work in works), sum(len(work.node_depths) for work in works)
+    tokens, nodes = (
+        sum(work.prompt_tokens for work in works),
+        sum(len(work.node_depths) for work in works),
+    )
     limit = MultiplyLimit(setting.shape, tokens // len(calls), nodes // len(calls))
     difference = _difference(_ours(subjects, sample[0]), _lamorels(subjects, sample[0]))
     seconds = take_turns(
         {
-            "lamorel": Contender(lambda: [_lamorels(subjects, call) for call in sample], scale=1 / share_of_work, warm_up=_is_warm),
-            "ours": Contender(lambda: [_ours(subjects, call) for call in calls], prepare=subjects.host.weights_changed),
+            "lamorel": Contender(
+                lambda: [_lamorels(subjects, call) for call in sample],
+                scale=1 / share_of_work,
+                warm_up=_is_warm,
+            ),
+            "ours": Contender(
+                lambda: [_ours(subjects, call) for call in calls],
+                prepare=subjects.host.weights_changed,
+            ),
             "limit": Contender(limit.run),
         },
         setting.repetitions,
@@ -88,14 +152,23 @@ def _distinct(subjects: Subjects, history: int) -> _Distinct:
     most = [limit.operations / turn for turn in seconds.pop("limit")]
     needed = sum(count_operations(setting.shape, work) for work in works)
     shares = [needed / ours / rate for ours, rate in zip(seconds["ours"], most, strict=True)]
-    speed: dict[str, Detail] = {"lamorel_sample": f"{sum(map(len, sample))} of {len(prompts)} prompts, scaled"}
+    speed: dict[str, Detail] = {
+        "lamorel_sample": f"{sum(map(len, sample))} of {len(prompts)} prompts, scaled"
+    }
     speed |= difference | rates(len(prompts), "prompts", seconds)
     share: dict[str, Detail] = {
-        "tokens_per_prompt": rounded(tokens / len(prompts)), "gflop_per_prompt": rounded(needed / len(prompts) / 1e9),
+        "tokens_per_prompt": rounded(tokens / len(prompts)),
+        "gflop_per_prompt": rounded(needed / len(prompts) / 1e9),
         "limit_gflop_per_s": rounded(statistics.median(most) / 1e9),
         "limit_prompts_per_s": rounded(statistics.median(most) * len(prompts) / needed),
-    }  # fmt: skip
-    return _Distinct(history, ratios(seconds["lamorel"], seconds["ours"]), shares, _named(history, speed), _named(history, share))
+    }
+    return _Distinct(
+        history,
+        ratios(seconds["lamorel"], seconds["ours"]),
+        shares,
+        _named(history, speed),
+        _named(history, share),
+    )
 
 
 def _named(history: int, detail: dict[str, Detail]) -> dict[str, Detail]:
@@ -103,9 +176,13 @@ def _named(history: int, detail: dict[str, Detail]) -> dict[str, Detail]:
 
 
 def score_two(subjects: Subjects) -> list[Row]:
-    """Two candidates, all-distinct prompts of the paper's task, against plain transformers pair by pair in one batch."""
+    """Two candidates, all-distinct prompts of the paper's task, against plain transformers pair by
+    pair in one batch.
+    """
     setting, host = subjects.setting, subjects.host
-    (prompts,) = distinct_calls(subjects.make_env(PAPER_LEVEL), 1, setting.num_envs, template="lamorel")
+    (prompts,) = distinct_calls(
+        subjects.make_env(PAPER_LEVEL), 1, setting.num_envs, template="lamorel"
+    )
     two = same_candidates(prompts, ACTION_NAMES[:2])
 
     def plain() -> Tensor:
@@ -121,13 +198,17 @@ def score_two(subjects: Subjects) -> list[Row]:
         setting.repetitions,
     )
     detail = difference | rates(len(prompts), "prompts", seconds)
-    return [make_row("score_two", ratios(seconds["plain"], seconds["ours"]), 1.5, "x", detail=detail)]
+    return [
+        make_row("score_two", ratios(seconds["plain"], seconds["ours"]), 1.5, "x", detail=detail)
+    ]
 
 
 def score_growth(subjects: Subjects) -> list[Row]:
     """What sixty candidates that share prefixes cost over what the six actions cost."""
     setting, host = subjects.setting, subjects.host
-    (prompts,) = distinct_calls(subjects.make_env(PAPER_LEVEL), 1, setting.num_envs, template="lamorel")
+    (prompts,) = distinct_calls(
+        subjects.make_env(PAPER_LEVEL), 1, setting.num_envs, template="lamorel"
+    )
     few, many = same_candidates(prompts), same_candidates(prompts, SUBGOALS)
     seconds = take_turns(
         {
@@ -140,9 +221,20 @@ def score_growth(subjects: Subjects) -> list[Row]:
     for name, candidates in (("few", few), ("many", many)):
         works = work_of(subjects.tokenizer, prompts, candidates)
         detail[f"{name}_nodes"] = len(works[0].node_depths)
-        detail[f"{name}_gflop_per_prompt"] = rounded(sum(count_operations(setting.shape, work) for work in works) / len(works) / 1e9)
+        detail[f"{name}_gflop_per_prompt"] = rounded(
+            sum(count_operations(setting.shape, work) for work in works) / len(works) / 1e9
+        )
     detail |= rates(len(prompts), "prompts", seconds)
-    return [make_row("score_growth", ratios(seconds["many"], seconds["few"]), 3.0, "x", better="lower", detail=detail)]
+    return [
+        make_row(
+            "score_growth",
+            ratios(seconds["many"], seconds["few"]),
+            3.0,
+            "x",
+            better="lower",
+            detail=detail,
+        )
+    ]
 
 
 def _is_warm() -> None:
@@ -159,5 +251,7 @@ def _lamorels(subjects: Subjects, prompts: Sequence[str], with_value: bool = Fal
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> dict[str, Detail]:
-    """How far the numbers of two contenders lie apart: they are compared for speed only because they agree."""
+    """How far the numbers of two contenders lie apart: they are compared for speed only because
+    they agree.
+    """
     return {"max_difference_nats": rounded(float((ours - theirs).abs().max()))}

@@ -1,4 +1,6 @@
-"""What is measured: sizes of a run, and the programs that all benchmarks share, built when first asked for."""
+"""What is measured: sizes of a run, and the programs that all benchmarks share, built when first
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,15 @@ class Setting:
         num_steps: Steps of a rollout.
         lamorel_calls: Calls of a rollout that Lamorel's way is timed on.
         distinct_calls: Calls of all-distinct prompts that ours is timed on.
-        lamorel_distinct: All-distinct prompts that Lamorel's way is timed on, in calls of at most ``num_envs``.
+        lamorel_distinct: All-distinct prompts that Lamorel's way is timed on, in calls of at most
+            ``num_envs``.
         lamorel_transitions: Transitions whose gradients Lamorel's way is timed on.
-        update_minibatches: Minibatches of 64 and of 320 transitions that our update is timed on; an epoch has 20 and 4.
+        update_minibatches: Minibatches of 64 and of 320 transitions that our update is timed on; an
+            epoch has 20 and 4.
         iteration_steps: Steps of each environment in an end-to-end iteration of an arm.
         online_steps: Environment steps of each arm from which ``figure2_2100`` is estimated.
-        whole_steps: Environment steps of each arm where ``figure2_2100`` is launched and run from beginning to end; 0 estimates it.
+        whole_steps: Environment steps of each arm where ``figure2_2100`` is launched and run from
+            beginning to end; 0 estimates it.
         env_steps: Steps of the batched environments.
         minigrid_steps: Steps of one minigrid environment.
         large_batch: Environments in the environment benchmarks.
@@ -67,13 +72,34 @@ class Setting:
 
 FULL = Setting()
 QUICK = Setting(
-    repetitions=2, lamorel_calls=2, distinct_calls=1, lamorel_distinct=16, lamorel_transitions=10, update_minibatches=(2, 1), iteration_steps=2,
-    online_steps=8, env_steps=200, minigrid_steps=1000,
-)  # fmt: skip
+    repetitions=2,
+    lamorel_calls=2,
+    distinct_calls=1,
+    lamorel_distinct=16,
+    lamorel_transitions=10,
+    update_minibatches=(2, 1),
+    iteration_steps=2,
+    online_steps=8,
+    env_steps=200,
+    minigrid_steps=1000,
+)
 MINIATURE = Setting(
-    shape=TINY, repetitions=1, num_envs=3, num_steps=4, lamorel_calls=2, distinct_calls=2, lamorel_distinct=4, lamorel_transitions=2, update_minibatches=(2, 1),
-    iteration_steps=2, online_steps=2, env_steps=5, minigrid_steps=5, large_batch=4, gpu_calls=2,
-)  # fmt: skip
+    shape=TINY,
+    repetitions=1,
+    num_envs=3,
+    num_steps=4,
+    lamorel_calls=2,
+    distinct_calls=2,
+    lamorel_distinct=4,
+    lamorel_transitions=2,
+    update_minibatches=(2, 1),
+    iteration_steps=2,
+    online_steps=2,
+    env_steps=5,
+    minigrid_steps=5,
+    large_batch=4,
+    gpu_calls=2,
+)
 """For tests: every benchmark runs, no figure means anything."""
 
 
@@ -108,11 +134,16 @@ class Subjects:
     @cached_property
     def host(self) -> ModelHost:
         """Ours."""
-        return load_host(self.llm_args, DEVICE, {"value": ValueHead(self.llm_args.value_head_hidden)})
+        return load_host(
+            self.llm_args, DEVICE, {"value": ValueHead(self.llm_args.value_head_hidden)}
+        )
 
     @cached_property
     def plain_model(self) -> PreTrainedModel:
-        """transformers' own, with its own forward pass. Our loader reads it, which does not believe transformers' advice to tie the head."""
+        """transformers' own, with its own forward pass.
+
+        Our loader reads it, which does not believe transformers' advice to tie the head.
+        """
         return load_model(self.llm_args, DEVICE)[0]
 
     @cached_property
@@ -120,7 +151,9 @@ class Subjects:
         """The stand-in for Lamorel, with a value head of its shape and our weights in it."""
         head = LamorelValueHead(self.setting.shape.d_model, self.llm_args.value_head_hidden)
         with torch.no_grad():
-            for mine, ours in zip(head.parameters(), self.host.module_functions["value"].parameters(), strict=True):
+            for mine, ours in zip(
+                head.parameters(), self.host.module_functions["value"].parameters(), strict=True
+            ):
                 mine.copy_(ours)
         return LamorelScorer(self.plain_model, self.tokenizer, head)
 
@@ -130,7 +163,13 @@ class LamorelValueHead(nn.Module):
 
     def __init__(self, size: int, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(size, hidden), nn.Sigmoid(), nn.Linear(hidden, hidden), nn.Sigmoid(), nn.Linear(hidden, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(size, hidden),
+            nn.Sigmoid(),
+            nn.Linear(hidden, hidden),
+            nn.Sigmoid(),
+            nn.Linear(hidden, 1),
+        )
 
     def forward(self, states: Tensor) -> Tensor:
         values: Tensor = self.layers(states)

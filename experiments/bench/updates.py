@@ -10,7 +10,16 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from experiments.bench.harness import Contender, Detail, Row, Seconds, make_row, rates, ratios, take_turns
+from experiments.bench.harness import (
+    Contender,
+    Detail,
+    Row,
+    Seconds,
+    make_row,
+    rates,
+    ratios,
+    take_turns,
+)
 from experiments.bench.peers.lamorel_way import Answer, LamorelPpo, LamorelScorer
 from experiments.bench.subjects import PAPER_LEVEL, Subjects
 from experiments.bench.workloads import ppo_data, rollout_calls, same_candidates
@@ -28,11 +37,14 @@ def update_64(subjects: Subjects) -> list[Row]:
 
 def update_320(subjects: Subjects) -> list[Row]:
     """One epoch over a rollout in minibatches of 320 transitions."""
-    return [_update_row(subjects, "update_320", 320, subjects.setting.update_minibatches[1], bar=5.0)]
+    return [
+        _update_row(subjects, "update_320", 320, subjects.setting.update_minibatches[1], bar=5.0)
+    ]
 
 
 def update_script(subjects: Subjects) -> list[Row]:
-    """Lamorel's PPO example, the same updater on Lamorel's way and on our module for Lamorel's scripts.
+    """Lamorel's PPO example, the same updater on Lamorel's way and on our module for Lamorel's
+    scripts.
 
     Both have a minibatch of 8 transitions with gradients of 4 at a time, one process, plain
     ``torch.optim.Adam``; what is timed is ``perform_update`` alone.
@@ -56,7 +68,11 @@ def update_script(subjects: Subjects) -> list[Row]:
     )
     detail: dict[str, Detail] = {"transitions": 8, "distinct_prompts": len(set(sample.prompts))}
     detail |= rates(8, "transitions", seconds)
-    return [make_row("update_script", ratios(seconds["lamorel"], seconds["ours"]), 3.0, "x", detail=detail)]
+    return [
+        make_row(
+            "update_script", ratios(seconds["lamorel"], seconds["ours"]), 3.0, "x", detail=detail
+        )
+    ]
 
 
 class _ScriptScorer(LamorelScorer):
@@ -82,11 +98,15 @@ class _ScriptScorer(LamorelScorer):
         return self.module(keys, prompts, candidates, require_grad, minibatch_size)
 
 
-def _update_row(shared: Subjects, name: str, minibatch_size: int, num_minibatches: int, bar: float) -> Row:
+def _update_row(
+    shared: Subjects, name: str, minibatch_size: int, num_minibatches: int, bar: float
+) -> Row:
     # Updates change weights, so they get subjects of their own.
     subjects = Subjects(shared.setting, shared.num_threads)
     setting = subjects.setting
-    prompts = [p for call in rollout_calls(subjects.make_env(PAPER_LEVEL), setting.num_steps) for p in call]
+    prompts = [
+        p for call in rollout_calls(subjects.make_env(PAPER_LEVEL), setting.num_steps) for p in call
+    ]
     transitions = Transitions(tuple(prompts), ppo_data(len(prompts), seed=0))
     minibatch_size = min(minibatch_size, len(prompts) // num_minibatches)
     steps = len(prompts) / minibatch_size
@@ -98,27 +118,41 @@ def _update_row(shared: Subjects, name: str, minibatch_size: int, num_minibatche
     seconds = take_turns(
         {
             "lamorel": Contender(
-                lambda: _lamorel_epoch(lamorel, theirs, len(prompts), steps), warm_up=lambda: _lamorel_epoch(lamorel, theirs.sample(2), 2, 1)
+                lambda: _lamorel_epoch(lamorel, theirs, len(prompts), steps),
+                warm_up=lambda: _lamorel_epoch(lamorel, theirs.sample(2), 2, 1),
             ),
             "ours": Contender(
-                lambda: updater.update(ours.request(minibatch_size)), scale=steps / num_minibatches,
-                warm_up=lambda: updater.update(ours.sample(min(8, minibatch_size)).request(minibatch_size)),
+                lambda: updater.update(ours.request(minibatch_size)),
+                scale=steps / num_minibatches,
+                warm_up=lambda: updater.update(
+                    ours.sample(min(8, minibatch_size)).request(minibatch_size)
+                ),
             ),
         },
         setting.repetitions,
-    )  # fmt: skip
+    )
     detail: dict[str, Detail] = {
-        "transitions": len(prompts), "distinct_prompts": len(set(prompts)), "minibatch_size": minibatch_size,
-        "lamorel_sample": f"gradients of {len(theirs.prompts)} transitions one by one, and one step of Adam, scaled to {len(prompts)} and {steps:g}",
-        "our_sample": f"{num_minibatches} of {steps:g} minibatches, drawn at random" + (", scaled" if num_minibatches < steps else ""),
-    }  # fmt: skip
+        "transitions": len(prompts),
+        "distinct_prompts": len(set(prompts)),
+        "minibatch_size": minibatch_size,
+        "lamorel_sample": (
+            f"gradients of {len(theirs.prompts)} transitions one by one, and one step of Adam,"
+            f" scaled to {len(prompts)} and {steps:g}"
+        ),
+        "our_sample": (
+            f"{num_minibatches} of {steps:g} minibatches, drawn at random"
+            + (", scaled" if num_minibatches < steps else "")
+        ),
+    }
     detail |= rates(len(prompts), "transitions", seconds)
     return make_row(name, ratios(seconds["lamorel"], seconds["ours"]), bar, "x", detail=detail)
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """What a PPO update learns from: prompts, the six actions as candidates, and data ``(n,)`` each."""
+    """What a PPO update learns from: prompts, the six actions as candidates, and data ``(n,)``
+    each.
+    """
 
     prompts: tuple[str, ...]
     data: dict[str, Tensor]
@@ -128,22 +162,35 @@ class Transitions:
         return same_candidates(self.prompts)
 
     def sample(self, count: int, seed: int = 0) -> Transitions:
-        """Drawn at random without replacement: prompts repeat in it as often as they would in a minibatch of that size."""
-        places = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed))[:count]
+        """Drawn at random without replacement: prompts repeat in it as often as they would in a
+        minibatch of that size.
+        """
+        places = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed))[
+            :count
+        ]
         return Transitions(
-            tuple(self.prompts[place] for place in places.tolist()), {key: values[places] for key, values in self.data.items()}
+            tuple(self.prompts[place] for place in places.tolist()),
+            {key: values[places] for key, values in self.data.items()},
         )
 
     def request(self, minibatch_size: int) -> UpdateRequest:
         """One epoch of PPO over all of them."""
         n = len(self.prompts)
         options: dict[str, Scalar] = {"epochs": 1, "minibatch_size": minibatch_size}
-        return UpdateRequest("ppo", self.prompts, self.candidates, torch.arange(n), n, self.data, options)
+        return UpdateRequest(
+            "ppo", self.prompts, self.candidates, torch.arange(n), n, self.data, options
+        )
 
 
-def _lamorel_epoch(lamorel: LamorelPpo, transitions: Transitions, num_transitions: int, num_steps: float) -> Seconds:
-    """Gradients of a sample and one step of the optimiser, scaled apart: their numbers in an epoch differ."""
+def _lamorel_epoch(
+    lamorel: LamorelPpo, transitions: Transitions, num_transitions: int, num_steps: float
+) -> Seconds:
+    """Gradients of a sample and one step of the optimiser, scaled apart: their numbers in an epoch
+    differ.
+    """
     lamorel.gradient_seconds = lamorel.step_seconds = 0.0
     n = len(transitions.prompts)
     lamorel.update(transitions.prompts, transitions.candidates, transitions.data, minibatch_size=n)
-    return Seconds(lamorel.gradient_seconds * num_transitions / n + lamorel.step_seconds * num_steps)
+    return Seconds(
+        lamorel.gradient_seconds * num_transitions / n + lamorel.step_seconds * num_steps
+    )

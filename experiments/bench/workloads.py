@@ -1,4 +1,6 @@
-"""What is scored and learnt from: prompts of random rollouts, as they come or all distinct, and candidates."""
+"""What is scored and learnt from: prompts of random rollouts, as they come or all distinct, and
+candidates.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,23 @@ Calls = list[tuple[str, ...]]
 
 COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
 SUBGOALS = tuple(
-    [f"{verb} the {colour} {thing}" for verb in ("go to", "pick up") for thing in ("ball", "box", "key") for colour in COLOURS]
+    [
+        f"{verb} the {colour} {thing}"
+        for verb in ("go to", "pick up")
+        for thing in ("ball", "box", "key")
+        for colour in COLOURS
+    ]
     + [f"{verb} the {colour} door" for verb in ("go to", "open") for colour in COLOURS]
-    + [f"go {steps} {unit} {way}" for steps, unit in ((1, "step"), (2, "steps")) for way in ("forward", "left", "right")]
-    + [f"turn {way} to the {thing}" for way in ("left", "right") for thing in ("ball", "box", "key")]
+    + [
+        f"go {steps} {unit} {way}"
+        for steps, unit in ((1, "step"), (2, "steps"))
+        for way in ("forward", "left", "right")
+    ]
+    + [
+        f"turn {way} to the {thing}"
+        for way in ("left", "right")
+        for thing in ("ball", "box", "key")
+    ]
 )
 """Sixty short instructions that begin alike, as a teacher's candidates do."""
 
@@ -36,13 +51,27 @@ def walk(env: BatchedEnv, template: Template, history: int, seed: int) -> Iterat
         yield prompts.step(actions, env.step(actions)).current
 
 
-def rollout_calls(env: BatchedEnv, num_steps: int, template: Template = "lamorel", history: int = 1, seed: int = 0) -> Calls:
+def rollout_calls(
+    env: BatchedEnv, num_steps: int, template: Template = "lamorel", history: int = 1, seed: int = 0
+) -> Calls:
     """The calls of one rollout, one per step, in the order in which training makes them."""
-    return [prompts for prompts, _ in zip(walk(env, template, history, seed), range(num_steps), strict=False)]
+    return [
+        prompts
+        for prompts, _ in zip(walk(env, template, history, seed), range(num_steps), strict=False)
+    ]
 
 
-def distinct_calls(env: BatchedEnv, num_calls: int, size: int, template: Template = "glam", history: int = 1, seed: int = 0) -> Calls:
-    """Calls of ``size`` prompts in which no prompt comes twice, in the order in which a random policy meets them."""
+def distinct_calls(
+    env: BatchedEnv,
+    num_calls: int,
+    size: int,
+    template: Template = "glam",
+    history: int = 1,
+    seed: int = 0,
+) -> Calls:
+    """Calls of ``size`` prompts in which no prompt comes twice, in the order in which a random
+    policy meets them.
+    """
     met: dict[str, None] = {}
     # The first steps would show shorter histories than a rollout's.
     for prompts in itertools.islice(walk(env, template, history, seed), history - 1, None):
@@ -64,7 +93,9 @@ def spaced(calls: Calls, count: int) -> Calls:
 
 
 def ppo_data(n: int, seed: int) -> dict[str, Tensor]:
-    """Transitions' data of the size and spread that PPO sees; the time of an update does not depend on the values."""
+    """Transitions' data of the size and spread that PPO sees; the time of an update does not depend
+    on the values.
+    """
     draws = torch.Generator().manual_seed(seed)
     return {
         "actions": torch.randint(len(ACTION_NAMES), (n,), generator=draws),
@@ -75,6 +106,8 @@ def ppo_data(n: int, seed: int) -> dict[str, Tensor]:
     }
 
 
-def same_candidates(prompts: Sequence[str], candidates: Sequence[str] = ACTION_NAMES) -> tuple[tuple[str, ...], ...]:
+def same_candidates(
+    prompts: Sequence[str], candidates: Sequence[str] = ACTION_NAMES
+) -> tuple[tuple[str, ...], ...]:
     """The same candidates for every prompt."""
     return (tuple(candidates),) * len(prompts)

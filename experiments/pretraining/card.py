@@ -54,7 +54,7 @@ with an entropy of 1.45 and 1.47. They are not shipped.
 
 It knows the sentences of BabyAI-Text; other text is read letter by letter and means nothing to it. It has seen the sentences that report
 feedback in a prompt, always without consequence. Texts of more than 512 tokens are longer than anything it has seen.
-"""
+"""  # noqa: E501
 
 
 def write_card(facts: Mapping[str, object], figures: Mapping[str, float]) -> str:

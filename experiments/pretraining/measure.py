@@ -1,4 +1,6 @@
-"""The figures in the embedded model's card: what its weak prior achieves before anybody has trained it, without sampling error."""
+"""The figures in the embedded model's card: what its weak prior achieves before anybody has trained
+it, without sampling error.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from experiments.pretraining.reading import target_place
 from experiments.pretraining.samples import draw_question
 from experiments.pretraining.states import Episode, collect_episodes
 from lamorel_ext.config import LlmArgs
-from lamorel_ext.envs.babyai.enumeration import MISSION, NUM_ACTIONS, ExactValue, evaluate_policy, state_table
+from lamorel_ext.envs.babyai.enumeration import (
+    MISSION,
+    NUM_ACTIONS,
+    ExactValue,
+    evaluate_policy,
+    state_table,
+)
 from lamorel_ext.llm.loading import load_host
 from lamorel_ext.prompts import ACTION_NAMES, lamorel_prompt
 from lamorel_ext.types import GenerateRequest
@@ -29,9 +37,9 @@ def zero_shot_figures(folder: Path) -> dict[str, float]:
     """Exact figures of a saved model on GoToRedBallNoDists with Lamorel's prompt.
 
     Returns:
-        ``success`` and ``mean_return`` when actions are sampled, ``greedy_success`` when the most probable one is taken, ``entropy`` of the
-        actions in nats and ``action_mass`` (probability that the model says one of the six texts at all), both averaged over the distinct
-        prompts.
+        ``success`` and ``mean_return`` when actions are sampled, ``greedy_success`` when the most
+        probable one is taken, ``entropy`` of the actions in nats and ``action_mass`` (probability
+        that the model says one of the six texts at all), both averaged over the distinct prompts.
     """
     table = state_table()
     prompts = [lamorel_prompt(MISSION, sentences) for sentences in table.descriptions]
@@ -50,25 +58,34 @@ def zero_shot_figures(folder: Path) -> dict[str, float]:
 
 
 def reading_figure(folder: Path, num_questions: int) -> float:
-    """Share of questions about held-out states that a saved model answers word for word, by greedy decoding."""
+    """Share of questions about held-out states that a saved model answers word for word, by greedy
+    decoding.
+    """
     rng = np.random.default_rng(0)
     states = [state for episode in _unseen_episodes() for state in episode]
     pairs = [draw_question(states[rng.integers(len(states))], rng) for _ in range(num_questions)]
     host = load_host(LlmArgs(model_path=str(folder), value_head_hidden=8), torch.device("cpu"))
-    request = GenerateRequest(tuple(question for question, _ in pairs), {"max_new_tokens": _LONGEST_ANSWER, "do_sample": False})
+    request = GenerateRequest(
+        tuple(question for question, _ in pairs),
+        {"max_new_tokens": _LONGEST_ANSWER, "do_sample": False},
+    )
     answers = [texts[0].strip() for texts in host.generate(request).texts]
     right = [answer == expected for answer, (_, expected) in zip(answers, pairs, strict=True)]
     return round(sum(right) / num_questions, 4)
 
 
 def _unseen_episodes() -> list[Episode]:
-    return collect_episodes({"BabyAI-GoToRedBallNoDists-v0": 200, "BabyAI-GoToLocal-v0": 200}, _UNSEEN_SEED)
+    return collect_episodes(
+        {"BabyAI-GoToRedBallNoDists-v0": 200, "BabyAI-GoToLocal-v0": 200}, _UNSEEN_SEED
+    )
 
 
 def label_value(bot: NoisyBot) -> ExactValue:
-    """What a perfect learner of a noisy bot's labels would achieve on GoToRedBallNoDists: strength of the prior before any training.
+    """What a perfect learner of a noisy bot's labels would achieve on GoToRedBallNoDists: strength
+    of the prior before any training.
 
-    In each text the expert's actions are averaged over the states that look alike; where its place is misjudged, they are replaced.
+    In each text the expert's actions are averaged over the states that look alike; where its place
+    is misjudged, they are replaced.
     """
     table = state_table()
     policy = np.zeros((len(table.descriptions), NUM_ACTIONS))
@@ -78,7 +95,9 @@ def label_value(bot: NoisyBot) -> ExactValue:
         action = bot.misjudged.get(target_place(MISSION, sentences))
         if action is not None:
             policy[text] = np.eye(NUM_ACTIONS)[action]
-    policy[policy.sum(axis=1) == 0] = 1 / NUM_ACTIONS  # texts of ends alone: no action is taken there
+    policy[policy.sum(axis=1) == 0] = (
+        1 / NUM_ACTIONS
+    )  # texts of ends alone: no action is taken there
     return evaluate_policy((bot.trust * policy + (1 - bot.trust) / NUM_ACTIONS)[table.texts])
 
 
@@ -95,7 +114,9 @@ def card_figures(card: str) -> dict[str, float]:
     return figures
 
 
-def differences(measured: Mapping[str, float], written: Mapping[str, float], tolerance: float) -> list[str]:
+def differences(
+    measured: Mapping[str, float], written: Mapping[str, float], tolerance: float
+) -> list[str]:
     """One line per figure that is missing on one side or further apart than ``tolerance``."""
     lines = []
     for name in sorted({*measured, *written}):

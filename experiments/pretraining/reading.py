@@ -1,4 +1,4 @@
-"""Questions about what an observation says, with their answers: what the model learns to read with."""
+"""Questions about what an observation says, with their answers: what the model learns to read with."""  # noqa: E501
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from lamorel_ext.envs.babyai.describe import COLOR_NAMES
 NOT_SEEN = "not in sight"
 NOT_SEEN_FRENCH = "pas en vue"
 _THING = re.compile(r"You see a (?:(?:open|closed|locked) )?(?P<name>\w+ \w+) (?P<where>\d.*)")
-_FRENCH_THING = re.compile(r"Tu vois une (?P<name>\w+ \w+) (?:ouverte |fermée à clef |fermée )?(?P<where>\d.*)")
+_FRENCH_THING = re.compile(
+    r"Tu vois une (?P<name>\w+ \w+) (?:ouverte |fermée à clef |fermée )?(?P<where>\d.*)"
+)
 _WALL = re.compile(r"You see a wall (?P<where>(?P<distance>\d+ steps?) (?P<side>\w+))")
 _TARGET = re.compile(rf"(?:({'|'.join(COLOR_NAMES)}) )?(door|key|ball|box)|object")
 _KINDS = ("door", "key", "ball", "box")
@@ -33,7 +35,9 @@ class Seen:
 def read_things(sentences: Sequence[str], french: bool = False) -> tuple[Seen, ...]:
     """Everything seen that is not a wall, in the order of the sentences."""
     pattern = _FRENCH_THING if french else _THING
-    return tuple(Seen(match["name"], match["where"]) for match in map(pattern.fullmatch, sentences) if match)
+    return tuple(
+        Seen(match["name"], match["where"]) for match in map(pattern.fullmatch, sentences) if match
+    )
 
 
 def read_walls(sentences: Sequence[str]) -> dict[str, str]:
@@ -48,7 +52,9 @@ def target_name(mission: str) -> str:
 
 
 def target_place(mission: str, sentences: Sequence[str]) -> str:
-    """Where the mission's first thing is seen first; where it is not seen, how far the wall ahead is."""
+    """Where the mission's first thing is seen first; where it is not seen, how far the wall ahead
+    is.
+    """
     name = target_name(mission)
     for seen in read_things(sentences):
         if name in (seen.name, seen.name.split()[-1], "object"):
@@ -58,12 +64,19 @@ def target_place(mission: str, sentences: Sequence[str]) -> str:
 
 def ask(state: State, rng: np.random.Generator) -> tuple[str, str]:
     """Draw a question about a state; gives question and answer."""
-    kind = rng.choice(("where", "target", "what", "side", "wall", "carry", "goal"), p=(0.4, 0.2, 0.15, 0.1, 0.08, 0.04, 0.03))
+    kind = rng.choice(
+        ("where", "target", "what", "side", "wall", "carry", "goal"),
+        p=(0.4, 0.2, 0.15, 0.1, 0.08, 0.04, 0.03),
+    )
     things = read_things(state.english)
     if kind == "goal":
         return "what is the goal?", state.mission
     if kind == "carry":
-        carried = [sentence.removeprefix("You carry ") for sentence in state.english if sentence.startswith("You carry ")]
+        carried = [
+            sentence.removeprefix("You carry ")
+            for sentence in state.english
+            if sentence.startswith("You carry ")
+        ]
         return "what do you carry?", carried[0] if carried else "nothing"
     if kind == "wall":
         side = rng.choice(("forward", "left", "right"))
@@ -87,12 +100,17 @@ def ask_in_french(state: State, rng: np.random.Generator) -> tuple[str, str]:
         name = things[int(rng.integers(len(things)))].name
     else:
         name = f"{rng.choice(_FRENCH_NOUNS)} {rng.choice(_FRENCH_COLORS)}"
-    return f"où est la {name}?", next((seen.where for seen in things if seen.name == name), NOT_SEEN_FRENCH)
+    return f"où est la {name}?", next(
+        (seen.where for seen in things if seen.name == name), NOT_SEEN_FRENCH
+    )
 
 
 def _where(name: str, things: Sequence[Seen]) -> str:
     """Place of the first thing of that name; a name without a colour, or ``object``, takes any."""
-    return next((seen.where for seen in things if name in (seen.name, seen.name.split()[-1], "object")), NOT_SEEN)
+    return next(
+        (seen.where for seen in things if name in (seen.name, seen.name.split()[-1], "object")),
+        NOT_SEEN,
+    )
 
 
 def _name_to_ask_for(things: Sequence[Seen], rng: np.random.Generator) -> str:

@@ -1,4 +1,6 @@
-"""From states to training samples: spans to fill in, questions to answer, actions and subgoals to choose."""
+"""From states to training samples: spans to fill in, questions to answer, actions and subgoals to
+choose.
+"""
 
 from __future__ import annotations
 
@@ -37,22 +39,35 @@ class Mixture:
 
     def draw_kind(self, rng: np.random.Generator) -> str:
         """``spans``, ``question``, ``action`` or ``subgoal``."""
-        kinds = {"spans": self.spans, "question": self.question, "action": self.action, "subgoal": self.subgoal}
+        kinds = {
+            "spans": self.spans,
+            "question": self.question,
+            "action": self.action,
+            "subgoal": self.subgoal,
+        }
         return str(rng.choice(list(kinds), p=list(kinds.values())))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Token ids of what is read and of what is to be said, the latter with the end-of-sequence token."""
+    """Token ids of what is read and of what is to be said, the latter with the end-of-sequence
+    token.
+    """
 
     source: tuple[int, ...]
     target: tuple[int, ...]
 
 
 def draw_samples(
-    episodes: Sequence[Episode], bot: NoisyBot, tokenizer: Tokenizer, mixture: Mixture, rng: np.random.Generator
+    episodes: Sequence[Episode],
+    bot: NoisyBot,
+    tokenizer: Tokenizer,
+    mixture: Mixture,
+    rng: np.random.Generator,
 ) -> Iterator[Sample]:
-    """Draw samples for ever, each from a state drawn uniformly; a source that is too long is dropped."""
+    """Draw samples for ever, each from a state drawn uniformly; a source that is too long is
+    dropped.
+    """
     places = [(episode, t) for episode in episodes for t in range(len(episode))]
     while True:
         episode, t = places[rng.integers(len(places))]
@@ -61,7 +76,14 @@ def draw_samples(
             yield sample
 
 
-def _draw(episode: Episode, t: int, bot: NoisyBot, tokenizer: Tokenizer, mixture: Mixture, rng: np.random.Generator) -> Sample | None:
+def _draw(
+    episode: Episode,
+    t: int,
+    bot: NoisyBot,
+    tokenizer: Tokenizer,
+    mixture: Mixture,
+    rng: np.random.Generator,
+) -> Sample | None:
     kind = mixture.draw_kind(rng)
     state = episode[t]
     if kind == "spans":
@@ -77,7 +99,8 @@ def _draw(episode: Episode, t: int, bot: NoisyBot, tokenizer: Tokenizer, mixture
 
 
 def span_corruption(ids: Sequence[int], rng: np.random.Generator) -> Sample:
-    """Cut spans out of a text, a sentinel in place of each; the target says what was there (Raffel et al. 2020, section 3.1.4).
+    """Cut spans out of a text, a sentinel in place of each; the target says what was there (Raffel
+    et al. 2020, section 3.1.4).
 
     Args:
         ids: Tokens of a text, without special tokens.
@@ -101,14 +124,24 @@ def _prompt(episode: Episode, t: int, rng: np.random.Generator) -> str:
     state = episode[t]
     if rng.random() < _GLAM_SHARE:
         window = episode[max(0, t + 1 - int(rng.integers(1, _GLAM_HISTORY + 1))) : t + 1]
-        prompt = glam_prompt(state.mission, [each.english for each in window], [ACTION_NAMES[each.action] for each in window[:-1]])
+        prompt = glam_prompt(
+            state.mission,
+            [each.english for each in window],
+            [ACTION_NAMES[each.action] for each in window[:-1]],
+        )
     else:
-        prompt = lamorel_prompt(state.mission, state.french if rng.random() < _FRENCH_SHARE else state.english)
-    return with_feedback(prompt, rng.choice((-1.0, 1.0))) if rng.random() < _FEEDBACK_SHARE else prompt
+        prompt = lamorel_prompt(
+            state.mission, state.french if rng.random() < _FRENCH_SHARE else state.english
+        )
+    return (
+        with_feedback(prompt, rng.choice((-1.0, 1.0))) if rng.random() < _FEEDBACK_SHARE else prompt
+    )
 
 
 def _said(state: State, rng: np.random.Generator) -> str:
-    """Something that may stand after ``Action:``, for texts to fill spans in; it says nothing about what is right."""
+    """Something that may stand after ``Action:``, for texts to fill spans in; it says nothing about
+    what is right.
+    """
     texts = (*ACTION_NAMES, *subgoals(state.mission))
     return " " + texts[rng.integers(len(texts))]
 
@@ -127,18 +160,28 @@ def _part_of(state: State, longest: int, rng: np.random.Generator) -> State:
     """Some of the sentences, in their order: short texts are where a small model starts to read."""
     size = int(rng.integers(0, min(longest, len(state.english)) + 1))
     kept = np.sort(rng.choice(len(state.english), size=size, replace=False))
-    return replace(state, english=tuple(state.english[i] for i in kept), french=tuple(state.french[i] for i in kept))
+    return replace(
+        state,
+        english=tuple(state.english[i] for i in kept),
+        french=tuple(state.french[i] for i in kept),
+    )
 
 
 def _subgoal(mission: str, action: int, rng: np.random.Generator) -> str:
     """A sentence that asks for the action; those that name none go with turning."""
     hints = {text: hinted_action(text) for text in subgoals(mission)}
-    fitting = [text for text, hint in hints.items() if hint == action or (hint == NO_HINT and action in (0, 1))]
+    fitting = [
+        text
+        for text, hint in hints.items()
+        if hint == action or (hint == NO_HINT and action in (0, 1))
+    ]
     return fitting[rng.integers(len(fitting))]
 
 
 def _sample(tokenizer: Tokenizer, source: str, target: str, rng: np.random.Generator) -> Sample:
-    """Prompts are scored without the end-of-sequence token and generated from with it: half of the samples have it."""
+    """Prompts are scored without the end-of-sequence token and generated from with it: half of the
+    samples have it.
+    """
     end = (EOS_ID,) if rng.random() < 0.5 else ()
     return Sample((*_ids(tokenizer, source), *end), (*_ids(tokenizer, target), EOS_ID))
 

@@ -1,4 +1,6 @@
-"""Episodes to learn from: BabyAI levels walked by a distracted bot, every state in English and French."""
+"""Episodes to learn from: BabyAI levels walked by a distracted bot, every state in English and
+French.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,15 @@ FIRST_HELD_OUT_SEED = 1_000_000_000
 _SEEDS_PER_LEVEL = 1_000_000
 _LONGEST_EPISODE = 32
 _BOT_SHARES = (0.0, 0.5, 0.9)
-_BOT_FAILURES = (DisappearedBoxError, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+_BOT_FAILURES = (
+    DisappearedBoxError,
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -45,13 +55,17 @@ Episode = tuple[State, ...]
 def collect_episodes(states_per_level: Mapping[str, int], seed: int) -> list[Episode]:
     """Walk every level for about so many states.
 
-    Each episode follows the bot with a probability of its own and takes one of the six actions at random otherwise.
+    Each episode follows the bot with a probability of its own and takes one of the six actions at
+    random otherwise.
 
     Raises:
         ValueError: So many levels that their seeds would reach the held-out ones.
     """
     if seed < 0 or (seed + 1) * len(states_per_level) * _SEEDS_PER_LEVEL > FIRST_HELD_OUT_SEED:
-        raise ValueError(f"seed {seed} with {len(states_per_level)} levels reaches the held-out seeds from {FIRST_HELD_OUT_SEED}")
+        raise ValueError(
+            f"seed {seed} with {len(states_per_level)} levels reaches the held-out seeds from"
+            f" {FIRST_HELD_OUT_SEED}"
+        )
     episodes: list[Episode] = []
     for index, (level, num_states) in enumerate(states_per_level.items()):
         first_seed = (seed * len(states_per_level) + index) * _SEEDS_PER_LEVEL
@@ -83,7 +97,13 @@ def _walk(environment: MiniGridEnv, seed: int, rng: np.random.Generator) -> Epis
         action = bot_action if follows else int(rng.integers(6))
         image, carried = observation["image"], _codes(environment.carrying)
         states.append(
-            State(environment.mission, describe(image, carried, "en"), describe(image, carried, "fr"), bot_action, int(action or 0))
+            State(
+                environment.mission,
+                describe(image, carried, "en"),
+                describe(image, carried, "fr"),
+                bot_action,
+                int(action or 0),
+            )
         )
         observation, _, terminated, truncated, _ = environment.step(action)
         if terminated or truncated:
@@ -92,7 +112,9 @@ def _walk(environment: MiniGridEnv, seed: int, rng: np.random.Generator) -> Epis
 
 
 def _ask(bot: BabyAIBot | None, last_action: int | None) -> tuple[BabyAIBot | None, int | None]:
-    """The bot gives up for the rest of an episode when what was done does not fit its plans, such as a box that is gone."""
+    """The bot gives up for the rest of an episode when what was done does not fit its plans, such
+    as a box that is gone.
+    """
     if bot is None:
         return None, None
     try:
@@ -103,4 +125,8 @@ def _ask(bot: BabyAIBot | None, last_action: int | None) -> tuple[BabyAIBot | No
 
 
 def _codes(carried: WorldObj | None) -> tuple[int, int] | None:
-    return None if carried is None else (OBJECT_NAMES.index(carried.type), COLOR_NAMES.index(carried.color))
+    return (
+        None
+        if carried is None
+        else (OBJECT_NAMES.index(carried.type), COLOR_NAMES.index(carried.color))
+    )

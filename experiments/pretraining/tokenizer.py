@@ -1,4 +1,6 @@
-"""The embedded model's tokenizer: one piece for each word of BabyAI-Text's language, letters and bytes for everything else."""
+"""The embedded model's tokenizer: one piece for each word of BabyAI-Text's language, letters and
+bytes for everything else.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,23 @@ _ENGLISH = """
     Question Answer where what is are how far which side do not sight nothing look for it at
     until find move toward towards away from around back take use face explore room reach approach wait stop
     unlock search keep walk straight ahead closer with by near here there no yes this that me I can
-"""
+"""  # noqa: E501
 _FRENCH = """
     Tu vois portes un une mur à pas devant gauche droite et sol porte clef balle boîte but lave
     rouge verte bleue violette jaune grise ouverte fermée
     Actions possibles pour l'agent But de aller la le où est en vue
 """
-_LINE_STARTS = ("Goal", "Observation", "Action", "Possible", "Actions", "But", "Question", "Answer", "Your")
+_LINE_STARTS = (
+    "Goal",
+    "Observation",
+    "Action",
+    "Possible",
+    "Actions",
+    "But",
+    "Question",
+    "Answer",
+    "Your",
+)
 """Words that also follow a line break, where no space marks their beginning."""
 _ACCENTED = "àâçèéêëîïôùûüœ"
 _SPACE = "▁"
@@ -42,8 +54,8 @@ _WORD_SCORE, _LETTER_SCORE, _BYTE_SCORE = -6.0, -14.0, -30.0
 def make_tokenizer() -> Tokenizer:
     """Build the tokenizer; no data is involved, so it is the same everywhere.
 
-    Words carry the space before them, as in T5. Unlike in T5 a line break is a token of its own. The end-of-sequence token is added
-    where special tokens are asked for.
+    Words carry the space before them, as in T5. Unlike in T5 a line break is a token of its own.
+    The end-of-sequence token is added where special tokens are asked for.
     """
     pieces: dict[str, float] = {PAD: 0.0, EOS: 0.0, UNKNOWN: 0.0, **dict.fromkeys(SENTINELS, 0.0)}
     pieces |= {f"<0x{value:02X}>": _BYTE_SCORE for value in range(256)}
@@ -56,9 +68,16 @@ def make_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(Unigram(list(pieces.items()), unk_id=UNKNOWN_ID, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(Regex("\r\n?"), "\n")
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="first")
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", pair=f"$A $B {EOS}", special_tokens=[(EOS, EOS_ID)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS}", pair=f"$A $B {EOS}", special_tokens=[(EOS, EOS_ID)]
+    )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace(_SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     tokenizer.add_special_tokens([PAD, EOS, UNKNOWN, *SENTINELS])
     return tokenizer
@@ -77,4 +96,6 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )

@@ -27,7 +27,9 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of the T5; the rest is as in flan-t5: gated GELU, untied output head, relative positions."""
+    """Sizes of the T5; the rest is as in flan-t5: gated GELU, untied output head, relative
+    positions.
+    """
 
     d_model: int = 96
     d_kv: int = 24
@@ -42,7 +44,8 @@ class TrainingPlan:
     """How long and how fast.
 
     Attributes:
-        num_steps: Optimiser steps; the learning rate rises linearly over ``warmup_steps`` and falls to zero at the last one (cosine).
+        num_steps: Optimiser steps; the learning rate rises linearly over ``warmup_steps`` and falls
+            to zero at the last one (cosine).
         tokens_per_batch: Source tokens of a batch at most, padding included.
     """
 
@@ -69,7 +72,8 @@ def make_model(shape: ModelShape, vocab_size: int, seed: int) -> T5ForConditiona
     }
     model = T5ForConditionalGeneration(T5Config(**options))
     give_own_head(model)
-    with torch.no_grad():  # at the standard deviation of the embeddings, 1, the first logits would be ten times too large
+    # at the standard deviation of the embeddings, 1, the first logits would be ten times too large
+    with torch.no_grad():
         model.lm_head.weight.mul_(shape.d_model**-0.5)
     return model
 
@@ -77,17 +81,28 @@ def make_model(shape: ModelShape, vocab_size: int, seed: int) -> T5ForConditiona
 def save_model(model: T5ForConditionalGeneration, folder: Path) -> None:
     """Write ``model.safetensors`` and a ``config.json`` that says of the head what is true."""
     write_tensors(model, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config_values(model), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(config_values(model), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
-def train(model: T5ForConditionalGeneration, batches: Iterator[list[Sample]], plan: TrainingPlan) -> Iterator[float]:
+def train(
+    model: T5ForConditionalGeneration, batches: Iterator[list[Sample]], plan: TrainingPlan
+) -> Iterator[float]:
     """Train in place for ``plan.num_steps`` steps; gives the loss of each in nats per token."""
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=plan.lr, betas=(0.9, 0.99), weight_decay=plan.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, plan))
+    optimizer = torch.optim.AdamW(
+        parameters, lr=plan.lr, betas=(0.9, 0.99), weight_decay=plan.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, plan)
+    )
     model.train()
     for batch in islice(batches, plan.num_steps):
-        source, target = _padded([sample.source for sample in batch], PAD_ID), _padded([sample.target for sample in batch], _IGNORED)
+        source, target = (
+            _padded([sample.source for sample in batch], PAD_ID),
+            _padded([sample.target for sample in batch], _IGNORED),
+        )
         loss = model(input_ids=source, attention_mask=(source != PAD_ID).long(), labels=target).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -99,17 +114,21 @@ def train(model: T5ForConditionalGeneration, batches: Iterator[list[Sample]], pl
 
 
 def learning_rate_factor(step: int, plan: TrainingPlan) -> float:
-    """Share of the learning rate at a step, from 0: linear rise, then half a cosine down to zero."""
+    """Share of the learning rate at a step, from 0: linear rise, then half a cosine down to zero."""  # noqa: E501
     if step < plan.warmup_steps:
         return (step + 1) / plan.warmup_steps
     progress = (step - plan.warmup_steps) / max(1, plan.num_steps - plan.warmup_steps)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def make_batches(samples: Iterator[Sample], tokens_per_batch: int, rng: np.random.Generator) -> Iterator[list[Sample]]:
+def make_batches(
+    samples: Iterator[Sample], tokens_per_batch: int, rng: np.random.Generator
+) -> Iterator[list[Sample]]:
     """Batches of samples of similar length, in random order, without end."""
     while True:
-        pool = sorted(islice(samples, _POOL_SIZE), key=lambda sample: (len(sample.source), len(sample.target)))
+        pool = sorted(
+            islice(samples, _POOL_SIZE), key=lambda sample: (len(sample.source), len(sample.target))
+        )
         if not pool:
             return
         batches: list[list[Sample]] = [[]]
@@ -122,4 +141,6 @@ def make_batches(samples: Iterator[Sample], tokens_per_batch: int, rng: np.rando
 
 
 def _padded(rows: list[tuple[int, ...]], value: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=value
+    )

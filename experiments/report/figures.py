@@ -1,4 +1,6 @@
-"""What a figure is, and figures of intervals, as SVG and PNG: readable in print, on a phone and by the colour-blind."""
+"""What a figure is, and figures of intervals, as SVG and PNG: readable in print, on a phone and by
+the colour-blind.
+"""
 
 from __future__ import annotations
 
@@ -58,20 +60,34 @@ def forest(name: str, differences: Sequence[Difference]) -> Picture:
             place, interval = rows - 1 - row, difference.interval
             values = list(difference.per_run.values())
             colour = COLOURS[0] if difference.is_ahead or difference.is_behind else "#6b6b6b"
-            axes.plot(values, np.full(len(values), place - 0.14), "o", color="#b5b5b5", markersize=2.5)
-            axes.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot(
+                values, np.full(len(values), place - 0.14), "o", color="#b5b5b5", markersize=2.5
+            )
+            axes.plot(
+                [interval.low, interval.high],
+                [place, place],
+                color=colour,
+                linewidth=2,
+                solid_capstyle="butt",
+            )
             axes.plot([interval.estimate], [place], "D", color=colour, markersize=4.5)
         _name_rows(axes, [difference.ours for difference in differences], 0.2)
         axes.set_xlabel(f"area under the success curve, minus {theirs}")
 
     caption = (
-        f"Difference to {theirs}: diamonds are means, bars 95 % t intervals over seeds, blue where zero is left out after Holm's correction; "
-        "pale dots are single pairs of runs."
+        f"Difference to {theirs}: diamonds are means, bars 95 % t intervals over seeds, blue where"
+        " zero is left out after Holm's correction; pale dots are single pairs of runs."
     )
     return _render(name, caption, draw, 0.7 + 0.34 * rows)
 
 
-def dots(name: str, caption: str, label: str, rows: Sequence[str], series: Mapping[str, Sequence[Interval | None]]) -> Picture:
+def dots(
+    name: str,
+    caption: str,
+    label: str,
+    rows: Sequence[str],
+    series: Mapping[str, Sequence[Interval | None]],
+) -> Picture:
     """Several series of intervals side by side, one row below the other.
 
     Args:
@@ -87,24 +103,64 @@ def dots(name: str, caption: str, label: str, rows: Sequence[str], series: Mappi
     def draw(axes: Axes) -> None:
         for number, (title, intervals) in enumerate(series.items()):
             offset = 0.5 - named - (1 - named) * (number + 0.5) / len(series)
-            shown = [(len(rows) - 1 - row + offset, i) for row, i in enumerate(intervals) if i is not None]
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+            shown = [
+                (len(rows) - 1 - row + offset, i)
+                for row, i in enumerate(intervals)
+                if i is not None
+            ]
+            colour, marker = (
+                COLOURS[number % len(COLOURS)],
+                MARKERS[number // len(COLOURS) % len(MARKERS)],
+            )
             for place, interval in shown:
-                axes.plot([interval.low, interval.high], [place, place], color=colour, linewidth=1.3)
-            axes.plot([i.estimate for _, i in shown], [place for place, _ in shown], marker, color=colour, markersize=3.5, label=title)
+                axes.plot(
+                    [interval.low, interval.high], [place, place], color=colour, linewidth=1.3
+                )
+            axes.plot(
+                [i.estimate for _, i in shown],
+                [place for place, _ in shown],
+                marker,
+                color=colour,
+                markersize=3.5,
+                label=title,
+            )
         _name_rows(axes, rows, 0.5 - named)
         axes.set_xlabel(label)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8, borderpad=0, handletextpad=0.3)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=2,
+            frameon=False,
+            fontsize=8,
+            borderpad=0,
+            handletextpad=0.3,
+        )
 
     return _render(name, caption, draw, 0.75 + 0.16 * -(-len(series) // 2) + row_inches * len(rows))
 
 
 def _name_rows(axes: Axes, names: Sequence[str], above: float) -> None:
-    """Names above their rows, inside the axes, where they stay legible on a phone; stripes tell the rows apart."""
-    backing = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}  # over the line at zero
+    """Names above their rows, inside the axes, where they stay legible on a phone; stripes tell the
+    rows apart.
+    """
+    backing = {
+        "facecolor": "white",
+        "alpha": 0.7,
+        "linewidth": 0,
+        "pad": 0.5,
+    }  # over the line at zero
     for row, name in enumerate(names):
         place = len(names) - 1 - row
-        axes.text(0.008, place + above, name, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom", zorder=6, bbox=backing)
+        axes.text(
+            0.008,
+            place + above,
+            name,
+            transform=axes.get_yaxis_transform(),
+            fontsize=8,
+            va="bottom",
+            zorder=6,
+            bbox=backing,
+        )
         if row % 2 == 0:
             axes.axhspan(place - 0.5, place + 0.5, color="#f4f6f8", linewidth=0, zorder=0)
     axes.axvline(0, color="#555555", linewidth=0.8, zorder=1)

@@ -1,4 +1,6 @@
-"""The first lines of a report: which arm is better, by how much, how sure that is, and what became of the paper's rule."""
+"""The first lines of a report: which arm is better, by how much, how sure that is, and what became
+of the paper's rule.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ from collections.abc import Sequence
 
 from experiments.report.roles import Missing, is_control, is_feedback, is_literal_rule, uses_expert
 from experiments.report.statistics import Interval
-from experiments.report.summary import NO_EDGE, SEEDS_FOR_A_CLAIM, Difference, EdgeCheck, Summary, bracket, signed
+from experiments.report.summary import (
+    NO_EDGE,
+    SEEDS_FOR_A_CLAIM,
+    Difference,
+    EdgeCheck,
+    Summary,
+    bracket,
+    signed,
+)
 
 NAMES_AT_MOST = 4
 """A longer list of arms is counted; the tables have the names."""
@@ -22,33 +32,70 @@ def headline(summary: Summary, tasks: Sequence[Summary] = ()) -> list[str]:
         tasks: The tasks one by one, where there are several.
     """
     if not summary.against_baseline:
-        return [f"Only one arm, {summary.baseline}, has complete runs: there is nothing to compare it with."]
+        return [
+            f"Only one arm, {summary.baseline}, has complete runs: there is nothing to compare it"
+            " with."
+        ]
     best = _best_arm(summary)
-    rivals = [difference for difference in summary.against_frozen if _is_taught(summary, difference.ours)]
-    sentences = [_over(summary) + (_baseline_first(summary, best) if best.is_behind else verdict(best) + _says_sign(summary, best))]
-    if rivals and (summary.frozen != summary.baseline or best.ours not in [rival.ours for rival in rivals]):
+    rivals = [
+        difference for difference in summary.against_frozen if _is_taught(summary, difference.ours)
+    ]
+    sentences = [
+        _over(summary)
+        + (
+            _baseline_first(summary, best)
+            if best.is_behind
+            else verdict(best) + _says_sign(summary, best)
+        )
+    ]
+    if rivals and (
+        summary.frozen != summary.baseline or best.ours not in [rival.ours for rival in rivals]
+    ):
         rival = _best(rivals)
         said = rival.ours == best.ours and best.is_ahead
-        sentences.append(_over(summary) + verdict(rival) + ("" if said else _says_sign(summary, rival)))
+        sentences.append(
+            _over(summary) + verdict(rival) + ("" if said else _says_sign(summary, rival))
+        )
     sentences += literal_rule(summary)
     sentences += [_task_sentence(task) for task in tasks]
-    return [_answer(summary), *sentences, *_lists(summary), *unlike(summary.differences, NAMES_AT_MOST), _caution(summary)]
+    return [
+        _answer(summary),
+        *sentences,
+        *_lists(summary),
+        *unlike(summary.differences, NAMES_AT_MOST),
+        _caution(summary),
+    ]
 
 
 def _answer(summary: Summary) -> str:
-    """Did the feedback help, in plain words: the best feedback arm against the arm without the edge and every control."""
+    """Did the feedback help, in plain words: the best feedback arm against the arm without the edge
+    and every control.
+    """
     judged = [edge for edge in summary.edges if NO_EDGE in edge.differences]
     question = f"Did the feedback help? {_over(summary)}"
     several = len(summary.tasks) > 1
     if not judged:
-        return question + ("n" if several else "N") + "ot answered here: no feedback arm stands beside the same arm without feedback."
+        return (
+            question
+            + ("n" if several else "N")
+            + "ot answered here: no feedback arm stands beside the same arm without feedback."
+        )
     best = max(judged, key=lambda edge: _estimate(edge.differences[NO_EDGE]))
     alone = best.differences[NO_EDGE]
     if not alone.is_ahead:
-        word = "No, it did harm:" if alone.is_behind else "That is not shown: the best feedback arm,"
-        text = f"{word} {best.label} against {alone.theirs}" if alone.is_behind else f"{word} {best.label}, against {alone.theirs}"
+        word = (
+            "No, it did harm:" if alone.is_behind else "That is not shown: the best feedback arm,"
+        )
+        text = (
+            f"{word} {best.label} against {alone.theirs}"
+            if alone.is_behind
+            else f"{word} {best.label}, against {alone.theirs}"
+        )
     elif best.unbeaten:
-        text = f"It is not shown that the signs are what helps: {best.label} is ahead of {alone.theirs} but not of {_and([control.theirs for control in best.unbeaten])}"
+        text = (
+            f"It is not shown that the signs are what helps: {best.label} is ahead of"
+            f" {alone.theirs} but not of {_and([control.theirs for control in best.unbeaten])}"
+        )
     elif best.not_run or not best.controls:
         text = f"Not shown yet, for want of controls: {best.label} against {alone.theirs}"
     elif any(difference.is_tendency for difference in _decisive(best)):
@@ -56,7 +103,10 @@ def _answer(summary: Summary) -> str:
     else:
         text = f"Yes: {best.label} against {alone.theirs} and ahead of every control"
     seeds = f"{alone.seeds} seed{'' if alone.seeds == 1 else 's'}"
-    behind = f"{amount(alone.interval)}, corrected p {p_value(alone.p_corrected)}, {seeds}, {alone.compared} feedback arm{'' if alone.compared == 1 else 's'} compared"
+    behind = (
+        f"{amount(alone.interval)}, corrected p {p_value(alone.p_corrected)}, {seeds},"
+        f" {alone.compared} feedback arm{'' if alone.compared == 1 else 's'} compared"
+    )
     return f"{question}{text[0].lower() + text[1:] if several else text}: area {behind}."
 
 
@@ -82,9 +132,9 @@ def warnings(summaries: Sequence[Summary]) -> list[str]:
     where = sorted({label for labels in found.values() for label in labels})
     place = f" on {', '.join(where)}" if len(summaries) > 1 and len(where) < len(summaries) else ""
     return [
-        f"Controls are missing{place}: {_names(arms)} {'has' if len(arms) == 1 else 'have'} no complete run with the {_and(kinds)} sign to be "
-        f"compared with, so a difference may come from updating the LLM at all and not from what the feedback says. "
-        f"{advice(files)}"
+        f"Controls are missing{place}: {_names(arms)} {'has' if len(arms) == 1 else 'have'} no"
+        f" complete run with the {_and(kinds)} sign to be compared with, so a difference may come"
+        f" from updating the LLM at all and not from what the feedback says. {advice(files)}"
     ]
 
 
@@ -107,9 +157,10 @@ def verdict(difference: Difference) -> str:
     else:
         word = "better than" if difference.is_ahead else "worse than"
     return (
-        f"{difference.ours} is {word} {difference.theirs}{_tendency(difference)}: area under the success curve "
-        f"{amount(interval)}{corrected(difference)}, ahead in {difference.won} of {difference.pairs} {_pairs_word(difference)}, "
-        f"probability of improvement {difference.improvement.estimate:.2f}."
+        f"{difference.ours} is {word} {difference.theirs}{_tendency(difference)}: area under the"
+        f" success curve {amount(interval)}{corrected(difference)}, ahead in {difference.won} of"
+        f" {difference.pairs} {_pairs_word(difference)}, probability of improvement"
+        f" {difference.improvement.estimate:.2f}."
     )
 
 
@@ -122,7 +173,9 @@ def _tendency(difference: Difference) -> str:
 
 
 def _says_sign(summary: Summary, difference: Difference) -> str:
-    """Whether an arm that is ahead owes it to what the feedback says: a control does not, and feedback has to beat every control that there is."""
+    """Whether an arm that is ahead owes it to what the feedback says: a control does not, and
+    feedback has to beat every control that there is.
+    """
     if not difference.is_ahead:
         return ""
     if any(row.label == difference.ours and is_control(row.arm.config) for row in summary.arms):
@@ -131,28 +184,47 @@ def _says_sign(summary: Summary, difference: Difference) -> str:
     if edge is None or not edge.controls:
         return ""
     if edge.unbeaten:
-        unbeaten = _and([f"{control.theirs} ({amount(control.interval)})" for control in edge.unbeaten])
-        return f" But it is not shown to be ahead of {unbeaten}, so its signs are not shown to be what helps."
-    beaten = _and([f"{control.theirs} ({amount(control.interval)})" for control in edge.controls], "and")
+        unbeaten = _and(
+            [f"{control.theirs} ({amount(control.interval)})" for control in edge.unbeaten]
+        )
+        return (
+            f" But it is not shown to be ahead of {unbeaten}, so its signs are not shown to be what"
+            " helps."
+        )
+    beaten = _and(
+        [f"{control.theirs} ({amount(control.interval)})" for control in edge.controls], "and"
+    )
     if edge.not_run:
-        return f" It is ahead of {beaten} too; without the {_and(edge.not_run)} sign that does not yet show that its signs are what helps."
+        return (
+            f" It is ahead of {beaten} too; without the {_and(edge.not_run)} sign that does not yet"
+            " show that its signs are what helps."
+        )
     if any(control.is_tendency for control in edge.controls):
         return f" It is ahead of {beaten} too, which speaks for the signs themselves."
     return f" It is ahead of {beaten} too, so the sign itself helps."
 
 
 def _baseline_first(summary: Summary, next_best: Difference) -> str:
-    others = "every other arm that does not follow the bot" if _experts(summary) else "every other arm"
-    return f"{summary.baseline} is ahead of {others}{_tendency(next_best)}; next comes {next_best.ours}. {verdict(next_best)}"
+    others = (
+        "every other arm that does not follow the bot" if _experts(summary) else "every other arm"
+    )
+    return (
+        f"{summary.baseline} is ahead of {others}{_tendency(next_best)}; next comes"
+        f" {next_best.ours}. {verdict(next_best)}"
+    )
 
 
 def _pairs_word(difference: Difference) -> str:
     several_tasks = len({task for task, _ in difference.per_run}) > 1
-    return "pairs of runs" if several_tasks else f"paired seed{'' if difference.pairs == 1 else 's'}"
+    return (
+        "pairs of runs" if several_tasks else f"paired seed{'' if difference.pairs == 1 else 's'}"
+    )
 
 
 def literal_rule(summary: Summary) -> list[str]:
-    """What became of the paper's rule, ``previous`` as Algorithm 1 has it, and which variant does better where it fails."""
+    """What became of the paper's rule, ``previous`` as Algorithm 1 has it, and which variant does
+    better where it fails.
+    """
     literal = [edge for edge in summary.edges if _is_literal(summary, edge.label)]
     if not literal:
         return []
@@ -161,32 +233,62 @@ def literal_rule(summary: Summary) -> list[str]:
     for word, chosen in (
         (_helps(literal), [edge for edge in literal if _benefits(edge)]),
         ("shows no benefit", [edge for edge in literal if _fails(edge)]),
-        ("cannot be judged here", [edge for edge in literal if not _benefits(edge) and not _fails(edge)]),
+        (
+            "cannot be judged here",
+            [edge for edge in literal if not _benefits(edge) and not _fails(edge)],
+        ),
     ):
         if chosen:
-            sentences.append(f"The paper's literal rule (previous) {word}: {'; '.join(_against_both(edge) for edge in chosen)}.")
+            sentences.append(
+                f"The paper's literal rule (previous) {word}:"
+                f" {'; '.join(_against_both(edge) for edge in chosen)}."
+            )
     if any(_benefits(edge) for edge in literal) or not others:
         return sentences
     return [*sentences, _variant(others)]
 
 
 def _helps(edges: Sequence[EdgeCheck]) -> str:
-    few = any(difference.is_tendency for edge in edges if _benefits(edge) for difference in _decisive(edge))
+    few = any(
+        difference.is_tendency
+        for edge in edges
+        if _benefits(edge)
+        for difference in _decisive(edge)
+    )
     return "is ahead, on so few seeds a tendency" if few else "helps"
 
 
 def _variant(others: Sequence[EdgeCheck]) -> str:
-    tried = f"Of the {len(others)} other feedback arms tried" if len(others) > 1 else "Of one other feedback arm tried"
+    tried = (
+        f"Of the {len(others)} other feedback arms tried"
+        if len(others) > 1
+        else "Of one other feedback arm tried"
+    )
     helping = [edge for edge in others if _benefits(edge)]
     every = "both the arm without feedback and every control that was run"
     if not helping:
         judged = [edge for edge in others if _is_judged(edge)]
-        nearest = max(judged, key=lambda edge: min(difference.interval.estimate for difference in _decisive(edge)), default=None)
-        closest = f" The closest is {_against_both(nearest)}." if nearest else " None could be compared with both."
+        nearest = max(
+            judged,
+            key=lambda edge: min(difference.interval.estimate for difference in _decisive(edge)),
+            default=None,
+        )
+        closest = (
+            f" The closest is {_against_both(nearest)}."
+            if nearest
+            else " None could be compared with both."
+        )
         return f"{tried}, none is ahead of {every}.{closest}"
     best = max(helping, key=lambda edge: _decisive(edge)[0].interval.estimate)
-    few = ", a tendency" if any(difference.is_tendency for edge in helping for difference in _decisive(edge)) else ""
-    return f"{tried}, {len(helping)} {'is' if len(helping) == 1 else 'are'} ahead of {every}{few}; by most {_against_both(best)}."
+    few = (
+        ", a tendency"
+        if any(difference.is_tendency for edge in helping for difference in _decisive(edge))
+        else ""
+    )
+    return (
+        f"{tried}, {len(helping)} {'is' if len(helping) == 1 else 'are'} ahead of {every}{few}; by"
+        f" most {_against_both(best)}."
+    )
 
 
 def _against_both(edge: EdgeCheck) -> str:
@@ -199,7 +301,11 @@ def _against_both(edge: EdgeCheck) -> str:
         absent.append("no arm without feedback to compare with")
     if edge.controls:
         hardest = min(edge.controls, key=_lower_end)
-        of = f", the hardest of {len(edge.controls)} controls to beat" if len(edge.controls) > 1 else ""
+        of = (
+            f", the hardest of {len(edge.controls)} controls to beat"
+            if len(edge.controls) > 1
+            else ""
+        )
         parts.append(f"{amount(hardest.interval)} against {hardest.theirs}{of}")
     if "random" not in edge.differences:
         absent.append("no random sign to compare with")
@@ -212,18 +318,24 @@ def _lower_end(difference: Difference) -> float:
 
 
 def _decisive(edge: EdgeCheck) -> list[Difference]:
-    """What a benefit has to show in: against the arm without the edge, first, and against every control that there is."""
+    """What a benefit has to show in: against the arm without the edge, first, and against every
+    control that there is.
+    """
     return [*([edge.differences[NO_EDGE]] if NO_EDGE in edge.differences else []), *edge.controls]
 
 
 def _fails(edge: EdgeCheck) -> bool:
     """Not ahead of one of them is enough."""
-    return any(not math.isnan(difference.p) and not difference.is_ahead for difference in _decisive(edge))
+    return any(
+        not math.isnan(difference.p) and not difference.is_ahead for difference in _decisive(edge)
+    )
 
 
 def _is_judged(edge: EdgeCheck) -> bool:
     complete = NO_EDGE in edge.differences and "random" in edge.differences
-    return complete and not any(math.isnan(difference.interval.low) for difference in _decisive(edge))
+    return complete and not any(
+        math.isnan(difference.interval.low) for difference in _decisive(edge)
+    )
 
 
 def _benefits(edge: EdgeCheck) -> bool:
@@ -235,8 +347,13 @@ def _is_literal(summary: Summary, label: str) -> bool:
 
 
 def _is_taught(summary: Summary, label: str) -> bool:
-    """True for a student's teacher that gets a signal, controls left out: it differs from the frozen one in nothing but the edge."""
-    return any(row.label == label and is_feedback(row.arm.config) and row.arm.config.arm.agent == "student" for row in summary.arms)
+    """True for a student's teacher that gets a signal, controls left out: it differs from the
+    frozen one in nothing but the edge.
+    """
+    return any(
+        row.label == label and is_feedback(row.arm.config) and row.arm.config.arm.agent == "student"
+        for row in summary.arms
+    )
 
 
 def _over(summary: Summary) -> str:
@@ -254,11 +371,15 @@ def _lists(summary: Summary) -> list[str]:
     ahead = [difference for difference in summary.against_baseline if difference.is_ahead]
     behind = [difference for difference in summary.against_baseline if difference.is_behind]
     sentences = []
-    for found, (claim, tendency) in ((ahead, ("Better than", "Ahead of")), (behind, ("Worse than", "Behind"))):
+    for found, (claim, tendency) in (
+        (ahead, ("Better than", "Ahead of")),
+        (behind, ("Worse than", "Behind")),
+    ):
         word = tendency if any(difference.is_tendency for difference in found) else claim
         if found:
             sentences.append(
-                f"{word} {summary.baseline}, after the correction: {_names([difference.ours for difference in found])}."
+                f"{word} {summary.baseline}, after the correction:"
+                f" {_names([difference.ours for difference in found])}."
             )
     return sentences
 
@@ -275,36 +396,58 @@ def unlike(differences: Sequence[Difference], at_most: int | None = None) -> lis
         return []
     sampled = list(dict.fromkeys(label for difference in apart for label in difference.sampled))
     exact = list(
-        dict.fromkeys(label for difference in apart for label in (difference.ours, difference.theirs) if label not in difference.sampled)
+        dict.fromkeys(
+            label
+            for difference in apart
+            for label in (difference.ours, difference.theirs)
+            if label not in difference.sampled
+        )
     )
     return [
-        f"Not evaluated alike: {_names(sampled, at_most)} on held-out episodes, {_names(exact, at_most)} exactly. "
-        "How much easier or harder those episodes are than all of them, the same for every seed, is in no interval of their differences."
+        f"Not evaluated alike: {_names(sampled, at_most)} on held-out episodes,"
+        f" {_names(exact, at_most)} exactly. How much easier or harder those episodes are than all"
+        " of them, the same for every seed, is in no interval of their differences."
     ]
 
 
 def _caution(summary: Summary) -> str:
     tried, pairs = len(summary.arms), _seeds_in_pairs(summary)
     experts = _experts(summary)
-    text = f"{_names(experts)} {'follows' if len(experts) == 1 else 'follow'} the bot, a bound and no rival. " if experts else ""
+    text = (
+        f"{_names(experts)} {'follows' if len(experts) == 1 else 'follow'} the bot, a bound and no"
+        " rival. "
+        if experts
+        else ""
+    )
     text += (
-        f"{tried} arms were tried; the words rest on p values that are corrected for the number of arms compared (Holm), the intervals "
-        "are those of each comparison alone."
+        f"{tried} arms were tried; the words rest on p values that are corrected for the number of"
+        " arms compared (Holm), the intervals are those of each comparison alone."
     )
     if pairs < SEEDS_FOR_A_CLAIM:
-        text += f" {pairs} paired {'seed shows' if pairs == 1 else 'seeds show'} a tendency; a claim needs {SEEDS_FOR_A_CLAIM}."
+        text += (
+            f" {pairs} paired {'seed shows' if pairs == 1 else 'seeds show'} a tendency; a claim"
+            f" needs {SEEDS_FOR_A_CLAIM}."
+        )
     return text
 
 
 def _seeds_in_pairs(summary: Summary) -> int:
     """Paired seeds on the task that has fewest of them, for the comparison that has most."""
-    counts = [Counter(task for task, _ in difference.per_run) for difference in summary.against_baseline]
+    counts = [
+        Counter(task for task, _ in difference.per_run) for difference in summary.against_baseline
+    ]
     return max((min(count.values()) for count in counts if count), default=0)
 
 
 def _best_arm(summary: Summary) -> Difference:
-    """The best that does not follow the bot, which knows the answer; the best of all where there is no other."""
-    free = [difference for difference in summary.against_baseline if difference.ours not in _experts(summary)]
+    """The best that does not follow the bot, which knows the answer; the best of all where there is
+    no other.
+    """
+    free = [
+        difference
+        for difference in summary.against_baseline
+        if difference.ours not in _experts(summary)
+    ]
     return _best(free or summary.against_baseline)
 
 

@@ -1,7 +1,8 @@
 """Make a report from run folders alone: ``python -m experiments.report runs/demo``.
 
-Writes ``report.html``, ``provenance.json``, ``configs.json``, ``figures/*.svg``, ``figures/*.png`` and ``tables/`` into the folder (or ``--output``) and prints the path last.
-``python -m experiments.recompute runs/demo`` checks the tables against the curves, with statistics of its own.
+Writes ``report.html``, ``provenance.json``, ``configs.json``, ``figures/*.svg``, ``figures/*.png``
+and ``tables/`` into the folder (or ``--output``) and prints the path last. ``python -m
+experiments.recompute runs/demo`` checks the tables against the curves, with statistics of its own.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def find(folder: Path) -> Findings:
     unfinished = [run for run in runs if run not in complete]
     if not complete:
         raise CheckpointError(
-            f"{folder} holds {len(runs)} run(s), none of them complete:\n" + "\n".join(unfinished_line(run) for run in runs)
+            f"{folder} holds {len(runs)} run(s), none of them complete:\n"
+            + "\n".join(unfinished_line(run) for run in runs)
         )
     samples = complete[0].config.compare.bootstrap_samples
     tasks = group_tasks(complete)
@@ -100,7 +102,9 @@ def write_report(findings: Findings, output: Path) -> Path:
 
     several = len(findings.tasks) > 1
     overall = draw_overall(findings.overall, findings.samples) if findings.overall else {}
-    tasks = [draw_task(task, f"{file_name(task.label)}_" if several else "") for task in findings.tasks]
+    tasks = [
+        draw_task(task, f"{file_name(task.label)}_" if several else "") for task in findings.tasks
+    ]
     target = output / "report.html"
     with writing(output):
         for name in ("figures", "tables"):
@@ -109,8 +113,12 @@ def write_report(findings: Findings, output: Path) -> Path:
             for drawn in (drawn for group in pictures.values() for drawn in group):
                 (output / "figures" / f"{drawn.name}.svg").write_text(drawn.svg, encoding="utf-8")
                 (output / "figures" / f"{drawn.name}.png").write_bytes(drawn.png)
-        for name, (header, rows) in all_tables(findings.tasks, findings.overall, findings.samples).items():
-            with (output / "tables" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        for name, (header, rows) in all_tables(
+            findings.tasks, findings.overall, findings.samples
+        ).items():
+            with (output / "tables" / f"{name}.csv").open(
+                "w", newline="", encoding="utf-8"
+            ) as file:
                 csv.writer(file).writerows([header, *rows])
         replace_json(output / "tables" / "resampling.json", resampling_settings(findings.samples))
         write_provenance(findings.tasks, output)
@@ -124,8 +132,12 @@ def file_name(label: str) -> str:
     return re.sub("[^A-Za-z0-9_]+", "_", label).strip("_")
 
 
-def compose_page(findings: Findings, overall: Pictures, tasks: Sequence[Pictures], viewer: str | None = None) -> str:
-    """The page, from what there is to say, the figures over all tasks and of each, and the name of the viewer's page beside it."""
+def compose_page(
+    findings: Findings, overall: Pictures, tasks: Sequence[Pictures], viewer: str | None = None
+) -> str:
+    """The page, from what there is to say, the figures over all tasks and of each, and the name of
+    the viewer's page beside it.
+    """
     from experiments.report import page
     from experiments.report.sections import overall_sections, provenance_sections, task_sections
 
@@ -136,7 +148,11 @@ def compose_page(findings: Findings, overall: Pictures, tasks: Sequence[Pictures
     if viewer:
         sections.append(
             page.section(
-                "The loop, step by step", page.link(viewer, "Recorded rollouts: guidance, action, advantage, sign, and the LLM after it")
+                "The loop, step by step",
+                page.link(
+                    viewer,
+                    "Recorded rollouts: guidance, action, advantage, sign, and the LLM after it",
+                ),
             )
         )
     sections += provenance_sections(findings.tasks, findings.unfinished)
@@ -146,9 +162,16 @@ def compose_page(findings: Findings, overall: Pictures, tasks: Sequence[Pictures
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="lamorel-ext-report", description="Make a report from run folders.")
+    parser = argparse.ArgumentParser(
+        prog="lamorel-ext-report", description="Make a report from run folders."
+    )
     parser.add_argument("folder", type=Path, help="folder of the runs")
-    parser.add_argument("--output", type=folder_to_write, default=None, help="where to write; the folder of the runs if not given")
+    parser.add_argument(
+        "--output",
+        type=folder_to_write,
+        default=None,
+        help="where to write; the folder of the runs if not given",
+    )
     return parser.parse_args(argv)
 
 

@@ -66,17 +66,20 @@ pre { background: var(--tint); padding: .6rem; white-space: pre-wrap; overflow-w
   th, td { white-space: normal; padding: .15rem .5rem .15rem 0; min-width: 0; }
   th:first-child, td:first-child { position: static; }
 }
-"""
+"""  # noqa: E501
 
 
-def page(title: str, answer: Sequence[str], sections: Sequence[str], warnings: Sequence[str] = ()) -> str:
+def page(
+    title: str, answer: Sequence[str], sections: Sequence[str], warnings: Sequence[str] = ()
+) -> str:
     """The whole document.
 
     Args:
         title: Of the document, plain text.
         answer: Sentences that answer the question, plain text; the first one stands out.
         sections: HTML, as the functions below make it.
-        warnings: What a reader must know before believing the answer; stands right below its first sentence.
+        warnings: What a reader must know before believing the answer; stands right below its first
+            sentence.
     """
     paragraphs = [f"<p>{html.escape(sentence)}</p>" for sentence in answer]
     alarms = [f'<p class="alarm" role="note">{html.escape(sentence)}</p>' for sentence in warnings]
@@ -84,9 +87,9 @@ def page(title: str, answer: Sequence[str], sections: Sequence[str], warnings: S
     body = "\n".join(sections)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'  # noqa: E501
         f"<title>{html.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
-        f'<div class="answer">\n{first_lines}\n</div>\n<nav aria-label="contents">\n{_contents(body)}\n</nav>\n{body}\n</body>\n</html>\n'
+        f'<div class="answer">\n{first_lines}\n</div>\n<nav aria-label="contents">\n{_contents(body)}\n</nav>\n{body}\n</body>\n</html>\n'  # noqa: E501
     )
 
 
@@ -95,8 +98,13 @@ def _contents(body: str) -> str:
     groups: dict[str, list[str]] = {}
     for place, heading in re.findall(_HEADING, body):
         group, separator, rest = heading.partition(": ")
-        groups.setdefault(group if separator else "", []).append(f'<a href="#{place}">{rest if separator else heading}</a>')
-    return "\n".join(f"<p>{f'<b>{group}:</b> ' if group else ''}{' '.join(links)}</p>" for group, links in groups.items())
+        groups.setdefault(group if separator else "", []).append(
+            f'<a href="#{place}">{rest if separator else heading}</a>'
+        )
+    return "\n".join(
+        f"<p>{f'<b>{group}:</b> ' if group else ''}{' '.join(links)}</p>"
+        for group, links in groups.items()
+    )
 
 
 _HEADING = r'<section id="([^"]*)">\n<h2>(.*?)</h2>'
@@ -104,7 +112,11 @@ _HEADING = r'<section id="([^"]*)">\n<h2>(.*?)</h2>'
 
 def section(title: str, *parts: str) -> str:
     """A heading and what stands under it."""
-    return f'<section id="{slug(title)}">\n<h2>{html.escape(title)}</h2>\n' + "\n".join(parts) + "\n</section>"
+    return (
+        f'<section id="{slug(title)}">\n<h2>{html.escape(title)}</h2>\n'
+        + "\n".join(parts)
+        + "\n</section>"
+    )
 
 
 def slug(text: str) -> str:
@@ -115,14 +127,21 @@ def slug(text: str) -> str:
 def warning(lines: Sequence[str]) -> str:
     """What must not be overlooked; the first line stands out."""
     first, *others = (html.escape(line) for line in lines)
-    return f'<div class="alarm" role="note"><strong>{first}</strong>{"".join(f"<br>{line}" for line in others)}</div>'
+    return f'<div class="alarm" role="note"><strong>{first}</strong>{"".join(f"<br>{line}" for line in others)}</div>'  # noqa: E501
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:
-    """A table of plain text that scrolls sideways where it is too wide; its first column stays, and its words may break at slashes."""
+    """A table of plain text that scrolls sideways where it is too wide; its first column stays, and
+    its words may break at slashes.
+    """
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
-    lines = "\n".join("<tr>" + "".join(f"<td>{_cell(cell, first=not i)}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows)
-    return f'<div class="wide" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'
+    lines = "\n".join(
+        "<tr>"
+        + "".join(f"<td>{_cell(cell, first=not i)}</td>" for i, cell in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'  # noqa: E501
 
 
 def _cell(text: str, first: bool) -> str:
@@ -140,12 +159,16 @@ def picture(drawn: Picture) -> str:
     caption = html.escape(drawn.caption)
     if len(drawn.parts) < 2:
         return f"<figure>{_image(drawn.svg, caption)}<figcaption>{caption}</figcaption></figure>"
-    panels = "\n".join(_image(svg, f"{html.escape(title)}: {caption}") for title, svg in drawn.parts)
-    return f'<figure><div class="panels">\n{panels}\n</div><figcaption>{caption}</figcaption></figure>'
+    panels = "\n".join(
+        _image(svg, f"{html.escape(title)}: {caption}") for title, svg in drawn.parts
+    )
+    return (
+        f'<figure><div class="panels">\n{panels}\n</div><figcaption>{caption}</figcaption></figure>'
+    )
 
 
 def _image(svg: str, alt: str) -> str:
-    return f'<img alt="{alt}" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
+    return f'<img alt="{alt}" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'  # noqa: E501
 
 
 def link(target: str, text: str) -> str:

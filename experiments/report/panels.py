@@ -1,7 +1,9 @@
-"""Curves of many arms so that each can be told apart: small panels by kind of arm, a label at the end of every line, controls in grey.
+"""Curves of many arms so that each can be told apart: small panels by kind of arm, a label at the
+end of every line, controls in grey.
 
-A panel holds one family of arms and, in black, the arm without feedback that it is to be compared with. A colour means the same signal in every
-panel. A figure is drawn panel by panel, for a page whose width decides how many stand side by side, and as a whole, for a paper.
+A panel holds one family of arms and, in black, the arm without feedback that it is to be compared
+with. A colour means the same signal in every panel. A figure is drawn panel by panel, for a page
+whose width decides how many stand side by side, and as a whole, for a paper.
 """
 
 from __future__ import annotations
@@ -21,11 +23,30 @@ from experiments.report.results import Arm
 from experiments.report.roles import has_edge, is_control, is_online, without_edge
 
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#5B3A8C")
-"""Okabe and Ito's colours (2008) without yellow, which vanishes on paper, and black, which is the arm without feedback; brown and violet."""
-SIGNAL_COLOURS = {"previous": PALETTE[0], "gae": PALETTE[1], "td": PALETTE[2], "state": PALETTE[3], "weighted": PALETTE[4]}
+"""Okabe and Ito's colours (2008) without yellow, which vanishes on paper, and black, which is the
+arm without feedback; brown and violet.
+"""
+SIGNAL_COLOURS = {
+    "previous": PALETTE[0],
+    "gae": PALETTE[1],
+    "td": PALETTE[2],
+    "state": PALETTE[3],
+    "weighted": PALETTE[4],
+}
 GREY, BLACK = "#8A8A8A", "#000000"
-DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)), (0, (9, 2, 2, 2, 2, 2)))
-CONTROL_DASHES: dict[str, Dashes] = {"random": "-", "shuffled": (0, (5, 2)), "inverted": (0, (1, 1.3)), "positive": (0, (6, 2, 1, 2))}
+DASHES: tuple[Dashes, ...] = (
+    "-",
+    (0, (5, 2)),
+    (0, (1, 1.3)),
+    (0, (6, 2, 1, 2)),
+    (0, (9, 2, 2, 2, 2, 2)),
+)
+CONTROL_DASHES: dict[str, Dashes] = {
+    "random": "-",
+    "shuffled": (0, (5, 2)),
+    "inverted": (0, (1, 1.3)),
+    "positive": (0, (6, 2, 1, 2)),
+}
 ONE_PANEL_ARMS = 7
 PANEL_INCHES = (4.3, 2.7)
 LETTER_INCHES = 0.064
@@ -57,7 +78,9 @@ class Panel:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve with its band: places, estimates and ends, each ``(points,)``; a band of NaN is not drawn."""
+    """A curve with its band: places, estimates and ends, each ``(points,)``; a band of NaN is not
+    drawn.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -66,7 +89,9 @@ class Series:
 
 
 def lay_out(arms: Sequence[Arm]) -> list[Panel]:
-    """The panels in which ``arms`` are drawn: one for a few arms, otherwise one for each family that there is."""
+    """The panels in which ``arms`` are drawn: one for a few arms, otherwise one for each family
+    that there is.
+    """
     if len(arms) <= ONE_PANEL_ARMS:
         return [Panel("", _lines(arms, ""))]
     groups: dict[str, list[Arm]] = {}
@@ -82,7 +107,11 @@ def lay_out(arms: Sequence[Arm]) -> list[Panel]:
 
 
 OTHERS = "Without feedback"
-ON_POLICY, PER_ROLLOUT, ONLINE = "LLM as policy, with feedback", "Teacher, updated per rollout", "Teacher, updated while acting"
+ON_POLICY, PER_ROLLOUT, ONLINE = (
+    "LLM as policy, with feedback",
+    "Teacher, updated per rollout",
+    "Teacher, updated while acting",
+)
 FAMILIES = (OTHERS, ON_POLICY, PER_ROLLOUT, ONLINE)
 
 
@@ -115,7 +144,9 @@ def _colour(wanted: str | None, lines: Sequence[Line]) -> str:
     if wanted:
         return wanted
     used = {line.colour for line in lines}
-    return next((colour for colour in (BLACK, *reversed(PALETTE)) if colour not in used), PALETTE[-1])
+    return next(
+        (colour for colour in (BLACK, *reversed(PALETTE)) if colour not in used), PALETTE[-1]
+    )
 
 
 def _free(colour: str, lines: Sequence[Line], wanted: Dashes) -> Dashes:
@@ -128,7 +159,11 @@ def _short(label: str, family: str) -> str:
     """Without what the panel's title says already."""
     if not family:
         return label
-    short = label.removeprefix("teacher_feedback/").removeprefix("llm_policy+").removeprefix("feedback/")
+    short = (
+        label.removeprefix("teacher_feedback/")
+        .removeprefix("llm_policy+")
+        .removeprefix("feedback/")
+    )
     return short.removesuffix("/online") if family == ONLINE else short
 
 
@@ -149,44 +184,76 @@ def draw(
         panels: As ``lay_out`` makes them; arms without a series are left out.
         series: By arm.
         axes_labels: Of x and y.
-        label_heights: Where each label is to stand, by arm, for curves that all end in one place; otherwise at the end of its curve.
+        label_heights: Where each label is to stand, by arm, for curves that all end in one place;
+            otherwise at the end of its curve.
         beside: By arm, a second curve of the same colour, thin and dotted, without label and band.
     """
-    shown = [Panel(panel.title, tuple(line for line in panel.lines if line.arm in series)) for panel in panels]
+    shown = [
+        Panel(panel.title, tuple(line for line in panel.lines if line.arm in series))
+        for panel in panels
+    ]
     # A panel with nothing but an arm that stands in another one too says nothing.
-    telling = [panel for panel in shown if len(panel.lines) > 1 or (panel.lines and len(shown) == 1)]
+    telling = [
+        panel for panel in shown if len(panel.lines) > 1 or (panel.lines and len(shown) == 1)
+    ]
     shown = telling or [panel for panel in shown if panel.lines][:1]
     x_max = max(float(curve.x.max()) for curve in series.values())
     drawn = [*series.values(), *(beside or {}).values()]
     y_max = max(
-        float(np.nanmax([curve.y.max(), np.nanmax(curve.high) if not np.isnan(curve.high).all() else 0])) for curve in drawn
+        float(
+            np.nanmax(
+                [curve.y.max(), np.nanmax(curve.high) if not np.isnan(curve.high).all() else 0]
+            )
+        )
+        for curve in drawn
     )
 
     def fill(axes: Axes, panel: Panel) -> None:
         for line in panel.lines:
             if beside and line.arm in beside:
                 other = beside[line.arm]
-                axes.plot(other.x, other.y, color=line.colour, linestyle=":", linewidth=0.9, zorder=2.5)
+                axes.plot(
+                    other.x, other.y, color=line.colour, linestyle=":", linewidth=0.9, zorder=2.5
+                )
         _fill(axes, panel, series, axes_labels, (x_max or 1.0, 1.04 * y_max or 1.0), label_heights)
 
     columns = 1 if len(shown) == 1 else 2
     room = LABEL_SAMPLE_INCHES if label_heights else 0.0
     whole = _figure(shown, columns, fill, room)
-    parts = tuple((panel.title, _svg(_figure([panel], 1, fill, room) if len(shown) > 1 else whole)) for panel in shown)
-    return Picture(name, caption, parts[0][1] if len(parts) == 1 else _svg(whole), _png(whole), parts)
+    parts = tuple(
+        (panel.title, _svg(_figure([panel], 1, fill, room) if len(shown) > 1 else whole))
+        for panel in shown
+    )
+    return Picture(
+        name, caption, parts[0][1] if len(parts) == 1 else _svg(whole), _png(whole), parts
+    )
 
 
-def _figure(panels: Sequence[Panel], columns: int, fill: Callable[[Axes, Panel], None], room: float) -> Figure:
+def _figure(
+    panels: Sequence[Panel], columns: int, fill: Callable[[Axes, Panel], None], room: float
+) -> Figure:
     """Panels of one size, each with room for its labels, whatever they are."""
     rows, (width, height) = -(-len(panels) // columns), PANEL_INCHES
-    labels = 0.22 + room + LETTER_INCHES * max(len(line.label) for panel in panels for line in panel.lines)
+    labels = (
+        0.22
+        + room
+        + LETTER_INCHES * max(len(line.label) for panel in panels for line in panel.lines)
+    )
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(columns * width, rows * height))
         for place, panel in enumerate(panels):
             left, top = place % columns * width + 0.52, (rows - place // columns) * height - 0.24
             box = (left, top - height + 0.7, max(width - 0.52 - labels, width / 3), height - 0.7)
             fill(
-                figure.add_axes((box[0] / columns / width, box[1] / rows / height, box[2] / columns / width, box[3] / rows / height)), panel
+                figure.add_axes(
+                    (
+                        box[0] / columns / width,
+                        box[1] / rows / height,
+                        box[2] / columns / width,
+                        box[3] / rows / height,
+                    )
+                ),
+                panel,
             )
     return figure
 
@@ -201,9 +268,18 @@ def _fill(
 ) -> None:
     for order, line in enumerate(panel.lines):
         curve, width = series[line.arm], 1.1 if line.faint else 1.7
-        axes.plot(curve.x, curve.y, color=line.colour, linestyle=line.dashes, linewidth=width, zorder=3 if line.faint else 5 + order)
+        axes.plot(
+            curve.x,
+            curve.y,
+            color=line.colour,
+            linestyle=line.dashes,
+            linewidth=width,
+            zorder=3 if line.faint else 5 + order,
+        )
         if not line.faint and not np.isnan(curve.low).all():
-            axes.fill_between(curve.x, curve.low, curve.high, color=line.colour, alpha=0.12, linewidth=0, zorder=2)
+            axes.fill_between(
+                curve.x, curve.low, curve.high, color=line.colour, alpha=0.12, linewidth=0, zorder=2
+            )
     axes.set_xlim(0, ends[0])
     axes.set_ylim(0, ends[1])
     axes.set_xlabel(labels[0])
@@ -218,15 +294,35 @@ def _fill(
         _label_samples(axes, panel, label_heights)
 
 
-def _label_ends(axes: Axes, panel: Panel, series: Mapping[str, Series], ends: tuple[float, float]) -> None:
-    """Write each line's name beside its end, and move apart what would stand on top of each other."""
-    tips = [(float(series[line.arm].x[-1]) / ends[0], float(series[line.arm].y[-1]) / ends[1], line) for line in panel.lines]
+def _label_ends(
+    axes: Axes, panel: Panel, series: Mapping[str, Series], ends: tuple[float, float]
+) -> None:
+    """Write each line's name beside its end, and move apart what would stand on top of each other."""  # noqa: E501
+    tips = [
+        (float(series[line.arm].x[-1]) / ends[0], float(series[line.arm].y[-1]) / ends[1], line)
+        for line in panel.lines
+    ]
     for (x, y, line), place in zip(tips, spread([y for _, y, _ in tips], LABEL_GAP), strict=True):
         axes.annotate(
-            line.label, xy=(x, y), xytext=(1.035, place), xycoords="axes fraction", textcoords="axes fraction", va="center", fontsize=8,
-            color=_ink(line), annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": line.colour, "linewidth": 0.6, "alpha": 0.45, "linestyle": ":", "shrinkA": 1, "shrinkB": 0},
-        )  # fmt: skip
+            line.label,
+            xy=(x, y),
+            xytext=(1.035, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=_ink(line),
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": line.colour,
+                "linewidth": 0.6,
+                "alpha": 0.45,
+                "linestyle": ":",
+                "shrinkA": 1,
+                "shrinkB": 0,
+            },
+        )
 
 
 def _label_samples(axes: Axes, panel: Panel, heights: Mapping[str, float]) -> None:
@@ -234,9 +330,23 @@ def _label_samples(axes: Axes, panel: Panel, heights: Mapping[str, float]) -> No
     places = spread([heights[line.arm] for line in panel.lines], LABEL_GAP)
     for line, place in zip(panel.lines, places, strict=True):
         axes.plot(
-            [1.02, 1.09], [place, place], color=line.colour, linestyle=line.dashes, transform=axes.transAxes, clip_on=False, linewidth=1.4
+            [1.02, 1.09],
+            [place, place],
+            color=line.colour,
+            linestyle=line.dashes,
+            transform=axes.transAxes,
+            clip_on=False,
+            linewidth=1.4,
         )
-        axes.text(1.11, place, line.label, transform=axes.transAxes, va="center", fontsize=8, color=_ink(line))
+        axes.text(
+            1.11,
+            place,
+            line.label,
+            transform=axes.transAxes,
+            va="center",
+            fontsize=8,
+            color=_ink(line),
+        )
 
 
 def _ink(line: Line) -> str:
@@ -245,9 +355,11 @@ def _ink(line: Line) -> str:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """The places, moved as little as needed to be ``gap`` apart and, where there is room, within 0 and 1. In the order given.
+    """The places, moved as little as needed to be ``gap`` apart and, where there is room, within 0
+    and 1. In the order given.
 
-    Least squares under an order (pool adjacent violators): without the gaps, neighbours in the wrong order share their mean.
+    Least squares under an order (pool adjacent violators): without the gaps, neighbours in the
+    wrong order share their mean.
     """
     order = sorted(range(len(places)), key=lambda i: places[i])
     pools: list[list[float]] = []

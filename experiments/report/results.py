@@ -1,4 +1,6 @@
-"""Read run folders back: what a report is made of. Nothing here needs the programme that made the runs."""
+"""Read run folders back: what a report is made of. Nothing here needs the programme that made the
+runs.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +44,12 @@ class Run:
     Attributes:
         folder: Where it lies.
         config: Its resolved configuration.
-        state: ``running``, ``complete`` or ``failed``; ``running`` is also what a killed process leaves behind.
+        state: ``running``, ``complete`` or ``failed``; ``running`` is also what a killed process
+            leaves behind.
         status: All of ``status.json``.
         versions: All of ``versions.json``.
-        columns: The learning curve, column by column, each ``(evaluations,)`` float64; NaN where nothing was measured.
+        columns: The learning curve, column by column, each ``(evaluations,)`` float64; NaN where
+            nothing was measured.
     """
 
     folder: Path
@@ -62,7 +66,9 @@ class Run:
 
     @property
     def level(self) -> str:
-        """What was trained on: ``env.level``, or the name of an environment that the run brought itself."""
+        """What was trained on: ``env.level``, or the name of an environment that the run brought
+        itself.
+        """
         return str(self.status.get("environment", self.config.env.level))
 
     def last(self, column: str) -> float:
@@ -74,14 +80,22 @@ class Run:
         return area_under_curve(self.columns[STEPS], self.columns[column], until)
 
     def area_by(self, cost: str, until: float) -> float:
-        """Mean success over what was spent of ``cost``; where nothing was spent between two evaluations, the later one counts."""
+        """Mean success over what was spent of ``cost``; where nothing was spent between two
+        evaluations, the later one counts.
+        """
         spent, success = self.columns[cost], self.columns[SUCCESS]
         last = np.append(np.diff(spent) > 0, True)
         return area_under_curve(spent[last], success[last], until)
 
     def cost_to(self, threshold: float, cost: str = STEPS) -> float | None:
-        """What was spent of ``cost``, environment steps by default, until an evaluation succeeds this often."""
-        return steps_to(self.columns[cost], self.columns[SUCCESS], threshold) if cost in self.columns else None
+        """What was spent of ``cost``, environment steps by default, until an evaluation succeeds
+        this often.
+        """
+        return (
+            steps_to(self.columns[cost], self.columns[SUCCESS], threshold)
+            if cost in self.columns
+            else None
+        )
 
 
 @dataclass(frozen=True)
@@ -116,9 +130,14 @@ class Task:
 
     @property
     def until(self) -> float:
-        """Environment steps that areas reach to: the end of the shortest curve, at most the smallest budget."""
+        """Environment steps that areas reach to: the end of the shortest curve, at most the
+        smallest budget.
+        """
         runs = [run for arm in self.arms for run in arm.runs.values()]
-        return min(min(run.last(STEPS) for run in runs), min(float(run.config.run.total_steps) for run in runs))
+        return min(
+            min(run.last(STEPS) for run in runs),
+            min(float(run.config.run.total_steps) for run in runs),
+        )
 
     def arm(self, label: str) -> Arm | None:
         """The arm of this label."""
@@ -140,8 +159,10 @@ def read_runs(folder: Path) -> list[Run]:
 def read_run(folder: Path) -> Run:
     """Read one run folder.
 
-    What is not needed to understand a curve may be damaged: without ``versions.json`` its makers are unknown, without ``status.json`` a
-    curve up to the end of the budget is complete, and what stands in the way of a run that is not complete is its error.
+    What is not needed to understand a curve may be damaged: without ``versions.json`` its makers
+        are unknown, without ``status.json`` a
+    curve up to the end of the budget is complete, and what stands in the way of a run that is not
+    complete is its error.
 
     Raises:
         CheckpointError: A file is missing or cannot be read.
@@ -158,10 +179,16 @@ def read_run(folder: Path) -> Run:
             _check_curve(path, columns)
     except CheckpointError as error:
         if state == "complete":
-            raise CheckpointError(f"{error}. The run's own command makes the curve anew from its checkpoint, where it has one") from error
+            raise CheckpointError(
+                f"{error}. The run's own command makes the curve anew from its checkpoint, where it"
+                " has one"
+            ) from error
         return Run(folder, config, state, {"error": str(error), **status}, versions, {})
     if "state" not in status and columns and columns[STEPS][-1] >= config.run.total_steps:
-        log.warning("%s is gone or damaged; its curve goes to the end, so the run is taken as complete", folder / "status.json")
+        log.warning(
+            "%s is gone or damaged; its curve goes to the end, so the run is taken as complete",
+            folder / "status.json",
+        )
         state = "complete"
     return Run(folder, config, state, status, versions, columns)
 
@@ -177,7 +204,9 @@ def _status(path: Path) -> dict[str, Any]:
 def _check_curve(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     """Raises CheckpointError where these columns cannot be a learning curve."""
     if missing := [name for name in NEEDED if name not in columns]:
-        raise CheckpointError(f"{path} is no learning curve: it has no column of numbers {', '.join(missing)}")
+        raise CheckpointError(
+            f"{path} is no learning curve: it has no column of numbers {', '.join(missing)}"
+        )
     if not len(columns[STEPS]):
         raise CheckpointError(f"{path} has no row below its header")
     for name, values in columns.items():
@@ -190,14 +219,18 @@ def _check_curve(path: Path, columns: Mapping[str, np.ndarray]) -> None:
         if np.any(np.abs(columns[name]) > _LARGEST):
             raise CheckpointError(f"{path}: {name} holds a number above {_LARGEST:.0e}")
     if np.any(columns[SUCCESS] > 1):
-        raise CheckpointError(f"{path}: {SUCCESS} is a share, but {columns[SUCCESS].max():g} is above 1")
+        raise CheckpointError(
+            f"{path}: {SUCCESS} is a share, but {columns[SUCCESS].max():g} is above 1"
+        )
     for name in (STEPS, CALLS, TOKENS, SECONDS):
         if np.any(np.diff(columns[name]) < 0):
             raise CheckpointError(f"{path}: {name} goes down from one row to the next")
 
 
 def readable_json(path: Path) -> dict[str, Any]:
-    """``read_json`` for what can be made anew: with a warning, a damaged file counts as one that is not there."""
+    """``read_json`` for what can be made anew: with a warning, a damaged file counts as one that is
+    not there.
+    """
     try:
         return read_json(path)
     except CheckpointError as error:
@@ -223,10 +256,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """The numbers of a CSV file, column by column; NaN where a cell is empty, no column where it holds words.
+    """The numbers of a CSV file, column by column; NaN where a cell is empty, no column where it
+    holds words.
 
     Raises:
-        CheckpointError: A row has more or fewer cells than the header, or two columns have one name.
+        CheckpointError: A row has more or fewer cells than the header, or two columns have one
+            name.
     """
     if not path.exists():
         return {}
@@ -252,7 +287,10 @@ def read_rows(path: Path, text: str) -> list[dict[str, float]]:
     """
     header, rows = _cells(path, text)
     try:
-        return [{name: float(cell or "nan") for name, cell in zip(header, row, strict=True)} for row in rows]
+        return [
+            {name: float(cell or "nan") for name, cell in zip(header, row, strict=True)}
+            for row in rows
+        ]
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
@@ -277,25 +315,38 @@ def _cells(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            raise CheckpointError(f"{path}, line {number}: expected {len(header)} cells, got {len(row)}")
+            raise CheckpointError(
+                f"{path}, line {number}: expected {len(header)} cells, got {len(row)}"
+            )
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise CheckpointError(f"{path} has several columns of the name {', '.join(twice)}")
     return header, rows
 
 
 def group_tasks(runs: Sequence[Run]) -> list[Task]:
-    """Runs grouped by level and number of objects, in the order of ``compare.tasks``, and by arm within each.
+    """Runs grouped by level and number of objects, in the order of ``compare.tasks``, and by arm
+    within each.
 
     Raises:
         CheckpointError: Two runs of a task have the same configuration and the same seed.
     """
     groups: dict[tuple[str, int | None], list[Run]] = {}
     tasks = max((run.config.compare.tasks for run in runs), key=len, default=())
-    for run in sorted(runs, key=lambda run: tasks.index(run.config.env.name) if run.config.env.name in tasks else len(tasks)):
+    for run in sorted(
+        runs,
+        key=lambda run: (
+            tasks.index(run.config.env.name) if run.config.env.name in tasks else len(tasks)
+        ),
+    ):
         groups.setdefault((run.level, run.config.env.num_distractors), []).append(run)
-    names = [members[0].config.env.name or _level_label(*level) for level, members in groups.items()]
+    names = [
+        members[0].config.env.name or _level_label(*level) for level, members in groups.items()
+    ]
     return [
-        Task(name if names.count(name) == 1 else f"{name} ({_level_label(*level)})", tuple(group_arms(members)))
+        Task(
+            name if names.count(name) == 1 else f"{name} ({_level_label(*level)})",
+            tuple(group_arms(members)),
+        )
         for name, (level, members) in zip(names, groups.items(), strict=True)
     ]
 
@@ -306,7 +357,8 @@ def _level_label(level: str, num_distractors: int | None) -> str:
 
 
 def group_arms(runs: Sequence[Run]) -> list[Arm]:
-    """Runs grouped by configuration, in the order of ``compare.arms`` where the folders are named after them.
+    """Runs grouped by configuration, in the order of ``compare.arms`` where the folders are named
+    after them.
 
     Raises:
         CheckpointError: Two runs have the same configuration and the same seed.
@@ -316,9 +368,15 @@ def group_arms(runs: Sequence[Run]) -> list[Arm]:
     for run in sorted(runs, key=lambda run: _order(run, arms)):
         members = groups.setdefault((run.config.arm.name, *method(run.config).items()), {})
         if run.seed in members:
-            raise CheckpointError(f"{run.folder} and {members[run.seed].folder} have the same configuration and the same seed {run.seed}")
+            raise CheckpointError(
+                f"{run.folder} and {members[run.seed].folder} have the same configuration and the"
+                f" same seed {run.seed}"
+            )
         members[run.seed] = run
-    grouped = [Arm(next(iter(members.values())).config.arm.name, dict(sorted(members.items()))) for members in groups.values()]
+    grouped = [
+        Arm(next(iter(members.values())).config.arm.name, dict(sorted(members.items())))
+        for members in groups.values()
+    ]
     return [Arm(_distinct_label(arm, grouped), arm.runs) for arm in grouped]
 
 

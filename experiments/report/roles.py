@@ -1,4 +1,6 @@
-"""What an arm is in a comparison: feedback or a control of it, what stands beside it without the edge, and which controls are missing."""
+"""What an arm is in a comparison: feedback or a control of it, what stands beside it without the
+edge, and which controls are missing.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from experiments.runs.identity import differing_keys, method
 from lamorel_ext.config import Config, FeedbackArgs
 
 REQUIRED_CONTROLS = ("random", "shuffled", "inverted")
-"""Signs without information, of information in the wrong place, and of the opposite: what a feedback arm must be held against."""
+"""Signs without information, of information in the wrong place, and of the opposite: what a
+feedback arm must be held against.
+"""
 EXPERT_AGENTS = ("bot", "cloning")
 
 
@@ -31,7 +35,9 @@ class Missing:
 
 def has_edge(config: Config) -> bool:
     """True where signs travel back to an LLM, whatever they say."""
-    taught = config.arm.agent == "llm_policy" or (config.arm.agent == "student" and config.arm.teacher == "llm")
+    taught = config.arm.agent == "llm_policy" or (
+        config.arm.agent == "student" and config.arm.teacher == "llm"
+    )
     return taught and config.feedback.signal != "none"
 
 
@@ -47,12 +53,18 @@ def is_feedback(config: Config) -> bool:
 
 def is_frozen(config: Config) -> bool:
     """True for a student's LLM teacher that gets no feedback."""
-    return config.arm.agent == "student" and config.arm.teacher == "llm" and config.feedback.signal == "none"
+    return (
+        config.arm.agent == "student"
+        and config.arm.teacher == "llm"
+        and config.feedback.signal == "none"
+    )
 
 
 def uses_expert(config: Config) -> bool:
-    """True where the BabyAI bot acts or teaches: a bound, not something that learns from rewards."""
-    return config.arm.agent in EXPERT_AGENTS or (config.arm.agent == "student" and config.arm.teacher == "oracle")
+    """True where the BabyAI bot acts or teaches: a bound, not something that learns from rewards."""  # noqa: E501
+    return config.arm.agent in EXPERT_AGENTS or (
+        config.arm.agent == "student" and config.arm.teacher == "oracle"
+    )
 
 
 def is_online(config: Config) -> bool:
@@ -61,21 +73,31 @@ def is_online(config: Config) -> bool:
 
 
 def step_size(config: Config) -> float | None:
-    """Of the teacher's updates: ``feedback.lr_online`` where they come every so many steps, ``feedback.lr`` otherwise; None where none go out."""
+    """Of the teacher's updates: ``feedback.lr_online`` where they come every so many steps,
+    ``feedback.lr`` otherwise; None where none go out.
+    """
     if not has_edge(config) or not config.feedback_trains:
         return None
     return config.feedback.lr_online if is_online(config) else config.feedback.lr
 
 
 def is_literal_rule(config: Config) -> bool:
-    """True for the paper's rule and nothing else: ``previous``, online or per rollout, every other value of the edge as it comes."""
+    """True for the paper's rule and nothing else: ``previous``, online or per rollout, every other
+    value of the edge as it comes.
+    """
     literal, given = FeedbackArgs(), config.feedback
     kept = ("ties", "loss", "channel", "warmup_steps", "credit", "baseline")
-    return is_feedback(config) and given.signal == "previous" and all(getattr(given, key) == getattr(literal, key) for key in kept)
+    return (
+        is_feedback(config)
+        and given.signal == "previous"
+        and all(getattr(given, key) == getattr(literal, key) for key in kept)
+    )
 
 
 def without_edge(arm: Arm, arms: Iterable[Arm]) -> Arm | None:
-    """The arm with the same agent and teacher and no feedback: ``teacher_frozen``, or ``llm_policy``."""
+    """The arm with the same agent and teacher and no feedback: ``teacher_frozen``, or
+    ``llm_policy``.
+    """
     config = arm.config
     alike = [
         other
@@ -89,10 +111,13 @@ def without_edge(arm: Arm, arms: Iterable[Arm]) -> Arm | None:
 def control_of(arm: Arm, kind: str, arms: Iterable[Arm]) -> Arm | None:
     """The arm with the same configuration but for ``feedback.sign``, which is ``kind``.
 
-    A control whose signal is ``constant`` has no meaning that could be the arm's or another's, as those of
+    A control whose signal is ``constant`` has no meaning that could be the arm's or another's, as
+    those of
     earlier run folders: it controls every arm that differs in nothing but the signal.
     """
-    same = [other for other in arms if other.config.feedback.sign == kind and has_edge(other.config)]
+    same = [
+        other for other in arms if other.config.feedback.sign == kind and has_edge(other.config)
+    ]
     return next((other for other in same if not other_differences(arm, other)), None)
 
 
@@ -101,7 +126,11 @@ def other_differences(arm: Arm, control: Arm) -> list[str]:
     free = {"feedback.sign"}
     if control.config.feedback.signal == "constant":
         free |= {"feedback.signal", "feedback.ties"}
-    return [key for key in differing_keys([method(arm.config), method(control.config)]) if key not in free]
+    return [
+        key
+        for key in differing_keys([method(arm.config), method(control.config)])
+        if key not in free
+    ]
 
 
 def impossible_control(config: Config, kind: str) -> str | None:
@@ -111,10 +140,16 @@ def impossible_control(config: Config, kind: str) -> str | None:
     if config.env.num_envs > 1:
         return None
     if is_online(config):
-        often = "every step" if config.feedback.every == 1 else f"every {config.feedback.every} steps"
-        return f"updated after {often} of one environment, a step has one sign and nothing to permute"
+        often = (
+            "every step" if config.feedback.every == 1 else f"every {config.feedback.every} steps"
+        )
+        return (
+            f"updated after {often} of one environment, a step has one sign and nothing to permute"
+        )
     if config.feedback.channel != "loss":
-        return "the next prompt tells the sign of one environment at once: there is nothing to permute"
+        return (
+            "the next prompt tells the sign of one environment at once: there is nothing to permute"
+        )
     return None
 
 
@@ -124,7 +159,11 @@ def missing_controls(arms: Sequence[Arm]) -> list[Missing]:
     for arm in arms:
         if not is_feedback(arm.config):
             continue
-        kinds = [kind for kind in REQUIRED_CONTROLS if control_of(arm, kind, arms) is None and not impossible_control(arm.config, kind)]
+        kinds = [
+            kind
+            for kind in REQUIRED_CONTROLS
+            if control_of(arm, kind, arms) is None and not impossible_control(arm.config, kind)
+        ]
         if kinds:
             found.append(Missing(arm.label, tuple(kinds), tuple(kinds)))
     return found
@@ -132,4 +171,8 @@ def missing_controls(arms: Sequence[Arm]) -> list[Missing]:
 
 def _nearest(arm: Arm, others: Sequence[Arm]) -> Arm | None:
     """The one with the fewest differences; among equals the first."""
-    return min(others, key=lambda other: len(differing_keys([method(arm.config), method(other.config)])), default=None)
+    return min(
+        others,
+        key=lambda other: len(differing_keys([method(arm.config), method(other.config)])),
+        default=None,
+    )

@@ -41,88 +41,140 @@ TELEMETRY = (
 )
 
 
-# --- over all tasks ---------------------------------------------------------------------------------------------------------------
+# --- over all tasks -------------------------------------------------------------------------------
 
 
 def overall_sections(overall: Summary, pictures: Pictures) -> list[str]:
     """What there is to say over all tasks together."""
     header = ["arm", "runs", "area, IQM", "area, mean", "success at the end", "mean rank"]
     rows = [
-        [row.label, str(len(row.runs)), with_interval(row.area_iqm), with_interval(row.area), with_interval(row.success),
-         with_interval(row.rank, "{:.2f}".format)]
+        [
+            row.label,
+            str(len(row.runs)),
+            with_interval(row.area_iqm),
+            with_interval(row.area),
+            with_interval(row.success),
+            with_interval(row.rank, "{:.2f}".format),
+        ]
         for row in overall.arms
-    ]  # fmt: skip
+    ]
     names = ", ".join(task.label for task in overall.tasks)
     note = (
-        f"Tasks: {names}. Each counts the same. The area is the mean success over the task's budget, between 0 and 1 on every task, so it needs no "
-        "normalisation; IQM is the interquartile mean over all runs. Intervals are over seeds and take the tasks as given: Student's t "
-        "with Satterthwaite's degrees of freedom for means, a percentile bootstrap within each task (rliable) for the IQM. "
-        f"The rank, 1 the best of {len(overall.arms)}, is that of the area, seed by seed."
+        f"Tasks: {names}. Each counts the same. The area is the mean success over the task's"
+        " budget, between 0 and 1 on every task, so it needs no normalisation; IQM is the"
+        " interquartile mean over all runs. Intervals are over seeds and take the tasks as given:"
+        " Student's t with Satterthwaite's degrees of freedom for means, a percentile bootstrap"
+        f" within each task (rliable) for the IQM. The rank, 1 the best of {len(overall.arms)}, is"
+        " that of the area, seed by seed."
     )
-    shown = [page.picture(drawn) for group in ("aggregates", "profiles") for drawn in pictures.get(group, ())]
+    shown = [
+        page.picture(drawn)
+        for group in ("aggregates", "profiles")
+        for drawn in pictures.get(group, ())
+    ]
     return [
         page.section("Over all tasks", page.table(header, rows), page.note(note), *shown),
         *_comparisons(overall, pictures, "Over all tasks: "),
     ]
 
 
-# --- one task -----------------------------------------------------------------------------------------------------------------------
+# --- one task -------------------------------------------------------------------------------------
 
 
 def task_sections(task: Summary, pictures: Pictures, prefix: str = "") -> list[str]:
     """Tables and figures of one task; every heading starts with ``prefix``."""
     sections = [page.section(f"{prefix}Arms", _arms_table(task), page.note(_how_to_read(task)))]
-    sections.append(page.section(f"{prefix}Curves", *(page.picture(drawn) for drawn in pictures["curves"])))
+    sections.append(
+        page.section(f"{prefix}Curves", *(page.picture(drawn) for drawn in pictures["curves"]))
+    )
     sections += _comparisons(task, pictures, prefix)
-    costs = [_costs_table(task), page.note(_how_to_read_costs()), page.subheading("What each side learnt from"), _updates_table(task)]
+    costs = [
+        _costs_table(task),
+        page.note(_how_to_read_costs()),
+        page.subheading("What each side learnt from"),
+        _updates_table(task),
+    ]
     if task.against_baseline:
         even = (
-            "Mean success while a cost was spent, up to what the cheapest run of the two arms has spent, with t intervals as above, "
-            "not corrected for the number of arms; a dash where one of them spends nothing."
+            "Mean success while a cost was spent, up to what the cheapest run of the two arms has"
+            " spent, with t intervals as above, not corrected for the number of arms; a dash where"
+            " one of them spends nothing."
         )
-        costs += [page.subheading(f"At equal cost, minus {task.baseline}"), _equal_costs_table(task), page.note(even)]
+        costs += [
+            page.subheading(f"At equal cost, minus {task.baseline}"),
+            _equal_costs_table(task),
+            page.note(even),
+        ]
     sections.append(page.section(f"{prefix}Costs", *costs, *map(page.picture, pictures["costs"])))
     return [*sections, page.section(f"{prefix}What the edge did", _telemetry(task))]
 
 
 def _comparisons(summary: Summary, pictures: Pictures, prefix: str) -> list[str]:
     sections = []
-    figures = {drawn.name.rsplit("difference_to_")[-1]: page.picture(drawn) for drawn in pictures["differences"]}
+    figures = {
+        drawn.name.rsplit("difference_to_")[-1]: page.picture(drawn)
+        for drawn in pictures["differences"]
+    }
     if summary.against_baseline:
         parts = [*_differences(summary.against_baseline), figures.get("baseline", "")]
         sections.append(page.section(f"{prefix}Against the baseline, {summary.baseline}", *parts))
     if summary.frozen and summary.frozen != summary.baseline:
         parts = [*_differences(summary.against_frozen), figures.get("frozen_teacher", "")]
-        sections.append(page.section(f"{prefix}Against the frozen teacher, {summary.frozen}", *parts))
+        sections.append(
+            page.section(f"{prefix}Against the frozen teacher, {summary.frozen}", *parts)
+        )
     return sections + _controls_section(summary, pictures, prefix)
 
 
 def _controls_section(summary: Summary, pictures: Pictures, prefix: str) -> list[str]:
-    """Each feedback arm against its controls, or what is missing; nothing where no arm gets feedback."""
+    """Each feedback arm against its controls, or what is missing; nothing where no arm gets
+    feedback.
+    """
     if not any(is_feedback(row.arm.config) for row in summary.arms):
         return []
     parts = []
     if summary.missing:
-        lines = [f"{missing.arm}: no {', no '.join(missing.kinds)} sign. {advice(missing.files)}" for missing in summary.missing]
+        lines = [
+            f"{missing.arm}: no {', no '.join(missing.kinds)} sign. {advice(missing.files)}"
+            for missing in summary.missing
+        ]
         parts.append(page.warning(["Controls without a complete run.", *lines]))
     header = ["feedback arm", *(f"minus {title}" for title in CONTROL_TITLES.values())]
-    parts.append(page.table(header, [[edge.label, *(_control_cell(edge, kind) for kind in CONTROL_TITLES)] for edge in summary.edges]))
+    parts.append(
+        page.table(
+            header,
+            [
+                [edge.label, *(_control_cell(edge, kind) for kind in CONTROL_TITLES)]
+                for edge in summary.edges
+            ],
+        )
+    )
     lines = [*_partners(summary.edges), *_reasons(summary.edges)]
-    parts.append(page.note(
-        "Differences of areas with 95 % t intervals, as in the tables above, and p values corrected by Holm for the feedback arms of a column; "
-        "a feedback arm has to be ahead in all four for its signs to be what helps. "
-        "A control is the arm with another feedback.sign. " + _sentences(lines)
-    ))  # fmt: skip
+    parts.append(
+        page.note(
+            "Differences of areas with 95 % t intervals, as in the tables above, and p values"
+            " corrected by Holm for the feedback arms of a column; a feedback arm has to be ahead"
+            " in all four for its signs to be what helps. A control is the arm with another"
+            " feedback.sign. " + _sentences(lines)
+        )
+    )
     other_signs = _magnitudes(summary)
     parts += [page.note(_sentences(other_signs))] if other_signs else []
-    parts += [page.note(line) for line in unlike([difference for edge in summary.edges for difference in edge.differences.values()])]
+    parts += [
+        page.note(line)
+        for line in unlike(
+            [difference for edge in summary.edges for difference in edge.differences.values()]
+        )
+    ]
     return [page.section(f"{prefix}Controls", *parts, *map(page.picture, pictures["controls"]))]
 
 
 def _control_cell(edge: EdgeCheck, kind: str) -> str:
     if kind in edge.differences:
         difference = edge.differences[kind]
-        return with_interval(difference.interval, signed) + ("" if math.isnan(difference.p) else f" p {p_value(difference.p_corrected)}")
+        return with_interval(difference.interval, signed) + (
+            "" if math.isnan(difference.p) else f" p {p_value(difference.p_corrected)}"
+        )
     return "missing" if edge.reasons[kind] == "missing" else "impossible"
 
 
@@ -133,15 +185,24 @@ def _reasons(edges: Sequence[EdgeCheck]) -> list[str]:
         for kind, reason in edge.reasons.items():
             if reason != "missing":
                 shared.setdefault((CONTROL_TITLES[kind], reason), []).append(edge.label)
-    return [f"No {title} for {', '.join(labels)}: {reason}" for (title, reason), labels in shared.items()]
+    return [
+        f"No {title} for {', '.join(labels)}: {reason}"
+        for (title, reason), labels in shared.items()
+    ]
 
 
 def _partners(edges: Sequence[EdgeCheck]) -> list[str]:
     """Which arm stands for each column, said once for all feedback arms that share it."""
     shared: dict[tuple[str, ...], list[str]] = {}
     for edge in edges:
-        shared.setdefault(tuple(difference.theirs for difference in edge.differences.values()), []).append(edge.label)
-    return [f"Beside {', '.join(labels)}: {', '.join(partners)}" for partners, labels in shared.items() if partners]
+        shared.setdefault(
+            tuple(difference.theirs for difference in edge.differences.values()), []
+        ).append(edge.label)
+    return [
+        f"Beside {', '.join(labels)}: {', '.join(partners)}"
+        for partners, labels in shared.items()
+        if partners
+    ]
 
 
 def _sentences(lines: Sequence[str]) -> str:
@@ -154,23 +215,49 @@ def _magnitudes(summary: Summary) -> list[str]:
     coins = {row.label for row in summary.arms if row.arm.config.feedback.signal == "constant"}
     found = []
     for edge in summary.edges:
-        if edge.label in weighted and "random" in edge.differences and edge.differences["random"].theirs in coins:
+        if (
+            edge.label in weighted
+            and "random" in edge.differences
+            and edge.differences["random"].theirs in coins
+        ):
             keeps = "shuffled" in edge.differences
             instead = f"; {edge.differences['shuffled'].theirs} keeps them" if keeps else ""
-            found.append(f"{edge.differences['random'].theirs} says ±1, without the magnitudes of {edge.label}{instead}")
+            found.append(
+                f"{edge.differences['random'].theirs} says ±1, without the magnitudes of"
+                f" {edge.label}{instead}"
+            )
     return found
 
 
 def _arms_table(task: Summary) -> str:
-    header = ["arm", "seeds", "success at the end", "return at the end", "return × 20", "area under success", "IQM", "teacher followed blindly", "steps to 80 %",
-              "steps to 95 %"]  # fmt: skip
+    header = [
+        "arm",
+        "seeds",
+        "success at the end",
+        "return at the end",
+        "return × 20",
+        "area under success",
+        "IQM",
+        "teacher followed blindly",
+        "steps to 80 %",
+        "steps to 95 %",
+    ]
     rows = []
     for row in task.arms:
-        rows.append([
-            row.label, str(len(row.runs)), with_interval(row.success),
-            with_interval(row.returned), plain(REWARD_SCALE * row.returned.estimate),
-            with_interval(row.area), plain(row.area_iqm.estimate), with_interval(row.followed), _count(row.cost_to[0.80, STEPS]), _count(row.cost_to[0.95, STEPS]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                row.label,
+                str(len(row.runs)),
+                with_interval(row.success),
+                with_interval(row.returned),
+                plain(REWARD_SCALE * row.returned.estimate),
+                with_interval(row.area),
+                plain(row.area_iqm.estimate),
+                with_interval(row.followed),
+                _count(row.cost_to[0.80, STEPS]),
+                _count(row.cost_to[0.95, STEPS]),
+            ]
+        )
     return page.table(header, rows)
 
 
@@ -178,19 +265,25 @@ def with_interval(interval: Interval, show: Callable[[float], str] = plain) -> s
     """A line may break before the bracket, not within it."""
     if math.isnan(interval.low):
         return show(interval.estimate) if not math.isnan(interval.estimate) else "–"
-    return f"{show(interval.estimate)} " + bracket(interval, show).replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{show(interval.estimate)} " + bracket(interval, show).replace(
+        " ", "\N{NO-BREAK SPACE}"
+    )
 
 
 def _how_to_read(task: Summary) -> str:
     kinds: dict[str, list[str]] = {}
     for row in task.arms:
         kinds.setdefault(_kind(row), []).append(row.label)
-    evaluation = "; ".join(f"{kind} ({', '.join(labels)})" if len(kinds) > 1 else kind for kind, labels in sorted(kinds.items()))
+    evaluation = "; ".join(
+        f"{kind} ({', '.join(labels)})" if len(kinds) > 1 else kind
+        for kind, labels in sorted(kinds.items())
+    )
     return (
-        "Brackets are 95 % intervals over seeds, Student's t, cut at 0 and 1. "
-        f"The area is the mean success over the first {task.tasks[0].until:,.0f} environment steps; "
-        "IQM is its interquartile mean over seeds. Teacher followed blindly is the success at the end of the teacher's own choice, without a student. Steps to a level are those of the median seed, a dash where it never gets there. "
-        f"Evaluation: {evaluation}."
+        "Brackets are 95 % intervals over seeds, Student's t, cut at 0 and 1. The area is the mean"
+        f" success over the first {task.tasks[0].until:,.0f} environment steps; IQM is its"
+        " interquartile mean over seeds. Teacher followed blindly is the success at the end of the"
+        " teacher's own choice, without a student. Steps to a level are those of the median seed,"
+        f" a dash where it never gets there. Evaluation: {evaluation}."
     )
 
 
@@ -201,20 +294,35 @@ def _kind(row: ArmSummary) -> str:
 
 
 def _differences(differences: Sequence[Difference]) -> list[str]:
-    header = ["arm", "area, difference", f"p, corrected for {_compared(differences)}", "r", "success at the end, difference", "pairs won", "P(better)"]
+    header = [
+        "arm",
+        "area, difference",
+        f"p, corrected for {_compared(differences)}",
+        "r",
+        "success at the end, difference",
+        "pairs won",
+        "P(better)",
+    ]
     rows = [
         [
             difference.ours,
             with_interval(difference.interval, signed),
             p_value(difference.p_corrected).removeprefix("= "),
-            "–" if math.isnan(difference.correlation) else f"{difference.correlation:.2f}".replace("-", "−"),
+            (
+                "–"
+                if math.isnan(difference.correlation)
+                else f"{difference.correlation:.2f}".replace("-", "−")
+            ),
             with_interval(difference.success, signed),
             f"{difference.won} of {difference.pairs}",
             with_interval(difference.improvement, "{:.2f}".format),
         ]
         for difference in differences
     ]
-    return [page.table(header, rows), *(page.note(line) for line in [*unlike(differences), *_method(differences)])]
+    return [
+        page.table(header, rows),
+        *(page.note(line) for line in [*unlike(differences), *_method(differences)]),
+    ]
 
 
 def _compared(differences: Sequence[Difference]) -> str:
@@ -224,27 +332,40 @@ def _compared(differences: Sequence[Difference]) -> str:
 
 def _method(differences: Sequence[Difference]) -> list[str]:
     """Which interval stands beside which number, and what the correction is for."""
-    welch = [difference.ours for difference in differences if not difference.paired and not math.isnan(difference.p)]
+    welch = [
+        difference.ours
+        for difference in differences
+        if not difference.paired and not math.isnan(difference.p)
+    ]
     paired = [difference.ours for difference in differences if difference.paired]
     kinds = [f"Student's t of the paired differences ({', '.join(paired)})"] if paired else []
     kinds += [f"Welch's t of unpaired seeds ({', '.join(welch)})"] if welch else []
     few = any(difference.is_tendency for difference in differences)
-    words = f" Fewer than {SEEDS_FOR_A_CLAIM} seeds are called a tendency whatever the p value." if few else ""
+    words = (
+        f" Fewer than {SEEDS_FOR_A_CLAIM} seeds are called a tendency whatever the p value."
+        if few
+        else ""
+    )
     return [
-        f"Brackets are 95 % intervals: {'; '.join(kinds) or 'none, for want of a second seed'}. Seeds are paired only where the two arms' "
-        "correlation over seeds, r, is above zero in a one-sided test at 5 %. The interval is that of one comparison alone; the p value "
-        "beside it is corrected by Holm for all arms of this table, and a word such as better needs it below .05. P(better) has rliable's "
-        "percentile bootstrap, which covers less than 95 % at ten seeds; no word rests on it." + words
+        f"Brackets are 95 % intervals: {'; '.join(kinds) or 'none, for want of a second seed'}."
+        " Seeds are paired only where the two arms' correlation over seeds, r, is above zero in a"
+        " one-sided test at 5 %. The interval is that of one comparison alone; the p value beside"
+        " it is corrected by Holm for all arms of this table, and a word such as better needs it"
+        " below .05. P(better) has rliable's percentile bootstrap, which covers less than 95 % at"
+        " ten seeds; no word rests on it." + words
     ]
 
 
-# --- costs and telemetry ----------------------------------------------------------------------------------------------------------
+# --- costs and telemetry --------------------------------------------------------------------------
 
 
 def _costs_table(task: Summary) -> str:
     """What a run costs, and what it had spent on the way to a level."""
-    header = ["arm", *(f"LLM {name}" if cost != SECONDS else name for cost, name in COST_NAMES.items()),
-              *(f"{name} to {level} %" for name in COST_NAMES.values() for level in (80, 95))]  # fmt: skip
+    header = [
+        "arm",
+        *(f"LLM {name}" if cost != SECONDS else name for cost, name in COST_NAMES.items()),
+        *(f"{name} to {level} %" for name in COST_NAMES.values() for level in (80, 95)),
+    ]
     rows = []
     for row in task.arms:
         reached = [_count(row.cost_to[level, cost]) for cost in COSTS for level in (0.80, 0.95)]
@@ -265,9 +386,18 @@ UPDATES = (
 
 
 def _updates_table(task: Summary) -> str:
-    """How much each side learnt from, mean over seeds of whole runs; columns that no run has are left out."""
-    known = [(column, title) for column, title in UPDATES if any(column in run.columns for row in task.arms for run in row.runs)]
-    rows = [[row.label, *(_count(mean_last(row.runs, column)) for column, _ in known)] for row in task.arms]
+    """How much each side learnt from, mean over seeds of whole runs; columns that no run has are
+    left out.
+    """
+    known = [
+        (column, title)
+        for column, title in UPDATES
+        if any(column in run.columns for row in task.arms for run in row.runs)
+    ]
+    rows = [
+        [row.label, *(_count(mean_last(row.runs, column)) for column, _ in known)]
+        for row in task.arms
+    ]
     return page.table(["arm", *(title for _, title in known)], rows)
 
 
@@ -277,9 +407,12 @@ def _equal_costs_table(task: Summary) -> str:
     rows = []
     for difference in task.against_baseline:
         cells = [
-            f"{with_interval(difference.by_cost[cost], signed)} in {difference.cut_at[cost]:{AMOUNTS[cost]}} {COST_NAMES[cost]}"
-            if cost in difference.by_cost
-            else "–"
+            (
+                f"{with_interval(difference.by_cost[cost], signed)} in"
+                f" {difference.cut_at[cost]:{AMOUNTS[cost]}} {COST_NAMES[cost]}"
+                if cost in difference.by_cost
+                else "–"
+            )
             for cost in COSTS
         ]
         rows.append([difference.ours, *cells])
@@ -288,34 +421,56 @@ def _equal_costs_table(task: Summary) -> str:
 
 def _how_to_read_costs() -> str:
     return (
-        "Means over seeds of whole runs; what it took to 80 % and 95 % is that of the median seed. Tokens are those "
-        "that the LLM processed, without answers that it still remembered. Seconds depend on the machine and on what else it did."
+        "Means over seeds of whole runs; what it took to 80 % and 95 % is that of the median seed."
+        " Tokens are those that the LLM processed, without answers that it still remembered."
+        " Seconds depend on the machine and on what else it did."
     )
 
 
 def _telemetry(task: Summary) -> str:
     """Means over the curves of all seeds."""
-    rows = [[row.label, *(plain(_telemetry_mean(row.arm, column)) for column, _ in TELEMETRY)] for row in task.arms]
+    rows = [
+        [row.label, *(plain(_telemetry_mean(row.arm, column)) for column, _ in TELEMETRY)]
+        for row in task.arms
+    ]
     rows = [row for row in rows if any(cell != "–" for cell in row[1:])]
-    return page.table(["arm", *(title for _, title in TELEMETRY)], rows) if rows else page.note("No arm has a feedback edge.")
+    return (
+        page.table(["arm", *(title for _, title in TELEMETRY)], rows)
+        if rows
+        else page.note("No arm has a feedback edge.")
+    )
 
 
 def _telemetry_mean(arm: Arm, column: str) -> float:
-    values = [value for run in arm.runs.values() for value in run.columns.get(column, ()) if not math.isnan(value)]
+    values = [
+        value
+        for run in arm.runs.values()
+        for value in run.columns.get(column, ())
+        if not math.isnan(value)
+    ]
     return sum(values) / len(values) if values else math.nan
 
 
-# --- how it was made ------------------------------------------------------------------------------------------------------------------
+# --- how it was made ------------------------------------------------------------------------------
 
 
 def provenance_sections(tasks: Sequence[Summary], unfinished: Sequence[Run]) -> list[str]:
     """What arms and tasks differ in, what was left out, and the commands."""
-    sections = [page.section("What the arms differ in", _config_differences({row.label: row.arm for row in tasks[0].arms}))]
+    sections = [
+        page.section(
+            "What the arms differ in",
+            _config_differences({row.label: row.arm for row in tasks[0].arms}),
+        )
+    ]
     if len(tasks) > 1:
         first = {task.label: task.arms[0].arm for task in tasks}
         table = _config_differences(first, "task")
         sections.append(
-            page.section("What the tasks differ in", table, page.note(f"Values of each task's first arm, {tasks[0].baseline}."))
+            page.section(
+                "What the tasks differ in",
+                table,
+                page.note(f"Values of each task's first arm, {tasks[0].baseline}."),
+            )
         )
     if unfinished:
         lines = "\n".join(unfinished_line(run) for run in unfinished)
@@ -329,10 +484,16 @@ def _config_differences(arms: Mapping[str, Arm], what: str = "arm") -> str:
     steps = {label: step_size(arm.config) for label, arm in arms.items()}
     if len({step for step in steps.values() if step is not None}) > 1:
         keys.append(STEP_SIZE)
-        values = [{**value, STEP_SIZE: "–" if step is None else f"{step:g}"} for value, step in zip(values, steps.values(), strict=True)]
+        values = [
+            {**value, STEP_SIZE: "–" if step is None else f"{step:g}"}
+            for value, step in zip(values, steps.values(), strict=True)
+        ]
     if not keys:
         return page.note("Nothing but their seeds.")
-    rows = [[label, *(str(value[key]) for key in keys)] for label, value in zip(arms, values, strict=True)]
+    rows = [
+        [label, *(str(value[key]) for key in keys)]
+        for label, value in zip(arms, values, strict=True)
+    ]
     return page.table([what, *keys], rows)
 
 
@@ -345,15 +506,28 @@ def _provenance(tasks: Sequence[Summary]) -> list[str]:
     tried = len({row.label for task in tasks for row in task.arms})
     return [
         page.preformatted("\n".join(commands)),
-        page.note(f"Model: {', '.join(models)}. Level: {', '.join(levels)}. {len(runs)} runs, {tried} arms tried."),
-        page.note("provenance.json has the machine, commit, versions and a hash of every run's configuration; configs.json the configurations."),
-        page.note("The numbers in full are in tables/; python -m experiments.recompute checks them against tables/curves.csv."),
+        page.note(
+            f"Model: {', '.join(models)}. Level: {', '.join(levels)}. {len(runs)} runs, {tried}"
+            " arms tried."
+        ),
+        page.note(
+            "provenance.json has the machine, commit, versions and a hash of every run's"
+            " configuration; configs.json the configurations."
+        ),
+        page.note(
+            "The numbers in full are in tables/; python -m experiments.recompute checks them"
+            " against tables/curves.csv."
+        ),
         *(page.note(line) for line in versions),
     ]
 
 
 def _version_line(run: Run) -> str:
-    return ", ".join(f"{name} {value}" for name, value in run.versions.items() if name not in ("command", "started", "config_sha256"))
+    return ", ".join(
+        f"{name} {value}"
+        for name, value in run.versions.items()
+        if name not in ("command", "started", "config_sha256")
+    )
 
 
 def unfinished_line(run: Run) -> str:

@@ -36,12 +36,14 @@ from scipy import special
 Values = Sequence[float] | np.ndarray
 Strata = Sequence[np.ndarray]
 TIE = 1e-12
-"""Scores that are no further apart are equal: the order in which a mean was added up must not decide who wins."""
+"""Scores that are no further apart are equal: the order in which a mean was added up must not
+decide who wins.
+"""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval; ``low`` and ``high`` are NaN where one value alone gives none."""
+    """An estimate with its interval; ``low`` and ``high`` are NaN where one value alone gives none."""  # noqa: E501
 
     estimate: float
     low: float
@@ -81,7 +83,8 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of the last axis without its lowest and highest quarter; a quarter is rounded down to whole values, as rliable does.
+    """Mean of the last axis without its lowest and highest quarter; a quarter is rounded down to
+    whole values, as rliable does.
 
     Args:
         values: ``(..., n)``.
@@ -92,7 +95,8 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
 
 
 def mean_of_tasks(tasks: Strata) -> np.ndarray:
-    """Mean over tasks of each task's mean over seeds: every task counts the same, however many seeds it has.
+    """Mean over tasks of each task's mean over seeds: every task counts the same, however many
+    seeds it has.
 
     Args:
         tasks: One array ``(..., n)`` per task.
@@ -101,7 +105,10 @@ def mean_of_tasks(tasks: Strata) -> np.ndarray:
 
 
 def interquartile_mean_of_tasks(tasks: Strata) -> np.ndarray:
-    """Interquartile mean over the runs of all tasks together. See ``mean_of_tasks`` for the shapes."""
+    """Interquartile mean over the runs of all tasks together.
+
+    See ``mean_of_tasks`` for the shapes.
+    """
     return interquartile_mean(np.concatenate(tasks, axis=-1))
 
 
@@ -135,7 +142,12 @@ def stratified_bootstrap(
     if all(values.size == 1 for values in data):
         return Interval(estimate, math.nan, math.nan)
     drawn = resamples([values.size for values in data], samples, seed)
-    return Interval(estimate, *_ends(statistic([values[draws] for values, draws in zip(data, drawn, strict=True)]), level))
+    return Interval(
+        estimate,
+        *_ends(
+            statistic([values[draws] for values, draws in zip(data, drawn, strict=True)]), level
+        ),
+    )
 
 
 def mean_interval(tasks: Sequence[Values], level: float = 0.95) -> Interval:
@@ -154,7 +166,9 @@ def mean_interval(tasks: Sequence[Values], level: float = 0.95) -> Interval:
     return _t_interval(float(mean_of_tasks(data)), variances / len(data) ** 2, degrees, level)[0]
 
 
-def mean_columns(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_columns(
+    values: np.ndarray, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``mean_interval`` of each column of ``(n, columns)``: estimates, lower and upper ends."""
     intervals = [mean_interval([column], level) for column in values.T]
     estimates, low, high = zip(*((i.estimate, i.low, i.high) for i in intervals), strict=True)
@@ -162,7 +176,8 @@ def mean_columns(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, n
 
 
 def contrast(pairs: Sequence[tuple[Values, Values]], level: float = 0.95) -> Contrast:
-    """Ours minus theirs, paired by seed where that gives something and with Welch's variance otherwise.
+    """Ours minus theirs, paired by seed where that gives something and with Welch's variance
+    otherwise.
 
     Args:
         pairs: Per task ours and theirs, each ``(n,)``, the same seeds in the same order.
@@ -186,7 +201,7 @@ def contrast(pairs: Sequence[tuple[Values, Values]], level: float = 0.95) -> Con
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """P values corrected for their number, as Holm (1979) has it; NaN stays and counts for nothing."""
+    """P values corrected for their number, as Holm (1979) has it; NaN stays and counts for nothing."""  # noqa: E501
     known = sorted((p, place) for place, p in enumerate(values) if not math.isnan(p))
     corrected, largest = list(values), 0.0
     for rank, (p, place) in enumerate(known):
@@ -198,7 +213,9 @@ def holm(values: Sequence[float]) -> list[float]:
 def _checked(tasks: Sequence[Values]) -> list[np.ndarray]:
     data = [np.asarray(values, dtype=np.float64) for values in tasks]
     if not data or any(values.ndim != 1 or not values.size for values in data):
-        raise ValueError(f"expected one value per seed, got shapes {[values.shape for values in data]}")
+        raise ValueError(
+            f"expected one value per seed, got shapes {[values.shape for values in data]}"
+        )
     return data
 
 
@@ -209,8 +226,12 @@ def _variance_of_mean(values: np.ndarray) -> float:
     return float(values.var(ddof=1)) / values.size if np.ptp(values) > TIE else 0.0
 
 
-def _t_interval(estimate: float, shares: np.ndarray, degrees: np.ndarray, level: float) -> tuple[Interval, float]:
-    """Interval and two-sided p value, from the parts of the variance and the degrees of freedom of each."""
+def _t_interval(
+    estimate: float, shares: np.ndarray, degrees: np.ndarray, level: float
+) -> tuple[Interval, float]:
+    """Interval and two-sided p value, from the parts of the variance and the degrees of freedom of
+    each.
+    """
     total = float(shares.sum())
     if math.isnan(total):
         return Interval(estimate, math.nan, math.nan), math.nan
@@ -223,7 +244,9 @@ def _t_interval(estimate: float, shares: np.ndarray, degrees: np.ndarray, level:
 
 
 def _correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, bool]:
-    """Correlation within tasks, and whether it is above zero at 5 %, so that pairing gives something."""
+    """Correlation within tasks, and whether it is above zero at 5 %, so that pairing gives
+    something.
+    """
     x = np.concatenate([ours - ours.mean() for ours, _ in pairs])
     y = np.concatenate([theirs - theirs.mean() for _, theirs in pairs])
     if min(np.ptp(x), np.ptp(y)) <= TIE:
@@ -236,8 +259,11 @@ def _correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float,
     return r, bool(t > special.stdtrit(freedom, 0.95))
 
 
-def bootstrap_columns(tasks: Sequence[np.ndarray], samples: int = 2000, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``stratified_bootstrap`` of ``mean_of_tasks`` for each column, all columns with the same resamples.
+def bootstrap_columns(
+    tasks: Sequence[np.ndarray], samples: int = 2000, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``stratified_bootstrap`` of ``mean_of_tasks`` for each column, all columns with the same
+    resamples.
 
     Args:
         tasks: ``(n, columns)`` per task.
@@ -245,7 +271,8 @@ def bootstrap_columns(tasks: Sequence[np.ndarray], samples: int = 2000, level: f
         level: Coverage asked for.
 
     Returns:
-        Estimates, lower ends and upper ends, each ``(columns,)``; the ends are NaN where no task has two values.
+        Estimates, lower ends and upper ends, each ``(columns,)``; the ends are NaN where no task
+        has two values.
     """
     estimates = np.mean([values.mean(axis=0) for values in tasks], axis=0)
     if all(len(values) == 1 for values in tasks):
@@ -270,15 +297,20 @@ def paired_differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -
 
 
 def probability_of_improvement(ours: Values, theirs: Values) -> float:
-    """Chance that a run of ours beats one of theirs, ties counting half (the Mann-Whitney statistic over ``n * m`` pairs)."""
+    """Chance that a run of ours beats one of theirs, ties counting half (the Mann-Whitney statistic
+    over ``n * m`` pairs).
+    """
     x, y = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if not x.size or not y.size:
         raise ValueError("expected at least one run on each side")
     return float(_wins(x, y))
 
 
-def improvement_over_tasks(ours: Sequence[Values], theirs: Sequence[Values], samples: int = 2000, level: float = 0.95) -> Interval:
-    """Mean over tasks of ``probability_of_improvement``; the runs of the two arms are resampled apart from each other.
+def improvement_over_tasks(
+    ours: Sequence[Values], theirs: Sequence[Values], samples: int = 2000, level: float = 0.95
+) -> Interval:
+    """Mean over tasks of ``probability_of_improvement``; the runs of the two arms are resampled
+    apart from each other.
 
     Args:
         ours: ``(n,)`` per task.
@@ -286,8 +318,13 @@ def improvement_over_tasks(ours: Sequence[Values], theirs: Sequence[Values], sam
         samples: Resamples.
         level: Coverage asked for.
     """
-    estimate = float(np.mean([probability_of_improvement(x, y) for x, y in zip(ours, theirs, strict=True)]))
-    pairs = [(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)) for x, y in zip(ours, theirs, strict=True)]
+    estimate = float(
+        np.mean([probability_of_improvement(x, y) for x, y in zip(ours, theirs, strict=True)])
+    )
+    pairs = [
+        (np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
+        for x, y in zip(ours, theirs, strict=True)
+    ]
     if all(x.size == 1 and y.size == 1 for x, y in pairs):
         return Interval(estimate, math.nan, math.nan)
     drawn = iter(resamples([values.size for pair in pairs for values in pair], samples))
@@ -314,7 +351,8 @@ def area_under_curve(steps: Values, values: Values, until: float | None = None) 
     Args:
         steps: ``(n,)``, increasing.
         values: ``(n,)``.
-        until: Where to stop, at most the last step; None is the last step. The curve is interpolated there.
+        until: Where to stop, at most the last step; None is the last step. The curve is
+            interpolated there.
 
     Raises:
         ValueError: Steps do not increase, or the curve ends before ``until``.
@@ -335,7 +373,9 @@ def area_under_curve(steps: Values, values: Values, until: float | None = None) 
 def steps_to(steps: Values, values: Values, threshold: float) -> float | None:
     """First step of an evaluation that reaches ``threshold``; None where none does."""
     reached = np.asarray(values, dtype=np.float64) >= threshold
-    return float(np.asarray(steps, dtype=np.float64)[int(reached.argmax())]) if reached.any() else None
+    return (
+        float(np.asarray(steps, dtype=np.float64)[int(reached.argmax())]) if reached.any() else None
+    )
 
 
 def curve_on(grid: Values, steps: Values, values: Values) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""From runs to the numbers of a report: one row per arm, one per comparison; for each task, and over all tasks together."""
+"""From runs to the numbers of a report: one row per arm, one per comparison; for each task, and
+over all tasks together.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.report.results import CALLS, EXACT, RETURN, SECONDS, STEPS, SUCCESS, TEACHER, TOKENS, Arm, Run, Task
+from experiments.report.results import (
+    CALLS,
+    EXACT,
+    RETURN,
+    SECONDS,
+    STEPS,
+    SUCCESS,
+    TEACHER,
+    TOKENS,
+    Arm,
+    Run,
+    Task,
+)
 from experiments.report.roles import (
     REQUIRED_CONTROLS,
     Missing,
@@ -37,7 +51,8 @@ from experiments.report.statistics import (
 
 SEEDS_FOR_A_CLAIM = 10
 SIGNIFICANT = 0.05
-"""Below this a p value, corrected for the arms that were compared, carries a word such as better."""
+"""Below this a p value, corrected for the arms that were compared, carries a word such as better.
+"""
 REWARD_SCALE = 20.0
 """Lamorel and GLAM report returns multiplied by this."""
 THRESHOLDS = (0.80, 0.95)
@@ -59,8 +74,9 @@ class ArmSummary:
         area_iqm: The same, as interquartile mean over the runs of all tasks.
         rank: Mean rank of the area among all arms, 1 the best, over the seeds that all arms have.
         followed: Success at the last evaluation of the teacher followed blindly; NaN without one.
-        cost_to: What the median run had spent when an evaluation first reached a threshold, by threshold and cost; None where most runs never
-            get there, and where there are several tasks.
+        cost_to: What the median run had spent when an evaluation first reached a threshold, by
+            threshold and cost; None where most runs never get there, and where there are several
+            tasks.
         spent: Mean cost of a run.
     """
 
@@ -93,19 +109,23 @@ class Difference:
     Attributes:
         ours: Label.
         theirs: Label.
-        against: What the other arm is to ours: ``baseline``, ``frozen_teacher``, ``without_edge``, or the kind of control.
+        against: What the other arm is to ours: ``baseline``, ``frozen_teacher``, ``without_edge``,
+            or the kind of control.
         per_run: Difference by task and seed.
         interval: Of the mean over tasks of the mean over seeds.
         success: The same for success at the last evaluation.
         improvement: Chance that a run of ours beats a run of theirs.
         p: Two-sided, of the difference of areas; NaN where there is no interval.
-        p_corrected: The same, after Holm's correction for all differences with the same ``against``.
+        p_corrected: The same, after Holm's correction for all differences with the same
+            ``against``.
         compared: How many those are.
         paired: True where the interval pairs the seeds, False where it is Welch's.
         correlation: Of the two arms' areas over seeds; NaN where one does not vary.
-        by_cost: The same for the mean success over what was spent of a cost, up to ``cut_at``; empty for several tasks.
+        by_cost: The same for the mean success over what was spent of a cost, up to ``cut_at``;
+            empty for several tasks.
         cut_at: By cost, the total of the cheapest run of the two arms; only costs that both have.
-        sampled: The side that was evaluated on held-out episodes on a task where the other one was evaluated exactly; empty where both are alike.
+        sampled: The side that was evaluated on held-out episodes on a task where the other one was
+            evaluated exactly; empty where both are alike.
     """
 
     ours: str
@@ -166,7 +186,8 @@ class EdgeCheck:
 
     Attributes:
         label: Of the feedback arm.
-        differences: By ``without_edge``, ``random``, ``shuffled``, ``inverted``: those that there are.
+        differences: By ``without_edge``, ``random``, ``shuffled``, ``inverted``: those that there
+            are.
         reasons: Why one is not there.
     """
 
@@ -181,7 +202,7 @@ class EdgeCheck:
 
     @property
     def unbeaten(self) -> list[Difference]:
-        """Against the controls that the arm is not ahead of; with one seed none of them is beaten."""
+        """Against the controls that the arm is not ahead of; with one seed none of them is beaten."""  # noqa: E501
         return [difference for difference in self.controls if not difference.is_ahead]
 
     @property
@@ -219,7 +240,11 @@ class Summary:
     @property
     def differences(self) -> tuple[Difference, ...]:
         """All of them."""
-        return (*self.against_baseline, *self.against_frozen, *(d for edge in self.edges for d in edge.differences.values()))
+        return (
+            *self.against_baseline,
+            *self.against_frozen,
+            *(d for edge in self.edges for d in edge.differences.values()),
+        )
 
     @property
     def seeds(self) -> int:
@@ -233,15 +258,29 @@ def summarise(tasks: Sequence[Task], samples: int = 2000) -> Summary:
     Raises:
         ValueError: No arm has runs on every task.
     """
-    common = [arm for arm in (tasks[0].arms if tasks else ()) if all(task.arm(arm.label) for task in tasks)]
+    common = [
+        arm
+        for arm in (tasks[0].arms if tasks else ())
+        if all(task.arm(arm.label) for task in tasks)
+    ]
     if not common:
         raise ValueError("no arm has a complete run on every task")
     table = _Table(tasks, [arm.label for arm in common], samples)
     frozen = next((arm for arm in common if is_frozen(arm.config)), None)
     labels = [arm.label for arm in common]
-    against_baseline = _corrected([table.difference(label, labels[0], BASELINE) for label in labels[1:]])
+    against_baseline = _corrected(
+        [table.difference(label, labels[0], BASELINE) for label in labels[1:]]
+    )
     against_frozen = (
-        _corrected([table.difference(label, frozen.label, FROZEN) for label in labels if label != frozen.label]) if frozen else ()
+        _corrected(
+            [
+                table.difference(label, frozen.label, FROZEN)
+                for label in labels
+                if label != frozen.label
+            ]
+        )
+        if frozen
+        else ()
     )
     return Summary(
         label=tasks[0].label if len(tasks) == 1 else f"{len(tasks)} tasks",
@@ -251,13 +290,17 @@ def summarise(tasks: Sequence[Task], samples: int = 2000) -> Summary:
         frozen=frozen.label if frozen else None,
         against_baseline=against_baseline,
         against_frozen=against_frozen,
-        edges=_corrected_edges([_check_edge(arm, common, table) for arm in common if is_feedback(arm.config)]),
+        edges=_corrected_edges(
+            [_check_edge(arm, common, table) for arm in common if is_feedback(arm.config)]
+        ),
         missing=tuple(missing_controls(common)),
     )
 
 
 def _corrected(differences: Sequence[Difference]) -> tuple[Difference, ...]:
-    """With p values corrected for all of ``differences``; those without an interval count for nothing."""
+    """With p values corrected for all of ``differences``; those without an interval count for
+    nothing.
+    """
     values = holm([difference.p for difference in differences])
     compared = sum(not math.isnan(value) for value in values)
     return tuple(
@@ -267,22 +310,38 @@ def _corrected(differences: Sequence[Difference]) -> tuple[Difference, ...]:
 
 
 def _corrected_edges(edges: Sequence[EdgeCheck]) -> tuple[EdgeCheck, ...]:
-    """Each kind of control corrected over the feedback arms: an arm has to beat all kinds, which needs no correction."""
+    """Each kind of control corrected over the feedback arms: an arm has to beat all kinds, which
+    needs no correction.
+    """
     found: list[dict[str, Difference]] = [{} for _ in edges]
     for kind in (NO_EDGE, *REQUIRED_CONTROLS):
         places = [place for place, edge in enumerate(edges) if kind in edge.differences]
-        for place, difference in zip(places, _corrected([edges[place].differences[kind] for place in places]), strict=True):
+        for place, difference in zip(
+            places, _corrected([edges[place].differences[kind] for place in places]), strict=True
+        ):
             found[place][kind] = difference
-    return tuple(dataclasses.replace(edge, differences=own) for edge, own in zip(edges, found, strict=True))
+    return tuple(
+        dataclasses.replace(edge, differences=own) for edge, own in zip(edges, found, strict=True)
+    )
 
 
 def _check_edge(arm: Arm, arms: Sequence[Arm], table: _Table) -> EdgeCheck:
-    partners = {NO_EDGE: without_edge(arm, arms), **{kind: control_of(arm, kind, arms) for kind in REQUIRED_CONTROLS}}
+    partners = {
+        NO_EDGE: without_edge(arm, arms),
+        **{kind: control_of(arm, kind, arms) for kind in REQUIRED_CONTROLS},
+    }
     found = {kind: partner for kind, partner in partners.items() if partner is not None}
     return EdgeCheck(
         label=arm.label,
-        differences={kind: table.difference(arm.label, partner.label, kind) for kind, partner in found.items()},
-        reasons={kind: impossible_control(arm.config, kind) or "missing" for kind in partners if kind not in found},
+        differences={
+            kind: table.difference(arm.label, partner.label, kind)
+            for kind, partner in found.items()
+        },
+        reasons={
+            kind: impossible_control(arm.config, kind) or "missing"
+            for kind in partners
+            if kind not in found
+        },
     )
 
 
@@ -297,7 +356,9 @@ class _Table:
 
     def __init__(self, tasks: Sequence[Task], labels: Sequence[str], samples: int) -> None:
         self._samples = samples
-        self._runs = {label: {task.label: _arm_of(task, label) for task in tasks} for label in labels}
+        self._runs = {
+            label: {task.label: _arm_of(task, label) for task in tasks} for label in labels
+        }
         until = {task.label: task.until for task in tasks}
         self._areas = self._scores(lambda task, run: run.area(SUCCESS, until[task]))
         self._finals = self._scores(lambda task, run: run.last(SUCCESS))
@@ -307,7 +368,10 @@ class _Table:
     def _scores(self, score: Callable[[str, Run], float]) -> dict[str, dict[str, dict[int, float]]]:
         """By arm, task and seed."""
         return {
-            label: {task: {seed: score(task, run) for seed, run in arm.runs.items()} for task, arm in arms.items()}
+            label: {
+                task: {seed: score(task, run) for seed, run in arm.runs.items()}
+                for task, arm in arms.items()
+            }
             for label, arms in self._runs.items()
         }
 
@@ -325,16 +389,29 @@ class _Table:
             area_iqm=stratified_bootstrap(areas, interquartile_mean_of_tasks, self._samples),
             rank=self._rank(label),
             followed=self._followed(label),
-            cost_to={(level, cost): median_cost(runs, level, cost) for level in THRESHOLDS for cost in (STEPS, *COSTS)} if one_task else {},
+            cost_to=(
+                {
+                    (level, cost): median_cost(runs, level, cost)
+                    for level in THRESHOLDS
+                    for cost in (STEPS, *COSTS)
+                }
+                if one_task
+                else {}
+            ),
             spent={cost: mean_last(runs, cost) for cost in COSTS},
         )
 
     def difference(self, ours: str, theirs: str, against: str) -> Difference:
-        """Pair two arms by task and seed. Without a common seed on every task the intervals are NaN."""
+        """Pair two arms by task and seed.
+
+        Without a common seed on every task the intervals are NaN.
+        """
         areas = _pair(self._areas[ours], self._areas[theirs])
         cut_at = self._cheapest([ours, theirs])
         by_cost = {
-            cost: _contrast({"": self._areas_by(ours, cost, total)}, {"": self._areas_by(theirs, cost, total)})
+            cost: _contrast(
+                {"": self._areas_by(ours, cost, total)}, {"": self._areas_by(theirs, cost, total)}
+            )
             for cost, total in cut_at.items()
         }
         found = _contrast(self._areas[ours], self._areas[theirs])
@@ -342,10 +419,16 @@ class _Table:
             ours=ours,
             theirs=theirs,
             against=against,
-            per_run={(task, seed): value for task, values in areas.items() for seed, value in values.items()},
+            per_run={
+                (task, seed): value
+                for task, values in areas.items()
+                for seed, value in values.items()
+            },
             interval=found.interval,
             success=_contrast(self._finals[ours], self._finals[theirs]).interval,
-            improvement=improvement_over_tasks(_strata(self._areas[ours]), _strata(self._areas[theirs]), self._samples),
+            improvement=improvement_over_tasks(
+                _strata(self._areas[ours]), _strata(self._areas[theirs]), self._samples
+            ),
             p=found.p,
             p_corrected=found.p,
             compared=1,
@@ -357,7 +440,10 @@ class _Table:
         )
 
     def _followed(self, label: str) -> Interval:
-        strata = [[run.last(TEACHER) if TEACHER in run.columns else math.nan for run in arm.runs.values()] for arm in self._runs[label].values()]
+        strata = [
+            [run.last(TEACHER) if TEACHER in run.columns else math.nan for run in arm.runs.values()]
+            for arm in self._runs[label].values()
+        ]
         return mean_interval(strata).within(0, 1)
 
     def _rank(self, label: str) -> Interval:
@@ -365,8 +451,22 @@ class _Table:
         return mean_interval(strata).within(1, len(self._runs)) if all(strata) else UNKNOWN.interval
 
     def _sampled(self, ours: str, theirs: str) -> tuple[str, ...]:
-        exact = [{label: is_exact(list(self._runs[label][task].runs.values())) for label in (ours, theirs)} for task in self._runs[ours]]
-        return tuple(dict.fromkeys(label for sides in exact if len(set(sides.values())) > 1 for label in sides if not sides[label]))
+        exact = [
+            {
+                label: is_exact(list(self._runs[label][task].runs.values()))
+                for label in (ours, theirs)
+            }
+            for task in self._runs[ours]
+        ]
+        return tuple(
+            dict.fromkeys(
+                label
+                for sides in exact
+                if len(set(sides.values())) > 1
+                for label in sides
+                if not sides[label]
+            )
+        )
 
     def _areas_by(self, label: str, cost: str, total: float) -> dict[int, float]:
         """On the only task, by seed."""
@@ -374,10 +474,16 @@ class _Table:
         return {seed: run.area_by(cost, total) for seed, run in arm.runs.items()}
 
     def _cheapest(self, labels: Sequence[str]) -> dict[str, float]:
-        """What the cheapest run of these arms has spent, of each cost that all of them have; nothing for several tasks."""
+        """What the cheapest run of these arms has spent, of each cost that all of them have;
+        nothing for several tasks.
+        """
         runs = [run for label in labels for run in self._all_runs(label)]
         one_task = all(len(self._runs[label]) == 1 for label in labels)
-        return {cost: min(run.last(cost) for run in runs) for cost in COSTS if runs and one_task and pays(runs, cost)}
+        return {
+            cost: min(run.last(cost) for run in runs)
+            for cost in COSTS
+            if runs and one_task and pays(runs, cost)
+        }
 
     def _all_runs(self, label: str) -> list[Run]:
         return [run for arm in self._runs[label].values() for run in arm.runs.values()]
@@ -402,7 +508,9 @@ def median_cost(runs: Sequence[Run], threshold: float, cost: str) -> float | Non
 
 def signed(value: float) -> str:
     """Three digits with a sign; a dash for NaN."""
-    return "–" if math.isnan(value) else f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")  # + 0.0: no sign before a negative zero
+    return (
+        "–" if math.isnan(value) else f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")
+    )  # + 0.0: no sign before a negative zero
 
 
 def plain(value: float) -> str:
@@ -426,24 +534,37 @@ def _strata(by_task: Mapping[str, Mapping[int, float]]) -> list[list[float]]:
     return [list(by_seed.values()) for by_seed in by_task.values()]
 
 
-def _pair(ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, float]]:
+def _pair(
+    ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]
+) -> dict[str, dict[int, float]]:
     return {task: paired_differences(by_seed, theirs[task]) for task, by_seed in ours.items()}
 
 
-def _contrast(ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]) -> Contrast:
+def _contrast(
+    ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]
+) -> Contrast:
     """Over the seeds that both arms have; unknown where there is none on some task."""
     shared = {task: sorted(by_seed.keys() & theirs[task].keys()) for task, by_seed in ours.items()}
     if not all(shared.values()):
         return UNKNOWN
-    return contrast([([ours[task][s] for s in seeds], [theirs[task][s] for s in seeds]) for task, seeds in shared.items()])
+    return contrast(
+        [
+            ([ours[task][s] for s in seeds], [theirs[task][s] for s in seeds])
+            for task, seeds in shared.items()
+        ]
+    )
 
 
-def _rank_by_seed(areas: Mapping[str, Mapping[str, Mapping[int, float]]]) -> dict[str, dict[str, dict[int, float]]]:
+def _rank_by_seed(
+    areas: Mapping[str, Mapping[str, Mapping[int, float]]],
+) -> dict[str, dict[str, dict[int, float]]]:
     """Rank of each arm on each task, for every seed that all arms have there."""
     found: dict[str, dict[str, dict[int, float]]] = {label: {} for label in areas}
     for task in next(iter(areas.values())):
         shared = sorted(set.intersection(*(set(by_task[task]) for by_task in areas.values())))
-        table = {seed: ranks([by_task[task][seed] for by_task in areas.values()]) for seed in shared}
+        table = {
+            seed: ranks([by_task[task][seed] for by_task in areas.values()]) for seed in shared
+        }
         for place, label in enumerate(areas):
             found[label][task] = {seed: float(table[seed][place]) for seed in shared}
     return found
@@ -451,4 +572,8 @@ def _rank_by_seed(areas: Mapping[str, Mapping[str, Mapping[int, float]]]) -> dic
 
 def mean_last(runs: Sequence[Run], column: str) -> float:
     """Mean over runs of a column's last value; NaN where a run lacks the column."""
-    return float(np.mean([run.last(column) for run in runs])) if all(column in run.columns for run in runs) else math.nan
+    return (
+        float(np.mean([run.last(column) for run in runs]))
+        if all(column in run.columns for run in runs)
+        else math.nan
+    )

@@ -1,4 +1,6 @@
-"""The tables of a report for programs: full precision, empty where there is nothing. ``experiments.recompute`` checks them against ``curves``."""
+"""The tables of a report for programs: full precision, empty where there is nothing.
+``experiments.recompute`` checks them against ``curves``.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,22 @@ import numpy as np
 
 from experiments.report.results import STEPS, SUCCESS, Task
 from experiments.report.statistics import TIE, Interval, bootstrap_columns
-from experiments.report.summary import COSTS, REWARD_SCALE, THRESHOLDS, ArmSummary, Difference, Summary
+from experiments.report.summary import (
+    COSTS,
+    REWARD_SCALE,
+    THRESHOLDS,
+    ArmSummary,
+    Difference,
+    Summary,
+)
 from experiments.runs.files import csv_cell
 
 Table = tuple[list[str], list[list[str]]]
 BUDGET = "total_steps"
 ALIKE = "evaluated_alike"
-"""1 where both sides of a difference were evaluated the same way, exactly or on episodes; 0 where they were not."""
+"""1 where both sides of a difference were evaluated the same way, exactly or on episodes; 0 where
+they were not.
+"""
 TESTS = ("p", "p_corrected", "compared", "paired", "correlation")
 PROFILE_STEPS = 100
 """Performance profiles ask for success above 0, 1/100, ..., 1."""
@@ -36,44 +47,91 @@ def all_tables(tasks: Sequence[Summary], overall: Summary | None, samples: int) 
 
 
 def resampling_settings(samples: int) -> dict[str, object]:
-    """What another programme needs to repeat the intervals; see ``experiments.report.statistics``."""
-    return {"intervals": "t", "generator": "numpy.random.default_rng", "seed": 0, "samples": samples, "level": 0.95, "quantiles": "linear", "tie": TIE}
+    """What another programme needs to repeat the intervals; see ``experiments.report.statistics``."""  # noqa: E501
+    return {
+        "intervals": "t",
+        "generator": "numpy.random.default_rng",
+        "seed": 0,
+        "samples": samples,
+        "level": 0.95,
+        "quantiles": "linear",
+        "tie": TIE,
+    }
 
 
 def summary_table(tasks: Sequence[Summary]) -> Table:
     """One row per task and arm."""
     names = {STEPS: "steps", **{cost: cost for cost in COSTS}}
     columns = [(level, cost) for cost in names for level in THRESHOLDS]
-    header = ["task", "arm", "seeds", *_ends("success"), *_ends("return"), "return_x20", *_ends("area"), *_ends("area_iqm"),
-              *(f"{names[cost]}_to_{100 * level:.0f}" for level, cost in columns), *COSTS]  # fmt: skip
+    header = [
+        "task",
+        "arm",
+        "seeds",
+        *_ends("success"),
+        *_ends("return"),
+        "return_x20",
+        *_ends("area"),
+        *_ends("area_iqm"),
+        *(f"{names[cost]}_to_{100 * level:.0f}" for level, cost in columns),
+        *COSTS,
+    ]
     rows = []
     for summary in tasks:
         for row in summary.arms:
-            numbers = [*_cells(row.success), *_cells(row.returned), csv_cell(REWARD_SCALE * row.returned.estimate), *_cells(row.area),
-                       *_cells(row.area_iqm), *(csv_cell(row.cost_to[column]) for column in columns),
-                       *(csv_cell(row.spent[cost]) for cost in COSTS)]  # fmt: skip
+            numbers = [
+                *_cells(row.success),
+                *_cells(row.returned),
+                csv_cell(REWARD_SCALE * row.returned.estimate),
+                *_cells(row.area),
+                *_cells(row.area_iqm),
+                *(csv_cell(row.cost_to[column]) for column in columns),
+                *(csv_cell(row.spent[cost]) for cost in COSTS),
+            ]
             rows.append([summary.label, row.label, str(len(row.runs)), *numbers])
     return header, rows
 
 
 def difference_table(tasks: Sequence[Summary]) -> Table:
     """One row per comparison and seed, and one without a seed for the mean and its interval."""
-    header = ["task", "arm", "minus", "against", "seed", "area_difference", "low", "high", *TESTS,
-              *_ends("success_difference"), *_ends("probability_of_improvement"), ALIKE,
-              *(name for cost in COSTS for name in (*_ends(f"area_by_{cost}_difference"), f"area_by_{cost}_until"))]  # fmt: skip
+    header = [
+        "task",
+        "arm",
+        "minus",
+        "against",
+        "seed",
+        "area_difference",
+        "low",
+        "high",
+        *TESTS,
+        *_ends("success_difference"),
+        *_ends("probability_of_improvement"),
+        ALIKE,
+        *(
+            name
+            for cost in COSTS
+            for name in (*_ends(f"area_by_{cost}_difference"), f"area_by_{cost}_until")
+        ),
+    ]
     rows = []
     for summary in tasks:
         for difference in summary.differences:
             names = [summary.label, difference.ours, difference.theirs, difference.against]
             empty = [""] * (len(header) - len(names) - 2)
-            rows += [[*names, str(seed), csv_cell(value), *empty] for (_, seed), value in difference.per_run.items()]
-            by_cost = [cell for cost in COSTS for cell in _cut_cells(difference.by_cost, difference.cut_at, cost)]
+            rows += [
+                [*names, str(seed), csv_cell(value), *empty]
+                for (_, seed), value in difference.per_run.items()
+            ]
+            by_cost = [
+                cell
+                for cost in COSTS
+                for cell in _cut_cells(difference.by_cost, difference.cut_at, cost)
+            ]
             rows.append([*names, "", *_difference_cells(difference), *by_cost])
     return header, rows
 
 
 def curve_table(tasks: Sequence[Task]) -> Table:
-    """One row per evaluation, with every column that the runs recorded, and the budget of the run."""
+    """One row per evaluation, with every column that the runs recorded, and the budget of the run."""  # noqa: E501
     every = [run for task in tasks for arm in task.arms for run in arm.runs.values()]
     names = list(dict.fromkeys(name for run in every for name in run.columns if name != STEPS))
     rows = []
@@ -81,15 +139,32 @@ def curve_table(tasks: Sequence[Task]) -> Table:
         for arm in task.arms:
             for seed, run in arm.runs.items():
                 for point, steps in enumerate(run.columns[STEPS]):
-                    values = [run.columns[name][point] if name in run.columns else math.nan for name in names]
-                    place = [task.label, arm.label, str(seed), csv_cell(float(steps)), str(run.config.run.total_steps)]
+                    values = [
+                        run.columns[name][point] if name in run.columns else math.nan
+                        for name in names
+                    ]
+                    place = [
+                        task.label,
+                        arm.label,
+                        str(seed),
+                        csv_cell(float(steps)),
+                        str(run.config.run.total_steps),
+                    ]
                     rows.append([*place, *(csv_cell(float(value)) for value in values)])
     return ["task", "arm", "seed", STEPS, BUDGET, *names], rows
 
 
 def overall_table(overall: Summary) -> Table:
     """One row per arm, over all tasks."""
-    header = ["arm", "tasks", "runs", *_ends("success"), *_ends("area"), *_ends("area_iqm"), *_ends("mean_rank")]
+    header = [
+        "arm",
+        "tasks",
+        "runs",
+        *_ends("success"),
+        *_ends("area"),
+        *_ends("area_iqm"),
+        *_ends("mean_rank"),
+    ]
     rows = [
         [
             row.label,
@@ -107,9 +182,23 @@ def overall_table(overall: Summary) -> Table:
 
 def overall_difference_table(overall: Summary) -> Table:
     """One row per comparison, over all tasks."""
-    header = ["arm", "minus", "against", "pairs", "area_difference", "low", "high", *TESTS,
-              *_ends("success_difference"), *_ends("probability_of_improvement"), ALIKE]  # fmt: skip
-    return header, [[d.ours, d.theirs, d.against, str(d.pairs), *_difference_cells(d)] for d in overall.differences]
+    header = [
+        "arm",
+        "minus",
+        "against",
+        "pairs",
+        "area_difference",
+        "low",
+        "high",
+        *TESTS,
+        *_ends("success_difference"),
+        *_ends("probability_of_improvement"),
+        ALIKE,
+    ]
+    return header, [
+        [d.ours, d.theirs, d.against, str(d.pairs), *_difference_cells(d)]
+        for d in overall.differences
+    ]
 
 
 def profile_table(overall: Summary, samples: int) -> Table:
@@ -117,29 +206,52 @@ def profile_table(overall: Summary, samples: int) -> Table:
     rows = []
     for row in overall.arms:
         columns = zip(*profile(row, overall, samples), strict=True)
-        rows += [[row.label, csv_cell(level / PROFILE_STEPS), *map(csv_cell, values)] for level, values in enumerate(columns)]
+        rows += [
+            [row.label, csv_cell(level / PROFILE_STEPS), *map(csv_cell, values)]
+            for level, values in enumerate(columns)
+        ]
     return ["arm", "area_above", *_ends("share")], rows
 
 
-def profile(row: ArmSummary, overall: Summary, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def profile(
+    row: ArmSummary, overall: Summary, samples: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Share of runs whose area is above 0, 1/100, ..., 1, with its interval; each ``(101,)``."""
     levels = np.arange(PROFILE_STEPS + 1) / PROFILE_STEPS
     until = {task.label: task.until for task in overall.tasks}
-    areas = [np.array([run.area(SUCCESS, until[task]) for run in arm.runs.values()]) for task, arm in row.arms.items()]
-    return bootstrap_columns([(scores[:, None] > levels + TIE).astype(np.float64) for scores in areas], samples)
+    areas = [
+        np.array([run.area(SUCCESS, until[task]) for run in arm.runs.values()])
+        for task, arm in row.arms.items()
+    ]
+    return bootstrap_columns(
+        [(scores[:, None] > levels + TIE).astype(np.float64) for scores in areas], samples
+    )
 
 
 def _difference_cells(difference: Difference) -> list[str]:
-    return [*_cells(difference.interval), *_tests(difference), *_cells(difference.success), *_cells(difference.improvement), str(int(difference.alike))]
+    return [
+        *_cells(difference.interval),
+        *_tests(difference),
+        *_cells(difference.success),
+        *_cells(difference.improvement),
+        str(int(difference.alike)),
+    ]
 
 
 def _tests(difference: Difference) -> list[str]:
     known = not math.isnan(difference.p)
     counts = [str(difference.compared), str(int(difference.paired))] if known else ["", ""]
-    return [csv_cell(difference.p), csv_cell(difference.p_corrected), *counts, csv_cell(difference.correlation)]
+    return [
+        csv_cell(difference.p),
+        csv_cell(difference.p_corrected),
+        *counts,
+        csv_cell(difference.correlation),
+    ]
 
 
-def _cut_cells(intervals: Mapping[str, Interval], cut_at: Mapping[str, float], cost: str) -> list[str]:
+def _cut_cells(
+    intervals: Mapping[str, Interval], cut_at: Mapping[str, float], cost: str
+) -> list[str]:
     """Mean success over a cost, with where it ends; empty where there is none."""
     return [*_cells(intervals[cost]), csv_cell(cut_at[cost])] if cost in intervals else [""] * 4
 

@@ -1,4 +1,6 @@
-"""From a configuration to the two sides of a launch: an LLM server with its updaters, or a client that talks to the servers."""
+"""From a configuration to the two sides of a launch: an LLM server with its updaters, or a client
+that talks to the servers.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,18 @@ Client = Callable[["Caller"], int]
 def run_as_ranked(config: Config, client: Client, every_client: bool = False) -> int:
     """Be what this rank is: an LLM server until every client is done, or the client.
 
-    A process that was started on its own is both: one server in a thread of its own, behind the same caller.
+    A process that was started on its own is both: one server in a thread of its own, behind the
+        same caller.
 
     Args:
         config: Went through ``check_configs``.
         client: What rank 0 does.
-        every_client: True where the other RL clients do it too, together with rank 0; else they have nothing to do.
+        every_client: True where the other RL clients do it too, together with rank 0; else they
+            have nothing to do.
 
     Raises:
-        ConfigError: The launch is not the one that is configured, or ``run.portable`` cannot be had in this process.
+        ConfigError: The launch is not the one that is configured, or ``run.portable`` cannot be had
+            in this process.
     """
     from lamorel_ext.rpc.distributed import launched_role
     from lamorel_ext.rpc.runtime import connect
@@ -95,7 +100,9 @@ def use_threads(num_threads: int) -> None:
 
 
 def clients_of(caller: LlmClient) -> Clients:
-    """The RL clients of this launch; one where this process was started on its own, whatever is configured."""
+    """The RL clients of this launch; one where this process was started on its own, whatever is
+    configured.
+    """
     from lamorel_ext.rpc.caller import Caller
     from lamorel_ext.rpc.clients import Clients
 

@@ -1,6 +1,8 @@
-"""What a configuration asks for and cannot have, beyond its schema: found before folders, other ranks, devices or models are looked at.
+"""What a configuration asks for and cannot have, beyond its schema: found before folders, other
+ranks, devices or models are looked at.
 
-A mistake in the configuration is there wherever the run is started; what this machine lacks, or what lies in a folder, is only worth hearing of
+A mistake in the configuration is there wherever the run is started; what this machine lacks, or
+what lies in a folder, is only worth hearing of
 once the configuration itself is possible. Free of torch: the launchers ask too.
 """
 
@@ -18,7 +20,8 @@ TRIED = 20
 
 
 def check_configs(configs: Iterable[Config]) -> None:
-    """Make sure that what the runs ask for can be had. Loads no model, reads no folder, needs no other rank.
+    """Make sure that what the runs ask for can be had. Loads no model, reads no folder, needs no
+    other rank.
 
     Raises:
         ConfigError: With every problem of every run; what several have in common is said once.
@@ -29,7 +32,9 @@ def check_configs(configs: Iterable[Config]) -> None:
 
 
 def _problems(config: Config) -> Iterator[str]:
-    stages: dict[str, EnvArgs | StageArgs] = {f"env.curriculum[{place}]": stage for place, stage in enumerate(config.env.curriculum)}
+    stages: dict[str, EnvArgs | StageArgs] = {
+        f"env.curriculum[{place}]": stage for place, stage in enumerate(config.env.curriculum)
+    }
     for group, chosen in ({"env": config.env} | stages).items():
         yield from _level_problems(group, chosen, config.env)
     if config.run.evaluation == "exact" and (hindrance := _hindrance(config)):
@@ -39,7 +44,9 @@ def _problems(config: Config) -> Iterator[str]:
 
 
 def _level_problems(group: str, chosen: EnvArgs | StageArgs, env: EnvArgs) -> Iterator[str]:
-    """Whether there is the level, takes the number of distractors, suits the backend, and can be said in the prompt."""
+    """Whether there is the level, takes the number of distractors, suits the backend, and can be
+    said in the prompt.
+    """
     from lamorel_ext.envs.babyai.backends import choose_backend
     from lamorel_ext.envs.babyai.levels import level_spec, make_level
 
@@ -56,8 +63,14 @@ def _level_problems(group: str, chosen: EnvArgs | StageArgs, env: EnvArgs) -> It
         return
     if env.prompt == "glam" and env.language == "fr":
         missions = (str(built.reset(seed=seed)[0]["mission"]) for seed in range(TRIED))
-        if unsayable := next((mission for mission in missions if not can_say(mission, env.prompt, env.language)), None):
-            yield f"env.prompt: {level}: the French glam prompt can only say go-to missions, not {unsayable!r}; take lamorel, or env.language=en"
+        if unsayable := next(
+            (mission for mission in missions if not can_say(mission, env.prompt, env.language)),
+            None,
+        ):
+            yield (
+                f"env.prompt: {level}: the French glam prompt can only say go-to missions, not"
+                f" {unsayable!r}; take lamorel, or env.language=en"
+            )
 
 
 def _hindrance(config: Config) -> str:

@@ -1,14 +1,17 @@
-"""How every programme here begins and ends: arguments, log, and one clear message for whatever a user can cause.
+"""How every programme here begins and ends: arguments, log, and one clear message for whatever a
+user can cause.
 
-Exit statuses, of every program and of the launcher, which hands on that of the first rank that failed:
+Exit statuses, of every program and of the launcher, which hands on that of the first rank that
+failed:
 
     0    done (also: --help, --cfg, a run that is complete already)
     1    something went wrong: a file cannot be written, a checkpoint is corrupt when a run resumes, a server died or did not
-         answer, a loss is not finite, a level failed; recompute and check_oracle found something that differs
+         answer, a loss is not finite, a level failed; recompute and check_oracle found something
+         that differs
     2    the user said something wrong: arguments, overrides, configuration files, a model, run folder or file that is not there,
          or whose content is not what it must be where reading it is all that the program does
     130  interrupted (128 + 2)
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -42,16 +45,18 @@ def run_main(
     """Run ``program`` and give its exit status. The working folder is importable meanwhile.
 
     Args:
-        reads: True where the program only reads folders that the user names: what is wrong in them is then
-            what the user said wrong.
+        reads: True where the program only reads folders that the user names: what is wrong in them
+            is then what the user said wrong.
 
-    Errors raised on purpose end in one message without a traceback. A mistake in the configuration would be found by every rank alike; only
-    the first one says it.
+    Errors raised on purpose end in one message without a traceback. A mistake in the configuration
+    would be found by every rank alike; only the first one says it.
     """
     if argv is None:
         _use_utf8()
     if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # at the end: a folder of the user's hides no module of anybody's
+        sys.path.append(
+            os.getcwd()
+        )  # at the end: a folder of the user's hides no module of anybody's
     try:
         stopping.begin()
         return program(sys.argv[1:] if argv is None else argv)
@@ -81,15 +86,21 @@ def run_main(
 
 
 def _use_utf8() -> None:
-    """Start this programme again in Python's UTF-8 mode where the locale knows only ASCII: names of files may hold any letter."""
+    """Start this programme again in Python's UTF-8 mode where the locale knows only ASCII: names of
+    files may hold any letter.
+    """
     if sys.getfilesystemencoding() != "utf-8" and "PYTHON_UTF8_TRIED" not in os.environ:
         os.execve(
-            sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1", "PYTHON_UTF8_TRIED": "1"}
+            sys.executable,
+            [sys.executable, *sys.orig_argv[1:]],
+            {**os.environ, "PYTHONUTF8": "1", "PYTHON_UTF8_TRIED": "1"},
         )
 
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser for ``--config-name``, ``--config-dir`` and overrides; use it with ``parse_intermixed_args``."""
+    """A parser for ``--config-name``, ``--config-dir`` and overrides; use it with
+    ``parse_intermixed_args``.
+    """
     parser = ConfigParser(prog=program, description=description)
     add_config_arguments(parser)
     return parser
@@ -98,26 +109,38 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """``--config-name``, ``--config-dir``, ``--cfg`` and overrides."""
     parser.add_argument("overrides", nargs="*", help="group=file or key=value")
-    parser.add_argument("--config-name", default="default", help="file in a folder of configurations, without .yaml")
     parser.add_argument(
-        "--config-dir", "--config-path", default=str(CONFIG_DIR),
-        help="a folder of configurations of your own, looked into before ./configs and the project's",
-    )  # fmt: skip
+        "--config-name", default="default", help="file in a folder of configurations, without .yaml"
+    )
+    parser.add_argument(
+        "--config-dir",
+        "--config-path",
+        default=str(CONFIG_DIR),
+        help=(
+            "a folder of configurations of your own, looked into before ./configs and the project's"
+        ),
+    )
     parser.add_argument("--cfg", choices=("job",), help="print the configuration and end")
 
 
 class ConfigParser(argparse.ArgumentParser):
-    """Knows the groups of the configuration, and prints the configuration where ``--cfg`` asks for it."""
+    """Knows the groups of the configuration, and prints the configuration where ``--cfg`` asks for
+    it.
+    """
 
     def format_help(self) -> str:
         """The usual help, and what there is to choose from."""
         lines = ["", "groups (group=file):"]
         for name, files in groups(search_folders()).items():
-            words = textwrap.fill(", ".join(files), 90, initial_indent="    ", subsequent_indent="    ")
+            words = textwrap.fill(
+                ", ".join(files), 90, initial_indent="    ", subsequent_indent="    "
+            )
             lines += [f"  {name}:", words]
         return super().format_help() + "\n".join(lines) + "\n"
 
-    def parse_intermixed_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+    def parse_intermixed_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: None = None
+    ) -> argparse.Namespace:
         """Parse; with ``--cfg job``, print the configuration and exit."""
         options = super().parse_intermixed_args(args, namespace)
         if options.cfg:
@@ -138,7 +161,9 @@ def start_log(level: str) -> None:
     """Log to standard error, each line with the rank that says it."""
     rank = rank_of_log()
     prefix = "" if rank is None else f"[rank {rank}] "
-    logging.basicConfig(level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(
+        level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True
+    )
     for name in ("experiments", "lamorel_ext", "__main__"):
         logging.getLogger(name).setLevel(level.upper())
 

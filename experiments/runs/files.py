@@ -1,4 +1,6 @@
-"""Files that are whole or not there: atomic replacement, and one kind of error for a disk that is full or closed."""
+"""Files that are whole or not there: atomic replacement, and one kind of error for a disk that is
+full or closed.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def why_not_writable(folder: Path) -> str:
-    """Why nothing could be written into a folder that need not be there yet; empty where something could."""
+    """Why nothing could be written into a folder that need not be there yet; empty where something
+    could.
+    """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         return f"{there} is not a folder"
@@ -42,7 +46,9 @@ def why_not_writable(folder: Path) -> str:
 
 
 def folder_to_write(text: str) -> Path:
-    """A command line's folder, refused at once where it could not be written in the end; as ``type`` of an argument."""
+    """A command line's folder, refused at once where it could not be written in the end; as
+    ``type`` of an argument.
+    """
     if reason := why_not_writable(Path(text)):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: {reason}")
     return Path(text)
@@ -59,7 +65,8 @@ def file_to_write(text: str) -> Path:
 
 @contextmanager
 def held_alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder for as long as the context lasts; the system lets go of it when this process dies.
+    """Keep other processes out of a folder for as long as the context lasts; the system lets go of
+    it when this process dies.
 
     Raises:
         CheckpointError: Another process holds it; names that process.
@@ -73,11 +80,16 @@ def held_alone(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise CheckpointError(f"{folder} is in use by {holder}: two processes cannot write one run") from error
+            raise CheckpointError(
+                f"{folder} is in use by {holder}: two processes cannot write one run"
+            ) from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise CheckpointError(f"{path} cannot be locked: {error.strerror}") from error
-            log.warning("%s cannot be locked on this file system; nothing keeps a second process out of it", path)
+            log.warning(
+                "%s cannot be locked on this file system; nothing keeps a second process out of it",
+                path,
+            )
         with writing(path):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -86,7 +98,8 @@ def held_alone(folder: Path) -> Iterator[None]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader, or a crash, sees the old file or the new one and nothing between.
+    """Write ``text`` to ``path`` so that a reader, or a crash, sees the old file or the new one and
+    nothing between.
 
     Raises:
         CheckpointError: It cannot be written; the old file is still there.
@@ -113,4 +126,8 @@ def csv_cell(number: float | None) -> str:
     """A number in full precision; empty where there is none, or NaN."""
     if number is None or math.isnan(number):
         return ""
-    return repr(int(number)) if math.isfinite(number) and number == int(number) and abs(number) < 1e15 else repr(float(number))
+    return (
+        repr(int(number))
+        if math.isfinite(number) and number == int(number) and abs(number) < 1e15
+        else repr(float(number))
+    )

@@ -1,4 +1,4 @@
-"""When two configurations mean the same run, or the same arm: by the keys that can change a result."""
+"""When two configurations mean the same run, or the same arm: by the keys that can change a result."""  # noqa: E501
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ HOW_IT_RUNS = (
     "lamorel_args.distributed_setup_args.",
     "lamorel_args.llm_args.num_threads",
 )
-"""Keys, and groups of keys, that say how and where a run runs; its numbers do not follow from them."""
+"""Keys, and groups of keys, that say how and where a run runs; its numbers do not follow from them.
+"""
 WHICH_ONE = ("run.seed", "arm.name", "env.name")
 """Keys that tell runs of one arm, arms, and tasks apart without being part of the method."""
 
@@ -32,7 +33,11 @@ def flat(config: Config) -> dict[str, Any]:
     def walk(mapping: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in mapping.items():
-            found.update(walk(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: _hashable(value)})
+            found.update(
+                walk(value, f"{prefix}{key}.")
+                if isinstance(value, dict)
+                else {prefix + key: _hashable(value)}
+            )
         return found
 
     return walk(to_mapping(config), "")
@@ -43,7 +48,12 @@ def _hashable(value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
     return tuple(
-        ", ".join(f"{key}={own}" for key, own in item.items() if own is not None) if isinstance(item, dict) else item for item in value
+        (
+            ", ".join(f"{key}={own}" for key, own in item.items() if own is not None)
+            if isinstance(item, dict)
+            else item
+        )
+        for item in value
     )
 
 
@@ -59,4 +69,8 @@ def method(config: Config) -> dict[str, Any]:
 
 def differing_keys(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys that do not have the same value everywhere."""
-    return [key for key in mappings[0] if any(mapping[key] != mappings[0][key] for mapping in mappings[1:])]
+    return [
+        key
+        for key in mappings[0]
+        if any(mapping[key] != mappings[0][key] for mapping in mappings[1:])
+    ]

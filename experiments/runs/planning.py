@@ -1,4 +1,7 @@
-"""From the words of a command line to the configurations of the runs that it asks for. Free of torch, so that a launcher reads them as its ranks do."""
+"""From the words of a command line to the configurations of the runs that it asks for.
+
+Free of torch, so that a launcher reads them as its ranks do.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,12 @@ from lamorel_ext.errors import ConfigError, NotThereError
 ZERO_SHOT = "zero_shot"
 """The language model as it is, as policy."""
 
-SET_HERE = {"task": "compare.tasks", "arm": "compare.arms", "run.seed": "compare.seeds", "run.output_dir": "compare.output_dir"}
+SET_HERE = {
+    "task": "compare.tasks",
+    "arm": "compare.arms",
+    "run.seed": "compare.seeds",
+    "run.output_dir": "compare.output_dir",
+}
 
 
 @dataclass(frozen=True)
@@ -34,32 +42,53 @@ class Planned:
         return Path(self.config.run.output_dir)
 
 
-def plan(overrides: Sequence[str], config_name: str = "default", config_dir: str | Path = CONFIG_DIR) -> list[Planned]:
-    """Compose the configuration anew for each task and arm, so that the experiment's own values and the command line win over theirs.
+def plan(
+    overrides: Sequence[str], config_name: str = "default", config_dir: str | Path = CONFIG_DIR
+) -> list[Planned]:
+    """Compose the configuration anew for each task and arm, so that the experiment's own values and
+    the command line win over theirs.
 
     Returns:
-        The runs, seed by seed, and task by task within a seed, so that an interrupted comparison has complete pairs.
+        The runs, seed by seed, and task by task within a seed, so that an interrupted comparison
+        has complete pairs.
 
     Raises:
         ConfigError: With the problems of every task and arm.
     """
     named = [(text, text.partition("=")[0].strip().lstrip("+")) for text in overrides]
-    taken = [f"{text}: a comparison sets this itself; set {SET_HERE[key]}" for text, key in named if key in SET_HERE]
+    taken = [
+        f"{text}: a comparison sets this itself; set {SET_HERE[key]}"
+        for text, key in named
+        if key in SET_HERE
+    ]
     if taken:
         raise ConfigError(taken)
     configs = load_matrix(overrides, config_name, config_dir)
     first = next(iter(configs.values()))
-    others = [where for where, config in configs.items() if config.lamorel_args != first.lamorel_args]
+    others = [
+        where for where, config in configs.items() if config.lamorel_args != first.lamorel_args
+    ]
     if others:
-        words = ", ".join(f"task={task} arm={arm}" if task else f"arm={arm}" for task, arm in others)
-        raise ConfigError(f"lamorel_args: one launch has one set of servers, but with {words} it differs from the first run's")
-    return [_plan_one(task, arm, seed, config) for seed in first.compare.seeds for (task, arm), config in configs.items()]
+        words = ", ".join(
+            f"task={task} arm={arm}" if task else f"arm={arm}" for task, arm in others
+        )
+        raise ConfigError(
+            f"lamorel_args: one launch has one set of servers, but with {words} it differs from the"
+            " first run's"
+        )
+    return [
+        _plan_one(task, arm, seed, config)
+        for seed in first.compare.seeds
+        for (task, arm), config in configs.items()
+    ]
 
 
 def _plan_one(task: str, arm: str, seed: int, config: Config) -> Planned:
     folder = Path(config.compare.output_dir) / task / arm / f"seed_{seed}"
     run = dataclasses.replace(config.run, seed=seed, output_dir=str(folder))
-    return Planned(f"{task + ', ' if task else ''}{arm}, seed {seed}", dataclasses.replace(config, run=run))
+    return Planned(
+        f"{task + ', ' if task else ''}{arm}, seed {seed}", dataclasses.replace(config, run=run)
+    )
 
 
 def split_policy(overrides: Sequence[str]) -> tuple[str, list[str]]:
@@ -71,10 +100,17 @@ def split_policy(overrides: Sequence[str]) -> tuple[str, list[str]]:
     policies = [text.partition("=")[2] for text in overrides if text.startswith("policy=")]
     if len(policies) > 1:
         raise ConfigError(f"policy: one at a time, got {', '.join(policies)}")
-    return (policies or [ZERO_SHOT])[0], [text for text in overrides if not text.startswith("policy=")]
+    return (policies or [ZERO_SHOT])[0], [
+        text for text in overrides if not text.startswith("policy=")
+    ]
 
 
-def policy_config(policy: str, overrides: Sequence[str], config_name: str = "default", config_dir: str | Path = CONFIG_DIR) -> Config:
+def policy_config(
+    policy: str,
+    overrides: Sequence[str],
+    config_name: str = "default",
+    config_dir: str | Path = CONFIG_DIR,
+) -> Config:
     """Configuration of ``zero_shot`` or of a run folder, on which the overrides then work.
 
     Raises:
@@ -85,5 +121,7 @@ def policy_config(policy: str, overrides: Sequence[str], config_name: str = "def
         return load_config(["arm=llm_policy", *overrides], config_name, config_dir)
     folder = Path(policy).expanduser()
     if not (folder / "config.yaml").exists():
-        raise NotThereError(f"policy={policy}: neither {ZERO_SHOT} nor a run folder: no config.yaml in it")
+        raise NotThereError(
+            f"policy={policy}: neither {ZERO_SHOT} nor a run folder: no config.yaml in it"
+        )
     return load_config(overrides, "config", folder)

@@ -29,7 +29,9 @@ class Ticker:
         self._skipped = 0
 
     def tell(self, name: str, done: int, total: int) -> None:
-        """Hear that the current run is at step ``done`` of ``total``; says so unless it has just spoken."""
+        """Hear that the current run is at step ``done`` of ``total``; says so unless it has just
+        spoken.
+        """
         now = self._clock()
         if now - self._last_line >= QUIET_S or done >= total:
             self._last_line = now

@@ -1,4 +1,6 @@
-"""What a report's folder says of its runs: ``provenance.json``, and ``configs.json`` with every arm's configuration."""
+"""What a report's folder says of its runs: ``provenance.json``, and ``configs.json`` with every
+arm's configuration.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def write_provenance(tasks: Sequence[Summary], folder: Path) -> None:
 
 
 def provenance(tasks: Sequence[Summary]) -> dict[str, Any]:
-    """What the runs were made with, each set of versions once with the runs that it holds for, and every run's hash."""
+    """What the runs were made with, each set of versions once with the runs that it holds for, and
+    every run's hash.
+    """
     made: list[dict[str, Any]] = []
     hashes: dict[str, str] = {}
     for task in tasks:
@@ -53,12 +57,26 @@ def _note(made: list[dict[str, Any]], run: Run, name: str) -> None:
 
 
 def configs(tasks: Sequence[Summary]) -> dict[str, Any]:
-    """What all configurations share, and for each task and arm the keys in which it differs; without seeds and folders."""
-    every = {(task.label, row.label): _leaves(to_mapping(_anywhere(row.arm.config))) for task in tasks for row in task.arms}
+    """What all configurations share, and for each task and arm the keys in which it differs;
+    without seeds and folders.
+    """
+    every = {
+        (task.label, row.label): _leaves(to_mapping(_anywhere(row.arm.config)))
+        for task in tasks
+        for row in task.arms
+    }
     first = next(iter(every.values()))
-    shared = {key: value for key, value in first.items() if all(key in own and own[key] == value for own in every.values())}
+    shared = {
+        key: value
+        for key, value in first.items()
+        if all(key in own and own[key] == value for own in every.values())
+    }
     arms = [
-        {"task": task, "arm": arm, "config": {key: value for key, value in own.items() if key not in shared}}
+        {
+            "task": task,
+            "arm": arm,
+            "config": {key: value for key, value in own.items() if key not in shared},
+        }
         for (task, arm), own in every.items()
     ]
     plain: dict[str, Any] = json.loads(json.dumps({"shared": shared, "arms": arms}))
@@ -66,7 +84,8 @@ def configs(tasks: Sequence[Summary]) -> dict[str, Any]:
 
 
 def read_configs(folder: Path) -> dict[tuple[str, str], Config]:
-    """The configuration of every task and arm of a published folder, with seed 0 and no folder of its own yet.
+    """The configuration of every task and arm of a published folder, with seed 0 and no folder of
+    its own yet.
 
     Raises:
         CheckpointError: There is no such file, or it does not hold configurations.
@@ -74,13 +93,21 @@ def read_configs(folder: Path) -> dict[tuple[str, str], Config]:
     path = folder / CONFIGS
     found = read_json(path)
     if not found:
-        raise CheckpointError(f"{path}: expected the configurations that python -m experiments.publish writes, found no such file")
+        raise CheckpointError(
+            f"{path}: expected the configurations that python -m experiments.publish writes, found"
+            " no such file"
+        )
     try:
         return {
-            (entry["task"], entry["arm"]): from_mapping(_nested({**found["shared"], **entry["config"]})) for entry in found["arms"]
+            (entry["task"], entry["arm"]): from_mapping(
+                _nested({**found["shared"], **entry["config"]})
+            )
+            for entry in found["arms"]
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: expected shared and arms, each arm with task, arm and config: {error!r}") from error
+        raise CheckpointError(
+            f"{path}: expected shared and arms, each arm with task, arm and config: {error!r}"
+        ) from error
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -95,7 +122,11 @@ def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Every value under its dotted key; lists are values."""
     found: dict[str, Any] = {}
     for key, value in mapping.items():
-        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+        found |= (
+            _leaves(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {prefix + key: value}
+        )
     return found
 
 

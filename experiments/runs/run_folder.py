@@ -1,4 +1,5 @@
-"""One run, one folder: configuration, versions, learning curve, TensorBoard events, checkpoint and status.
+"""One run, one folder: configuration, versions, learning curve, TensorBoard events, checkpoint and
+status.
 
     config.yaml     the resolved configuration
     versions.json   interpreter, packages, commit, command
@@ -8,9 +9,10 @@
     traces/         single rollouts step by step, one file each, named after the environment steps before it (lamorel_ext/training/trace.py)
     checkpoints/    see ``checkpoint_files``
 
-A crash at any moment leaves a folder that can be resumed. What is damaged since is noticed by its checksum; a damaged ``status.json``,
-``versions.json``, ``current.json`` or ``metrics.csv`` is made anew from the checkpoint.
-"""
+A crash at any moment leaves a folder that can be resumed. What is damaged since is noticed by its
+checksum; a damaged ``status.json``, ``versions.json``, ``current.json`` or ``metrics.csv`` is made
+anew from the checkpoint.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -26,9 +28,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from experiments.checkpoint_files import CURVE, Stored, curve_digest, digest, read_stored, remove_others, stored_steps, write_checkpoint
+from experiments.checkpoint_files import (
+    CURVE,
+    Stored,
+    curve_digest,
+    digest,
+    read_stored,
+    remove_others,
+    stored_steps,
+    write_checkpoint,
+)
 from experiments.report.results import decoded, read_rows, readable_json
-from experiments.runs.files import csv_cell, held_alone, replace_json, replace_text, why_not_writable, writing
+from experiments.runs.files import (
+    csv_cell,
+    held_alone,
+    replace_json,
+    replace_text,
+    why_not_writable,
+    writing,
+)
 from experiments.runs.identity import differing_keys, run_identity
 from experiments.runs.trackers import Tracker, make_trackers
 from lamorel_ext.config import Config, read_config, to_yaml
@@ -43,7 +61,9 @@ ProgressListener = Callable[[int, int, Mapping[str, float]], None]
 
 
 def run_state(folder: Path) -> str:
-    """``complete``, ``failed``, ``stopped``, ``running`` (also what a killed process leaves), or ``absent``."""
+    """``complete``, ``failed``, ``stopped``, ``running`` (also what a killed process leaves), or
+    ``absent``.
+    """
     if not (folder / "config.yaml").exists():
         return "absent"
     state = str(readable_json(folder / "status.json").get("state", "running"))
@@ -51,7 +71,9 @@ def run_state(folder: Path) -> str:
 
 
 def _curve_is_damaged(folder: Path) -> bool:
-    """True where the curve is not the one that the last checkpoint holds, so that resuming the run mends it."""
+    """True where the curve is not the one that the last checkpoint holds, so that resuming the run
+    mends it.
+    """
     expected, path = curve_digest(folder / "checkpoints"), folder / CURVE
     if expected is None:
         return False
@@ -67,18 +89,25 @@ def steps_done(folder: Path) -> int:
 
 
 def differences(folder: Path, config: Config) -> list[str]:
-    """Why ``folder`` cannot take the run that ``config`` asks for: each key that differs, with both values.
+    """Why ``folder`` cannot take the run that ``config`` asks for: each key that differs, with both
+    values.
 
     A folder without a checkpoint, of a run that is not complete, holds nothing that would be lost.
     """
-    if run_state(folder) == "absent" or (run_state(folder) != "complete" and not any((folder / "checkpoints").glob("step-*"))):
+    if run_state(folder) == "absent" or (
+        run_state(folder) != "complete" and not any((folder / "checkpoints").glob("step-*"))
+    ):
         return []
     stored, asked = run_identity(read_config(folder / "config.yaml")), run_identity(config)
-    return [f"{key}: {folder} was made with {stored[key]!r}, asked for is {asked[key]!r}" for key in differing_keys([stored, asked])]
+    return [
+        f"{key}: {folder} was made with {stored[key]!r}, asked for is {asked[key]!r}"
+        for key in differing_keys([stored, asked])
+    ]
 
 
 def check_folders(runs: Iterable[tuple[Path, Config]]) -> None:
-    """Make sure that every folder can be written, and that none holds another run than the one asked for.
+    """Make sure that every folder can be written, and that none holds another run than the one
+    asked for.
 
     Raises:
         CheckpointError: One cannot be written.
@@ -104,7 +133,8 @@ def trace_files(folder: Path) -> dict[int, Path]:
 
 
 class RunFolder:
-    """Keeps a run on disk; see ``lamorel_ext.training.recorder.Recorder``. A context manager: leaving it settles the status.
+    """Keeps a run on disk; see ``lamorel_ext.training.recorder.Recorder``. A context manager:
+    leaving it settles the status.
 
     Args:
         folder: Made on entering.
@@ -113,7 +143,13 @@ class RunFolder:
         on_progress: Hears of every rollout.
     """
 
-    def __init__(self, folder: Path, config: Config, versions: Mapping[str, Any], on_progress: ProgressListener | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        versions: Mapping[str, Any],
+        on_progress: ProgressListener | None = None,
+    ) -> None:
         self.folder = folder
         self._config = config
         self._versions = versions
@@ -128,7 +164,7 @@ class RunFolder:
         self._trackers: list[Tracker] = []
         self._held = ExitStack()
 
-    # --- begin and end --------------------------------------------------------------------------------------------------------
+    # --- begin and end ----------------------------------------------------------------------------
 
     def __enter__(self) -> RunFolder:
         check_folders([(self.folder, self._config)])
@@ -144,7 +180,12 @@ class RunFolder:
             self._held = held.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         with self._held:
             self._settle(error)
 
@@ -153,20 +194,30 @@ class RunFolder:
             tracker.close()
         if error is None:
             self._set_status("complete", exit_status=0)
-            remove_others(self._checkpoints, readable_json(self._checkpoints / "current.json").get("folder"))
+            remove_others(
+                self._checkpoints, readable_json(self._checkpoints / "current.json").get("folder")
+            )
             return
         if isinstance(error, Stopped):
             stop, self._env_steps = error.stop, steps_done(self.folder)
             with suppress(CheckpointError):
-                self._set_status("stopped", exit_status=stop.exit_status, error=str(error), signal=stop.why)
+                self._set_status(
+                    "stopped", exit_status=stop.exit_status, error=str(error), signal=stop.why
+                )
             return
         try:
-            message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
-            self._set_status("failed", exit_status=1, error=message, error_type=type(error).__name__)
+            message = (
+                "interrupted"
+                if isinstance(error, KeyboardInterrupt)
+                else str(error) or type(error).__name__
+            )
+            self._set_status(
+                "failed", exit_status=1, error=message, error_type=type(error).__name__
+            )
         except CheckpointError as second:  # a full disk: what made the run fail is the error to see
             log.warning("the failure of this run could not be noted: %s", second)
 
-    # --- Recorder ---------------------------------------------------------------------------------------------------------------
+    # --- Recorder ---------------------------------------------------------------------------------
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append a row to ``metrics.csv`` and give it to the trackers.
@@ -181,7 +232,9 @@ class RunFolder:
         elif self._older and set(self._columns) <= set(row):
             row = {name: row[name] for name in self._columns}  # a later version measures more
         elif list(row) != self._columns:
-            raise CheckpointError(f"{path} has the columns {self._columns}, the next row has {list(row)}")
+            raise CheckpointError(
+                f"{path} has the columns {self._columns}, the next row has {list(row)}"
+            )
         self._append(path, [csv_cell(value) for value in row.values()], "a")
         self._rows += 1
         for tracker in self._trackers:
@@ -203,19 +256,29 @@ class RunFolder:
         self._environment = {} if name == self._config.env.level else {"environment": name}
 
     def checkpoint(self, checkpoint: Checkpoint, save_llm: SaveLlm | None) -> None:
-        """Write a checkpoint beside the last one and make it the current one; the last one is kept until the next, or the end.
+        """Write a checkpoint beside the last one and make it the current one; the last one is kept
+        until the next, or the end.
 
         Raises:
             CheckpointError: It cannot be written; the last one is still the current one.
         """
-        traces = {path.name: digest(path) for steps, path in trace_files(self.folder).items() if steps < checkpoint.env_steps}
-        facts = {"rows": self._rows, "traces": traces, "identity": _plain(run_identity(self._config))}
+        traces = {
+            path.name: digest(path)
+            for steps, path in trace_files(self.folder).items()
+            if steps < checkpoint.env_steps
+        }
+        facts = {
+            "rows": self._rows,
+            "traces": traces,
+            "identity": _plain(run_identity(self._config)),
+        }
         write_checkpoint(self._checkpoints, checkpoint, save_llm, "".join(self._lines), facts)
         self._env_steps = checkpoint.env_steps
         self._set_status("running")
 
     def resume(self) -> Checkpoint | None:
-        """The last whole checkpoint. The curve is brought back to what it was then, to the byte; events and traces after it are dropped.
+        """The last whole checkpoint. The curve is brought back to what it was then, to the byte;
+        events and traces after it are dropped.
 
         Raises:
             CheckpointError: A file of it is missing or damaged, and there is none before it.
@@ -237,7 +300,7 @@ class RunFolder:
         if self._on_progress is not None:
             self._on_progress(env_steps, total_steps, info)
 
-    # --- files --------------------------------------------------------------------------------------------------------------------
+    # --- files ------------------------------------------------------------------------------------
 
     def _append(self, path: Path, cells: list[str], mode: str) -> None:
         line = io.StringIO()
@@ -255,9 +318,15 @@ class RunFolder:
     def _check_identity(self, stored: Stored) -> None:
         """``config.yaml`` may be gone, or be that of another run."""
         asked = _plain(run_identity(self._config))
-        unlike = [key for key, value in stored.identity.items() if key in asked and asked[key] != value]
+        unlike = [
+            key for key, value in stored.identity.items() if key in asked and asked[key] != value
+        ]
         if unlike:
-            made = [f"{key}: {stored.folder} was made with {stored.identity[key]!r}, asked for is {asked[key]!r}" for key in unlike]
+            made = [
+                f"{key}: {stored.folder} was made with {stored.identity[key]!r}, asked for is"
+                f" {asked[key]!r}"
+                for key in unlike
+            ]
             raise ConfigError([*made, "choose another output_dir, or remove what is there"])
 
     def _bring_back_curve(self, stored: Stored | None) -> None:
@@ -268,31 +337,45 @@ class RunFolder:
                 path.unlink(missing_ok=True)
             self._lines, self._rows = [], 0
             return
-        self._lines = _first_rows(path, stored.rows) if stored.curve is None else stored.curve.splitlines(keepends=True)
+        self._lines = (
+            _first_rows(path, stored.rows)
+            if stored.curve is None
+            else stored.curve.splitlines(keepends=True)
+        )
         self._rows, self._columns = stored.rows, next(csv.reader(self._lines[:1]), [])
         self._older = stored.curve is None
         replace_text(path, "".join(self._lines))
 
     def _bring_back_traces(self, traces: Mapping[str, str]) -> None:
-        """Drop the traces that will be made again; put aside those that are damaged, which cannot be."""
+        """Drop the traces that will be made again; put aside those that are damaged, which cannot
+        be.
+        """
         for env_steps, path in trace_files(self.folder).items():
             with writing(path):
                 if env_steps >= self._env_steps:
                     path.unlink()
                 elif path.name in traces and digest(path) != traces[path.name]:
-                    log.warning("%s is damaged since it was written; it is put aside as %s.damaged", path, path.name)
+                    log.warning(
+                        "%s is damaged since it was written; it is put aside as %s.damaged",
+                        path,
+                        path.name,
+                    )
                     path.replace(path.with_name(f"{path.name}.damaged"))
 
     def _set_status(self, state: str, **more: Any) -> None:
         times = {"started": self._started, "updated": time.time()}
-        replace_json(self.folder / "status.json", {"state": state, "env_steps": self._env_steps, **times, **self._environment, **more})
+        replace_json(
+            self.folder / "status.json",
+            {"state": state, "env_steps": self._env_steps, **times, **self._environment, **more},
+        )
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """The current checkpoint of a run folder.
 
     Raises:
-        CheckpointError: There is none, or a file of it is missing or damaged; the message names the file.
+        CheckpointError: There is none, or a file of it is missing or damaged; the message names the
+            file.
     """
     stored = read_stored(folder / "checkpoints")
     if stored is None:
@@ -306,7 +389,8 @@ def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _first_rows(path: Path, rows: int) -> list[str]:
-    """Header and first rows of the curve of an earlier version's checkpoint, which does not hold it.
+    """Header and first rows of the curve of an earlier version's checkpoint, which does not hold
+    it.
 
     Raises:
         CheckpointError: They are not all there.
@@ -316,7 +400,9 @@ def _first_rows(path: Path, rows: int) -> list[str]:
     lines = decoded(path).splitlines(keepends=True) if path.exists() else []
     whole = [line for line in lines if line.endswith("\n")]
     if len(whole) < rows + 1:
-        raise CheckpointError(f"{path} has {max(len(whole) - 1, 0)} rows, its checkpoint was made after {rows}")
+        raise CheckpointError(
+            f"{path} has {max(len(whole) - 1, 0)} rows, its checkpoint was made after {rows}"
+        )
     kept = whole[: rows + 1]
     read_rows(path, "".join(kept))
     return kept

@@ -1,4 +1,6 @@
-"""Where the rows of a learning curve go besides ``metrics.csv``: TensorBoard always, Weights & Biases on request."""
+"""Where the rows of a learning curve go besides ``metrics.csv``: TensorBoard always, Weights &
+Biases on request.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Events in ``folder/tensorboard``. A resumed run writes those of the rows before it anew: a crash may have torn them."""
+    """Events in ``folder/tensorboard``.
+
+    A resumed run writes those of the rows before it anew: a crash may have torn them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "tensorboard"
@@ -55,7 +60,9 @@ class TensorBoard:
     def _open(self) -> None:
         if self._writer is not None:
             return
-        from torch.utils.tensorboard import SummaryWriter  # a second of imports that a report does not need
+        from torch.utils.tensorboard import (
+            SummaryWriter,
+        )  # a second of imports that a report does not need
 
         torn = list(self._folder.glob("events.out.tfevents.*"))
         self._writer = SummaryWriter(str(self._folder))
@@ -72,7 +79,8 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of wandb per run of ours; arm and seed are its group and name. ``WANDB_MODE=offline`` keeps it on this machine.
+    """A run of wandb per run of ours; arm and seed are its group and name. ``WANDB_MODE=offline``
+    keeps it on this machine.
 
     Raises:
         ConfigError: The package is not installed.
@@ -82,7 +90,9 @@ class WeightsAndBiases:
         try:
             import wandb
         except ImportError as error:
-            raise ConfigError("run.tracker: wandb is not installed: pip install 'lamorel-ext[trackers]'") from error
+            raise ConfigError(
+                "run.tracker: wandb is not installed: pip install 'lamorel-ext[trackers]'"
+            ) from error
         self._wandb: Any = wandb
         self._folder, self._config = folder, config
         self._run: Any = None
@@ -95,7 +105,11 @@ class WeightsAndBiases:
         if self._run is None:
             arm, seed = self._config.arm.name, self._config.run.seed
             self._run = self._wandb.init(
-                project="lamorel-ext", group=arm, name=f"{arm}/seed_{seed}", dir=str(self._folder), config=to_mapping(self._config)
+                project="lamorel-ext",
+                group=arm,
+                name=f"{arm}/seed_{seed}",
+                dir=str(self._folder),
+                config=to_mapping(self._config),
             )
         self._run.log(_measured(row), step=step)
 

@@ -1,4 +1,6 @@
-"""What a run was made with: interpreter, packages, commit, command, machine, and a hash of its configuration."""
+"""What a run was made with: interpreter, packages, commit, command, machine, and a hash of its
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ from experiments.runs.identity import run_identity
 from lamorel_ext.config import Config
 from lamorel_ext.processes.ranks import rank_of_log
 
-PACKAGES = ("transformers", "accelerate", "minigrid", "gymnasium", "numpy", "scipy", "safetensors", "tokenizers")
+PACKAGES = (
+    "transformers",
+    "accelerate",
+    "minigrid",
+    "gymnasium",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "tokenizers",
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -54,8 +65,12 @@ def command_line(task: str, argv: Sequence[str]) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 of the keys that make the run the run it is; where and how fast it runs is not among them."""
-    return hashlib.sha256(json.dumps(run_identity(config), sort_keys=True, default=str).encode()).hexdigest()
+    """SHA-256 of the keys that make the run the run it is; where and how fast it runs is not among
+    them.
+    """
+    return hashlib.sha256(
+        json.dumps(run_identity(config), sort_keys=True, default=str).encode()
+    ).hexdigest()
 
 
 def _processor() -> str:
@@ -64,7 +79,10 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def _version(package: str) -> str | None:
@@ -79,7 +97,13 @@ def _git(*arguments: str) -> str | None:
     if not (ROOT / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

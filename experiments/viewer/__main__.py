@@ -1,7 +1,8 @@
-"""Make the loop viewer's page: ``python -m experiments.viewer runs/demo`` for a comparison, or the folder of a single run.
+"""Make the loop viewer's page: ``python -m experiments.viewer runs/demo`` for a comparison, or the
+folder of a single run.
 
-Writes ``viewer.html`` into the folder (or ``--output``) and prints its path last. Each run records its first and last rollouts, and every
-``run.trace_every``-th.
+Writes ``viewer.html`` into the folder (or ``--output``) and prints its path last. Each run records
+its first and last rollouts, and every ``run.trace_every``-th.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from experiments.runs.entry import run_main, start_log
 from experiments.runs.files import file_to_write, replace_text, writing
 
 
-def make_viewer(folder: Path, output: Path | None = None, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
+def make_viewer(
+    folder: Path, output: Path | None = None, arms: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> Path:
     """Write the page of a run, or of a comparison.
 
     Args:
@@ -39,7 +42,8 @@ def make_viewer(folder: Path, output: Path | None = None, arms: Sequence[str] = 
     target = output or folder / "viewer.html"
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    # What each page holds must be known before the first is written; compressed, they take little room until then.
+    # What each page holds must be known before the first is written; compressed, they take little
+    # room until then.
     packed, contents = [], []
     for data in make_content(folder, arms, seeds):
         contents.append(_what_it_holds(data))
@@ -47,7 +51,9 @@ def make_viewer(folder: Path, output: Path | None = None, arms: Sequence[str] = 
     parts = [_part(target, number) for number in range(1, len(packed) + 1)]
     listed = [{"file": part.name, "name": name} for part, name in zip(parts, contents, strict=True)]
     for number, (part, page) in enumerate(zip(parts, packed, strict=True)):
-        replace_text(part, make_page({**json.loads(zlib.decompress(page)), "pages": listed, "page": number}))
+        replace_text(
+            part, make_page({**json.loads(zlib.decompress(page)), "pages": listed, "page": number})
+        )
     if len(parts) > 1:
         print(f"pages: {len(parts)}, each with a list of all of them")
     return target
@@ -60,7 +66,8 @@ def _part(target: Path, number: int) -> Path:
 def _what_it_holds(data: Mapping[str, Any]) -> str:
     """For the list of pages: its arms, seeds and steps of training."""
     runs = [
-        f"{run['label']}, seed {run['seed']}: {run['rollouts'][0]['env_steps']} to {run['rollouts'][-1]['env_steps']} steps"
+        f"{run['label']}, seed {run['seed']}: {run['rollouts'][0]['env_steps']} to"
+        f" {run['rollouts'][-1]['env_steps']} steps"
         for run in data["runs"]
     ]
     return "; ".join(runs[:2]) + (f"; and {len(runs) - 2} more runs" if len(runs) > 2 else "")
@@ -68,11 +75,26 @@ def _what_it_holds(data: Mapping[str, Any]) -> str:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="lamorel-ext-viewer", description="Show recorded rollouts step by step.")
+    parser = argparse.ArgumentParser(
+        prog="lamorel-ext-viewer", description="Show recorded rollouts step by step."
+    )
     parser.add_argument("folder", type=Path, help="folder of a run, or of a comparison")
-    parser.add_argument("--output", type=file_to_write, default=None, help="file to write; viewer.html in the folder if not given")
-    parser.add_argument("--arm", action="append", default=[], help="show this arm; may be given several times")
-    parser.add_argument("--seed", action="append", type=int, default=[], help="show this seed; may be given several times")
+    parser.add_argument(
+        "--output",
+        type=file_to_write,
+        default=None,
+        help="file to write; viewer.html in the folder if not given",
+    )
+    parser.add_argument(
+        "--arm", action="append", default=[], help="show this arm; may be given several times"
+    )
+    parser.add_argument(
+        "--seed",
+        action="append",
+        type=int,
+        default=[],
+        help="show this seed; may be given several times",
+    )
     return parser.parse_args(argv)
 
 

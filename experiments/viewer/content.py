@@ -1,7 +1,9 @@
-"""What a viewer's page holds: recorded rollouts of one run or of a comparison, as JSON that repeats no text.
+"""What a viewer's page holds: recorded rollouts of one run or of a comparison, as JSON that repeats
+no text.
 
-Texts, views and grids stand in tables of their own and are referred to by their places. A page has a size that it must not exceed: first come the
-first and the last two rollouts of every run, seed by seed, then the others; what does not fit any more comes on a further page.
+Texts, views and grids stand in tables of their own and are referred to by their places. A page has
+a size that it must not exceed: first come the first and the last two rollouts of every run, seed by
+seed, then the others; what does not fit any more comes on a further page.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class Content:
         made = self._rollout(recorded)
         self.size += len(json.dumps(made))
         facts = {key: recorded.header[key] for key in _FACTS}
-        entry = self.runs.setdefault((name, seed), {"label": name, "seed": seed, "facts": facts, "rollouts": []})
+        entry = self.runs.setdefault(
+            (name, seed), {"label": name, "seed": seed, "facts": facts, "rollouts": []}
+        )
         entry["rollouts"].append(made)
 
     def data(self, title: str) -> Line:
@@ -66,18 +70,27 @@ class Content:
         for run in self.runs.values():
             run["rollouts"].sort(key=lambda rollout: rollout["env_steps"])
         return {
-            "title": title, "texts": self.texts.values, "views": self.views.values, "grids": [list(grid) for grid in self.grids.values],
+            "title": title,
+            "texts": self.texts.values,
+            "views": self.views.values,
+            "grids": [list(grid) for grid in self.grids.values],
             "runs": list(self.runs.values()),
-        }  # fmt: skip
+        }
 
     def _rollout(self, recorded: RecordedRollout) -> Line:
         header = recorded.header
         before = self.texts.size + self.views.size + self.grids.size
         made = {
-            "env_steps": header["env_steps"], "rollout": header["rollout"], "level": header["level"], "left_out": header["left_out"],
-            "updates": [{"samples": update["samples"], "stats": update["stats"]} for update in recorded.updates],
+            "env_steps": header["env_steps"],
+            "rollout": header["rollout"],
+            "level": header["level"],
+            "left_out": header["left_out"],
+            "updates": [
+                {"samples": update["samples"], "stats": update["stats"]}
+                for update in recorded.updates
+            ],
             "episodes": [self._episode(header, episode) for episode in recorded.episodes],
-        }  # fmt: skip
+        }
         self.size += self.texts.size + self.views.size + self.grids.size - before
         return made
 
@@ -86,31 +99,60 @@ class Content:
         said = line["candidates"]
         placed = None
         if poses is not None:
-            placed = [[pose.x, pose.y, pose.direction, self.grids.place((pose.width, pose.grid))] for pose in poses]
+            placed = [
+                [pose.x, pose.y, pose.direction, self.grids.place((pose.width, pose.grid))]
+                for pose in poses
+            ]
         return {
-            "number": line["number"], "before": None if line["actions"] is None else len(line["actions"]), "poses": placed,
-            "mission": self.texts.place(line["mission"]), "candidates": None if said is None else [self.texts.place(text) for text in said],
+            "number": line["number"],
+            "before": None if line["actions"] is None else len(line["actions"]),
+            "poses": placed,
+            "mission": self.texts.place(line["mission"]),
+            "candidates": None if said is None else [self.texts.place(text) for text in said],
             "steps": [self._step(step) for step in episode.steps],
-        }  # fmt: skip
+        }
 
     def _step(self, step: Line) -> Line:
-        own = {key: value for key, value in step.items() if key not in ("kind", "prompt", "sentences", "view")}
+        own = {
+            key: value
+            for key, value in step.items()
+            if key not in ("kind", "prompt", "sentences", "view")
+        }
         for group in ("llm", "guidance"):
             if step[group] is not None:
                 own[group] = {**step[group], "text": self.texts.place(step[group]["text"])}
         sentences = [self.texts.place(sentence) for sentence in step["sentences"]]
-        return {"prompt": self.texts.place(step["prompt"]), "sentences": sentences, "view": self.views.place(step["view"]), **own}
+        return {
+            "prompt": self.texts.place(step["prompt"]),
+            "sentences": sentences,
+            "view": self.views.place(step["view"]),
+            **own,
+        }
 
 
 def _check_origin(path: Path, header: Line, run: Run) -> None:
-    """Raises CheckpointError where a trace is of another run: its episodes would be played again with other seeds."""
+    """Raises CheckpointError where a trace is of another run: its episodes would be played again
+    with other seeds.
+    """
     env = run.config.env
-    levels = [(env.level, env.num_distractors), *((stage.level, stage.num_distractors) for stage in env.curriculum)]
-    if header["seed"] != run.seed or (header["level"], header["num_distractors"]) not in levels or header["env"] != 0:
-        raise CheckpointError(f"{path} is of another run than {run.folder}: level {header['level']!r}, seed {header['seed']}")
+    levels = [
+        (env.level, env.num_distractors),
+        *((stage.level, stage.num_distractors) for stage in env.curriculum),
+    ]
+    if (
+        header["seed"] != run.seed
+        or (header["level"], header["num_distractors"]) not in levels
+        or header["env"] != 0
+    ):
+        raise CheckpointError(
+            f"{path} is of another run than {run.folder}: level {header['level']!r}, seed"
+            f" {header['seed']}"
+        )
 
 
-def make_content(folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Iterator[Line]:
+def make_content(
+    folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> Iterator[Line]:
     """Everything recorded below a folder, page by page; every recorded rollout is on one of them.
 
     Args:
@@ -126,7 +168,8 @@ def make_content(folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = 
     chosen = [
         (name, run)
         for name, run in sorted(runs, key=lambda pair: pair[1].seed)
-        if (not arms or {name, run.folder.parent.name} & set(arms)) and (not seeds or run.seed in seeds)
+        if (not arms or {name, run.folder.parent.name} & set(arms))
+        and (not seeds or run.seed in seeds)
     ]
     recorded = [(name, run, list(trace_files(run.folder).values())) for name, run in chosen]
     if not any(paths for _, _, paths in recorded):

@@ -1,7 +1,9 @@
-"""The page: one HTML file without anything outside it, which opens from a disk and asks nobody for anything.
+"""The page: one HTML file without anything outside it, which opens from a disk and asks nobody for
+anything.
 
-Its data are text that no part of the page takes for anything else: JSON with the characters of HTML written as escapes, shown through
-``textContent`` alone. A content security policy lets only the page's own script and style work, by their hashes.
+Its data are text that no part of the page takes for anything else: JSON with the characters of HTML
+written as escapes, shown through ``textContent`` alone. A content security policy lets only the
+page's own script and style work, by their hashes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def make_page(data: Mapping[str, Any]) -> str:
         data: As ``content.make_content`` gives it.
     """
     style, script = _asset("viewer.css"), _asset("viewer.js")
-    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; base-uri 'none'; form-action 'none'"  # noqa: E501
     parts = {
         "TITLE": html.escape(f"Loop viewer: {data['title']}"),
         "POLICY": html.escape(policy),
@@ -34,13 +36,20 @@ def make_page(data: Mapping[str, Any]) -> str:
         "SCRIPT": script,
     }
     # One pass over the template alone: what is put in is never looked at for places again.
-    return "".join(parts[piece] if place % 2 else piece for place, piece in enumerate(re.split("@@([A-Z]+)@@", _asset("viewer.html"))))
+    return "".join(
+        parts[piece] if place % 2 else piece
+        for place, piece in enumerate(re.split("@@([A-Z]+)@@", _asset("viewer.html")))
+    )
 
 
 def embedded_json(data: Mapping[str, Any]) -> str:
     """JSON that cannot end the element it stands in: no ``<``, ``>`` or ``&``, and ASCII only."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return "".join(_ESCAPES.get(character, character) for character in text) if set(text) & set(_ESCAPES) else text
+    return (
+        "".join(_ESCAPES.get(character, character) for character in text)
+        if set(text) & set(_ESCAPES)
+        else text
+    )
 
 
 def _hash(text: str) -> str:

@@ -14,25 +14,70 @@ from lamorel_ext.training.trace_lines import VERSION
 Line = dict[str, Any]
 
 _KEYS = {
-    "trace": {"version", "env_steps", "rollout", "env", "seed", "level", "num_distractors", "agent", "teacher", "vocabulary", "signal", "loss", "channel", "every", "actions", "left_out"},
+    "trace": {
+        "version",
+        "env_steps",
+        "rollout",
+        "env",
+        "seed",
+        "level",
+        "num_distractors",
+        "agent",
+        "teacher",
+        "vocabulary",
+        "signal",
+        "loss",
+        "channel",
+        "every",
+        "actions",
+        "left_out",
+    },
     "episode": {"number", "actions", "mission", "candidates"},
-    "step": {"prompt", "sentences", "view", "direction", "action", "probability", "reward", "end", "value", "error", "previous", "advantage", "signal", "llm",
-             "guidance", "policy"},
+    "step": {
+        "prompt",
+        "sentences",
+        "view",
+        "direction",
+        "action",
+        "probability",
+        "reward",
+        "end",
+        "value",
+        "error",
+        "previous",
+        "advantage",
+        "signal",
+        "llm",
+        "guidance",
+        "policy",
+    },
     "update": {"number", "samples", "stats"},
-}  # fmt: skip
+}
 """What is needed of each kind of line."""
 
 _NUMBER, _COUNT, _TEXT = (int, float), (int,), (str,)
 _MAYBE = (type(None),)
 _KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("version", "env_steps", "rollout", "env", "seed", "left_out", "direction", "action"), _COUNT),
-    **dict.fromkeys(("samples", "number"), (*_COUNT, *_MAYBE)), "num_distractors": (*_COUNT, *_MAYBE),
-    **dict.fromkeys(("level", "agent", "vocabulary", "signal", "loss", "channel", "mission", "prompt", "view"), _TEXT),
-    "teacher": (*_TEXT, *_MAYBE), "every": (*_TEXT, *_COUNT), "end": (*_TEXT, *_MAYBE), "sentences": (list,), "stats": (dict,),
-    **dict.fromkeys(("actions", "candidates"), (list, *_MAYBE)), **dict.fromkeys(("llm", "guidance", "policy"), (dict, *_MAYBE)),
+    **dict.fromkeys(
+        ("version", "env_steps", "rollout", "env", "seed", "left_out", "direction", "action"),
+        _COUNT,
+    ),
+    **dict.fromkeys(("samples", "number"), (*_COUNT, *_MAYBE)),
+    "num_distractors": (*_COUNT, *_MAYBE),
+    **dict.fromkeys(
+        ("level", "agent", "vocabulary", "signal", "loss", "channel", "mission", "prompt", "view"),
+        _TEXT,
+    ),
+    "teacher": (*_TEXT, *_MAYBE),
+    "every": (*_TEXT, *_COUNT),
+    "end": (*_TEXT, *_MAYBE),
+    "sentences": (list,),
+    "stats": (dict,),
+    **dict.fromkeys(("actions", "candidates"), (list, *_MAYBE)),
+    **dict.fromkeys(("llm", "guidance", "policy"), (dict, *_MAYBE)),
     **dict.fromkeys(("probability", "reward", "value", "error", "advantage"), (*_NUMBER, *_MAYBE)),
     **dict.fromkeys(("previous",), (*_NUMBER, *_MAYBE)),
-}  # fmt: skip
+}
 """Types of the values by key; ``signal`` is a number in a step."""
 _TEXTS = ("sentences", "candidates")
 _LARGEST = 2**53
@@ -75,14 +120,22 @@ def read_trace(path: Path) -> RecordedRollout:
     """
     try:
         texts = path.read_text(encoding="utf-8").removesuffix("\n")
-        lines = [_parsed(number, text) for number, text in enumerate(texts.split("\n") if texts else [], start=1)]
+        lines = [
+            _parsed(number, text)
+            for number, text in enumerate(texts.split("\n") if texts else [], start=1)
+        ]
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
         kind = line.get("kind") if isinstance(line, dict) else None
-        missing = sorted(_KEYS.get(str(kind), {"kind"}) - set(line if isinstance(line, dict) else ()))
+        missing = sorted(
+            _KEYS.get(str(kind), {"kind"}) - set(line if isinstance(line, dict) else ())
+        )
         if kind not in _KEYS or missing or (kind == "trace") != (number == 1):
-            raise CheckpointError(f"{path}, line {number}: not a line of a trace" + (f", it lacks {', '.join(missing)}" if missing else ""))
+            raise CheckpointError(
+                f"{path}, line {number}: not a line of a trace"
+                + (f", it lacks {', '.join(missing)}" if missing else "")
+            )
         if wrong := _wrong_value(str(kind), line):
             raise CheckpointError(f"{path}, line {number}: {wrong}")
     if not lines or lines[0]["version"] != VERSION:
@@ -92,7 +145,9 @@ def read_trace(path: Path) -> RecordedRollout:
 
 
 def _parsed(number: int, text: str) -> Any:
-    """One line; a number that is not finite is none (Python writes and reads ``NaN``, JSON does not)."""
+    """One line; a number that is not finite is none (Python writes and reads ``NaN``, JSON does
+    not).
+    """
 
     def refuse(name: str) -> float:
         raise ValueError(f"line {number} holds {name}, which is no number of JSON")
@@ -120,7 +175,10 @@ def _wrong_value(kind: str, line: Line) -> str:
         if not all(isinstance(text, str) for text in line.get(key) or ()):
             return f"{key} holds something else than texts"
     wanted = str if kind == "trace" else int
-    if not all(isinstance(item, wanted) and not isinstance(item, bool) for item in line.get("actions") or ()):
+    if not all(
+        isinstance(item, wanted) and not isinstance(item, bool)
+        for item in line.get("actions") or ()
+    ):
         return f"actions holds something else than {wanted.__name__}"
     for group in ("llm", "guidance"):
         inner = line.get(group) if kind == "step" else None
@@ -139,5 +197,7 @@ def _cut(path: Path, lines: list[Line]) -> RecordedRollout:
                 raise CheckpointError(f"{path}, line {number}: a step before any episode")
             episodes[-1].steps.append(line)
     return RecordedRollout(
-        lines[0], [episode for episode in episodes if episode.steps], [line for line in lines if line["kind"] == "update"]
+        lines[0],
+        [episode for episode in episodes if episode.steps],
+        [line for line in lines if line["kind"] == "update"],
     )

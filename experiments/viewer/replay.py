@@ -1,4 +1,6 @@
-"""Play a recorded episode again, to see the whole grid: the trace has its actions, the run its seed."""
+"""Play a recorded episode again, to see the whole grid: the trace has its actions, the run its
+seed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class Pose:
         x: Column.
         y: Row.
         direction: 0 right, 1 down, 2 left, 3 up.
-        grid: ``(width, height, 3)`` bytes ``[x, y, channel]`` of minigrid's encoding, in hexadecimal.
+        grid: ``(width, height, 3)`` bytes ``[x, y, channel]`` of minigrid's encoding, in
+            hexadecimal.
         width: Columns of the grid.
     """
 
@@ -44,16 +47,24 @@ def replay(header: Line, episode: Episode) -> list[Pose] | None:
         episode: What was recorded.
 
     Returns:
-        One more than there are steps; None where the episode cannot be played again: its beginning is not known, the level is none of
-        ``envs.levels``, or (with another version of a level) it looks different.
+        One more than there are steps; None where the episode cannot be played again: its beginning
+        is not known, the level is none of ``envs.levels``, or (with another version of a level) it
+        looks different.
     """
     number, before = episode.line["number"], episode.line["actions"]
     if number is None or before is None:
         return None
     try:
         return _play(header, number, before, episode)
-    except Exception as error:  # minigrid answers what it does not know with ValueErrors, assertions and worse
-        log.warning("episode %s of %s: its frames show the agent's view alone: %s", number, header["level"], error)
+    except (
+        Exception
+    ) as error:  # minigrid answers what it does not know with ValueErrors, assertions and worse
+        log.warning(
+            "episode %s of %s: its frames show the agent's view alone: %s",
+            number,
+            header["level"],
+            error,
+        )
         return None
 
 
@@ -75,4 +86,10 @@ def _play(header: Line, number: int, before: list[int], episode: Episode) -> lis
 
 def _pose(level: MiniGridEnv) -> Pose:
     x, y = level.agent_pos
-    return Pose(int(x), int(y), int(level.agent_dir), level.grid.encode().tobytes().hex(), int(level.grid.width))
+    return Pose(
+        int(x),
+        int(y),
+        int(level.agent_dir),
+        level.grid.encode().tobytes().hex(),
+        int(level.grid.width),
+    )

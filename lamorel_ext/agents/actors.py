@@ -56,7 +56,9 @@ class ExpertActor:
     def action_probs(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
         if scene.experts is None:
-            raise ValueError("this scene has no expert actions: PromptedEnv needs with_experts=True")
+            raise ValueError(
+                "this scene has no expert actions: PromptedEnv needs with_experts=True"
+            )
         probs: np.ndarray = np.eye(NUM_ACTIONS)[scene.experts]
         return probs
 

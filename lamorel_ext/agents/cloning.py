@@ -1,4 +1,6 @@
-"""Behavioural cloning: the expert acts, and the LLM learns to say what it does (a comparison of Carta et al. 2023, GLAM)."""
+"""Behavioural cloning: the expert acts, and the LLM learns to say what it does (a comparison of
+Carta et al. 2023, GLAM).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ CLONING_STATS = ("loss", "accuracy", "entropy", "grad_norm")
 class CloningAgent:
     """The LLM as policy, taught by cross-entropy to choose the expert's action.
 
-    Where a scene shows the expert's actions, as those of training do, it takes them; elsewhere, as in evaluations, the LLM acts alone.
+    Where a scene shows the expert's actions, as those of training do, it takes them; elsewhere, as
+    in evaluations, the LLM acts alone.
     """
 
     reads_prompts = True
@@ -53,7 +56,9 @@ class CloningAgent:
 
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
         """See ``Agent``."""
-        stats = self._llm.update_batch(cloning_request(rollout, self._args, seed=int(rng.integers(2**31)))).stats
+        stats = self._llm.update_batch(
+            cloning_request(rollout, self._args, seed=int(rng.integers(2**31)))
+        ).stats
         return {f"cloning_{name}": stats[name] for name in CLONING_STATS if name in stats}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -81,4 +86,12 @@ def cloning_request(rollout: Rollout, args: CloningArgs, seed: int) -> UpdateReq
         "seed": seed,
     }
     candidates = (ACTION_NAMES,) * len(prompts)
-    return UpdateRequest("supervised", prompts, candidates, torch.arange(len(prompts)), len(prompts), {"targets": targets}, options)
+    return UpdateRequest(
+        "supervised",
+        prompts,
+        candidates,
+        torch.arange(len(prompts)),
+        len(prompts),
+        {"targets": targets},
+        options,
+    )

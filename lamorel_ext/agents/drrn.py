@@ -23,10 +23,11 @@ DRRN_STATS = ("loss", "q", "grad_norm")
 
 
 class DrrnAgent:
-    """Acts on Q-values of the prompt and the actions' texts, and learns them from a memory of transitions.
+    """Acts on Q-values of the prompt and the actions' texts, and learns them from a memory of
+    transitions.
 
-    Targets are ``r + gamma max Q(reached, .)``, without the second term where the task ended the episode; a cut-off episode goes on in the
-    state reached.
+    Targets are ``r + gamma max Q(reached, .)``, without the second term where the task ended the
+    episode; a cut-off episode goes on in the state reached.
 
     Args:
         args: Sizes, schedule and exploration.
@@ -52,7 +53,11 @@ class DrrnAgent:
         q = self._q(scene)
         log_probs = self._log_policy(q)
         actions = sample_rows(log_probs, draws.actions)
-        return Decision(actions, log_probs[np.arange(len(actions)), actions], (np.exp(log_probs) * q).sum(axis=1))
+        return Decision(
+            actions,
+            log_probs[np.arange(len(actions)), actions],
+            (np.exp(log_probs) * q).sum(axis=1),
+        )
 
     def values(self, scene: Scene) -> np.ndarray:
         """Mean Q under the policy."""
@@ -69,9 +74,19 @@ class DrrnAgent:
         """Remember the rollout, then take the gradient steps that are due; see ``Agent``."""
         before = self._env_steps // self.args.update_every
         for turn in rollout.turns:
-            self.replay.add(turn.prompts, turn.decision.actions, turn.step.rewards, turn.stepped.reached.prompts, turn.step.terminated)
+            self.replay.add(
+                turn.prompts,
+                turn.decision.actions,
+                turn.step.rewards,
+                turn.stepped.reached.prompts,
+                turn.step.terminated,
+            )
         self._env_steps += rollout.rewards.size
-        due = self._env_steps // self.args.update_every - before if len(self.replay) >= self.args.batch_size else 0
+        due = (
+            self._env_steps // self.args.update_every - before
+            if len(self.replay) >= self.args.batch_size
+            else 0
+        )
         seen = [self._learn(self.replay.sample(self.args.batch_size, rng)) for _ in range(due)]
         if not seen:
             return {}
@@ -79,10 +94,18 @@ class DrrnAgent:
         return {f"drrn_{name}": value for name, value in zip(DRRN_STATS, means, strict=True)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights as ``drrn.<name>``, the target's as ``target.<name>``, Adam's state, the memory, and the two counters."""
-        saved = {f"drrn.{name}": tensor.detach().clone() for name, tensor in self.network.named_parameters()}
+        """Weights as ``drrn.<name>``, the target's as ``target.<name>``, Adam's state, the memory,
+        and the two counters.
+        """
+        saved = {
+            f"drrn.{name}": tensor.detach().clone()
+            for name, tensor in self.network.named_parameters()
+        }
         if self.target is not self.network:
-            saved |= {f"target.{name}": tensor.detach().clone() for name, tensor in self.target.named_parameters()}
+            saved |= {
+                f"target.{name}": tensor.detach().clone()
+                for name, tensor in self.target.named_parameters()
+            }
         saved |= {f"adam.{key}": tensor for key, tensor in self.optimizer.tensors().items()}
         saved |= {f"replay.{key}": tensor for key, tensor in self.replay.tensors().items()}
         return saved | {"counters": torch.tensor([self._env_steps, self._updates])}
@@ -93,18 +116,35 @@ class DrrnAgent:
         Raises:
             CheckpointError: A tensor is missing or has another shape.
         """
-        networks = {"drrn": self.network} | ({"target": self.target} if self.target is not self.network else {})
+        networks = {"drrn": self.network} | (
+            {"target": self.target} if self.target is not self.network else {}
+        )
         with torch.no_grad():
             for prefix, network in networks.items():
                 for name, parameter in network.named_parameters():
                     parameter.copy_(expect_tensor(tensors, f"{prefix}.{name}", parameter.shape))
-        self.optimizer.load({key: expect_tensor(tensors, f"adam.{key}", own.shape) for key, own in self.optimizer.tensors().items()})
-        self.replay.load({key.removeprefix("replay."): tensor for key, tensor in tensors.items() if key.startswith("replay.")})
-        self._env_steps, self._updates = expect_tensor(tensors, "counters", torch.Size([2])).tolist()
+        self.optimizer.load(
+            {
+                key: expect_tensor(tensors, f"adam.{key}", own.shape)
+                for key, own in self.optimizer.tensors().items()
+            }
+        )
+        self.replay.load(
+            {
+                key.removeprefix("replay."): tensor
+                for key, tensor in tensors.items()
+                if key.startswith("replay.")
+            }
+        )
+        self._env_steps, self._updates = expect_tensor(
+            tensors, "counters", torch.Size([2])
+        ).tolist()
 
     def _q(self, scene: Scene) -> np.ndarray:
         with torch.inference_mode():
-            q: np.ndarray = self.network([word_places(prompt) for prompt in scene.prompts]).double().numpy()
+            q: np.ndarray = (
+                self.network([word_places(prompt) for prompt in scene.prompts]).double().numpy()
+            )
         return q
 
     def _log_policy(self, q: np.ndarray) -> np.ndarray:
@@ -122,7 +162,11 @@ class DrrnAgent:
         if self.args.target_every and self._updates % self.args.target_every == 0:
             self.target.load_state_dict(self.network.state_dict())
         targets = drrn_targets(self.target, batch, self.args)
-        q = self.network(batch.before).gather(1, torch.from_numpy(batch.actions)[:, None]).squeeze(1)
+        q = (
+            self.network(batch.before)
+            .gather(1, torch.from_numpy(batch.actions)[:, None])
+            .squeeze(1)
+        )
         loss = F.smooth_l1_loss(q, targets)
         norm = self.optimizer.minimise(loss, self.args.lr, self.args.max_grad_norm)
         self._updates += 1
@@ -134,4 +178,6 @@ def drrn_targets(network: DrrnNetwork, batch: Transitions, args: DrrnArgs) -> Te
     with torch.no_grad():
         best = network(batch.after).max(dim=1).values
     going_on = torch.from_numpy(~batch.ended)
-    return torch.from_numpy(batch.rewards) * args.reward_scale + args.gamma * torch.where(going_on, best, 0.0)
+    return torch.from_numpy(batch.rewards) * args.reward_scale + args.gamma * torch.where(
+        going_on, best, 0.0
+    )

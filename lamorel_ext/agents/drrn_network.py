@@ -1,4 +1,6 @@
-"""The Deep Reinforcement Relevance Network: how good each action is in a state, both given as texts."""
+"""The Deep Reinforcement Relevance Network: how good each action is in a state, both given as
+texts.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ from lamorel_ext.prompts import ACTION_NAMES
 
 
 class DrrnNetwork(nn.Module):
-    """Q(s, a) from a recurrent encoding of the observation's text and one of the action's (He et al. 2016, arXiv 1511.04636).
+    """Q(s, a) from a recurrent encoding of the observation's text and one of the action's (He et
+    al. 2016, arXiv 1511.04636).
 
-    As in the versions for text games the two are joined by a layer with rectified units rather than by an inner product.
+    As in the versions for text games the two are joined by a layer with rectified units rather than
+    by an inner product.
 
     Args:
         embedding_size: Of a word; both encoders have the same embeddings.
@@ -45,7 +49,9 @@ class DrrnNetwork(nn.Module):
         """
         distinct = {text: row for row, text in enumerate(dict.fromkeys(map(tuple, states)))}
         seen = self.join_state(self._read(list(distinct), self.state_encoder))
-        acted = self.join_action(self._read([word_places(name) for name in ACTION_NAMES], self.action_encoder))
+        acted = self.join_action(
+            self._read([word_places(name) for name in ACTION_NAMES], self.action_encoder)
+        )
         values = self.score(torch.relu(seen[:, None] + acted[None])).squeeze(-1)
         return values[[distinct[tuple(text)] for text in states]]
 
@@ -53,6 +59,8 @@ class DrrnNetwork(nn.Module):
         """The encoder's state behind the last word of each text, ``(n, hidden_size)``."""
         table, lengths = padded(texts)
         words = self.embedding(torch.from_numpy(table))
-        packed = pack_padded_sequence(words, torch.from_numpy(lengths), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            words, torch.from_numpy(lengths), batch_first=True, enforce_sorted=False
+        )
         last: Tensor = encoder(packed)[1][0]
         return last

@@ -1,4 +1,4 @@
-"""What the student's network reads: symbolic views, missions and guidance as vectors of fixed size."""
+"""What the student's network reads: symbolic views, missions and guidance as vectors of fixed size."""  # noqa: E501
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def hashed_words(text: str, size: int) -> np.ndarray:
     """
     words = text.lower().split()
     vector = np.zeros(size, dtype=np.float32)
-    for gram in (*words, *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))):
+    for gram in (
+        *words,
+        *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False)),
+    ):
         code = zlib.crc32(gram.encode())
         vector[(code >> 1) % size] += 1.0 if code & 1 else -1.0
     length = float(np.linalg.norm(vector))

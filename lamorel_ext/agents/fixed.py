@@ -1,4 +1,6 @@
-"""Agents that learn nothing, in the place of one that learns: uniformly random actions, and the expert."""
+"""Agents that learn nothing, in the place of one that learns: uniformly random actions, and the
+expert.
+"""
 
 from __future__ import annotations
 

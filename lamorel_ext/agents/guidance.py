@@ -1,4 +1,6 @@
-"""What a teacher may say and how a student hears it: vocabularies, hints, and the plug point of teachers."""
+"""What a teacher may say and how a student hears it: vocabularies, hints, and the plug point of
+teachers.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from lamorel_ext.experience import Guidance, Hearing, Said, Scene
+from lamorel_ext.experience import Guidance, PendingGuidance, Said, Scene
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.randomness import Draws
 
@@ -72,7 +74,8 @@ def make_vocabulary(kind: Literal["action_hint", "subgoal"]) -> Vocabulary:
 def subgoals(mission: str) -> tuple[str, ...]:
     """The subgoal sentences of a mission, such as ``turn until you see the red ball``.
 
-    A mission that names no object has ``the goal`` in its place; one that names a single object has it in both places.
+    A mission that names no object has ``the goal`` in its place; one that names a single object has
+    it in both places.
     """
     objects = _OBJECT.findall(mission) or ["the goal"]
     return tuple(sentence.format(first=objects[0], second=objects[-1]) for sentence in SUBGOALS)
@@ -88,16 +91,13 @@ def hinted_action(text: str) -> int:
     return ACTION_NAMES.index(found.group()) if found else NO_HINT
 
 
-
-
-
-
 class Teacher(Protocol):
     """The plug point of a source of guidance.
 
     Attributes:
         guidance_codes: Size of the codes it gives.
-        options: Everything it can say in any state, one row each, or None where that cannot be listed.
+        options: Everything it can say in any state, one row each, or None where that cannot be
+            listed.
     """
 
     guidance_codes: int
@@ -110,13 +110,11 @@ class Teacher(Protocol):
         """M(x | s), ``(n, options)`` float64; only where ``options`` are listed."""
 
 
-
-
 @runtime_checkable
 class AskingTeacher(Teacher, Protocol):
     """A teacher that can be asked now and heard later."""
 
-    def ask(self, scene: Scene) -> Hearing:
+    def ask(self, scene: Scene) -> PendingGuidance:
         """Send off what the LLM must score."""
 
 
@@ -125,6 +123,10 @@ def every_guidance(vocabulary: Vocabulary) -> Guidance:
     return choose_guidance(vocabulary, np.arange(vocabulary.size))
 
 
-def choose_guidance(vocabulary: Vocabulary, chosen: np.ndarray, said: Said | None = None) -> Guidance:
+def choose_guidance(
+    vocabulary: Vocabulary, chosen: np.ndarray, said: Said | None = None
+) -> Guidance:
     """The guidance at the places ``chosen``, ``(n,)``, of a vocabulary."""
-    return Guidance(np.eye(vocabulary.size, dtype=np.float32)[chosen], vocabulary.hints[chosen], said)
+    return Guidance(
+        np.eye(vocabulary.size, dtype=np.float32)[chosen], vocabulary.hints[chosen], said
+    )

@@ -8,22 +8,33 @@ from torch import Tensor
 
 from lamorel_ext.agents.llm_teachers import distribution_over, normalised_scores, summed_scores
 from lamorel_ext.config import PpoArgs
-from lamorel_ext.experience import Actor, Deciding, Decision, Discount, Rollout, Said, Scene
+from lamorel_ext.experience import Actor, Decision, Discount, PendingDecision, Rollout, Said, Scene
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.randomness import Draws, entropies, sample_rows
 from lamorel_ext.rl import normalise
 from lamorel_ext.types import LlmClient, Scalar, ScoreRequest, ScoreResult, UpdateRequest
 
-PPO_STATS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "initial_ratio_error", "grad_norm")
+PPO_STATS = (
+    "loss",
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "approx_kl",
+    "clip_fraction",
+    "initial_ratio_error",
+    "grad_norm",
+)
 """Numbers of the servers' PPO update that are recorded."""
 VALUE = "value"
 """Name of the module function that is the critic."""
 
 
 class LlmPolicyAgent:
-    """The LLM scores the six action texts and is trained by PPO on the servers; a value head is the critic.
+    """The LLM scores the six action texts and is trained by PPO on the servers; a value head is the
+    critic.
 
-    Advantages are normalised over the rollout, as in Lamorel's PPO example. Guidance and action coincide: x_t = a_t.
+    Advantages are normalised over the rollout, as in Lamorel's PPO example. Guidance and action
+    coincide: x_t = a_t.
     """
 
     reads_prompts = True
@@ -42,7 +53,7 @@ class LlmPolicyAgent:
         request = _scores_and_values(scene)
         return _decide(request, self._llm.score_batch(request), draws)
 
-    def ask(self, scene: Scene) -> Deciding:
+    def ask(self, scene: Scene) -> PendingDecision:
         """See ``AskingActor``."""
         request = _scores_and_values(scene)
         pending = self._llm.submit_score(request)
@@ -51,7 +62,9 @@ class LlmPolicyAgent:
     def values(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
         request = ScoreRequest(scene.shown, (), (VALUE,), score=False)
-        values: np.ndarray = self._llm.score_batch(request).modules[VALUE].detach().double().reshape(-1).numpy()
+        values: np.ndarray = (
+            self._llm.score_batch(request).modules[VALUE].detach().double().reshape(-1).numpy()
+        )
         return values
 
     def action_probs(self, scene: Scene) -> np.ndarray:
@@ -60,7 +73,9 @@ class LlmPolicyAgent:
 
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
         """See ``Agent``."""
-        stats = self._llm.update_batch(ppo_request(rollout, self._args, seed=int(rng.integers(2**31)))).stats
+        stats = self._llm.update_batch(
+            ppo_request(rollout, self._args, seed=int(rng.integers(2**31)))
+        ).stats
         return {f"ppo_{name}": stats[name] for name in PPO_STATS if name in stats}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -80,7 +95,14 @@ def _decide(request: ScoreRequest, result: ScoreResult, draws: Draws) -> Decisio
     log_probs, modules = normalised_scores(result)
     actions = sample_rows(log_probs, draws.actions)
     taken = log_probs[np.arange(len(actions)), actions]
-    said = Said(request.prompts, request.candidates, actions, taken, entropies(log_probs), summed_scores(result))
+    said = Said(
+        request.prompts,
+        request.candidates,
+        actions,
+        taken,
+        entropies(log_probs),
+        summed_scores(result),
+    )
     return Decision(actions, taken, modules[VALUE].reshape(-1), said)
 
 
@@ -112,4 +134,6 @@ def ppo_request(rollout: Rollout, args: PpoArgs, seed: int) -> UpdateRequest:
         "values": torch.from_numpy(rollout.values.ravel()),
     }
     candidates = tuple(texts for words in said for texts in words.candidates)
-    return UpdateRequest("ppo", prompts, candidates, torch.arange(len(prompts)), len(prompts), data, options)
+    return UpdateRequest(
+        "ppo", prompts, candidates, torch.arange(len(prompts)), len(prompts), data, options
+    )

@@ -7,13 +7,16 @@ import numpy as np
 from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
 from lamorel_ext.agents.guidance import Vocabulary, choose_guidance, every_guidance, hinted_action
 from lamorel_ext.agents.metering import MeteredClient
-from lamorel_ext.experience import AllStates, Guidance, Hearing, Said, Scene
+from lamorel_ext.experience import AllStates, Guidance, PendingGuidance, Said, Scene
 from lamorel_ext.randomness import Draws, entropies, log_softmax, sample_rows
 from lamorel_ext.types import GenerateRequest, LlmClient, Scalar, ScoreRequest, ScoreResult
 
 
 def score_candidates(
-    llm: LlmClient, prompts: tuple[str, ...], candidates: tuple[tuple[str, ...], ...], modules: tuple[str, ...] = ()
+    llm: LlmClient,
+    prompts: tuple[str, ...],
+    candidates: tuple[tuple[str, ...], ...],
+    modules: tuple[str, ...] = (),
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Log-probabilities of candidates, normalised per prompt, and what the module functions gave.
 
@@ -35,21 +38,27 @@ def summed_scores(result: ScoreResult) -> np.ndarray:
     return scores
 
 
-def candidate_table(llm: LlmClient, prompts: tuple[str, ...], candidates: tuple[tuple[str, ...], ...]) -> np.ndarray:
+def candidate_table(
+    llm: LlmClient, prompts: tuple[str, ...], candidates: tuple[tuple[str, ...], ...]
+) -> np.ndarray:
     """As ``score_candidates``, for many states that read alike: each distinct text travels once.
 
     Returns:
         ``(n, candidates)`` float64 in nats.
     """
-    asked = {pair: row for row, pair in enumerate(dict.fromkeys(zip(prompts, candidates, strict=True)))}
-    table, _ = score_candidates(llm, tuple(prompt for prompt, _ in asked), tuple(texts for _, texts in asked))
+    asked = {
+        pair: row for row, pair in enumerate(dict.fromkeys(zip(prompts, candidates, strict=True)))
+    }
+    table, _ = score_candidates(
+        llm, tuple(prompt for prompt, _ in asked), tuple(texts for _, texts in asked)
+    )
     return table[[asked[pair] for pair in zip(prompts, candidates, strict=True)]]
 
 
 def distribution_over(
     llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]
 ) -> np.ndarray:
-    """``candidate_table`` as probabilities; asked once per weights where the scene is all states."""
+    """``candidate_table`` as probabilities; asked once per weights where the scene is all states."""  # noqa: E501
     if isinstance(scene, AllStates) and isinstance(llm, MeteredClient):
         return llm.table((scene.shown, candidates), lambda: _table(llm, scene, candidates))
     return _table(llm, scene, candidates)
@@ -60,7 +69,9 @@ def _table(llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]
 
 
 class LlmTeacher:
-    """The LLM chooses from a fixed vocabulary: it is sampled from the softmax of its summed log-probabilities."""
+    """The LLM chooses from a fixed vocabulary: it is sampled from the softmax of its summed
+    log-probabilities.
+    """
 
     def __init__(self, llm: LlmClient, vocabulary: Vocabulary) -> None:
         self._llm = llm
@@ -71,9 +82,11 @@ class LlmTeacher:
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
         candidates = self._candidates(scene)
-        return self._choose(scene, candidates, self._llm.score_batch(ScoreRequest(scene.shown, candidates)), draws)
+        return self._choose(
+            scene, candidates, self._llm.score_batch(ScoreRequest(scene.shown, candidates)), draws
+        )
 
-    def ask(self, scene: Scene) -> Hearing:
+    def ask(self, scene: Scene) -> PendingGuidance:
         """See ``AskingTeacher``."""
         candidates = self._candidates(scene)
         pending = self._llm.submit_score(ScoreRequest(scene.shown, candidates))
@@ -83,24 +96,40 @@ class LlmTeacher:
         """See ``Teacher``."""
         return distribution_over(self._llm, scene, self._candidates(scene))
 
-    def _choose(self, scene: Scene, candidates: tuple[tuple[str, ...], ...], result: ScoreResult, draws: Draws) -> Guidance:
+    def _choose(
+        self,
+        scene: Scene,
+        candidates: tuple[tuple[str, ...], ...],
+        result: ScoreResult,
+        draws: Draws,
+    ) -> Guidance:
         scores = summed_scores(result)
         log_probs = log_softmax(scores)
         chosen = sample_rows(log_probs, draws.guidance)
-        said = Said(scene.shown, candidates, chosen, log_probs[np.arange(len(chosen)), chosen], entropies(log_probs), scores)
+        said = Said(
+            scene.shown,
+            candidates,
+            chosen,
+            log_probs[np.arange(len(chosen)), chosen],
+            entropies(log_probs),
+            scores,
+        )
         return choose_guidance(self._vocabulary, chosen, said)
 
     def _candidates(self, scene: Scene) -> tuple[tuple[str, ...], ...]:
-        return tuple(self._vocabulary.candidates(mission) for mission in scene.observations.missions)
+        return tuple(
+            self._vocabulary.candidates(mission) for mission in scene.observations.missions
+        )
 
 
 class FreeTeacher:
-    """The LLM writes its guidance; the student hears its words, and the action that it names first as a hint.
+    """The LLM writes its guidance; the student hears its words, and the action that it names first
+    as a hint.
 
     Args:
         max_new_tokens: Length at most.
-        rescore: True takes log p from scoring the finished text, as an update does, rather than from the generation: needed where an
-            update compares the two.
+        rescore: True takes log p from scoring the finished text, as an update does, rather than
+            from the generation: needed where an update compares the two.
     """
 
     def __init__(self, llm: LlmClient, max_new_tokens: int, rescore: bool) -> None:
@@ -118,14 +147,22 @@ class FreeTeacher:
             log_probs = self._log_probs_of(scene.shown, candidates, log_probs)
         codes = np.stack([hashed_words(text, TEXT_SIZE) for text in texts])
         hints = np.array([hinted_action(text) for text in texts], dtype=np.int64)
-        return Guidance(codes, hints, Said(scene.shown, candidates, np.zeros(len(texts), dtype=np.int64), log_probs, -log_probs))
+        return Guidance(
+            codes,
+            hints,
+            Said(
+                scene.shown, candidates, np.zeros(len(texts), dtype=np.int64), log_probs, -log_probs
+            ),
+        )
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """There is no list of texts."""
         raise ValueError("free guidance cannot be enumerated")
 
     def _write(self, prompts: tuple[str, ...], seed: int) -> tuple[list[str], np.ndarray]:
-        """Sample from the model's own distribution, unshaped, so that the tokens' log-probabilities are those of the sampling."""
+        """Sample from the model's own distribution, unshaped, so that the tokens' log-probabilities
+        are those of the sampling.
+        """
         options: dict[str, Scalar] = {
             "do_sample": True,
             "top_k": 0,
@@ -135,13 +172,26 @@ class FreeTeacher:
             "seed": seed,
         }
         result = self._llm.generate_batch(GenerateRequest(prompts, options))
-        parts = np.split(result.token_log_probs.detach().double().numpy(), np.cumsum(result.lengths)[:-1])
-        return [sequences[0].strip() for sequences in result.texts], np.array([part.sum() for part in parts])
+        parts = np.split(
+            result.token_log_probs.detach().double().numpy(), np.cumsum(result.lengths)[:-1]
+        )
+        return [sequences[0].strip() for sequences in result.texts], np.array(
+            [part.sum() for part in parts]
+        )
 
-    def _log_probs_of(self, prompts: tuple[str, ...], candidates: tuple[tuple[str, ...], ...], generated: np.ndarray) -> np.ndarray:
+    def _log_probs_of(
+        self,
+        prompts: tuple[str, ...],
+        candidates: tuple[tuple[str, ...], ...],
+        generated: np.ndarray,
+    ) -> np.ndarray:
         log_probs = generated.copy()
-        written = [i for i, (text,) in enumerate(candidates) if text]  # an empty text cannot be scored, and is never sent to an update
+        written = [
+            i for i, (text,) in enumerate(candidates) if text
+        ]  # an empty text cannot be scored, and is never sent to an update
         if written:
-            request = ScoreRequest(tuple(prompts[i] for i in written), tuple(candidates[i] for i in written))
+            request = ScoreRequest(
+                tuple(prompts[i] for i in written), tuple(candidates[i] for i in written)
+            )
             log_probs[written] = self._llm.score_batch(request).log_probs.detach().double().numpy()
         return log_probs

@@ -1,4 +1,6 @@
-"""Who learns to act: one protocol for the LLM as policy, the RL student and those to compare with, and the choice between them."""
+"""Who learns to act: one protocol for the LLM as policy, the RL student and those to compare with,
+and the choice between them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class Agent(Actor, Protocol):
 
     Attributes:
         columns: Names of the numbers that ``update`` gives.
-        follower: Somebody who does what the teacher hints at, to see how good the teacher is; None without a teacher of one's own.
+        follower: Somebody who does what the teacher hints at, to see how good the teacher is; None
+            without a teacher of one's own.
     """
 
     columns: tuple[str, ...]
@@ -59,7 +62,11 @@ def make_agent(config: Config, llm: LlmClient | None) -> Agent:
             raise ConfigError(f"arm.agent: {kind} needs an LLM server")
         if kind == "cloning":
             return CloningAgent(llm, config.cloning)
-        return ActionHeadsAgent(llm, config.ppo) if config.arm.action_heads else LlmPolicyAgent(llm, config.ppo)
+        return (
+            ActionHeadsAgent(llm, config.ppo)
+            if config.arm.action_heads
+            else LlmPolicyAgent(llm, config.ppo)
+        )
     seed = int(make_rng(config.run.seed, "weights").integers(2**31))
     if kind == "drrn":
         return DrrnAgent(config.drrn, seed)

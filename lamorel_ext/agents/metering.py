@@ -22,8 +22,13 @@ from lamorel_ext.types import (
 )
 
 LLM_COUNTERS = (
-    "llm_calls", "llm_prompts", "llm_tokens", "llm_updates", "llm_update_steps", "llm_update_samples",
-)  # fmt: skip
+    "llm_calls",
+    "llm_prompts",
+    "llm_tokens",
+    "llm_updates",
+    "llm_update_steps",
+    "llm_update_samples",
+)
 
 PRETRAINED = "pretrained"
 """The weights of every run's start but those that draw fresh ones."""
@@ -33,14 +38,16 @@ _TABLES: WeakKeyDictionary[LlmClient, Tables] = WeakKeyDictionary()
 
 
 class MeteredClient:
-    """Passes everything on, and counts calls, prompts and tokens of scoring, generating and updating.
+    """Passes everything on, and counts calls, prompts and tokens of scoring, generating and
+    updating.
 
-    Tokens are those that the servers say they have processed (``stats["tokens"]``, ``stats["scored_tokens"]`` of an update).
+    Tokens are those that the servers say they have processed (``stats["tokens"]``,
+    ``stats["scored_tokens"]`` of an update).
 
     Attributes:
-        counts: ``llm_calls``, ``llm_prompts`` and ``llm_tokens`` so far; of the calls ``llm_updates`` were
-            updates, with ``llm_update_steps`` optimiser steps on ``llm_update_samples`` samples, each
-            counted as often as it was used.
+        counts: ``llm_calls``, ``llm_prompts`` and ``llm_tokens`` so far; of the calls
+            ``llm_updates`` were updates, with ``llm_update_steps`` optimiser steps on
+            ``llm_update_samples`` samples, each counted as often as it was used.
         weights: Tells the model's weights apart: equal as long as nothing changed them, and again
             after each reset to the pretrained ones.
     """
@@ -92,7 +99,9 @@ class MeteredClient:
             self.counts["llm_update_samples"] += result.stats.get("samples", 0.0)
         return result
 
-    def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None:
+    def reset(
+        self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()
+    ) -> None:
         """See ``LlmClient``."""
         self.weights = object()
         self._llm.reset(seed, weights, unused)
@@ -148,7 +157,9 @@ class MeteredClient:
 class _MeteredScores:
     """Scores under way; taking them counts the call, on the thread of whoever takes them."""
 
-    def __init__(self, meter: MeteredClient, pending: PendingScores, prompts: tuple[str, ...]) -> None:
+    def __init__(
+        self, meter: MeteredClient, pending: PendingScores, prompts: tuple[str, ...]
+    ) -> None:
         self._meter, self._pending, self._prompts = meter, pending, prompts
 
     def result(self) -> ScoreResult:

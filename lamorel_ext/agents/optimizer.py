@@ -1,7 +1,8 @@
 """Adam over one flat buffer.
 
-A small network's step is all overhead: with its parameters and gradients as views of two flat tensors, clipping and Adam are a dozen
-operations rather than a dozen for each parameter. (The first step of ``torch.optim`` also imports the compiler, some seconds.)
+A small network's step is all overhead: with its parameters and gradients as views of two flat
+tensors, clipping and Adam are a dozen operations rather than a dozen for each parameter. (The first
+step of ``torch.optim`` also imports the compiler, some seconds.)
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from lamorel_ext.finite import not_finite
 class FlatAdam:
     """Adam (Kingma & Ba 2015) with gradient clipping, for float32 parameters on one device.
 
-    It moves the parameters' data, and their gradients, into flat tensors of its own; both stay views of them.
+    It moves the parameters' data, and their gradients, into flat tensors of its own; both stay
+    views of them.
 
     Args:
         parameters: All of them are updated together.
@@ -39,7 +41,9 @@ class FlatAdam:
         self._eps = eps
         self._steps = 0
         self._weights = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-        self._gradients, self._first, self._second, self._scratch = (torch.zeros_like(self._weights) for _ in range(4))
+        self._gradients, self._first, self._second, self._scratch = (
+            torch.zeros_like(self._weights) for _ in range(4)
+        )
         start = 0
         for parameter in parameters:
             place = slice(start, start + parameter.numel())
@@ -55,7 +59,8 @@ class FlatAdam:
         """``step`` down the gradient of ``loss``.
 
         Raises:
-            UpdateError: Loss or gradient is not finite, and no step was taken; or what the step led to is not.
+            UpdateError: Loss or gradient is not finite, and no step was taken; or what the step led
+                to is not.
         """
         self.zero_grad()
         loss.backward()
@@ -64,7 +69,9 @@ class FlatAdam:
                 raise UpdateError(f"loss in optimiser step {self._steps + 1}, which was not taken")
             return self.step(lr, max_grad_norm)
         except UpdateError as error:
-            raise UpdateError(f"{self._name}: not finite: {error} (loss {float(loss.detach()):.4g}, lr {lr:g})") from error
+            raise UpdateError(
+                f"{self._name}: not finite: {error} (loss {float(loss.detach()):.4g}, lr {lr:g})"
+            ) from error
 
     def step(self, lr: float, max_grad_norm: float) -> Tensor:
         """Clip the gradient to a norm of ``max_grad_norm`` and step.
@@ -73,28 +80,46 @@ class FlatAdam:
             The norm before clipping.
 
         Raises:
-            UpdateError: The gradient is not finite, and no step was taken; or what the step led to is not.
+            UpdateError: The gradient is not finite, and no step was taken; or what the step led to
+                is not.
         """
         norm = self._gradients.norm()
         if not math.isfinite(norm):
-            raise UpdateError(f"gradient norm {float(norm)} in optimiser step {self._steps + 1}, which was not taken")
+            raise UpdateError(
+                f"gradient norm {float(norm)} in optimiser step {self._steps + 1}, which was not"
+                " taken"
+            )
         self._steps += 1
         beta_1, beta_2 = self._betas
         gradients = self._gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self._first.lerp_(gradients, 1 - beta_1)
         self._second.mul_(beta_2).addcmul_(gradients, gradients, value=1 - beta_2)
         # Fresh memory for a temporary of this size would cost more than the arithmetic.
-        spread = torch.sqrt(self._second, out=self._scratch).mul_(1 / math.sqrt(1 - beta_2**self._steps)).add_(self._eps)
-        size = min(lr / (1 - beta_1**self._steps), torch.finfo(torch.float32).max)  # PyTorch refuses what a float32 cannot hold
+        spread = (
+            torch.sqrt(self._second, out=self._scratch)
+            .mul_(1 / math.sqrt(1 - beta_2**self._steps))
+            .add_(self._eps)
+        )
+        size = min(
+            lr / (1 - beta_1**self._steps), torch.finfo(torch.float32).max
+        )  # PyTorch refuses what a float32 cannot hold
         self._weights.addcdiv_(self._first, spread, value=-size)
-        held = {"weights": self._weights, "first moment": self._first, "second moment": self._second}
+        held = {
+            "weights": self._weights,
+            "first moment": self._first,
+            "second moment": self._second,
+        }
         if found := not_finite(held):
             raise UpdateError(f"{found} after optimiser step {self._steps}")
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        """A copy of its state: ``steps`` (int64 scalar), ``first`` and ``second`` moments (flat)."""
-        return {"steps": torch.tensor(self._steps), "first": self._first.clone(), "second": self._second.clone()}
+        """A copy of its state: ``steps`` (int64 scalar), ``first`` and ``second`` moments (flat)."""  # noqa: E501
+        return {
+            "steps": torch.tensor(self._steps),
+            "first": self._first.clone(),
+            "second": self._second.clone(),
+        }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Come back to a saved state."""

@@ -51,7 +51,9 @@ class Replay:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._columns: dict[str, np.ndarray] = {name: np.zeros(capacity, dtype=dtype) for name, dtype in _COLUMNS.items()}
+        self._columns: dict[str, np.ndarray] = {
+            name: np.zeros(capacity, dtype=dtype) for name, dtype in _COLUMNS.items()
+        }
         self._size = self._next = 0
         self._texts: list[Text] = []
         self._places: dict[Text, int] = {}
@@ -59,13 +61,22 @@ class Replay:
     def __len__(self) -> int:
         return self._size
 
-    def add(self, before: Sequence[str], actions: np.ndarray, rewards: np.ndarray, after: Sequence[str], ended: np.ndarray) -> None:
+    def add(
+        self,
+        before: Sequence[str],
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        after: Sequence[str],
+        ended: np.ndarray,
+    ) -> None:
         """Remember one step of several environments; see ``Transitions``."""
         if len(self._texts) > 4 * self._capacity:
             self._forget_unused()
         rows = (self._next + np.arange(len(actions))) % self._capacity
         known = [[self._place(text) for text in texts] for texts in (before, after)]
-        for name, values in zip(_COLUMNS, (known[0], actions, rewards, known[1], ended), strict=True):
+        for name, values in zip(
+            _COLUMNS, (known[0], actions, rewards, known[1], ended), strict=True
+        ):
             self._columns[name][rows] = values
         self._next = int((self._next + len(rows)) % self._capacity)
         self._size = min(self._size + len(rows), self._capacity)
@@ -74,16 +85,32 @@ class Replay:
         """Draw ``count`` transitions, each independently."""
         rows = rng.integers(self._size, size=count)
         drawn = {name: values[rows] for name, values in self._columns.items()}
-        texts = {name: [self._texts[place] for place in drawn[name]] for name in ("before", "after")}
-        return Transitions(texts["before"], drawn["actions"].astype(np.int64), drawn["rewards"], texts["after"], drawn["ended"])
+        texts = {
+            name: [self._texts[place] for place in drawn[name]] for name in ("before", "after")
+        }
+        return Transitions(
+            texts["before"],
+            drawn["actions"].astype(np.int64),
+            drawn["rewards"],
+            texts["after"],
+            drawn["ended"],
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that is remembered."""
         self._forget_unused()
-        saved = {name: torch.from_numpy(values[: self._size].copy()) for name, values in self._columns.items()}
+        saved = {
+            name: torch.from_numpy(values[: self._size].copy())
+            for name, values in self._columns.items()
+        }
         lengths = np.array([len(text) for text in self._texts], dtype=np.int32)
         words = np.array([place for text in self._texts for place in text], dtype=np.int32)
-        return {**saved, "next": torch.tensor(self._next), "lengths": torch.from_numpy(lengths), "words": torch.from_numpy(words)}
+        return {
+            **saved,
+            "next": torch.tensor(self._next),
+            "lengths": torch.from_numpy(lengths),
+            "words": torch.from_numpy(words),
+        }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Come back to what ``tensors`` gave.
@@ -97,11 +124,20 @@ class Replay:
         size, position = len(tensors["before"]), int(tensors["next"])
         ends = np.cumsum(tensors["lengths"].numpy())
         words = tensors["words"].tolist()
-        texts = [tuple(words[end - length : end]) for end, length in zip(ends, tensors["lengths"].tolist(), strict=True)]
+        texts = [
+            tuple(words[end - length : end])
+            for end, length in zip(ends, tensors["lengths"].tolist(), strict=True)
+        ]
         places = torch.cat([tensors["before"], tensors["after"]])
-        fits = all(len(tensors[name]) == size for name in _COLUMNS) and size <= self._capacity and position < self._capacity
+        fits = (
+            all(len(tensors[name]) == size for name in _COLUMNS)
+            and size <= self._capacity
+            and position < self._capacity
+        )
         if not fits or (size and not 0 <= int(places.min()) <= int(places.max()) < len(texts)):
-            raise CheckpointError(f"the saved replay memory does not fit one of {self._capacity} transitions")
+            raise CheckpointError(
+                f"the saved replay memory does not fit one of {self._capacity} transitions"
+            )
         for name in _COLUMNS:
             self._columns[name][:size] = tensors[name].numpy()
         self._size, self._next = size, position

@@ -13,35 +13,52 @@ from lamorel_ext.agents.optimizer import FlatAdam
 from lamorel_ext.agents.student_ppo import STATS, StudentBatch, update_student
 from lamorel_ext.config import StudentArgs
 from lamorel_ext.errors import CheckpointError
-from lamorel_ext.experience import Actor, Deciding, Decision, Discount, Guidance, Rollout, Scene
+from lamorel_ext.experience import (
+    Actor,
+    Decision,
+    Discount,
+    Guidance,
+    PendingDecision,
+    Rollout,
+    Scene,
+)
 from lamorel_ext.randomness import Draws, sample_rows
 
 
 class StudentAgent:
-    """A small network that acts on the symbolic view and its teacher's guidance, trained by PPO on the client."""
+    """A small network that acts on the symbolic view and its teacher's guidance, trained by PPO on
+    the client.
+    """
 
-    def __init__(self, network: StudentNetwork, teacher: Teacher, args: StudentArgs, reads_prompts: bool) -> None:
+    def __init__(
+        self, network: StudentNetwork, teacher: Teacher, args: StudentArgs, reads_prompts: bool
+    ) -> None:
         self.network = network
         self.teacher = teacher
         self.args = args
         self.optimizer = FlatAdam(network.own_parameters)
         learnt = args.kappa_mode == "learnt" and network.trust is not None
-        self.trust_optimizer = FlatAdam([network.trust]) if learnt and network.trust is not None else None
+        self.trust_optimizer = (
+            FlatAdam([network.trust]) if learnt and network.trust is not None else None
+        )
         self._steps_seen = 0
         self.discount = Discount(args.gamma, args.lam)
         self.reads_prompts = reads_prompts
         self.enumerable = teacher.options is not None
         self.asks = isinstance(teacher, AskingTeacher)
-        self.columns: tuple[str, ...] = tuple(f"student_{name}" for name in STATS) + (
-            ("student_update_steps", "student_update_samples")
-        ) + (("student_kappa",) if teacher.guidance_codes > 1 else ()) + (("teacher_entropy",) if reads_prompts else ())  # fmt: skip
+        self.columns: tuple[str, ...] = (
+            tuple(f"student_{name}" for name in STATS)
+            + (("student_update_steps", "student_update_samples"))
+            + (("student_kappa",) if teacher.guidance_codes > 1 else ())
+            + (("teacher_entropy",) if reads_prompts else ())
+        )
         self.follower: Actor | None = BlindFollower(self) if teacher.guidance_codes > 1 else None
 
     def decide(self, scene: Scene, draws: Draws) -> Decision:
         """See ``Actor``."""
         return self._act(scene, self.teacher.guide(scene, draws), draws)
 
-    def ask(self, scene: Scene) -> Deciding:
+    def ask(self, scene: Scene) -> PendingDecision:
         """See ``AskingActor``."""
         if not isinstance(self.teacher, AskingTeacher):
             raise ValueError("this student's teacher has nothing to ask beforehand")
@@ -51,7 +68,11 @@ class StudentAgent:
     def values(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
         with torch.inference_mode():
-            values: np.ndarray = self.network.value(torch.from_numpy(encode_observations(scene.observations))).double().numpy()
+            values: np.ndarray = (
+                self.network.value(torch.from_numpy(encode_observations(scene.observations)))
+                .double()
+                .numpy()
+            )
         return values
 
     def action_probs(self, scene: Scene) -> np.ndarray:
@@ -60,14 +81,20 @@ class StudentAgent:
         weights = self.teacher.distribution(scene)
         n, size = weights.shape
         with torch.inference_mode():
-            seen = self.network.see(torch.from_numpy(encode_observations(scene.observations))).repeat_interleave(size, dim=0)
-            codes, hints = torch.from_numpy(options.codes).repeat(n, 1), torch.from_numpy(options.hints).repeat(n)
+            seen = self.network.see(
+                torch.from_numpy(encode_observations(scene.observations))
+            ).repeat_interleave(size, dim=0)
+            codes, hints = (
+                torch.from_numpy(options.codes).repeat(n, 1),
+                torch.from_numpy(options.hints).repeat(n),
+            )
             policy = self.network.choose(seen, codes, hints).double().exp().numpy()
         probs: np.ndarray = np.einsum("nx,nxa->na", weights, policy.reshape(n, size, NUM_ACTIONS))
         return probs
 
     def action_likelihoods(self, decision: Decision) -> np.ndarray:
-        """log P(a | x, s) of the actions of a decision after each guidance x, ``(n, options)`` in nats.
+        """log P(a | x, s) of the actions of a decision after each guidance x, ``(n, options)`` in
+        nats.
 
         With the network as it is: that of the decision until the next ``update``.
         """
@@ -76,9 +103,19 @@ class StudentAgent:
         options = _listed(self.teacher)
         n, size = len(decision.actions), len(options.hints)
         with torch.inference_mode():
-            seen = self.network.see(torch.from_numpy(decision.features)).repeat_interleave(size, dim=0)
-            codes, hints = torch.from_numpy(options.codes).repeat(n, 1), torch.from_numpy(options.hints).repeat(n)
-            policy = self.network.choose(seen, codes, hints).double().numpy().reshape(n, size, NUM_ACTIONS)
+            seen = self.network.see(torch.from_numpy(decision.features)).repeat_interleave(
+                size, dim=0
+            )
+            codes, hints = (
+                torch.from_numpy(options.codes).repeat(n, 1),
+                torch.from_numpy(options.hints).repeat(n),
+            )
+            policy = (
+                self.network.choose(seen, codes, hints)
+                .double()
+                .numpy()
+                .reshape(n, size, NUM_ACTIONS)
+            )
         taken: np.ndarray = policy[np.arange(n), :, decision.actions]
         return taken
 
@@ -86,8 +123,12 @@ class StudentAgent:
         """See ``Agent``."""
         kappa = self.network.kappa
         batch = student_batch(rollout)
-        stats = update_student(self.network, self.optimizer, batch, self.args, rng, self.trust_optimizer)
-        numbers = {f"student_{name}": value for name, value in stats.items()} | {"student_kappa": kappa}
+        stats = update_student(
+            self.network, self.optimizer, batch, self.args, rng, self.trust_optimizer
+        )
+        numbers = {f"student_{name}": value for name, value in stats.items()} | {
+            "student_kappa": kappa
+        }
         numbers |= _update_counts(len(batch.actions), self.args)
         if self.args.kappa_mode == "annealed":
             self._steps_seen += len(batch.actions)
@@ -98,9 +139,15 @@ class StudentAgent:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights as ``student.<name>``, the optimiser's state as ``adam.<key>``."""
-        weights = {f"student.{name}": tensor.detach().clone() for name, tensor in self.network.named_parameters()}
+        weights = {
+            f"student.{name}": tensor.detach().clone()
+            for name, tensor in self.network.named_parameters()
+        }
         if self.trust_optimizer is not None:
-            weights |= {f"adam_trust.{key}": tensor for key, tensor in self.trust_optimizer.tensors().items()}
+            weights |= {
+                f"adam_trust.{key}": tensor
+                for key, tensor in self.trust_optimizer.tensors().items()
+            }
         if self.args.kappa_mode == "annealed":
             weights["steps_seen"] = torch.tensor(self._steps_seen)
         return weights | {f"adam.{key}": tensor for key, tensor in self.optimizer.tensors().items()}
@@ -118,11 +165,20 @@ class StudentAgent:
             self._steps_seen = int(expect_tensor(tensors, "steps_seen", torch.Size()))
         if self.trust_optimizer is not None:
             state = self.trust_optimizer.tensors().items()
-            self.trust_optimizer.load({key: expect_tensor(tensors, f"adam_trust.{key}", own.shape) for key, own in state})
-        self.optimizer.load({key: expect_tensor(tensors, f"adam.{key}", own.shape) for key, own in self.optimizer.tensors().items()})
+            self.trust_optimizer.load(
+                {key: expect_tensor(tensors, f"adam_trust.{key}", own.shape) for key, own in state}
+            )
+        self.optimizer.load(
+            {
+                key: expect_tensor(tensors, f"adam.{key}", own.shape)
+                for key, own in self.optimizer.tensors().items()
+            }
+        )
 
     def _anneal(self) -> None:
-        """Move kappa to where it is to be after the steps seen: it stays as it is while a rollout is collected and learnt from."""
+        """Move kappa to where it is to be after the steps seen: it stays as it is while a rollout
+        is collected and learnt from.
+        """
         if self.network.trust is None:
             raise ValueError("annealing needs a kappa of its own")
         args = self.args
@@ -134,16 +190,32 @@ class StudentAgent:
         features = encode_observations(scene.observations)
         with torch.inference_mode():
             seen = torch.from_numpy(features)
-            log_probs = self.network.policy(seen, torch.from_numpy(heard.codes), torch.from_numpy(heard.hints)).double().numpy()
+            log_probs = (
+                self.network.policy(
+                    seen, torch.from_numpy(heard.codes), torch.from_numpy(heard.hints)
+                )
+                .double()
+                .numpy()
+            )
             values = self.network.value(seen).double().numpy()
         actions = sample_rows(log_probs, draws.actions)
-        return Decision(actions, log_probs[np.arange(len(actions)), actions], values, heard.said, features, heard)
+        return Decision(
+            actions,
+            log_probs[np.arange(len(actions)), actions],
+            values,
+            heard.said,
+            features,
+            heard,
+        )
 
 
 def _update_counts(samples: int, args: StudentArgs) -> dict[str, float]:
     """Optimiser steps of one update, and samples, each counted as often as it was used."""
     steps = args.epochs * min(args.num_minibatches, samples)
-    return {"student_update_steps": float(steps), "student_update_samples": float(args.epochs * samples)}
+    return {
+        "student_update_steps": float(steps),
+        "student_update_samples": float(args.epochs * samples),
+    }
 
 
 def expect_tensor(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
@@ -160,7 +232,9 @@ def expect_tensor(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> T
 
 
 class BlindFollower:
-    """Does what the teacher of a student hints at, and acts uniformly at random where it hints at nothing."""
+    """Does what the teacher of a student hints at, and acts uniformly at random where it hints at
+    nothing.
+    """
 
     def __init__(self, student: StudentAgent) -> None:
         self._student = student
@@ -174,7 +248,13 @@ class BlindFollower:
         with np.errstate(divide="ignore"):
             log_probs = np.log(_obey(heard.hints))
         actions = sample_rows(log_probs, draws.actions)
-        return Decision(actions, log_probs[np.arange(len(actions)), actions], self.values(scene), heard.said, heard=heard)
+        return Decision(
+            actions,
+            log_probs[np.arange(len(actions)), actions],
+            self.values(scene),
+            heard.said,
+            heard=heard,
+        )
 
     def values(self, scene: Scene) -> np.ndarray:
         """The student's."""
@@ -199,7 +279,9 @@ def student_batch(rollout: Rollout) -> StudentBatch:
         codes=torch.from_numpy(np.concatenate([guidance.codes for guidance in heard])),
         hints=torch.from_numpy(np.concatenate([guidance.hints for guidance in heard])),
         actions=torch.from_numpy(np.concatenate([decision.actions for decision in decisions])),
-        old_log_probs=torch.from_numpy(np.concatenate([decision.log_probs for decision in decisions])).float(),
+        old_log_probs=torch.from_numpy(
+            np.concatenate([decision.log_probs for decision in decisions])
+        ).float(),
         advantages=torch.from_numpy(rollout.advantages.ravel()).float(),
         returns=torch.from_numpy(rollout.returns.ravel()).float(),
     )

@@ -13,7 +13,15 @@ from lamorel_ext.agents.network import StudentNetwork
 from lamorel_ext.agents.optimizer import FlatAdam
 from lamorel_ext.config import StudentArgs
 
-STATS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "grad_norm", "explained_variance")
+STATS = (
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "kl",
+    "clip_fraction",
+    "grad_norm",
+    "explained_variance",
+)
 """Names of the numbers that an update gives."""
 
 
@@ -57,18 +65,24 @@ class Losses:
 
 
 def ppo_losses(network: StudentNetwork, batch: StudentBatch, args: StudentArgs) -> Losses:
-    """Clipped surrogate, squared value error and entropy; advantages are normalised over the minibatch."""
+    """Clipped surrogate, squared value error and entropy; advantages are normalised over the
+    minibatch.
+    """
     log_probs = network.policy(batch.features, batch.codes, batch.hints)
     log_ratio = log_probs.gather(1, batch.actions[:, None]).squeeze(1) - batch.old_log_probs
     ratio = log_ratio.exp()
-    advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std(unbiased=False) + 1e-8)
+    advantages = (batch.advantages - batch.advantages.mean()) / (
+        batch.advantages.std(unbiased=False) + 1e-8
+    )
     clipped = ratio.clamp(1 - args.clip_eps, 1 + args.clip_eps)
     policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
     value_loss = F.mse_loss(network.value(batch.features), batch.returns)
     entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean()
     total = policy_loss + args.value_loss_coef * value_loss - args.entropy_coef * entropy
     with torch.no_grad():
-        kl = (ratio - 1 - log_ratio).mean()  # non-negative estimate of KL(old || new), Schulman 2020
+        kl = (
+            ratio - 1 - log_ratio
+        ).mean()  # non-negative estimate of KL(old || new), Schulman 2020
         clip_fraction = ((ratio - 1).abs() > args.clip_eps).float().mean()
     return Losses(total, policy_loss, value_loss, entropy, kl, clip_fraction)
 
@@ -88,7 +102,8 @@ def update_student(
         trust: Optimiser of ``network.trust`` where that is learnt, with a step size of its own.
 
     Returns:
-        Means over all minibatches, by ``STATS``; ``explained_variance`` is of the values before the update, ``grad_norm`` before clipping.
+        Means over all minibatches, by ``STATS``; ``explained_variance`` is of the values before the
+        update, ``grad_norm`` before clipping.
     """
     seen = []
     for _ in range(args.epochs):
@@ -100,12 +115,23 @@ def update_student(
             norm = optimizer.minimise(losses.total, args.lr, args.max_grad_norm)
             if trust is not None:
                 trust.step(args.kappa_lr, args.max_grad_norm)
-            seen.append((losses.policy_loss, losses.value_loss, losses.entropy, losses.kl, losses.clip_fraction, norm))
+            seen.append(
+                (
+                    losses.policy_loss,
+                    losses.value_loss,
+                    losses.entropy,
+                    losses.kl,
+                    losses.clip_fraction,
+                    norm,
+                )
+            )
     means = torch.stack([torch.stack(row).detach() for row in seen]).mean(dim=0).tolist()
     return dict(zip(STATS, [*means, explained_variance(batch)], strict=True))
 
 
 def explained_variance(batch: StudentBatch) -> float:
-    """1 - Var(advantage) / Var(return): 1 for a perfect critic, 0 for a constant one. 0 where the returns do not vary."""
+    """1 - Var(advantage) / Var(return): 1 for a perfect critic, 0 for a constant one. 0 where the
+    returns do not vary.
+    """
     variance = float(batch.returns.var(unbiased=False))
     return 1.0 - float(batch.advantages.var(unbiased=False)) / variance if variance > 0 else 0.0

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from lamorel_ext.agents.guidance import NO_HINT, Teacher, Vocabulary, choose_guidance, every_guidance, make_vocabulary
+from lamorel_ext.agents.guidance import (
+    NO_HINT,
+    Teacher,
+    Vocabulary,
+    choose_guidance,
+    every_guidance,
+    make_vocabulary,
+)
 from lamorel_ext.agents.llm_teachers import FreeTeacher, LlmTeacher
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
@@ -23,7 +30,10 @@ class RandomTeacher:
 
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
-        return choose_guidance(self._vocabulary, sample_rows(np.zeros((len(scene), self.guidance_codes)), draws.guidance))
+        return choose_guidance(
+            self._vocabulary,
+            sample_rows(np.zeros((len(scene), self.guidance_codes)), draws.guidance),
+        )
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
@@ -77,11 +87,19 @@ def make_teacher(config: Config, llm: LlmClient | None) -> Teacher:
         if llm is None:
             raise ConfigError("arm.teacher: llm needs an LLM server")
         if kind == "free":
-            return FreeTeacher(llm, config.guidance.max_new_tokens, rescore=config.feedback.loss == "clipped")
+            return FreeTeacher(
+                llm, config.guidance.max_new_tokens, rescore=config.feedback.loss == "clipped"
+            )
         return LlmTeacher(llm, make_vocabulary(kind))
     if kind == "free" or (teacher == "oracle" and kind != "action_hint"):
-        raise ConfigError(f"guidance.vocabulary: {kind} cannot be said where arm.teacher is {teacher}")
-    return RandomTeacher(make_vocabulary(kind)) if teacher == "random" else OracleTeacher(make_vocabulary(kind))
+        raise ConfigError(
+            f"guidance.vocabulary: {kind} cannot be said where arm.teacher is {teacher}"
+        )
+    return (
+        RandomTeacher(make_vocabulary(kind))
+        if teacher == "random"
+        else OracleTeacher(make_vocabulary(kind))
+    )
 
 
 def _silence(n: int) -> Guidance:

@@ -1,4 +1,6 @@
-"""Texts as numbers: a word-level vocabulary of BabyAI-Text's language that is the same in every process, without a tokenizer's files."""
+"""Texts as numbers: a word-level vocabulary of BabyAI-Text's language that is the same in every
+process, without a tokenizer's files.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ WORDS = tuple(
         object red green blue purple yellow grey open closed locked turn go pick up drop toggle done to put next in front behind on your then
         after tu vois portes un une mur à pas devant gauche droite et sol porte clef balle boîte but lave rouge verte bleue violette jaune
         grise ouverte fermée actions possibles pour l de la le aller
-        """.split()
+        """.split()  # noqa: E501
     )
 )
 BUCKETS = 64
@@ -31,10 +33,14 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 @functools.lru_cache(maxsize=65536)
 def word_places(text: str) -> tuple[int, ...]:
-    """The places of a text's words and punctuation marks, in lower case; at least one, padding for an empty text."""
+    """The places of a text's words and punctuation marks, in lower case; at least one, padding for
+    an empty text.
+    """
     first_bucket = 1 + len(WORDS)
     found = (match.group() for match in _TOKEN.finditer(text.lower()))
-    return tuple(_PLACES.get(word) or first_bucket + zlib.crc32(word.encode()) % BUCKETS for word in found) or (0,)
+    return tuple(
+        _PLACES.get(word) or first_bucket + zlib.crc32(word.encode()) % BUCKETS for word in found
+    ) or (0,)
 
 
 def padded(texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

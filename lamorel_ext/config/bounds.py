@@ -34,7 +34,8 @@ def why_out_of_bounds(value: float, bounds: Mapping[str, Any]) -> str:
 
     Args:
         value: An int or float.
-        bounds: Of a field that ``number`` made: its ``metadata["bounds"]``; empty ones ask for a finite number.
+        bounds: Of a field that ``number`` made: its ``metadata["bounds"]``; empty ones ask for a
+            finite number.
     """
     at_least, above = bounds.get("at_least", -math.inf), bounds.get("above", -math.inf)
     at_most = bounds.get("at_most", math.inf)

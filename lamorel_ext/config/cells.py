@@ -1,9 +1,11 @@
-"""Cells of a comparison: an arm's file with values of its own, in one line of text that is its name too.
+"""Cells of a comparison: an arm's file with values of its own, in one line of text that is its name
+too.
 
-``teacher_feedback+signal=td+credit=posterior+student.kappa=5`` is ``configs/arm/teacher_feedback.yaml`` with three
-values; keys without a group are those of ``feedback``. An experiment's file may write the same as a mapping,
-``{base: teacher_feedback, feedback.signal: td, ...}``, in which a list of values stands for a cell each. The text
-names the cell's folder, so it is the same in every comparison.
+``teacher_feedback+signal=td+credit=posterior+student.kappa=5`` is
+``configs/arm/teacher_feedback.yaml`` with three values; keys without a group are those of
+``feedback``. An experiment's file may write the same as a mapping, ``{base: teacher_feedback,
+feedback.signal: td, ...}``, in which a list of values stands for a cell each. The text names the
+cell's folder, so it is the same in every comparison.
 """
 
 from __future__ import annotations
@@ -38,7 +40,15 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell in one line; a folder's name."""
-        return "+".join([self.base, *(f"{key.removeprefix(USUAL_GROUP)}={_text(value)}" for key, value in self.values.items())])
+        return "+".join(
+            [
+                self.base,
+                *(
+                    f"{key.removeprefix(USUAL_GROUP)}={_text(value)}"
+                    for key, value in self.values.items()
+                ),
+            ]
+        )
 
     @property
     def overrides(self) -> list[str]:
@@ -81,7 +91,9 @@ def read_cell(text: str) -> Cell:
 
 
 def expand_cells(items: Sequence[Any], problems: list[str]) -> list[Any]:
-    """Mappings among ``compare.arms`` as lines of text, one for each combination of the values in their lists."""
+    """Mappings among ``compare.arms`` as lines of text, one for each combination of the values in
+    their lists.
+    """
     names: list[Any] = []
     for place, item in enumerate(items):
         if not isinstance(item, Mapping):
@@ -89,16 +101,31 @@ def expand_cells(items: Sequence[Any], problems: list[str]) -> list[Any]:
             continue
         base = item.get("base")
         if not isinstance(base, str):
-            problems.append(f"compare.arms[{place}].base: must name a file in configs/arm, got {base!r}")
+            problems.append(
+                f"compare.arms[{place}].base: must name a file in configs/arm, got {base!r}"
+            )
             continue
         keys = [str(key) for key in item if key != "base"]
-        choices = [item[key] if isinstance(item[key], (list, tuple)) else [item[key]] for key in keys]
-        odd = [key for key, values in zip(keys, choices, strict=True) for value in values if not _plain(value)]
-        problems += [f"compare.arms[{place}].{key}: expected a number, a word or a list of them" for key in odd]
+        choices = [
+            item[key] if isinstance(item[key], (list, tuple)) else [item[key]] for key in keys
+        ]
+        odd = [
+            key
+            for key, values in zip(keys, choices, strict=True)
+            for value in values
+            if not _plain(value)
+        ]
+        problems += [
+            f"compare.arms[{place}].{key}: expected a number, a word or a list of them"
+            for key in odd
+        ]
         if odd:
             continue
         full = [key if "." in key else USUAL_GROUP + key for key in keys]
-        names += [Cell(base, dict(zip(full, values, strict=True))).name for values in itertools.product(*choices)]
+        names += [
+            Cell(base, dict(zip(full, values, strict=True))).name
+            for values in itertools.product(*choices)
+        ]
     return names
 
 
@@ -111,7 +138,9 @@ def named(config: Config, cell: Cell) -> Config:
 
 
 def _plain(value: Any) -> bool:
-    return isinstance(value, (bool, int, float)) or (isinstance(value, str) and value != "" and not set(value) & set("+=/ "))
+    return isinstance(value, (bool, int, float)) or (
+        isinstance(value, str) and value != "" and not set(value) & set("+=/ ")
+    )
 
 
 def _text(value: Any) -> str:

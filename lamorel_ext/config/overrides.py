@@ -1,9 +1,9 @@
 """Single overrides of a command line, parsed by Hydra's own grammar.
 
-Hydra's grammar wants quotes around values with ``=``, ``#``, ``~`` or letters outside ASCII, which paths
-have every day. A value that the grammar refuses, and that begins like a plain word, is given to it again
-in quotes. What opens a list, a dictionary or a quotation is never guessed at: there the grammar's reason is
-passed on, with the place.
+Hydra's grammar wants quotes around values with ``=``, ``#``, ``~`` or letters outside ASCII, which
+paths have every day. A value that the grammar refuses, and that begins like a plain word, is given
+to it again in quotes. What opens a list, a dictionary or a quotation is never guessed at: there the
+grammar's reason is passed on, with the place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _SHAPE = re.compile(
 )
 _INDEX = re.compile(r"\[(\d+)\]")
 _TRAILING_COMMA = re.compile(r",\s*([\]}])")
-_ASK_SWEEP = "one run has one value here; write '{key}=[...]' for a list, or \"{key}='...'\" for a text with commas"
+_ASK_SWEEP = (
+    "one run has one value here; write '{key}=[...]' for a list, or \"{key}='...'\" for a text with"
+    " commas"
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Parsed:
 
 def parse_override(text: str) -> Parsed | str:
     """The override, or what is wrong with it in one line."""
-    if (place := next((i for i, letter in enumerate(text) if not _is_text(letter)), None)) is not None:
+    if (
+        place := next((i for i, letter in enumerate(text) if not _is_text(letter)), None)
+    ) is not None:
         return f"{_shown(text)}: character {place + 1} is no text: expected UTF-8 without NUL"
     shape = _SHAPE.fullmatch(text)
     tried, reasons = [text], []
@@ -138,6 +143,8 @@ def _reason(error: BaseException, text: str) -> str:
 
 def _advice(text: str, shape: re.Match[str] | None) -> str:
     if not shape:
-        return "; expected key=value" + (", with a key of letters, digits, _ and ." if "=" in text else "")
+        return "; expected key=value" + (
+            ", with a key of letters, digits, _ and ." if "=" in text else ""
+        )
     shown = f"{shape['key']}={quote(shape['value'].strip())}"
     return f'; a value that is one text is quoted, also for the shell: "{shown[:200]}"'

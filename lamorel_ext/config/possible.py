@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from lamorel_ext.config.bounds import why_out_of_bounds
-from lamorel_ext.config.schema import CREDITS_OF_CANDIDATES, ONLINE_SIGNALS, CompareArgs, Config, EnvArgs, StageArgs
+from lamorel_ext.config.schema import (
+    CREDITS_OF_CANDIDATES,
+    ONLINE_SIGNALS,
+    CompareArgs,
+    Config,
+    EnvArgs,
+    StageArgs,
+)
 
 PATH_KEYS = (
     "run.output_dir",
@@ -23,27 +30,41 @@ def impossible_values(config: Config) -> list[str]:
     """Problems that only show once every value has its type."""
     drrn, problems = config.drrn, out_of_bounds(config)
     if drrn.replay_size < drrn.batch_size:
-        problems.append(f"drrn.replay_size: must be at least drrn.batch_size={drrn.batch_size}, got {drrn.replay_size}")
+        problems.append(
+            f"drrn.replay_size: must be at least drrn.batch_size={drrn.batch_size}, got"
+            f" {drrn.replay_size}"
+        )
     return [
-        *problems, *_impossible_workers(config.env), *_impossible_curriculum(config.env.curriculum), *_impossible_method(config),
-        *_impossible_llm(config), *_impossible_comparison(config.compare), *_impossible_portability(config),
+        *problems,
+        *_impossible_workers(config.env),
+        *_impossible_curriculum(config.env.curriculum),
+        *_impossible_method(config),
+        *_impossible_llm(config),
+        *_impossible_comparison(config.compare),
+        *_impossible_portability(config),
         *_impossible_paths(config),
-    ]  # fmt: skip
+    ]
 
 
 def out_of_bounds(group: Any, prefix: str = "") -> list[str]:
-    """Every number below a group of the configuration that its field's bounds do not admit, by its key."""
+    """Every number below a group of the configuration that its field's bounds do not admit, by its
+    key.
+    """
     problems: list[str] = []
     for spec in dataclasses.fields(group):
         value, bounds = getattr(group, spec.name), spec.metadata.get("bounds", {})
         several = isinstance(value, tuple)
         for place, item in enumerate(value if several else (value,)):
-            key = f"{prefix}{spec.name}" + (f"[{place}]" if several and dataclasses.is_dataclass(item) else "")
+            key = f"{prefix}{spec.name}" + (
+                f"[{place}]" if several and dataclasses.is_dataclass(item) else ""
+            )
             if dataclasses.is_dataclass(item):
                 problems += out_of_bounds(item, f"{key}.")
             elif isinstance(item, (int, float)) and not isinstance(item, bool):
                 if problem := why_out_of_bounds(item, bounds):
-                    word = f" or {spec.default!r}, got" if isinstance(spec.default, str) else ", got"
+                    word = (
+                        f" or {spec.default!r}, got" if isinstance(spec.default, str) else ", got"
+                    )
                     problems.append(f"{key}: {problem.replace(', got', word)}")
     return problems
 
@@ -55,7 +76,9 @@ def _impossible_paths(config: Config) -> list[str]:
         value = functools.reduce(getattr, key.split("."), config)
         if isinstance(value, str) and not value.strip():
             what = "null" if key.endswith("config_file") else "a path (. is the current folder)"
-            problems.append(f"{key}: must not be empty; expected {what}. Is a shell variable unset?")
+            problems.append(
+                f"{key}: must not be empty; expected {what}. Is a shell variable unset?"
+            )
     return problems
 
 
@@ -63,7 +86,9 @@ def _impossible_workers(env: EnvArgs) -> list[str]:
     if env.backend == "processes" and env.num_workers == 0:
         return ["env.num_workers: must be at least 1 where env.backend is processes, got 0"]
     if env.backend in ("minigrid", "vector", "table") and env.num_workers > 0:
-        return [f"env.num_workers: must be 0 where env.backend is {env.backend}, got {env.num_workers}"]
+        return [
+            f"env.num_workers: must be 0 where env.backend is {env.backend}, got {env.num_workers}"
+        ]
     return []
 
 
@@ -85,30 +110,60 @@ def _impossible_method(config: Config) -> list[str]:
     used = feedback.signal
     problems += _impossible_credit(config)
     if used == "none" and feedback.sign != "own":
-        problems.append(f"feedback.sign: must be own where feedback.signal is none, got {feedback.sign}")
+        problems.append(
+            f"feedback.sign: must be own where feedback.signal is none, got {feedback.sign}"
+        )
     if isinstance(feedback.every, int) and feedback.every >= 1 and used not in ONLINE_SIGNALS:
         problems.append(
-            f"feedback.signal: {used} needs the whole rollout; with feedback.every={feedback.every} it can be {', '.join(ONLINE_SIGNALS)}"
+            f"feedback.signal: {used} needs the whole rollout; with feedback.every={feedback.every}"
+            f" it can be {', '.join(ONLINE_SIGNALS)}"
         )
     if feedback.channel != "loss" and used not in ONLINE_SIGNALS:
         problems.append(
-            f"feedback.signal: {used} needs the whole rollout, but feedback.channel={feedback.channel} says it in the next prompt; "
-            f"it can be {', '.join(ONLINE_SIGNALS)}"
+            f"feedback.signal: {used} needs the whole rollout, but"
+            f" feedback.channel={feedback.channel} says it in the next prompt; it can be"
+            f" {', '.join(ONLINE_SIGNALS)}"
         )
     if arm.agent == "student" and arm.teacher != "llm" and feedback.signal != "none":
         problems.append(
-            f"feedback.signal: must be none where arm.teacher is {arm.teacher}: there is no LLM to teach, got {feedback.signal}"
+            f"feedback.signal: must be none where arm.teacher is {arm.teacher}: there is no LLM to"
+            f" teach, got {feedback.signal}"
         )
-    if arm.agent == "student" and arm.teacher in ("random", "oracle") and config.guidance.vocabulary == "free":
-        problems.append(f"guidance.vocabulary: free text needs an LLM, but arm.teacher is {arm.teacher}")
-    if arm.agent == "student" and arm.teacher == "oracle" and config.guidance.vocabulary == "subgoal":
-        problems.append("guidance.vocabulary: must be action_hint where arm.teacher is oracle, got subgoal")
-    if config.guidance.vocabulary == "free" and config.feedback_trains and (feedback.entropy_coef or feedback.kl_coef):
-        problems.append("guidance.vocabulary: free text has no list of candidates; feedback.entropy_coef and feedback.kl_coef must be 0")
+    if (
+        arm.agent == "student"
+        and arm.teacher in ("random", "oracle")
+        and config.guidance.vocabulary == "free"
+    ):
+        problems.append(
+            f"guidance.vocabulary: free text needs an LLM, but arm.teacher is {arm.teacher}"
+        )
+    if (
+        arm.agent == "student"
+        and arm.teacher == "oracle"
+        and config.guidance.vocabulary == "subgoal"
+    ):
+        problems.append(
+            "guidance.vocabulary: must be action_hint where arm.teacher is oracle, got subgoal"
+        )
+    if (
+        config.guidance.vocabulary == "free"
+        and config.feedback_trains
+        and (feedback.entropy_coef or feedback.kl_coef)
+    ):
+        problems.append(
+            "guidance.vocabulary: free text has no list of candidates; feedback.entropy_coef and"
+            " feedback.kl_coef must be 0"
+        )
     if arm.agent not in ("student", "llm_policy") and feedback.signal != "none":
-        problems.append(f"feedback.signal: must be none where arm.agent is {arm.agent}: nobody gives guidance, got {feedback.signal}")
+        problems.append(
+            f"feedback.signal: must be none where arm.agent is {arm.agent}: nobody gives guidance,"
+            f" got {feedback.signal}"
+        )
     if arm.agent != "student" and config.guidance.vocabulary != "action_hint":
-        problems.append(f"guidance.vocabulary: must be action_hint where arm.agent is {arm.agent}, got {config.guidance.vocabulary}")
+        problems.append(
+            f"guidance.vocabulary: must be action_hint where arm.agent is {arm.agent}, got"
+            f" {config.guidance.vocabulary}"
+        )
     if feedback.loss == "unlikelihood":
         weighing = [
             *(["feedback.signal=weighted"] if feedback.signal == "weighted" else []),
@@ -124,36 +179,47 @@ def _impossible_method(config: Config) -> list[str]:
 
 
 def _impossible_credit(config: Config) -> list[str]:
-    """Credits that need a student beside the LLM, or a list of what could be said, and signs that need company."""
+    """Credits that need a student beside the LLM, or a list of what could be said, and signs that
+    need company.
+    """
     problems = []
     feedback, arm = config.feedback, config.arm
     if feedback.signal == "none":
         return []
     if feedback.credit != "chosen" and arm.agent == "llm_policy":
         problems.append(
-            "feedback.credit: must be chosen where arm.agent is llm_policy, whose guidance is the action "
-            f"itself, got {feedback.credit}"
+            "feedback.credit: must be chosen where arm.agent is llm_policy, whose guidance is the"
+            f" action itself, got {feedback.credit}"
         )
     if feedback.credit in CREDITS_OF_CANDIDATES and config.guidance.vocabulary == "free":
         problems.append(
-            f"feedback.credit: {feedback.credit} needs a list of candidates, and guidance.vocabulary=free "
-            "has none; it can be chosen or followed"
+            f"feedback.credit: {feedback.credit} needs a list of candidates, and"
+            " guidance.vocabulary=free has none; it can be chosen or followed"
         )
     if feedback.credit != "chosen" and feedback.channel == "prompt":
         problems.append(
-            "feedback.credit: must be chosen where feedback.channel is prompt, which changes no weights, "
-            f"got {feedback.credit}"
+            "feedback.credit: must be chosen where feedback.channel is prompt, which changes no"
+            f" weights, got {feedback.credit}"
         )
-    if feedback.baseline and isinstance(feedback.every, int) and feedback.every * config.env.num_envs == 1:
+    if (
+        feedback.baseline
+        and isinstance(feedback.every, int)
+        and feedback.every * config.env.num_envs == 1
+    ):
         problems.append(
-            "feedback.baseline: an update after every step of one environment has one f, which is its own mean"
+            "feedback.baseline: an update after every step of one environment has one f, which is"
+            " its own mean"
         )
     if feedback.sign == "shuffled" and config.env.num_envs == 1:
         if isinstance(feedback.every, int) or feedback.channel != "loss":
-            needs = f"feedback.every={feedback.every}" if feedback.channel == "loss" else f"feedback.channel={feedback.channel}"
+            needs = (
+                f"feedback.every={feedback.every}"
+                if feedback.channel == "loss"
+                else f"feedback.channel={feedback.channel}"
+            )
             problems.append(
-                f"feedback.sign: shuffled permutes the signs of a step with {needs}, and env.num_envs=1 "
-                "has one: nothing to permute"
+                f"feedback.sign: shuffled permutes the signs of a step with {needs}, and"
+                " env.num_envs=1 has one: nothing to permute"
             )
     return problems
 
@@ -163,28 +229,44 @@ def _impossible_llm(config: Config) -> list[str]:
     problems = []
     feedback, arm, llm = config.feedback, config.arm, config.lamorel_args.llm_args
     if llm.load_in_4bit:
-        problems.append("lamorel_args.llm_args.load_in_4bit: not supported, must be false; dtype=bfloat16 halves the memory")
+        problems.append(
+            "lamorel_args.llm_args.load_in_4bit: not supported, must be false; dtype=bfloat16"
+            " halves the memory"
+        )
     if llm.parallelism.use_gpu and llm.parallelism.model_parallelism_size > 1:
         problems.append(
-            "lamorel_args.llm_args.parallelism.model_parallelism_size: must be 1, a server holds its model on one GPU; "
-            f"got {llm.parallelism.model_parallelism_size}"
+            "lamorel_args.llm_args.parallelism.model_parallelism_size: must be 1, a server holds"
+            f" its model on one GPU; got {llm.parallelism.model_parallelism_size}"
         )
     if arm.action_heads and arm.agent != "llm_policy":
-        problems.append(f"arm.action_heads: only an LLM as policy acts with them, but arm.agent is {arm.agent}")
+        problems.append(
+            f"arm.action_heads: only an LLM as policy acts with them, but arm.agent is {arm.agent}"
+        )
     if arm.action_heads and feedback.signal != "none":
-        problems.append(f"feedback.signal: must be none where arm.action_heads is true: it teaches texts, got {feedback.signal}")
+        problems.append(
+            "feedback.signal: must be none where arm.action_heads is true: it teaches texts, got"
+            f" {feedback.signal}"
+        )
     if arm.weights != "pretrained" and not config.asks_llm:
-        problems.append(f"arm.weights: must be pretrained where no LLM takes part, got {arm.weights}")
+        problems.append(
+            f"arm.weights: must be pretrained where no LLM takes part, got {arm.weights}"
+        )
     if arm.weights == "embeddings" and not llm.pretrained:
-        problems.append("arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is false, got embeddings")
+        problems.append(
+            "arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is"
+            " false, got embeddings"
+        )
     return problems
 
 
 def _impossible_comparison(compare: CompareArgs) -> list[str]:
     problems = []
     for key, values in (
-        ("compare.tasks", compare.tasks), ("compare.arms", compare.arms), ("compare.seeds", compare.seeds), ("compare.controls", compare.controls),
-    ):  # fmt: skip
+        ("compare.tasks", compare.tasks),
+        ("compare.arms", compare.arms),
+        ("compare.seeds", compare.seeds),
+        ("compare.controls", compare.controls),
+    ):
         if not values and key in ("compare.arms", "compare.seeds"):
             problems.append(f"{key}: must not be empty")
         if len(set(values)) < len(values):
@@ -205,9 +287,12 @@ def _impossible_portability(config: Config) -> list[str]:
         if number > 1
     ]
     if llm.parallelism.use_gpu:
-        problems.append(f"lamorel_args.llm_args.parallelism.use_gpu: must be false {wanted}: GPUs differ")
+        problems.append(
+            f"lamorel_args.llm_args.parallelism.use_gpu: must be false {wanted}: GPUs differ"
+        )
     if llm.dtype == "bfloat16":
         problems.append(
-            f"lamorel_args.llm_args.dtype: must be float32 or float64 {wanted}: the kernels of bfloat16 go by the processor"
+            f"lamorel_args.llm_args.dtype: must be float32 or float64 {wanted}: the kernels of"
+            " bfloat16 go by the processor"
         )
     return problems

@@ -1,7 +1,8 @@
 """Composing, reading and writing configurations. Only this folder knows OmegaConf and Hydra.
 
-A configuration is made of ``configs/default.yaml``, one file per chosen group (``model=flan_t5_small``, ``task=go_to_local``), and single values
-(``feedback.loss=clipped``), in Hydra's syntax. Whatever is wrong with it is reported at once, every problem in a line of its own.
+A configuration is made of ``configs/default.yaml``, one file per chosen group
+(``model=flan_t5_small``, ``task=go_to_local``), and single values (``feedback.loss=clipped``), in
+Hydra's syntax. Whatever is wrong with it is reported at once, every problem in a line of its own.
 """
 
 from __future__ import annotations
@@ -35,12 +36,15 @@ from lamorel_ext.config.typed import build, did_you_mean
 from lamorel_ext.errors import ConfigError
 
 
-def load_config(overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR) -> Config:
+def load_config(
+    overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR
+) -> Config:
     """Compose the configuration and check it as a whole.
 
     Args:
-        overrides: Hydra's syntax: ``model=flan_t5_small`` chooses a file of a group, ``feedback.lr=1e-5`` sets a value.
-            ``arm`` may be a cell of a comparison, such as ``arm=teacher_feedback+signal=td``.
+        overrides: Hydra's syntax: ``model=flan_t5_small`` chooses a file of a group,
+            ``feedback.lr=1e-5`` sets a value. ``arm`` may be a cell of a comparison, such as
+            ``arm=teacher_feedback+signal=td``.
         config_name: File in ``config_dir`` to start from, without ``.yaml``.
         config_dir: Folder of the files.
 
@@ -54,7 +58,7 @@ def load_config(overrides: Sequence[str] = (), config_name: str = "default", con
 
 
 def _with_cell(overrides: Sequence[str]) -> tuple[list[str], Cell | None]:
-    """An override ``arm=base+key=value`` as those of the base and its values, and the cell itself."""
+    """An override ``arm=base+key=value`` as those of the base and its values, and the cell itself."""  # noqa: E501
     found, cell = list(overrides), None
     for place, text in enumerate(overrides):
         key, _, value = text.partition("=")
@@ -67,14 +71,17 @@ def _with_cell(overrides: Sequence[str]) -> tuple[list[str], Cell | None]:
 def load_matrix(
     overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR
 ) -> dict[tuple[str, str], Config]:
-    """The configuration of each arm on each task of a comparison, composed anew, so that the experiment's own values win over theirs.
+    """The configuration of each arm on each task of a comparison, composed anew, so that the
+    experiment's own values win over theirs.
 
     Returns:
-        By task and arm, task after task; the controls that ``compare.controls`` asks for are among the
-        arms, and in each configuration's ``compare.arms``. The task is empty where ``compare.tasks`` names none.
+        By task and arm, task after task; the controls that ``compare.controls`` asks for are among
+        the arms, and in each configuration's ``compare.arms``. The task is empty where
+        ``compare.tasks`` names none.
 
     Raises:
-        ConfigError: With the problems of every task and arm; what all have in common is said once. Or two tasks are the same.
+        ConfigError: With the problems of every task and arm; what all have in common is said once.
+            Or two tasks are the same.
     """
     mapping, _ = _compose(overrides, config_name, config_dir)
     # What is wrong with it is said below, together with the problems of each arm: every one of
@@ -97,7 +104,9 @@ def load_matrix(
         else:
             configs[task, arm] = composed if cell is None else named(composed, cell)
     if problems:
-        raise ConfigError([_concerning(problem, concerned, compare) for problem, concerned in problems.items()])
+        raise ConfigError(
+            [_concerning(problem, concerned, compare) for problem, concerned in problems.items()]
+        )
     configs = _with_controls(configs, cells)
     arms = tuple(dict.fromkeys(arm for _, arm in configs))
     configs = {
@@ -113,12 +122,16 @@ def _check_cells_alone(cells: Mapping[str, Cell], overrides: Sequence[str]) -> N
     given = {text.partition("=")[0].lstrip("+") for text in overrides}
     problems = []
     for name, cell in cells.items():
-        problems += [f"{key}: set by the cell {name}; leave it out" for key in cell.values if key in given]
+        problems += [
+            f"{key}: set by the cell {name}; leave it out" for key in cell.values if key in given
+        ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
-def _with_controls(configs: Mapping[tuple[str, str], Config], cells: Mapping[str, Cell]) -> dict[tuple[str, str], Config]:
+def _with_controls(
+    configs: Mapping[tuple[str, str], Config], cells: Mapping[str, Cell]
+) -> dict[tuple[str, str], Config]:
     """Behind each feedback arm its controls, where they are possible and not there already."""
     found: dict[tuple[str, str], Config] = {}
     for (task, arm), config in configs.items():
@@ -127,7 +140,9 @@ def _with_controls(configs: Mapping[tuple[str, str], Config], cells: Mapping[str
             continue
         for sign in config.compare.controls:
             cell = cells[arm].signed(sign)
-            control = dataclasses.replace(config, feedback=dataclasses.replace(config.feedback, sign=sign))
+            control = dataclasses.replace(
+                config, feedback=dataclasses.replace(config.feedback, sign=sign)
+            )
             label = f"{config.arm.name}/{sign} sign"
             control = dataclasses.replace(control, arm=dataclasses.replace(control.arm, name=label))
             if (task, cell.name) not in configs and not impossible_values(control):
@@ -149,7 +164,10 @@ def _check_tasks_differ(configs: Mapping[tuple[str, str], Config], compare: Comp
     for task in compare.tasks:
         env = dataclasses.replace(configs[task, compare.arms[0]].env, name="")
         if env in seen:
-            raise ConfigError(f"compare.tasks: {seen[env]} and {task} have the same env values; is one of them set besides?")
+            raise ConfigError(
+                f"compare.tasks: {seen[env]} and {task} have the same env values; is one of them"
+                " set besides?"
+            )
         seen[env] = task
 
 
@@ -183,7 +201,9 @@ def _checked(mapping: Mapping[str, Any], known: Sequence[str]) -> Config:
 
 
 def _expanded(mapping: Mapping[str, Any], problems: list[str]) -> Mapping[str, Any]:
-    """The values of older configurations under today's keys, and each cell of ``compare.arms`` as a name."""
+    """The values of older configurations under today's keys, and each cell of ``compare.arms`` as a
+    name.
+    """
     mapping = translated(mapping)
     compare = mapping.get("compare")
     if isinstance(compare, Mapping) and isinstance(compare.get("arms"), (list, tuple)):
@@ -218,7 +238,9 @@ def _compose(
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError([*problems, f"{primary} with {list(overrides)}: {reason}"]) from error
     except RecursionError as error:
-        raise ConfigError([*problems, f"{primary}: nested too deeply, or a value that holds itself"]) from error
+        raise ConfigError(
+            [*problems, f"{primary}: nested too deeply, or a value that holds itself"]
+        ) from error
     assert isinstance(plain, dict)  # what Hydra composes is one
     mapping = {str(key): value for key, value in plain.items()}
     _expand_home(mapping)
@@ -233,7 +255,9 @@ def _find(name: str, folders: Sequence[Path]) -> Path:
                 return folder / f"{name}.yaml"
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     places = ", ".join(map(str, folders))
-    raise ConfigError(f"--config-name {name}: no configuration {name!r} in {places}{did_you_mean(name, known)}")
+    raise ConfigError(
+        f"--config-name {name}: no configuration {name!r} in {places}{did_you_mean(name, known)}"
+    )
 
 
 def _own_search_path(primary: Path) -> list[str]:
@@ -328,7 +352,9 @@ def _lists(value: Any) -> Any:
 def _split(
     parsed: Sequence[Parsed], folders: Sequence[Path]
 ) -> tuple[dict[str, str], list[tuple[str, Any]], list[str]]:
-    """Hydra composes the groups; single values are set afterwards, so that all of them can be checked together."""
+    """Hydra composes the groups; single values are set afterwards, so that all of them can be
+    checked together.
+    """
     groups: dict[str, str] = {}
     values: list[tuple[str, Any]] = []
     problems: list[str] = []
@@ -337,18 +363,23 @@ def _split(
         if one.key == "hydra.searchpath":
             continue
         if one.deletes:
-            problems.append(f"{one.text!r}: nothing can be taken away; " + _instead(one.key, choices))
+            problems.append(
+                f"{one.text!r}: nothing can be taken away; " + _instead(one.key, choices)
+            )
         elif not choices:
             values.append((one.key, one.raw if _is_word(one) else one.value))
         elif one.value is None or str(one.value) in choices:
             name = "null" if one.value is None else str(one.value)
             groups[f"{one.key}@{one.package}" if one.package else one.key] = name
         else:
-            places = " or ".join(str(folder / one.key) for folder in folders if (folder / one.key).is_dir())
+            places = " or ".join(
+                str(folder / one.key) for folder in folders if (folder / one.key).is_dir()
+            )
             meant = did_you_mean(str(one.value), choices) if str(one.value) else ""
             meant = meant if "did you mean" in meant else ""
             problems.append(
-                f"{one.key}={one.value}: no such file in {places}{meant}; there are: {', '.join(choices)}"
+                f"{one.key}={one.value}: no such file in {places}{meant}; there are:"
+                f" {', '.join(choices)}"
             )
     return groups, values, problems
 
@@ -358,7 +389,9 @@ def _instead(key: str, choices: Sequence[str]) -> str:
 
 
 def _is_word(one: Parsed) -> bool:
-    """Whether a text is wanted where the value looks like a number, such as ``run.output_dir=2026``."""
+    """Whether a text is wanted where the value looks like a number, such as
+    ``run.output_dir=2026``.
+    """
     if not isinstance(one.value, (bool, int, float)):
         return False
     kind: Any = Config

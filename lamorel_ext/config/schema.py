@@ -9,16 +9,19 @@ from lamorel_ext.config.bounds import number
 
 Signal = Literal["previous", "td", "gae", "state", "weighted", "constant", "none"]
 ONLINE_SIGNALS = ("previous", "td", "state", "constant", "none")
-"""Signals that need nothing later than the step itself: the ones that ``feedback.every: 1`` can have."""
+"""Signals that need nothing later than the step itself: the ones that ``feedback.every: 1`` can
+have.
+"""
 Sign = Literal["own", "random", "shuffled", "inverted", "positive"]
 Credit = Literal["chosen", "followed", "ratio", "posterior", "rival"]
 CREDITS_OF_CANDIDATES = ("ratio", "posterior", "rival")
-"""Credits that need everything that could have been said, and how likely the action was after it."""
+"""Credits that need everything that could have been said, and how likely the action was after it.
+"""
 MAX_SEED = 2**63 - 1
 """What fits into the numbers that seeds travel in."""
 
 
-# --- Lamorel's keys ------------------------------------------------------------------------------------------------------
+# --- Lamorel's keys -------------------------------------------------------------------------------
 
 
 Shards = Literal["contiguous", "distinct"]
@@ -29,8 +32,9 @@ class DistributedSetupArgs:
     """How many processes play which role; the first ``n_rl_processes`` ranks are the clients.
 
     Attributes:
-        shards: How a batch of prompts is cut for several servers. ``contiguous``: where it is. ``distinct``: equal prompts go to
-            one server, and to the one that remembers them; less is computed, and last digits of scores are others.
+        shards: How a batch of prompts is cut for several servers. ``contiguous``: where it is.
+            ``distinct``: equal prompts go to one server, and to the one that remembers them; less
+            is computed, and last digits of scores are others.
     """
 
     n_rl_processes: int = number(1, at_least=1)
@@ -66,7 +70,8 @@ class LoraArgs:
     Attributes:
         r: Rank; 0 means no adapters.
         alpha: Scale; 0 means twice the rank.
-        target_modules: Names of layers, such as ``[q, v]``; an empty list leaves the choice to peft.
+        target_modules: Names of layers, such as ``[q, v]``; an empty list leaves the choice to
+            peft.
     """
 
     r: int = number(0, at_least=0)
@@ -80,17 +85,20 @@ class LlmArgs:
 
     Attributes:
         model_type: ``auto`` reads it from the model's own configuration.
-        model_path: ``embedded``, a name on the hub, a folder, or a GGUF file's folder (with ``gguf_file``); ``smollm2`` takes the file that
-            the extra ``smollm2`` installs.
+        model_path: ``embedded``, a name on the hub, a folder, or a GGUF file's folder (with
+            ``gguf_file``); ``smollm2`` takes the file that the extra ``smollm2`` installs.
         pretrained: False draws fresh weights of the model's shape from ``seed``.
-        minibatch_size: Sequences scored at a time at most; bounds the memory of a scoring call without gradients. Candidates that share prefixes
-            are merged into trees, and then count by the decoder positions that they take together: at most as many as this number of
+        minibatch_size: Sequences scored at a time at most; bounds the memory of a scoring call
+            without gradients. Candidates that share prefixes are merged into trees, and then count
+            by the decoder positions that they take together: at most as many as this number of
             sequences of their own would have.
-        max_prompt_tokens: A longer prompt is refused; null takes the model's own limit where it has one.
+        max_prompt_tokens: A longer prompt is refused; null takes the model's own limit where it has
+            one.
         cache_size: Answers remembered between two updates; 0 switches the memory off.
-        num_threads: Threads of one server for PyTorch; 0 leaves what the process starts with: one under the launchers, and in a single
-            process the client's ``run.num_threads``.
-        value_head_hidden: Width of the two hidden layers of the value head, and of the action heads.
+        num_threads: Threads of one server for PyTorch; 0 leaves what the process starts with: one
+            under the launchers, and in a single process the client's ``run.num_threads``.
+        value_head_hidden: Width of the two hidden layers of the value head, and of the action
+            heads.
     """
 
     model_type: Literal["auto", "seq2seq", "causal"] = "auto"
@@ -116,10 +124,12 @@ class LamorelArgs:
     """Lamorel's own keys, with Lamorel's names.
 
     Attributes:
-        gloo_timeout: Seconds after which a request without an answer is given up. A peer that died is noticed within seconds whatever this says.
-        peer_timeout: Seconds for which nothing at all may come from a peer's machine, as in an outage of the network, before it counts as gone.
-        allow_subgraph_use_whith_gradient: Lamorel's key, spelt as there; accepted, and not needed here: parameters without a gradient are
-            counted as zero.
+        gloo_timeout: Seconds after which a request without an answer is given up. A peer that died
+            is noticed within seconds whatever this says.
+        peer_timeout: Seconds for which nothing at all may come from a peer's machine, as in an
+            outage of the network, before it counts as gone.
+        allow_subgraph_use_whith_gradient: Lamorel's key, spelt as there; accepted, and not needed
+            here: parameters without a gradient are counted as zero.
     """
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -131,7 +141,7 @@ class LamorelArgs:
     llm_args: LlmArgs = field(default_factory=LlmArgs)
 
 
-# --- ours ----------------------------------------------------------------------------------------------------------------
+# --- ours -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -141,9 +151,10 @@ class StageArgs:
     Attributes:
         level: Id of a BabyAI level.
         num_distractors: As in ``env``.
-        steps: Environment steps of the stage, over all environments, rounded up to whole steps of all of them; null sets no limit.
-        success: Share of the stage's last 100 episodes that must have succeeded; null sets no such condition. Arms then change level at
-            different times.
+        steps: Environment steps of the stage, over all environments, rounded up to whole steps of
+            all of them; null sets no limit.
+        success: Share of the stage's last 100 episodes that must have succeeded; null sets no such
+            condition. Arms then change level at different times.
     """
 
     level: str = ""
@@ -160,14 +171,19 @@ class EnvArgs:
         name: Of the task in reports; empty takes the level's. Set by the files in ``configs/task``.
         level: Id of a BabyAI level, such as ``BabyAI-GoToRedBallNoDists-v0``.
         num_envs: Copies stepped together.
-        num_distractors: Objects, in the level's own way of counting (see ``envs.levels.make_level``); null keeps the level's own number.
-        curriculum: Stages of training before that on ``level``, each with a level of its own. Evaluations are always on ``level``.
+        num_distractors: Objects, in the level's own way of counting (see
+            ``envs.levels.make_level``); null keeps the level's own number.
+        curriculum: Stages of training before that on ``level``, each with a level of its own.
+            Evaluations are always on ``level``.
         language: Language of the observation's sentences; missions stay English.
-        prompt: Template of the prompt: ``lamorel`` (the last observation) or ``glam`` (action list and history).
+        prompt: Template of the prompt: ``lamorel`` (the last observation) or ``glam`` (action list
+            and history).
         history: Observations in a ``glam`` prompt; 1 makes the policy memoryless.
-        backend: How the copies are stepped; all ways give the same steps. ``auto`` takes the fastest that knows the level: ``table``, ``vector``
-            (arrays over all copies), or minigrid itself, in this process (``minigrid``) or in others (``processes``).
-        num_workers: Processes of each RL client that step levels that only minigrid knows; 0 means none.
+        backend: How the copies are stepped; all ways give the same steps. ``auto`` takes the
+            fastest that knows the level: ``table``, ``vector`` (arrays over all copies), or
+            minigrid itself, in this process (``minigrid``) or in others (``processes``).
+        num_workers: Processes of each RL client that step levels that only minigrid knows; 0 means
+            none.
     """
 
     name: str = ""
@@ -188,14 +204,16 @@ class ArmArgs:
 
     Attributes:
         name: Name in reports and folders.
-        agent: ``llm_policy`` (the LLM scores the actions, PPO trains it), ``student`` (a network acts, a teacher guides), or one to compare with:
-            ``drrn`` (Q-learning over texts), ``cloning`` (the LLM learns the actions of the BabyAI bot, which acts meanwhile), ``random``
-            (every action alike) and ``bot``, which learn nothing.
+        agent: ``llm_policy`` (the LLM scores the actions, PPO trains it), ``student`` (a network
+            acts, a teacher guides), or one to compare with: ``drrn`` (Q-learning over texts),
+            ``cloning`` (the LLM learns the actions of the BabyAI bot, which acts meanwhile),
+            ``random`` (every action alike) and ``bot``, which learn nothing.
         teacher: Of a student: the LLM, nobody, uniformly random guidance, or the BabyAI bot.
-        action_heads: Of an LLM as policy: whether the actions' logits come from a head of their own on the state that predicts the first token,
-            in place of the scores of the actions' texts.
-        weights: What the LLM starts from: ``pretrained`` (what was loaded), ``fresh`` (drawn from ``run.seed``) or ``embeddings`` (the same, but
-            with the loaded token embeddings).
+        action_heads: Of an LLM as policy: whether the actions' logits come from a head of their own
+            on the state that predicts the first token, in place of the scores of the actions'
+            texts.
+        weights: What the LLM starts from: ``pretrained`` (what was loaded), ``fresh`` (drawn from
+            ``run.seed``) or ``embeddings`` (the same, but with the loaded token embeddings).
     """
 
     name: str = "teacher_feedback"
@@ -210,7 +228,8 @@ class GuidanceArgs:
     """What the teacher may say.
 
     Attributes:
-        vocabulary: ``action_hint`` the six action texts, ``subgoal`` short sentences, ``free`` generated text.
+        vocabulary: ``action_hint`` the six action texts, ``subgoal`` short sentences, ``free``
+            generated text.
         max_new_tokens: Length of ``free`` guidance in tokens.
     """
 
@@ -224,11 +243,13 @@ class StudentArgs:
 
     Attributes:
         kappa: Initial bias of the logits towards the hinted action, in nats; 0 means none.
-        kappa_mode: What becomes of it. ``initial``: each entry of the table of biases starts there and is
-            learnt as every other weight. ``learnt``: one number for all hints, with the step size
-            ``kappa_lr``; the table starts at 0. ``annealed``: one number that goes in a straight line to
-            ``kappa_final`` over ``kappa_steps`` environment steps and is not learnt; the table is.
-        kappa_lr: Step size of Adam for a ``learnt`` kappa, in nats: about what it can move in one step.
+        kappa_mode: What becomes of it. ``initial``: each entry of the table of biases starts there
+            and is learnt as every other weight. ``learnt``: one number for all hints, with the step
+            size ``kappa_lr``; the table starts at 0. ``annealed``: one number that goes in a
+            straight line to ``kappa_final`` over ``kappa_steps`` environment steps and is not
+            learnt; the table is.
+        kappa_lr: Step size of Adam for a ``learnt`` kappa, in nats: about what it can move in one
+            step.
         kappa_final: Where an ``annealed`` kappa ends.
         kappa_steps: Environment steps, over all environments, until it is there.
         num_steps: Steps of each environment between two updates.
@@ -256,11 +277,13 @@ class StudentArgs:
 
 @dataclass(frozen=True)
 class PpoArgs:
-    """PPO of the LLM policy; the defaults are GLAM's (Carta et al. 2023, appendix), rewards times 20.
+    """PPO of the LLM policy; the defaults are GLAM's (Carta et al. 2023, appendix), rewards times
+    20.
 
     Attributes:
         num_steps: Steps of each environment between two updates.
-        gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means the whole minibatch.
+        gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means the
+            whole minibatch.
     """
 
     num_steps: int = number(40, at_least=1)
@@ -280,7 +303,8 @@ class PpoArgs:
 
 @dataclass(frozen=True)
 class DrrnArgs:
-    """Q-learning over texts: the Deep Reinforcement Relevance Network (He et al. 2016), as GLAM uses it (Carta et al. 2023).
+    """Q-learning over texts: the Deep Reinforcement Relevance Network (He et al. 2016), as GLAM
+    uses it (Carta et al. 2023).
 
     Attributes:
         embedding_size: Of a word.
@@ -289,9 +313,10 @@ class DrrnArgs:
         update_every: Environment steps, over all environments, for each gradient step. GLAM has 64.
         batch_size: Transitions of a gradient step; there is none before so many have been seen.
         replay_size: Transitions remembered.
-        target_every: Gradient steps between two copies of the network that the targets come from; 0 takes the network itself, as GLAM does.
-        exploration: ``softmax`` samples from the softmax of Q / ``temperature``, ``epsilon`` takes the best action but for a share of
-            ``epsilon``. Evaluations act alike.
+        target_every: Gradient steps between two copies of the network that the targets come from; 0
+            takes the network itself, as GLAM does.
+        exploration: ``softmax`` samples from the softmax of Q / ``temperature``, ``epsilon`` takes
+            the best action but for a share of ``epsilon``. Evaluations act alike.
     """
 
     embedding_size: int = number(128, at_least=1)
@@ -336,21 +361,25 @@ class FeedbackArgs:
     Attributes:
         signal: What f_t is; ``none`` cuts the edge, ``constant`` is 1 always and says nothing.
         sign: What is done to f_t before it is sent: nothing, or a control that keeps magnitudes and
-            mechanism and takes the meaning. ``random``: a fair coin for the sign; ``shuffled``: permuted
-            over the rollout, or over the environments of a step where f_t is needed at once;
-            ``inverted``: -f_t; ``positive``: its magnitude.
-        credit: Whom f_t is given to: the guidance that was ``chosen``; the same only where the student
-            ``followed`` it; weighted by the ``ratio`` of the action's probability after it and on
-            average; every guidance by its ``posterior`` given the action; or the better one of the
-            chosen guidance and a ``rival`` drawn in the same state.
+            mechanism and takes the meaning. ``random``: a fair coin for the sign; ``shuffled``:
+            permuted over the rollout, or over the environments of a step where f_t is needed at
+            once; ``inverted``: -f_t; ``positive``: its magnitude.
+        credit: Whom f_t is given to: the guidance that was ``chosen``; the same only where the
+            student ``followed`` it; weighted by the ``ratio`` of the action's probability after it
+            and on average; every guidance by its ``posterior`` given the action; or the better one
+            of the chosen guidance and a ``rival`` drawn in the same state.
         ties: What the sign of an exact tie is, for ``previous``.
-        warmup_steps: Environment steps, over all environments, before the first feedback: the student's critic learns meanwhile.
-        every: Steps of the environments between two teacher updates, or ``rollout``. 1 is Algorithm 1 as written.
+        warmup_steps: Environment steps, over all environments, before the first feedback: the
+            student's critic learns meanwhile.
+        every: Steps of the environments between two teacher updates, or ``rollout``. 1 is Algorithm
+            1 as written.
         lr: Step size of Adam for one update per rollout.
-        lr_online: The same where ``every`` is a number of steps: many small, noisy updates want a smaller one.
+        lr_online: The same where ``every`` is a number of steps: many small, noisy updates want a
+            smaller one.
         epochs: Passes over the same feedback.
-        minibatch_size: Samples of an optimiser step, over all servers; 0 means all that were sent. With
-            one step in all ``clipped`` is ``reinforce``: nothing has moved yet that could be clipped.
+        minibatch_size: Samples of an optimiser step, over all servers; 0 means all that were sent.
+            With one step in all ``clipped`` is ``reinforce``: nothing has moved yet that could be
+            clipped.
         baseline: Whether the mean of an update's f is subtracted from those that are not 0.
         kl_coef: Weight of the KL divergence to the initial teacher.
         gradient_minibatch_size: As in ``ppo``.
@@ -382,22 +411,27 @@ class RunArgs:
 
     Attributes:
         total_steps: Environment steps, over all environments.
-        eval_every: Environment steps between two evaluations (rounded up to whole rollouts); the first comes before any training.
-        evaluation: ``exact`` enumerates (GoToRedBallNoDists, memoryless policies), ``episodes`` simulates, ``auto`` takes the exact one where it
-            can.
+        eval_every: Environment steps between two evaluations (rounded up to whole rollouts); the
+            first comes before any training.
+        evaluation: ``exact`` enumerates (GoToRedBallNoDists, memoryless policies), ``episodes``
+            simulates, ``auto`` takes the exact one where it can.
         eval_episodes: Episodes of a simulated evaluation.
         eval_seed: Seed of the first held-out episode; training never uses it or the ones after it.
         checkpoint_every: Rollouts between two checkpoints; 0 writes only the last.
-        trace_every: Rollouts from one whose steps are recorded for the viewer to the next, from the first on; the last full one and what
-            remains after it are recorded too. 0 records none. Changes no number of the run.
+        trace_every: Rollouts from one whose steps are recorded for the viewer to the next, from the
+            first on; the last full one and what remains after it are recorded too. 0 records none.
+            Changes no number of the run.
         num_threads: Threads of the client for PyTorch; 0 leaves PyTorch's choice.
-        pipeline: Whether the environments are stepped in two halves, one while the LLM servers score the prompts of the other: ``true`` wherever
-            the arm allows it (an LLM is asked for scores at every step and not taught in between), ``auto`` where that was measured to be faster
-            too (at least 32 environments that minigrid steps in the client, servers in processes of their own, and more cores than processes),
-            ``false`` never. Each half is a call of its own, and the last bits of an answer depend on what it was computed with.
+        pipeline: Whether the environments are stepped in two halves, one while the LLM servers
+            score the prompts of the other: ``true`` wherever the arm allows it (an LLM is asked for
+            scores at every step and not taught in between), ``auto`` where that was measured to be
+            faster too (at least 32 environments that minigrid steps in the client, servers in
+            processes of their own, and more cores than processes), ``false`` never. Each half is a
+            call of its own, and the last bits of an answer depend on what it was computed with.
         tracker: Takes the learning curve besides ``metrics.csv`` and TensorBoard.
-        portable: Whether two x86 machines with the same versions give the same curve to the last digit: the CPU's kernels are held to what
-            every x86 processor has (``lamorel_ext.portable``), which is slower.
+        portable: Whether two x86 machines with the same versions give the same curve to the last
+            digit: the CPU's kernels are held to what every x86 processor has
+            (``lamorel_ext.portable``), which is slower.
     """
 
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
@@ -421,10 +455,12 @@ class CompareArgs:
 
     Attributes:
         name: Title of the report.
-        tasks: Names of files in ``configs/task``; none means the one task that ``env`` describes. Where tasks are named, runs lie in
-            ``output_dir/task/arm/seed_k`` instead of ``output_dir/arm/seed_k``.
-        arms: Names of files in ``configs/arm``, or cells of them: ``teacher_feedback+signal=td+sign=random``
-            is that file with values of its own (see ``config.cells``).
+        tasks: Names of files in ``configs/task``; none means the one task that ``env`` describes.
+            Where tasks are named, runs lie in ``output_dir/task/arm/seed_k`` instead of
+            ``output_dir/arm/seed_k``.
+        arms: Names of files in ``configs/arm``, or cells of them:
+            ``teacher_feedback+signal=td+sign=random`` is that file with values of its own (see
+            ``config.cells``).
         controls: Kinds of ``feedback.sign`` that every feedback arm is run with besides its own.
         seeds: One run per arm and seed; seed ``s`` means the same episodes in every arm.
         bootstrap_samples: Resamples behind the intervals of interquartile means,
@@ -467,13 +503,19 @@ class Config:
     @property
     def num_steps(self) -> int:
         """Steps of each environment between two policy updates."""
-        own = {"llm_policy": self.ppo.num_steps, "drrn": self.drrn.num_steps, "cloning": self.cloning.num_steps}
+        own = {
+            "llm_policy": self.ppo.num_steps,
+            "drrn": self.drrn.num_steps,
+            "cloning": self.cloning.num_steps,
+        }
         return own.get(self.arm.agent, self.student.num_steps)
 
     @property
     def asks_llm(self) -> bool:
         """True where the arm asks a language model anything."""
-        return self.arm.agent in ("llm_policy", "cloning") or (self.arm.agent == "student" and self.arm.teacher == "llm")
+        return self.arm.agent in ("llm_policy", "cloning") or (
+            self.arm.agent == "student" and self.arm.teacher == "llm"
+        )
 
     @property
     def feedback_trains(self) -> bool:

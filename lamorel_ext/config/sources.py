@@ -29,13 +29,15 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 _NO_MAPPING = "{path}, line 1: expected keys with values, got a list or a single value"
 _READ: dict[tuple[str, str, str, str], ConfigResult] = {}
-"""Files read before, by provider, folder, name and text: a comparison composes the same files for each arm."""
+"""Files read before, by provider, folder, name and text: a comparison composes the same files for
+each arm.
+"""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def search_folders(config_dir: Path | str = CONFIG_DIR, more: Sequence[str] = ()) -> list[Path]:
-    """Where files are looked for, the first first: the named folder, what ``hydra.searchpath`` adds,
-    ``configs/`` of the working folder, and the project's own."""
+    """Where files are looked for, the first first: the named folder, what ``hydra.searchpath``
+    adds, ``configs/`` of the working folder, and the project's own."""
     own = Path(config_dir).expanduser()
     added = [Path(folder.removeprefix("file://")).expanduser() for folder in more]
     named = [own] if own.resolve() != CONFIG_DIR else []
@@ -89,7 +91,8 @@ def compose(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> Dic
     Plugins.instance()  # registers Hydra's own sources first
     sources, kept = SourcesRegistry.instance().types, GlobalHydra.instance().hydra
     plain_files = sources["file"]
-    # Hydra builds its sources from this table. Both are given back as they were: the caller may use Hydra itself.
+    # Hydra builds its sources from this table. Both are given back as they were: the caller may use
+    # Hydra itself.
     sources["file"] = _CheckedFiles
     GlobalHydra.instance().clear()
     try:
@@ -140,13 +143,17 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}, line 1: expected UTF-8, got UTF-16")
     if content.startswith(b"\xef\xbb\xbf"):
         # Hydra would read it, and overlook the line "# @package _global_" behind it.
-        raise ConfigError(f"{path}, line 1: begins with a byte order mark; save it as UTF-8 without one")
+        raise ConfigError(
+            f"{path}, line 1: begins with a byte order mark; save it as UTF-8 without one"
+        )
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         byte = content[error.start]
-        raise ConfigError(f"{path}, line {line}: expected UTF-8, got the byte 0x{byte:02x}") from error
+        raise ConfigError(
+            f"{path}, line {line}: expected UTF-8, got the byte 0x{byte:02x}"
+        ) from error
 
 
 def _check_size(path: Path, text: str) -> None:
@@ -163,7 +170,9 @@ def _check_size(path: Path, text: str) -> None:
     if size == 0:
         raise ConfigError(f"{path}, line 1: the file is empty; expected keys with values")
     if size > MAX_VALUES:
-        raise ConfigError(f"{path}: expected at most {MAX_VALUES} values, its anchors stand for {size}")
+        raise ConfigError(
+            f"{path}: expected at most {MAX_VALUES} values, its anchors stand for {size}"
+        )
 
 
 def _count_values(path: Path, text: str) -> int:
@@ -178,7 +187,9 @@ def _count_values(path: Path, text: str) -> int:
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in (name for name, _ in opened):
-                raise ConfigError(f"{path}, line {line}: *{event.anchor} stands within its own anchor")
+                raise ConfigError(
+                    f"{path}, line {line}: *{event.anchor} stands within its own anchor"
+                )
             size += sizes.get(event.anchor, 0)
         elif isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, size))
@@ -207,7 +218,10 @@ def _describe_cycle(name: str, folders: Sequence[Path]) -> str:
     chain: list[str] = []
     while name not in chain:
         chain.append(name)
-        path = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
+        path = next(
+            (folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()),
+            None,
+        )
         entries = read_yaml(path).get("defaults", []) if path else []
         named = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
         back = next((entry for entry in named if entry in chain), None)
@@ -215,7 +229,10 @@ def _describe_cycle(name: str, folders: Sequence[Path]) -> str:
     first = next(folder for folder in folders if (folder / f"{chain[0]}.yaml").is_file())
     lines = (first / f"{chain[0]}.yaml").read_text("utf-8").splitlines()
     line = next((i for i, text in enumerate(lines, start=1) if text.startswith("defaults")), 1)
-    return f"{first / chain[0]}.yaml, line {line}: its defaults lead back to themselves: {' -> '.join([*chain, name])}"
+    return (
+        f"{first / chain[0]}.yaml, line {line}: its defaults lead back to themselves:"
+        f" {' -> '.join([*chain, name])}"
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -12,7 +12,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 def build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
     if not isinstance(mapping, Mapping):
-        problems.append(f"{prefix.removesuffix('.') or 'the configuration'}: expected a group of keys, got {mapping!r}")
+        problems.append(
+            f"{prefix.removesuffix('.') or 'the configuration'}: expected a group of keys, got"
+            f" {mapping!r}"
+        )
         return kind()
     hints = get_type_hints(kind)
     for key in mapping:
@@ -27,7 +30,9 @@ def build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
         else:
             known = len(problems)
             value = _convert(hint, mapping[name], f"{prefix}{name}", problems)
-            if len(problems) == known:  # otherwise the default stands in, so that the rest can be checked too
+            if (
+                len(problems) == known
+            ):  # otherwise the default stands in, so that the rest can be checked too
                 values[name] = value
     return kind(**values)
 
@@ -41,12 +46,16 @@ def _convert(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
         if not isinstance(value, (list, tuple)):
             problems.append(f"{key}: expected a list, got {value!r}")
             return ()
-        return tuple(_convert(arguments[0], item, f"{key}[{i}]", problems) for i, item in enumerate(value))
+        return tuple(
+            _convert(arguments[0], item, f"{key}[{i}]", problems) for i, item in enumerate(value)
+        )
     fitting = [option for option in _alternatives(hint) if _fits(option, value)]
     if not fitting:
         problems.append(f"{key}: expected {_describe(hint)}, got {value!r}")
         return value
-    if isinstance(value, str) and any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
+    if isinstance(value, str) and any(
+        letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value
+    ):
         problems.append(f"{key}: expected text in UTF-8 without NUL, got {value!r}")
         return value
     return _as_float(value) if fitting[0] is float else value
@@ -79,7 +88,11 @@ def _describe(hint: Any) -> str:
     def one(option: Any) -> str:
         if option is type(None):
             return "null"
-        return "one of " + ", ".join(get_args(option)) if get_origin(option) is Literal else option.__name__
+        return (
+            "one of " + ", ".join(get_args(option))
+            if get_origin(option) is Literal
+            else option.__name__
+        )
 
     return " or ".join(one(option) for option in _alternatives(hint))
 

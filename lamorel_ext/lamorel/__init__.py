@@ -1,1 +1,3 @@
-"""Lamorel's interface: a Lamorel user's scripts run here without a changed line. See ``docs/migration.md``."""
+"""Lamorel's interface: a Lamorel user's scripts run here without a changed line. See
+``docs/migration.md``.
+"""

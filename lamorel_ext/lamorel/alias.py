@@ -1,9 +1,9 @@
 """Lamorel's module names for one process and its children, where somebody asked for them.
 
-``install`` puts a finder into ``sys.meta_path``. It answers to ``lamorel`` and ``lamorel_launcher``;
-and, where the real ones are not installed, to what Lamorel's and GLAM's scripts import besides:
-``gym``, ``babyai``, ``babyai_text``, and ``distutils``, which Python has no longer.
-``environment`` makes it so for a process that is yet to start: by a folder with a
+``install`` puts a finder into ``sys.meta_path``. It answers to ``lamorel`` and
+``lamorel_launcher``; and, where the real ones are not installed, to what Lamorel's and GLAM's
+scripts import besides: ``gym``, ``babyai``, ``babyai_text``, and ``distutils``, which Python has no
+longer. ``environment`` makes it so for a process that is yet to start: by a folder with a
 ``sitecustomize`` that lives as long as the launch.
 """
 
@@ -89,7 +89,9 @@ def install() -> None:
 
 @contextmanager
 def environment() -> Iterator[dict[str, str]]:
-    """Environment variables under which a new Python process, and those that it starts, have the names."""
+    """Environment variables under which a new Python process, and those that it starts, have the
+    names.
+    """
     with tempfile.TemporaryDirectory(prefix="lamorel_ext_alias_") as folder:
         (Path(folder) / "sitecustomize.py").write_text(_SITECUSTOMIZE, encoding="utf-8")
         before = os.environ.get("PYTHONPATH", "")
@@ -128,9 +130,16 @@ def _copying(source: str, names: Sequence[str]) -> Callable[[ModuleType], None]:
 
 def _game_modules() -> tuple[str, ...]:
     return (
-        *_GAMES, "babyai.utils", "babyai.bot", "babyai.rl", "babyai.rl.utils", "babyai.rl.utils.supervised_losses",
-        "babyai.paral_env_simple", "distutils", "distutils.dir_util",
-    )  # fmt: skip
+        *_GAMES,
+        "babyai.utils",
+        "babyai.bot",
+        "babyai.rl",
+        "babyai.rl.utils",
+        "babyai.rl.utils.supervised_losses",
+        "babyai.paral_env_simple",
+        "distutils",
+        "distutils.dir_util",
+    )
 
 
 def _fill_game(module: ModuleType) -> None:

@@ -1,8 +1,10 @@
-"""Gradients averaged over the servers whatever the updater does with them: what DistributedDataParallel is to Lamorel's updaters.
+"""Gradients averaged over the servers whatever the updater does with them: what
+DistributedDataParallel is to Lamorel's updaters.
 
 A hook on the parameters averages their gradients at the end of every backward pass, before anybody
-can clip them or step. Servers need not make equally many passes: one that is done, or has no part of
-the batch, sits by while the others average among themselves, and takes over their weights afterwards.
+can clip them or step. Servers need not make equally many passes: one that is done, or has no part
+of the batch, sits by while the others average among themselves, and takes over their weights
+afterwards.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ T = TypeVar("T")
 
 
 class AveragedModule(nn.Module):
-    """The model as an updater gets it: callable as the model is, with the model itself as ``module``.
+    """The model as an updater gets it: callable as the model is, with the model itself as
+    ``module``.
 
     Args:
         module: The model.
@@ -104,7 +107,8 @@ class AveragedModule(nn.Module):
         count = int(word[0])
         if not count:
             return False
-        # Parameters that no server has a gradient for stay without one: an optimiser passes them over.
+        # Parameters that no server has a gradient for stay without one: an optimiser passes them
+        # over.
         has = torch.tensor([float(active and p.grad is not None) for p in parameters])
         self._group.all_reduce_sum(has)
         wanted = [p for p, number in zip(parameters, has.tolist(), strict=True) if number]
@@ -129,7 +133,9 @@ class AveragedModule(nn.Module):
             pass
 
     def _even_out(self) -> None:
-        """Where the servers made different numbers of passes, take the weights of the one that has made most."""
+        """Where the servers made different numbers of passes, take the weights of the one that has
+        made most.
+        """
         if not self._several:
             return
         counts = torch.zeros(2, self._group.size, dtype=torch.float64)

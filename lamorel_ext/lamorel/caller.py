@@ -1,4 +1,6 @@
-"""Lamorel's ``Caller``: every process of a launch makes one. On an LLM rank it serves and ends the process; on an RL rank it asks."""
+"""Lamorel's ``Caller``: every process of a launch makes one. On an LLM rank it serves and ends the
+process; on an RL rank it asks.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ SCORE_KEY = "__score"
 
 
 def lamorel_init() -> None:
-    """Join the launch that this process belongs to. Does nothing a second time, or outside a launch."""
+    """Join the launch that this process belongs to.
+
+    Does nothing a second time, or outside a launch.
+    """
     from lamorel_ext.rpc.distributed import meet
 
     meet()
@@ -51,7 +56,8 @@ class Caller:
         role = launched_role(args)
         if role is None:
             raise ConfigError(
-                "Caller: this process is no rank of a launch; start the script with lamorel-ext-launch script"
+                "Caller: this process is no rank of a launch; start the script with"
+                " lamorel-ext-launch script"
             )
         lamorel_init()
         first = args.distributed_setup_args.n_rl_processes
@@ -225,7 +231,8 @@ class Caller:
             if llm.name == name:
                 return llm
         raise RequestError(
-            f"llm_to_call is {name!r}; there are: {', '.join(llm.name or 'one without a name' for llm in llms)}"
+            f"llm_to_call is {name!r}; there are:"
+            f" {', '.join(llm.name or 'one without a name' for llm in llms)}"
         )
 
     def _rows(

@@ -1,4 +1,5 @@
-"""Turns a ``model.checkpoint`` of Lamorel's scripts into safetensors, without running what is in it.
+"""Turns a ``model.checkpoint`` of Lamorel's scripts into safetensors, without running what is in
+it.
 
 ``python -m lamorel_ext.lamorel.checkpoints model.checkpoint model.safetensors``
 
@@ -24,11 +25,17 @@ from torch import Tensor
 from lamorel_ext.errors import ModelLoadError
 
 _DTYPES = {
-    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
-}  # fmt: skip
+}
 _TENSOR, _PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
 _DICT = "collections OrderedDict"
 _MARK = object()
@@ -62,7 +69,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, IndexError, TypeError) as error:
         raise ModelLoadError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(found, dict):
-        raise ModelLoadError(f"{path}: expected a dictionary of tensors, got a {type(found).__name__}")
+        raise ModelLoadError(
+            f"{path}: expected a dictionary of tensors, got a {type(found).__name__}"
+        )
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ModelLoadError(f"{path}: {name!r:.80} is a {type(value).__name__}, not a tensor")
@@ -143,7 +152,9 @@ class _Reader:
 
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_VALUES = frozenset("BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE UNICODE INT LONG".split())
+_VALUES = frozenset(
+    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE UNICODE INT LONG".split()
+)
 
 
 def _made(function: Any, arguments: Sequence[Any]) -> Any:

@@ -1,4 +1,5 @@
-"""What GLAM's scripts need of ``gym``, ``babyai`` and ``babyai_text``, on this package's BabyAI-Text.
+"""What GLAM's scripts need of ``gym``, ``babyai`` and ``babyai_text``, on this package's
+BabyAI-Text.
 
 Only what these scripts call: environments with the methods of the original BabyAI-Text
 (``seed``, ``reset`` that gives observation and information, ``step`` that gives four values), a
@@ -108,7 +109,9 @@ class ParallelEnv:
 
 
 class DictList(dict[str, Any]):
-    """Columns of equal length by name: names are attributes too, an index picks rows of all columns."""
+    """Columns of equal length by name: names are attributes too, an index picks rows of all
+    columns.
+    """
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -1,4 +1,6 @@
-"""Continuing contexts with every argument of transformers' ``generate``, and Lamorel's names for what comes out."""
+"""Continuing contexts with every argument of transformers' ``generate``, and Lamorel's names for
+what comes out.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ def generate(
     for name, value in _FORCED.items():
         if options.setdefault(name, value) != value:
             raise RequestError(
-                f"{name}={options[name]!r} of generate cannot be had: the answer is built from its outputs"
+                f"{name}={options[name]!r} of generate cannot be had: the answer is built from its"
+                " outputs"
             )
     if options.get("stop_strings") is not None:
         options["tokenizer"] = tokenizer

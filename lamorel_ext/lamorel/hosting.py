@@ -1,4 +1,6 @@
-"""A server that hosts a model in Lamorel's way: loads it, builds heads and adapters, and answers calls."""
+"""A server that hosts a model in Lamorel's way: loads it, builds heads and adapters, and answers
+calls.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,7 @@ _TYPED = "this server hosts a model in Lamorel's way; ask it through lamorel_ext
 
 
 class Meeting:
-    """Stands among the updaters of a server to be handed the group of servers, for the host's sake."""
+    """Stands among the updaters of a server to be handed the group of servers, for the host's sake."""  # noqa: E501
 
     def __init__(self, host: LamorelHost) -> None:
         self._host = host
@@ -150,7 +152,8 @@ def make_host(
         wrapper = custom_model_initializer.initialize_model(wrapper)
         if not isinstance(wrapper, LamorelModel):
             raise TypeError(
-                f"initialize_model gave a {type(wrapper).__name__}, expected the model that it was given"
+                f"initialize_model gave a {type(wrapper).__name__}, expected the model that it was"
+                " given"
             )
     if custom_updater is not None:
         if not callable(getattr(custom_updater, "perform_update", None)):
@@ -188,16 +191,18 @@ def _load(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
 
 
 def _load_in_4bit(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
-    """Four bits through bitsandbytes, with Lamorel's choices: NF4, doubly quantised, bfloat16 sums."""
+    """Four bits through bitsandbytes, with Lamorel's choices: NF4, doubly quantised, bfloat16 sums."""  # noqa: E501
     import importlib.util
 
     if device.type != "cuda":
         raise ModelLoadError(
-            f"{args.model_path}: load_in_4bit needs a GPU, and this server is on the {device.type}; leave it out or set use_gpu"
+            f"{args.model_path}: load_in_4bit needs a GPU, and this server is on the {device.type};"
+            " leave it out or set use_gpu"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelLoadError(
-            f"{args.model_path}: load_in_4bit needs the package bitsandbytes: pip install bitsandbytes"
+            f"{args.model_path}: load_in_4bit needs the package bitsandbytes: pip install"
+            " bitsandbytes"
         )
     from transformers import (
         AutoConfig,
@@ -219,9 +224,12 @@ def _load_in_4bit(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
         )
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = kind.from_pretrained(
-            args.model_path, quantization_config=quantised, device_map={"": device}, use_safetensors=True,
+            args.model_path,
+            quantization_config=quantised,
+            device_map={"": device},
+            use_safetensors=True,
             trust_remote_code=args.trust_remote_code,
-        )  # fmt: skip
+        )
         return model.eval(), AutoTokenizer.from_pretrained(
             args.model_path, trust_remote_code=args.trust_remote_code
         )

@@ -1,4 +1,5 @@
-"""The language model as Lamorel's updaters, heads and initialisers see it: same attributes, same inputs, same results.
+"""The language model as Lamorel's updaters, heads and initialisers see it: same attributes, same
+inputs, same results.
 
 Where only scores are asked for, without gradients, the package's own scorer answers: it reads each
 prompt once and shares what candidates have in common. Module functions read passes laid out as
@@ -60,7 +61,8 @@ class LogScores(BaseModuleFunction):
             real = minibatch["attention_mask"][:, -tokens.shape[1] :].clone()
             first = minibatch["attention_mask"].shape[1] - tokens.shape[1]
             for row, context in enumerate(tokenized_contexts):
-                # Where the context is in the pass, its tokens and the one that ends it are no candidate's.
+                # Where the context is in the pass, its tokens and the one that ends it are no
+                # candidate's.
                 real[row, : len(context["input_ids"]) + 1 - first] = 0
         logits, tokens = forward_outputs["logits"][:, :-1], tokens[:, 1:]
         chosen = torch.gather(logits.float().log_softmax(-1), 2, tokens[:, :, None]).squeeze(-1)
@@ -284,7 +286,10 @@ class LamorelModel(nn.Module):
         return {key: _joined(key, parts, len(outputs)) for key, parts in columns.items()}
 
     def _pass(self, minibatch: dict[str, Any], with_states: bool) -> Any:
-        """Transformers' own pass. Whether hidden states were asked for stands in the minibatch too."""
+        """Transformers' own pass.
+
+        Whether hidden states were asked for stands in the minibatch too.
+        """
         if with_states:
             minibatch["output_hidden_states"] = True
         arguments = dict(minibatch)
@@ -333,7 +338,8 @@ class LamorelModel(nn.Module):
         if options.forced_context_len is not None:
             if options.forced_context_len < width:
                 raise RequestError(
-                    f"forced_context_len is {options.forced_context_len}, but a context has {width} tokens"
+                    f"forced_context_len is {options.forced_context_len}, but a context has {width}"
+                    " tokens"
                 )
             width = options.forced_context_len
         same = options.pad_contexts or self._settings.args.pre_encode_inputs or not causal
@@ -441,7 +447,8 @@ class LamorelModel(nn.Module):
             if options.forced_sequence_len is not None:
                 if options.forced_sequence_len < width:
                     raise RequestError(
-                        f"forced_sequence_len is {options.forced_sequence_len}, but a sequence has {width} tokens"
+                        f"forced_sequence_len is {options.forced_sequence_len}, but a sequence has"
+                        f" {width} tokens"
                     )
                 width = options.forced_sequence_len
             rows = [self._padded(each, width) for each in whole]
@@ -539,7 +546,8 @@ def _joined(key: str, parts: Sequence[Any], num_rows: int) -> Any:
         }
     if not all(isinstance(part, Tensor) for part in parts):
         raise RequestError(
-            f"module function {key} gave a {type(parts[0]).__name__}, expected a tensor or a dictionary of tensors"
+            f"module function {key} gave a {type(parts[0]).__name__}, expected a tensor or a"
+            " dictionary of tensors"
         )
     column = torch.cat([part.reshape(1) if not part.dim() else part for part in parts])
     if len(column) != num_rows:
@@ -582,7 +590,8 @@ def initialised(
     settings: LlmSettings,
     attributes: Mapping[str, Any],
 ) -> LamorelModel:
-    """Give the module functions what Lamorel gives them, let them build their layers, and register them.
+    """Give the module functions what Lamorel gives them, let them build their layers, and register
+    them.
 
     Raises:
         TypeError: One is no ``BaseModuleFunction``.
@@ -594,7 +603,8 @@ def initialised(
             getattr(function, "initialize", None)
         ):
             raise TypeError(
-                f"custom_module_functions[{name!r}] is a {type(function).__name__}, not a BaseModuleFunction"
+                f"custom_module_functions[{name!r}] is a {type(function).__name__}, not a"
+                " BaseModuleFunction"
             )
         give(
             function, {"device": model.device, "llm_config": model.get_model_config(), **attributes}

@@ -110,7 +110,7 @@ def say_unused(settings: Settings) -> None:
         logger.warning(f"not used here: {', '.join(settings.unused)}")
 
 
-# --- 0.2 -------------------------------------------------------------------------------------------
+# --- 0.2 ------------------------------------------------------------------------------------------
 
 
 def _read_02(
@@ -159,7 +159,7 @@ def _lamorel_args(
     )
 
 
-# --- 0.3 -------------------------------------------------------------------------------------------
+# --- 0.3 ------------------------------------------------------------------------------------------
 
 
 def _read_03(
@@ -173,8 +173,8 @@ def _read_03(
     configs = _section(plain, "llm_configs", problems)
     if processes.keys() != configs.keys():
         problems.append(
-            f"distributed_setup_args.llm_processes names {', '.join(processes) or 'none'}, llm_configs {', '.join(configs) or 'none'};"
-            " expected the same LLMs in both"
+            f"distributed_setup_args.llm_processes names {', '.join(processes) or 'none'},"
+            f" llm_configs {', '.join(configs) or 'none'}; expected the same LLMs in both"
         )
     llms: list[LlmSettings] = []
     first = 0
@@ -228,7 +228,7 @@ def _devices(raw: Any, count: int, where: str, problems: list[str]) -> tuple[tup
     return tuple(found)
 
 
-# --- both ------------------------------------------------------------------------------------------
+# --- both -----------------------------------------------------------------------------------------
 
 
 def _llm_args(
@@ -328,7 +328,8 @@ def _check(args: LamorelArgs, llms: Sequence[LlmSettings], problems: list[str]) 
     for llm in llms:
         if llm.args.minibatch_size < 1:
             problems.append(
-                f"lamorel_args.llm_args.minibatch_size: must be at least 1, got {llm.args.minibatch_size}"
+                "lamorel_args.llm_args.minibatch_size: must be at least 1, got"
+                f" {llm.args.minibatch_size}"
             )
 
 

@@ -26,9 +26,9 @@ _END = -2
 class SharedOutputs(Mapping[str, Any]):
     """What a module function reads of a pass: by key or by attribute.
 
-    ``logits``, ``encoder_last_hidden_state`` and the last of ``decoder_hidden_states`` are there; for
-    anything else transformers' pass is made after all, once, when it is asked for. Padding of a row
-    repeats its start.
+    ``logits``, ``encoder_last_hidden_state`` and the last of ``decoder_hidden_states`` are there;
+    for anything else transformers' pass is made after all, once, when it is asked for. Padding of a
+    row repeats its start.
 
     Args:
         model: A T5 of transformers, in evaluation mode.
@@ -142,7 +142,8 @@ class _Layers(Sequence[Tensor]):
 def can_share(model: Any) -> bool:
     """Whether ``SharedOutputs`` gives what the model's own pass gives.
 
-    Dropout draws for every row, and hooks or a forward function of somebody's own want to be called.
+    Dropout draws for every row, and hooks or a forward function of somebody's own want to be
+    called.
     """
     config = getattr(model, "active_peft_config", None)
     inner = unwrap(model)

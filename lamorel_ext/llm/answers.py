@@ -1,4 +1,6 @@
-"""Answers to score requests: texts to tokens, each distinct prompt read once, module functions evaluated, results per prompt again."""
+"""Answers to score requests: texts to tokens, each distinct prompt read once, module functions
+evaluated, results per prompt again.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +43,26 @@ class Answerer:
         encoder: Tokenises.
         scorer: Scores tokens.
         plain: For module functions that need a whole forward pass.
-        cut_context: Whether those see the candidates' part of a decoder-only model's pass alone, as Lamorel has it with ``pre_encode_inputs``.
+        cut_context: Whether those see the candidates' part of a decoder-only model's pass alone, as
+            Lamorel has it with ``pre_encode_inputs``.
     """
 
-    def __init__(self, encoder: TextEncoder, scorer: Scorer, plain: PlainForward, cut_context: bool) -> None:
-        self.encoder, self.scorer, self.plain, self.cut_context = encoder, scorer, plain, cut_context
+    def __init__(
+        self, encoder: TextEncoder, scorer: Scorer, plain: PlainForward, cut_context: bool
+    ) -> None:
+        self.encoder, self.scorer, self.plain, self.cut_context = (
+            encoder,
+            scorer,
+            plain,
+            cut_context,
+        )
 
     def answer(
-        self, questions: Sequence[Question], places: Sequence[int], modules: Mapping[str, BaseModuleFunction], with_score: bool
+        self,
+        questions: Sequence[Question],
+        places: Sequence[int],
+        modules: Mapping[str, BaseModuleFunction],
+        with_score: bool,
     ) -> tuple[list[Answer], dict[str, float]]:
         """Answer distinct questions; gradients flow where they are enabled.
 
@@ -62,12 +76,17 @@ class Answerer:
             One answer per question, and counters ``distinct_prompts`` and ``tokens``.
 
         Raises:
-            RequestError: A prompt is too long, or a module function gave something of the wrong shape.
+            RequestError: A prompt is too long, or a module function gave something of the wrong
+                shape.
         """
         asked = self._tokenise(questions, places, with_score)
         counts = [len(own) for own in asked.candidates]
         states = {name: function for name, function in modules.items() if function.needs == "state"}
-        scores = self.scorer.score(list(asked.merged), [tuple(own) for own in asked.merged.values()], with_states=bool(states))
+        scores = self.scorer.score(
+            list(asked.merged),
+            [tuple(own) for own in asked.merged.values()],
+            with_states=bool(states),
+        )
         found: dict[str, tuple[Tensor, list[int]]] = {}
         if states and scores.states is not None:
             at = put_integers(asked.prompt_rows, scores.states.device)
@@ -82,29 +101,51 @@ class Answerer:
             found |= {name: (result, pairs) for name, result in results.items()}
             tokens += counted
         log_probs = scores.log_probs[put_integers(asked.score_rows, scores.log_probs.device)].cpu()
-        answers = _take_apart(log_probs, counts if with_score else [0] * len(questions), found, self.scorer.dtype)
+        answers = _take_apart(
+            log_probs, counts if with_score else [0] * len(questions), found, self.scorer.dtype
+        )
         return answers, {"distinct_prompts": float(len(asked.merged)), "tokens": float(tokens)}
 
-    def _tokenise(self, questions: Sequence[Question], places: Sequence[int], with_score: bool) -> _Asked:
+    def _tokenise(
+        self, questions: Sequence[Question], places: Sequence[int], with_score: bool
+    ) -> _Asked:
         prompts = list(dict.fromkeys(prompt for prompt, _ in questions))
-        texts = {own: tuple(self.encoder.encode(own)) for own in dict.fromkeys(own for _, own in questions)}
+        texts = {
+            own: tuple(self.encoder.encode(own))
+            for own in dict.fromkeys(own for _, own in questions)
+        }
         candidates = [texts[own] for _, own in questions]
         behind = {prompt: 0 for prompt in prompts}
-        first_place = {prompt: place for (prompt, _), place in zip(reversed(questions), reversed(places), strict=True)}
+        first_place = {
+            prompt: place
+            for (prompt, _), place in zip(reversed(questions), reversed(places), strict=True)
+        }
         for (prompt, _), own in zip(questions, candidates, strict=True):
             behind[prompt] = max(behind[prompt], max(map(len, own), default=0))
-        encoded = self.encoder.encode_prompts(prompts, [first_place[prompt] for prompt in prompts], list(behind.values()))
+        encoded = self.encoder.encode_prompts(
+            prompts, [first_place[prompt] for prompt in prompts], list(behind.values())
+        )
         tokens_of = dict(zip(prompts, encoded, strict=True))
         prompt_tokens = [tokens_of[prompt] for prompt, _ in questions]
         return _merge(prompt_tokens, candidates, with_score)
 
-    def _from_states(self, name: str, function: BaseModuleFunction, states: Tensor, prompts: Sequence[Tokens]) -> Tensor:
+    def _from_states(
+        self, name: str, function: BaseModuleFunction, states: Tensor, prompts: Sequence[Tokens]
+    ) -> Tensor:
         key = "decoder_hidden_states" if self.plain.seq2seq else "hidden_states"
-        return _checked(name, function({key: (states[:, None],)}, {}, _Contexts(prompts)), len(prompts))
+        return _checked(
+            name, function({key: (states[:, None],)}, {}, _Contexts(prompts)), len(prompts)
+        )
 
-    def _from_passes(self, functions: Mapping[str, BaseModuleFunction], asked: _Asked) -> tuple[dict[str, Tensor], int]:
+    def _from_passes(
+        self, functions: Mapping[str, BaseModuleFunction], asked: _Asked
+    ) -> tuple[dict[str, Tensor], int]:
         """One row per pair, in the order of the questions and their candidates."""
-        pairs = [(prompt, own) for prompt, all_own in zip(asked.prompts, asked.candidates, strict=True) for own in all_own or ((),)]
+        pairs = [
+            (prompt, own)
+            for prompt, all_own in zip(asked.prompts, asked.candidates, strict=True)
+            for own in all_own or ((),)
+        ]
         values: dict[str, list[Tensor]] = {name: [] for name in functions}
         places: list[int] = []
         for one in self.plain.run(pairs, hidden_states=True):
@@ -112,7 +153,9 @@ class Answerer:
             if self.cut_context and not self.plain.seq2seq:
                 outputs, minibatch = _cut(outputs, minibatch, one.first)
             for name, function in functions.items():
-                values[name].append(_checked(name, function(outputs, minibatch, one.prompts), len(one.places)))
+                values[name].append(
+                    _checked(name, function(outputs, minibatch, one.prompts), len(one.places))
+                )
             places += one.places
         order = sorted(range(len(places)), key=lambda row: places[row])
         tokens = sum(len(prompt) + len(own) for prompt, own in pairs)
@@ -120,7 +163,9 @@ class Answerer:
 
 
 class _Contexts(Sequence[dict[str, list[int]]]):
-    """Prompts without padding, as module functions see them; made when looked at, which most never do."""
+    """Prompts without padding, as module functions see them; made when looked at, which most never
+    do.
+    """
 
     def __init__(self, prompts: Sequence[Tokens]) -> None:
         self._prompts = prompts
@@ -142,7 +187,8 @@ class _Asked:
     Attributes:
         prompts: Of each question.
         candidates: Of each question.
-        merged: Distinct prompts, each with the distinct candidates to score after it and their places among these.
+        merged: Distinct prompts, each with the distinct candidates to score after it and their
+            places among these.
         prompt_rows: Where each question's prompt is in ``merged``.
         score_rows: Where each candidate of each question is among all candidates of ``merged``.
     """
@@ -166,36 +212,70 @@ def _merge(prompts: list[Tokens], candidates: list[tuple[Tokens, ...]], with_sco
         total += len(places)
     score_rows: list[int] = []
     for prompt, own in zip(prompts, candidates, strict=True) if with_score else ():
-        start, places = starts[prompt], merged[prompt]  # looked up once for all candidates: a long prompt is slow to hash
+        start, places = (
+            starts[prompt],
+            merged[prompt],
+        )  # looked up once for all candidates: a long prompt is slow to hash
         score_rows += [start + places[candidate] for candidate in own]
     return _Asked(prompts, candidates, merged, [rows[prompt] for prompt in prompts], score_rows)
 
 
-def _cut(outputs: Any, minibatch: Mapping[str, Any], first: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _cut(
+    outputs: Any, minibatch: Mapping[str, Any], first: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The part of a decoder-only model's pass from the last position of the prompt on."""
-    cut = {"logits": outputs.logits[:, first:], "hidden_states": tuple(layer[:, first:] for layer in outputs.hidden_states)}
-    return cut, {"input_ids": minibatch["input_ids"][:, first:], "attention_mask": minibatch["attention_mask"]}
+    cut = {
+        "logits": outputs.logits[:, first:],
+        "hidden_states": tuple(layer[:, first:] for layer in outputs.hidden_states),
+    }
+    return cut, {
+        "input_ids": minibatch["input_ids"][:, first:],
+        "attention_mask": minibatch["attention_mask"],
+    }
 
 
 def _checked(name: str, result: object, rows: int) -> Tensor:
     if not isinstance(result, Tensor) or result.dim() == 0 or len(result) != rows:
-        got = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-        raise RequestError(f"module function {name!r} gave {got}; expected a tensor with {rows} rows")
+        got = (
+            f"a tensor of shape {tuple(result.shape)}"
+            if isinstance(result, Tensor)
+            else type(result).__name__
+        )
+        raise RequestError(
+            f"module function {name!r} gave {got}; expected a tensor with {rows} rows"
+        )
     return result
 
 
-def _take_apart(log_probs: Tensor, counts: list[int], found: Mapping[str, tuple[Tensor, list[int]]], dtype: torch.dtype) -> list[Answer]:
-    split = {name: torch.split(result.to("cpu", dtype), rows) for name, (result, rows) in found.items()}
+def _take_apart(
+    log_probs: Tensor,
+    counts: list[int],
+    found: Mapping[str, tuple[Tensor, list[int]]],
+    dtype: torch.dtype,
+) -> list[Answer]:
+    split = {
+        name: torch.split(result.to("cpu", dtype), rows) for name, (result, rows) in found.items()
+    }
     parts = torch.split(log_probs, counts)
-    return [Answer(own, {name: pieces[i] for name, pieces in split.items()}) for i, own in enumerate(parts)]
+    return [
+        Answer(own, {name: pieces[i] for name, pieces in split.items()})
+        for i, own in enumerate(parts)
+    ]
 
 
-def join(answers: Sequence[Answer], names: Sequence[str], dtype: torch.dtype) -> tuple[Tensor, tuple[int, ...], dict[str, Tensor]]:
-    """Log-probabilities of all answers one after the other, the candidates of each, and each module function's rows."""
+def join(
+    answers: Sequence[Answer], names: Sequence[str], dtype: torch.dtype
+) -> tuple[Tensor, tuple[int, ...], dict[str, Tensor]]:
+    """Log-probabilities of all answers one after the other, the candidates of each, and each module
+    function's rows.
+    """
     counts = tuple(len(answer.log_probs) for answer in answers)
     log_probs = torch.cat([torch.zeros(0, dtype=dtype), *(answer.log_probs for answer in answers)])
     modules = {
-        name: torch.cat([answer.modules[name] for answer in answers]) if answers else torch.zeros(0, 1, dtype=dtype) for name in names
+        name: torch.cat([answer.modules[name] for answer in answers])
+        if answers
+        else torch.zeros(0, 1, dtype=dtype)
+        for name in names
     }
     return log_probs, counts, modules
 

@@ -1,4 +1,6 @@
-"""What a model's device asks for: numbers that get there without the host waiting, seeds, and the right attention kernels."""
+"""What a model's device asks for: numbers that get there without the host waiting, seeds, and the
+right attention kernels.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from torch import Tensor
 def put(values: np.ndarray, device: torch.device) -> Tensor:
     """An array as a tensor on the device. On the CPU it may be the array's own memory.
 
-    A copy to a GPU from ordinary memory makes the host wait until all work queued there is done; from pinned memory it queues up behind it.
+    A copy to a GPU from ordinary memory makes the host wait until all work queued there is done;
+    from pinned memory it queues up behind it.
     """
     tensor = torch.from_numpy(values)
     if device.type == "cuda":
@@ -28,9 +31,11 @@ def put_integers(values: Iterable[int], device: torch.device) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from a seed, on the CPU and on the device, and leave every generator of the process as it was.
+    """Draw from a seed, on the CPU and on the device, and leave every generator of the process as
+    it was.
 
-    ``torch.manual_seed`` would also reseed the generators of all other GPUs, which nothing puts back.
+    ``torch.manual_seed`` would also reseed the generators of all other GPUs, which nothing puts
+    back.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
@@ -41,12 +46,14 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def choose_attention(device: torch.device) -> None:
-    """Keep PyTorch from cuDNN's attention where a model is about to run on a GPU; it holds for the whole process.
+    """Keep PyTorch from cuDNN's attention where a model is about to run on a GPU; it holds for the
+    whole process.
 
-    From sm90 on PyTorch prefers cuDNN's kernels in half precision (2.11 and later, whose wheels bring a cuDNN that is new enough). They build a
-    plan for every new shape (pytorch pull request 155958), and here nearly every call has a shape of its own; what that costs has not been
-    measured here. Their backward pass also gave NaN gradients with an attention mask at lengths of 64 modulo 128 (pytorch
-    issue 196678). The memory-efficient kernels take the same masks.
+    From sm90 on PyTorch prefers cuDNN's kernels in half precision (2.11 and later, whose wheels
+    bring a cuDNN that is new enough). They build a plan for every new shape (pytorch pull request
+    155958), and here nearly every call has a shape of its own; what that costs has not been
+    measured here. Their backward pass also gave NaN gradients with an attention mask at lengths of
+    64 modulo 128 (pytorch issue 196678). The memory-efficient kernels take the same masks.
     """
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,4 +1,6 @@
-"""Continuing prompts with transformers' ``generate``, and the exact log-probabilities of what came out."""
+"""Continuing prompts with transformers' ``generate``, and the exact log-probabilities of what came
+out.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,25 @@ from lamorel_ext.llm.tokens import TextEncoder
 from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar
 
 DEFAULT_NEW_TOKENS = 20
-OPTIONS = frozenset({
-    "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams", "num_return_sequences",
-    "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "early_stopping", "seed",
-})  # fmt: skip
+OPTIONS = frozenset(
+    {
+        "max_new_tokens",
+        "min_new_tokens",
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "num_beams",
+        "num_return_sequences",
+        "repetition_penalty",
+        "length_penalty",
+        "no_repeat_ngram_size",
+        "early_stopping",
+        "seed",
+    }
+)
 """Options of a request: transformers' own, and ``seed``, which fixes the sampling."""
 
 
@@ -37,7 +54,13 @@ class Generator:
         scorer: Scores what was generated, with the same model.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoder: TextEncoder, scorer: Scorer) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        encoder: TextEncoder,
+        scorer: Scorer,
+    ) -> None:
         self._model: Any = model
         self._tokenizer: Any = tokenizer
         self._encoder, self._scorer = encoder, scorer
@@ -51,15 +74,18 @@ class Generator:
             minibatch_size: Sequences generated at a time at most.
 
         Returns:
-            The sequences of each prompt. Their log-probabilities are those of the model itself, whatever temperature, ``top_k`` and the like made of
-            it while sampling; an end-of-sequence token counts as a token.
+            The sequences of each prompt. Their log-probabilities are those of the model itself,
+            whatever temperature, ``top_k`` and the like made of it while sampling; an
+            end-of-sequence token counts as a token.
 
         Raises:
             RequestError: An option is unknown or impossible, or a prompt is too long.
         """
         started = time.perf_counter()
         options, seed = _checked(request.options)
-        prompts = self._encoder.encode_prompts(request.prompts, behind=[int(options["max_new_tokens"])] * len(request.prompts))
+        prompts = self._encoder.encode_prompts(
+            request.prompts, behind=[int(options["max_new_tokens"])] * len(request.prompts)
+        )
         # Greedy and beam search give equal prompts equal sequences.
         asked = list(prompts) if options["do_sample"] else list(dict.fromkeys(prompts))
         with nullcontext() if seed is None else seeded(seed, self._model.device):
@@ -70,19 +96,35 @@ class Generator:
         log_probs, scored = self._score(prompts, generated)
         sequences = [sequence for own in generated for sequence in own]
         stats = {
-            "prompts": float(len(prompts)), "distinct_prompts": float(len(set(prompts))), "cached_prompts": 0.0,
-            "tokens": float(sum(map(len, sequences)) + sum(map(len, asked)) + scored), "seconds": time.perf_counter() - started,
-        }  # fmt: skip
+            "prompts": float(len(prompts)),
+            "distinct_prompts": float(len(set(prompts))),
+            "cached_prompts": 0.0,
+            "tokens": float(sum(map(len, sequences)) + sum(map(len, asked)) + scored),
+            "seconds": time.perf_counter() - started,
+        }
         return GenerateResult(
-            texts=tuple(tuple(self._tokenizer.decode(list(sequence), skip_special_tokens=True) for sequence in own) for own in generated),
-            tokens=torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64),
+            texts=tuple(
+                tuple(
+                    self._tokenizer.decode(list(sequence), skip_special_tokens=True)
+                    for sequence in own
+                )
+                for own in generated
+            ),
+            tokens=torch.tensor(
+                [token for sequence in sequences for token in sequence], dtype=torch.int64
+            ),
             token_log_probs=log_probs,
             lengths=tuple(map(len, sequences)),
             stats=stats,
         )
 
-    def _run(self, prompts: Sequence[Tokens], options: Mapping[str, Any], minibatch_size: int) -> list[list[Tokens]]:
-        """Sequences of each prompt. Prompts of similar length run together, an empty one only with empty ones."""
+    def _run(
+        self, prompts: Sequence[Tokens], options: Mapping[str, Any], minibatch_size: int
+    ) -> list[list[Tokens]]:
+        """Sequences of each prompt.
+
+        Prompts of similar length run together, an empty one only with empty ones.
+        """
         each = max(int(options["num_return_sequences"]), int(options["num_beams"]))
         at_once = max(1, minibatch_size // each)
         places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
@@ -91,10 +133,18 @@ class Generator:
         for group in (places[:empty], places[empty:]):
             for start in range(0, len(group), at_once):
                 batch = group[start : start + at_once]
-                found |= dict(zip(batch, self._run_batch([prompts[place] for place in batch], options), strict=True))
+                found |= dict(
+                    zip(
+                        batch,
+                        self._run_batch([prompts[place] for place in batch], options),
+                        strict=True,
+                    )
+                )
         return [found[place] for place in range(len(prompts))]
 
-    def _run_batch(self, prompts: Sequence[Tokens], options: Mapping[str, Any]) -> list[list[Tokens]]:
+    def _run_batch(
+        self, prompts: Sequence[Tokens], options: Mapping[str, Any]
+    ) -> list[list[Tokens]]:
         inputs, behind = self._inputs(prompts)
         try:
             sequences = self._model.generate(**inputs, **options, pad_token_id=self._pad_token)
@@ -105,8 +155,14 @@ class Generator:
         return [rows[start : start + each] for start in range(0, len(rows), each)]
 
     def _inputs(self, prompts: Sequence[Tokens]) -> tuple[dict[str, Any], int]:
-        """Arguments of ``generate``, and the length that its output has before the first generated token."""
-        seq2seq, width, device = self._model.config.is_encoder_decoder, max(map(len, prompts)), self._model.device
+        """Arguments of ``generate``, and the length that its output has before the first generated
+        token.
+        """
+        seq2seq, width, device = (
+            self._model.config.is_encoder_decoder,
+            max(map(len, prompts)),
+            self._model.device,
+        )
         if not width:
             return {
                 "encoder_outputs": nothing_read(self._model, len(prompts)),
@@ -115,26 +171,50 @@ class Generator:
         rows, masks = [], []
         for prompt in prompts:
             padding, gap = [self._pad_token] * (width - len(prompt)), [0] * (width - len(prompt))
-            # An encoder is padded on the right; what a decoder continues must end where its batch ends.
+            # An encoder is padded on the right; what a decoder continues must end where its batch
+            # ends.
             rows.append([*prompt, *padding] if seq2seq else [*padding, *prompt])
             masks.append([1] * len(prompt) + gap if seq2seq else gap + [1] * len(prompt))
-        inputs = {"input_ids": torch.tensor(rows, device=device), "attention_mask": torch.tensor(masks, device=device)}
+        inputs = {
+            "input_ids": torch.tensor(rows, device=device),
+            "attention_mask": torch.tensor(masks, device=device),
+        }
         return inputs, 1 if seq2seq else width
 
-    def _score(self, prompts: Sequence[Tokens], generated: Sequence[Sequence[Tokens]]) -> tuple[Tensor, int]:
-        """``(total_tokens,)`` log-probabilities, sequence after sequence, and the positions computed."""
+    def _score(
+        self, prompts: Sequence[Tokens], generated: Sequence[Sequence[Tokens]]
+    ) -> tuple[Tensor, int]:
+        """``(total_tokens,)`` log-probabilities, sequence after sequence, and the positions
+        computed.
+        """
         merged: dict[Tokens, dict[Tokens, None]] = {}
         for prompt, own in zip(prompts, generated, strict=True):
             merged.setdefault(prompt, {}).update(dict.fromkeys(own))
-        scores = self._scorer.score(list(merged), [tuple(own) for own in merged.values()], per_token=True)
+        scores = self._scorer.score(
+            list(merged), [tuple(own) for own in merged.values()], per_token=True
+        )
         values = scores.log_probs.cpu()
-        row = {(prompt, sequence): i for i, (prompt, sequence) in enumerate((prompt, one) for prompt, own in merged.items() for one in own)}
-        parts = [values[row[prompt, one], : len(one)] for prompt, own in zip(prompts, generated, strict=True) for one in own]
+        row = {
+            (prompt, sequence): i
+            for i, (prompt, sequence) in enumerate(
+                (prompt, one) for prompt, own in merged.items() for one in own
+            )
+        }
+        parts = [
+            values[row[prompt, one], : len(one)]
+            for prompt, own in zip(prompts, generated, strict=True)
+            for one in own
+        ]
         return torch.cat([torch.zeros(0, dtype=self._scorer.dtype), *parts]), scores.num_tokens
 
     @property
     def _pad_token(self) -> int:
-        candidates = (self._tokenizer.pad_token_id, self._model.config.pad_token_id, *self._end_tokens, 0)
+        candidates = (
+            self._tokenizer.pad_token_id,
+            self._model.config.pad_token_id,
+            *self._end_tokens,
+            0,
+        )
         return next(int(token) for token in candidates if token is not None)
 
     @property
@@ -145,7 +225,10 @@ class Generator:
 
 def _checked(options: Mapping[str, Scalar]) -> tuple[dict[str, Any], int | None]:
     if unknown := sorted(options.keys() - OPTIONS):
-        raise RequestError(f"unknown options of generate: {', '.join(unknown)}; there are: {', '.join(sorted(OPTIONS))}")
+        raise RequestError(
+            f"unknown options of generate: {', '.join(unknown)}; there are:"
+            f" {', '.join(sorted(OPTIONS))}"
+        )
     chosen: dict[str, Any] = {
         "max_new_tokens": DEFAULT_NEW_TOKENS,
         "do_sample": False,
@@ -156,7 +239,9 @@ def _checked(options: Mapping[str, Scalar]) -> tuple[dict[str, Any], int | None]
     seed = chosen.pop("seed", None)
     for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
         if isinstance(chosen[name], bool) or not isinstance(chosen[name], int) or chosen[name] < 1:
-            raise RequestError(f"{name} of generate must be an integer of at least 1, got {chosen[name]!r}")
+            raise RequestError(
+                f"{name} of generate must be an integer of at least 1, got {chosen[name]!r}"
+            )
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise RequestError(f"seed of generate must be an integer, got {seed!r}")
     return chosen, seed

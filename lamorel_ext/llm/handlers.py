@@ -1,4 +1,7 @@
-"""What a server does with each type of request. One function per type; each may raise, ``Desk.handle`` makes a ``Failure`` of it."""
+"""What a server does with each type of request.
+
+One function per type; each may raise, ``RequestHandler.handle`` makes a ``Failure`` of it.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ from lamorel_ext.types import (
     UpdateResult,
 )
 
-UNSOUND = "no sound weights since a reset or load that failed, or an update that did not leave the servers alike"
+UNSOUND = (
+    "no sound weights since a reset or load that failed, or an update that did not leave the"
+    " servers alike"
+)
 
 
 class Host(Protocol):
@@ -49,12 +55,18 @@ class Host(Protocol):
     def weights_version(self) -> int: ...
 
     def score(
-        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], modules: Sequence[str] = (), with_score: bool = True
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        modules: Sequence[str] = (),
+        with_score: bool = True,
     ) -> ScoreResult: ...
 
     def generate(self, request: GenerateRequest) -> GenerateResult: ...
 
-    def reset(self, seed: int, weights: Any = "pretrained", unused: tuple[str, ...] = ()) -> None: ...
+    def reset(
+        self, seed: int, weights: Any = "pretrained", unused: tuple[str, ...] = ()
+    ) -> None: ...
 
     def save(self, folder: Path) -> None: ...
 
@@ -82,7 +94,7 @@ class Updater(Protocol):
 
 
 @dataclass
-class Desk:
+class RequestHandler:
     """Where one server works.
 
     Attributes:
@@ -91,9 +103,11 @@ class Desk:
         group: The LLM servers among themselves.
         rank: Global rank of this process.
         role: Such as ``"llm server 0"``.
-        known_version: Version of the weights when they were last the same on every server for sure: at the start, after a reset or a load.
-            None after a reset or load that failed, or an update of a user's own that left servers with different weights.
-        random_state: Held while random numbers are drawn: servers that are threads of one process share its random state.
+        known_version: Version of the weights when they were last the same on every server for sure:
+            at the start, after a reset or a load. None after a reset or load that failed, or an
+            update of a user's own that left servers with different weights.
+        random_state: Held while random numbers are drawn: servers that are threads of one process
+            share its random state.
     """
 
     host: Host
@@ -119,115 +133,121 @@ class Desk:
             return failure_of(error, self.rank, self.role)
 
 
-def score(desk: Desk, request: ScoreRequest) -> ScoreResult:
+def score(handler: RequestHandler, request: ScoreRequest) -> ScoreResult:
     """Score candidates and evaluate module functions."""
     check_score(request)
     started = time.perf_counter()
-    result = desk.host.score(request.prompts, request.candidates, modules=request.modules, with_score=request.score)
+    result = handler.host.score(
+        request.prompts, request.candidates, modules=request.modules, with_score=request.score
+    )
     return replace(result, stats=_timed(result.stats, started))
 
 
-def generate(desk: Desk, request: GenerateRequest) -> GenerateResult:
+def generate(handler: RequestHandler, request: GenerateRequest) -> GenerateResult:
     """Continue prompts."""
     check_generate(request)
     started = time.perf_counter()
-    with desk.random_state:
-        result = desk.host.generate(request)
+    with handler.random_state:
+        result = handler.host.generate(request)
     return replace(result, stats=_timed(result.stats, started))
 
 
-def update(desk: Desk, request: UpdateRequest) -> UpdateResult:
+def update(handler: RequestHandler, request: UpdateRequest) -> UpdateResult:
     """Apply an updater to this server's shard, together with the other servers."""
     started = time.perf_counter()
 
     def work() -> UpdateResult:
         check_update(request)
-        updater = _updater(desk, request.updater)
-        _check_same_weights(desk)
+        updater = _updater(handler, request.updater)
+        _check_same_weights(handler)
         result = updater.update(request)
-        _check_after(desk, updater, request.updater)
+        _check_after(handler, updater, request.updater)
         return result
 
-    return UpdateResult(_timed(desk.group.together(work).stats, started))
+    return UpdateResult(_timed(handler.group.together(work).stats, started))
 
 
-def reset(desk: Desk, request: ResetRequest) -> Done:
+def reset(handler: RequestHandler, request: ResetRequest) -> Done:
     """Bring back the weights of the start, or draw fresh ones."""
 
     def work() -> None:
-        desk.known_version = None
-        with desk.random_state:
-            desk.host.reset(request.seed, request.weights, request.unused)
-            for updater in desk.updaters.values():
+        handler.known_version = None
+        with handler.random_state:
+            handler.host.reset(request.seed, request.weights, request.unused)
+            for updater in handler.updaters.values():
                 updater.reset(request.seed)
 
-    desk.group.together(work)
-    desk.known_version = desk.host.weights_version
+    handler.group.together(work)
+    handler.known_version = handler.host.weights_version
     return Done()
 
 
-def save(desk: Desk, request: SaveRequest) -> Done:
+def save(handler: RequestHandler, request: SaveRequest) -> Done:
     """Write everything below the folder, on the first server only; the servers hold the same."""
     folder = Path(request.folder)
 
     def work() -> None:
-        if desk.known_version is None:
-            raise CheckpointError(f"{folder} was not written: {desk.role} has {UNSOUND}")
-        if desk.group.rank == 0:
-            _save_whole(desk, folder)
+        if handler.known_version is None:
+            raise CheckpointError(f"{folder} was not written: {handler.role} has {UNSOUND}")
+        if handler.group.rank == 0:
+            _save_whole(handler, folder)
 
-    desk.group.together(work)
+    handler.group.together(work)
     return Done()
 
 
-def load(desk: Desk, request: LoadRequest) -> Done:
+def load(handler: RequestHandler, request: LoadRequest) -> Done:
     """Read what ``save`` wrote."""
     folder = Path(request.folder)
 
     def work() -> None:
         if not _model(folder).is_dir():
-            raise CheckpointError(f"{folder} is no checkpoint of a server: it has no folder {_model(folder).name!r}")
+            raise CheckpointError(
+                f"{folder} is no checkpoint of a server: it has no folder {_model(folder).name!r}"
+            )
         # Nobody begins unless everybody can.
-        desk.group.barrier()
-        desk.known_version = None
+        handler.group.barrier()
+        handler.known_version = None
         try:
-            desk.host.load(_model(folder))
-            for name, updater in desk.updaters.items():
+            handler.host.load(_model(folder))
+            for name, updater in handler.updaters.items():
                 updater.load(_state(folder, name))
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be read: {error}") from error
 
-    desk.group.together(work)
-    desk.known_version = desk.host.weights_version
+    handler.group.together(work)
+    handler.known_version = handler.host.weights_version
     return Done()
 
 
-def info(desk: Desk, request: InfoRequest) -> InfoResult:
+def info(handler: RequestHandler, request: InfoRequest) -> InfoResult:
     """Tell what is hosted."""
-    return InfoResult({**desk.host.info(), "updaters": ", ".join(sorted(desk.updaters))})
+    return InfoResult({**handler.host.info(), "updaters": ", ".join(sorted(handler.updaters))})
 
 
-def forget(desk: Desk, request: ForgetRequest) -> Done:
+def forget(handler: RequestHandler, request: ForgetRequest) -> Done:
     """Drop remembered answers."""
-    desk.host.forget()
+    handler.host.forget()
     return Done()
 
 
-def call(desk: Desk, request: CallRequest) -> CallResult:
+def call(handler: RequestHandler, request: CallRequest) -> CallResult:
     """Pass a call in Lamorel's shape on to a host that takes such."""
-    answer = getattr(desk.host, "call", None)
+    answer = getattr(handler.host, "call", None)
     if answer is None:
-        raise RequestError(f"{desk.role} hosts no model in Lamorel's way: {request.method} cannot be called")
-    with desk.random_state:
-        return CallResult(answer(request.method, request.values, desk.group))
+        raise RequestError(
+            f"{handler.role} hosts no model in Lamorel's way: {request.method} cannot be called"
+        )
+    with handler.random_state:
+        return CallResult(answer(request.method, request.values, handler.group))
 
 
-def close(desk: Desk, request: CloseRequest) -> Done:
+def close(handler: RequestHandler, request: CloseRequest) -> Done:
     """Nothing to do here: who listens counts the clients that are done."""
     return Done()
 
 
-_HANDLERS: dict[type, Callable[[Desk, Any], Answer]] = {
+_HANDLERS: dict[type, Callable[[RequestHandler, Any], Answer]] = {
     ScoreRequest: score,
     GenerateRequest: generate,
     UpdateRequest: update,
@@ -241,39 +261,48 @@ _HANDLERS: dict[type, Callable[[Desk, Any], Answer]] = {
 }
 
 
-def _updater(desk: Desk, name: str) -> Updater:
-    if name in desk.updaters:
-        return desk.updaters[name]
-    if not name and len(desk.updaters) == 1:
-        return next(iter(desk.updaters.values()))
-    raise RequestError(f"no updater {name!r} on {desk.role}; there are: {', '.join(sorted(desk.updaters)) or 'none'}")
-
-
-def _check_same_weights(desk: Desk) -> None:
-    """An update that failed after its last sum may have changed some servers and not others; training must not go on like that."""
-    if desk.group.size == 1:
-        return
-    if desk.known_version is None:
-        raise UpdateError(f"{desk.role} has {UNSOUND}; load a checkpoint or reset")
-    steps = desk.host.weights_version - desk.known_version
-    desk.group.same(
-        steps, "steps behind it since its weights were last known to be the same, after an update that failed; load a checkpoint or reset"
+def _updater(handler: RequestHandler, name: str) -> Updater:
+    if name in handler.updaters:
+        return handler.updaters[name]
+    if not name and len(handler.updaters) == 1:
+        return next(iter(handler.updaters.values()))
+    raise RequestError(
+        f"no updater {name!r} on {handler.role}; there are:"
+        f" {', '.join(sorted(handler.updaters)) or 'none'}"
     )
 
 
-def _check_after(desk: Desk, updater: Updater, name: str) -> None:
-    """Our updaters check each step; what one of the user's own has done to the weights is only seen afterwards."""
+def _check_same_weights(handler: RequestHandler) -> None:
+    """An update that failed after its last sum may have changed some servers and not others;
+    training must not go on like that.
+    """
+    if handler.group.size == 1:
+        return
+    if handler.known_version is None:
+        raise UpdateError(f"{handler.role} has {UNSOUND}; load a checkpoint or reset")
+    steps = handler.host.weights_version - handler.known_version
+    handler.group.same(
+        steps,
+        "steps behind it since its weights were last known to be the same, after an update that"
+        " failed; load a checkpoint or reset",
+    )
+
+
+def _check_after(handler: RequestHandler, updater: Updater, name: str) -> None:
+    """Our updaters check each step; what one of the user's own has done to the weights is only seen
+    afterwards.
+    """
     # Here, so that a client, which has this file for servers of its own, need not load updaters.
     from lamorel_ext.llm.updaters.agreement import check_servers
     from lamorel_ext.llm.updaters.candidates import CandidateUpdater
 
-    if isinstance(updater, CandidateUpdater) or not isinstance(desk.host, nn.Module):
+    if isinstance(updater, CandidateUpdater) or not isinstance(handler.host, nn.Module):
         return
-    desk.host.forget()  # weights can change in ways that PyTorch does not count
+    handler.host.forget()  # weights can change in ways that PyTorch does not count
     try:
-        check_servers(desk.host, desk.group, name or type(updater).__name__)
+        check_servers(handler.host, handler.group, name or type(updater).__name__)
     except UpdateError:
-        desk.known_version = None
+        handler.known_version = None
         raise
 
 
@@ -290,17 +319,28 @@ def _state(folder: Path, name: str) -> Path:
     return folder / "updaters" / name
 
 
-def _save_whole(desk: Desk, folder: Path) -> None:
-    """Write beside the place and move there in the end, so that a folder of this name is always a whole one. Only what was written so is replaced."""
-    if folder.exists() and not _model(folder).is_dir() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CheckpointError(f"{folder} holds something else than a checkpoint of the servers; it was left as it is")
-    unfinished, old = folder.with_name(f".{folder.name}.unfinished"), folder.with_name(f".{folder.name}.old")
+def _save_whole(handler: RequestHandler, folder: Path) -> None:
+    """Write beside the place and move there in the end, so that a folder of this name is always a
+    whole one. Only what was written so is replaced.
+    """
+    if (
+        folder.exists()
+        and not _model(folder).is_dir()
+        and not (folder.is_dir() and not any(folder.iterdir()))
+    ):
+        raise CheckpointError(
+            f"{folder} holds something else than a checkpoint of the servers; it was left as it is"
+        )
+    unfinished, old = (
+        folder.with_name(f".{folder.name}.unfinished"),
+        folder.with_name(f".{folder.name}.old"),
+    )
     try:
         for leftover in (unfinished, old):
             shutil.rmtree(leftover, ignore_errors=True)
         _model(unfinished).mkdir(parents=True)
-        desk.host.save(_model(unfinished))
-        for name, updater in desk.updaters.items():
+        handler.host.save(_model(unfinished))
+        for name, updater in handler.updaters.items():
             _state(unfinished, name).mkdir(parents=True)
             updater.save(_state(unfinished, name))
         if folder.exists():

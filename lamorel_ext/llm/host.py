@@ -1,4 +1,6 @@
-"""The language model as a server hosts it: scoring, heads, generation, a frozen reference, and what training and checkpoints need of it."""
+"""The language model as a server hosts it: scoring, heads, generation, a frozen reference, and what
+training and checkpoints need of it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,13 @@ from lamorel_ext.llm.scoring.scorer import Scorer
 from lamorel_ext.llm.state import State, state_of
 from lamorel_ext.llm.ties import config_values, has_own_head
 from lamorel_ext.llm.tokens import TextEncoder
-from lamorel_ext.llm.weights import copy_into, distinct_tensors, read_tensors, write_tensors, written_whole
+from lamorel_ext.llm.weights import (
+    copy_into,
+    distinct_tensors,
+    read_tensors,
+    write_tensors,
+    written_whole,
+)
 from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar, ScoreResult, Weights
 
 MODEL_FILE = "model.safetensors"
@@ -40,7 +48,8 @@ KNOWN_SETTINGS = 64
 class ModelHost(nn.Module):
     """A language model with its tokenizer and module functions.
 
-    Nothing here ever applies dropout, not with gradients either: what is trained is the very distribution that was sampled from.
+    Nothing here ever applies dropout, not with gradients either: what is trained is the very
+        distribution that was sampled from.
 
     Args:
         model: On its device, in its precision.
@@ -64,16 +73,22 @@ class ModelHost(nn.Module):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.args = args
-        self.model_type: Literal["seq2seq", "causal"] = "seq2seq" if model.config.is_encoder_decoder else "causal"
+        self.model_type: Literal["seq2seq", "causal"] = (
+            "seq2seq" if model.config.is_encoder_decoder else "causal"
+        )
         self.module_functions = nn.ModuleDict(dict(module_functions or {}))
         self.weights_version = 0
         model.config.dtype = model.dtype
         self._initialize_modules(args.seed, anew=False)
-        self._initial = {name: tensor.to("cpu", copy=True) for name, tensor in distinct_tensors(model).items()}
+        self._initial = {
+            name: tensor.to("cpu", copy=True) for name, tensor in distinct_tensors(model).items()
+        }
         self._encoder = TextEncoder(tokenizer, model.config, args.max_prompt_tokens)
         self._answerer = self._make_answerer(model)
         self._generator = Generator(unwrap(model), tokenizer, self._encoder, self._answerer.scorer)
-        self._memory: Memory[tuple[Question, tuple[str, ...], bool, int], Answer] = Memory(args.cache_size)
+        self._memory: Memory[tuple[Question, tuple[str, ...], bool, int], Answer] = Memory(
+            args.cache_size
+        )
         self._remembered_at: Hashable = None
         self._settings: Memory[Hashable, int] = Memory(KNOWN_SETTINGS)
         self._settings_met = 0
@@ -100,7 +115,7 @@ class ModelHost(nn.Module):
         """Stay in evaluation mode: no dropout."""
         return super().train(False)
 
-    # --- scoring ---------------------------------------------------------------------------------------------------------
+    # --- scoring ----------------------------------------------------------------------------------
 
     def score(
         self,
@@ -112,8 +127,9 @@ class ModelHost(nn.Module):
     ) -> ScoreResult:
         """Score candidates after prompts and evaluate module functions.
 
-        A score is the sum of the candidate's token log-probabilities in nats, without special tokens; ``""`` scores 0. Without gradients, answers
-        are remembered until the weights change, for each setting of the model (which adapter is on, say) by itself.
+        A score is the sum of the candidate's token log-probabilities in nats, without special
+        tokens; ``""`` scores 0. Without gradients, answers are remembered until the weights change,
+        for each setting of the model (which adapter is on, say) by itself.
 
         Args:
             prompts: ``n`` prompts, repeated ones at no cost; an empty one is allowed.
@@ -123,16 +139,24 @@ class ModelHost(nn.Module):
             require_grad: Whether gradients are to flow into the weights. No dropout in either case.
 
         Returns:
-            Results on the CPU, float32 (float64 from a float64 model). A module function that needs states gives one row per prompt, one that needs
-            whole passes gives one per candidate. ``stats``: ``prompts``; ``distinct_prompts`` read by the model; ``cached_prompts`` answered from
+            Results on the CPU, float32 (float64 from a float64 model). A module function that needs
+            states gives one row per prompt, one that needs
+            whole passes gives one per candidate. ``stats``: ``prompts``; ``distinct_prompts`` read
+                by the model; ``cached_prompts`` answered from
             memory; ``tokens``, the positions that the model computed; ``seconds``.
 
         Raises:
-            RequestError: The lists do not fit, a prompt is too long, or a module function is unknown.
+            RequestError: The lists do not fit, a prompt is too long, or a module function is
+                unknown.
         """
         started = time.perf_counter()
         functions = self._functions(modules)
-        questions = _questions(prompts, candidates, with_score, any(function.needs == "full" for function in functions.values()))
+        questions = _questions(
+            prompts,
+            candidates,
+            with_score,
+            any(function.needs == "full" for function in functions.values()),
+        )
         places = distinct(questions)
         names = tuple(modules)
         known: dict[Question, Answer] = {}
@@ -147,19 +171,32 @@ class ModelHost(nn.Module):
         stats = {"distinct_prompts": 0.0, "tokens": 0.0}
         if missing := [question for question in places if question not in known]:
             with torch.set_grad_enabled(require_grad):
-                fresh, stats = self._answerer.answer(missing, [places[question] for question in missing], functions, with_score)
+                fresh, stats = self._answerer.answer(
+                    missing, [places[question] for question in missing], functions, with_score
+                )
             for question, answer in zip(missing, fresh, strict=True):
                 known[question] = answer
                 if not require_grad:
                     self._memory.put((question, names, with_score, settings), answer)
-            self._settings.put(self._state().settings, settings)  # a module may count its calls: that is no other model
-        log_probs, counts, results = join([known[question] for question in questions], names, self.score_dtype)
+            self._settings.put(
+                self._state().settings, settings
+            )  # a module may count its calls: that is no other model
+        log_probs, counts, results = join(
+            [known[question] for question in questions], names, self.score_dtype
+        )
         self._tidy_device()
-        stats |= {"prompts": float(len(prompts)), "cached_prompts": float(cached), "seconds": time.perf_counter() - started}
+        stats |= {
+            "prompts": float(len(prompts)),
+            "cached_prompts": float(cached),
+            "seconds": time.perf_counter() - started,
+        }
         return ScoreResult(log_probs, counts, results, stats)
 
-    def reference_log_probs(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> Tensor:
-        """Scores under the weights of the start, or those of the last reset, ``(sum(counts),)``; without gradient, and remembered for good.
+    def reference_log_probs(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> Tensor:
+        """Scores under the weights of the start, or those of the last reset, ``(sum(counts),)``;
+        without gradient, and remembered for good.
 
         The settings are those of the moment: with an adapter switched off, the start without it.
 
@@ -171,12 +208,18 @@ class ModelHost(nn.Module):
         if (settings := self._present_settings()) != self._reference_settings:
             self._reference, self._reference_settings = None, settings
             self._reference_memory.clear()
-        known = {question: answer for question in places if (answer := self._reference_memory.get(question)) is not None}
+        known = {
+            question: answer
+            for question in places
+            if (answer := self._reference_memory.get(question)) is not None
+        }
         if missing := [question for question in places if question not in known]:
             if self._reference is None:
                 self._reference = self._make_answerer(self._frozen_copy())
             with torch.no_grad():
-                fresh, _ = self._reference.answer(missing, [places[question] for question in missing], {}, True)
+                fresh, _ = self._reference.answer(
+                    missing, [places[question] for question in missing], {}, True
+                )
             for question, answer in zip(missing, fresh, strict=True):
                 known[question] = answer
                 self._reference_memory.put(question, answer)
@@ -190,37 +233,46 @@ class ModelHost(nn.Module):
         """
         return self._generator.generate(request, self.args.minibatch_size)
 
-    # --- training --------------------------------------------------------------------------------------------------------
+    # --- training ---------------------------------------------------------------------------------
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Parameters of model and module functions in use that take gradients, in a stable order."""
+        """Parameters of model and module functions in use that take gradients, in a stable order."""  # noqa: E501
         return [parameter for _, parameter in self.named_trainable_parameters()]
 
     def named_trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The same with their names."""
         unused = tuple(f"module_functions.{name}." for name in self._unused)
-        return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad and not name.startswith(unused)]
+        return [
+            (name, parameter)
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and not name.startswith(unused)
+        ]
 
     def weights_changed(self) -> None:
-        """To be called after each change of the weights: what was remembered of the old ones is forgotten."""
+        """To be called after each change of the weights: what was remembered of the old ones is
+        forgotten.
+        """
         self.weights_version += 1
 
     def forget(self) -> None:
-        """Drop the remembered answers, those of the reference too: what is asked beside a question changes its rounding, and a
-        resumed run would ask another set."""
+        """Drop the remembered answers, those of the reference too: what is asked beside a question
+        changes its rounding, and a resumed run would ask another set."""
         self._memory.clear()
         self._reference_memory.clear()
 
     def reset(self, seed: int, weights: Weights = "pretrained", unused: Iterable[str] = ()) -> None:
-        """Go back to the model weights of the start, or to fresh ones; draw the module functions anew. Parameters stay the same objects.
+        """Go back to the model weights of the start, or to fresh ones; draw the module functions
+        anew. Parameters stay the same objects.
 
         Args:
             seed: Of everything that is drawn.
             weights: See ``ResetRequest``.
-            unused: Names of module functions that are neither trained nor saved until the next reset.
+            unused: Names of module functions that are neither trained nor saved until the next
+                reset.
 
         Raises:
-            RequestError: Fresh weights of a model with adapters, or no such kind of weights; nothing was changed.
+            RequestError: Fresh weights of a model with adapters, or no such kind of weights;
+                nothing was changed.
         """
         start = self._initial if weights == "pretrained" else self._fresh_weights(seed, weights)
         if start is not self._start:
@@ -231,19 +283,23 @@ class ModelHost(nn.Module):
         self._initialize_modules(seed, anew=True)
         self.weights_changed()
 
-    # --- checkpoints -----------------------------------------------------------------------------------------------------
+    # --- checkpoints ------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write ``model.safetensors``, configuration and tokenizer, as transformers has them, and ``modules.safetensors``.
+        """Write ``model.safetensors``, configuration and tokenizer, as transformers has them, and
+        ``modules.safetensors``.
 
         Raises:
-            CheckpointError: Something cannot be written; files of an earlier save stay as they were.
+            CheckpointError: Something cannot be written; files of an earlier save stay as they
+                were.
         """
         inner = unwrap(self.model)
         with written_whole(Path(folder)) as scratch:
             write_tensors(self.model, scratch / MODEL_FILE)
             write_tensors(self._modules_in_use(), scratch / MODULES_FILE)
-            (scratch / "config.json").write_text(json.dumps(config_values(inner), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            (scratch / "config.json").write_text(
+                json.dumps(config_values(inner), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
             if getattr(inner, "generation_config", None) is not None:
                 inner.generation_config.save_pretrained(scratch)
             self.tokenizer.save_pretrained(scratch)
@@ -263,28 +319,46 @@ class ModelHost(nn.Module):
     def info(self) -> dict[str, Scalar]:
         """What is hosted."""
         return {
-            "model_path": self.args.model_path, "model_type": self.model_type, "architecture": type(unwrap(self.model)).__name__,
+            "model_path": self.args.model_path,
+            "model_type": self.model_type,
+            "architecture": type(unwrap(self.model)).__name__,
             "engine": type(self._answerer.scorer.engine).__name__,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "trainable_parameters": sum(parameter.numel() for parameter in self.trainable_parameters()),
-            "vocab_size": int(self.model.config.vocab_size), "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device),
-            "module_functions": ",".join(self.module_functions), "weights_version": self.weights_version,
-            "remembered_answers": len(self._memory), "torch": torch.__version__, "transformers": transformers.__version__,
-        }  # fmt: skip
+            "trainable_parameters": sum(
+                parameter.numel() for parameter in self.trainable_parameters()
+            ),
+            "vocab_size": int(self.model.config.vocab_size),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "module_functions": ",".join(self.module_functions),
+            "weights_version": self.weights_version,
+            "remembered_answers": len(self._memory),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
 
-    # --- inside ----------------------------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------
 
     def _functions(self, names: Iterable[str]) -> dict[str, BaseModuleFunction]:
         functions: dict[str, BaseModuleFunction] = {}
         for name in names:
             function = self.module_functions[name] if name in self.module_functions else None
             if not isinstance(function, BaseModuleFunction):
-                raise RequestError(f"no module function {name!r}; there are: {', '.join(self.module_functions) or 'none'}")
+                raise RequestError(
+                    f"no module function {name!r}; there are:"
+                    f" {', '.join(self.module_functions) or 'none'}"
+                )
             functions[name] = function
         return functions
 
     def _modules_in_use(self) -> nn.ModuleDict:
-        return nn.ModuleDict({name: function for name, function in self.module_functions.items() if name not in self._unused})
+        return nn.ModuleDict(
+            {
+                name: function
+                for name, function in self.module_functions.items()
+                if name not in self._unused
+            }
+        )
 
     def _fresh_weights(self, seed: int, weights: str) -> dict[str, Tensor]:
         """Freshly drawn weights of this model's shape, each in the precision of the model's own."""
@@ -292,31 +366,57 @@ class ModelHost(nn.Module):
             raise RequestError(f"weights can be pretrained, fresh or embeddings, got {weights!r}")
         model: Any = self.model
         if unwrap(model) is not model:
-            raise RequestError("fresh weights cannot be drawn for a model with adapters: only the adapters' own weights are trained")
-        name = next(name for name, tensor in model.named_parameters() if tensor is model.get_input_embeddings().weight)
+            raise RequestError(
+                "fresh weights cannot be drawn for a model with adapters: only the adapters' own"
+                " weights are trained"
+            )
+        name = next(
+            name
+            for name, tensor in model.named_parameters()
+            if tensor is model.get_input_embeddings().weight
+        )
         kept = self._initial[name] if weights == "embeddings" else None
-        drawn = draw_model(lambda: type(model)(copy.deepcopy(model.config)), seed, has_own_head(model), kept)
-        return {name: tensor.to(self._initial[name].dtype) for name, tensor in distinct_tensors(drawn).items()}
+        drawn = draw_model(
+            lambda: type(model)(copy.deepcopy(model.config)), seed, has_own_head(model), kept
+        )
+        return {
+            name: tensor.to(self._initial[name].dtype)
+            for name, tensor in distinct_tensors(drawn).items()
+        }
 
     def _make_answerer(self, model: PreTrainedModel) -> Answerer:
         size, inner = self.args.minibatch_size, unwrap(model)
         plain = PlainForward(inner, self.model_type == "seq2seq", size)
-        return Answerer(self._encoder, Scorer(make_engine(model, size), size, self.score_dtype), plain, self.args.pre_encode_inputs)
+        return Answerer(
+            self._encoder,
+            Scorer(make_engine(model, size), size, self.score_dtype),
+            plain,
+            self.args.pre_encode_inputs,
+        )
 
     def _frozen_copy(self) -> PreTrainedModel:
-        """A model of its own with the weights of the start; on the CPU it is the remembered tensors themselves, not one more copy."""
+        """A model of its own with the weights of the start; on the CPU it is the remembered tensors
+        themselves, not one more copy.
+        """
         held: dict[int, object] = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if name in self._start:
                 value = self._start[name].to(tensor.device)
-                held[id(tensor)] = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
+                held[id(tensor)] = (
+                    nn.Parameter(value, requires_grad=False)
+                    if isinstance(tensor, nn.Parameter)
+                    else value
+                )
         return copy.deepcopy(self.model, held).requires_grad_(False).eval()
 
     def _initialize_modules(self, seed: int, anew: bool) -> None:
         for name in self.module_functions:
             function = self.module_functions[name]
             if not isinstance(function, BaseModuleFunction):
-                raise TypeError(f"module function {name!r} is a {type(function).__name__}, not a BaseModuleFunction")
+                raise TypeError(
+                    f"module function {name!r} is a {type(function).__name__}, not a"
+                    " BaseModuleFunction"
+                )
             function.device, function.llm_config = self.device, unwrap(self.model).config
             drawn = copy.deepcopy(function) if anew else function
             with seeded(seed, self.device):
@@ -348,8 +448,12 @@ class ModelHost(nn.Module):
                 torch.cuda.empty_cache()
 
 
-def _questions(prompts: Sequence[str], candidates: Sequence[Sequence[str]], with_score: bool, needed: bool) -> list[Question]:
-    """Each prompt with its candidates; without them where nobody asks, so that prompts are told apart by nothing else."""
+def _questions(
+    prompts: Sequence[str], candidates: Sequence[Sequence[str]], with_score: bool, needed: bool
+) -> list[Question]:
+    """Each prompt with its candidates; without them where nobody asks, so that prompts are told
+    apart by nothing else.
+    """
     if not with_score and not candidates:
         candidates = [()] * len(prompts)
     if len(candidates) != len(prompts):
@@ -359,4 +463,7 @@ def _questions(prompts: Sequence[str], candidates: Sequence[Sequence[str]], with
             raise RequestError(f"prompt {place} is a {type(prompt).__name__}, not a text")
         if isinstance(own, str) or not all(isinstance(candidate, str) for candidate in own):
             raise RequestError(f"the candidates of prompt {place} are not a list of texts")
-    return [(prompt, tuple(own) if with_score or needed else ()) for prompt, own in zip(prompts, candidates, strict=True)]
+    return [
+        (prompt, tuple(own) if with_score or needed else ())
+        for prompt, own in zip(prompts, candidates, strict=True)
+    ]

@@ -1,4 +1,7 @@
-"""Models from the hub, a folder, a GGUF file or the package itself. Whatever goes wrong ends in one ``ModelLoadError`` that names path and cause."""
+"""Models from the hub, a folder, a GGUF file or the package itself.
+
+Whatever goes wrong ends in one ``ModelLoadError`` that names path and cause.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,14 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -59,7 +69,8 @@ def load_host(
         initializer: Changes the model before anything else sees it.
 
     Raises:
-        ModelLoadError: The model cannot be had; see ``load_model``. Or the initializer put in a number that is not finite.
+        ModelLoadError: The model cannot be had; see ``load_model``. Or the initializer put in a
+            number that is not finite.
     """
     model, tokenizer, _ = load_model(args, device)
     model = with_adapters(model, args.lora, args.seed)
@@ -70,14 +81,18 @@ def load_host(
     return ModelHost(model, tokenizer, args, module_functions)
 
 
-def load_model(args: LlmArgs, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelType]:
-    """Load model and tokenizer. Weights come from safetensors or GGUF only, code from a repository only where ``args`` allows it.
+def load_model(
+    args: LlmArgs, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelType]:
+    """Load model and tokenizer. Weights come from safetensors or GGUF only, code from a repository
+    only where ``args`` allows it.
 
     Returns:
         Model (in evaluation mode), tokenizer, and the model's type.
 
     Raises:
-        ModelLoadError: Something is missing, corrupt, unreachable, not supported or not finite; the message names it.
+        ModelLoadError: Something is missing, corrupt, unreachable, not supported or not finite; the
+            message names it.
     """
     _refuse_unsupported(args, device)
     source = _find(args)
@@ -88,24 +103,39 @@ def load_model(args: LlmArgs, device: torch.device) -> tuple[PreTrainedModel, Pr
         config = AutoConfig.from_pretrained(source.name, **options)
         model_type = _model_type(args, config)
         tokenizer = _read_tokenizer(source, options)
-        model = _read_weights(source, args, config, model_type, options) if args.pretrained else _draw_weights(args, config, model_type)
+        model = (
+            _read_weights(source, args, config, model_type, options)
+            if args.pretrained
+            else _draw_weights(args, config, model_type)
+        )
         _refuse_not_finite(model, source.name)
         choose_attention(device)
         _move(model, device)  # in the precision that it has
         return model.eval(), tokenizer, model_type
     except ModelLoadError:
         raise
-    except Exception as error:  # transformers, safetensors, gguf and the hub's client have no error in common
+    except (
+        Exception
+    ) as error:  # transformers, safetensors, gguf and the hub's client have no error in common
         raise ModelLoadError(_explain(source, error)) from error
 
 
 def _refuse_unsupported(args: LlmArgs, device: torch.device) -> None:
     if args.load_in_4bit:
-        raise ModelLoadError(f"{args.model_path}: load_in_4bit is not supported; use dtype bfloat16 to halve the memory")
+        raise ModelLoadError(
+            f"{args.model_path}: load_in_4bit is not supported; use dtype bfloat16 to halve the"
+            " memory"
+        )
     if args.parallelism.model_parallelism_size > 1 and device.type != "cpu":
-        raise ModelLoadError(f"{args.model_path}: model_parallelism_size above 1 is not supported; a server holds its model on one device")
+        raise ModelLoadError(
+            f"{args.model_path}: model_parallelism_size above 1 is not supported; a server holds"
+            " its model on one device"
+        )
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(f"{args.model_path}: parallelism.use_gpu is true, but PyTorch sees no GPU on this machine")
+        raise ModelLoadError(
+            f"{args.model_path}: parallelism.use_gpu is true, but PyTorch sees no GPU on this"
+            " machine"
+        )
 
 
 def _refuse_not_finite(model: torch.nn.Module, name: str) -> None:
@@ -124,7 +154,9 @@ def _find(args: LlmArgs) -> _Source:
     if folder.is_file() and folder.suffix == ".gguf":
         return _Source(str(folder.parent), folder.parent, folder.name)
     if folder.is_dir():
-        return _Source(str(folder), _existing(folder, args.gguf_file or "config.json"), args.gguf_file)
+        return _Source(
+            str(folder), _existing(folder, args.gguf_file or "config.json"), args.gguf_file
+        )
     if folder.exists():
         raise ModelLoadError(f"{folder} is a file, neither a folder with a model nor a .gguf file")
     # A name on the hub is "name" or "owner/name".
@@ -155,7 +187,10 @@ def _find_smollm2() -> _Source:
 def _model_type(args: LlmArgs, config: Any) -> ModelType:
     actual: ModelType = "seq2seq" if config.is_encoder_decoder else "causal"
     if args.model_type not in ("auto", actual):
-        raise ModelLoadError(f"{args.model_path} is a {actual} model ({config.model_type}), not {args.model_type} as model_type says")
+        raise ModelLoadError(
+            f"{args.model_path} is a {actual} model ({config.model_type}), not {args.model_type} as"
+            " model_type says"
+        )
     return actual
 
 
@@ -166,7 +201,8 @@ def _auto_class(model_type: ModelType) -> Any:
 def _read_tokenizer(source: _Source, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name, **options)
     files = list(dict.fromkeys(tokenizer.vocab_files_names.values()))
-    # Where none of its files is there, transformers makes one up that knows nothing but special tokens.
+    # Where none of its files is there, transformers makes one up that knows nothing but special
+    # tokens.
     if source.gguf_file is None and files and not any(_stored_file(source, file) for file in files):
         raise ModelLoadError(f"{source.name} has no tokenizer: none of {', '.join(files)}")
     return tokenizer
@@ -174,35 +210,56 @@ def _read_tokenizer(source: _Source, options: Mapping[str, Any]) -> PreTrainedTo
 
 def _stored_file(source: _Source, file: str) -> str | None:
     """Path of a file of a source that was just loaded."""
-    path: str | None = cached_file(source.name, file, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    path: str | None = cached_file(
+        source.name, file, local_files_only=True, _raise_exceptions_for_missing_entries=False
+    )
     return path
 
 
-def _read_weights(source: _Source, args: LlmArgs, config: Any, model_type: ModelType, options: Mapping[str, Any]) -> PreTrainedModel:
+def _read_weights(
+    source: _Source, args: LlmArgs, config: Any, model_type: ModelType, options: Mapping[str, Any]
+) -> PreTrainedModel:
     # A GGUF file's own configuration is read with its tensors.
     own_config = {} if source.gguf_file is not None else {"config": config}
     try:
         with _quiet_transformers():
             model, seen = _auto_class(model_type).from_pretrained(
-                source.name, dtype=DTYPES[args.dtype], use_safetensors=True, output_loading_info=True, **own_config, **options
+                source.name,
+                dtype=DTYPES[args.dtype],
+                use_safetensors=True,
+                output_loading_info=True,
+                **own_config,
+                **options,
             )
     except RuntimeError as error:
-        raise ModelLoadError(f"{source.name}: {_first_misfit(source, config, model_type) or _one_line(error)}") from error
+        raise ModelLoadError(
+            f"{source.name}: {_first_misfit(source, config, model_type) or _one_line(error)}"
+        ) from error
     if missing := sorted(seen["missing_keys"]):
-        raise ModelLoadError(f"{source.name} lacks {len(missing)} of the weights of a {config.model_type}, the first is {missing[0]}")
+        raise ModelLoadError(
+            f"{source.name} lacks {len(missing)} of the weights of a {config.model_type}, the first"
+            f" is {missing[0]}"
+        )
     if source.gguf_file is None:
         if "lm_head.weight" in _stored_names(source):
             give_own_head(model)
     elif hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the tensors are dequantised; saved with it, they would be taken for a GGUF file
+        del (
+            model.config.quantization_config
+        )  # the tensors are dequantised; saved with it, they would be taken for a GGUF file
     loaded: PreTrainedModel = model
     return loaded
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bars, no tables of tensors, no advice about tied weights: what matters of it is checked here, and said in one line."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    """No progress bars, no tables of tensors, no advice about tied weights: what matters of it is
+    checked here, and said in one line.
+    """
+    level, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     try:
@@ -219,11 +276,22 @@ def _first_misfit(source: _Source, config: Any, model_type: ModelType) -> str | 
     if path is None:
         return None
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in _auto_class(model_type).from_config(config).state_dict().items()}
+        expected = {
+            name: tuple(tensor.shape)
+            for name, tensor in _auto_class(model_type).from_config(config).state_dict().items()
+        }
     with safe_open(path, framework="pt") as stored:
-        shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys() if name in expected}
+        shapes = {
+            name: tuple(stored.get_slice(name).get_shape())
+            for name in stored.keys()
+            if name in expected
+        }
     names = sorted(name for name, shape in shapes.items() if shape != expected[name])
-    return f"{names[0]} has shape {shapes[names[0]]}, the configuration asks for {expected[names[0]]}" if names else None
+    return (
+        f"{names[0]} has shape {shapes[names[0]]}, the configuration asks for {expected[names[0]]}"
+        if names
+        else None
+    )
 
 
 def _stored_names(source: _Source) -> set[str]:
@@ -232,12 +300,16 @@ def _stored_names(source: _Source) -> set[str]:
         with safe_open(whole, framework="pt") as stored:
             return set(stored.keys())
     index = _stored_file(source, "model.safetensors.index.json")
-    return set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]) if index else set()
+    return (
+        set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]) if index else set()
+    )
 
 
 def _draw_weights(args: LlmArgs, config: Any, model_type: ModelType) -> PreTrainedModel:
     def build() -> Any:
-        return _auto_class(model_type).from_config(config, trust_remote_code=args.trust_remote_code, dtype=torch.float32)
+        return _auto_class(model_type).from_config(
+            config, trust_remote_code=args.trust_remote_code, dtype=torch.float32
+        )
 
     model: PreTrainedModel = draw_model(build, args.seed)
     _cast_weights(model, DTYPES[args.dtype])
@@ -251,8 +323,9 @@ def _move(model: torch.nn.Module, device: torch.device) -> None:
 def _cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Cast what a checkpoint would hold, and nothing else, as transformers does where it reads one.
 
-    ``model.to(dtype)`` would also round the frequencies of rotary position embeddings, a buffer that is computed and not saved: in bfloat16 the
-    angles at position 300 are off by tenths of a radian.
+    ``model.to(dtype)`` would also round the frequencies of rotary position embeddings, a buffer
+    that is computed and not saved: in bfloat16 the angles at position 300 are off by tenths of a
+    radian.
     """
     for tensor in model.state_dict(keep_vars=True).values():
         if tensor.is_floating_point():
@@ -262,7 +335,10 @@ def _cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
 def _explain(source: _Source, error: Exception) -> str:
     cause = _one_line(error)
     if source.folder is None:
-        return f"{source.name} cannot be loaded from the Hugging Face hub (no such folder here, and the hub is unreachable or has no such model): {cause}"
+        return (
+            f"{source.name} cannot be loaded from the Hugging Face hub (no such folder here, and"
+            f" the hub is unreachable or has no such model): {cause}"
+        )
     return f"{source.name} cannot be loaded: {type(error).__name__}: {cause}"
 
 

@@ -13,7 +13,8 @@ def with_adapters(model: Any, args: LoraArgs, seed: int) -> Any:
     """The model with adapters in it, or itself where ``args.r`` is 0.
 
     Args:
-        model: Of transformers, encoder-decoder or decoder-only; its own weights take no gradients afterwards.
+        model: Of transformers, encoder-decoder or decoder-only; its own weights take no gradients
+            afterwards.
         args: Rank, scale and layers.
         seed: Draws the adapters.
 
@@ -31,9 +32,13 @@ def with_adapters(model: Any, args: LoraArgs, seed: int) -> Any:
     from lamorel_ext.llm.devices import seeded
 
     config = LoraConfig(
-        r=args.r, lora_alpha=args.alpha or 2 * args.r, target_modules=list(args.target_modules) or None, lora_dropout=0.0, bias="none",
+        r=args.r,
+        lora_alpha=args.alpha or 2 * args.r,
+        target_modules=list(args.target_modules) or None,
+        lora_dropout=0.0,
+        bias="none",
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-    )  # fmt: skip
+    )
     try:
         with seeded(seed, model.device):
             return get_peft_model(model, config).eval()

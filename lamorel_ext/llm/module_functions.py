@@ -1,4 +1,6 @@
-"""Module functions: small networks of the user's on top of the language model, with Lamorel's names and life cycle."""
+"""Module functions: small networks of the user's on top of the language model, with Lamorel's names
+and life cycle.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,18 @@ from torch import Tensor, nn
 
 
 class BaseModuleFunction(nn.Module):
-    """A function of the language model's forward pass, trained with it. Subclass it and write ``initialize`` and ``forward``.
+    """A function of the language model's forward pass, trained with it. Subclass it and write
+    ``initialize`` and ``forward``.
 
-    The host sets ``device`` and ``llm_config`` (the model's transformers configuration) before it calls ``initialize``, under a random state that
-    depends on the seed alone.
+    The host sets ``device`` and ``llm_config`` (the model's transformers configuration) before it
+    calls ``initialize``, under a random state that depends on the seed alone.
 
     Attributes:
-        needs: ``"full"`` gets whole padded forward passes, one row per pair of prompt and candidate (a prompt without candidates counts as one
-            with an empty candidate), and its results are one row per pair. ``"state"`` gets the last hidden state at which the first token after
-            each prompt is predicted, which costs nothing beside scoring, and its results are one row per prompt.
+        needs: ``"full"`` gets whole padded forward passes, one row per pair of prompt and candidate
+            (a prompt without candidates counts as one with an empty candidate), and its results are
+            one row per pair. ``"state"`` gets the last hidden state at which the first token after
+            each prompt is predicted, which costs nothing beside scoring, and its results are one
+            row per prompt.
     """
 
     needs: ClassVar[Literal["full", "state"]] = "full"
@@ -28,13 +33,17 @@ class BaseModuleFunction(nn.Module):
         """Build the layers."""
         raise NotImplementedError(f"{type(self).__name__} must write initialize()")
 
-    def forward(self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
+    ) -> Tensor:
         """Evaluate the function.
 
         Args:
-            forward_outputs: ``["logits"]`` (``"full"`` only) and hidden states: ``["decoder_hidden_states"][-1]`` ``(n, length, d)`` of an
-                encoder-decoder, ``["hidden_states"][-1]`` of a decoder-only model; with ``"state"`` the length is 1.
-            minibatch: With ``"full"``, what the model was given: ``decoder_input_ids`` and ``input_ids`` ``(n, length)``; else empty.
+            forward_outputs: ``["logits"]`` (``"full"`` only) and hidden states:
+                ``["decoder_hidden_states"][-1]`` ``(n, length, d)`` of an encoder-decoder,
+                ``["hidden_states"][-1]`` of a decoder-only model; with ``"state"`` the length is 1.
+            minibatch: With ``"full"``, what the model was given: ``decoder_input_ids`` and
+                ``input_ids`` ``(n, length)``; else empty.
             tokenized_contexts: ``{"input_ids", "attention_mask"}`` of each row's prompt.
             **kwargs: Nothing so far.
 
@@ -45,9 +54,11 @@ class BaseModuleFunction(nn.Module):
 
 
 class StateHead(BaseModuleFunction):
-    """A head in the form of GLAM's (Carta et al. 2023, arXiv 2302.02662): two hidden layers with sigmoids on the state that predicts the first token.
+    """A head in the form of GLAM's (Carta et al. 2023, arXiv 2302.02662): two hidden layers with
+    sigmoids on the state that predicts the first token.
 
-    That state is the first of the decoder, or the last of the prompt in a decoder-only model. Computed in float32 at least.
+    That state is the first of the decoder, or the last of the prompt in a decoder-only model.
+    Computed in float32 at least.
 
     Args:
         hidden_size: Width of the two hidden layers.
@@ -63,15 +74,29 @@ class StateHead(BaseModuleFunction):
 
     def initialize(self) -> None:
         """Build the layers for the model's hidden size; float64 for a float64 model."""
-        dtype = torch.float64 if getattr(self.llm_config, "dtype", None) == torch.float64 else torch.float32
+        dtype = (
+            torch.float64
+            if getattr(self.llm_config, "dtype", None) == torch.float64
+            else torch.float32
+        )
         wide = self.hidden_size
         self.layers = nn.Sequential(
-            nn.Linear(state_size(self.llm_config), wide), nn.Sigmoid(), nn.Linear(wide, wide), nn.Sigmoid(), nn.Linear(wide, self.outputs)
-        ).to(self.device, dtype)  # fmt: skip
+            nn.Linear(state_size(self.llm_config), wide),
+            nn.Sigmoid(),
+            nn.Linear(wide, wide),
+            nn.Sigmoid(),
+            nn.Linear(wide, self.outputs),
+        ).to(self.device, dtype)
 
-    def forward(self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
+    ) -> Tensor:
         """``(n, outputs)``."""
-        key = "decoder_hidden_states" if "decoder_hidden_states" in forward_outputs else "hidden_states"
+        key = (
+            "decoder_hidden_states"
+            if "decoder_hidden_states" in forward_outputs
+            else "hidden_states"
+        )
         state: Tensor = forward_outputs[key][-1][:, 0]
         values: Tensor = self.layers(state.to(next(self.layers.parameters()).dtype))
         return values
@@ -85,7 +110,9 @@ class ValueHead(StateHead):
 
 
 class ActionHeads(StateHead):
-    """A policy without texts: a logit for each action, in the order of the action texts. See ``StateHead``."""
+    """A policy without texts: a logit for each action, in the order of the action texts. See
+    ``StateHead``.
+    """
 
     def __init__(self, hidden_size: int = 1024, num_actions: int = 6) -> None:
         super().__init__(hidden_size, num_actions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lamorel_ext.llm.handlers import Desk, Host, Updater
+from lamorel_ext.llm.handlers import Host, RequestHandler, Updater
 from lamorel_ext.rpc.groups import LockstepGroup
 from lamorel_ext.rpc.link import Peer
 from lamorel_ext.rpc.tcp_listener import Listener
@@ -24,9 +24,16 @@ class Server:
         me: Global rank and role of this process.
     """
 
-    def __init__(self, host: Host, updaters: Mapping[str, Updater], listener: Listener, group: ServerGroup, me: Peer) -> None:
+    def __init__(
+        self,
+        host: Host,
+        updaters: Mapping[str, Updater],
+        listener: Listener,
+        group: ServerGroup,
+        me: Peer,
+    ) -> None:
         self._listener, self._group = listener, LockstepGroup(group)
-        self._desk = Desk(host, dict(updaters), self._group, me.rank, me.role)
+        self._desk = RequestHandler(host, dict(updaters), self._group, me.rank, me.role)
 
     def serve(self) -> None:
         """Answer requests until every client has said that it is done.

@@ -10,7 +10,7 @@ import torch
 
 from lamorel_ext.config import LamorelArgs, Shards
 from lamorel_ext.errors import ConfigError, PeerDiedError, RemoteError
-from lamorel_ext.llm.handlers import Desk, Host, Updater
+from lamorel_ext.llm.handlers import Host, RequestHandler, Updater
 from lamorel_ext.llm.server import Server
 from lamorel_ext.processes import stopping
 from lamorel_ext.processes.presence import met
@@ -34,11 +34,14 @@ class Hosted:
     updaters: Mapping[str, Updater]
 
 
-def serve(args: LamorelArgs, build: Callable[[Placement], Hosted], group: ServerGroup | None = None) -> None:
+def serve(
+    args: LamorelArgs, build: Callable[[Placement], Hosted], group: ServerGroup | None = None
+) -> None:
     """Be the LLM server that this rank is; returns once every client is done.
 
-    The connections stand before the model is loaded, so that a client learns at once when loading fails. Where a client or another server dies,
-    one line says so and the process ends with status 1, without Python's usual end, which could wait for the dead.
+    The connections stand before the model is loaded, so that a client learns at once when loading
+    fails. Where a client or another server dies, one line says so and the process ends with status
+    1, without Python's usual end, which could wait for the dead.
 
     Args:
         args: Lamorel's keys.
@@ -55,7 +58,9 @@ def serve(args: LamorelArgs, build: Callable[[Placement], Hosted], group: Server
     me = peer_of(launch.rank, setup)
     address = reachable_address(launch.one_machine, launch.master_address)
     token = secret_of_environment(launch.one_machine)
-    links = meet_peers(launch.store, setup, launch.rank, address, args.gloo_timeout, token, args.peer_timeout)
+    links = meet_peers(
+        launch.store, setup, launch.rank, address, args.gloo_timeout, token, args.peer_timeout
+    )
     listener = TcpListener(*links, me)
     met()
     try:
@@ -83,16 +88,19 @@ def _host_and_serve(
     group: ServerGroup,
 ) -> None:
     if placement.gpus:
-        # Pinned memory, kernels compiled on the way and NCCL go by the current device: or every server would open the first card too.
+        # Pinned memory, kernels compiled on the way and NCCL go by the current device: or every
+        # server would open the first card too.
         torch.cuda.set_device(placement.gpus[0])
     hosted = build(placement)
-    # PyTorch begins with the same random state in every process: servers that sample without a seed must not say the same.
+    # PyTorch begins with the same random state in every process: servers that sample without a seed
+    # must not say the same.
     torch.manual_seed(args.llm_args.seed + group.rank)
     Server(hosted.host, hosted.updaters, listener, group, me).serve()
 
 
 def in_process(hosted: Sequence[Hosted], shards: Shards = "contiguous") -> Caller:
-    """Servers in threads of this process, one for each, behind the same ``Caller``; for debugging, tests and runs in one process.
+    """Servers in threads of this process, one for each, behind the same ``Caller``; for debugging,
+    tests and runs in one process.
 
     Args:
         hosted: One per server; each needs a host and updaters of its own.
@@ -100,12 +108,19 @@ def in_process(hosted: Sequence[Hosted], shards: Shards = "contiguous") -> Calle
     """
     random_state = threading.Lock()
     desks = [
-        Desk(each.host, dict(each.updaters), LockstepGroup(group), group.rank, f"llm server {group.rank}", random_state=random_state)
+        RequestHandler(
+            each.host,
+            dict(each.updaters),
+            LockstepGroup(group),
+            group.rank,
+            f"llm server {group.rank}",
+            random_state=random_state,
+        )
         for each, group in zip(hosted, make_thread_groups(len(hosted)), strict=True)
     ]
-    for desk in desks:
-        desk.open()
-    return Caller(InProcessTransport([desk.handle for desk in desks]), shards=shards)
+    for handler in desks:
+        handler.open()
+    return Caller(InProcessTransport([handler.handle for handler in desks]), shards=shards)
 
 
 def _placement(rank: int, args: LamorelArgs) -> Placement:

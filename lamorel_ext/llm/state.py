@@ -1,4 +1,6 @@
-"""What a model's answers depend on besides the question: its weights, and the settings of its modules."""
+"""What a model's answers depend on besides the question: its weights, and the settings of its
+modules.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}
 _LIBRARIES = ("torch.nn.", "transformers.")
-"""Whose modules keep the settings that they were made with; what others put on them is still seen."""
+"""Whose modules keep the settings that they were made with; what others put on them is still seen.
+"""
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,12 @@ class State:
     """Of a model at one moment; equal ones give equal answers.
 
     Attributes:
-        weights: Differs after a change of a weight or buffer: in place, by another tensor in its place, of its precision or device. PyTorch
-            counts in-place changes, so that one nobody announced is noticed; it counts none that is made through ``.data``.
-        settings: Differs where a module has another training mode, hook, forward function, or attribute of its own: an adapter that
-            is switched on or off, chosen, merged or rescaled. Numbers, texts and collections count by value, other things by which they are.
+        weights: Differs after a change of a weight or buffer: in place, by another tensor in its
+            place, of its precision or device. PyTorch counts in-place changes, so that one nobody
+            announced is noticed; it counts none that is made through ``.data``.
+        settings: Differs where a module has another training mode, hook, forward function, or
+            attribute of its own: an adapter that is switched on or off, chosen, merged or rescaled.
+            Numbers, texts and collections count by value, other things by which they are.
     """
 
     weights: Hashable
@@ -39,7 +44,12 @@ def state_of(*models: nn.Module) -> State:
             for tensor in tensors.values():
                 if tensor is not None:
                     weights.append(_stamp(tensor))
-        put_on = (len(own), id(own.get("forward")), *own["_forward_hooks"], *own["_forward_pre_hooks"])
+        put_on = (
+            len(own),
+            id(own.get("forward")),
+            *own["_forward_hooks"],
+            *own["_forward_pre_hooks"],
+        )
         settings.append((id(module), own["training"], put_on))
         if not type(module).__module__.startswith(_LIBRARIES):
             settings += ((name, _frozen(own[name])) for name in own if name not in _OF_EVERY_MODULE)
@@ -47,7 +57,10 @@ def state_of(*models: nn.Module) -> State:
 
 
 def _modules(models: tuple[nn.Module, ...]) -> Iterator[nn.Module]:
-    """Each once. ``nn.Module.modules`` puts the names together too, which takes longer than all the rest."""
+    """Each once.
+
+    ``nn.Module.modules`` puts the names together too, which takes longer than all the rest.
+    """
     seen: set[int] = set()
     left = [*models]
     while left:

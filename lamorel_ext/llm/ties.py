@@ -1,7 +1,8 @@
 """Whether T5's output head is a tensor of its own.
 
-flan-t5 and T5 1.1 have an untied head; the first T5 uses the input embeddings. Transformers 5 announces tied weights for every T5
-and keeps a head apart only where it finds it in the checkpoint, with other values. What it decided is checked, and mended, here.
+flan-t5 and T5 1.1 have an untied head; the first T5 uses the input embeddings. Transformers 5
+announces tied weights for every T5 and keeps a head apart only where it finds it in the checkpoint,
+with other values. What it decided is checked, and mended, here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from lamorel_ext.llm.scoring.t5_forward import is_t5
 
 
 def wants_own_head(model: Any) -> bool:
-    """Whether a freshly made model is a T5 with an untied head: one that does not scale the decoder's output."""
+    """Whether a freshly made model is a T5 with an untied head: one that does not scale the
+    decoder's output.
+    """
     return is_t5(model) and not getattr(model.config, "scale_decoder_outputs", False)
 
 
@@ -31,7 +34,9 @@ def give_own_head(model: Any) -> None:
 
 
 def config_values(model: Any) -> dict[str, Any]:
-    """The configuration to save: it says of the head what is true of this model, as the hub's own files do."""
+    """The configuration to save: it says of the head what is true of this model, as the hub's own
+    files do.
+    """
     values: dict[str, Any] = json.loads(model.config.to_json_string())
     values["architectures"] = [type(model).__name__]
     if is_t5(model):

@@ -1,4 +1,6 @@
-"""Text to tokens, the way Lamorel has it: prompts and candidates alike without special tokens, so no end-of-sequence token is appended."""
+"""Text to tokens, the way Lamorel has it: prompts and candidates alike without special tokens, so
+no end-of-sequence token is appended.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,16 @@ class TextEncoder:
     Args:
         tokenizer: The model's tokenizer.
         config: The model's configuration.
-        max_prompt_tokens: Longest prompt allowed; None leaves the model's own limit, where it has one.
+        max_prompt_tokens: Longest prompt allowed; None leaves the model's own limit, where it has
+            one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_prompt_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+        max_prompt_tokens: int | None = None,
+    ) -> None:
         self._tokenizer: Any = tokenizer
         self._seq2seq = bool(config.is_encoder_decoder)
         self._positions = _position_limit(config)
@@ -35,19 +43,27 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of each text, without special tokens."""
-        known = {text: tokens for text in set(texts) if (tokens := self._known.get(text)) is not None}
+        known = {
+            text: tokens for text in set(texts) if (tokens := self._known.get(text)) is not None
+        }
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
-            encoded = self._tokenizer(new, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            encoded = self._tokenizer(
+                new, add_special_tokens=False, return_attention_mask=False, verbose=False
+            )["input_ids"]
             for text, ids in zip(new, encoded, strict=True):
                 known[text] = tuple(ids)
                 self._known.put(text, known[text])
         return [known[text] for text in texts]
 
     def encode_prompts(
-        self, prompts: Sequence[str], places: Sequence[int] | None = None, behind: Sequence[int] | None = None
+        self,
+        prompts: Sequence[str],
+        places: Sequence[int] | None = None,
+        behind: Sequence[int] | None = None,
     ) -> list[Tokens]:
-        """Tokens of each prompt. An empty prompt of a decoder-only model is its beginning-of-text token: something must come before a candidate.
+        """Tokens of each prompt. An empty prompt of a decoder-only model is its beginning-of-text
+        token: something must come before a candidate.
 
         Args:
             prompts: The prompts.
@@ -55,7 +71,8 @@ class TextEncoder:
             behind: Tokens that will follow each prompt at most; None means none.
 
         Raises:
-            RequestError: A prompt is longer than allowed, or empty where the tokenizer has no beginning-of-text token.
+            RequestError: A prompt is longer than allowed, or empty where the tokenizer has no
+                beginning-of-text token.
         """
         encoded = self.encode(prompts)
         for i, tokens in enumerate(encoded):
@@ -67,18 +84,27 @@ class TextEncoder:
 
     def _check_length(self, place: int, length: int, behind: int) -> None:
         if self._max_prompt_tokens is not None and length > self._max_prompt_tokens:
-            raise RequestError(f"prompt {place} has {length} tokens; max_prompt_tokens allows {self._max_prompt_tokens}")
+            raise RequestError(
+                f"prompt {place} has {length} tokens; max_prompt_tokens allows"
+                f" {self._max_prompt_tokens}"
+            )
         needed = length if self._seq2seq else length + behind
         if self._positions is not None and needed > self._positions:
             more = f" and up to {behind} behind it" if needed > length else ""
-            raise RequestError(f"prompt {place} has {length} tokens{more}; the model has {self._positions} positions")
+            raise RequestError(
+                f"prompt {place} has {length} tokens{more}; the model has {self._positions}"
+                " positions"
+            )
 
     def _beginning(self, place: int) -> int:
         for name in ("bos_token_id", "eos_token_id"):
             token = getattr(self._tokenizer, name, None)
             if token is not None:
                 return int(token)
-        raise RequestError(f"prompt {place} is empty, and the tokenizer has no beginning-of-text token to stand for it")
+        raise RequestError(
+            f"prompt {place} is empty, and the tokenizer has no beginning-of-text token to stand"
+            " for it"
+        )
 
 
 def _position_limit(config: PretrainedConfig) -> int | None:

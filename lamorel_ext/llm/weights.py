@@ -19,7 +19,9 @@ from lamorel_ext.finite import not_finite
 
 
 def distinct_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name; a tensor shared under several names comes once, under the first."""
+    """Parameters and saved buffers by name; a tensor shared under several names comes once, under
+    the first.
+    """
     names: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -29,7 +31,9 @@ def distinct_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_into(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copy values, named as by ``distinct_tensors``, into the module's own tensors, whatever their precision and device."""
+    """Copy values, named as by ``distinct_tensors``, into the module's own tensors, whatever their
+    precision and device.
+    """
     own = distinct_tensors(module)
     with torch.no_grad():
         for name, value in values.items():
@@ -42,7 +46,10 @@ def write_tensors(module: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: A tensor holds a number that is not finite; nothing was written.
     """
-    tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in distinct_tensors(module).items()}
+    tensors = {
+        name: tensor.to("cpu", copy=True).contiguous()
+        for name, tensor in distinct_tensors(module).items()
+    }
     if found := not_finite(tensors):
         raise CheckpointError(f"{path.name} was not written: {found}")
     save_file(tensors, path, metadata={"format": "pt"})
@@ -52,7 +59,8 @@ def read_tensors(module: nn.Module, path: Path) -> dict[str, Tensor]:
     """Read a file that fits a module.
 
     Raises:
-        CheckpointError: The file is missing, corrupt, or holds tensors of other names or shapes, or numbers that are not finite.
+        CheckpointError: The file is missing, corrupt, or holds tensors of other names or shapes, or
+            numbers that are not finite.
     """
     try:
         values = load_file(path)
@@ -62,10 +70,15 @@ def read_tensors(module: nn.Module, path: Path) -> dict[str, Tensor]:
     if missing := sorted(own.keys() - values.keys()):
         raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first is {missing[0]}")
     if extra := sorted(values.keys() - own.keys()):
-        raise CheckpointError(f"{path} holds {len(extra)} tensors that this model has not, the first is {extra[0]}")
+        raise CheckpointError(
+            f"{path} holds {len(extra)} tensors that this model has not, the first is {extra[0]}"
+        )
     for name, tensor in own.items():
         if tensor.shape != values[name].shape:
-            raise CheckpointError(f"{path}: {name} has shape {tuple(values[name].shape)}, the model's has {tuple(tensor.shape)}")
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(values[name].shape)}, the model's has"
+                f" {tuple(tensor.shape)}"
+            )
     if found := not_finite(values):
         raise CheckpointError(f"{path}: {found}")
     return values
@@ -73,7 +86,8 @@ def read_tensors(module: nn.Module, path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A scratch folder whose files move to ``folder`` when the block ends well, each at once; a failure leaves ``folder`` as it was.
+    """A scratch folder whose files move to ``folder`` when the block ends well, each at once; a
+    failure leaves ``folder`` as it was.
 
     Raises:
         CheckpointError: Something cannot be written; the message names the folder and the cause.

@@ -1,8 +1,11 @@
-"""Signs of life of ranks on several machines until they have met; on one machine, ``presence`` knows better.
+"""Signs of life of ranks on several machines until they have met; on one machine, ``presence``
+knows better.
 
-Each rank counts up a number of its own in the launch's store. Who waits for the others watches their
+Each rank counts up a number of its own in the launch's store. Who waits for the others watches
+their
 numbers: a rank whose number stands still is given up and named with its machine. Where somebody
-knows that a rank is dead, because it shares the machine or started it, its word is in the store too.
+knows that a rank is dead, because it shares the machine or started it, its word is in the store
+too.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from typing import Protocol
 
 BEAT_S = 2.0
 SILENCE_S = 90
-"""Seconds of silence at most, less where ``peer_timeout`` is: a process that was stopped for a minute goes on."""
+"""Seconds of silence at most, less where ``peer_timeout`` is: a process that was stopped for a
+minute goes on.
+"""
 SPACE = "lamorel_ext signs of life"
 """Prefix in the store."""
 _WORD, _LAST_WORD = "number of last words", "last word"

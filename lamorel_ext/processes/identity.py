@@ -1,4 +1,6 @@
-"""Which process is meant, and whether it still lives: a number alone may have gone to another one meanwhile."""
+"""Which process is meant, and whether it still lives: a number alone may have gone to another one
+meanwhile.
+"""
 
 from __future__ import annotations
 

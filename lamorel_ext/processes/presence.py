@@ -1,7 +1,8 @@
-"""Ranks of one machine that notice each other's death before they have met; afterwards their connections tell.
+"""Ranks of one machine that notice each other's death before they have met; afterwards their
+connections tell.
 
-Each leaves a file with its process, long before torch is imported, and looks at the files of the others. A file of an earlier launch names a
-process that was never seen alive, and says nothing.
+Each leaves a file with its process, long before torch is imported, and looks at the files of the
+others. A file of an earlier launch names a process that was never seen alive, and says nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _listeners: list[Callable[[str], None]] = []
 
 
 def announce() -> None:
-    """Leave this rank's file and watch the others' until ``met``; does nothing in a process that is no rank, or the second time."""
+    """Leave this rank's file and watch the others' until ``met``; does nothing in a process that is
+    no rank, or the second time.
+    """
     with contextlib.suppress(LamorelExtError, OSError):
         found = rank_and_size()
         if found is None or _started.is_set():
@@ -38,7 +41,9 @@ def announce() -> None:
         rank, size = found
         folder = private_folder()
         _file(folder, rank).write_text(this_process().text, encoding="ascii")
-        threading.Thread(target=_watch, args=(folder, rank, size), name="presence", daemon=True).start()
+        threading.Thread(
+            target=_watch, args=(folder, rank, size), name="presence", daemon=True
+        ).start()
 
 
 def met() -> None:

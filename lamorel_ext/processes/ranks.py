@@ -1,6 +1,8 @@
-"""The variables in which a launch tells a process its rank, and what they mean where something else has set them.
+"""The variables in which a launch tells a process its rank, and what they mean where something else
+has set them.
 
-Containers and batch systems set some of them for a single process too (``RANK=0 WORLD_SIZE=1``): such a process is no rank.
+Containers and batch systems set some of them for a single process too (``RANK=0 WORLD_SIZE=1``):
+such a process is no rank.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ LAUNCH_VARIABLES = (
 
 
 def rank_and_size(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """Rank and number of processes of the launch that this process belongs to; None where it is alone.
+    """Rank and number of processes of the launch that this process belongs to; None where it is
+    alone.
 
     Raises:
         ConfigError: The variables contradict each other; names them with their values.
@@ -56,7 +59,9 @@ def rank_of_log() -> int | None:
 
 
 def speaks() -> bool:
-    """True in the process that says what every rank would say alike: the first one, or the only one."""
+    """True in the process that says what every rank would say alike: the first one, or the only
+    one.
+    """
     return not rank_of_log()
 
 
@@ -67,4 +72,6 @@ def _number(name: str, environment: Mapping[str, str]) -> int | None:
     try:
         return int(text)
     except ValueError as error:
-        raise ConfigError(f"the environment has {name}={text!r}, expected a whole number") from error
+        raise ConfigError(
+            f"the environment has {name}={text!r}, expected a whole number"
+        ) from error

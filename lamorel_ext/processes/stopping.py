@@ -1,8 +1,10 @@
-"""How a process ends that was asked to: by a signal, by another rank, or by the loss of whoever started it.
+"""How a process ends that was asked to: by a signal, by another rank, or by the loss of whoever
+started it.
 
-Where nothing can be lost it ends at once. Inside ``deferring`` (a training run, a server that has clients) the request is noted, and the
-work itself ends at the next moment where a checkpoint is whole. A thread listens, because a main thread may be inside a long computation
-when a signal comes; it also ends the process where the main thread does not come to an end by itself.
+Where nothing can be lost it ends at once. Inside ``deferring`` (a training run, a server that has
+clients) the request is noted, and the work itself ends at the next moment where a checkpoint is
+whole. A thread listens, because a main thread may be inside a long computation when a signal comes;
+it also ends the process where the main thread does not come to an end by itself.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ LOOK_S = 1.0
 SAME_S = 0.3
 """Two signals within so many seconds are one: nobody presses a key so fast."""
 SAME_IN_LAUNCH_S = 3.0
-"""The same for a rank: a batch system signals all processes, and the launcher passes on what it got."""
+"""The same for a rank: a batch system signals all processes, and the launcher passes on what it
+got.
+"""
 END_S = 5
 """Seconds for Python's own end."""
 AT_ONCE_S, TIDY_S = 2.0, 8.0
@@ -49,7 +53,8 @@ class Stop:
     Attributes:
         signum: The exit status is 128 more.
         why: For people: a signal's name, or what happened.
-        patience_s: Seconds for which the present work may go on to a moment where a checkpoint is whole.
+        patience_s: Seconds for which the present work may go on to a moment where a checkpoint is
+            whole.
         limit_s: Seconds after which the process ends, whatever it does.
     """
 
@@ -70,7 +75,8 @@ def lost_parent(parent: Process) -> Stop:
 
 
 class Stopped(KeyboardInterrupt):
-    """This process ends because it was asked to. An interrupt, so that nothing takes it for a failure and goes on.
+    """This process ends because it was asked to. An interrupt, so that nothing takes it for a
+    failure and goes on.
 
     Args:
         stop: The request.
@@ -97,7 +103,7 @@ class _Watch:
         self._parents: list[Process] = []
         self._parent = 0
 
-    # --- on the main thread --------------------------------------------------------------------------------------------------
+    # --- on the main thread -----------------------------------------------------------------------
 
     def start(self) -> None:
         """Hear signals from now on, and look after the processes that started this one."""
@@ -157,7 +163,7 @@ class _Watch:
             self.raised = True
             raise Stopped(self.stop)
 
-    # --- on any thread -------------------------------------------------------------------------------------------------------
+    # --- on any thread ----------------------------------------------------------------------------
 
     def ask(self, stop: Stop) -> None:
         """A request that is no signal."""
@@ -165,7 +171,7 @@ class _Watch:
             self._asked.append(stop)
             self._theirs.send(b"\0")
 
-    # --- on the listening thread ---------------------------------------------------------------------------------------------
+    # --- on the listening thread ------------------------------------------------------------------
 
     def _listen(self) -> None:
         while True:
@@ -207,14 +213,17 @@ class _Watch:
         if self.stop is None or not self.hears:
             return
         if time.monotonic() > self._limit:
-            _end(Stopped(self.stop, "its work did not come to an end in time"), self.stop.exit_status)
+            _end(
+                Stopped(self.stop, "its work did not come to an end in time"), self.stop.exit_status
+            )
         if not self.raised or self.at_once:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
 
     def _find_parents(self) -> None:
         named = [read(text) for text in os.environ.get(PARENTS, "").split(",")]
         self._parents = [each for each in named if each is not None and each.visible]
-        # Started by torch's agent, ours or another one; a shell may go without taking its jobs along.
+        # Started by torch's agent, ours or another one; a shell may go without taking its jobs
+        # along.
         if "TORCHELASTIC_RUN_ID" in os.environ:
             self._parent = os.getppid()
             self._agent = process(self._parent)
@@ -244,7 +253,9 @@ _watch = _Watch()
 
 
 def listen_early() -> None:
-    """Hear signals while a programme of ours still imports; for the packages that are run with ``python -m`` or as a command."""
+    """Hear signals while a programme of ours still imports; for the packages that are run with
+    ``python -m`` or as a command.
+    """
     command = Path(sys.argv[0]).name if getattr(sys, "argv", None) else ""
     if command == "-m" or command.startswith("lamorel-ext-"):
         _watch.start()
@@ -301,7 +312,8 @@ def leave(detail: str, stop: Stop | None = None) -> Stopped:
 def deferring(
     on_stop: Callable[[Stop], None] | None = None, follows: bool = False
 ) -> Iterator[None]:
-    """Note requests instead of ending; whoever is inside looks at ``asked`` where it can end without a loss.
+    """Note requests instead of ending; whoever is inside looks at ``asked`` where it can end
+    without a loss.
 
     Args:
         on_stop: Called with the request when it comes, on another thread.

@@ -1,7 +1,14 @@
 """Observation history and prompt templates: pure text."""
 
 from lamorel_ext.prompts.history import PromptHistory, PromptStep
-from lamorel_ext.prompts.templates import ACTION_NAMES, feedback_sentence, glam_prompt, glam_prompt_french, lamorel_prompt, with_feedback
+from lamorel_ext.prompts.templates import (
+    ACTION_NAMES,
+    feedback_sentence,
+    glam_prompt,
+    glam_prompt_french,
+    lamorel_prompt,
+    with_feedback,
+)
 from lamorel_ext.prompts.wordings import PLAIN, WORDINGS, Wording
 
 __all__ = [

@@ -1,4 +1,6 @@
-"""From observations to prompts: the window over each environment's episode that a ``glam`` prompt shows."""
+"""From observations to prompts: the window over each environment's episode that a ``glam`` prompt
+shows.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lamorel_ext.errors import CheckpointError, ConfigError
-from lamorel_ext.prompts.templates import ACTION_NAMES, Template, action_name, can_say, glam_prompt, glam_prompt_french, lamorel_prompt
+from lamorel_ext.prompts.templates import (
+    ACTION_NAMES,
+    Template,
+    action_name,
+    can_say,
+    glam_prompt,
+    glam_prompt_french,
+    lamorel_prompt,
+)
 
 if TYPE_CHECKING:  # launchers read the templates beside this file, without torch
     from lamorel_ext.types import ObservationBatch, StepBatch
@@ -21,8 +31,10 @@ class PromptStep:
     """Prompts of one step, apart as in ``StepBatch``.
 
     Attributes:
-        reached: Prompts of the states reached, with the history of the episode they belong to: for bootstrapping.
-        current: Prompts of the states in which the next actions are taken; a new episode's has no history.
+        reached: Prompts of the states reached, with the history of the episode they belong to: for
+            bootstrapping.
+        current: Prompts of the states in which the next actions are taken; a new episode's has no
+            history.
     """
 
     reached: tuple[str, ...]
@@ -39,12 +51,14 @@ class _Window:
 
 
 class PromptHistory:
-    """Turns the observations of several environments into prompts, and remembers what their templates show.
+    """Turns the observations of several environments into prompts, and remembers what their
+    templates show.
 
     Args:
         template: ``lamorel`` (the current observation) or ``glam`` (action list and history).
         history: Observations in a ``glam`` prompt, the current one included.
-        language: ``fr`` takes the French form of the ``glam`` template, which can only say go-to missions. ``lamorel`` has one form.
+        language: ``fr`` takes the French form of the ``glam`` template, which can only say go-to
+            missions. ``lamorel`` has one form.
         action_names: Texts of the actions on offer.
     """
 
@@ -71,7 +85,9 @@ class PromptHistory:
         Raises:
             ConfigError: A mission cannot be said in the chosen template and language.
         """
-        self._windows = [self._start(observations, index) for index in range(len(observations.missions))]
+        self._windows = [
+            self._start(observations, index) for index in range(len(observations.missions))
+        ]
         return self._prompts()
 
     def step(self, actions: Sequence[int] | np.ndarray, step: StepBatch) -> PromptStep:
@@ -81,7 +97,9 @@ class PromptHistory:
             actions: ``(num_envs,)``, the environment actions that were taken.
             step: What they led to.
         """
-        for window, action, sentences in zip(self._windows, actions, step.reached.descriptions, strict=True):
+        for window, action, sentences in zip(
+            self._windows, actions, step.reached.descriptions, strict=True
+        ):
             window.actions.append(action_name(int(action)))
             window.observations.append(sentences)
             if len(window.observations) > self.history:
@@ -116,7 +134,11 @@ class PromptHistory:
         """
         try:
             self._windows = [
-                _Window(str(saved["mission"]), deque(tuple(sentences) for sentences in saved["observations"]), deque(saved["actions"]))
+                _Window(
+                    str(saved["mission"]),
+                    deque(tuple(sentences) for sentences in saved["observations"]),
+                    deque(saved["actions"]),
+                )
                 for saved in state
             ]
             return self._prompts()
@@ -127,7 +149,8 @@ class PromptHistory:
         mission = observations.missions[index]
         if not can_say(mission, self.template, self.language):
             raise ConfigError(
-                f"env.prompt: the French glam prompt can only say go-to missions, got {mission!r}; take env.prompt=lamorel or env.language=en"
+                f"env.prompt: the French glam prompt can only say go-to missions, got {mission!r};"
+                " take env.prompt=lamorel or env.language=en"
             )
         return _Window(mission, deque([tuple(observations.descriptions[index])]))
 

@@ -14,9 +14,19 @@ DONE_NAME = "done"
 
 _FRENCH_DETERMINERS = {"the": "la", "a": "une"}
 _FRENCH_NOUNS = {"box": "boîte", "ball": "balle", "key": "clef"}
-_FRENCH_ADJECTIVES = {"red": "rouge", "green": "verte", "blue": "bleue", "purple": "violette", "yellow": "jaune", "grey": "grise"}
+_FRENCH_ADJECTIVES = {
+    "red": "rouge",
+    "green": "verte",
+    "blue": "bleue",
+    "purple": "violette",
+    "yellow": "jaune",
+    "grey": "grise",
+}
 
-_FEEDBACK = {True: "Your last instruction was better than the one before.", False: "Your last instruction was worse than the one before."}
+_FEEDBACK = {
+    True: "Your last instruction was better than the one before.",
+    False: "Your last instruction was worse than the one before.",
+}
 
 
 def action_name(action: int) -> str:
@@ -30,41 +40,59 @@ def lamorel_prompt(mission: str, descriptions: Sequence[str]) -> str:
 
 
 def glam_prompt(
-    mission: str, observations: Sequence[Sequence[str]], actions: Sequence[str], action_names: Sequence[str] = ACTION_NAMES
+    mission: str,
+    observations: Sequence[Sequence[str]],
+    actions: Sequence[str],
+    action_names: Sequence[str] = ACTION_NAMES,
 ) -> str:
-    """GLAM's prompt (Carta et al. 2023): the actions on offer, the mission, and a window of the episode.
+    """GLAM's prompt (Carta et al. 2023): the actions on offer, the mission, and a window of the
+    episode.
 
     Args:
         mission: Mission of the episode.
-        observations: The last observations' sentences, oldest first; the last one is the current state.
+        observations: The last observations' sentences, oldest first; the last one is the current
+            state.
         actions: Texts of the actions taken between them, one fewer.
         action_names: Texts of the actions on offer.
 
     Raises:
         ValueError: There is not exactly one action between every two observations.
     """
-    head = f"Possible action of the agent: {', '.join(action_names)} \n Goal of the agent: {mission}"
+    head = (
+        f"Possible action of the agent: {', '.join(action_names)} \n Goal of the agent: {mission}"
+    )
     return head + _window(observations, actions)
 
 
 def glam_prompt_french(
-    mission: str, observations: Sequence[Sequence[str]], actions: Sequence[str], action_names: Sequence[str] = ACTION_NAMES
+    mission: str,
+    observations: Sequence[Sequence[str]],
+    actions: Sequence[str],
+    action_names: Sequence[str] = ACTION_NAMES,
 ) -> str:
-    """The French variant of ``glam_prompt``. Every mission becomes a go-to mission: see ``french_goal``."""
-    head = f"Actions possibles pour l'agent: {', '.join(action_names)} \n But de l'agent: {french_goal(mission)}"
+    """The French variant of ``glam_prompt``.
+
+    Every mission becomes a go-to mission: see ``french_goal``.
+    """
+    head = (
+        f"Actions possibles pour l'agent: {', '.join(action_names)} \n But de l'agent:"
+        f" {french_goal(mission)}"
+    )
     return head + _window(observations, actions)
 
 
 def can_say(mission: str, template: Template, language: Literal["en", "fr"]) -> bool:
-    """True where a mission can be said in a template; the French ``glam`` one only knows how to go somewhere."""
+    """True where a mission can be said in a template; the French ``glam`` one only knows how to go
+    somewhere.
+    """
     return template != "glam" or language != "fr" or mission.startswith("go to ")
 
 
 def french_goal(mission: str) -> str:
     """GLAM's translation of a mission, which always reads ``aller à ...``.
 
-    Words are found as substrings and the last match of a table wins, so that the article is ``une`` wherever an ``a`` occurs
-    (``the red ball``). A word that is not found leaves its place empty.
+    Words are found as substrings and the last match of a table wins, so that the article is ``une``
+    wherever an ``a`` occurs (``the red ball``). A word that is not found leaves its place empty.
     """
     found = []
     for table in (_FRENCH_DETERMINERS, _FRENCH_NOUNS, _FRENCH_ADJECTIVES):
@@ -74,12 +102,15 @@ def french_goal(mission: str) -> str:
 
 
 def feedback_sentence(signal: float) -> str:
-    """The paper's instruction feedback in words: whether the last instruction was better (``signal > 0``) or worse; nothing at 0."""
+    """The paper's instruction feedback in words: whether the last instruction was better (``signal
+    > 0``) or worse; nothing at 0.
+    """
     return _FEEDBACK[signal > 0] if signal else ""
 
 
 def with_feedback(prompt: str, signal: float) -> str:
-    """Put the feedback in a line of its own before the prompt's last line, in the manner of its template.
+    """Put the feedback in a line of its own before the prompt's last line, in the manner of its
+    template.
 
     Args:
         prompt: A prompt of this module.
@@ -95,8 +126,14 @@ def with_feedback(prompt: str, signal: float) -> str:
 
 def _window(observations: Sequence[Sequence[str]], actions: Sequence[str]) -> str:
     if len(actions) + 1 != len(observations):
-        raise ValueError(f"{len(observations)} observations have {len(observations) - 1} actions between them, got {len(actions)}")
+        raise ValueError(
+            f"{len(observations)} observations have {len(observations) - 1} actions between them,"
+            f" got {len(actions)}"
+        )
     lines = []
     for index, (sentences, action) in enumerate(zip(observations, (*actions, ""), strict=True)):
-        lines.append(f" \n Observation {index}: {''.join(f'{sentence}, ' for sentence in sentences)}\n Action {index}: {action}")
+        lines.append(
+            f" \n Observation {index}: {''.join(f'{sentence}, ' for sentence in sentences)}\n"
+            f" Action {index}: {action}"
+        )
     return "".join(lines)

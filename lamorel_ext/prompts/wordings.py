@@ -1,7 +1,10 @@
-"""Other words for the same things: what a policy is asked in after training, to see what its success hangs on.
+"""Other words for the same things: what a policy is asked in after training, to see what its
+success hangs on.
 
-A wording changes texts and nothing else: the episode, its law and the number of candidates stay. The tests are those of Carta et al. 2023 (arXiv
-2302.02662, section 4.3, with the words of its public code). There, words are replaced as substrings of the finished prompt; here only whole words are.
+A wording changes texts and nothing else: the episode, its law and the number of candidates stay.
+    The tests are those of Carta et al. 2023 (arXiv
+2302.02662, section 4.3, with the words of its public code). There, words are replaced as substrings
+of the finished prompt; here only whole words are.
 """
 
 from __future__ import annotations
@@ -11,18 +14,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-_ACTION_LINE = re.compile(r"^( ?(?:Possible action of the agent|Actions possibles pour l'agent|Action \d+):)(.*)$", re.MULTILINE)
-"""The lines of ``templates`` that name actions: those on offer, and those taken. Missions and sentences may contain the same words."""
+_ACTION_LINE = re.compile(
+    r"^( ?(?:Possible action of the agent|Actions possibles pour l'agent|Action \d+):)(.*)$",
+    re.MULTILINE,
+)
+"""The lines of ``templates`` that name actions: those on offer, and those taken. Missions and
+sentences may contain the same words.
+"""
 
 
 @dataclass(frozen=True)
 class Wording:
-    """Replacements. Those of one mapping are made at once, so that words may be swapped; names of actions come before words.
+    """Replacements. Those of one mapping are made at once, so that words may be swapped; names of
+    actions come before words.
 
     Attributes:
         name: Of the wording.
         words: Whole words or phrases, replaced wherever they stand.
-        actions: Names of actions, replaced in candidates and where a prompt lists actions or tells those taken, but not in missions.
+        actions: Names of actions, replaced in candidates and where a prompt lists actions or tells
+            those taken, but not in missions.
 
     Raises:
         ValueError: Two words would become the same one, or something is to be replaced by nothing.
@@ -35,9 +45,14 @@ class Wording:
     def __post_init__(self) -> None:
         for mapping in (self.words, self.actions):
             if len(set(mapping.values())) < len(mapping):
-                raise ValueError(f"{self.name}: two words would become the same one: {dict(mapping)}")
+                raise ValueError(
+                    f"{self.name}: two words would become the same one: {dict(mapping)}"
+                )
             if not all(key and value for key, value in mapping.items()):
-                raise ValueError(f"{self.name}: words may be neither empty nor replaced by nothing: {dict(mapping)}")
+                raise ValueError(
+                    f"{self.name}: words may be neither empty nor replaced by nothing:"
+                    f" {dict(mapping)}"
+                )
 
     def text(self, text: str) -> str:
         """A mission, a sentence, or a prompt without names of actions."""
@@ -72,14 +87,29 @@ class _Replacer:
     def __init__(self, mapping: Mapping[str, str]) -> None:
         longest_first = sorted(mapping, key=len, reverse=True)
         self._mapping = dict(mapping)
-        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)") if mapping else None
+        self._pattern = (
+            re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
+            if mapping
+            else None
+        )
 
     def __call__(self, text: str) -> str:
-        return text if self._pattern is None else self._pattern.sub(lambda found: self._mapping[found[0]], text)
+        return (
+            text
+            if self._pattern is None
+            else self._pattern.sub(lambda found: self._mapping[found[0]], text)
+        )
 
 
 _INVENTED_NOUNS = {"key": "dax", "ball": "xolo", "box": "afze"}
-_INVENTED_COLOURS = {"red": "faze", "green": "jatu", "blue": "croh", "purple": "vurst", "yellow": "gakul", "grey": "sil"}
+_INVENTED_COLOURS = {
+    "red": "faze",
+    "green": "jatu",
+    "blue": "croh",
+    "purple": "vurst",
+    "yellow": "gakul",
+    "grey": "sil",
+}
 
 PLAIN = Wording("plain")
 """Everything as it is."""
@@ -89,7 +119,14 @@ WORDINGS = {
         Wording("other_nouns", {"key": "chair", "ball": "table", "box": "car"}),
         Wording(
             "other_colours",
-            {"red": "vermilion", "green": "jade", "blue": "cyan", "purple": "violet", "yellow": "golden", "grey": "silver"},
+            {
+                "red": "vermilion",
+                "green": "jade",
+                "blue": "cyan",
+                "purple": "violet",
+                "yellow": "golden",
+                "grey": "silver",
+            },
         ),
         Wording("invented_nouns", _INVENTED_NOUNS),
         Wording("invented_colours", _INVENTED_COLOURS),

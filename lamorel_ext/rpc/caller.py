@@ -56,7 +56,14 @@ from lamorel_ext.types import (
 A = TypeVar("A", ScoreResult, GenerateResult, UpdateResult, InfoResult, CallResult, Done)
 T = TypeVar("T")
 
-COUNTERS = ("llm_calls", "llm_prompts", "llm_tokens", "update_calls", "server_seconds", "transport_seconds")
+COUNTERS = (
+    "llm_calls",
+    "llm_prompts",
+    "llm_tokens",
+    "update_calls",
+    "server_seconds",
+    "transport_seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ class ScoreShare:
 
     Attributes:
         own: Waits for this client's answers, and gives them by server. Raises as ``score_batch``.
-        whole: The answer to the whole batch, from those of every server that was asked, in their order.
+        whole: The answer to the whole batch, from those of every server that was asked, in their
+            order.
     """
 
     own: Callable[[], dict[int, ScoreResult]]
@@ -81,20 +89,24 @@ class _Cut:
 
 
 class Caller:
-    """Asks the LLM servers, in types (``score_batch`` and its like) or in Lamorel's call shape (``score`` and its like).
+    """Asks the LLM servers, in types (``score_batch`` and its like) or in Lamorel's call shape
+    (``score`` and its like).
 
-    A batch is cut into one shard per server. Everything that cannot be answered raises ``RequestError`` before anything is sent; an exception on
-    a server raises ``RemoteError`` here, a server that died ``PeerDiedError``, one that is silent too long ``RequestTimeout``.
+    A batch is cut into one shard per server. Everything that cannot be answered raises
+    ``RequestError`` before anything is sent; an exception on a server raises ``RemoteError`` here,
+    a server that died ``PeerDiedError``, one that is silent too long ``RequestTimeout``.
 
-    As a context manager it takes leave of the servers at the end; where the block ends with an exception, they learn of it and end too.
+    As a context manager it takes leave of the servers at the end; where the block ends with an
+    exception, they learn of it and end too.
 
     Args:
         transport: Carries the requests.
-        first_server: Server that gets the first shard, so that the small requests of several clients do not all go to one server.
+        first_server: Server that gets the first shard, so that the small requests of several
+            clients do not all go to one server.
         rl_group: Process group of the RL clients among themselves, for ``get_rl_dist_group``.
         clients: The same for the clients of one training run; None where there is one.
-        shards: ``distinct`` computes equal prompts on one server only, see ``PromptPlaces``; ``contiguous`` cuts
-            a batch where it is.
+        shards: ``distinct`` computes equal prompts on one server only, see ``PromptPlaces``;
+            ``contiguous`` cuts a batch where it is.
 
     Attributes:
         clients: See above.
@@ -128,13 +140,14 @@ class Caller:
     def stats(self) -> dict[str, float]:
         """Counters since the start.
 
-        ``llm_calls``, ``llm_prompts``, ``llm_tokens`` count what was scored or generated, ``update_calls`` the updates; ``server_seconds`` is the
-        time that the slowest server of each call spent on it, ``transport_seconds`` all the rest between asking and having the answer.
+        ``llm_calls``, ``llm_prompts``, ``llm_tokens`` count what was scored or generated,
+        ``update_calls`` the updates; ``server_seconds`` is the time that the slowest server of each
+        call spent on it, ``transport_seconds`` all the rest between asking and having the answer.
         """
         with self._lock:
             return dict(self._counters)
 
-    # --- typed -----------------------------------------------------------------------------------------------------------------
+    # --- typed ------------------------------------------------------------------------------------
 
     def submit_score(self, request: ScoreRequest) -> Future[ScoreResult]:
         """Ask for scores and go on; the future raises what ``score_batch`` would.
@@ -152,9 +165,16 @@ class Caller:
             result = cut.whole(results)
             if len(result.counts) != num_prompts or result.log_probs.shape != (sum(result.counts),):
                 raise ProtocolError(
-                    f"expected the scores of {num_prompts} prompts, got {len(result.counts)} with {len(result.log_probs)} numbers"
+                    f"expected the scores of {num_prompts} prompts, got {len(result.counts)} with"
+                    f" {len(result.log_probs)} numbers"
                 )
-            self._count(started, results, llm_calls=1, llm_prompts=num_prompts, llm_tokens=result.stats.get("tokens", 0.0))
+            self._count(
+                started,
+                results,
+                llm_calls=1,
+                llm_prompts=num_prompts,
+                llm_tokens=result.stats.get("tokens", 0.0),
+            )
             return result
 
         return gather([self._send(place, shard) for place, shard in cut.shards.items()], finish)
@@ -162,12 +182,13 @@ class Caller:
     def submit_share(self, request: ScoreRequest, place: int, of: int) -> ScoreShare:
         """Ask for one client's part of a batch of which ``of`` clients ask a part each.
 
-        The batch is cut as one client would cut it, and every server gets its whole shard from one client: it answers to
-        the last bit what it would have answered to one client.
+        The batch is cut as one client would cut it, and every server gets its whole shard from one
+        client: it answers to the last bit what it would have answered to one client.
 
         Args:
             request: The whole batch.
-            place: Which of the clients this is; it asks the servers ``place``, ``place + of`` and so on.
+            place: Which of the clients this is; it asks the servers ``place``, ``place + of`` and
+                so on.
             of: How many clients there are.
         """
         check_score(request)
@@ -184,7 +205,9 @@ class Caller:
 
         if not shards:
             return ScoreShare(dict, cut.whole)
-        pending = gather([self._transport.submit(server, shard) for server, shard in shards.items()], finish)
+        pending = gather(
+            [self._transport.submit(server, shard) for server, shard in shards.items()], finish
+        )
         return ScoreShare(pending.result, cut.whole)
 
     def forget_places(self) -> None:
@@ -211,9 +234,20 @@ class Caller:
         def finish(answers: Sequence[Answer]) -> GenerateResult:
             results = _expect(GenerateResult, answers)
             result = merge_generate(results)
-            if len(result.texts) != num_prompts or not len(result.tokens) == len(result.token_log_probs) == sum(result.lengths):
-                raise ProtocolError(f"expected texts for {num_prompts} prompts, got {len(result.texts)} with {len(result.tokens)} tokens")
-            self._count(started, results, llm_calls=1, llm_prompts=num_prompts, llm_tokens=result.stats.get("tokens", 0.0))
+            if len(result.texts) != num_prompts or not len(result.tokens) == len(
+                result.token_log_probs
+            ) == sum(result.lengths):
+                raise ProtocolError(
+                    f"expected texts for {num_prompts} prompts, got {len(result.texts)} with"
+                    f" {len(result.tokens)} tokens"
+                )
+            self._count(
+                started,
+                results,
+                llm_calls=1,
+                llm_prompts=num_prompts,
+                llm_tokens=result.stats.get("tokens", 0.0),
+            )
             return result
 
         return gather(self._submit(shards), finish).result()
@@ -222,12 +256,18 @@ class Caller:
         """Apply an updater to a whole batch on all servers. Raises as ``score_batch``."""
         return merge_update(self._update(request))
 
-    def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None:
-        """Bring back the weights of the start, or draw fresh ones; heads and optimisers start anew from ``seed``. See ``ResetRequest``."""
+    def reset(
+        self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()
+    ) -> None:
+        """Bring back the weights of the start, or draw fresh ones; heads and optimisers start anew
+        from ``seed``. See ``ResetRequest``.
+        """
         self._everywhere(ResetRequest(seed, weights, unused))
 
     def save(self, folder: str) -> None:
-        """Let the first server write weights, heads and optimiser states below ``folder``, a path on its machine."""
+        """Let the first server write weights, heads and optimiser states below ``folder``, a path
+        on its machine.
+        """
         self._everywhere(SaveRequest(str(folder)))
 
     def load(self, folder: str) -> None:
@@ -235,15 +275,21 @@ class Caller:
         self._everywhere(LoadRequest(str(folder)))
 
     def forget(self) -> None:
-        """Let every server drop the answers it remembers: costs and rounding then do not depend on what was asked before."""
+        """Let every server drop the answers it remembers: costs and rounding then do not depend on
+        what was asked before.
+        """
         self._everywhere(ForgetRequest())
 
     def info(self) -> Mapping[str, Scalar]:
         """What the first server hosts, and ``num_servers``."""
-        (answer,) = gather([self._transport.submit(0, InfoRequest())], lambda answers: _expect(InfoResult, answers)).result()
+        (answer,) = gather(
+            [self._transport.submit(0, InfoRequest())], lambda answers: _expect(InfoResult, answers)
+        ).result()
         return {**answer.info, "num_servers": self.num_servers}
 
-    def call(self, requests: Mapping[int, CallRequest], together: bool = False) -> list[dict[str, Any]]:
+    def call(
+        self, requests: Mapping[int, CallRequest], together: bool = False
+    ) -> list[dict[str, Any]]:
         """Call servers that host a model in Lamorel's way.
 
         Args:
@@ -256,12 +302,19 @@ class Caller:
         """
         if not together:
             asked = [self._transport.submit(server, each) for server, each in requests.items()]
-            return [answer.values for answer in gather(asked, lambda answers: _expect(CallResult, answers)).result()]
-        everybody = [requests.get(server, CallRequest("sit_by")) for server in range(self.num_servers)]
-        answers = gather(self._transport.submit_together(everybody), lambda found: _expect(CallResult, found)).result()
+            return [
+                answer.values
+                for answer in gather(asked, lambda answers: _expect(CallResult, answers)).result()
+            ]
+        everybody = [
+            requests.get(server, CallRequest("sit_by")) for server in range(self.num_servers)
+        ]
+        answers = gather(
+            self._transport.submit_together(everybody), lambda found: _expect(CallResult, found)
+        ).result()
         return [answers[server].values for server in requests]
 
-    # --- Lamorel's call shape ----------------------------------------------------------------------------------------------------
+    # --- Lamorel's call shape ---------------------------------------------------------------------
 
     def score(
         self,
@@ -276,42 +329,70 @@ class Caller:
             contexts: ``n`` prompts.
             candidates: ``n`` lists.
             additional_module_function_keys: Module functions to evaluate besides.
-            **kwargs: Lamorel's ``require_grad=False`` and ``minibatch_size`` are accepted and change nothing.
+            **kwargs: Lamorel's ``require_grad=False`` and ``minibatch_size`` are accepted and
+                change nothing.
 
         Returns:
-            One tensor ``(num_candidates,)`` per context, in nats; with additional keys one dictionary per context, with the tensor as ``__score``
-            and a row ``(1, ...)`` of each module function.
+            One tensor ``(num_candidates,)`` per context, in nats; with additional keys one
+            dictionary per context, with the tensor as ``__score`` and a row ``(1, ...)`` of each
+            module function.
         """
-        rows = self.custom_module_fns((lamorel_shape.SCORE_KEY, *additional_module_function_keys), contexts, candidates, **kwargs)
-        return rows if additional_module_function_keys else [row[lamorel_shape.SCORE_KEY] for row in rows]
+        rows = self.custom_module_fns(
+            (lamorel_shape.SCORE_KEY, *additional_module_function_keys),
+            contexts,
+            candidates,
+            **kwargs,
+        )
+        return (
+            rows
+            if additional_module_function_keys
+            else [row[lamorel_shape.SCORE_KEY] for row in rows]
+        )
 
     def custom_module_fns(
-        self, module_function_keys: Sequence[str], contexts: Sequence[str], candidates: Sequence[Sequence[str]] | None = None, **kwargs: Any
+        self,
+        module_function_keys: Sequence[str],
+        contexts: Sequence[str],
+        candidates: Sequence[Sequence[str]] | None = None,
+        **kwargs: Any,
     ) -> list[dict[str, Tensor]]:
-        """Evaluate module functions; one dictionary per context, with a row ``(1, ...)`` of each, and ``__score`` where the keys have it."""
+        """Evaluate module functions; one dictionary per context, with a row ``(1, ...)`` of each,
+        and ``__score`` where the keys have it.
+        """
         request = lamorel_shape.score_request(contexts, candidates, module_function_keys, kwargs)
         return lamorel_shape.rows_of_score(self.score_batch(request), request)
 
-    def generate(self, contexts: Sequence[str], return_logprobs: bool = False, **kwargs: Any) -> list[list[dict[str, Any]]]:
+    def generate(
+        self, contexts: Sequence[str], return_logprobs: bool = False, **kwargs: Any
+    ) -> list[list[dict[str, Any]]]:
         """Continue each context.
 
         Args:
             contexts: ``n`` prompts.
-            return_logprobs: Give ``text_logprob`` and ``tokens_logprob`` (nats) in place of ``text_probability`` and ``tokens_probability``.
+            return_logprobs: Give ``text_logprob`` and ``tokens_logprob`` (nats) in place of
+                ``text_probability`` and ``tokens_probability``.
             **kwargs: Arguments of transformers' ``generate``; ``seed`` fixes the sampling.
 
         Returns:
-            For each context a list with one dictionary per sequence: ``text``, ``tokens`` and the two above.
+            For each context a list with one dictionary per sequence: ``text``, ``tokens`` and the
+                two above.
         """
-        return lamorel_shape.rows_of_generate(self.generate_batch(lamorel_shape.generate_request(contexts, kwargs)), return_logprobs)
+        return lamorel_shape.rows_of_generate(
+            self.generate_batch(lamorel_shape.generate_request(contexts, kwargs)), return_logprobs
+        )
 
-    def update(self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], **kwargs: Any) -> list[dict[str, float]]:
+    def update(
+        self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], **kwargs: Any
+    ) -> list[dict[str, float]]:
         """Apply an updater to a batch; see ``lamorel_shape.update_request`` for the arguments.
 
         Returns:
             What the update did, one dictionary per server.
         """
-        return [result.stats for result in self._update(lamorel_shape.update_request(contexts, candidates, kwargs))]
+        return [
+            result.stats
+            for result in self._update(lamorel_shape.update_request(contexts, candidates, kwargs))
+        ]
 
     def get_rl_dist_group(self) -> Any:
         """The ``torch.distributed`` group of the RL clients among themselves.
@@ -320,10 +401,12 @@ class Caller:
             RpcError: This process was not launched as one of several ranks.
         """
         if self._rl_group is None:
-            raise RpcError("there is no group of RL processes: this caller was not made by connect()")
+            raise RpcError(
+                "there is no group of RL processes: this caller was not made by connect()"
+            )
         return self._rl_group
 
-    # --- the end -------------------------------------------------------------------------------------------------------------------
+    # --- the end ----------------------------------------------------------------------------------
 
     def fail(self, error: BaseException) -> None:
         """Tell the servers that this process ends because of ``error``; they end too."""
@@ -336,14 +419,19 @@ class Caller:
     def __enter__(self) -> Caller:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         well = isinstance(error, SystemExit) and not error.code
         if error is None or well or isinstance(error, Stopped):
             self.close()
         else:
             self.fail(error)
 
-    # --- inside --------------------------------------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------
 
     def _submit(self, shards: Sequence[Request]) -> list[Future[Answer]]:
         return [self._send(place, shard) for place, shard in enumerate(shards)]
@@ -354,7 +442,11 @@ class Caller:
     def _cut(self, request: ScoreRequest) -> _Cut:
         """One shard per server that is asked, by its number."""
         if self._places is None:
-            shards = {place: shard for place, shard in enumerate(split_score(request, self.num_servers)) if shard.prompts}
+            shards = {
+                place: shard
+                for place, shard in enumerate(split_score(request, self.num_servers))
+                if shard.prompts
+            }
             return _Cut(shards, merge_score)
         rows = {place: part for place, part in enumerate(self._places.cut(request)) if part}
         parts = list(rows.values())
@@ -363,7 +455,10 @@ class Caller:
 
     def _everywhere(self, request: Request) -> None:
         self.forget_places()
-        gather(self._transport.submit_together([request] * self.num_servers), lambda answers: _expect(Done, answers)).result()
+        gather(
+            self._transport.submit_together([request] * self.num_servers),
+            lambda answers: _expect(Done, answers),
+        ).result()
 
     def _update(self, request: UpdateRequest) -> list[UpdateResult]:
         check_update(request)
@@ -375,18 +470,32 @@ class Caller:
             self._count(started, results, update_calls=1)
             return results
 
-        return gather(self._transport.submit_together(split_update(request, self.num_servers)), finish).result()
+        return gather(
+            self._transport.submit_together(split_update(request, self.num_servers)), finish
+        ).result()
 
-    def _count(self, started: float, results: Sequence[ScoreResult | GenerateResult | UpdateResult], **counts: float) -> None:
+    def _count(
+        self,
+        started: float,
+        results: Sequence[ScoreResult | GenerateResult | UpdateResult],
+        **counts: float,
+    ) -> None:
         seconds = time.perf_counter() - started
         slowest = max(result.stats.get("seconds", 0.0) for result in results)
         with self._lock:
-            for name, count in {**counts, "server_seconds": slowest, "transport_seconds": max(0.0, seconds - slowest)}.items():
+            for name, count in {
+                **counts,
+                "server_seconds": slowest,
+                "transport_seconds": max(0.0, seconds - slowest),
+            }.items():
                 self._counters[name] += count
 
 
 def _expect(kind: type[A], answers: Sequence[Answer]) -> list[A]:
     expected = [answer for answer in answers if isinstance(answer, kind)]
     if len(expected) < len(answers):
-        raise ProtocolError(f"expected {kind.__name__} from every server, got {[type(answer).__name__ for answer in answers]}")
+        raise ProtocolError(
+            f"expected {kind.__name__} from every server, got"
+            f" {[type(answer).__name__ for answer in answers]}"
+        )
     return expected

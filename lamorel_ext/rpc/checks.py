@@ -1,4 +1,7 @@
-"""What a request must be like, so that it can be answered at all. The client checks before it sends, a server before it works."""
+"""What a request must be like, so that it can be answered at all.
+
+The client checks before it sends, a server before it works.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ def check_generate(request: GenerateRequest) -> None:
 
 
 def check_update(request: UpdateRequest) -> None:
-    """Raises ``RequestError`` naming the key or index of the first thing that is wrong. A shard may be empty, a whole batch may not."""
+    """Raises ``RequestError`` naming the key or index of the first thing that is wrong.
+
+    A shard may be empty, a whole batch may not.
+    """
     num_prompts = len(request.prompts)
     if request.total < 1:
         _check_prompts(request.prompts)
@@ -39,7 +45,9 @@ def check_update(request: UpdateRequest) -> None:
     for name, tensor in request.data.items():
         rows = tensor.shape[0] if tensor.dim() else "no"
         if rows != num_prompts:
-            raise RequestError(f"data[{name!r}] has {rows} rows, expected {num_prompts}, one per prompt")
+            raise RequestError(
+                f"data[{name!r}] has {rows} rows, expected {num_prompts}, one per prompt"
+            )
     _check_options(request.options)
 
 
@@ -59,7 +67,9 @@ def _check_strings(texts: Sequence[str], name: str) -> None:
 
 def _check_candidates(candidates: Sequence[Sequence[str]], num_prompts: int) -> None:
     if len(candidates) != num_prompts:
-        raise RequestError(f"candidates has {len(candidates)} lists, expected {num_prompts}, one per prompt")
+        raise RequestError(
+            f"candidates has {len(candidates)} lists, expected {num_prompts}, one per prompt"
+        )
     checked: set[int] = set()
     for index, texts in enumerate(candidates):
         # Most prompts share one tuple: look at it once.
@@ -75,9 +85,15 @@ def _check_candidates(candidates: Sequence[Sequence[str]], num_prompts: int) -> 
 
 def _check_indices(indices: torch.Tensor, num_prompts: int, total: int) -> None:
     if indices.dtype != torch.int64 or indices.shape != (num_prompts,):
-        raise RequestError(f"indices is {indices.dtype} of shape {tuple(indices.shape)}, expected torch.int64 of shape ({num_prompts},)")
+        raise RequestError(
+            f"indices is {indices.dtype} of shape {tuple(indices.shape)}, expected torch.int64 of"
+            f" shape ({num_prompts},)"
+        )
     if num_prompts and not (0 <= int(indices.min()) and int(indices.max()) < total):
-        raise RequestError(f"indices lie between {int(indices.min())} and {int(indices.max())}, expected 0 to {total - 1}")
+        raise RequestError(
+            f"indices lie between {int(indices.min())} and {int(indices.max())}, expected 0 to"
+            f" {total - 1}"
+        )
     if len(torch.unique(indices)) != num_prompts:
         raise RequestError("indices names a place twice")
 
@@ -85,4 +101,6 @@ def _check_indices(indices: torch.Tensor, num_prompts: int, total: int) -> None:
 def _check_options(options: dict[str, bool | int | float | str]) -> None:
     for name, value in options.items():
         if not isinstance(value, (bool, int, float, str)):
-            raise RequestError(f"options[{name!r}] is {value!r:.80}, expected a number, a bool or a string")
+            raise RequestError(
+                f"options[{name!r}] is {value!r:.80}, expected a number, a bool or a string"
+            )

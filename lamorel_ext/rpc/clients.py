@@ -1,7 +1,9 @@
-"""The RL clients of one run among themselves: what each of them does, all get; what the first does for all, all hear of.
+"""The RL clients of one run among themselves: what each of them does, all get; what the first does
+for all, all hear of.
 
-Every client does the same work in the same order, on the same numbers, and what only one of them has done is exchanged. An exception
-in such a piece of work is raised on every client, so that none waits for one that has given up.
+Every client does the same work in the same order, on the same numbers, and what only one of them
+has done is exchanged. An exception in such a piece of work is raised on every client, so that none
+waits for one that has given up.
 """
 
 from __future__ import annotations
@@ -98,8 +100,8 @@ class Clients:
         others = [f"rl client {rank}" for rank, each in enumerate(told) if each != told[0]]
         if others:
             raise LamorelExtError(
-                f"{what} of {', '.join(others)} is not that of rl client 0: processors of different kinds round"
-                " differently; run.portable=true makes them round alike"
+                f"{what} of {', '.join(others)} is not that of rl client 0: processors of different"
+                " kinds round differently; run.portable=true makes them round alike"
             )
 
     def _exchange(self, group: ClientGroup, work: Callable[[], T] | None) -> list[Any]:
@@ -131,7 +133,9 @@ class Clients:
         return led
 
     def _failure(self, error: Exception) -> bytes:
-        return _LENGTH.pack(_FAILURE, 0) + encode(failure_of(error, self.rank, f"rl client {self.rank}"))
+        return _LENGTH.pack(_FAILURE, 0) + encode(
+            failure_of(error, self.rank, f"rl client {self.rank}")
+        )
 
 
 class ThreadClients:
@@ -180,7 +184,11 @@ def _check(raw: bytes) -> None:
     """Raise the failure that a client has sent in place of a value."""
     if raw and raw[0] == _FAILURE:
         failure = decode(raw[_LENGTH.size :])
-        raise error_of(failure) if isinstance(failure, Failure) else ProtocolError("a failure that is none")
+        raise (
+            error_of(failure)
+            if isinstance(failure, Failure)
+            else ProtocolError("a failure that is none")
+        )
 
 
 def _unpack(raw: bytes) -> Any:

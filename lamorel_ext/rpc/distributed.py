@@ -1,6 +1,8 @@
-"""What comes from torch.distributed: the store where ranks find each other, and the sums among the LLM servers. No other file uses it.
+"""What comes from torch.distributed: the store where ranks find each other, and the sums among the
+LLM servers. No other file uses it.
 
-The launch is torchrun's or accelerate's: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` are in the environment.
+The launch is torchrun's or accelerate's: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
+``MASTER_PORT`` are in the environment.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ def launched_role(args: LamorelArgs) -> Role | None:
     """The role of this process in the launch; None where it was started on its own.
 
     Raises:
-        ConfigError: Another number of processes was launched than is configured, or the launch's variables contradict each other.
+        ConfigError: Another number of processes was launched than is configured, or the launch's
+            variables contradict each other.
     """
     found = rank_and_size()
     if found is None:
@@ -47,7 +50,8 @@ class Launch:
     Attributes:
         store: Shared by all ranks.
         client_group: The RL clients among themselves (gloo); of no use on a server.
-        server_groups: The LLM servers among themselves: gloo, and NCCL where they use GPUs and there are several.
+        server_groups: The LLM servers among themselves: gloo, and NCCL where they use GPUs and
+            there are several.
         one_machine: True where every rank is on this machine.
     """
 
@@ -66,7 +70,8 @@ class Launch:
 
 
 def join(args: LamorelArgs) -> Launch:
-    """Meet the other ranks; every rank must call it. A process group that exists already, accelerate's for one, is used.
+    """Meet the other ranks; every rank must call it. A process group that exists already,
+    accelerate's for one, is used.
 
     Raises:
         ConfigError: This process was not launched as a rank, or another number of ranks was.
@@ -74,7 +79,8 @@ def join(args: LamorelArgs) -> Launch:
     role = launched_role(args)
     if role is None:
         raise ConfigError(
-            "this process is no rank of a launch (RANK and WORLD_SIZE do not say so); start it with accelerate launch or torchrun"
+            "this process is no rank of a launch (RANK and WORLD_SIZE do not say so); start it with"
+            " accelerate launch or torchrun"
         )
     announce()
     timeout = timedelta(seconds=args.gloo_timeout)
@@ -90,11 +96,19 @@ def join(args: LamorelArgs) -> Launch:
     machines = args.accelerate_args.num_machines
     one_machine = int(os.environ.get("LOCAL_WORLD_SIZE") or ranks // machines) == ranks
     store = dist.PrefixStore("lamorel_ext", store)
-    return Launch(rank, role, store, client_group, (gloo, nccl), one_machine, os.environ.get("MASTER_ADDR", "localhost"))
+    return Launch(
+        rank,
+        role,
+        store,
+        client_group,
+        (gloo, nccl),
+        one_machine,
+        os.environ.get("MASTER_ADDR", "localhost"),
+    )
 
 
 def meet(timeout_s: float = 1800.0) -> None:
-    """Join the process group of the launch where this process is a rank of one; twice does no harm."""
+    """Join the process group of the launch where this process is a rank of one; twice does no harm."""  # noqa: E501
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         _default_store(timedelta(seconds=timeout_s))
 
@@ -105,9 +119,14 @@ def server_subgroups(ranks: Sequence[Sequence[int]], timeout_s: float) -> list[T
     Returns:
         In the order of ``ranks``, None where this process is not in the list.
     """
-    made = [dist.new_group(list(each), timeout=timedelta(seconds=timeout_s), backend="gloo") for each in ranks]
+    made = [
+        dist.new_group(list(each), timeout=timedelta(seconds=timeout_s), backend="gloo")
+        for each in ranks
+    ]
     here = dist.get_rank()
-    return [TorchGroup(group) if here in each else None for group, each in zip(made, ranks, strict=True)]
+    return [
+        TorchGroup(group) if here in each else None for group, each in zip(made, ranks, strict=True)
+    ]
 
 
 class TorchGroup:
@@ -154,25 +173,33 @@ class TorchClients:
         self.rank, self.size = dist.get_rank(gloo), dist.get_world_size(gloo)
 
     def gather(self, payload: bytes) -> list[bytes]:
-        """See ``ClientGroup``. Payloads are padded to the longest; where one client alone brings something, it is sent once."""
+        """See ``ClientGroup``.
+
+        Payloads are padded to the longest; where one client alone brings something, it is sent
+        once.
+        """
         try:
             lengths = torch.zeros(self.size, dtype=torch.int64)
             lengths[self.rank] = len(payload)
             dist.all_reduce(lengths, group=self._gloo)
             sizes: list[int] = lengths.tolist()
             own = torch.zeros(max(sizes), dtype=torch.uint8)
-            own[: len(payload)] = torch.frombuffer(bytearray(payload or b"\0"), dtype=torch.uint8)[: len(payload)]
+            own[: len(payload)] = torch.frombuffer(bytearray(payload or b"\0"), dtype=torch.uint8)[
+                : len(payload)
+            ]
             bringing = [rank for rank, size in enumerate(sizes) if size]
             if len(bringing) == 1:
                 dist.broadcast(own, dist.get_global_rank(self._gloo, bringing[0]), group=self._gloo)
                 return [own.numpy().tobytes() if size else b"" for size in sizes]
             arrived = [torch.empty_like(own) for _ in sizes]
             dist.all_gather(arrived, own, group=self._gloo)
-            return [each.numpy()[:size].tobytes() for each, size in zip(arrived, sizes, strict=True)]
+            return [
+                each.numpy()[:size].tobytes() for each, size in zip(arrived, sizes, strict=True)
+            ]
         except RuntimeError as error:
             raise RpcError(
-                f"rl client {self.rank} waited for the other clients: one of them is gone, or did not come within"
-                " lamorel_args.gloo_timeout"
+                f"rl client {self.rank} waited for the other clients: one of them is gone, or did"
+                " not come within lamorel_args.gloo_timeout"
             ) from error
 
 
@@ -210,5 +237,11 @@ def _default_store(timeout: timedelta) -> tuple[Any, int, int]:
         return dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
     store, rank, ranks = next(iter(dist.rendezvous("env://", timeout=timeout)))
     store.set_timeout(timeout)
-    dist.init_process_group("gloo", store=dist.PrefixStore("default", store), rank=rank, world_size=ranks, timeout=timeout)
+    dist.init_process_group(
+        "gloo",
+        store=dist.PrefixStore("default", store),
+        rank=rank,
+        world_size=ranks,
+        timeout=timeout,
+    )
     return store, rank, ranks

@@ -17,14 +17,17 @@ T = TypeVar("T")
 def gather(futures: Sequence[Future[Answer]], finish: Callable[[Sequence[Answer]], T]) -> Future[T]:
     """A future of ``finish(answers)``, with the answers in the order of ``futures``.
 
-    A lost server or a timeout ends it at once, without the other answers. A ``Failure`` waits for them, because the server that failed first
+    A lost server or a timeout ends it at once, without the other answers. A ``Failure`` waits for
+    them, because the server that failed first
     knows the reason: one that only gave up because of another is believed last.
     """
     return _Gathering(futures, finish).result
 
 
 class _Gathering(Generic[T]):
-    def __init__(self, futures: Sequence[Future[Answer]], finish: Callable[[Sequence[Answer]], T]) -> None:
+    def __init__(
+        self, futures: Sequence[Future[Answer]], finish: Callable[[Sequence[Answer]], T]
+    ) -> None:
         self.result: Future[T] = Future()
         self.result.set_running_or_notify_cancel()
         self._futures, self._finish = list(futures), finish
@@ -45,7 +48,9 @@ class _Gathering(Generic[T]):
         answers = [each.result() for each in self._futures]
         failures = [answer for answer in answers if isinstance(answer, Failure)]
         if failures:
-            first_hand = [failure for failure in failures if failure.type_name != OtherServerFailed.__name__]
+            first_hand = [
+                failure for failure in failures if failure.type_name != OtherServerFailed.__name__
+            ]
             self.result.set_exception(error_of((first_hand or failures)[0]))
             return
         try:

@@ -1,4 +1,7 @@
-"""The LLM servers among themselves where they live in one process. ``distributed`` has the group of separate processes."""
+"""The LLM servers among themselves where they live in one process.
+
+``distributed`` has the group of separate processes.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,9 @@ class ThreadGroup:
 
 
 class _Meeting:
-    """Where the threads meet: each lays its tensor down, one adds them up in order of rank, each copies the sum."""
+    """Where the threads meet: each lays its tensor down, one adds them up in order of rank, each
+    copies the sum.
+    """
 
     def __init__(self, size: int, timeout_s: float) -> None:
         self.size = size
@@ -76,7 +81,10 @@ class _Meeting:
         try:
             barrier.wait(self._timeout_s)
         except threading.BrokenBarrierError as error:
-            raise UpdateError(f"llm server {rank} waited for the other servers; one did not come within {self._timeout_s:g} s") from error
+            raise UpdateError(
+                f"llm server {rank} waited for the other servers; one did not come within"
+                f" {self._timeout_s:g} s"
+            ) from error
 
 
 def make_thread_groups(size: int, timeout_s: float = 60.0) -> list[ThreadGroup]:
@@ -84,7 +92,8 @@ def make_thread_groups(size: int, timeout_s: float = 60.0) -> list[ThreadGroup]:
 
     Args:
         size: Number of servers.
-        timeout_s: Seconds after which a server that waits for the others gives up; the group is of no use afterwards.
+        timeout_s: Seconds after which a server that waits for the others gives up; the group is of
+            no use afterwards.
     """
     meeting = _Meeting(size, timeout_s)
     return [ThreadGroup(rank, meeting) for rank in range(size)]
@@ -93,16 +102,19 @@ def make_thread_groups(size: int, timeout_s: float = 60.0) -> list[ThreadGroup]:
 class LockstepGroup:
     """A group in which no server waits for one that failed.
 
-    Every sum is preceded by a word from each server: "I am well, and my tensor has so many elements". A server that fails in work they do
-    together says so in the place of its next word, so that the others leave at the very point where they would have waited for it; all have made
-    the same optimiser steps by then. Sums of different sizes, the usual mistake of an updater with an empty shard, fail the same way instead of
+    Every sum is preceded by a word from each server: "I am well, and my tensor has so many
+        elements". A server that fails in work they do
+    together says so in the place of its next word, so that the others leave at the very point where
+    they would have waited for it; all have made the same optimiser steps by then. Sums of different
+    sizes, the usual mistake of an updater with an empty shard, fail the same way instead of
     hanging.
 
     Args:
         inner: Does the sums.
 
     Attributes:
-        broken: The error with which ``inner`` itself failed; the servers cannot talk to each other any more then.
+        broken: The error with which ``inner`` itself failed; the servers cannot talk to each other
+            any more then.
     """
 
     def __init__(self, inner: ServerGroup) -> None:
@@ -137,7 +149,9 @@ class LockstepGroup:
             OtherServerFailed: They do not agree on ``what``.
         """
         if self.size > 1:
-            self._agree(number, f"the servers do not agree: llm server {self.rank} has {number} {what}")
+            self._agree(
+                number, f"the servers do not agree: llm server {self.rank} has {number} {what}"
+            )
 
     def together(self, work: Callable[[], T]) -> T:
         """Do something on every server: all of them finish it, or all of them raise.
@@ -149,7 +163,9 @@ class LockstepGroup:
         if self.size == 1:
             return work()
         if self.broken is not None:
-            raise UpdateError(f"llm server {self.rank} has lost touch with the other servers: {self.broken}")
+            raise UpdateError(
+                f"llm server {self.rank} has lost touch with the other servers: {self.broken}"
+            )
         self._given_up = None
         try:
             result = work()
@@ -170,19 +186,23 @@ class LockstepGroup:
         if self._given_up is None:
             failed, numbers = self._exchange(num_elements, failed=False)
             if failed:
-                self._given_up = OtherServerFailed(f"given up because {' and '.join(f'llm server {rank}' for rank in failed)} failed")
+                self._given_up = OtherServerFailed(
+                    f"given up because {' and '.join(f'llm server {rank}' for rank in failed)}"
+                    " failed"
+                )
             elif len(set(numbers)) > 1:
                 self._given_up = OtherServerFailed(
                     complaint
-                    or f"the servers do not sum the same thing: llm server {self.rank} came {_describe(num_elements)}; every server must call"
-                    " all_reduce_sum equally often with tensors of the same size, also with an empty shard"
+                    or f"the servers do not sum the same thing: llm server {self.rank} came {_describe(num_elements)}; every server must call all_reduce_sum equally often with tensors of the same size, also with an empty shard"  # noqa: E501
                 )
         # An updater that swallows the error must not go on to wait for servers that have left.
         if self._given_up is not None:
             raise self._given_up
 
     def _exchange(self, num_elements: int, failed: bool) -> tuple[list[int], list[int]]:
-        """Ranks of the servers that failed, and the number of each: every server fills in its own places only."""
+        """Ranks of the servers that failed, and the number of each: every server fills in its own
+        places only.
+        """
         word = torch.zeros(2, self.size, dtype=torch.int64)
         word[0, self.rank], word[1, self.rank] = int(failed), num_elements
         self._sum(word)

@@ -1,7 +1,9 @@
-"""Who may connect: both ends of a new connection prove that they know the launch's token, without showing it.
+"""Who may connect: both ends of a new connection prove that they know the launch's token, without
+showing it.
 
-The server sends a random challenge; the peer answers with its rank, a challenge of its own and a keyed hash over all of it; the server answers
-with a keyed hash in turn. Everything has a fixed size, so that a stranger can make nobody read or store more than that.
+The server sends a random challenge; the peer answers with its rank, a challenge of its own and a
+keyed hash over all of it; the server answers with a keyed hash in turn. Everything has a fixed
+size, so that a stranger can make nobody read or store more than that.
 """
 
 from __future__ import annotations
@@ -31,14 +33,22 @@ def introduce(sock: socket.socket, token: bytes, my_rank: int, server_rank: int)
     """
     magic, version, challenge = _CHALLENGE.unpack(_receive(sock, _CHALLENGE.size))
     if (magic, version) != (MAGIC, VERSION):
-        raise ProtocolError(f"rank {server_rank} speaks another protocol: {magic!r} version {version}")
+        raise ProtocolError(
+            f"rank {server_rank} speaks another protocol: {magic!r} version {version}"
+        )
     mine = secrets.token_bytes(16)
-    sock.sendall(_REPLY.pack(MAGIC, VERSION, my_rank, mine, _proof(token, b"peer", challenge, mine, my_rank)))
+    sock.sendall(
+        _REPLY.pack(MAGIC, VERSION, my_rank, mine, _proof(token, b"peer", challenge, mine, my_rank))
+    )
     answer = _receive(sock, _PROOF_BYTES)
     if hmac.compare_digest(answer, _REFUSAL):
-        raise ProtocolError(f"rank {server_rank} refused rank {my_rank}: the two do not have the same token")
+        raise ProtocolError(
+            f"rank {server_rank} refused rank {my_rank}: the two do not have the same token"
+        )
     if not hmac.compare_digest(answer, _proof(token, b"server", challenge, mine, server_rank)):
-        raise ProtocolError(f"what listens in the place of rank {server_rank} does not know this launch's token")
+        raise ProtocolError(
+            f"what listens in the place of rank {server_rank} does not know this launch's token"
+        )
 
 
 def examine(sock: socket.socket, token: bytes, server_rank: int) -> int:

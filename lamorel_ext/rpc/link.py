@@ -1,4 +1,6 @@
-"""One connection between two ranks: frames out under a lock, frames in on a thread that never sends more than a few bytes itself."""
+"""One connection between two ranks: frames out under a lock, frames in on a thread that never sends
+more than a few bytes itself.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,24 @@ from dataclasses import dataclass
 
 from lamorel_ext.errors import PeerDiedError, ProtocolError, RpcError
 from lamorel_ext.rpc.failures import error_of
-from lamorel_ext.rpc.wire.codec import PREFIX, Buffer, Kind, Message, Prefix, decode_header, decode_message, decode_prefix, frame, pack
+from lamorel_ext.rpc.wire.codec import (
+    PREFIX,
+    Buffer,
+    Kind,
+    Message,
+    Prefix,
+    decode_header,
+    decode_message,
+    decode_prefix,
+    frame,
+    pack,
+)
 from lamorel_ext.types import Failure
 
 SILENCE_S = 300
-"""Seconds after which a machine that answers no packet counts as gone, where nothing else is said: a switch restarts in less."""
+"""Seconds after which a machine that answers no packet counts as gone, where nothing else is said:
+a switch restarts in less.
+"""
 
 _MAX_BUFFERS = 512
 _VERDICT_S = 2.0
@@ -34,7 +49,9 @@ class Peer:
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame that came in; ``problem`` in place of ``message`` where the frame is whole but its message is not one of ours."""
+    """One frame that came in; ``problem`` in place of ``message`` where the frame is whole but its
+    message is not one of ours.
+    """
 
     prefix: Prefix
     message: Message | None
@@ -42,13 +59,20 @@ class Frame:
 
 
 def tune(sock: socket.socket, silence_s: int = SILENCE_S) -> None:
-    """No delay for small messages; notice after ``silence_s`` seconds that the other machine has vanished.
+    """No delay for small messages; notice after ``silence_s`` seconds that the other machine has
+    vanished.
 
-    A process that dies is noticed at once, whatever ``silence_s`` is: its system closes the connection.
+    A process that dies is noticed at once, whatever ``silence_s`` is: its system closes the
+    connection.
     """
     idle, every = max(1, min(10, silence_s // 3)), max(1, min(5, silence_s // 6))
     probes = max(1, min(127, (silence_s - idle) // every))
-    options = (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", every), ("TCP_KEEPCNT", probes), ("TCP_USER_TIMEOUT", silence_s * 1000))
+    options = (
+        ("TCP_KEEPIDLE", idle),
+        ("TCP_KEEPINTVL", every),
+        ("TCP_KEEPCNT", probes),
+        ("TCP_USER_TIMEOUT", silence_s * 1000),
+    )
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -66,7 +90,8 @@ class Link:
         silence_s: Seconds without any sign of its machine after which it counts as gone.
 
     Attributes:
-        lost: Why the connection is of no use any more; None as long as it is, and after a regular end.
+        lost: Why the connection is of no use any more; None as long as it is, and after a regular
+            end.
         left: True once the peer has taken leave: the end of the connection is then no accident.
     """
 
@@ -82,15 +107,21 @@ class Link:
         self._closing = self._started = False
         self._ended = threading.Event()
 
-    def start(self, on_frame: Callable[[Link, Frame], None], on_lost: Callable[[Link, RpcError], None]) -> None:
+    def start(
+        self, on_frame: Callable[[Link, Frame], None], on_lost: Callable[[Link, RpcError], None]
+    ) -> None:
         """Begin to read.
 
         Args:
-            on_frame: Called on the reading thread with every ``MESSAGE``, ``TICKET`` and ``STOP``; must not block.
-            on_lost: Called on the reading thread, once, where the peer died, raised (``RemoteError``) or speaks nonsense.
+            on_frame: Called on the reading thread with every ``MESSAGE``, ``TICKET`` and ``STOP``;
+                must not block.
+            on_lost: Called on the reading thread, once, where the peer died, raised
+                (``RemoteError``) or speaks nonsense.
         """
         self._started = True
-        threading.Thread(target=self._read, args=(on_frame, on_lost), name=f"from {self.peer}", daemon=True).start()
+        threading.Thread(
+            target=self._read, args=(on_frame, on_lost), name=f"from {self.peer}", daemon=True
+        ).start()
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Write one frame.
@@ -104,9 +135,12 @@ class Link:
                 for start in range(0, len(buffers), _MAX_BUFFERS):
                     self._write(list(buffers[start : start + _MAX_BUFFERS]))
         except OSError as error:
-            # The reading thread knows better what happened: the peer's last word may still be on its way.
+            # The reading thread knows better what happened: the peer's last word may still be on
+            # its way.
             self._ended.wait(_VERDICT_S)
-            raise self.lost or PeerDiedError(self.peer.rank, self.peer.role, f"sending failed: {error}") from error
+            raise self.lost or PeerDiedError(
+                self.peer.rank, self.peer.role, f"sending failed: {error}"
+            ) from error
 
     def say_last_word(self, failure: Failure) -> None:
         """Tell the peer why this process ends, if it still listens, and close."""
@@ -119,7 +153,8 @@ class Link:
     def close(self) -> None:
         """End the connection. May be called twice."""
         self._closing = True
-        # Without the shutdown the reading thread would sleep on; where it fails, the connection has ended already.
+        # Without the shutdown the reading thread would sleep on; where it fails, the connection has
+        # ended already.
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
@@ -128,7 +163,8 @@ class Link:
 
     def _part(self, buffers: Sequence[Buffer]) -> None:
         self._closing = True
-        # A peer that does not read must not keep this process from ending, and one that has gone already needs no word.
+        # A peer that does not read must not keep this process from ending, and one that has gone
+        # already needs no word.
         if self._sending.acquire(timeout=_PARTING_S):
             with contextlib.suppress(OSError):
                 self._sock.settimeout(_PARTING_S)
@@ -145,7 +181,9 @@ class Link:
             if sent:
                 views[0] = views[0][sent:]
 
-    def _read(self, on_frame: Callable[[Link, Frame], None], on_lost: Callable[[Link, RpcError], None]) -> None:
+    def _read(
+        self, on_frame: Callable[[Link, Frame], None], on_lost: Callable[[Link, RpcError], None]
+    ) -> None:
         try:
             while True:
                 received = self._receive()
@@ -154,14 +192,18 @@ class Link:
                 else:
                     on_frame(self, received)
         except (OSError, EOFError) as error:
-            verdict: RpcError = PeerDiedError(self.peer.rank, self.peer.role, _what_happened(error, self._silence_s))
+            verdict: RpcError = PeerDiedError(
+                self.peer.rank, self.peer.role, _what_happened(error, self._silence_s)
+            )
         except RpcError as error:
             verdict = error
         except Exception as error:
             # Whoever waits for an answer must learn that nobody reads any more.
             verdict = RpcError(f"reading from {self.peer} failed: {type(error).__name__}: {error}")
         # Once a peer has taken leave, the end of its connection is no news.
-        expected = self._closing or (self.left and isinstance(verdict, PeerDiedError) and verdict.rank == self.peer.rank)
+        expected = self._closing or (
+            self.left and isinstance(verdict, PeerDiedError) and verdict.rank == self.peer.rank
+        )
         self.lost = None if expected else verdict
         self._ended.set()
         self.close()
@@ -184,7 +226,11 @@ class Link:
                 self._exactly(prefix.payload_bytes)
             problem = error
         if prefix.kind is Kind.LAST_WORD:
-            raise error_of(message) if isinstance(message, Failure) else ProtocolError(f"{self.peer} sent a last word that is none")
+            raise (
+                error_of(message)
+                if isinstance(message, Failure)
+                else ProtocolError(f"{self.peer} sent a last word that is none")
+            )
         return Frame(prefix, message, problem)
 
     def _exactly(self, num_bytes: int) -> bytearray:

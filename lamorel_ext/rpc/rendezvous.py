@@ -1,8 +1,9 @@
-"""How the ranks of a launch find and connect each other: addresses in a shared store, then one connection per pair, proved with the
-launch's secret, which is not in the store (``processes/secret.py``).
+"""How the ranks of a launch find and connect each other: addresses in a shared store, then one
+connection per pair, proved with the launch's secret, which is not in the store
+(``processes/secret.py``).
 
-Every client connects to every server, and every server to the servers before it. A server listens only until all its peers are there, on a port
-that the system chooses.
+Every client connects to every server, and every server to the servers before it. A server listens
+only until all its peers are there, on a port that the system chooses.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def connect_to_servers(
         silence_s: See ``Link``.
 
     Raises:
-        RpcError: A server cannot be reached within ``timeout_s`` seconds, or is not what it should be.
+        RpcError: A server cannot be reached within ``timeout_s`` seconds, or is not what it should
+            be.
     """
     token = token or read_secret(_read_text(store, SECRET_FILE, timeout_s))
     return _connect(store, setup, rank, server_ranks(setup), token, timeout_s, silence_s)
@@ -117,14 +119,20 @@ def _meet(
 ) -> tuple[list[Link], list[Link]]:
     first = server_ranks(setup)[0]
     earlier = _connect(store, setup, rank, range(first, rank), token, timeout_s, silence_s)
-    expected = {peer: peer_of(peer, setup) for peer in (*range(first), *range(rank + 1, world_size(setup)))}
+    expected = {
+        peer: peer_of(peer, setup) for peer in (*range(first), *range(rank + 1, world_size(setup)))
+    }
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family, backlog=2 * len(expected) + MAX_STRANGERS) as listening:
+    with socket.create_server(
+        (host, 0), family=family, backlog=2 * len(expected) + MAX_STRANGERS
+    ) as listening:
         # Only now, because who connects expects an answer within the seconds of a handshake.
         store.set(f"address of rank {rank}", f"{listening.getsockname()[1]} {host}")
         later = accept_peers(listening, token, rank, expected, timeout_s, silence_s)
     links = {link.peer.rank: link for link in (*earlier, *later)}
-    return [links[peer] for peer in sorted(links) if peer < first], [links[peer] for peer in sorted(links) if peer >= first]
+    return [links[peer] for peer in sorted(links) if peer < first], [
+        links[peer] for peer in sorted(links) if peer >= first
+    ]
 
 
 def accept_peers(
@@ -135,7 +143,8 @@ def accept_peers(
     timeout_s: float,
     silence_s: int = SILENCE_S,
 ) -> list[Link]:
-    """Accept connections until every expected peer has come; strangers are turned away, and silent ones, however many, hold nobody up.
+    """Accept connections until every expected peer has come; strangers are turned away, and silent
+    ones, however many, hold nobody up.
 
     Raises:
         RpcError: Somebody did not come within ``timeout_s`` seconds; names them.
@@ -148,15 +157,21 @@ def accept_peers(
     listening.settimeout(0.02)
     while missing:
         if time.monotonic() > deadline:
-            raise RpcError(f"{', '.join(map(str, missing.values()))} did not connect to rank {rank} within {timeout_s:g} s")
+            raise RpcError(
+                f"{', '.join(map(str, missing.values()))} did not connect to rank {rank} within"
+                f" {timeout_s:g} s"
+            )
         try:
             sock, _ = listening.accept()
             examined.append(sock)
-            threading.Thread(target=_examine, args=(sock, token, rank, arrived), daemon=True).start()
+            threading.Thread(
+                target=_examine, args=(sock, token, rank, arrived), daemon=True
+            ).start()
         except TimeoutError:
             pass  # nobody at the door: look who has passed the examination meanwhile
         except OSError as error:
-            # A stranger that has gone already, or too many of them for this process's number of open files.
+            # A stranger that has gone already, or too many of them for this process's number of
+            # open files.
             if error.errno in (errno.EMFILE, errno.ENFILE) and examined:
                 _turn_away(examined.popleft())
             time.sleep(0.02)
@@ -176,19 +191,24 @@ def accept_peers(
 
 
 def reachable_address(one_machine: bool, master_address: str) -> str:
-    """The address of this machine that the other ranks can reach: loopback where all are here, else the one towards ``MASTER_ADDR``.
+    """The address of this machine that the other ranks can reach: loopback where all are here, else
+    the one towards ``MASTER_ADDR``.
 
     Raises:
         RpcError: There is none but loopback.
     """
     if one_machine:
         return "127.0.0.1"
-    # The second one is reserved for documentation: asking for the way to it sends no packet and gives the address of the default route.
+    # The second one is reserved for documentation: asking for the way to it sends no packet and
+    # gives the address of the default route.
     for target in (master_address, "192.0.2.1"):
         address = _address_towards(target)
         if address is not None and not ipaddress.ip_address(address).is_loopback:
             return address
-    raise RpcError(f"no address of this machine leads to MASTER_ADDR={master_address}; the ranks are on several machines")
+    raise RpcError(
+        f"no address of this machine leads to MASTER_ADDR={master_address}; the ranks are on"
+        " several machines"
+    )
 
 
 def _address_towards(target: str) -> str | None:
@@ -201,7 +221,9 @@ def _address_towards(target: str) -> str | None:
         return None
 
 
-def _examine(sock: socket.socket, token: bytes, rank: int, arrived: queue.Queue[tuple[int, socket.socket]]) -> None:
+def _examine(
+    sock: socket.socket, token: bytes, rank: int, arrived: queue.Queue[tuple[int, socket.socket]]
+) -> None:
     try:
         sock.settimeout(HANDSHAKE_S)
         arrived.put((examine(sock, token, rank), sock))
@@ -232,13 +254,20 @@ def _connect(
         try:
             sock = _introduced((host, int(port)), token, rank, server, deadline)
         except OSError as error:
-            raise PeerDiedError(peer.rank, peer.role, f"{host}:{port} cannot be reached: {error}") from error
+            raise PeerDiedError(
+                peer.rank, peer.role, f"{host}:{port} cannot be reached: {error}"
+            ) from error
         links.append(Link(sock, peer, silence_s))
     return links
 
 
-def _introduced(address: tuple[str, int], token: bytes, rank: int, server: int, deadline: float) -> socket.socket:
-    """A connection after the handshake. Who is turned away among a crowd of strangers, or meets a server that is stopped, tries again."""
+def _introduced(
+    address: tuple[str, int], token: bytes, rank: int, server: int, deadline: float
+) -> socket.socket:
+    """A connection after the handshake.
+
+    Who is turned away among a crowd of strangers, or meets a server that is stopped, tries again.
+    """
     while True:
         sock: socket.socket | None = None
         try:
@@ -264,4 +293,6 @@ def _read_text(store: Store, key: str, timeout_s: float) -> str:
         store.wait([key], timedelta(seconds=timeout_s))
         return store.get(key).decode("ascii")
     except RuntimeError as error:
-        raise RpcError(f"no {key} in the store of the launch within {timeout_s:g} s: {error}") from error
+        raise RpcError(
+            f"no {key} in the store of the launch within {timeout_s:g} s: {error}"
+        ) from error

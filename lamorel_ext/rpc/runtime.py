@@ -19,8 +19,8 @@ from lamorel_ext.rpc.tcp_transport import TcpTransport
 def connect(args: LamorelArgs) -> Caller:
     """Connect this RL client rank to the LLM servers of its launch.
 
-    An exception that ends this process reaches the servers with its traceback, also where the caller is not used as a context manager; a process
-    that ends well takes leave of them.
+    An exception that ends this process reaches the servers with its traceback, also where the
+    caller is not used as a context manager; a process that ends well takes leave of them.
 
     Raises:
         ConfigError: This process is not an RL client of a launch.
@@ -31,9 +31,13 @@ def connect(args: LamorelArgs) -> Caller:
         raise ConfigError(f"rank {launch.rank} is {launch.role}; only an RL client connects")
     setup = args.distributed_setup_args
     token = secret_of_environment(launch.one_machine)
-    links = connect_to_servers(launch.store, setup, launch.rank, args.gloo_timeout, token, args.peer_timeout)
+    links = connect_to_servers(
+        launch.store, setup, launch.rank, args.gloo_timeout, token, args.peer_timeout
+    )
     met()
-    transport = TcpTransport(links, peer_of(launch.rank, setup), args.gloo_timeout, with_tickets=setup.n_rl_processes > 1)
+    transport = TcpTransport(
+        links, peer_of(launch.rank, setup), args.gloo_timeout, with_tickets=setup.n_rl_processes > 1
+    )
     clients = TorchClients(launch.client_group) if setup.n_rl_processes > 1 else None
     first_server = launch.rank % setup.n_llm_processes
     caller = Caller(transport, first_server, launch.client_group, clients, setup.shards)

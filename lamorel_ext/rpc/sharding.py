@@ -1,7 +1,8 @@
 """Cut requests into one shard per server and put the answers together again. Pure functions.
 
-Shards are contiguous and differ by at most one prompt. With fewer prompts than shards the last ones are empty; an empty shard of an update still
-goes to its server, because the servers sum gradients together, while an empty scoring shard need not be sent.
+Shards are contiguous and differ by at most one prompt. With fewer prompts than shards the last ones
+are empty; an empty shard of an update still goes to its server, because the servers sum gradients
+together, while an empty scoring shard need not be sent.
 """
 
 from __future__ import annotations
@@ -13,19 +14,31 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.rpc.topology import split_evenly
-from lamorel_ext.types import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult, UpdateRequest, UpdateResult
+from lamorel_ext.types import (
+    GenerateRequest,
+    GenerateResult,
+    ScoreRequest,
+    ScoreResult,
+    UpdateRequest,
+    UpdateResult,
+)
 
 
 def split_score(request: ScoreRequest, num_shards: int) -> list[ScoreRequest]:
     """One shard per server. ``candidates`` stays ``()`` where the request has none."""
     return [
-        replace(request, prompts=request.prompts[part.start : part.stop], candidates=request.candidates[part.start : part.stop])
+        replace(
+            request,
+            prompts=request.prompts[part.start : part.stop],
+            candidates=request.candidates[part.start : part.stop],
+        )
         for part in split_evenly(len(request.prompts), num_shards)
     ]
 
 
 class PromptPlaces:
-    """Cuts a batch by prompt: equal ones go to one server, and one that was asked before to the server that remembers it.
+    """Cuts a batch by prompt: equal ones go to one server, and one that was asked before to the
+    server that remembers it.
 
     The other distinct prompts are divided evenly, in their order.
 
@@ -63,7 +76,9 @@ MAX_PLACES = 2**17
 def take_score(request: ScoreRequest, rows: Sequence[int]) -> ScoreRequest:
     """The part of a request that asks about some of its prompts."""
     candidates = tuple(request.candidates[row] for row in rows) if request.candidates else ()
-    return replace(request, prompts=tuple(request.prompts[row] for row in rows), candidates=candidates)
+    return replace(
+        request, prompts=tuple(request.prompts[row] for row in rows), candidates=candidates
+    )
 
 
 def put_back(
@@ -89,7 +104,10 @@ def put_back(
             widths = torch.tensor([len(texts) for texts in request.candidates])
             modules[name] = values[_spans(widths[places], order)]
     return replace(
-        merged, log_probs=merged.log_probs[by_score], counts=tuple(counts[order].tolist()), modules=modules
+        merged,
+        log_probs=merged.log_probs[by_score],
+        counts=tuple(counts[order].tolist()),
+        modules=modules,
     )
 
 
@@ -109,7 +127,8 @@ def _spans(counts: Tensor, order: Tensor) -> Tensor:
 def split_generate(request: GenerateRequest, num_shards: int) -> list[GenerateRequest]:
     """One shard per server.
 
-    A ``seed`` grows by the place of the shard's first prompt: with one seed everywhere, the same prompt in two shards would get the same text twice.
+    A ``seed`` grows by the place of the shard's first prompt: with one seed everywhere, the same
+    prompt in two shards would get the same text twice.
     """
     shards = []
     for part in split_evenly(len(request.prompts), num_shards):
@@ -121,7 +140,9 @@ def split_generate(request: GenerateRequest, num_shards: int) -> list[GenerateRe
 
 
 def split_update(request: UpdateRequest, num_shards: int) -> list[UpdateRequest]:
-    """One shard per server; ``indices`` go with their samples and ``total`` stays the size of the whole batch."""
+    """One shard per server; ``indices`` go with their samples and ``total`` stays the size of the
+    whole batch.
+    """
     shards = []
     for part in split_evenly(len(request.prompts), num_shards):
         rows = slice(part.start, part.stop)
@@ -149,7 +170,10 @@ def merge_score(answers: Sequence[ScoreResult]) -> ScoreResult:
     return ScoreResult(
         log_probs=torch.cat([answer.log_probs for answer in answers]),
         counts=tuple(count for answer in answers for count in answer.counts),
-        modules={name: torch.cat([answer.modules[name] for answer in answers]) for name in answers[0].modules},
+        modules={
+            name: torch.cat([answer.modules[name] for answer in answers])
+            for name in answers[0].modules
+        },
         stats=_summed([answer.stats for answer in answers]),
     )
 
@@ -174,7 +198,8 @@ def merge_generate(answers: Sequence[GenerateResult]) -> GenerateResult:
 
 
 def merge_update(answers: Sequence[UpdateResult]) -> UpdateResult:
-    """The first server's answer, since each one tells about the whole batch; ``seconds`` is that of the slowest.
+    """The first server's answer, since each one tells about the whole batch; ``seconds`` is that of
+    the slowest.
 
     Raises:
         ValueError: There are no answers.

@@ -1,4 +1,6 @@
-"""The server's end of the TCP connections: to every RL client, and to the other servers, to notice when one of them dies."""
+"""The server's end of the TCP connections: to every RL client, and to the other servers, to notice
+when one of them dies.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,9 @@ def end_process(line: str) -> None:
 class TcpListener:
     """Connections of one LLM server. See ``Listener``.
 
-    When a client or another server dies, ``get`` raises. A main thread that is stuck elsewhere, in a sum over servers of which one is gone, or in
-    a long computation that nobody waits for any more, is given ``grace_s`` seconds; then the process ends.
+    When a client or another server dies, ``get`` raises. A main thread that is stuck elsewhere, in
+    a sum over servers of which one is gone, or in a long computation that nobody waits for any
+    more, is given ``grace_s`` seconds; then the process ends.
 
     Args:
         clients: Links to the RL clients; not yet started.
@@ -74,7 +77,12 @@ class TcpListener:
     """
 
     def __init__(
-        self, clients: Sequence[Link], servers: Sequence[Link], me: Peer, grace_s: float = GRACE_S, end: Callable[[str], None] = end_process
+        self,
+        clients: Sequence[Link],
+        servers: Sequence[Link],
+        me: Peer,
+        grace_s: float = GRACE_S,
+        end: Callable[[str], None] = end_process,
     ) -> None:
         self._links, self._me, self._grace_s, self._end = [*clients, *servers], me, grace_s, end
         self._clients = list(clients)
@@ -109,7 +117,9 @@ class TcpListener:
                 link.say_last_word(last_word)
 
     def ask_clients_to_stop(self, stop: Stop) -> None:
-        """Tell the clients that this process was asked to end: they save, and take leave. May be called on any thread."""
+        """Tell the clients that this process was asked to end: they save, and take leave. May be
+        called on any thread.
+        """
         # Mostly everybody was asked alike: a client that knows for itself says what it was.
         if self._closed.wait(ASK_AFTER_S):
             return
@@ -124,7 +134,7 @@ class TcpListener:
             for link in self._links:
                 link.say_goodbye()
 
-    # --- on the reading threads ----------------------------------------------------------------------------------------------
+    # --- on the reading threads -------------------------------------------------------------------
 
     def _on_frame(self, link: Link, received: Frame) -> None:
         call_id, ticket = received.prefix.call_id, received.prefix.ticket

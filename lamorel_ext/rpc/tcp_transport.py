@@ -1,8 +1,8 @@
 """The client's end of the TCP connections to the servers.
 
-Why plain sockets and not the collectives of torch.distributed: a process that dies is seen as a closed connection within milliseconds instead of
-a collective's timeout, tensors travel as the bytes they are, every server gets its own shard only, a call is one round trip, and calls may
-overlap.
+Why plain sockets and not the collectives of torch.distributed: a process that dies is seen as a
+closed connection within milliseconds instead of a collective's timeout, tensors travel as the bytes
+they are, every server gets its own shard only, a call is one round trip, and calls may overlap.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 class _Pending:
-    """A call without an answer so far. The future of a request becomes its ``Answer``, that of a ticket its number."""
+    """A call without an answer so far.
+
+    The future of a request becomes its ``Answer``, that of a ticket its number.
+    """
 
     def __init__(self, link: Link, what: str, deadline: float) -> None:
         self.link, self.what, self.deadline = link, what, deadline
@@ -48,9 +51,16 @@ class TcpTransport:
 
     remote = True
 
-    def __init__(self, links: Sequence[Link], me: Peer, timeout_s: float, with_tickets: bool) -> None:
+    def __init__(
+        self, links: Sequence[Link], me: Peer, timeout_s: float, with_tickets: bool
+    ) -> None:
         self.num_servers = len(links)
-        self._links, self._me, self._timeout_s, self._with_tickets = list(links), me, timeout_s, with_tickets
+        self._links, self._me, self._timeout_s, self._with_tickets = (
+            list(links),
+            me,
+            timeout_s,
+            with_tickets,
+        )
         self._call_ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._lock = threading.Lock()
@@ -59,7 +69,9 @@ class TcpTransport:
         self._closed = threading.Event()
         for link in links:
             link.start(self._on_frame, self._on_lost)
-        threading.Thread(target=self._give_up_late_calls, name="request timeouts", daemon=True).start()
+        threading.Thread(
+            target=self._give_up_late_calls, name="request timeouts", daemon=True
+        ).start()
 
     def submit(self, server_index: int, request: Request) -> Future[Answer]:
         """See ``Transport``."""
@@ -69,10 +81,14 @@ class TcpTransport:
         """See ``Transport``."""
         packed = [pack(request) for request in requests]
         names = [type(request).__name__ for request in requests]
-        # Within one client the lock keeps the order the same on every server; among several clients the ticket does.
+        # Within one client the lock keeps the order the same on every server; among several clients
+        # the ticket does.
         with self._together:
             ticket = self._ticket() if self._with_tickets else 0
-            return [self._send(index, name, each, ticket) for index, (name, each) in enumerate(zip(names, packed, strict=True))]
+            return [
+                self._send(index, name, each, ticket)
+                for index, (name, each) in enumerate(zip(names, packed, strict=True))
+            ]
 
     def fail(self, error: BaseException) -> None:
         """See ``Transport``."""
@@ -84,12 +100,18 @@ class TcpTransport:
             self._fail_pending(RpcError(f"the caller failed: {type(error).__name__}: {error}"))
 
     def close(self) -> None:
-        """See ``Transport``. Waits up to ``CLOSE_TIMEOUT_S`` for servers that are busy with another client."""
+        """See ``Transport``.
+
+        Waits up to ``CLOSE_TIMEOUT_S`` for servers that are busy with another client.
+        """
         if self._closed.is_set():
             return
         with contextlib.suppress(RpcError):
             packed = pack(CloseRequest())
-            wait([self._send(index, "CloseRequest", packed) for index in range(self.num_servers)], CLOSE_TIMEOUT_S)
+            wait(
+                [self._send(index, "CloseRequest", packed) for index in range(self.num_servers)],
+                CLOSE_TIMEOUT_S,
+            )
         if self._lost is not None:
             # The other servers are of no use without the one that is gone.
             self.fail(self._lost)
@@ -99,9 +121,11 @@ class TcpTransport:
             link.say_goodbye()
         self._fail_pending(RpcError("the caller was closed"))
 
-    # --- sending -----------------------------------------------------------------------------------------------------------
+    # --- sending ----------------------------------------------------------------------------------
 
-    def _send(self, server_index: int, what: str, packed: Packed, ticket: int = 0) -> Future[Answer]:
+    def _send(
+        self, server_index: int, what: str, packed: Packed, ticket: int = 0
+    ) -> Future[Answer]:
         call_id, pending = self._expect(server_index, what)
         self._write(call_id, frame(packed, Kind.MESSAGE, call_id, ticket))
         return pending.future
@@ -137,7 +161,7 @@ class TcpTransport:
                 raise
             raise first from error
 
-    # --- on the reading threads ----------------------------------------------------------------------------------------------
+    # --- on the reading threads -------------------------------------------------------------------
 
     def _on_frame(self, link: Link, received: Frame) -> None:
         if received.prefix.kind is Kind.STOP:
@@ -153,7 +177,10 @@ class TcpTransport:
         if received.prefix.kind is Kind.TICKET:
             pending.future.set_result(received.prefix.ticket)
         elif received.message is None:
-            pending.future.set_exception(received.problem or ProtocolError(f"{link.peer} answered {pending.what} with nothing"))
+            pending.future.set_exception(
+                received.problem
+                or ProtocolError(f"{link.peer} answered {pending.what} with nothing")
+            )
         else:
             pending.future.set_result(received.message)
 
@@ -173,8 +200,14 @@ class TcpTransport:
         while not self._closed.wait(min(1.0, self._timeout_s / 4)):
             now = time.monotonic()
             with self._lock:
-                late = {call_id: each for call_id, each in self._pending.items() if each.deadline < now}
+                late = {
+                    call_id: each for call_id, each in self._pending.items() if each.deadline < now
+                }
                 for call_id in late:
                     del self._pending[call_id]
             for each in late.values():
-                each.future.set_exception(RequestTimeout(f"{each.link.peer} did not answer {each.what} within {self._timeout_s:g} s"))
+                each.future.set_exception(
+                    RequestTimeout(
+                        f"{each.link.peer} did not answer {each.what} within {self._timeout_s:g} s"
+                    )
+                )

@@ -1,8 +1,10 @@
-"""Who is who in a launch: rank to role, node and devices. Pure: no torch, no processes, so that a launcher can print it beforehand.
+"""Who is who in a launch: rank to role, node and devices. Pure: no torch, no processes, so that a
+launcher can print it beforehand.
 
-Lamorel's rule: the first ``n_rl_processes`` ranks are RL clients, the next ``n_llm_processes`` are LLM servers. Ranks fill the machines one after
-the other, as many on each. The GPUs of a machine are divided evenly among the LLM servers on it, and each takes the first
-``model_parallelism_size`` of its share.
+Lamorel's rule: the first ``n_rl_processes`` ranks are RL clients, the next ``n_llm_processes`` are
+LLM servers. Ranks fill the machines one after the other, as many on each. The GPUs of a machine are
+divided evenly among the LLM servers on it, and each takes the first ``model_parallelism_size`` of
+its share.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class Placement:
 
 
 def split_evenly(num_items: int, num_parts: int) -> list[range]:
-    """Cut ``range(num_items)`` into ``num_parts`` contiguous ranges; the first ones are longer by one where it does not divide.
+    """Cut ``range(num_items)`` into ``num_parts`` contiguous ranges; the first ones are longer by
+    one where it does not divide.
 
     Raises:
         ValueError: There are no parts to cut into.
@@ -103,18 +106,23 @@ def check_world_size(launched: int, setup: DistributedSetupArgs) -> None:
         ConfigError: Naming both numbers and the keys.
     """
     if launched != world_size(setup):
-        raise ConfigError(f"{launched} processes were launched (WORLD_SIZE={launched}), but {_processes(setup)}")
+        raise ConfigError(
+            f"{launched} processes were launched (WORLD_SIZE={launched}), but {_processes(setup)}"
+        )
 
 
 def placements(args: LamorelArgs, gpus_per_node: int | None = None) -> tuple[Placement, ...]:
     """Every rank with its role, node and devices, in order of rank.
 
     Args:
-        args: ``distributed_setup_args``, ``accelerate_args.num_machines`` and ``llm_args.parallelism`` are read.
-        gpus_per_node: GPUs that each machine has; None, where nobody knows yet, means just as many as are needed.
+        args: ``distributed_setup_args``, ``accelerate_args.num_machines`` and
+            ``llm_args.parallelism`` are read.
+        gpus_per_node: GPUs that each machine has; None, where nobody knows yet, means just as many
+            as are needed.
 
     Raises:
-        ConfigError: With every problem: a role without a process, processes that do not divide over the machines, too few GPUs.
+        ConfigError: With every problem: a role without a process, processes that do not divide over
+            the machines, too few GPUs.
     """
     _check_counts(args)
     table: list[Placement] = []
@@ -129,8 +137,13 @@ def placements(args: LamorelArgs, gpus_per_node: int | None = None) -> tuple[Pla
     return tuple(table)
 
 
-def placements_on(node: int, args: LamorelArgs, num_gpus: int | None = None) -> tuple[Placement, ...]:
-    """The ranks of one machine, which may have another number of GPUs than the next. See ``placements``."""
+def placements_on(
+    node: int, args: LamorelArgs, num_gpus: int | None = None
+) -> tuple[Placement, ...]:
+    """The ranks of one machine, which may have another number of GPUs than the next.
+
+    See ``placements``.
+    """
     _check_counts(args)
     setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
     per_node = world_size(setup) // args.accelerate_args.num_machines
@@ -139,8 +152,16 @@ def placements_on(node: int, args: LamorelArgs, num_gpus: int | None = None) -> 
     shares: Mapping[int, tuple[int, ...]] = {}
     if parallelism.use_gpu and servers:
         needed = len(servers) * parallelism.model_parallelism_size
-        shares = _share_gpus(node, servers, needed if num_gpus is None else num_gpus, parallelism.model_parallelism_size)
-    return tuple(Placement(rank, role_of(rank, setup), node, place, shares.get(rank, ())) for place, rank in enumerate(ranks))
+        shares = _share_gpus(
+            node,
+            servers,
+            needed if num_gpus is None else num_gpus,
+            parallelism.model_parallelism_size,
+        )
+    return tuple(
+        Placement(rank, role_of(rank, setup), node, place, shares.get(rank, ()))
+        for place, rank in enumerate(ranks)
+    )
 
 
 def format_table(table: Sequence[Placement], num_envs: int = 0) -> str:
@@ -148,12 +169,15 @@ def format_table(table: Sequence[Placement], num_envs: int = 0) -> str:
 
     Args:
         table: Every rank.
-        num_envs: Copies of the environment that the RL clients divide among themselves; told where several do.
+        num_envs: Copies of the environment that the RL clients divide among themselves; told where
+            several do.
     """
     rows = [["rank", "role", "node", "local rank", "devices"]]
     for place in table:
         devices = ", ".join(f"cuda:{gpu}" for gpu in place.gpus) or "cpu"
-        rows.append([str(place.rank), str(place.role), str(place.node), str(place.local_rank), devices])
+        rows.append(
+            [str(place.rank), str(place.role), str(place.node), str(place.local_rank), devices]
+        )
     clients = [place for place in table if not place.role.is_server]
     if num_envs and len(clients) > 1:
         rows[0].append("environments")
@@ -161,15 +185,21 @@ def format_table(table: Sequence[Placement], num_envs: int = 0) -> str:
             row.append(f"{own.start} to {own.stop - 1}" if own else "none")
         rows = [row + [""] * (len(rows[0]) - len(row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
-def _share_gpus(node: int, servers: Sequence[int], available: int, size: int) -> Mapping[int, tuple[int, ...]]:
+def _share_gpus(
+    node: int, servers: Sequence[int], available: int, size: int
+) -> Mapping[int, tuple[int, ...]]:
     shares = split_evenly(available, len(servers))
     if len(shares[-1]) < size:
         raise ConfigError(
-            f"lamorel_args.llm_args.parallelism.model_parallelism_size: {len(servers)} LLM servers on machine {node} need {size} GPUs each,"
-            f" {len(servers) * size} in all, and it has {available}"
+            f"lamorel_args.llm_args.parallelism.model_parallelism_size: {len(servers)} LLM servers"
+            f" on machine {node} need {size} GPUs each, {len(servers) * size} in all, and it has"
+            f" {available}"
         )
     return {rank: tuple(share[:size]) for rank, share in zip(servers, shares, strict=True)}
 
@@ -180,13 +210,17 @@ def _check_counts(args: LamorelArgs) -> None:
         "lamorel_args.distributed_setup_args.n_rl_processes": setup.n_rl_processes,
         "lamorel_args.distributed_setup_args.n_llm_processes": setup.n_llm_processes,
         "lamorel_args.accelerate_args.num_machines": machines,
-        "lamorel_args.llm_args.parallelism.model_parallelism_size": args.llm_args.parallelism.model_parallelism_size,
+        "lamorel_args.llm_args.parallelism.model_parallelism_size": (
+            args.llm_args.parallelism.model_parallelism_size
+        ),
     }
-    problems = [f"{key}: must be at least 1, got {count}" for key, count in counts.items() if count < 1]
+    problems = [
+        f"{key}: must be at least 1, got {count}" for key, count in counts.items() if count < 1
+    ]
     if not problems and world_size(setup) % machines:
         problems.append(
-            f"lamorel_args.accelerate_args.num_machines: {world_size(setup)} processes do not divide over {machines} machines;"
-            " accelerate starts as many on each"
+            f"lamorel_args.accelerate_args.num_machines: {world_size(setup)} processes do not"
+            f" divide over {machines} machines; accelerate starts as many on each"
         )
     if problems:
         raise ConfigError(problems)

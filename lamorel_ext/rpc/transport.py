@@ -1,4 +1,6 @@
-"""How requests reach servers: the protocol that ``Caller`` relies on, and the transport for servers that live in this process."""
+"""How requests reach servers: the protocol that ``Caller`` relies on, and the transport for servers
+that live in this process.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class Transport(Protocol):
     def submit(self, server_index: int, request: Request) -> Future[Answer]:
         """Send a request to one server; answers come in the order of requests.
 
-        The future raises ``PeerDiedError``, ``RemoteError``, ``RequestTimeout`` or ``ProtocolError`` where no answer comes.
+        The future raises ``PeerDiedError``, ``RemoteError``, ``RequestTimeout`` or
+        ``ProtocolError`` where no answer comes.
 
         Raises:
             RequestError: The request cannot be sent; nothing was.
@@ -39,7 +42,8 @@ class Transport(Protocol):
         """
 
     def submit_together(self, requests: Sequence[Request]) -> list[Future[Answer]]:
-        """Send one request to each server, which serve them in the same order on every server, whoever else sends some.
+        """Send one request to each server, which serve them in the same order on every server,
+        whoever else sends some.
 
         Raises:
             RequestError: One of them cannot be sent; none was.
@@ -54,7 +58,8 @@ class Transport(Protocol):
 
 
 class Inbox(Generic[T]):
-    """What a server has to do, in order of arrival; what carries a ticket waits until all smaller tickets are in.
+    """What a server has to do, in order of arrival; what carries a ticket waits until all smaller
+    tickets are in.
 
     Tickets count from 1. A ticketed item never holds back one without ticket.
     """
@@ -104,7 +109,8 @@ class Inbox(Generic[T]):
 
 
 class InProcessTransport:
-    """Servers in this process, each in a thread of its own: for tests, debugging and single-process runs.
+    """Servers in this process, each in a thread of its own: for tests, debugging and single-process
+    runs.
 
     Args:
         handlers: One per server.
@@ -116,9 +122,13 @@ class InProcessTransport:
         self.num_servers = len(handlers)
         self._closed = False
         self._lock = threading.Lock()
-        self._inboxes: list[Inbox[tuple[Request, Future[Answer]] | None]] = [Inbox() for _ in handlers]
+        self._inboxes: list[Inbox[tuple[Request, Future[Answer]] | None]] = [
+            Inbox() for _ in handlers
+        ]
         self._threads = [
-            threading.Thread(target=_serve, args=(handler, inbox), name=f"llm server {index}", daemon=True)
+            threading.Thread(
+                target=_serve, args=(handler, inbox), name=f"llm server {index}", daemon=True
+            )
             for index, (handler, inbox) in enumerate(zip(handlers, self._inboxes, strict=True))
         ]
         for thread in self._threads:

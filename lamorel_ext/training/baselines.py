@@ -1,4 +1,6 @@
-"""Policies to compare with, on the same held-out episodes: uniformly random actions, and the expert."""
+"""Policies to compare with, on the same held-out episodes: uniformly random actions, and the
+expert.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from lamorel_ext.training.building import EnvFactory, make_env, make_evaluator
 from lamorel_ext.training.evaluate import Evaluation
 
 
-def evaluate_random(config: Config, env_factory: EnvFactory = make_env, actions: tuple[int, ...] | None = None) -> Evaluation:
+def evaluate_random(
+    config: Config, env_factory: EnvFactory = make_env, actions: tuple[int, ...] | None = None
+) -> Evaluation:
     """Uniformly random actions, evaluated as ``config.run`` says.
 
     Args:
@@ -21,6 +25,8 @@ def evaluate_random(config: Config, env_factory: EnvFactory = make_env, actions:
 
 
 def evaluate_bot(config: Config, env_factory: EnvFactory = make_env) -> Evaluation:
-    """The environment's expert (shortest paths, or the BabyAI bot), evaluated as ``config.run`` says."""
+    """The environment's expert (shortest paths, or the BabyAI bot), evaluated as ``config.run``
+    says.
+    """
     with closing(make_evaluator(config, env_factory, with_experts=True)) as evaluator:
         return evaluator.evaluate(ExpertActor())

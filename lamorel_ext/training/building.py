@@ -29,11 +29,13 @@ class EnvFactory(Protocol):
 
         Args:
             config: Its ``env`` group names the level.
-            held_out: False for training: ``env.num_envs`` copies, whose episodes follow from ``run.seed``. True for evaluation:
-                ``run.eval_episodes`` copies, copy ``i`` playing the episode of seed ``run.eval_seed + i``.
-            copies: Which of these copies are wanted, a range of consecutive numbers; None means all. Copy ``i`` has the same episodes whichever
-                others are made with it. Given only where ``run.pipeline`` has the environments stepped in two halves, or
-                several RL clients share them.
+            held_out: False for training: ``env.num_envs`` copies, whose episodes follow from
+                ``run.seed``. True for evaluation: ``run.eval_episodes`` copies, copy ``i`` playing
+                the episode of seed ``run.eval_seed + i``.
+            copies: Which of these copies are wanted, a range of consecutive numbers; None means
+                all. Copy ``i`` has the same episodes whichever others are made with it. Given only
+                where ``run.pipeline`` has the environments stepped in two halves, or several RL
+                clients share them.
         """
 
 
@@ -42,7 +44,8 @@ class EnumerableEnvs(Protocol):
     """What a factory offers besides, whose environments' states can be listed."""
 
     def exact_evaluator(self, config: Config, with_experts: bool) -> ExactEvaluator:
-        """Solves the environments of the configuration; asked only where ``why_not_exact`` names no reason.
+        """Solves the environments of the configuration; asked only where ``why_not_exact`` names no
+        reason.
 
         Args:
             config: As the factory gets it.
@@ -58,11 +61,20 @@ class BabyAiTextEnvs:
         env, run = config.env, config.run
         copies = copies or range(run.eval_episodes if held_out else env.num_envs)
         first = copies.start
-        seeds: EpisodeSeed = (lambda copy, episode: run.eval_seed + first + copy) if held_out else training_seeds(run.seed, first)
+        seeds: EpisodeSeed = (
+            (lambda copy, episode: run.eval_seed + first + copy)
+            if held_out
+            else training_seeds(run.seed, first)
+        )
         return make_batched_env(
-            env.level, len(copies), env.language, episode_seed=seeds, backend=env.backend, num_distractors=env.num_distractors,
+            env.level,
+            len(copies),
+            env.language,
+            episode_seed=seeds,
+            backend=env.backend,
+            num_distractors=env.num_distractors,
             num_workers=env.num_workers,
-        )  # fmt: skip
+        )
 
     def exact_evaluator(self, config: Config, with_experts: bool) -> ExactEvaluator:
         """See ``EnumerableEnvs``."""
@@ -74,7 +86,9 @@ make_env = BabyAiTextEnvs()
 
 
 def environment_name(config: Config, env_factory: EnvFactory) -> str:
-    """What a run is about: its level, unless the environments are others than BabyAI-Text's under its name."""
+    """What a run is about: its level, unless the environments are others than BabyAI-Text's under
+    its name.
+    """
     level = config.env.level
     if isinstance(env_factory, BabyAiTextEnvs) or level not in level_ids():
         return level
@@ -82,11 +96,14 @@ def environment_name(config: Config, env_factory: EnvFactory) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def make_prompted_env(config: Config, env: BatchedEnv, with_experts: bool = False, held_out: bool = False) -> PromptedEnv:
+def make_prompted_env(
+    config: Config, env: BatchedEnv, with_experts: bool = False, held_out: bool = False
+) -> PromptedEnv:
     """Put the prompts of the configuration to an environment.
 
     Args:
-        with_experts: True asks the environment for expert actions even where the arm does not need them.
+        with_experts: True asks the environment for expert actions even where the arm does not need
+            them.
         held_out: True for evaluation.
     """
     history = PromptHistory(config.env.prompt, config.env.history, config.env.language)
@@ -110,15 +127,22 @@ def make_training_env(
 
 
 def make_halves(config: Config, env_factory: EnvFactory) -> HalvedEnv:
-    """The training environments in two halves, the first one larger by one where their number is odd."""
+    """The training environments in two halves, the first one larger by one where their number is
+    odd.
+    """
     num_envs = config.env.num_envs
     middle = (num_envs + 1) // 2
-    return HalvedEnv([
-        make_prompted_env(config, env_factory(config, False, copies)) for copies in (range(middle), range(middle, num_envs))
-    ])  # fmt: skip
+    return HalvedEnv(
+        [
+            make_prompted_env(config, env_factory(config, False, copies))
+            for copies in (range(middle), range(middle, num_envs))
+        ]
+    )
 
 
-def make_evaluator(config: Config, env_factory: EnvFactory, with_experts: bool = False) -> Evaluator:
+def make_evaluator(
+    config: Config, env_factory: EnvFactory, with_experts: bool = False
+) -> Evaluator:
     """The evaluator of the configuration's level; nothing is built before it is needed."""
 
     def held_out() -> PromptedEnv:
@@ -131,6 +155,12 @@ def make_evaluator(config: Config, env_factory: EnvFactory, with_experts: bool =
 
 
 def needs_experts(config: Config, held_out: bool) -> bool:
-    """True where the arm needs the expert's actions: as guidance, as its own, or, in training alone, to clone them."""
+    """True where the arm needs the expert's actions: as guidance, as its own, or, in training
+    alone, to clone them.
+    """
     arm = config.arm
-    return (arm.agent == "student" and arm.teacher == "oracle") or arm.agent == "bot" or (arm.agent == "cloning" and not held_out)
+    return (
+        (arm.agent == "student" and arm.teacher == "oracle")
+        or arm.agent == "bot"
+        or (arm.agent == "cloning" and not held_out)
+    )

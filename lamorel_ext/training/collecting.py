@@ -13,7 +13,14 @@ from lamorel_ext.training.joining import join
 from lamorel_ext.training.scenes import PromptedEnv
 
 
-def collect(env: PromptedEnv, actor: Actor, listener: StepListener, scene: Scene, num_steps: int, draws: Draws) -> tuple[Rollout, Scene]:
+def collect(
+    env: PromptedEnv,
+    actor: Actor,
+    listener: StepListener,
+    scene: Scene,
+    num_steps: int,
+    draws: Draws,
+) -> tuple[Rollout, Scene]:
     """Act for ``num_steps`` steps from ``scene`` on.
 
     Returns:
@@ -37,7 +44,13 @@ def make_rollout(turns: Sequence[Turn], actor: Actor) -> Rollout:
     terminated = np.stack([turn.step.terminated for turn in turns])
     done = np.stack([turn.step.done for turn in turns])
     values = np.stack([turn.decision.values for turn in turns])
-    errors = td_errors(rewards * discount.reward_scale, values, _next_values(turns, actor, values), terminated, discount.gamma)
+    errors = td_errors(
+        rewards * discount.reward_scale,
+        values,
+        _next_values(turns, actor, values),
+        terminated,
+        discount.gamma,
+    )
     advantages = gae(errors, done, discount.gamma, discount.lam)
     return Rollout(tuple(turns), rewards, terminated, done, values, errors, advantages)
 
@@ -45,16 +58,26 @@ def make_rollout(turns: Sequence[Turn], actor: Actor) -> Rollout:
 def _next_values(turns: Sequence[Turn], actor: Actor, values: np.ndarray) -> np.ndarray:
     """V of the states reached.
 
-    Where the episode goes on it is the next step's own value. Only cut-off episodes and the rollout's last states are evaluated, in one
-    call; where the task ended the episode the value is not needed and left at 0.
+    Where the episode goes on it is the next step's own value. Only cut-off episodes and the
+    rollout's last states are evaluated, in one call; where the task ended the episode the value is
+    not needed and left at 0.
     """
     known = [turn.next_values for turn in turns if turn.next_values is not None]
     if len(known) == len(turns):
         return np.stack(known)
     next_values = np.concatenate([values[1:], np.zeros_like(values[:1])])
-    cut = np.stack([np.logical_and(turn.step.truncated, np.logical_not(turn.step.terminated)) for turn in turns])
+    cut = np.stack(
+        [
+            np.logical_and(turn.step.truncated, np.logical_not(turn.step.terminated))
+            for turn in turns
+        ]
+    )
     cut[-1] = np.logical_not(turns[-1].step.terminated)
-    places = [(turn.stepped.reached, np.flatnonzero(row)) for turn, row in zip(turns, cut, strict=True) if row.any()]
+    places = [
+        (turn.stepped.reached, np.flatnonzero(row))
+        for turn, row in zip(turns, cut, strict=True)
+        if row.any()
+    ]
     if places:
         next_values[cut] = actor.values(join([reached.take(envs) for reached, envs in places]))
     return next_values

@@ -18,8 +18,8 @@ WINDOW = 100
 class Curriculum:
     """Where a run stands in ``env.curriculum``.
 
-    A stage begins with episode 0 of its level in every environment, so that all arms of one seed meet the same episodes there. Rollouts end
-    with the stage's last step.
+    A stage begins with episode 0 of its level in every environment, so that all arms of one seed
+    meet the same episodes there. Rollouts end with the stage's last step.
 
     Args:
         config: Of the run.
@@ -40,25 +40,35 @@ class Curriculum:
         stage = self._running
         if stage is None:
             return self._config
-        env = dataclasses.replace(self._config.env, level=stage.level, num_distractors=stage.num_distractors)
+        env = dataclasses.replace(
+            self._config.env, level=stage.level, num_distractors=stage.num_distractors
+        )
         return dataclasses.replace(self._config, env=env)
 
     @property
     def steps_left(self) -> float:
-        """Steps of all environments together until the stage's steps are over, rounded up; infinite where there is no such end."""
+        """Steps of all environments together until the stage's steps are over, rounded up; infinite
+        where there is no such end.
+        """
         stage = self._running
         if stage is None or stage.steps is None:
             return math.inf
         return math.ceil((stage.steps - self._steps) / self._config.env.num_envs)
 
     def note(self, rollout: Rollout) -> bool:
-        """Count a rollout in; True where the next stage, or training on the run's own level, begins now."""
+        """Count a rollout in; True where the next stage, or training on the run's own level, begins
+        now.
+        """
         stage = self._running
         if stage is None:
             return False
         self._steps += rollout.rewards.size
         self._successes.extend((rollout.rewards[rollout.done] > 0).tolist())
-        mastered = stage.success is not None and len(self._successes) == WINDOW and sum(self._successes) >= stage.success * WINDOW
+        mastered = (
+            stage.success is not None
+            and len(self._successes) == WINDOW
+            and sum(self._successes) >= stage.success * WINDOW
+        )
         over = mastered or (stage.steps is not None and self._steps >= stage.steps)
         if over:
             self.stage, self._steps = self.stage + 1, 0
@@ -76,11 +86,18 @@ class Curriculum:
             CheckpointError: ``state`` is not what ``state()`` gives.
         """
         try:
-            stage, steps, successes = int(state["stage"]), int(state["steps"]), [bool(value) for value in state["successes"]]
+            stage, steps, successes = (
+                int(state["stage"]),
+                int(state["steps"]),
+                [bool(value) for value in state["successes"]],
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"not a saved curriculum: {error!r}") from error
         if not 0 <= stage <= len(self._config.env.curriculum):
-            raise CheckpointError(f"the saved curriculum is at stage {stage}, this one has {len(self._config.env.curriculum)}")
+            raise CheckpointError(
+                f"the saved curriculum is at stage {stage}, this one has"
+                f" {len(self._config.env.curriculum)}"
+            )
         self.stage, self._steps = stage, steps
         self._successes = deque(successes, maxlen=WINDOW)
 

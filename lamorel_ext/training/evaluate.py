@@ -1,4 +1,6 @@
-"""Evaluation with the policy frozen and sampled as it was trained: exactly where that is possible, otherwise on held-out episodes."""
+"""Evaluation with the policy frozen and sampled as it was trained: exactly where that is possible,
+otherwise on held-out episodes.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class Evaluation:
         successes: ``(episodes,)`` bool of a simulated evaluation, else empty.
         returns: ``(episodes,)`` float64, unscaled, likewise.
         lengths: ``(episodes,)`` int64, steps, likewise.
-        failures: ``(episodes,)`` bool, True where the mission itself ended the episode without a reward, likewise.
+        failures: ``(episodes,)`` bool, True where the mission itself ended the episode without a
+            reward, likewise.
     """
 
     success: float
@@ -41,17 +44,24 @@ class Evaluation:
     failures: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
-def run_episodes(env: PromptedEnv, actor: Actor, draws: Draws, signals: FeedbackSignals | None = None) -> Evaluation:
+def run_episodes(
+    env: PromptedEnv, actor: Actor, draws: Draws, signals: FeedbackSignals | None = None
+) -> Evaluation:
     """One episode in each copy of the environment, from a reset.
 
     Args:
         env: Has as many copies as episodes are wanted.
         actor: Asked only about copies whose episode still runs.
         draws: Streams behind the samples.
-        signals: Computes what the prompts say of the last guidance, from the actor's own values; None says nothing.
+        signals: Computes what the prompts say of the last guidance, from the actor's own values;
+            None says nothing.
     """
     scene = env.reset()
-    successes, returns, lengths = np.zeros(env.num_envs, dtype=bool), np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
+    successes, returns, lengths = (
+        np.zeros(env.num_envs, dtype=bool),
+        np.zeros(env.num_envs),
+        np.zeros(env.num_envs, dtype=np.int64),
+    )
     failures = np.zeros(env.num_envs, dtype=bool)
     running = np.arange(env.num_envs)
     said = None
@@ -61,30 +71,49 @@ def run_episodes(env: PromptedEnv, actor: Actor, draws: Draws, signals: Feedback
         actions = np.zeros(env.num_envs, dtype=np.int64)
         actions[running] = decision.actions
         stepped = env.step(actions)
-        rewards, done, terminated = stepped.step.rewards[running], stepped.step.done[running], stepped.step.terminated[running]
+        rewards, done, terminated = (
+            stepped.step.rewards[running],
+            stepped.step.done[running],
+            stepped.step.terminated[running],
+        )
         returns[running] += rewards
         lengths[running] += 1
         successes[running] = returns[running] > 0
         failures[running] = terminated & ~successes[running]
         if signals is not None:
             next_values = actor.values(stepped.reached.take(running))
-            errors = td_errors(rewards * actor.discount.reward_scale, decision.values, next_values, terminated, actor.discount.gamma)
+            errors = td_errors(
+                rewards * actor.discount.reward_scale,
+                decision.values,
+                next_values,
+                terminated,
+                actor.discount.gamma,
+            )
             said = signals.step(errors, shown.prompts, done, envs=running)[~done]
         running, scene = running[~done], stepped.current
-    return Evaluation(float(successes.mean()), float(returns.mean()), False, successes, returns, lengths, failures)
+    return Evaluation(
+        float(successes.mean()), float(returns.mean()), False, successes, returns, lengths, failures
+    )
 
 
 class Evaluator:
-    """Evaluates exactly where the configuration and the actor allow it, on held-out episodes otherwise.
+    """Evaluates exactly where the configuration and the actor allow it, on held-out episodes
+    otherwise.
 
     Args:
         config: Its ``run`` group says how.
-        make_env: Makes the held-out environment, with ``run.eval_episodes`` copies; called when it is first needed.
-        make_exact: Makes the exact evaluator; called when it is first needed, and only where ``why_not_exact`` names no reason. None where
-            the environment does not offer one.
+        make_env: Makes the held-out environment, with ``run.eval_episodes`` copies; called when it
+            is first needed.
+        make_exact: Makes the exact evaluator; called when it is first needed, and only where
+            ``why_not_exact`` names no reason. None where the environment does not offer one.
     """
 
-    def __init__(self, config: Config, make_env: Callable[[], PromptedEnv], make_exact: Callable[[], ExactEvaluator] | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        make_env: Callable[[], PromptedEnv],
+        make_exact: Callable[[], ExactEvaluator] | None,
+    ) -> None:
         self._config = config
         self._make_env = make_env
         self._make_exact = make_exact
@@ -96,15 +125,22 @@ class Evaluator:
 
         Args:
             actor: The policy.
-            signals: What prompts say of the last guidance, where the run has them say it; it is copied, not changed.
+            signals: What prompts say of the last guidance, where the run has them say it; it is
+                copied, not changed.
 
         Raises:
-            ConfigError: ``run.evaluation`` is ``exact`` and this policy cannot be evaluated exactly.
+            ConfigError: ``run.evaluation`` is ``exact`` and this policy cannot be evaluated
+                exactly.
         """
         kind = self._config.run.evaluation
-        hindrance = why_not_exact(self._config.env, actor.reads_prompts, actor.enumerable, signals is not None)
+        hindrance = why_not_exact(
+            self._config.env, actor.reads_prompts, actor.enumerable, signals is not None
+        )
         if self._make_exact is None:
-            hindrance = "the run brings an environment of its own, which offers no exact_evaluator (student.building.EnumerableEnvs)"
+            hindrance = (
+                "the run brings an environment of its own, which offers no exact_evaluator"
+                " (student.building.EnumerableEnvs)"
+            )
         if kind == "exact" and hindrance:
             raise ConfigError(f"run.evaluation: exact is not possible: {hindrance}")
         if kind == "episodes" or hindrance or self._make_exact is None:
@@ -112,7 +148,14 @@ class Evaluator:
         if self._exact is None:
             self._exact = self._make_exact()
         success, expected_return = self._exact.evaluate(actor)
-        return Evaluation(success, expected_return, True, np.zeros(0, dtype=bool), np.zeros(0), np.zeros(0, dtype=np.int64))
+        return Evaluation(
+            success,
+            expected_return,
+            True,
+            np.zeros(0, dtype=bool),
+            np.zeros(0),
+            np.zeros(0, dtype=np.int64),
+        )
 
     def close(self) -> None:
         """Close the held-out environment. May be called twice."""
@@ -124,5 +167,9 @@ class Evaluator:
         if self._env is None:
             self._env = self._make_env()
         seed = self._config.run.seed
-        copied = None if signals is None else signals.fork(self._env.num_envs, make_rng(seed, "evaluation"))
+        copied = (
+            None
+            if signals is None
+            else signals.fork(self._env.num_envs, make_rng(seed, "evaluation"))
+        )
         return run_episodes(self._env, actor, Draws.of_evaluation(seed), copied)

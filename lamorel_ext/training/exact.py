@@ -1,4 +1,6 @@
-"""Exact evaluation by enumeration: a memoryless policy of GoToRedBallNoDists over all of its states and steps, without sampling noise."""
+"""Exact evaluation by enumeration: a memoryless policy of GoToRedBallNoDists over all of its states
+and steps, without sampling noise.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,24 @@ from lamorel_ext.types import ObservationBatch
 
 
 class ExactEvaluator:
-    """Asks an actor once about each distinct thing that it can be shown, and solves the level for its answers.
+    """Asks an actor once about each distinct thing that it can be shown, and solves the level for
+    its answers.
 
     Args:
         args: The level's prompts and language.
         with_experts: True shows the expert's action too, which views do not determine.
 
     Attributes:
-        scene: The distinct things to be shown: symbolic views, which determine the texts, and the expert's actions if asked for.
+        scene: The distinct things to be shown: symbolic views, which determine the texts, and the
+            expert's actions if asked for.
     """
 
     def __init__(self, args: EnvArgs, with_experts: bool = False) -> None:
         table = state_table()
         told = table.expert if with_experts else np.zeros_like(table.expert)
-        shown, self._classes = np.unique(np.stack([table.views, told], axis=1), axis=0, return_inverse=True)
+        shown, self._classes = np.unique(
+            np.stack([table.views, told], axis=1), axis=0, return_inverse=True
+        )
         views, experts = shown[:, 0], shown[:, 1]
         sentences = table.sentences(args.language)
         observations = ObservationBatch(

@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 
 def join(batches: Sequence[T]) -> T:
-    """Join dataclasses of arrays and tuples with one row per environment, field by field; what is None is None in all of them.
+    """Join dataclasses of arrays and tuples with one row per environment, field by field; what is
+    None is None in all of them.
 
     Raises:
         ValueError: They are of different kinds, or of a kind without rows.
@@ -33,5 +34,8 @@ def _join(batches: Sequence[Any]) -> Any:
             return tuple(itertools.chain.from_iterable(batches))
         if dataclasses.is_dataclass(first) and not isinstance(first, type):
             names = [field.name for field in dataclasses.fields(first)]
-            return dataclasses.replace(first, **{name: _join([getattr(batch, name) for batch in batches]) for name in names})
+            return dataclasses.replace(
+                first,
+                **{name: _join([getattr(batch, name) for batch in batches]) for name in names},
+            )
     raise ValueError(f"cannot join {', '.join(type(batch).__name__ for batch in batches)}")

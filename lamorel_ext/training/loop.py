@@ -45,31 +45,43 @@ def train(
 ) -> Summary:
     """Train one arm with one seed, from the recorder's last checkpoint where it has one.
 
-    Everything follows from ``config.run.seed``: two runs give the same curve, and so does one that was stopped and resumed.
+    Everything follows from ``config.run.seed``: two runs give the same curve, and so does one that
+        was stopped and resumed.
 
     Args:
         config: The run.
         llm: The LLM's servers; None in an arm without an LLM.
         recorder: Keeps rows and checkpoints.
         env_factory: Makes the environments.
-        clients: Those that train the run together, each of which calls this; with several of them ``llm``
-            is a ``SharedClient`` and ``recorder`` a ``LedRecorder``.
+        clients: Those that train the run together, each of which calls this; with several of them
+            ``llm`` is a ``SharedClient`` and ``recorder`` a ``LedRecorder``.
 
     Raises:
-        Stopped: This process was asked to end; between two rollouts a checkpoint is whole, so there it was made.
-        ConfigError: ``run.portable`` is set, but this process was not started so; or ``llm`` knows of other clients.
+        Stopped: This process was asked to end; between two rollouts a checkpoint is whole, so there
+            it was made.
+        ConfigError: ``run.portable`` is set, but this process was not started so; or ``llm`` knows
+            of other clients.
     """
     if isinstance(llm, Caller) and llm.clients is not None:
         raise ConfigError(
-            "lamorel_args.distributed_setup_args.n_rl_processes: several clients train a run with a SharedClient of their"
-            " caller, a LedRecorder and clients=Clients(caller.clients); see experiments/train.py"
+            "lamorel_args.distributed_setup_args.n_rl_processes: several clients train a run with a"
+            " SharedClient of their caller, a LedRecorder and clients=Clients(caller.clients); see"
+            " experiments/train.py"
         )
     if config.run.portable:
         hold_portable()
-    with TrainingRun(config, llm, env_factory, clients) as run, stopping.deferring(_tell), _ending_together():
+    with (
+        TrainingRun(config, llm, env_factory, clients) as run,
+        stopping.deferring(_tell),
+        _ending_together(),
+    ):
         if isinstance(recorder, EnvironmentListener):
             recorder.environment(environment_name(config, env_factory))
-        if clients.rank == 0 and needs_experts(config, held_out=False) and (shortfall := expert_shortfall(environment_name(config, env_factory))):
+        if (
+            clients.rank == 0
+            and needs_experts(config, held_out=False)
+            and (shortfall := expert_shortfall(environment_name(config, env_factory)))
+        ):
             log.warning("%s", shortfall)
         checkpoint = recorder.resume()
         run.start(checkpoint)
@@ -110,10 +122,14 @@ def _stop(run: TrainingRun, recorder: Recorder, stop: stopping.Stop) -> None:
         if not run.checkpoint_due:
             run.save(recorder)
         step = run.progress.env_steps
-        raise stopping.leave(f"saved at step {step} of {run.budget}; the same command goes on from there", stop)
+        raise stopping.leave(
+            f"saved at step {step} of {run.budget}; the same command goes on from there", stop
+        )
 
 
 def _tell(stop: stopping.Stop) -> None:
     log.warning(
-        "%s: saving when this rollout is over, within %g s; a second signal ends at once", stop.why, stop.patience_s
+        "%s: saving when this rollout is over, within %g s; a second signal ends at once",
+        stop.why,
+        stop.patience_s,
     )

@@ -1,7 +1,9 @@
-"""Two halves of the environments in turns: while the LLM servers score the prompts of one half, the other half acts and is stepped.
+"""Two halves of the environments in turns: while the LLM servers score the prompts of one half, the
+other half acts and is stepped.
 
-The turns follow a fixed order and never the clock, and the halves draw their random numbers in the order of the environments. So the same
-log-probabilities give the same actions as ``rollout.collect`` does. A server that reads half as many prompts at a time rounds its last bits
+The turns follow a fixed order and never the clock, and the halves draw their random numbers in the
+order of the environments. So the same log-probabilities give the same actions as
+``rollout.collect`` does. A server that reads half as many prompts at a time rounds its last bits
 differently.
 """
 
@@ -29,10 +31,12 @@ WORTH_HALVING = 32
 
 
 class HalvedEnv:
-    """Environments in two halves that are stepped apart; in all else like a ``PromptedEnv`` of all of them.
+    """Environments in two halves that are stepped apart; in all else like a ``PromptedEnv`` of all
+    of them.
 
     Args:
-        halves: Environments ``0`` to ``k - 1`` and ``k`` to ``num_envs - 1``; closed with this object.
+        halves: Environments ``0`` to ``k - 1`` and ``k`` to ``num_envs - 1``; closed with this
+            object.
     """
 
     def __init__(self, halves: Sequence[PromptedEnv]) -> None:
@@ -72,45 +76,73 @@ class HalvedEnv:
 
 
 def can_be_halved(actor: Actor, listener: StepListener, num_envs: int) -> bool:
-    """True where an LLM is asked for scores at every step, and nothing needs all environments to be at the same step."""
+    """True where an LLM is asked for scores at every step, and nothing needs all environments to be
+    at the same step.
+    """
     return num_envs >= 2 and isinstance(actor, AskingActor) and actor.asks and not listener.online
 
 
 def worth_halving(env: BatchedEnv, args: LamorelArgs) -> bool:
-    """True where stepping takes so long that hiding it outweighs the cost of two smaller calls: see the benchmark ``pipeline``.
+    """True where stepping takes so long that hiding it outweighs the cost of two smaller calls: see
+    the benchmark ``pipeline``.
 
     Args:
         env: Of all copies.
-        args: Says how many processes share a machine. They need more cores than they are: without one to spare the halves wait for each other.
+        args: Says how many processes share a machine. They need more cores than they are: without
+            one to spare the halves wait for each other.
     """
     processes = world_size(args.distributed_setup_args) // args.accelerate_args.num_machines
-    return isinstance(env, MinigridBatch) and env.num_envs >= WORTH_HALVING and processes < (os.cpu_count() or 1)
+    return (
+        isinstance(env, MinigridBatch)
+        and env.num_envs >= WORTH_HALVING
+        and processes < (os.cpu_count() or 1)
+    )
 
 
 def collect_rollout(
-    env: PromptedEnv | HalvedEnv, actor: Actor, listener: StepListener, scene: Scene, num_steps: int, draws: Draws
+    env: PromptedEnv | HalvedEnv,
+    actor: Actor,
+    listener: StepListener,
+    scene: Scene,
+    num_steps: int,
+    draws: Draws,
 ) -> tuple[Rollout, Scene]:
-    """Act for ``num_steps`` steps from ``scene`` on, in halves where the environments are. See ``rollout.collect``."""
+    """Act for ``num_steps`` steps from ``scene`` on, in halves where the environments are.
+
+    See ``rollout.collect``.
+    """
     if not isinstance(env, HalvedEnv):
         return collect(env, actor, listener, scene, num_steps, draws)
     if not isinstance(actor, AskingActor):
-        raise ValueError(f"{type(actor).__name__} cannot ask now and decide later: its environments cannot be halved")
+        raise ValueError(
+            f"{type(actor).__name__} cannot ask now and decide later: its environments cannot be"
+            " halved"
+        )
     return collect_in_halves(env, actor, listener, scene, num_steps, draws)
 
 
 def collect_in_halves(
-    env: HalvedEnv, actor: AskingActor, listener: StepListener, scene: Scene, num_steps: int, draws: Draws
+    env: HalvedEnv,
+    actor: AskingActor,
+    listener: StepListener,
+    scene: Scene,
+    num_steps: int,
+    draws: Draws,
 ) -> tuple[Rollout, Scene]:
     """Act for ``num_steps`` steps from ``scene`` on.
 
     Args:
-        listener: Hears of a step when both halves have taken it. Not ``online``: the LLM has been asked about the next step by then.
+        listener: Hears of a step when both halves have taken it. Not ``online``: the LLM has been
+            asked about the next step by then.
 
     Returns:
         As ``rollout.collect``, environments in their order.
     """
     if listener.online:
-        raise ValueError("a listener that changes the LLM or its prompts at every step needs every environment at the same step")
+        raise ValueError(
+            "a listener that changes the LLM or its prompts at every step needs every environment"
+            " at the same step"
+        )
     scenes = env.divide(scene)
     deciding = [actor.ask(own) for own in scenes]
     turns = []

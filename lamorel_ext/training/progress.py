@@ -28,7 +28,10 @@ class Averages:
 
     def take(self, names: tuple[str, ...]) -> dict[str, float]:
         """The means by name, NaN where nothing came; starts anew."""
-        means = {name: self.totals[name] / self.counts[name] if self.counts.get(name) else math.nan for name in names}
+        means = {
+            name: self.totals[name] / self.counts[name] if self.counts.get(name) else math.nan
+            for name in names
+        }
         self.totals.clear()
         self.counts.clear()
         return means
@@ -42,7 +45,8 @@ class Progress:
         env_steps: Steps of all environments together.
         episodes: Episodes finished.
         rollouts: Rollouts finished.
-        seconds: Wall-clock time of collecting and updating; evaluations and checkpoints are left out.
+        seconds: Wall-clock time of collecting and updating; evaluations and checkpoints are left
+            out.
         next_eval: Environment steps at which the next evaluation is due.
         running_returns: ``num_envs`` unscaled returns of the unfinished episodes.
         averages: What the next row will say.
@@ -73,7 +77,13 @@ class Progress:
         self.episodes += len(finished)
         if finished:
             returns = np.array(finished)
-            self.averages.add({"train_success": float(np.mean(returns > 0)), "train_return": float(returns.mean())}, weight=len(finished))
+            self.averages.add(
+                {
+                    "train_success": float(np.mean(returns > 0)),
+                    "train_return": float(returns.mean()),
+                },
+                weight=len(finished),
+            )
 
     def state(self) -> dict[str, Any]:
         """Plain values, as JSON can hold them."""

@@ -1,4 +1,6 @@
-"""Where a run's numbers and checkpoints go: the protocol, and a recorder that keeps everything in memory."""
+"""Where a run's numbers and checkpoints go: the protocol, and a recorder that keeps everything in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Checkpoint:
             CheckpointError: It does not; names the tensor, or the place in ``state``.
         """
         if found := not_finite(self.tensors) or not_finite_value(self.state, "state"):
-            raise CheckpointError(f"the checkpoint at step {self.env_steps} cannot be used: {found}")
+            raise CheckpointError(
+                f"the checkpoint at step {self.env_steps} cannot be used: {found}"
+            )
 
 
 SaveLlm = Callable[[str], None]
@@ -48,12 +52,17 @@ SaveLlm = Callable[[str], None]
 class Recorder(Protocol):
     """The plug point for whoever keeps a run's results.
 
-    A checkpoint replaces the one before as a whole: ``checkpoint`` writes everything beside the old one, the LLM too, and only then makes
-    the new one the one that ``resume`` finds. A run killed at any moment finds the old one or the new one.
+    A checkpoint replaces the one before as a whole: ``checkpoint`` writes everything beside the old
+        one, the LLM too, and only then makes
+    the new one the one that ``resume`` finds. A run killed at any moment finds the old one or the
+    new one.
     """
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Keep one row of the learning curve. Every row of a run has the same keys; NaN means not measured."""
+        """Keep one row of the learning curve.
+
+        Every row of a run has the same keys; NaN means not measured.
+        """
 
     def trace(self, trace: Trace) -> None:
         """Keep what was recorded of one rollout."""
@@ -63,11 +72,15 @@ class Recorder(Protocol):
 
         Args:
             checkpoint: Its ``llm_folder`` is not set yet: the recorder chooses the folder.
-            save_llm: To be called once with a folder of the recorder's choice, which it makes; None in a run without an LLM.
+            save_llm: To be called once with a folder of the recorder's choice, which it makes; None
+                in a run without an LLM.
         """
 
     def resume(self) -> Checkpoint | None:
-        """The last checkpoint, or None. Rows and traces of later rollouts are forgotten: the run makes them again."""
+        """The last checkpoint, or None.
+
+        Rows and traces of later rollouts are forgotten: the run makes them again.
+        """
 
     def progress(self, env_steps: int, total_steps: int, info: Mapping[str, float]) -> None:
         """Hear how far the run is, after every rollout."""
@@ -113,7 +126,9 @@ class MemoryRecorder:
             save_llm(str(target))
             llm_folder = str(target)
         tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
-        self.last = Checkpoint(checkpoint.env_steps, tensors, copy.deepcopy(checkpoint.state), llm_folder)
+        self.last = Checkpoint(
+            checkpoint.env_steps, tensors, copy.deepcopy(checkpoint.state), llm_folder
+        )
         self._rows_at_checkpoint = len(self.rows)
 
     def resume(self) -> Checkpoint | None:

@@ -1,4 +1,6 @@
-"""An LLM client that says everything in other words: environments, prompts and agents do not notice."""
+"""An LLM client that says everything in other words: environments, prompts and agents do not
+notice.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ AboutCandidates = TypeVar("AboutCandidates", ScoreRequest, UpdateRequest)
 
 
 class RewordedClient:
-    """Rewords prompts and candidates on their way to the LLM. What the LLM writes itself comes back as it wrote it.
+    """Rewords prompts and candidates on their way to the LLM. What the LLM writes itself comes back
+    as it wrote it.
 
     Args:
         llm: Whom the texts are for.
@@ -63,13 +66,17 @@ class RewordedClient:
 
     def generate_batch(self, request: GenerateRequest) -> GenerateResult:
         """See ``LlmClient``."""
-        return self._llm.generate_batch(dataclasses.replace(request, prompts=self._prompts(request.prompts)))
+        return self._llm.generate_batch(
+            dataclasses.replace(request, prompts=self._prompts(request.prompts))
+        )
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult:
         """See ``LlmClient``."""
         return self._llm.update_batch(self._reworded(request))
 
-    def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None:
+    def reset(
+        self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()
+    ) -> None:
         """See ``LlmClient``."""
         self._llm.reset(seed, weights, unused)
 
@@ -92,12 +99,19 @@ class RewordedClient:
     def _reworded(self, request: AboutCandidates) -> AboutCandidates:
         if not self.wording:
             return request
-        return dataclasses.replace(request, prompts=self._prompts(request.prompts), candidates=self._candidates(request.candidates))
+        return dataclasses.replace(
+            request,
+            prompts=self._prompts(request.prompts),
+            candidates=self._candidates(request.candidates),
+        )
 
     def _prompts(self, prompts: Texts) -> Texts:
         return tuple(self.wording.prompt(prompt) for prompt in prompts)
 
     def _candidates(self, candidates: tuple[Texts, ...]) -> tuple[Texts, ...]:
         """Each distinct tuple once: most prompts of a batch have the same candidates."""
-        said = {texts: tuple(self.wording.candidate(text) for text in texts) for texts in dict.fromkeys(candidates)}
+        said = {
+            texts: tuple(self.wording.candidate(text) for text in texts)
+            for texts in dict.fromkeys(candidates)
+        }
         return tuple(said[texts] for texts in candidates)

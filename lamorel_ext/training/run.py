@@ -41,7 +41,8 @@ FOLLOWED = ("teacher_success", "teacher_return")
 
 
 class TrainingRun:
-    """Everything that changes while a run trains. A context manager: leaving it closes the environments.
+    """Everything that changes while a run trains. A context manager: leaving it closes the
+    environments.
 
     Args:
         config: The run.
@@ -51,16 +52,25 @@ class TrainingRun:
     """
 
     def __init__(
-        self, config: Config, llm: LlmClient | None, env_factory: EnvFactory, clients: Clients = ONE_CLIENT
+        self,
+        config: Config,
+        llm: LlmClient | None,
+        env_factory: EnvFactory,
+        clients: Clients = ONE_CLIENT,
     ) -> None:
         self.config = config
         self._clients = clients
         self.llm = None if llm is None else MeteredClient(llm)
-        self._streams = {name: make_rng(config.run.seed, name) for name in ("actions", "guidance", "feedback", "updates")}
+        self._streams = {
+            name: make_rng(config.run.seed, name)
+            for name in ("actions", "guidance", "feedback", "updates")
+        }
         self._draws = Draws(self._streams["actions"], self._streams["guidance"])
         self.agent = make_agent(config, self.llm)
         signals = FeedbackSignals(config.feedback, config.env.num_envs, self._streams["feedback"])
-        self.edge = FeedbackEdge(config, self.llm, signals, make_credit(config, self.agent, self._streams["feedback"]))
+        self.edge = FeedbackEdge(
+            config, self.llm, signals, make_credit(config, self.agent, self._streams["feedback"])
+        )
         self.tracer = self.edge.watcher = Tracer(config, self.llm)
         self.curriculum = Curriculum(config)
         self._env_factory = shared_factory(env_factory, clients)
@@ -72,15 +82,22 @@ class TrainingRun:
     def __enter__(self) -> TrainingRun:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.env.close()
         self.evaluator.close()
 
-    # --- where the run stands ----------------------------------------------------------------------------------------------
+    # --- where the run stands ---------------------------------------------------------------------
 
     @property
     def budget(self) -> int:
-        """Environment steps of the whole run: the smallest multiple of ``env.num_envs`` that is not below ``run.total_steps``."""
+        """Environment steps of the whole run: the smallest multiple of ``env.num_envs`` that is not
+        below ``run.total_steps``.
+        """
         copies = self.config.env.num_envs
         return math.ceil(self.config.run.total_steps / copies) * copies
 
@@ -100,7 +117,7 @@ class TrainingRun:
         every = self.config.run.checkpoint_every
         return self.finished or (every > 0 and self.progress.rollouts % every == 0)
 
-    # --- what a run does ---------------------------------------------------------------------------------------------------
+    # --- what a run does --------------------------------------------------------------------------
 
     def start(self, checkpoint: Checkpoint | None) -> None:
         """Begin anew, or where ``checkpoint`` was made.
@@ -115,7 +132,8 @@ class TrainingRun:
             self._restore(checkpoint)
 
     def take_over(self, checkpoint: Checkpoint | None) -> None:
-        """Be what was learnt until ``checkpoint``, or the untrained agent, to be evaluated: wherever, so its environments stay behind.
+        """Be what was learnt until ``checkpoint``, or the untrained agent, to be evaluated:
+        wherever, so its environments stay behind.
 
         Raises:
             CheckpointError: It does not belong to this configuration.
@@ -124,24 +142,39 @@ class TrainingRun:
         if checkpoint is None:
             return
         signals = checkpoint.state.get("signals", {})
-        strangers = [None] * self.config.env.num_envs  # the last advantages belong to the environments left behind
+        strangers = [
+            None
+        ] * self.config.env.num_envs  # the last advantages belong to the environments left behind
         self.edge.signals.restore({**signals, "previous": strangers})
         self._load_agent(checkpoint)
 
     def rollout(self) -> Trace | None:
-        """Collect a rollout, give feedback to the teacher, update the agent; gives the rollout's trace if it was its turn to be recorded."""
+        """Collect a rollout, give feedback to the teacher, update the agent; gives the rollout's
+        trace if it was its turn to be recorded.
+        """
         if self._scene is None:
             raise ValueError("start the run first")
         if self.llm is not None:
-            # What an evaluation has asked must not make the rollout cheaper, nor a resumed run round differently.
+            # What an evaluation has asked must not make the rollout cheaper, nor a resumed run
+            # round differently.
             self.llm.forget()
         begin = time.perf_counter()
         left = (self.budget - self.progress.env_steps) // self.env.num_envs
-        self.tracer.begin(self.curriculum.config, self.progress.env_steps, self.progress.rollouts, left, self._scene)
+        self.tracer.begin(
+            self.curriculum.config,
+            self.progress.env_steps,
+            self.progress.rollouts,
+            left,
+            self._scene,
+        )
         num_steps = int(min(self.config.num_steps, left, self.curriculum.steps_left))
-        rollout, self._scene = collect_rollout(self.env, self.agent, self.edge, self._scene, num_steps, self._draws)
+        rollout, self._scene = collect_rollout(
+            self.env, self.agent, self.edge, self._scene, num_steps, self._draws
+        )
         self.tracer.collected(rollout, self.agent)
-        feedback = {f"feedback_{name}": value for name, value in self.edge.after_rollout(rollout).items()}
+        feedback = {
+            f"feedback_{name}": value for name, value in self.edge.after_rollout(rollout).items()
+        }
         try:
             learning = self.agent.update(rollout, self._streams["updates"])
         except UpdateError as error:
@@ -155,20 +188,30 @@ class TrainingRun:
         return trace
 
     def evaluate(self) -> dict[str, float]:
-        """Evaluate the policy, and the teacher followed blindly; gives the next row of the learning curve.
+        """Evaluate the policy, and the teacher followed blindly; gives the next row of the learning
+        curve.
 
         Of several clients the first one evaluates.
 
         Raises:
             LamorelExtError: The clients' agents are not the same.
         """
-        self._clients.same(lambda: fingerprint(self.agent.tensors()), f"at step {self.progress.env_steps} the agent")
+        self._clients.same(
+            lambda: fingerprint(self.agent.tensors()),
+            f"at step {self.progress.env_steps} the agent",
+        )
         row = dict.fromkeys(COUNTERS, 0.0) | self.counters() | self._clients.lead(self._evaluate)
         if self.config.env.curriculum:
             row["stage"] = float(self.curriculum.stage)
-        columns = (*TRAINING, *self.agent.columns, *(f"feedback_{name}" for name in self.edge.columns))
+        columns = (
+            *TRAINING,
+            *self.agent.columns,
+            *(f"feedback_{name}" for name in self.edge.columns),
+        )
         row |= self.progress.averages.take(columns)
-        self.progress.last_row = {name: None if math.isnan(value) else value for name, value in row.items()}
+        self.progress.last_row = {
+            name: None if math.isnan(value) else value for name, value in row.items()
+        }
         every = self.config.run.eval_every
         self.progress.next_eval = (self.progress.env_steps // every + 1) * every
         return row
@@ -178,16 +221,28 @@ class TrainingRun:
         signals = self.edge.signals if self.edge.speaks else None
         with self._unmetered():
             result = self.evaluator.evaluate(self.agent, signals)
-            row = dict(zip(EVALUATION, (result.success, result.expected_return, float(result.exact)), strict=True))
+            row = dict(
+                zip(
+                    EVALUATION,
+                    (result.success, result.expected_return, float(result.exact)),
+                    strict=True,
+                )
+            )
             if self.agent.follower is not None:
                 followed = self.evaluator.evaluate(self.agent.follower, signals)
-                row |= dict(zip(FOLLOWED, (followed.success, followed.expected_return), strict=True))
+                row |= dict(
+                    zip(FOLLOWED, (followed.success, followed.expected_return), strict=True)
+                )
         return row
 
     def counters(self) -> dict[str, float]:
         """What the run has cost so far, by ``COUNTERS``."""
         done = self.progress
-        own = {"env_steps": float(done.env_steps), "episodes": float(done.episodes), "seconds": done.seconds}
+        own = {
+            "env_steps": float(done.env_steps),
+            "episodes": float(done.episodes),
+            "seconds": done.seconds,
+        }
         return own | ({} if self.llm is None else self.llm.counts)
 
     def save(self, recorder: Recorder) -> None:
@@ -221,32 +276,44 @@ class TrainingRun:
             if self.curriculum.stage:
                 self.env.close()
                 self.env = self._make_env()
-            self._scene = self.env.restore(state["env"]).saying(None if state["said"] is None else np.array(state["said"]))
+            self._scene = self.env.restore(state["env"]).saying(
+                None if state["said"] is None else np.array(state["said"])
+            )
             if self.llm is not None:
                 self.llm.counts.update(state["llm"])
         except KeyError as error:
-            raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} lacks {error}") from error
+            raise CheckpointError(
+                f"the checkpoint at step {checkpoint.env_steps} lacks {error}"
+            ) from error
         except (TypeError, ValueError, AttributeError, IndexError) as error:
-            raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} holds a wrong value: {error}") from error
+            raise CheckpointError(
+                f"the checkpoint at step {checkpoint.env_steps} holds a wrong value: {error}"
+            ) from error
         self._load_agent(checkpoint)
 
     def _reset_llm(self) -> None:
         if self.llm is not None:
             arm = self.config.arm
-            self.llm.reset(self.config.run.seed, arm.weights, () if arm.action_heads else (ACTION_HEADS,))
+            self.llm.reset(
+                self.config.run.seed, arm.weights, () if arm.action_heads else (ACTION_HEADS,)
+            )
 
     def _load_agent(self, checkpoint: Checkpoint) -> None:
         checkpoint.check_finite()
         self.agent.load_tensors(checkpoint.tensors)
         if self.llm is not None:
             if checkpoint.llm_folder is None:
-                raise CheckpointError(f"the checkpoint at step {checkpoint.env_steps} has no LLM, this run has one")
+                raise CheckpointError(
+                    f"the checkpoint at step {checkpoint.env_steps} has no LLM, this run has one"
+                )
             self.llm.load(checkpoint.llm_folder)
 
     def _make_env(self) -> PromptedEnv | HalvedEnv:
         """The training environments of the curriculum's stage."""
         remote = self.llm is not None and self.llm.remote
-        return make_training_env(self.curriculum.config, self._env_factory, self.agent, self.edge, remote)
+        return make_training_env(
+            self.curriculum.config, self._env_factory, self.agent, self.edge, remote
+        )
 
     def _change_env(self) -> None:
         """The next stage: new episodes everywhere, and nothing is left of the unfinished ones."""

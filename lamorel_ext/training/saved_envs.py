@@ -1,4 +1,6 @@
-"""Saved environments of a run that stepped them together or in two halves, each as the other needs them."""
+"""Saved environments of a run that stepped them together or in two halves, each as the other needs
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ def as_whole(state: Saved) -> Saved:
         if "halves" not in state:
             return {"env": state["env"], "history": state["history"]}
         halves = state["halves"]
-        return {"env": join_states([half["env"] for half in halves]), "history": [window for half in halves for window in half["history"]]}
+        return {
+            "env": join_states([half["env"] for half in halves]),
+            "history": [window for half in halves for window in half["history"]],
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"not a saved environment: {error!r}") from error
 
@@ -43,8 +48,13 @@ def as_halves(state: Saved, sizes: Sequence[int]) -> list[Saved]:
     if _num_envs(whole) != sum(sizes):
         raise CheckpointError(f"{_num_envs(whole)} saved environments, expected {sum(sizes)}")
     starts = [sum(sizes[:part]) for part in range(len(sizes))]
-    histories = [whole["history"][start : start + size] for start, size in zip(starts, sizes, strict=True)]
-    return [{"env": env, "history": history} for env, history in zip(cut_state(whole["env"], sizes), histories, strict=True)]
+    histories = [
+        whole["history"][start : start + size] for start, size in zip(starts, sizes, strict=True)
+    ]
+    return [
+        {"env": env, "history": history}
+        for env, history in zip(cut_state(whole["env"], sizes), histories, strict=True)
+    ]
 
 
 def _num_envs(saved: Saved) -> int:

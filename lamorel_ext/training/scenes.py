@@ -40,7 +40,9 @@ class PromptedEnv:
         """Take one action, ``(num_envs,)``, in each environment."""
         step = self._env.step(actions)
         prompts = self._history.step(actions, step)
-        return SceneStep(Scene(step.reached, prompts.reached), self._scene(step.current, prompts.current), step)
+        return SceneStep(
+            Scene(step.reached, prompts.reached), self._scene(step.current, prompts.current), step
+        )
 
     def state(self) -> dict[str, Any]:
         """Where environments and histories stand, as JSON can hold it."""
@@ -60,4 +62,6 @@ class PromptedEnv:
         self._env.close()
 
     def _scene(self, observations: ObservationBatch, prompts: tuple[str, ...]) -> Scene:
-        return Scene(observations, prompts, self._env.expert_actions() if self._with_experts else None)
+        return Scene(
+            observations, prompts, self._env.expert_actions() if self._with_experts else None
+        )

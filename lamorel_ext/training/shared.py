@@ -1,8 +1,10 @@
-"""One training run on several RL clients: environments, LLM and recorder that are one client's to whoever uses them.
+"""One training run on several RL clients: environments, LLM and recorder that are one client's to
+whoever uses them.
 
-Each copy of the environment belongs to one client, which alone steps it. What it shows goes to every client, so that all of them
-take the same decisions from the same random streams, hold the whole rollout and learn the same from it. So the curve is that of one
-client, to the last digit where their processors round alike.
+Each copy of the environment belongs to one client, which alone steps it. What it shows goes to
+every client, so that all of them take the same decisions from the same random streams, hold the
+whole rollout and learn the same from it. So the curve is that of one client, to the last digit
+where their processors round alike.
 """
 
 from __future__ import annotations
@@ -47,13 +49,18 @@ ONE_CLIENT = Clients()
 
 
 def own_copies(copies: range, clients: Clients) -> list[range]:
-    """The copies of each client; the last ones have none where there are more clients than copies."""
+    """The copies of each client; the last ones have none where there are more clients than copies."""  # noqa: E501
     first = copies.start
-    return [range(first + part.start, first + part.stop) for part in split_evenly(len(copies), clients.size)]
+    return [
+        range(first + part.start, first + part.stop)
+        for part in split_evenly(len(copies), clients.size)
+    ]
 
 
 def shared_factory(env_factory: EnvFactory, clients: Clients) -> EnvFactory:
-    """The factory of a run's environments on each of its clients; with one client the factory itself."""
+    """The factory of a run's environments on each of its clients; with one client the factory
+    itself.
+    """
     if clients.size == 1:
         return env_factory
 
@@ -67,7 +74,8 @@ def shared_factory(env_factory: EnvFactory, clients: Clients) -> EnvFactory:
 
 
 class SharedBatch:
-    """A ``BatchedEnv`` whose copies are divided among the clients. Every client must do the same with it.
+    """A ``BatchedEnv`` whose copies are divided among the clients. Every client must do the same
+    with it.
 
     Args:
         make: Makes the environments of consecutive copies.
@@ -75,7 +83,9 @@ class SharedBatch:
         clients: Of the run.
     """
 
-    def __init__(self, make: Callable[[range], BatchedEnv], copies: range, clients: Clients) -> None:
+    def __init__(
+        self, make: Callable[[range], BatchedEnv], copies: range, clients: Clients
+    ) -> None:
         self.num_envs = len(copies)
         self._clients = clients
         parts = own_copies(copies, clients)
@@ -103,8 +113,8 @@ class SharedBatch:
         told = self._share(lambda env: _step_values(env.step(own), own))
         if not np.array_equal(np.concatenate([values["actions"] for values in told]), actions):
             raise LamorelExtError(
-                "the rl clients do not choose the same actions: processors of different kinds round differently;"
-                " run.portable=true makes them round alike"
+                "the rl clients do not choose the same actions: processors of different kinds round"
+                " differently; run.portable=true makes them round alike"
             )
         return _step_of(told)
 
@@ -138,7 +148,9 @@ class SharedBatch:
             self._env.close()
 
     def _observed(self, look: Callable[[BatchedEnv], ObservationBatch]) -> ObservationBatch:
-        return join([_observations(values) for values in self._share(lambda env: _values(look(env)))])
+        return join(
+            [_observations(values) for values in self._share(lambda env: _values(look(env)))]
+        )
 
     def _share(self, work: Callable[[BatchedEnv], Any]) -> list[Any]:
         """What came of it on every client that has copies."""
@@ -150,8 +162,10 @@ class SharedBatch:
 class SharedClient:
     """An ``LlmClient`` for the same requests from every client, each of which is made once.
 
-    Scores are asked for together: a batch is cut into one shard per server as always, and the shards are asked for in turn by the
-    clients. All else is asked for by the first client. Every client gets the whole answer, and counts it as one client would.
+    Scores are asked for together: a batch is cut into one shard per server as always, and the
+        shards are asked for in turn by the
+    clients. All else is asked for by the first client. Every client gets the whole answer, and
+    counts it as one client would.
 
     Args:
         llm: This client's way to the servers.
@@ -174,7 +188,11 @@ class SharedClient:
 
     def score_batch(self, request: ScoreRequest) -> ScoreResult:
         """See ``LlmClient``."""
-        return self._llm.score_batch(request) if self._clients.leading else self.submit_score(request).result()
+        return (
+            self._llm.score_batch(request)
+            if self._clients.leading
+            else self.submit_score(request).result()
+        )
 
     def generate_batch(self, request: GenerateRequest) -> GenerateResult:
         """See ``LlmClient``."""
@@ -185,7 +203,9 @@ class SharedClient:
         """See ``LlmClient``."""
         return UpdateResult(self._led(lambda: dict(self._llm.update_batch(request).stats)))
 
-    def reset(self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()) -> None:
+    def reset(
+        self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()
+    ) -> None:
         """See ``LlmClient``."""
         self._led(lambda: self._llm.reset(seed, weights, unused))
 
@@ -238,13 +258,16 @@ class _SharedScores:
 
     def result(self) -> ScoreResult:
         """See ``PendingScores``."""
-        told = self._clients.share(lambda: {server: vars(answer) for server, answer in self._share.own().items()})
+        told = self._clients.share(
+            lambda: {server: vars(answer) for server, answer in self._share.own().items()}
+        )
         answers = {server: values for part in told for server, values in part.items()}
         return self._share.whole([ScoreResult(**answers[server]) for server in sorted(answers)])
 
 
 class LedRecorder:
-    """The run's recorder on each client: the first one's writes, and all of them resume from what it reads.
+    """The run's recorder on each client: the first one's writes, and all of them resume from what
+    it reads.
 
     Args:
         recorder: Keeps rows and checkpoints on the first client; None on the others.
@@ -305,7 +328,9 @@ def agreed_stop(clients: Clients) -> stopping.Stop | None:
 
 
 def _values(seen: ObservationBatch) -> dict[str, Any]:
-    return {name: getattr(seen, name) for name in ("missions", "descriptions", "images", "directions")}
+    return {
+        name: getattr(seen, name) for name in ("missions", "descriptions", "images", "directions")
+    }
 
 
 def _observations(values: Mapping[str, Any]) -> ObservationBatch:
@@ -332,14 +357,21 @@ def _row(seen: ObservationBatch, row: int) -> dict[str, Any]:
 def _step_of(told: list[dict[str, Any]]) -> StepBatch:
     current = join([_observations(values["current"]) for values in told])
     rewards, terminated, truncated = (
-        np.concatenate([values[name] for values in told]) for name in ("rewards", "terminated", "truncated")
+        np.concatenate([values[name] for values in told])
+        for name in ("rewards", "terminated", "truncated")
     )
     step = StepBatch(current, current, rewards, terminated, truncated)
     ended = [row for values in told for row in values["ended"]]
-    return dataclasses.replace(step, reached=_replaced(current, np.flatnonzero(step.done), ended)) if ended else step
+    return (
+        dataclasses.replace(step, reached=_replaced(current, np.flatnonzero(step.done), ended))
+        if ended
+        else step
+    )
 
 
-def _replaced(seen: ObservationBatch, places: np.ndarray, rows: list[dict[str, Any]]) -> ObservationBatch:
+def _replaced(
+    seen: ObservationBatch, places: np.ndarray, rows: list[dict[str, Any]]
+) -> ObservationBatch:
     """The same batch with other rows at these places."""
     missions, descriptions = list(seen.missions), list(seen.descriptions)
     images, directions = seen.images.copy(), seen.directions.copy()
@@ -355,5 +387,6 @@ def _told_apart(work: Callable[[], Any]) -> Any:
         return work()
     except (TypeError, AttributeError, KeyError, IndexError) as error:
         raise CheckpointError(
-            f"the environments' state is no list of numbers per copy, as several clients need it: {error!r}"
+            "the environments' state is no list of numbers per copy, as several clients need it:"
+            f" {error!r}"
         ) from error

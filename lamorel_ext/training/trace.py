@@ -1,25 +1,32 @@
-"""Recording single rollouts step by step, for looking at them: what one environment showed, what was said and done, and what was learnt from it.
+"""Recording single rollouts step by step, for looking at them: what one environment showed, what
+was said and done, and what was learnt from it.
 
-A trace is a file of JSON lines, numbers rounded to six digits. The first line is the header, then come the episodes, each followed by its steps,
-and last the updates of the teacher. Every line has a ``kind``:
+A trace is a file of JSON lines, numbers rounded to six digits. The first line is the header, then
+come the episodes, each followed by its steps, and last the updates of the teacher. Every line has a
+``kind``:
 
     trace    version; env_steps and rollout before it began, env (always 0); seed, level, num_distractors, arm, agent, teacher, vocabulary, signal,
-             loss, channel, every; gamma, lam, reward_scale; actions (texts by id); left_out (steps of the rollout after the recorded ones)
+             loss, channel, every; gamma, lam, reward_scale; actions (texts by id); left_out (steps
+             of the rollout after the recorded ones)
     episode  number of the environment's episode, and actions (ids) from its start to the first step recorded; both null where the run was resumed
-             from a checkpoint that does not know; mission; candidates (what can be said, null where there is no list)
+             from a checkpoint that does not know; mission; candidates (what can be said, null where
+             there is no list)
     step     prompt as the LLM read it; sentences; view (7 x 7 x 3 bytes ``[x, y, channel]`` in hexadecimal); direction; action and its
-             probability; reward (unscaled); end (null, "terminated" or "truncated"); value V(s); error A' (the TD error), previous (the error
-             of the episode's step before, null on its first); advantage (GAE); signal f as it was sent or said, null where there was none;
+             probability; reward (unscaled); end (null, "terminated" or "truncated"); value V(s);
+             error A' (the TD error), previous (the error of the episode's step before, null on its
+             first); advantage (GAE); signal f as it was sent or said, null where there was none;
              and three groups, each null where there is no such thing:
       llm       chosen (place in candidates, or 0), text; scores of the candidates in nats, summed over their tokens, under the weights that
-                chose (before), after the update that this step's feedback went into (after), and after the policy's own PPO (later); null for
-                each that did not take place; update, its place among the updates below
+                chose (before), after the update that this step's feedback went into (after), and
+                after the policy's own PPO (later); null for each that did not take place; update,
+                its place among the updates below
       guidance  text that the student heard, hint (action id, or null), and of a teacher that is no LLM its probabilities by candidate
       policy    of an agent that is no LLM, by action: heard, after this guidance; silent, after none (code zero and the row of "no hint", an input
-                that a taught student is not trained on); mixed, averaged over what the teacher could have said, sum_x M(x|s) pi(a|x,s); the
-                last two null where nobody gives guidance
+                that a taught student is not trained on); mixed, averaged over what the teacher
+                could have said, sum_x M(x|s) pi(a|x,s); the last two null where nobody gives
+                guidance
     update   number, samples, stats (what the server said of it; loss, entropy and the like as they were before the step)
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -39,7 +46,18 @@ from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError
 from lamorel_ext.experience import Discount, Rollout, Said, Scene, Turn
 from lamorel_ext.methods.feedback.edge import Pending
-from lamorel_ext.training.trace_lines import ENV, Course, Line, Scores, agent_entries, episode_line, header_line, rounded, spoke, step_line
+from lamorel_ext.training.trace_lines import (
+    ENV,
+    Course,
+    Line,
+    Scores,
+    agent_entries,
+    episode_line,
+    header_line,
+    rounded,
+    spoke,
+    step_line,
+)
 from lamorel_ext.types import ScoreRequest
 
 MAX_STEPS = 128
@@ -60,7 +78,9 @@ class Trace:
 
     def text(self) -> str:
         """The file."""
-        return "".join(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n" for line in self.lines)
+        return "".join(
+            json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n" for line in self.lines
+        )
 
 
 @dataclass
@@ -77,15 +97,23 @@ class _Recording:
     updates: list[Line] = field(default_factory=list)
 
     def wanted(self, config: Config, pending: Pending) -> list[Said]:
-        """What is to be scored: not the empty text, which has no probability, and not more than is shown."""
-        said = [words for words, _ in pending if spoke(config, words) and words.candidates[ENV][words.chosen[ENV]]]
+        """What is to be scored: not the empty text, which has no probability, and not more than is
+        shown.
+        """
+        said = [
+            words
+            for words, _ in pending
+            if spoke(config, words) and words.candidates[ENV][words.chosen[ENV]]
+        ]
         return said[: MAX_STEPS - len(self.scores.after)]
 
 
 class Tracer:
-    """Records every ``run.trace_every``-th rollout, the first one on each level, the last full one and what remains after it. An ``EdgeWatcher``.
+    """Records every ``run.trace_every``-th rollout, the first one on each level, the last full one
+    and what remains after it. An ``EdgeWatcher``.
 
-    The run does not notice: nothing is drawn from its random streams, no call is counted, and the servers are asked only next to an update, when
+    The run does not notice: nothing is drawn from its random streams, no call is counted, and the
+        servers are asked only next to an update, when
     they forget their answers anyway; then they are told to forget what they were asked.
 
     Args:
@@ -103,7 +131,7 @@ class Tracer:
         self._recording: _Recording | None = None
         self.seconds = 0.0
 
-    # --- called by the run ---------------------------------------------------------------------------------------------------
+    # --- called by the run ------------------------------------------------------------------------
 
     def begin(self, config: Config, env_steps: int, rollouts: int, left: int, scene: Scene) -> None:
         """A rollout begins.
@@ -128,7 +156,9 @@ class Tracer:
             with self._timed():
                 places = _places(recording.scene, rollout)
                 recording.discount = agent.discount
-                recording.entries = [agent_entries(self._config, agent, turn, scene) for turn, scene in places]
+                recording.entries = [
+                    agent_entries(self._config, agent, turn, scene) for turn, scene in places
+                ]
 
     def finish(self, rollout: Rollout) -> Trace | None:
         """The agent has learnt from it; gives what was recorded, if anything."""
@@ -142,18 +172,24 @@ class Tracer:
                 said = [one for one in words if one is not None and spoke(self._config, one)]
                 recording.scores.later = dict(zip(map(id, said), self._ask(said), strict=True))
             left_out = max(0, len(rollout.turns) - MAX_STEPS)
-            header = header_line(self._config, recording.discount, recording.env_steps, recording.rollout, left_out)
+            header = header_line(
+                self._config, recording.discount, recording.env_steps, recording.rollout, left_out
+            )
             lines = (header, *self._steps(recording, rollout), *recording.updates)
             self._pass_over(rollout, MAX_STEPS)
         return Trace(recording.env_steps, lines)
 
     def forget_episodes(self) -> None:
-        """Other environments take the place of the old ones, at the start of their first episodes."""
+        """Other environments take the place of the old ones, at the start of their first episodes."""  # noqa: E501
         self._course = Course()
 
     def state(self) -> dict[str, Any]:
         """Where the watched environment stands, as JSON can hold it."""
-        return {"episode": self._course.episode, "actions": self._course.actions, "error": self._course.error}
+        return {
+            "episode": self._course.episode,
+            "actions": self._course.actions,
+            "error": self._course.error,
+        }
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Come back to a saved state; None where the checkpoint has none.
@@ -162,14 +198,20 @@ class Tracer:
             CheckpointError: ``state`` is not what ``state()`` gives.
         """
         try:
-            self._course = Course(None, None, None) if state is None else Course(state["episode"], state["actions"], state["error"])
+            self._course = (
+                Course(None, None, None)
+                if state is None
+                else Course(state["episode"], state["actions"], state["error"])
+            )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"not the state of a trace: {error!r}") from error
 
-    # --- EdgeWatcher ---------------------------------------------------------------------------------------------------------
+    # --- EdgeWatcher ------------------------------------------------------------------------------
 
     def before_update(self, pending: Pending) -> None:
-        """Free text is scored here: while it was written, the end of the text counted too, in an update it does not."""
+        """Free text is scored here: while it was written, the end of the text counted too, in an
+        update it does not.
+        """
         if self._recording is not None and self._config.guidance.vocabulary == "free":
             with self._timed():
                 said = self._recording.wanted(self._config, pending)
@@ -181,18 +223,27 @@ class Tracer:
         if recording is None or len(recording.scores.after) >= MAX_STEPS:
             return
         with self._timed():
-            number, samples = len(recording.updates), sum(len(words.prompts) for words, _ in pending)
-            numbers = {name: rounded(value) for name, value in stats.items() if math.isfinite(value)}
-            recording.updates.append({"kind": "update", "number": number, "samples": samples, "stats": numbers})
+            number, samples = (
+                len(recording.updates),
+                sum(len(words.prompts) for words, _ in pending),
+            )
+            numbers = {
+                name: rounded(value) for name, value in stats.items() if math.isfinite(value)
+            }
+            recording.updates.append(
+                {"kind": "update", "number": number, "samples": samples, "stats": numbers}
+            )
             said = recording.wanted(self._config, pending)
-            recording.scores.after |= {id(words): (number, row) for words, row in zip(said, self._ask(said), strict=True)}
+            recording.scores.after |= {
+                id(words): (number, row) for words, row in zip(said, self._ask(said), strict=True)
+            }
 
     def signalled(self, signals: np.ndarray) -> None:
         """What f was, ``(num_steps, num_envs)``."""
         if self._recording is not None:
             self._recording.signals = signals
 
-    # --- inside ----------------------------------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -204,7 +255,10 @@ class Tracer:
         """Scores of what could have been said, with the weights as they are."""
         if not said or self._llm is None:
             return []
-        request = ScoreRequest(tuple(words.prompts[ENV] for words in said), tuple(words.candidates[ENV] for words in said))
+        request = ScoreRequest(
+            tuple(words.prompts[ENV] for words in said),
+            tuple(words.candidates[ENV] for words in said),
+        )
         with self._llm.paused():
             rows = self._llm.score_batch(request).split()
         self._llm.forget()
@@ -216,8 +270,21 @@ class Tracer:
         for t, (turn, scene) in enumerate(_places(recording.scene, rollout)):
             if t == 0 or rollout.done[t - 1, ENV]:
                 yield episode_line(self._config, self._course, turn, scene)
-            f = None if recording.signals is None or t < cold else float(recording.signals[t - cold, ENV])
-            yield step_line(self._config, rollout, t, scene, self._course, f, recording.scores, recording.entries[t])
+            f = (
+                None
+                if recording.signals is None or t < cold
+                else float(recording.signals[t - cold, ENV])
+            )
+            yield step_line(
+                self._config,
+                rollout,
+                t,
+                scene,
+                self._course,
+                f,
+                recording.scores,
+                recording.entries[t],
+            )
             self._course.advance(rollout, t)
 
     def _pass_over(self, rollout: Rollout, first: int) -> None:

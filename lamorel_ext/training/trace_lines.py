@@ -44,7 +44,11 @@ class Course:
         """Count step ``t`` in."""
         if rollout.done[t, ENV]:
             known = self.episode is not None
-            self.episode, self.actions, self.error = (self.episode or 0) + 1 if known else None, [] if known else None, None
+            self.episode, self.actions, self.error = (
+                (self.episode or 0) + 1 if known else None,
+                [] if known else None,
+                None,
+            )
             return
         self.error = float(rollout.errors[t, ENV])
         if self.actions is not None:
@@ -53,7 +57,8 @@ class Course:
 
 @dataclass
 class Scores:
-    """Scores of what the watched environment's LLM could have said at single steps, by what it said (``id``).
+    """Scores of what the watched environment's LLM could have said at single steps, by what it said
+    (``id``).
 
     Attributes:
         before: Where they are not known from the choice itself.
@@ -66,16 +71,34 @@ class Scores:
     later: dict[int, np.ndarray] = field(default_factory=dict)
 
 
-def header_line(config: Config, discount: Discount, env_steps: int, rollout: int, left_out: int) -> Line:
+def header_line(
+    config: Config, discount: Discount, env_steps: int, rollout: int, left_out: int
+) -> Line:
     """The first line."""
     arm, feedback = config.arm, config.feedback
     return {
-        "kind": "trace", "version": VERSION, "env_steps": env_steps, "rollout": rollout, "env": ENV, "seed": config.run.seed,
-        "level": config.env.level, "num_distractors": config.env.num_distractors, "arm": arm.name, "agent": arm.agent, "teacher": arm.teacher if arm.agent == "student" else None,
-        "vocabulary": config.guidance.vocabulary, "signal": feedback.signal, "loss": feedback.loss, "channel": feedback.channel,
-        "every": feedback.every, "gamma": discount.gamma, "lam": discount.lam, "reward_scale": discount.reward_scale,
-        "actions": list(ACTION_NAMES), "left_out": left_out,
-    }  # fmt: skip
+        "kind": "trace",
+        "version": VERSION,
+        "env_steps": env_steps,
+        "rollout": rollout,
+        "env": ENV,
+        "seed": config.run.seed,
+        "level": config.env.level,
+        "num_distractors": config.env.num_distractors,
+        "arm": arm.name,
+        "agent": arm.agent,
+        "teacher": arm.teacher if arm.agent == "student" else None,
+        "vocabulary": config.guidance.vocabulary,
+        "signal": feedback.signal,
+        "loss": feedback.loss,
+        "channel": feedback.channel,
+        "every": feedback.every,
+        "gamma": discount.gamma,
+        "lam": discount.lam,
+        "reward_scale": discount.reward_scale,
+        "actions": list(ACTION_NAMES),
+        "left_out": left_out,
+    }
 
 
 def episode_line(config: Config, course: Course, turn: Turn, scene: Scene) -> Line:
@@ -84,10 +107,20 @@ def episode_line(config: Config, course: Course, turn: Turn, scene: Scene) -> Li
     kind, candidates = config.guidance.vocabulary, None
     if said is not None and said.scores is not None:
         candidates = list(said.candidates[ENV])
-    elif kind != "free" and config.arm.agent == "student" and config.arm.teacher in ("random", "oracle"):
+    elif (
+        kind != "free"
+        and config.arm.agent == "student"
+        and config.arm.teacher in ("random", "oracle")
+    ):
         candidates = list(make_vocabulary(kind).candidates(mission))
     actions = None if course.actions is None else list(course.actions)
-    return {"kind": "episode", "number": course.episode, "actions": actions, "mission": mission, "candidates": candidates}
+    return {
+        "kind": "episode",
+        "number": course.episode,
+        "actions": actions,
+        "mission": mission,
+        "candidates": candidates,
+    }
 
 
 def spoke(config: Config, said: Said) -> bool:
@@ -95,7 +128,16 @@ def spoke(config: Config, said: Said) -> bool:
     return said.scores is not None or config.guidance.vocabulary == "free"
 
 
-def step_line(config: Config, rollout: Rollout, t: int, scene: Scene, course: Course, f: float | None, scores: Scores, agent: Line) -> Line:
+def step_line(
+    config: Config,
+    rollout: Rollout,
+    t: int,
+    scene: Scene,
+    course: Course,
+    f: float | None,
+    scores: Scores,
+    agent: Line,
+) -> Line:
     """One step.
 
     Args:
@@ -119,7 +161,11 @@ def step_line(config: Config, rollout: Rollout, t: int, scene: Scene, course: Co
         "action": int(turn.decision.actions[ENV]),
         "probability": rounded(math.exp(turn.decision.log_probs[ENV])),
         "reward": rounded(rollout.rewards[t, ENV]),
-        "end": "terminated" if rollout.terminated[t, ENV] else "truncated" if rollout.done[t, ENV] else None,
+        "end": "terminated"
+        if rollout.terminated[t, ENV]
+        else "truncated"
+        if rollout.done[t, ENV]
+        else None,
         "value": rounded(rollout.values[t, ENV]),
         "error": rounded(rollout.errors[t, ENV]),
         "previous": rounded(course.error),
@@ -131,7 +177,9 @@ def step_line(config: Config, rollout: Rollout, t: int, scene: Scene, course: Co
 
 
 def agent_entries(config: Config, agent: Agent, turn: Turn, scene: Scene) -> Line:
-    """A step's ``guidance`` and ``policy``: what the watched agent heard, and its policy, where no LLM must be asked for it."""
+    """A step's ``guidance`` and ``policy``: what the watched agent heard, and its policy, where no
+    LLM must be asked for it.
+    """
     if isinstance(agent, StudentAgent):
         return _student_entries(config, agent, turn, scene)
     if config.asks_llm or not agent.enumerable:
@@ -145,14 +193,24 @@ def _student_entries(config: Config, agent: StudentAgent, turn: Turn, scene: Sce
     if heard is None or features is None:
         raise ValueError("this rollout is not a student's")
     if agent.teacher.guidance_codes == 1:
-        return {"guidance": None, "policy": {"heard": row(_policy(agent, features, [_only(heard)])[0]), "silent": None, "mixed": None}}
+        return {
+            "guidance": None,
+            "policy": {
+                "heard": row(_policy(agent, features, [_only(heard)])[0]),
+                "silent": None,
+                "mixed": None,
+            },
+        }
     silence = Guidance(np.zeros_like(heard.codes[[ENV]]), np.array([NO_HINT]))
     weights = _teacher_weights(agent, turn.decision.said, scene)
     options = [] if weights is None or agent.teacher.options is None else [agent.teacher.options]
     probs = _policy(agent, features, [_only(heard), silence, *options])
     mixed = None if weights is None else row(weights @ probs[2:])
     guidance = _guidance(config, turn, heard, scene, weights)
-    return {"guidance": guidance, "policy": {"heard": row(probs[0]), "silent": row(probs[1]), "mixed": mixed}}
+    return {
+        "guidance": guidance,
+        "policy": {"heard": row(probs[0]), "silent": row(probs[1]), "mixed": mixed},
+    }
 
 
 def row(numbers: Sequence[float] | np.ndarray | None) -> list[float | None] | None:
@@ -180,7 +238,10 @@ def _policy(agent: StudentAgent, features: np.ndarray, guidances: Sequence[Guida
 
 
 def _teacher_weights(agent: StudentAgent, said: Said | None, scene: Scene) -> np.ndarray | None:
-    """M(x | s) over a fixed vocabulary. An LLM is not asked again: what it said has its scores with it."""
+    """M(x | s) over a fixed vocabulary.
+
+    An LLM is not asked again: what it said has its scores with it.
+    """
     if agent.teacher.options is None:
         return None
     if said is not None:
@@ -189,13 +250,19 @@ def _teacher_weights(agent: StudentAgent, said: Said | None, scene: Scene) -> np
     return weights
 
 
-def _guidance(config: Config, turn: Turn, heard: Guidance, scene: Scene, weights: np.ndarray | None) -> Line:
+def _guidance(
+    config: Config, turn: Turn, heard: Guidance, scene: Scene, weights: np.ndarray | None
+) -> Line:
     said, hint = turn.decision.said, int(heard.hints[ENV])
     if said is not None:
         text, teacher = said.candidates[ENV][said.chosen[ENV]], None
     else:
         kind = config.guidance.vocabulary
-        texts = () if kind == "free" else make_vocabulary(kind).candidates(scene.observations.missions[ENV])
+        texts = (
+            ()
+            if kind == "free"
+            else make_vocabulary(kind).candidates(scene.observations.missions[ENV])
+        )
         text, teacher = texts[int(heard.codes[ENV].argmax())], row(weights)
     return {"text": text, "hint": None if hint == NO_HINT else hint, "teacher": teacher}
 
@@ -205,6 +272,10 @@ def _llm(said: Said, scores: Scores) -> Line:
     update, after = scores.after.get(id(said), (None, None))
     chosen = int(said.chosen[ENV])
     return {
-        "chosen": chosen, "text": said.candidates[ENV][chosen], "before": row(before), "after": row(after), "update": update,
+        "chosen": chosen,
+        "text": said.candidates[ENV][chosen],
+        "before": row(before),
+        "after": row(after),
+        "update": update,
         "later": row(scores.later.get(id(said))),
-    }  # fmt: skip
+    }

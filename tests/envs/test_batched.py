@@ -1,4 +1,6 @@
-"""Batched environments: episodes of their own, reached against current, saving, the expert, and the same steps from both backends."""
+"""Batched environments: episodes of their own, reached against current, saving, the expert, and the
+same steps from both backends.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,16 @@ def assert_same_steps(one: StepBatch, other: StepBatch) -> None:
 
 def random_actions(seed: int, steps: int, num_envs: int) -> np.ndarray:
     """Mostly walking, so that episodes end both ways; all seven actions occur."""
-    return np.random.default_rng(seed).choice(7, size=(steps, num_envs), p=[0.2, 0.2, 0.4, 0.05, 0.05, 0.05, 0.05])
+    return np.random.default_rng(seed).choice(
+        7, size=(steps, num_envs), p=[0.2, 0.2, 0.4, 0.05, 0.05, 0.05, 0.05]
+    )
 
 
 @pytest.mark.parametrize("language", ["en", "fr"])
 def test_all_backends_give_identical_steps(language: Literal["en", "fr"]) -> None:
-    one, *others = (make_batched_env(LEVEL, 5, language, seed=3, backend=backend) for backend in BACKENDS)
+    one, *others = (
+        make_batched_env(LEVEL, 5, language, seed=3, backend=backend) for backend in BACKENDS
+    )
     first = one.reset()
     for other in others:
         assert_same_observations(first, other.reset())
@@ -62,7 +68,9 @@ def test_batch_steps_as_single_environments_do(level: str) -> None:
     episodes = [0, 0, 0]
     observations = batch.reset()
     for index, env in enumerate(singles):
-        assert env.reset(seed=seeds(index, 0))[1]["descriptions"] == list(observations.descriptions[index])
+        assert env.reset(seed=seeds(index, 0))[1]["descriptions"] == list(
+            observations.descriptions[index]
+        )
     for actions in random_actions(1, 150, 3):
         step = batch.step(actions)
         for index, env in enumerate(singles):
@@ -70,7 +78,11 @@ def test_batch_steps_as_single_environments_do(level: str) -> None:
             assert np.array_equal(step.reached.images[index], observation["image"])
             assert step.reached.descriptions[index] == tuple(info["descriptions"])
             assert step.reached.directions[index] == observation["direction"]
-            assert (step.rewards[index], step.terminated[index], step.truncated[index]) == (reward, terminated, truncated)
+            assert (step.rewards[index], step.terminated[index], step.truncated[index]) == (
+                reward,
+                terminated,
+                truncated,
+            )
             if terminated or truncated:
                 episodes[index] += 1
                 observation, info = env.reset(seed=seeds(index, episodes[index]))
@@ -92,8 +104,12 @@ def test_reached_and_current_differ_only_where_an_episode_ended(backend: Backend
             if not step.done[index]:
                 assert same
             elif step.terminated[index]:
-                assert step.reached.images[index, 3, 5, 0] == 6, "a success ends in front of the ball"
-                assert not np.array_equal(step.current.images[index, 3, 5], step.reached.images[index, 3, 5])
+                assert step.reached.images[index, 3, 5, 0] == 6, (
+                    "a success ends in front of the ball"
+                )
+                assert not np.array_equal(
+                    step.current.images[index, 3, 5], step.reached.images[index, 3, 5]
+                )
                 seen += 1
     assert seen > 3
 
@@ -152,7 +168,13 @@ def test_a_state_of_another_batch_is_refused(backend: Backend) -> None:
     three.reset()
     other = make_batched_env(LEVEL, 2, backend="minigrid" if backend == "table" else "table")
     other.reset()
-    for state in (three.state(), other.state(), {}, {**env.state(), "episodes": ["0", "0"]}, {**env.state(), "episodes": [-1, 0]}):
+    for state in (
+        three.state(),
+        other.state(),
+        {},
+        {**env.state(), "episodes": ["0", "0"]},
+        {**env.state(), "episodes": [-1, 0]},
+    ):
         with pytest.raises(CheckpointError):
             env.restore(state)  # type: ignore[arg-type]
 
@@ -165,7 +187,13 @@ def test_saved_actions_that_end_an_episode_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "share"), [(LEVEL, 1.0), ("BabyAI-GoToLocal-v0", 1.0), ("BabyAI-MixedTestLocal-v0", 0.9), ("BabyAI-UnlockLocal-v0", 1.0)]
+    ("level", "share"),
+    [
+        (LEVEL, 1.0),
+        ("BabyAI-GoToLocal-v0", 1.0),
+        ("BabyAI-MixedTestLocal-v0", 0.9),
+        ("BabyAI-UnlockLocal-v0", 1.0),
+    ],
 )
 def test_the_bot_solves_levels(level: str, share: float) -> None:
     env = make_batched_env(level, 4, seed=2, backend="minigrid")
@@ -230,10 +258,17 @@ def test_training_seeds_stay_below_the_held_out_ones_and_differ() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_episode_seeds_can_be_chosen(backend: Backend) -> None:
-    env = make_batched_env(LEVEL, 2, episode_seed=lambda env, episode: 1_000_000_000 + env + 2 * episode, backend=backend)
+    env = make_batched_env(
+        LEVEL,
+        2,
+        episode_seed=lambda env, episode: 1_000_000_000 + env + 2 * episode,
+        backend=backend,
+    )
     observations = env.reset()
     for index in range(2):
-        assert observations.descriptions[index] == tuple(BabyAITextEnv(LEVEL).reset(seed=1_000_000_000 + index)[1]["descriptions"])
+        assert observations.descriptions[index] == tuple(
+            BabyAITextEnv(LEVEL).reset(seed=1_000_000_000 + index)[1]["descriptions"]
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

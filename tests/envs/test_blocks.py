@@ -1,4 +1,6 @@
-"""First states drawn for many seeds together, against the draws of single seeds, which other tests hold to minigrid."""
+"""First states drawn for many seeds together, against the draws of single seeds, which other tests
+hold to minigrid.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from lamorel_ext.envs.babyai.arrays.scene_blocks import Scenes
 from lamorel_ext.envs.babyai.arrays.streams import random_words, words_of
 from lamorel_ext.envs.babyai.levels import level_ids
 
-LEVELS = [level for level in level_ids() if level != "BabyAI-GoToLocalS8N16-v0" and room_level(level) is not None]
+LEVELS = [
+    level
+    for level in level_ids()
+    if level != "BabyAI-GoToLocalS8N16-v0" and room_level(level) is not None
+]
 
 
 def known(level: str) -> RoomLevel:
@@ -25,7 +31,10 @@ def known(level: str) -> RoomLevel:
 def test_states_drawn_together_are_those_drawn_alone(level: str) -> None:
     rules = known(level)
     seeds = [*np.random.default_rng(0).integers(0, 2**32, 300).tolist(), 2**32 - 1]
-    alone = [rules.draw(seed, words) for seed, words in zip(seeds, random_words(np.array(seeds), 192).tolist(), strict=True)]
+    alone = [
+        rules.draw(seed, words)
+        for seed, words in zip(seeds, random_words(np.array(seeds), 192).tolist(), strict=True)
+    ]
     assert rules.draw_many(seeds) == alone
     assert rules.draw_many(seeds[:3]) == alone[:3], "few are not drawn in arrays"
 
@@ -33,11 +42,21 @@ def test_states_drawn_together_are_those_drawn_alone(level: str) -> None:
 def test_seeds_beyond_32_bits_are_drawn_too() -> None:
     rules = known("BabyAI-GoToLocalS5N2-v0")
     seeds = [2**40 + seed for seed in range(120)]
-    assert rules.draw_many([*seeds, seeds[0]]) == [rules.draw(seed, words_of(seed, 0, 2)) for seed in [*seeds, seeds[0]]]
+    assert rules.draw_many([*seeds, seeds[0]]) == [
+        rules.draw(seed, words_of(seed, 0, 2)) for seed in [*seeds, seeds[0]]
+    ]
 
 
 @pytest.mark.parametrize(
-    "level", ["GoToRedBallGrey", "PickupLoc", "PutNextLocalS6N4", "PickUpSeqGoToLocal", "GoToRedBlueBall", "GoToLocal2"]
+    "level",
+    [
+        "GoToRedBallGrey",
+        "PickupLoc",
+        "PutNextLocalS6N4",
+        "PickUpSeqGoToLocal",
+        "GoToRedBlueBall",
+        "GoToLocal2",
+    ],
 )
 def test_seeds_whose_words_do_not_suffice_are_left_out_and_the_others_are_right(level: str) -> None:
     """Few words, so that they end in every part of a scene."""
@@ -54,7 +73,9 @@ def test_seeds_whose_words_do_not_suffice_are_left_out_and_the_others_are_right(
 
 
 def test_draws_follow_each_other_as_those_of_one_seed() -> None:
-    """Whole numbers below bounds of which one rejects a quarter of the words, and floats at even and odd places."""
+    """Whole numbers below bounds of which one rejects a quarter of the words, and floats at even
+    and odd places.
+    """
     bounds = [6, 3, 1, 8, 5]
     scenes = Scenes(8, random_words(np.arange(50), 100), 4)
     singles = [Words(seed, words_of(seed, 0, 100)) for seed in range(50)]
@@ -70,4 +91,6 @@ def test_draws_follow_each_other_as_those_of_one_seed() -> None:
     numbers = scenes.below(rows, 3 * 2**30)
     lost = scenes.lost(rows)
     assert 3 < lost.sum() < 25, "a rejected word is left to the draws of single seeds"
-    assert numbers[~lost].tolist() == [number for number, gone in zip(accepted, lost, strict=True) if not gone]
+    assert numbers[~lost].tolist() == [
+        number for number, gone in zip(accepted, lost, strict=True) if not gone
+    ]

@@ -25,7 +25,11 @@ def test_an_empty_view_has_no_sentences() -> None:
 
 def test_walls_are_named_in_the_order_forward_left_right() -> None:
     image = view((3, 0, (2, 5, 0)), (2, 6, (2, 5, 0)), (6, 6, (2, 1, 0)))
-    assert describe(image) == ("You see a wall 6 steps forward", "You see a wall 1 step left", "You see a wall 3 steps right")
+    assert describe(image) == (
+        "You see a wall 6 steps forward",
+        "You see a wall 1 step left",
+        "You see a wall 3 steps right",
+    )
     assert describe(image, language="fr") == (
         "Tu vois un mur à 6 pas devant", "Tu vois un mur à 1 pas à gauche", "Tu vois un mur à 3 pas à droite",
     )  # fmt: skip
@@ -33,7 +37,9 @@ def test_walls_are_named_in_the_order_forward_left_right() -> None:
 
 def test_anything_between_hides_a_wall_but_unseen_cells_do_not() -> None:
     open_door, floor, wall = (4, 0, 0), (3, 2, 0), (2, 5, 0)
-    assert describe(view((3, 4, open_door), (3, 2, wall))) == ("You see a open red door 2 steps forward",)
+    assert describe(view((3, 4, open_door), (3, 2, wall))) == (
+        "You see a open red door 2 steps forward",
+    )
     assert describe(view((2, 6, floor), (1, 6, wall))) == ("You see a blue floor 1 step left",)
     assert describe(view((3, 5, (0, 0, 0)), (3, 4, wall))) == ("You see a wall 2 steps forward",)
 
@@ -54,7 +60,10 @@ def test_things_come_by_column_and_from_far_to_near() -> None:
 
 def test_doors_say_their_state() -> None:
     image = view((0, 6, (4, 5, 2)), (3, 0, (4, 3, 1)))
-    assert describe(image) == ("You see a locked grey door 3 steps left", "You see a closed purple door 6 steps forward")
+    assert describe(image) == (
+        "You see a locked grey door 3 steps left",
+        "You see a closed purple door 6 steps forward",
+    )
     assert describe(image, language="fr") == (
         "Tu vois une porte grise fermée à clef 3 pas à gauche",
         "Tu vois une porte violette fermée 6 pas devant",
@@ -65,7 +74,10 @@ def test_what_is_carried_comes_first_and_is_read_from_the_agents_cell() -> None:
     image = view((3, 6, (5, 3, 0)), (3, 5, (9, 0, 0)))
     assert describe(image) == ("You carry a purple key", "You see a red lava 1 step forward")
     assert describe(image, carrying=(5, 3)) == describe(image)
-    assert describe(image, language="fr") == ("Tu portes une key purple", "Tu vois une lave rouge 1 pas devant")
+    assert describe(image, language="fr") == (
+        "Tu portes une key purple",
+        "Tu vois une lave rouge 1 pas devant",
+    )
 
 
 def test_equal_things_are_not_merged() -> None:

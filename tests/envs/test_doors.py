@@ -1,4 +1,6 @@
-"""Rooms with doors in arrays against minigrid: first states, steps, what is seen through doors, recorded episodes of the original."""
+"""Rooms with doors in arrays against minigrid: first states, steps, what is seen through doors,
+recorded episodes of the original.
+"""
 
 from __future__ import annotations
 
@@ -72,19 +74,28 @@ def test_a_seed_gives_minigrids_first_state(level: str) -> None:
 
 
 def looks_in(env: Any, width: int) -> dict[int, int]:
-    """Cell and look of all things and doors, from minigrid's encoding; cells are counted in a map of the given width."""
+    """Cell and look of all things and doors, from minigrid's encoding; cells are counted in a map
+    of the given width.
+    """
     codes = env.grid.encode()
     things = {}
     for x, y in np.argwhere((codes[:, :, 0] == DOOR_CODE) | (codes[:, :, 0] >= KEY_CODE)).tolist():
         thing, color, state = codes[x, y].tolist()
-        things[y * width + x] = door_look(color, state) if thing == DOOR_CODE else look_of(thing - KEY_CODE, color)
+        things[y * width + x] = (
+            door_look(color, state) if thing == DOOR_CODE else look_of(thing - KEY_CODE, color)
+        )
     return things
 
 
 @pytest.mark.parametrize("level", DOOR_LEVELS)
 def test_steps_are_minigrids(level: str) -> None:
-    """The bot leads to doors and through them; random actions, more toggles than usual, do what comes to their mind there."""
-    ours, minigrids = (make_batched_env(level, 6, "fr", seed=4, backend=backend) for backend in ("vector", "minigrid"))
+    """The bot leads to doors and through them; random actions, more toggles than usual, do what
+    comes to their mind there.
+    """
+    ours, minigrids = (
+        make_batched_env(level, 6, "fr", seed=4, backend=backend)
+        for backend in ("vector", "minigrid")
+    )
     assert_same_observations(ours.reset(), minigrids.reset())
     generator = np.random.default_rng(3)
     ends = 0
@@ -99,7 +110,10 @@ def test_steps_are_minigrids(level: str) -> None:
 
 
 def test_the_expert_is_minigrids_bot() -> None:
-    ours, minigrids = (make_batched_env("BabyAI-MixedTestLocal-v0", 4, seed=2, backend=backend) for backend in ("vector", "minigrid"))
+    ours, minigrids = (
+        make_batched_env("BabyAI-MixedTestLocal-v0", 4, seed=2, backend=backend)
+        for backend in ("vector", "minigrid")
+    )
     assert isinstance(ours, VectorBatch)
     ours.reset()
     minigrids.reset()
@@ -131,14 +145,39 @@ def opening(color: str, strict: bool = False) -> dict[str, Any]:
     [
         ("open", (False, False), opening("red")),
         ("open", (True, False), opening("red", True)),
-        ("open_open", (False, False), {"kind": "before", "a": opening("red"), "b": opening("blue"), "strict": False}),
-        ("open_open", (True, False), {"kind": "before", "a": opening("red", True), "b": opening("blue"), "strict": False}),
-        ("open_open", (False, True), {"kind": "after", "a": opening("blue", True), "b": opening("red"), "strict": False}),
-        ("open_open", (True, True), {"kind": "after", "a": opening("blue", True), "b": opening("red", True), "strict": False}),
+        (
+            "open_open",
+            (False, False),
+            {"kind": "before", "a": opening("red"), "b": opening("blue"), "strict": False},
+        ),
+        (
+            "open_open",
+            (True, False),
+            {"kind": "before", "a": opening("red", True), "b": opening("blue"), "strict": False},
+        ),
+        (
+            "open_open",
+            (False, True),
+            {"kind": "after", "a": opening("blue", True), "b": opening("red"), "strict": False},
+        ),
+        (
+            "open_open",
+            (True, True),
+            {
+                "kind": "after",
+                "a": opening("blue", True),
+                "b": opening("red", True),
+                "strict": False,
+            },
+        ),
     ],
 )
-def test_missions_are_verified_and_views_are_lit_as_by_minigrid(task: Task, strict: tuple[bool, bool], instruction: dict[str, Any]) -> None:
-    """Small rooms full of doors in all states, several of a colour, with keys and boxes about: walked, opened, closed, unlocked, looked through."""
+def test_missions_are_verified_and_views_are_lit_as_by_minigrid(
+    task: Task, strict: tuple[bool, bool], instruction: dict[str, Any]
+) -> None:
+    """Small rooms full of doors in all states, several of a colour, with keys and boxes about:
+    walked, opened, closed, unlocked, looked through.
+    """
     generator = np.random.default_rng(11)
     ends = through = 0
     for _ in range(40):
@@ -146,9 +185,15 @@ def test_missions_are_verified_and_views_are_lit_as_by_minigrid(task: Task, stri
         level, rooms = rebuild(record), rooms_of(record, task, strict)
         assert isinstance(level, RecordedLevel)
         level.start_episode()
-        for action in generator.choice(7, size=80, p=[0.14, 0.14, 0.26, 0.07, 0.05, 0.32, 0.02]).tolist():
+        for action in generator.choice(
+            7, size=80, p=[0.14, 0.14, 0.26, 0.07, 0.05, 0.32, 0.02]
+        ).tolist():
             observation, reward, terminated, truncated, _ = level.step(action)
-            assert [part.item() for part in rooms.step(np.array([action]))] == [reward, terminated, truncated]
+            assert [part.item() for part in rooms.step(np.array([action]))] == [
+                reward,
+                terminated,
+                truncated,
+            ]
             looks, walls = look_around(rooms.flat, rooms.bases, rooms.poses, rooms.table)
             assert np.array_equal(images_of(looks)[0], observation["image"])
             assert Sentences("en").of(looks, walls) == [describe(observation["image"])]
@@ -156,7 +201,10 @@ def test_missions_are_verified_and_views_are_lit_as_by_minigrid(task: Task, stri
             ends += terminated
             if terminated or truncated:
                 break
-    few = task == "open_open" and strict == (False, False)  # two doors in the right order, by chance
+    few = task == "open_open" and strict == (
+        False,
+        False,
+    )  # two doors in the right order, by chance
     assert ends >= (1 if few else 3) and (through > 20 or strict[0])
 
 
@@ -168,7 +216,9 @@ def small_rooms(generator: np.random.Generator, instruction: dict[str, Any]) -> 
     colors = [0, 2, 0, 2] if generator.random() < 0.7 else [0, 2, 5, 5]
     for (x, y), color in zip(gaps, generator.permutation(colors).tolist(), strict=True):
         grid[y][x] = 400 + 10 * color + int(generator.choice(3, p=[0.4, 0.5, 0.1]))
-    free = generator.permutation([(x, y) for y in range(7) for x in range(7) if grid[y][x] == 100]).tolist()
+    free = generator.permutation(
+        [(x, y) for y in range(7) for x in range(7) if grid[y][x] == 100]
+    ).tolist()
     agent, *cells = free
     for code, (x, y) in zip((500, 520, 550, 700, 610), cells, strict=False):
         grid[y][x] = code
@@ -180,7 +230,9 @@ def small_rooms(generator: np.random.Generator, instruction: dict[str, Any]) -> 
     }  # fmt: skip
 
 
-def rooms_of(record: dict[str, Any], task: Task, strict: tuple[bool, bool] = (False, False)) -> Rooms:
+def rooms_of(
+    record: dict[str, Any], task: Task, strict: tuple[bool, bool] = (False, False)
+) -> Rooms:
     """Rooms in a recorded state; the mission refers to this state."""
     shape, width = record["rooms"], record["width"]
     rooms = Rooms(RoomLevel(shape["size"], (task,), (), strict, shape["cols"], shape["rows"]), 1)
@@ -194,7 +246,13 @@ def rooms_of(record: dict[str, Any], task: Task, strict: tuple[bool, bool] = (Fa
     held = record["carrying"]
     hand = EMPTY if held is None else look_of_code(int(np.dot(held["code"], [100, 10, 1])))
     x, y = record["agent_pos"]
-    start = Start(4 * (y * width + x) + record["agent_dir"], things, record["mission"], hand, limit=record["max_steps"])
+    start = Start(
+        4 * (y * width + x) + record["agent_dir"],
+        things,
+        record["mission"],
+        hand,
+        limit=record["max_steps"],
+    )
     rooms.start(np.array([0]), [start])
     rooms.steps[:] = record["step_count"]
     return rooms
@@ -208,7 +266,9 @@ def look_of_code(code: int) -> int:
 def door_flags(record: dict[str, Any]) -> dict[tuple[int, int], int]:
     """Places of the doors that the instruction means, as minigrid finds them."""
     instruction = record["instr"]
-    if instruction["kind"] != OPEN and any(instruction.get(part, {}).get("kind") != OPEN for part in "ab"):
+    if instruction["kind"] != OPEN and any(
+        instruction.get(part, {}).get("kind") != OPEN for part in "ab"
+    ):
         return {}
     level = rebuild(record)
     assert isinstance(level, RecordedLevel)
@@ -224,10 +284,17 @@ def door_flags(record: dict[str, Any]) -> dict[tuple[int, int], int]:
 
 
 def recorded_doors() -> Iterator[tuple[Task | None, list[dict[str, Any]]]]:
-    """Recorded episodes in several rooms with doors, keys, balls and boxes; the task is None where the mission is about more than doors."""
+    """Recorded episodes in several rooms with doors, keys, balls and boxes; the task is None where
+    the mission is about more than doors.
+    """
     for episode in read_episodes(RECORDED):
         first = episode[0]
-        if first["rooms"] is None or first["rooms"]["rows"] * first["rooms"]["cols"] < 2 or first["box_contents"] or first["carrying"]:
+        if (
+            first["rooms"] is None
+            or first["rooms"]["rows"] * first["rooms"]["cols"] < 2
+            or first["box_contents"]
+            or first["carrying"]
+        ):
             continue
         kinds = first["instr"]["kind"], *(first["instr"].get(part, {}).get("kind") for part in "ab")
         tasks: dict[tuple[str | None, ...], Task] = {
@@ -243,13 +310,19 @@ def strictness(instruction: dict[str, Any]) -> tuple[bool, bool]:
     return (parts[1], parts[0]) if instruction["kind"] == "after" else (parts[0], parts[1])
 
 
-@pytest.mark.skipif(not RECORDED.exists(), reason="the recorded transcripts are not beside this repository")
+@pytest.mark.skipif(
+    not RECORDED.exists(), reason="the recorded transcripts are not beside this repository"
+)
 def test_recorded_mazes_of_the_original_look_and_move_the_same() -> None:
-    """Also mazes whose missions these arrays do not know: what is seen, and what every action does, holds there too."""
+    """Also mazes whose missions these arrays do not know: what is seen, and what every action does,
+    holds there too.
+    """
     english, french = Sentences("en"), Sentences("fr")
     states = judged = 0
     for task, episode in recorded_doors():
-        replay = rooms_of(episode[0], task or "open", strictness(episode[0]["instr"]) if task else (False, False))
+        replay = rooms_of(
+            episode[0], task or "open", strictness(episode[0]["instr"]) if task else (False, False)
+        )
         for record in episode:
             looks, walls = look_around(replay.flat, replay.bases, replay.poses, replay.table)
             assert images_of(looks).reshape(-1).tolist() == record["image"]
@@ -264,10 +337,14 @@ def test_recorded_mazes_of_the_original_look_and_move_the_same() -> None:
                 if code >= 400
             }
             cells = replay.cells[0, : replay.num_cells] & LOOK
-            assert {cell: int(cells[cell]) for cell in np.flatnonzero(cells >= FIRST_THING).tolist()} == expected
+            assert {
+                cell: int(cells[cell]) for cell in np.flatnonzero(cells >= FIRST_THING).tolist()
+            } == expected
             states += 1
             if record["after"] is not None:
-                reward, terminated, truncated = (part.item() for part in replay.step(np.array([record["action_id"]])))
+                reward, terminated, truncated = (
+                    part.item() for part in replay.step(np.array([record["action_id"]]))
+                )
                 if task is not None:
                     assert (reward, terminated or truncated) == (
                         pytest.approx(record["after"]["reward"], abs=1e-12),

@@ -10,7 +10,15 @@ from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.minigrid_env import MiniGridEnv
 
 from lamorel_ext.envs.babyai.describe import describe
-from lamorel_ext.envs.babyai.enumeration import LEVEL, NUM_STATES, StateTable, evaluate_policy, start_state, state_index, state_table
+from lamorel_ext.envs.babyai.enumeration import (
+    LEVEL,
+    NUM_STATES,
+    StateTable,
+    evaluate_policy,
+    start_state,
+    state_index,
+    state_table,
+)
 from lamorel_ext.envs.babyai.levels import make_level
 from lamorel_ext.errors import LevelError
 
@@ -65,16 +73,23 @@ def _front_cell(level: RoomGridLevel) -> object:
 
 
 def test_number_of_distinct_views_and_texts(table: StateTable) -> None:
-    """A view is told by the distance to the wall ahead (1 to 6), the place between the side walls (1 to 6), and the ball.
+    """A view is told by the distance to the wall ahead (1 to 6), the place between the side walls
+    (1 to 6), and the ball.
 
-    With a wall n steps ahead there are n rows of cells in view, and of the 6 columns those within 3 on either side: 4, 5, 6, 6, 5, 4, by
-    place. That makes 21 x 30 cells, of which 36 are the agent's own: 594 views with the ball. Without it there are 36, less the two in
-    which the whole room is in view (6 rows and 6 columns): 34.
+    With a wall n steps ahead there are n rows of cells in view, and of the 6 columns those within 3
+    on either side: 4, 5, 6, 6, 5, 4, by place. That makes 21 x 30 cells, of which 36 are the
+    agent's own: 594 views with the ball. Without it there are 36, less the two in which the whole
+    room is in view (6 rows and 6 columns): 34.
     """
     images = {image.tobytes() for image in table.images}
     assert len(images) == 21 * 30 - 36 + 36 - 2 == 628
     assert len(table.images) == len(table.directions) == 4 * 628
-    assert len(table.descriptions) == len(set(table.descriptions)) == len(set(table.descriptions_fr)) == 556
+    assert (
+        len(table.descriptions)
+        == len(set(table.descriptions))
+        == len(set(table.descriptions_fr))
+        == 556
+    )
     assert np.array_equal(table.view_texts[table.views], table.texts)
 
 
@@ -92,13 +107,19 @@ def test_initial_distribution_fits_many_seeds(table: StateTable) -> None:
     assert table.initial.sum() == pytest.approx(1, abs=1e-12)
     assert (observed[table.initial == 0] == 0).all()
     possible = table.initial > 0
-    statistic = ((observed - count * table.initial)[possible] ** 2 / (count * table.initial[possible])).sum()
+    statistic = (
+        (observed - count * table.initial)[possible] ** 2 / (count * table.initial[possible])
+    ).sum()
     freedom = possible.sum() - 1
-    assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom), "chi-square, four standard deviations"
+    assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom), (
+        "chi-square, four standard deviations"
+    )
 
 
 def exact_value(table: StateTable, policy: np.ndarray) -> tuple[float, float]:
-    """Plain dynamic programming, backwards over the 64 steps: the slow reference of ``evaluate_policy``."""
+    """Plain dynamic programming, backwards over the 64 steps: the slow reference of
+    ``evaluate_policy``.
+    """
     success, value = np.zeros(NUM_STATES), np.zeros(NUM_STATES)
     for step in range(64, 0, -1):
         new_success, new_value = np.zeros(NUM_STATES), np.zeros(NUM_STATES)
@@ -106,15 +127,24 @@ def exact_value(table: StateTable, policy: np.ndarray) -> tuple[float, float]:
             reached, ended = table.next_state[:, action], table.success[:, action]
             new_success += policy[:, action] * np.where(ended, 1.0, success[reached])
             new_value += policy[:, action] * np.where(ended, 1 - 0.9 * step / 64, value[reached])
-        success, value = np.where(table.terminal, 0, new_success), np.where(table.terminal, 0, new_value)
+        success, value = (
+            np.where(table.terminal, 0, new_success),
+            np.where(table.terminal, 0, new_value),
+        )
     return float(table.initial @ success), float(table.initial @ value)
 
 
 @pytest.mark.parametrize(
-    ("name", "success", "mean_return"), [("uniform", 0.2646, 0.1550), ("useful", 0.4342, 0.2652), ("optimal", 1.0, 0.9339)]
+    ("name", "success", "mean_return"),
+    [("uniform", 0.2646, 0.1550), ("useful", 0.4342, 0.2652), ("optimal", 1.0, 0.9339)],
 )
-def test_exact_values_of_known_policies(table: StateTable, name: str, success: float, mean_return: float) -> None:
-    policies = {"uniform": np.full((NUM_STATES, 6), 1 / 6), "useful": np.repeat([[1 / 3] * 3 + [0.0] * 3], NUM_STATES, axis=0)}
+def test_exact_values_of_known_policies(
+    table: StateTable, name: str, success: float, mean_return: float
+) -> None:
+    policies = {
+        "uniform": np.full((NUM_STATES, 6), 1 / 6),
+        "useful": np.repeat([[1 / 3] * 3 + [0.0] * 3], NUM_STATES, axis=0),
+    }
     policy = policies.get(name, np.eye(6)[table.expert])
     reference = exact_value(table, policy)
     assert reference == pytest.approx((success, mean_return), abs=6e-5)
@@ -125,12 +155,16 @@ def test_exact_values_of_known_policies(table: StateTable, name: str, success: f
 def test_evaluation_of_a_random_policy_agrees_with_the_reference(table: StateTable) -> None:
     policy = np.random.default_rng(3).dirichlet(np.ones(6), size=NUM_STATES)
     value = evaluate_policy(policy)
-    assert (value.success, value.mean_return) == pytest.approx(exact_value(table, policy), abs=1e-12)
+    assert (value.success, value.mean_return) == pytest.approx(
+        exact_value(table, policy), abs=1e-12
+    )
 
 
 def test_expert_goes_down_the_distances(table: StateTable) -> None:
     alive = np.flatnonzero(~table.terminal)
-    assert (table.distance[table.next_state[alive, table.expert[alive]]] == table.distance[alive] - 1).all()
+    assert (
+        table.distance[table.next_state[alive, table.expert[alive]]] == table.distance[alive] - 1
+    ).all()
     assert (table.distance[table.next_state[alive]].min(axis=1) == table.distance[alive] - 1).all()
     assert table.distance[table.terminal].max() == 0
 

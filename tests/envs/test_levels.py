@@ -9,7 +9,12 @@ from gymnasium.utils.env_checker import check_env
 from minigrid.core.world_object import Door
 
 from lamorel_ext.envs import BabyAITextEnv, level_ids, make_level
-from lamorel_ext.envs.babyai.original_levels import MIXED_KINDS, TEST_EXCLUDES, TRAIN_EXCLUDES, LocalLevel
+from lamorel_ext.envs.babyai.original_levels import (
+    MIXED_KINDS,
+    TEST_EXCLUDES,
+    TRAIN_EXCLUDES,
+    LocalLevel,
+)
 from lamorel_ext.errors import LevelError
 
 FORWARD, DONE = 2, 6
@@ -17,10 +22,20 @@ FORWARD, DONE = 2, 6
 
 def play(env: BabyAITextEnv, seed: int | None, actions: list[int]) -> list[tuple[object, ...]]:
     observation, info = env.reset(seed=seed)
-    steps: list[tuple[object, ...]] = [(observation["image"].tobytes(), info["mission"], tuple(info["descriptions"]))]
+    steps: list[tuple[object, ...]] = [
+        (observation["image"].tobytes(), info["mission"], tuple(info["descriptions"]))
+    ]
     for action in actions:
         observation, reward, terminated, truncated, info = env.step(action)
-        steps.append((observation["image"].tobytes(), reward, terminated, truncated, tuple(info["descriptions"])))
+        steps.append(
+            (
+                observation["image"].tobytes(),
+                reward,
+                terminated,
+                truncated,
+                tuple(info["descriptions"]),
+            )
+        )
         if terminated or truncated:
             break
     return steps
@@ -32,7 +47,9 @@ def mixed(name: str) -> LocalLevel:
     return level
 
 
-def test_every_level_draws_in_silence_and_says_its_mission(capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_level_draws_in_silence_and_says_its_mission(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     for level_id in level_ids():
         level = make_level(level_id)
         level.reset(seed=3)
@@ -41,7 +58,9 @@ def test_every_level_draws_in_silence_and_says_its_mission(capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("level", ["BabyAI-GoToRedBall-v0", "BabyAI-MixedTrainLocal-v0", "BabyAI-BossLevel-v0"])
+@pytest.mark.parametrize(
+    "level", ["BabyAI-GoToRedBall-v0", "BabyAI-MixedTrainLocal-v0", "BabyAI-BossLevel-v0"]
+)
 def test_equal_seeds_give_equal_episodes_whatever_came_before(level: str) -> None:
     actions = [int(a) for a in np.random.default_rng(0).integers(0, 6, size=20)]
     one, other = BabyAITextEnv(level), BabyAITextEnv(level)
@@ -57,11 +76,19 @@ def test_mixed_levels_draw_their_kind_from_the_seed_alone() -> None:
     kinds = []
     for seed in range(40):
         level.reset(seed=seed)
-        expected = MIXED_KINDS[int(np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).integers(0, 5))]
+        expected = MIXED_KINDS[
+            int(np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).integers(0, 5))
+        ]
         assert level.kind == expected
-        verb = {"goto": "go to", "pickup": "pick up", "open": "open", "putnext": "put"}.get(expected)
+        verb = {"goto": "go to", "pickup": "pick up", "open": "open", "putnext": "put"}.get(
+            expected
+        )
         if verb is None:
-            assert level.mission.startswith("pick up") and ", then go to" in level.mission or " after you pick up" in level.mission
+            assert (
+                level.mission.startswith("pick up")
+                and ", then go to" in level.mission
+                or " after you pick up" in level.mission
+            )
         else:
             assert level.mission.startswith(verb)
         assert (level.width, level.height) == ((15, 8) if expected == "open" else (8, 8))
@@ -88,7 +115,9 @@ def test_mixed_missions_leave_out_the_excluded_phrases() -> None:
             assert not any(phrase in level.mission for phrase in excluded)
             if level.kind == "open":
                 (door,) = [cell for cell in level.grid.grid if isinstance(cell, Door)]
-                assert door.is_locked and door.color in (("red", "grey") if name == "Test" else ("yellow", "green", "blue", "purple"))
+                assert door.is_locked and door.color in (
+                    ("red", "grey") if name == "Test" else ("yellow", "green", "blue", "purple")
+                )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +154,11 @@ def test_a_success_is_rewarded_by_its_step_and_terminates() -> None:
 def test_the_step_limit_truncates_and_success_on_the_last_step_does_both() -> None:
     env = BabyAITextEnv(max_steps=3)
     env.reset(seed=0)
-    assert [env.step(DONE)[2:4] for _ in range(3)] == [(False, False), (False, False), (False, True)]
+    assert [env.step(DONE)[2:4] for _ in range(3)] == [
+        (False, False),
+        (False, False),
+        (False, True),
+    ]
     one_step = BabyAITextEnv(max_steps=1)
     ends = []
     for seed in range(200):
@@ -189,7 +222,11 @@ def test_what_is_carried_at_the_start_is_seen() -> None:
 
 
 def test_sentences_speak_the_language_asked_for_and_french_levels_insist_on_theirs() -> None:
-    assert BabyAITextEnv("BabyAI-GoToFrench-v0").reset(seed=1)[1]["descriptions"][0].startswith("Tu vois")
+    assert (
+        BabyAITextEnv("BabyAI-GoToFrench-v0")
+        .reset(seed=1)[1]["descriptions"][0]
+        .startswith("Tu vois")
+    )
     assert BabyAITextEnv("BabyAI-GoToFrench-v0", language="en").language == "fr"
     _, info = BabyAITextEnv("BabyAI-GoToLocal-v0", language="fr").reset(seed=1)
     assert info["descriptions"][0].startswith("Tu vois") and info["mission"].startswith("go to")
@@ -198,6 +235,10 @@ def test_sentences_speak_the_language_asked_for_and_french_levels_insist_on_thei
 
 
 def test_gymnasium_makes_registered_levels_and_finds_no_fault() -> None:
-    env = gymnasium.make("lamorel_ext.envs:BabyAI-Text/GoToLocal-v0", language="fr", num_distractors=4)
-    assert isinstance(env.unwrapped, BabyAITextEnv) and env.unwrapped.level_id == "BabyAI-GoToLocal-v0"
+    env = gymnasium.make(
+        "lamorel_ext.envs:BabyAI-Text/GoToLocal-v0", language="fr", num_distractors=4
+    )
+    assert (
+        isinstance(env.unwrapped, BabyAITextEnv) and env.unwrapped.level_id == "BabyAI-GoToLocal-v0"
+    )
     check_env(env.unwrapped, skip_render_check=True)

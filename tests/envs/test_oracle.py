@@ -42,7 +42,11 @@ def record_episode(seed: int, actions: list[int]) -> list[dict[str, Any]]:
         }  # fmt: skip
         if action is not None:
             observation, reward, terminated, truncated, info = env.step(action)
-            state["after"] = {"reward": reward, "done": terminated or truncated, "descriptions": info["descriptions"]}
+            state["after"] = {
+                "reward": reward,
+                "done": terminated or truncated,
+                "descriptions": info["descriptions"],
+            }
             names.append(ACTION_NAMES[action])
         lines.append(state)
     return lines
@@ -59,12 +63,16 @@ def lines() -> list[dict[str, Any]]:
     return record_episode(7, [LEFT, FORWARD, LEFT, LEFT])
 
 
-@pytest.mark.skipif(not RECORDED.exists(), reason="the recorded transcripts are not beside this repository")
+@pytest.mark.skipif(
+    not RECORDED.exists(), reason="the recorded transcripts are not beside this repository"
+)
 def test_everything_recorded_from_the_original_is_reproduced() -> None:
     comparison = check_file(RECORDED)
     assert sum(comparison.differing.values()) == 0, comparison.shown
     assert comparison.compared["image"] == 4208 and comparison.compared["reward"] == 4012
-    assert comparison.compared["glam_prompt"] == 3528 and comparison.compared["lamorel_prompt"] == 3711
+    assert (
+        comparison.compared["glam_prompt"] == 3528 and comparison.compared["lamorel_prompt"] == 3711
+    )
     assert comparison.compared["draw"] == 165
 
 
@@ -74,15 +82,23 @@ def test_a_faithful_transcript_passes_and_the_last_line_counts(
     assert main([str(write(tmp_path / "good.jsonl.gz", lines))]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (report["states"], report["mismatches"]) == (5, 0)
-    assert report["compared"]["glam_prompt"] == 5 and report["compared"]["reward"] == 4 and report["compared"]["draw"] == 1
+    assert (
+        report["compared"]["glam_prompt"] == 5
+        and report["compared"]["reward"] == 4
+        and report["compared"]["draw"] == 1
+    )
 
 
 TAMPERED: dict[str, Callable[[list[dict[str, Any]]], object]] = {
     "image": lambda lines: lines[1]["image"].__setitem__(0, 9),
-    "descriptions": lambda lines: lines[2]["descriptions"].append("You see a red ball 9 steps forward"),
+    "descriptions": lambda lines: lines[2]["descriptions"].append(
+        "You see a red ball 9 steps forward"
+    ),
     "descriptions_fr": lambda lines: lines[2].__setitem__("descriptions_fr", []),
     "glam_prompt": lambda lines: lines[3].__setitem__("glam_prompt", lines[3]["glam_prompt"] + " "),
-    "lamorel_prompt": lambda lines: lines[0].__setitem__("lamorel_prompt", lines[0]["lamorel_prompt"].strip(":")),
+    "lamorel_prompt": lambda lines: lines[0].__setitem__(
+        "lamorel_prompt", lines[0]["lamorel_prompt"].strip(":")
+    ),
     "mission": lambda lines: lines[1].__setitem__("mission", "go to a red ball"),
     "max_steps": lambda lines: lines[1].__setitem__("max_steps", 65),
     "state": lambda lines: lines[1].__setitem__("agent_dir", (lines[1]["agent_dir"] + 1) % 4),
@@ -115,7 +131,10 @@ def test_a_file_that_cannot_be_read_is_answered_in_one_line(
     broken.write_bytes(gzip.compress(b'{"id": 0\n'))
     impossible = write(tmp_path / "impossible.gz", [{**lines[0], "grid": [[9999] * 8] * 8}])
     gap = write(tmp_path / "gap.gz", [lines[0], lines[2]])
-    lacking = write(tmp_path / "lacking.gz", [{name: value for name, value in lines[0].items() if name != "grid"}])
+    lacking = write(
+        tmp_path / "lacking.gz",
+        [{name: value for name, value in lines[0].items() if name != "grid"}],
+    )
     expected = {
         tmp_path / "absent.gz": "No such file", cut: "cannot be read", plain: "gzip", broken: "line 1 is not JSON", gap: "t = 2",
         impossible: "no possible state", lacking: "lacks grid",
@@ -123,4 +142,6 @@ def test_a_file_that_cannot_be_read_is_answered_in_one_line(
     for path, message in expected.items():
         assert main([str(path)]) == 2
         output = capsys.readouterr()
-        assert output.out == "" and message in output.err and len(output.err.splitlines()) == 1, output.err
+        assert output.out == "" and message in output.err and len(output.err.splitlines()) == 1, (
+            output.err
+        )

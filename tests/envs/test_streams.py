@@ -1,4 +1,6 @@
-"""Random words in arrays against numpy's own generators, and the seeds and first states drawn with them."""
+"""Random words in arrays against numpy's own generators, and the seeds and first states drawn with
+them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def test_seed_states_are_those_of_numpy(width: int) -> None:
 def test_random_words_are_those_of_numpy() -> None:
     seeds = np.array([*EDGES, *np.random.default_rng(0).integers(0, 10**9, 60)])
     for seed, words in zip(seeds.tolist(), random_words(seeds, 70), strict=True):
-        assert np.array_equal(words, np.random.default_rng(seed).integers(0, 2**32, 70, dtype=np.uint32))
+        assert np.array_equal(
+            words, np.random.default_rng(seed).integers(0, 2**32, 70, dtype=np.uint32)
+        )
         assert words.tolist() == words_of(seed, 0, 70)
     assert words_of(5, 10, 6) == words_of(5, 0, 16)[10:]
 
@@ -34,11 +38,15 @@ def test_random_words_are_those_of_numpy() -> None:
 def test_seeds_of_many_episodes_are_those_of_single_ones(run: int) -> None:
     seeds = TrainingSeeds(run)
     envs, episodes = np.array([0, 1, 255, 2**32 - 1]), np.array([0, 70_000, 3, 1])
-    assert seeds.many(envs, episodes).tolist() == [seeds(*pair) for pair in zip(envs.tolist(), episodes.tolist(), strict=True)]
+    assert seeds.many(envs, episodes).tolist() == [
+        seeds(*pair) for pair in zip(envs.tolist(), episodes.tolist(), strict=True)
+    ]
 
 
 def test_bounded_draws_are_those_of_numpy() -> None:
-    """A bound of 3 * 2**30 rejects a quarter of the words; words come in two kinds of integers with a float between them."""
+    """A bound of 3 * 2**30 rejects a quarter of the words; words come in two kinds of integers with
+    a float between them.
+    """
     for seed in range(20):
         ours, numpys = Words(seed, words_of(seed, 0, 2)), np.random.default_rng(seed)
         for bound in [6, 3, 1, 8, 3 * 2**30, 3 * 2**30, 5, 3 * 2**30] * 12:
@@ -61,7 +69,9 @@ def test_free_cells_are_drawn_as_minigrid_draws_them() -> None:
     with pytest.raises(Stuck):
         ours.free_cell(size, 2 ** (size * size) - 1)
     numpys.integers(0, size, 2 * 1001)
-    assert ours.below(1000) == numpys.integers(0, 1000), "minigrid has used the words when it gives up"
+    assert ours.below(1000) == numpys.integers(0, 1000), (
+        "minigrid has used the words when it gives up"
+    )
 
 
 def test_first_states_drawn_together_are_those_drawn_alone() -> None:
@@ -74,14 +84,23 @@ def test_first_states_drawn_together_are_those_drawn_alone() -> None:
         while not all(1 <= part <= 6 for part in pose):
             pose = (int(draw(0, 8)), int(draw(0, 8)))
         direction, ball = int(draw(0, 4)), (0, 0)
-        while not all(1 <= part <= 6 for part in ball) or abs(ball[0] - pose[0]) + abs(ball[1] - pose[1]) < 2:
+        while (
+            not all(1 <= part <= 6 for part in ball)
+            or abs(ball[0] - pose[0]) + abs(ball[1] - pose[1]) < 2
+        ):
             ball = (int(draw(0, 8)), int(draw(0, 8)))
         cell, ball_cell = (part[0] - 1 + 6 * (part[1] - 1) for part in (pose, ball))
-        assert together[seed] == (4 * cell + direction) * 35 + ball_cell - (ball_cell > cell) == start_state(seed)
+        assert (
+            together[seed]
+            == (4 * cell + direction) * 35 + ball_cell - (ball_cell > cell)
+            == start_state(seed)
+        )
 
 
 def _needs_many_words(seeds: list[int]) -> np.ndarray:
-    """Where the agent finds no cell among the first seven pairs: what follows may lie beyond the words drawn at first."""
+    """Where the agent finds no cell among the first seven pairs: what follows may lie beyond the
+    words drawn at first.
+    """
     coordinates = random_words(np.array(seeds), 14) >> np.uint32(29)
     free = (coordinates >= 1) & (coordinates <= 6)
     many: np.ndarray = ~(free[:, ::2] & free[:, 1::2]).any(axis=1)
@@ -92,8 +111,17 @@ def _needs_many_words(seeds: list[int]) -> np.ndarray:
 def test_coming_episodes_are_the_ones_asked_for_in_any_order() -> None:
     seeds = TrainingSeeds(4)
     coming = ComingEpisodes(3, seeds, lambda drawn: list(drawn))
-    for envs, episodes in (([0, 1, 2], [0, 0, 0]), ([1], [1]), ([0, 2], [1, 1]), ([1], [9]), ([1, 0], [10, 0]), ([2], [2])):
-        assert coming.take(envs, episodes) == [seeds(*pair) for pair in zip(envs, episodes, strict=True)]
+    for envs, episodes in (
+        ([0, 1, 2], [0, 0, 0]),
+        ([1], [1]),
+        ([0, 2], [1, 1]),
+        ([1], [9]),
+        ([1, 0], [10, 0]),
+        ([2], [2]),
+    ):
+        assert coming.take(envs, episodes) == [
+            seeds(*pair) for pair in zip(envs, episodes, strict=True)
+        ]
 
 
 def test_seeds_of_others_are_asked_for_only_when_an_episode_starts() -> None:

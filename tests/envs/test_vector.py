@@ -1,4 +1,6 @@
-"""Single rooms in arrays against minigrid: first states, steps, recorded states of the original, saving, and the expert."""
+"""Single rooms in arrays against minigrid: first states, steps, recorded states of the original,
+saving, and the expert.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,17 @@ import pytest
 from test_batched import assert_same_observations, assert_same_steps, random_actions
 
 from experiments.check_oracle import read_episodes
-from lamorel_ext.envs.babyai.arrays.room_codes import EMPTY, FIRST, KEY_CODE, LOOK, NUM_COLORS, SECOND, Start, look_of, view_codes
+from lamorel_ext.envs.babyai.arrays.room_codes import (
+    EMPTY,
+    FIRST,
+    KEY_CODE,
+    LOOK,
+    NUM_COLORS,
+    SECOND,
+    Start,
+    look_of,
+    view_codes,
+)
 from lamorel_ext.envs.babyai.arrays.room_expert import path_actions
 from lamorel_ext.envs.babyai.arrays.room_levels import RoomLevel, Task, room_level
 from lamorel_ext.envs.babyai.arrays.room_views import Sentences, images_of, look_around
@@ -30,14 +42,27 @@ from lamorel_ext.errors import CheckpointError, LevelError
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "oracle" / "babyai_text_train.jsonl.gz"
 SLOW = "BabyAI-GoToLocalS8N16-v0"
 """Thousands of its scenes are rejected for each that is valid."""
-ROOM_LEVELS = [level for level in level_ids() if level != SLOW and (rules := room_level(level)) and rules.columns * rules.rows == 1]
+ROOM_LEVELS = [
+    level
+    for level in level_ids()
+    if level != SLOW and (rules := room_level(level)) and rules.columns * rules.rows == 1
+]
 STEPPED = ["GoToLocal", "GoToRedBall", "GoToLocalS5N2", "GoToLocal2", "PickupLoc", "PutNextLocalS5N3", "PickUpSeqGoToLocal", "PickUpSeqPickUpLocal"]  # fmt: skip
 STEPPED += ["PickupDistDebug", "GoToObjS4", "OneRoomS12"]
 
 
 def test_the_rooms_of_the_paper_and_of_baby_ai_are_known() -> None:
     names = {level.removeprefix("BabyAI-").removesuffix("-v0") for level in ROOM_LEVELS}
-    assert names >= {"GoToObj", "GoToRedBall", "GoToRedBallGrey", "GoToLocal", "GoToLocalS8N7", "PickupLocal", "PutNextLocal", "PickupLoc"}
+    assert names >= {
+        "GoToObj",
+        "GoToRedBall",
+        "GoToRedBallGrey",
+        "GoToLocal",
+        "GoToLocalS8N7",
+        "PickupLocal",
+        "PutNextLocal",
+        "PickupLoc",
+    }
     assert len(ROOM_LEVELS) == 42
     for level in ("GoToDoor", "PutNextS5N1", "PickupAbove", "GoToSeqS5R2"):
         assert room_level(f"BabyAI-{level}-v0") is None
@@ -50,7 +75,10 @@ def test_a_seed_gives_minigrids_first_state(level: str) -> None:
     for seed in range(12):
         env.reset(seed=seed)
         start = rules.draw(seed, words_of(seed, 0, 2 + 2 * (seed % 3)))
-        assert (start.pose, start.mission) == (4 * (env.agent_pos[1] * env.width + env.agent_pos[0]) + env.agent_dir, env.mission)
+        assert (start.pose, start.mission) == (
+            4 * (env.agent_pos[1] * env.width + env.agent_pos[0]) + env.agent_dir,
+            env.mission,
+        )
         assert {cell: code & LOOK for cell, code in start.things} == looks_in(env)
         assert env.max_steps == rules.max_steps
 
@@ -60,7 +88,10 @@ def test_crowded_rooms_are_drawn_until_one_is_valid() -> None:
     assert rules is not None
     env.reset(seed=1)
     start = rules.draw(1, words_of(1, 0, 64))
-    assert ({cell: code & LOOK for cell, code in start.things}, start.mission) == (looks_in(env), env.mission)
+    assert ({cell: code & LOOK for cell, code in start.things}, start.mission) == (
+        looks_in(env),
+        env.mission,
+    )
     full = room_level("BabyAI-GoToLocalS5N2-v0", num_distractors=16)
     assert full is not None
     with pytest.raises(LevelError, match="too many objects"):
@@ -70,7 +101,11 @@ def test_crowded_rooms_are_drawn_until_one_is_valid() -> None:
 def looks_in(env: Any) -> dict[int, int]:
     """Cell and look of all things, from minigrid's encoding."""
     codes = env.grid.encode().transpose(1, 0, 2).reshape(-1, 3)
-    return {cell: look_of(int(thing) - KEY_CODE, int(color)) for cell, (thing, color, _) in enumerate(codes) if thing in range(KEY_CODE, 8)}
+    return {
+        cell: look_of(int(thing) - KEY_CODE, int(color))
+        for cell, (thing, color, _) in enumerate(codes)
+        if thing in range(KEY_CODE, 8)
+    }
 
 
 @pytest.mark.parametrize("level", STEPPED)
@@ -90,10 +125,14 @@ def test_steps_are_minigrids(level: str) -> None:
     assert successes >= 3
 
 
-@pytest.mark.parametrize(("level", "distractors"), [("GoToRedBall", 0), ("GoToLocal", 3), ("PickUpThenGoToLocal", 1)])
+@pytest.mark.parametrize(
+    ("level", "distractors"), [("GoToRedBall", 0), ("GoToLocal", 3), ("PickUpThenGoToLocal", 1)]
+)
 def test_numbers_of_distractors_are_minigrids(level: str, distractors: int) -> None:
     ours, minigrids = (
-        make_batched_env(f"BabyAI-{level}-v0", 4, seed=1, backend=backend, num_distractors=distractors)
+        make_batched_env(
+            f"BabyAI-{level}-v0", 4, seed=1, backend=backend, num_distractors=distractors
+        )
         for backend in ("vector", "minigrid")
     )
     assert_same_observations(ours.reset(), minigrids.reset())
@@ -111,14 +150,46 @@ HANDS = [3, 4, 5, 0, 1, 2]
         ("goto", {"kind": "goto", "desc": "red ball"}),
         ("putnext", {"kind": "putnext", "move": "red ball", "fixed": "blue box"}),
         ("putnext", {"kind": "putnext", "move": "red ball", "fixed": "red ball"}),
-        ("pickup_goto", {"kind": "before", "a": {"kind": "pickup", "desc": "red ball"}, "b": {"kind": "goto", "desc": "blue box"}}),
-        ("pickup_goto", {"kind": "after", "a": {"kind": "goto", "desc": "red ball"}, "b": {"kind": "pickup", "desc": "red ball"}}),
-        ("pickup_pickup", {"kind": "before", "a": {"kind": "pickup", "desc": "red ball"}, "b": {"kind": "pickup", "desc": "red ball"}}),
-        ("goto_both", {"kind": "and", "a": {"kind": "goto", "desc": "red ball"}, "b": {"kind": "goto", "desc": "blue box"}}),
+        (
+            "pickup_goto",
+            {
+                "kind": "before",
+                "a": {"kind": "pickup", "desc": "red ball"},
+                "b": {"kind": "goto", "desc": "blue box"},
+            },
+        ),
+        (
+            "pickup_goto",
+            {
+                "kind": "after",
+                "a": {"kind": "goto", "desc": "red ball"},
+                "b": {"kind": "pickup", "desc": "red ball"},
+            },
+        ),
+        (
+            "pickup_pickup",
+            {
+                "kind": "before",
+                "a": {"kind": "pickup", "desc": "red ball"},
+                "b": {"kind": "pickup", "desc": "red ball"},
+            },
+        ),
+        (
+            "goto_both",
+            {
+                "kind": "and",
+                "a": {"kind": "goto", "desc": "red ball"},
+                "b": {"kind": "goto", "desc": "blue box"},
+            },
+        ),
     ],
 )
-def test_missions_are_verified_as_minigrid_does_where_things_are_moved_and_lost(task: Task, instruction: dict[str, Any]) -> None:
-    """A crowded little room and hands that never rest: goals are carried off, dropped elsewhere, toggled away."""
+def test_missions_are_verified_as_minigrid_does_where_things_are_moved_and_lost(
+    task: Task, instruction: dict[str, Any]
+) -> None:
+    """A crowded little room and hands that never rest: goals are carried off, dropped elsewhere,
+    toggled away.
+    """
     generator = np.random.default_rng(7)
     ends = 0
     for _ in range(80):
@@ -150,7 +221,9 @@ def described(instruction: dict[str, Any]) -> dict[str, Any]:
 
 
 def crowded_room(generator: np.random.Generator, instruction: dict[str, Any]) -> dict[str, Any]:
-    """A record of a room of 4 x 4 cells with six things, two of each kind that the instructions know."""
+    """A record of a room of 4 x 4 cells with six things, two of each kind that the instructions
+    know.
+    """
     cells = generator.permutation([(x, y) for x in range(1, 5) for y in range(1, 5)]).tolist()
     grid = [[250 if x in (0, 5) or y in (0, 5) else 100 for x in range(6)] for y in range(6)]
     for code, (x, y) in zip((600, 600, 720, 720, 540, 700), cells, strict=False):
@@ -180,7 +253,10 @@ def rooms_of(record: dict[str, Any], task: Task) -> Rooms:
     )
     held = record["carrying"]
     hand = EMPTY if held is None else code(100 * held["code"][0] + 10 * held["code"][1])
-    rooms.start(np.array([0]), [Start(4 * (y * size + x) + record["agent_dir"], things, record["mission"], hand)])
+    rooms.start(
+        np.array([0]),
+        [Start(4 * (y * size + x) + record["agent_dir"], things, record["mission"], hand)],
+    )
     rooms.steps[:] = record["step_count"]
     return rooms
 
@@ -192,7 +268,11 @@ def targets(instruction: dict[str, Any], task: Task) -> dict[int, int]:
         parts = [instruction["a"]["desc"], instruction["b"]["desc"]]
         parts = parts[::-1] if kind == "after" else parts
     else:
-        parts = [instruction["move"], instruction["fixed"]] if kind == "putnext" else [instruction["desc"]]
+        parts = (
+            [instruction["move"], instruction["fixed"]]
+            if kind == "putnext"
+            else [instruction["desc"]]
+        )
     flags: dict[int, int] = {}
     for flag, part in zip((FIRST, SECOND), parts, strict=False):
         for look in range(3 * NUM_COLORS):
@@ -207,12 +287,16 @@ def targets(instruction: dict[str, Any], task: Task) -> dict[int, int]:
 
 
 def seen(rooms: Rooms) -> np.ndarray:
-    image: np.ndarray = images_of(look_around(rooms.flat, rooms.bases, rooms.poses, rooms.table)[0])[0]
+    image: np.ndarray = images_of(
+        look_around(rooms.flat, rooms.bases, rooms.poses, rooms.table)[0]
+    )[0]
     return image
 
 
 def recorded_rooms() -> Iterator[tuple[Task | None, list[dict[str, Any]]]]:
-    """Recorded episodes in one room with keys, balls and boxes alone; the task is None where these arrays do not know the mission."""
+    """Recorded episodes in one room with keys, balls and boxes alone; the task is None where these
+    arrays do not know the mission.
+    """
     for episode in read_episodes(RECORDED):
         first = episode[0]
         if first["rooms"] is None or (first["rooms"]["rows"], first["rooms"]["cols"]) != (1, 1):
@@ -226,13 +310,18 @@ def task_of(instruction: dict[str, Any]) -> Task | None:
     kind = instruction["kind"]
     if kind in ("before", "after"):
         names = [instruction[part]["kind"] for part in ("ab" if kind == "before" else "ba")]
-        both: dict[tuple[str, ...], Task] = {("pickup", "goto"): "pickup_goto", ("pickup", "pickup"): "pickup_pickup"}
+        both: dict[tuple[str, ...], Task] = {
+            ("pickup", "goto"): "pickup_goto",
+            ("pickup", "pickup"): "pickup_pickup",
+        }
         return both.get(tuple(names))
     located = any(instruction.get(name, {}).get("loc") for name in ("desc", "move", "fixed"))
     return None if located or kind not in ("goto", "pickup", "putnext") else kind
 
 
-@pytest.mark.skipif(not RECORDED.exists(), reason="the recorded transcripts are not beside this repository")
+@pytest.mark.skipif(
+    not RECORDED.exists(), reason="the recorded transcripts are not beside this repository"
+)
 def test_recorded_rooms_of_the_original_look_and_move_the_same() -> None:
     english, french = Sentences("en"), Sentences("fr")
     states = replayed = 0
@@ -244,10 +333,15 @@ def test_recorded_rooms_of_the_original_look_and_move_the_same() -> None:
             assert images_of(looks).reshape(-1).tolist() == record["image"]
             assert english.of(looks, walls) == [tuple(record["descriptions"])]
             assert french.of(looks, walls) == [tuple(record["descriptions_fr"])]
-            assert np.array_equal(replay.cells & LOOK, rooms.cells & LOOK) and replay.poses == rooms.poses
+            assert (
+                np.array_equal(replay.cells & LOOK, rooms.cells & LOOK)
+                and replay.poses == rooms.poses
+            )
             states += 1
             if record["after"] is not None:
-                reward, terminated, truncated = (part.item() for part in replay.step(np.array([record["action_id"]])))
+                reward, terminated, truncated = (
+                    part.item() for part in replay.step(np.array([record["action_id"]]))
+                )
                 if task is not None:
                     assert replay.level.max_steps == record["max_steps"]
                     assert (reward, terminated or truncated) == (
@@ -267,7 +361,14 @@ def test_sentences_are_those_of_describe_for_any_things_in_view() -> None:
     for _ in range(200):
         agent, *cells = generator.permutation(inner)[: generator.integers(1, 30)].tolist()
         things = tuple((cell, int(generator.choice(looks))) for cell in cells)
-        starts.append(Start(4 * agent + int(generator.integers(4)), things, "", int(generator.choice([EMPTY, *looks]))))
+        starts.append(
+            Start(
+                4 * agent + int(generator.integers(4)),
+                things,
+                "",
+                int(generator.choice([EMPTY, *looks])),
+            )
+        )
     rooms.start(np.arange(200), starts)
     seen, walls = look_around(rooms.flat, rooms.bases, rooms.poses, rooms.table)
     for language in ("en", "fr"):
@@ -279,7 +380,10 @@ def test_sentences_are_those_of_describe_for_any_things_in_view() -> None:
 @pytest.mark.parametrize("level", ["GoToLocal", "PutNextLocal"])
 def test_states_are_saved_as_minigrid_saves_them(level: str) -> None:
     name = f"BabyAI-{level}-v0"
-    ours, minigrids, fresh = (make_batched_env(name, 3, seed=5, backend=backend) for backend in ("vector", "minigrid", "vector"))
+    ours, minigrids, fresh = (
+        make_batched_env(name, 3, seed=5, backend=backend)
+        for backend in ("vector", "minigrid", "vector")
+    )
     ours.reset()
     minigrids.reset()
     for actions in random_actions(3, 90, 3):
@@ -301,14 +405,24 @@ def test_states_that_do_not_fit_are_refused() -> None:
     while not env.step(advice := env.expert_actions()).terminated[0]:
         way += advice.tolist()
     with pytest.raises(CheckpointError, match="too early"):
-        env.restore({"episodes": [0], "lengths": [len(way) + 2], "actions": [*way, int(advice[0]), 6], "experts": [-1, -1]})
+        env.restore(
+            {
+                "episodes": [0],
+                "lengths": [len(way) + 2],
+                "actions": [*way, int(advice[0]), 6],
+                "experts": [-1, -1],
+            }
+        )
     with pytest.raises(CheckpointError):
         env.restore({"episodes": [0], "lengths": [1], "actions": [7], "experts": [-1, -1]})
 
 
 @pytest.mark.parametrize("level", ["GoToLocal", "GoToLocal2"])
 def test_shortest_paths_are_no_longer_than_the_bots(level: str) -> None:
-    ours, bots = (make_batched_env(f"BabyAI-{level}-v0", 12, seed=2, backend=backend) for backend in ("vector", "minigrid"))
+    ours, bots = (
+        make_batched_env(f"BabyAI-{level}-v0", 12, seed=2, backend=backend)
+        for backend in ("vector", "minigrid")
+    )
     lengths = []
     for env in (ours, bots):
         env.reset()
@@ -323,7 +437,8 @@ def test_shortest_paths_are_no_longer_than_the_bots(level: str) -> None:
 
 
 def test_shortest_paths_are_those_of_a_search_by_hand() -> None:
-    r"""A 3 x 3 room, the agent in the upper left corner looking right, a wall of things in the middle, the goal below it.
+    r"""A 3 x 3 room, the agent in the upper left corner looking right, a wall of things in the
+    middle, the goal below it.
 
     ``> . .``
     ``x x .``
@@ -332,7 +447,10 @@ def test_shortest_paths_are_those_of_a_search_by_hand() -> None:
     """
     rooms = Rooms(RoomLevel(5, ("goto",), ()), 2)
     goal, key = (17, look_of(1, 0) | FIRST), look_of(0, 0)
-    rooms.start(np.array([0, 1]), [Start(4 * 6, ((11, key), (12, key), goal), ""), Start(4 * 6, ((12, key), goal), "")])
+    rooms.start(
+        np.array([0, 1]),
+        [Start(4 * 6, ((11, key), (12, key), goal), ""), Start(4 * 6, ((12, key), goal), "")],
+    )
     ways: list[list[int]] = [[], []]
     for _ in range(6):
         advice = path_actions(rooms, np.arange(2))[np.arange(2), rooms.poses]
@@ -348,7 +466,10 @@ def test_shortest_paths_are_those_of_a_search_by_hand() -> None:
 
 def test_the_bot_helps_where_walking_is_not_enough() -> None:
     """The same bot as in the minigrid backend, with the same memory."""
-    ours, minigrids = (make_batched_env("BabyAI-PutNextLocal-v0", 3, seed=2, backend=backend) for backend in ("vector", "minigrid"))
+    ours, minigrids = (
+        make_batched_env("BabyAI-PutNextLocal-v0", 3, seed=2, backend=backend)
+        for backend in ("vector", "minigrid")
+    )
     ours.reset()
     minigrids.reset()
     successes = 0
@@ -369,6 +490,8 @@ def test_the_fastest_backend_is_taken() -> None:
         ("GoToDoor", MinigridBatch),
     ):
         assert type(make_batched_env(f"BabyAI-{level}-v0", 1)) is kind
-    assert isinstance(make_batched_env("BabyAI-GoToRedBallNoDists-v0", 1, backend="vector"), VectorBatch)
+    assert isinstance(
+        make_batched_env("BabyAI-GoToRedBallNoDists-v0", 1, backend="vector"), VectorBatch
+    )
     with pytest.raises(LevelError, match="vector backend"):
         make_batched_env("BabyAI-GoToDoor-v0", 1, backend="vector")

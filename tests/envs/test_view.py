@@ -14,7 +14,16 @@ WALK = [0, 1, 2, 2, 2, 2, 3, 4, 5, 5]
 
 @pytest.mark.parametrize(
     "level",
-    ["GoToRedBall", "BossLevel", "UnlockToUnlock", "KeyInBox", "GoToObjMazeS4", "PutNextS5N2Carrying", "KeyCorridorS3R3", "GoToOpen"],
+    [
+        "GoToRedBall",
+        "BossLevel",
+        "UnlockToUnlock",
+        "KeyInBox",
+        "GoToObjMazeS4",
+        "PutNextS5N2Carrying",
+        "KeyCorridorS3R3",
+        "GoToOpen",
+    ],
 )
 def test_view_is_minigrids_along_random_walks(level: str) -> None:
     env = make_level(f"BabyAI-{level}-v0")
@@ -24,8 +33,13 @@ def test_view_is_minigrids_along_random_walks(level: str) -> None:
         for action in generator.choice(WALK, size=60).tolist():
             reference = MiniGridEnv.gen_obs(env)
             view = env.gen_obs()
-            assert view["image"].dtype == reference["image"].dtype and np.array_equal(view["image"], reference["image"])
-            assert (view["direction"], view["mission"]) == (reference["direction"], reference["mission"])
+            assert view["image"].dtype == reference["image"].dtype and np.array_equal(
+                view["image"], reference["image"]
+            )
+            assert (view["direction"], view["mission"]) == (
+                reference["direction"],
+                reference["mission"],
+            )
             env.step(action)
 
 

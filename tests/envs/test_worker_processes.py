@@ -1,4 +1,6 @@
-"""Worker processes: the same steps as in this process, and no hang, zombie or silence when one of them fails."""
+"""Worker processes: the same steps as in this process, and no hang, zombie or silence when one of
+them fails.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def is_gone(pid: int) -> bool:
 
 
 def test_steps_are_minigrids() -> None:
-    """Five copies do not divide evenly; the advice of the bot is followed half of the time, so that episodes end both ways."""
+    """Five copies do not divide evenly; the advice of the bot is followed half of the time, so that
+    episodes end both ways.
+    """
     ours = make_batched_env(LEVEL, 5, "fr", seed=3, backend="processes", num_workers=2)
     minigrids = make_batched_env(LEVEL, 5, "fr", seed=3, backend="minigrid")
     assert_same_observations(ours.reset(), minigrids.reset())
@@ -120,8 +124,12 @@ def test_what_a_worker_raises_arrives_with_its_traceback() -> None:
     assert env._pool is not None
     pids = env.pids
     with pytest.raises(EnvWorkerError, match="worker 1 raised IndexError") as caught:
-        env._pool.ask({0: {"do": "spans"}, 1: {"do": "start", "copies": [7], "episodes": [0], "seeds": [0]}})
-    assert "level_copies.py" in caught.value.remote_traceback and "level_copies.py" in str(caught.value)
+        env._pool.ask(
+            {0: {"do": "spans"}, 1: {"do": "start", "copies": [7], "episodes": [0], "seeds": [0]}}
+        )
+    assert "level_copies.py" in caught.value.remote_traceback and "level_copies.py" in str(
+        caught.value
+    )
     assert all(is_gone(pid) for pid in pids)
 
 
@@ -161,7 +169,9 @@ def test_workers_end_with_the_process_that_started_them() -> None:
         "print(*env.pids, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     root = str(Path(__file__).resolve().parents[2])
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=root, timeout=60
+    )
     pids = [int(pid) for pid in ended.stdout.split()]
     assert len(pids) == 2 and ended.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 10
@@ -171,7 +181,9 @@ def test_workers_end_with_the_process_that_started_them() -> None:
 
 
 def has_ended(pid: int) -> bool:
-    """True where it is gone, or dead and waits for an init process that may never collect it (in a container)."""
+    """True where it is gone, or dead and waits for an init process that may never collect it (in a
+    container).
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except FileNotFoundError:
@@ -186,12 +198,20 @@ def test_levels_that_only_minigrid_knows_go_to_the_workers_that_are_asked_for() 
 
 
 def test_the_configuration_chooses_backend_and_workers() -> None:
-    env = make_env(load_config([f"env.level={LEVEL}", "env.num_workers=2", "env.num_envs=4"]), held_out=False)
+    env = make_env(
+        load_config([f"env.level={LEVEL}", "env.num_workers=2", "env.num_envs=4"]), held_out=False
+    )
     assert isinstance(env, ProcessBatch) and env.num_envs == 4
-    assert_same_observations(env.reset(), make_env(load_config([f"env.level={LEVEL}", "env.num_envs=4"]), held_out=False).reset())
+    assert_same_observations(
+        env.reset(),
+        make_env(load_config([f"env.level={LEVEL}", "env.num_envs=4"]), held_out=False).reset(),
+    )
     assert len(env.pids) == 2
     env.close()
-    assert isinstance(make_env(load_config([f"env.level={PLAIN}", "env.backend=vector"]), held_out=True), VectorBatch)
+    assert isinstance(
+        make_env(load_config([f"env.level={PLAIN}", "env.backend=vector"]), held_out=True),
+        VectorBatch,
+    )
     for overrides, problem in (
         (["env.num_workers=-1"], "env.num_workers: must not be negative"),
         (["env.backend=processes"], "env.num_workers: must be at least 1"),

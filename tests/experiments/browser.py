@@ -1,4 +1,6 @@
-"""A headless Chromium behind chromedriver's plain HTTP: enough of WebDriver to look at a page, with the standard library alone."""
+"""A headless Chromium behind chromedriver's plain HTTP: enough of WebDriver to look at a page, with
+the standard library alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
 CHROMEDRIVER = shutil.which("chromedriver")
 
 
@@ -50,29 +55,50 @@ class Browser:
     def requests(self) -> list[str]:
         """Addresses asked for since the last call, those inside the page (``data:``) left out."""
         events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
-        sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        sent = [
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in sent if not url.startswith("data:")]
 
     def screenshot(self) -> bytes:
         """The whole page, as PNG."""
-        return base64.b64decode(self.cdp("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+        return base64.b64decode(
+            self.cdp("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        )
 
     def pdf(self) -> bytes:
         """The page as it prints, on the paper that it asks for."""
-        return base64.b64decode(self.cdp("Page.printToPDF", preferCSSPageSize=True, printBackground=True)["data"])
+        return base64.b64decode(
+            self.cdp("Page.printToPDF", preferCSSPageSize=True, printBackground=True)["data"]
+        )
 
 
 @contextlib.contextmanager
 def browse() -> Iterator[Browser]:
     """Start chromedriver on a free port, and a browser behind it; both end with the block."""
-    driver = subprocess.Popen([str(CHROMEDRIVER), "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    driver = subprocess.Popen(
+        [str(CHROMEDRIVER), "--port=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     try:
         assert driver.stdout is not None
-        port = next(found[1] for line in driver.stdout if (found := re.search(r"started successfully on port (\d+)", line)))
+        port = next(
+            found[1]
+            for line in driver.stdout
+            if (found := re.search(r"started successfully on port (\d+)", line))
+        )
         flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         flags += ["--no-sandbox"] if os.geteuid() == 0 else []
         options = {"binary": CHROMIUM, "args": flags}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
         root = f"http://127.0.0.1:{port}/session"
         session = f"{root}/{ask(root, {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
         try:

@@ -70,7 +70,9 @@ def _flip(data: bytes, draw: random.Random) -> bytes:
 def _words(data: bytes, draw: random.Random) -> bytes:
     """A cell, key or value in the place of another."""
     parts = data.decode().replace(",", " , ").split(" ")
-    parts[draw.randrange(len(parts))] = draw.choice(["nan", "inf", "-1", "", "x", "1e999", "[", "{a: b}", "99", "\x00", "ü"])
+    parts[draw.randrange(len(parts))] = draw.choice(
+        ["nan", "inf", "-1", "", "x", "1e999", "[", "{a: b}", "99", "\x00", "ü"]
+    )
     return " ".join(parts).replace(" , ", ",").encode()
 
 
@@ -114,7 +116,9 @@ def _train(config: Config, recorder: RunFolder) -> None:
 def damage(root: Path, draw: random.Random) -> list[str]:
     """Damage one to three files; gives what was done."""
     done = []
-    for path in draw.sample(sorted(path for path in root.rglob("*") if path.is_file()), draw.randint(1, 3)):
+    for path in draw.sample(
+        sorted(path for path in root.rglob("*") if path.is_file()), draw.randint(1, 3)
+    ):
         kind = draw.randrange(len(DAMAGES) + 2)
         done.append(f"{path.relative_to(root)} by {kind}")
         if kind >= len(DAMAGES):
@@ -128,7 +132,8 @@ def damage(root: Path, draw: random.Random) -> list[str]:
 
 
 def read_all(root: Path, config: Config, draws: bool) -> tuple[int, int, list[str]]:
-    """Report, viewer, recomputation, state and resume; gives how many were accepted, refused, and what else was raised.
+    """Report, viewer, recomputation, state and resume; gives how many were accepted, refused, and
+    what else was raised.
 
     Args:
         root: Of the comparison.
@@ -138,13 +143,24 @@ def read_all(root: Path, config: Config, draws: bool) -> tuple[int, int, list[st
 
     def resume() -> None:
         run_state(root / "run")
-        with RunFolder(root / "run", config, {}) as recorder, TrainingRun(config, TableLlm(), make_env) as run:
+        with (
+            RunFolder(root / "run", config, {}) as recorder,
+            TrainingRun(config, TableLlm(), make_env) as run,
+        ):
             run.start(recorder.resume())
 
     accepted, refused, unnamed = 0, 0, []
-    for work in (lambda: make_report(root) if draws else find(root), lambda: make_viewer(root), lambda: recompute.main([str(root)]), resume):
+    for work in (
+        lambda: make_report(root) if draws else find(root),
+        lambda: make_viewer(root),
+        lambda: recompute.main([str(root)]),
+        resume,
+    ):
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 work()
             accepted += 1
         except LamorelExtError:
@@ -155,7 +171,9 @@ def read_all(root: Path, config: Config, draws: bool) -> tuple[int, int, list[st
 
 
 def fuzz(cases: int, seed: int) -> tuple[dict[str, int], list[str]]:
-    """Damage and read ``cases`` copies of a run folder; gives the counts and what was raised that is no documented error."""
+    """Damage and read ``cases`` copies of a run folder; gives the counts and what was raised that
+    is no documented error.
+    """
     logging.disable(logging.CRITICAL)
     accepted = refused = 0
     found: list[str] = []
@@ -172,7 +190,9 @@ def fuzz(cases: int, seed: int) -> tuple[dict[str, int], list[str]]:
                 accepted, refused = accepted + more, refused + fewer
                 found += [f"case {case}, {'; '.join(done)}:\n{text}" for text in unnamed]
                 if cases > 100 and case % 100 == 99:
-                    print(f"{case + 1} of {cases}, {len(found)} unnamed", file=sys.stderr, flush=True)
+                    print(
+                        f"{case + 1} of {cases}, {len(found)} unnamed", file=sys.stderr, flush=True
+                    )
                     print(*(text[-700:] for text in found), file=sys.stderr, flush=True)
     finally:
         logging.disable(logging.NOTSET)

@@ -11,7 +11,12 @@ from experiments.runs.run_folder import RunFolder
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.config.cells import named, read_cell
 
-VERSIONS = {"command": "python -m launchers compare --config-name hand", "python": "3.11.7", "commit": "abc", "dirty": False}
+VERSIONS = {
+    "command": "python -m launchers compare --config-name hand",
+    "python": "3.11.7",
+    "commit": "abc",
+    "dirty": False,
+}
 
 
 @functools.cache
@@ -30,7 +35,9 @@ def make_config(arm: str, seed: int, root: Path, arms: Sequence[str], *overrides
     """The configuration of one run of a comparison in ``root``; ``arm`` may be a cell."""
     config = compose_cell(arm, "run.total_steps=20", "run.eval_every=10", *overrides)
     run = dataclasses.replace(config.run, seed=seed, output_dir=str(root / arm / f"seed_{seed}"))
-    compare = dataclasses.replace(config.compare, name="by hand", arms=tuple(arms), bootstrap_samples=200)
+    compare = dataclasses.replace(
+        config.compare, name="by hand", arms=tuple(arms), bootstrap_samples=200
+    )
     return dataclasses.replace(config, run=run, compare=compare)
 
 

@@ -1,4 +1,6 @@
-"""BALROG's tasks: which episodes they are, how a written text becomes an action, what is reported, and the programme from end to end."""
+"""BALROG's tasks: which episodes they are, how a written text becomes an action, what is reported,
+and the programme from end to end.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,18 @@ import torch
 from tiny_llm import save_tiny_llm
 
 from experiments import balrog, train
-from experiments.balrog import LEVEL, TASKS, Row, WritingActor, evaluate, progression, progressions, read_action, task_env, task_seeds
+from experiments.balrog import (
+    LEVEL,
+    TASKS,
+    Row,
+    WritingActor,
+    evaluate,
+    progression,
+    progressions,
+    read_action,
+    task_env,
+    task_seeds,
+)
 from experiments.runs.entry import run_main
 from lamorel_ext.agents.actors import ExpertActor
 from lamorel_ext.config import load_config
@@ -22,7 +35,13 @@ from lamorel_ext.randomness import Draws
 from lamorel_ext.training.evaluate import Evaluation
 from lamorel_ext.types import GenerateRequest, GenerateResult, ObservationBatch
 
-STARTS = {"goto": "go to the ", "pickup": "pick up the ", "open": "open the ", "putnext": "put the ", "pick_up_seq_go_to": ""}
+STARTS = {
+    "goto": "go to the ",
+    "pickup": "pick up the ",
+    "open": "open the ",
+    "putnext": "put the ",
+    "pick_up_seq_go_to": "",
+}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -38,8 +57,14 @@ def test_a_tasks_episodes_are_held_out_and_of_its_kind(task: str) -> None:
     level = make_level(LEVEL, num_distractors=0)
     for seed, mission in zip(seeds, missions, strict=True):
         level.reset(seed=seed)
-        things = [cell for cell in level.grid.grid if cell is not None and cell.type in ("key", "ball", "box")]
-        assert level.mission == mission and len(things) == (2 if task in ("putnext", "pick_up_seq_go_to") else 1)
+        things = [
+            cell
+            for cell in level.grid.grid
+            if cell is not None and cell.type in ("key", "ball", "box")
+        ]
+        assert level.mission == mission and len(things) == (
+            2 if task in ("putnext", "pick_up_seq_go_to") else 1
+        )
         assert level.max_steps == (64 if task in ("goto", "pickup") else 128)
 
 
@@ -56,7 +81,9 @@ def test_a_clone_is_not_told_what_the_expert_does() -> None:
 def test_the_bot_solves_them() -> None:
     row = evaluate(load_config(), ExpertActor(), "bot", episodes=2)
     assert {task: result.success for task, result in row.tasks.items()} == dict.fromkeys(TASKS, 1.0)
-    assert all((result.lengths < 128).all() and (result.lengths > 0).all() for result in row.tasks.values())
+    assert all(
+        (result.lengths < 128).all() and (result.lengths > 0).all() for result in row.tasks.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,19 +111,30 @@ class Writer:
 
     def generate_batch(self, request: GenerateRequest) -> GenerateResult:
         self.heard.append(request)
-        return GenerateResult(tuple((text,) for text in self.texts), torch.zeros(0), torch.zeros(0), (0,) * len(self.texts))
+        return GenerateResult(
+            tuple((text,) for text in self.texts),
+            torch.zeros(0),
+            torch.zeros(0),
+            (0,) * len(self.texts),
+        )
 
 
 def test_what_names_no_action_goes_forward_and_is_counted() -> None:
     writer = Writer("toggle", "I would turn left")
     actor = WritingActor(writer, max_new_tokens=5)  # type: ignore[arg-type]  # it only writes
-    observations = ObservationBatch(("m", "m"), ((), ()), np.zeros((2, 7, 7, 3), dtype=np.uint8), np.zeros(2, dtype=np.int64))
+    observations = ObservationBatch(
+        ("m", "m"), ((), ()), np.zeros((2, 7, 7, 3), dtype=np.uint8), np.zeros(2, dtype=np.int64)
+    )
     draws = Draws.of_evaluation(0)
     for _ in range(2):
         assert actor.decide(Scene(observations, ("a", "b")), draws).actions.tolist() == [5, 2]
     assert (actor.written, actor.invalid) == (4, 2)
     first, second = writer.heard
-    assert first.prompts == ("a", "b") and first.options["temperature"] == 1.0 and first.options["max_new_tokens"] == 5
+    assert (
+        first.prompts == ("a", "b")
+        and first.options["temperature"] == 1.0
+        and first.options["max_new_tokens"] == 5
+    )
     assert first.options["seed"] != second.options["seed"]
 
 
@@ -112,12 +150,23 @@ def test_progression_is_a_mean_in_percent_with_the_error_over_n() -> None:
         "episodes": 4,
         "average_steps": 10,
     }
-    assert vars(progression([made(1, 1, 1)])) == {"mean": 100.0, "standard_error": 0.0, "episodes": 3, "average_steps": 10}
-    both = progressions(Row("a", {"goto": made(1, 1, steps=4), "open": made(0, 0, steps=8)}))["average"]
-    assert (both.mean, both.standard_error, both.average_steps) == (50.0, 25.0, 6.0)  # sqrt(.25 / 4)
+    assert vars(progression([made(1, 1, 1)])) == {
+        "mean": 100.0,
+        "standard_error": 0.0,
+        "episodes": 3,
+        "average_steps": 10,
+    }
+    both = progressions(Row("a", {"goto": made(1, 1, steps=4), "open": made(0, 0, steps=8)}))[
+        "average"
+    ]
+    assert (both.mean, both.standard_error, both.average_steps) == (
+        50.0,
+        25.0,
+        6.0,
+    )  # sqrt(.25 / 4)
 
 
-# --- from end to end ------------------------------------------------------------------------------------------------------------------
+# --- from end to end ------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -135,26 +184,55 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def test_the_model_stands_beside_random_actions_and_the_bot(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_model_stands_beside_random_actions_and_the_bot(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert balrog.run([*tiny, "--episodes", "2", "--output", str(tmp_path), "env.history=1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"balrog: {tmp_path / 'balrog.json'}"
-    assert [line.split()[0] for line in lines[1:7]] == [*TASKS, "average"] and lines[1].endswith("100.0 ± 0.0")
+    assert [line.split()[0] for line in lines[1:7]] == [*TASKS, "average"] and lines[1].endswith(
+        "100.0 ± 0.0"
+    )
     found = json.loads((tmp_path / "balrog.json").read_text())
-    assert found["progression"]["bot"]["average"]["mean"] == 100.0 and found["progression"]["zero_shot"]["average"]["episodes"] == 10
-    assert found["prompt"] == "glam" and found["history"] == 1 and min(found["first_seeds"].values()) >= 1_000_000_000
+    assert (
+        found["progression"]["bot"]["average"]["mean"] == 100.0
+        and found["progression"]["zero_shot"]["average"]["episodes"] == 10
+    )
+    assert (
+        found["prompt"] == "glam"
+        and found["history"] == 1
+        and min(found["first_seeds"].values()) >= 1_000_000_000
+    )
     with (tmp_path / "balrog.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 3 * 6
 
 
 def test_a_run_folder_keeps_its_prompt_and_may_write_only_where_the_llm_acts(
-    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(balrog, "TASKS", {"goto": "goto"})
-    small = ["env.num_envs=2", "ppo.num_steps=4", "student.num_steps=4", "run.total_steps=8", "run.evaluation=exact"]
+    small = [
+        "env.num_envs=2",
+        "ppo.num_steps=4",
+        "student.num_steps=4",
+        "run.total_steps=8",
+        "run.evaluation=exact",
+    ]
     for arm in ("llm_policy", "teacher_frozen"):
         assert train.run([*tiny, *small, f"arm={arm}", f"run.output_dir={tmp_path / arm}"]) == 0
-    options = ["--episodes", "1", "--choose", "generate", "--max-new-tokens", "2", "--output", str(tmp_path)]
+    options = [
+        "--episodes",
+        "1",
+        "--choose",
+        "generate",
+        "--max-new-tokens",
+        "2",
+        "--output",
+        str(tmp_path),
+    ]
     assert balrog.run([f"policy={tmp_path / 'llm_policy'}", *options]) == 0
     found = json.loads((tmp_path / "balrog.json").read_text())
     assert found["prompt"] == "lamorel" and found["history"] == 1 and found["choose"] == "generate"
@@ -164,7 +242,10 @@ def test_a_run_folder_keeps_its_prompt_and_may_write_only_where_the_llm_acts(
 
 
 def test_every_mistake_on_the_command_line_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_main(balrog.run, ["policy=a", "policy=b", "--episodes", "0", "--max-new-tokens", "0"]) == 2
+    assert (
+        run_main(balrog.run, ["policy=a", "policy=b", "--episodes", "0", "--max-new-tokens", "0"])
+        == 2
+    )
     errors = capsys.readouterr().err
     assert (
         "--episodes: must be at least 1" in errors

@@ -1,4 +1,6 @@
-"""The programs that the benchmarks measure against give the right numbers; the harness and the counting are right."""
+"""The programs that the benchmarks measure against give the right numbers; the harness and the
+counting are right.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
+)
 
 from experiments.bench import checkpoint, harness, operations
 from experiments.bench.peers.lamorel_way import LamorelPpo, LamorelScorer
@@ -48,7 +56,9 @@ def make_value_head() -> torch.nn.Module:
     return torch.nn.Linear(checkpoint.TINY.d_model, 1)
 
 
-def one_by_one(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, candidate: str) -> float:
+def one_by_one(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, candidate: str
+) -> float:
     """Log-probability of one candidate, alone, without padding."""
     labels = tokenizer(candidate, add_special_tokens=False, return_tensors="pt").input_ids
     inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
@@ -63,8 +73,13 @@ def test_lamorels_way_scores_like_one_pair_at_a_time(
 ) -> None:
     candidates = [ACTIONS, ACTIONS[:2], ACTIONS]
     scorer = LamorelScorer(model, tokenizer, make_value_head(), minibatch_size)
-    for prompt, options, answer in zip(PROMPTS, candidates, scorer.forward(PROMPTS, candidates, with_value=False), strict=True):
-        expected = torch.tensor([one_by_one(model, tokenizer, prompt, option) for option in options], dtype=torch.float64)
+    for prompt, options, answer in zip(
+        PROMPTS, candidates, scorer.forward(PROMPTS, candidates, with_value=False), strict=True
+    ):
+        expected = torch.tensor(
+            [one_by_one(model, tokenizer, prompt, option) for option in options],
+            dtype=torch.float64,
+        )
         torch.testing.assert_close(answer["score"], expected, rtol=1e-9, atol=1e-9)
 
 
@@ -76,21 +91,33 @@ def test_lamorels_way_evaluates_the_value_head_on_the_first_decoder_state(
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
         with torch.no_grad():
-            states = model(input_ids=ids, decoder_input_ids=torch.zeros(1, 1, dtype=torch.long), output_hidden_states=True)
+            states = model(
+                input_ids=ids,
+                decoder_input_ids=torch.zeros(1, 1, dtype=torch.long),
+                output_hidden_states=True,
+            )
             expected = head(states.decoder_hidden_states[-1][:, 0].float())
         torch.testing.assert_close(answer["value"], expected.expand(6, 1), rtol=1e-5, atol=1e-5)
 
 
-def test_plain_transformers_scores_like_one_pair_at_a_time(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_plain_transformers_scores_like_one_pair_at_a_time(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     candidates = [ACTIONS[:2], ACTIONS, ACTIONS[3:4]]
     expected = [
-        one_by_one(model, tokenizer, prompt, option) for prompt, options in zip(PROMPTS, candidates, strict=True) for option in options
+        one_by_one(model, tokenizer, prompt, option)
+        for prompt, options in zip(PROMPTS, candidates, strict=True)
+        for option in options
     ]
     scores = score_pairs(model, tokenizer, PROMPTS, candidates)
-    torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        scores, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9
+    )
 
 
-def test_lamorels_update_does_not_depend_on_how_its_gradients_are_batched(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_lamorels_update_does_not_depend_on_how_its_gradients_are_batched(
+    folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     data = {
         "actions": torch.tensor([0, 3, 5]),
         "old_log_probs": torch.tensor([-1.5, -2.0, -1.8], dtype=torch.float64),
@@ -101,12 +128,16 @@ def test_lamorels_update_does_not_depend_on_how_its_gradients_are_batched(folder
     weights = []
     for gradient_batch_size in (1, 3):
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float64).eval()
-        updater = LamorelPpo(LamorelScorer(model, tokenizer, make_value_head()), 1e-3, 1e-2, gradient_batch_size)
+        updater = LamorelPpo(
+            LamorelScorer(model, tokenizer, make_value_head()), 1e-3, 1e-2, gradient_batch_size
+        )
         before = model.lm_head.weight.detach().clone()
         updater.update(PROMPTS, [ACTIONS] * 3, data, minibatch_size=3)
         assert not torch.equal(model.lm_head.weight, before)
         assert updater.gradient_seconds > 0 and updater.step_seconds > 0
-        weights.append(torch.cat([parameter.detach().flatten() for parameter in updater.parameters]))
+        weights.append(
+            torch.cat([parameter.detach().flatten() for parameter in updater.parameters])
+        )
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-7)
 
 
@@ -115,17 +146,23 @@ def test_the_checkpoint_keeps_its_untied_head(folder: Path) -> None:
     assert isinstance(model, T5ForConditionalGeneration)
     assert not torch.equal(model.lm_head.weight, model.shared.weight)
     assert torch.equal(model.encoder.embed_tokens.weight, model.shared.weight)
-    assert abs(float(model.lm_head.weight.detach().std()) - checkpoint.HEAD_STD) < 2e-3  # 16,384 draws: three standard errors are 1.3e-3
+    assert (
+        abs(float(model.lm_head.weight.detach().std()) - checkpoint.HEAD_STD) < 2e-3
+    )  # 16,384 draws: three standard errors are 1.3e-3
 
 
 def test_flan_t5_smalls_shape_has_its_number_of_parameters() -> None:
     with torch.device("meta"):
         model = T5ForConditionalGeneration(checkpoint.FLAN_T5_SMALL.to_config())
-        extra = 0 if model.lm_head.weight is not model.shared.weight else model.shared.weight.numel()
+        extra = (
+            0 if model.lm_head.weight is not model.shared.weight else model.shared.weight.numel()
+        )
     assert sum(parameter.numel() for parameter in model.parameters()) + extra == 76_961_152
 
 
-def test_a_checkpoint_is_made_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_made_once_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = checkpoint.cached_checkpoint(checkpoint.TINY)
     stamp = (first / "model.safetensors").stat().st_mtime_ns
@@ -135,12 +172,26 @@ def test_a_checkpoint_is_made_once_and_found_again(tmp_path: Path, monkeypatch: 
 
 
 def test_the_stand_in_tokenizer_cuts_like_flan_t5() -> None:
-    transcripts = Path(__file__).resolve().parents[2].parent / "shared" / "oracle" / "babyai_text_train.jsonl.gz"
+    transcripts = (
+        Path(__file__).resolve().parents[2].parent
+        / "shared"
+        / "oracle"
+        / "babyai_text_train.jsonl.gz"
+    )
     if not checkpoint.REAL_TOKENIZER.is_dir() or not transcripts.is_file():
-        pytest.skip("flan-t5's tokenizer and the transcripts lie beside a developer's checkout only")
-    real, stand_in = AutoTokenizer.from_pretrained(checkpoint.REAL_TOKENIZER), checkpoint.make_stand_in_tokenizer()
+        pytest.skip(
+            "flan-t5's tokenizer and the transcripts lie beside a developer's checkout only"
+        )
+    real, stand_in = (
+        AutoTokenizer.from_pretrained(checkpoint.REAL_TOKENIZER),
+        checkpoint.make_stand_in_tokenizer(),
+    )
     with gzip.open(transcripts, "rt", encoding="utf-8") as lines:
-        prompts = [json.loads(line)["lamorel_prompt"] for number, line in enumerate(lines) if number % 50 == 0]
+        prompts = [
+            json.loads(line)["lamorel_prompt"]
+            for number, line in enumerate(lines)
+            if number % 50 == 0
+        ]
     texts = [prompt for prompt in prompts if prompt] + list(ACTIONS)
     assert len(texts) > 60
     assert [stand_in.tokenize(text) for text in texts] == [real.tokenize(text) for text in texts]
@@ -149,8 +200,12 @@ def test_the_stand_in_tokenizer_cuts_like_flan_t5() -> None:
 def test_contenders_take_turns_and_samples_are_scaled() -> None:
     calls: list[str] = []
     contenders = {
-        "a": harness.Contender(lambda: calls.append("a"), prepare=lambda: calls.append("prepare a"), scale=1000.0),
-        "b": harness.Contender(lambda: calls.append("b"), warm_up=lambda: calls.append("warm up b")),
+        "a": harness.Contender(
+            lambda: calls.append("a"), prepare=lambda: calls.append("prepare a"), scale=1000.0
+        ),
+        "b": harness.Contender(
+            lambda: calls.append("b"), warm_up=lambda: calls.append("warm up b")
+        ),
     }
     seconds = harness.take_turns(contenders, repetitions=2)
     assert calls == ["prepare a", "a", "warm up b", *["prepare a", "a", "b"] * 2]
@@ -160,14 +215,23 @@ def test_contenders_take_turns_and_samples_are_scaled() -> None:
 
 def test_a_row_holds_median_and_spread_and_knows_its_bar(tmp_path: Path) -> None:
     floor = harness.make_row("speed", [2.0, 8.0, 4.0], bar=3.0, unit="x")
-    assert (floor.value, floor.spread, floor.passed, floor.detail["repetitions"]) == (4.0, 6.0, True, 3)
+    assert (floor.value, floor.spread, floor.passed, floor.detail["repetitions"]) == (
+        4.0,
+        6.0,
+        True,
+        3,
+    )
     ceiling = harness.make_row("share", [0.4], bar=0.3, unit="share", better="lower")
     assert (ceiling.spread, ceiling.passed) == (None, False)
     absent = harness.missing_row("env", 50.0, "x", "not built")
     harness.write_rows([floor, ceiling, absent], tmp_path / "bench.json")
     rows = json.loads((tmp_path / "bench.json").read_text())
     assert [row["name"] for row in rows] == ["speed", "share", "env"]
-    assert rows[2]["value"] is None and rows[2]["passed"] is None and rows[2]["detail"]["reason"] == "not built"
+    assert (
+        rows[2]["value"] is None
+        and rows[2]["passed"] is None
+        and rows[2]["detail"]["reason"] == "not built"
+    )
 
 
 def test_internal_nodes_of_a_prefix_tree() -> None:
@@ -179,24 +243,35 @@ def test_internal_nodes_of_a_prefix_tree() -> None:
 def test_operations_by_hand() -> None:
     shape = checkpoint.Shape(d_model=2, d_kv=1, d_ff=3, num_layers=1, num_heads=1, vocab_size=10)
     # One projection 2x1 costs 4, the feed-forward's three matrices 2x3 cost 36 a token.
-    encoder = 2 * (4 * 4 + 36) + 2 * (4 * 1 * 2)  # projections and feed-forward of 2 tokens; each attends to 2
-    projecting = 2 * (2 * 4) + 4 * 1 * (2 * 2)  # keys and values of 2 tokens; 2 nodes attend to 2 tokens
+    encoder = 2 * (4 * 4 + 36) + 2 * (
+        4 * 1 * 2
+    )  # projections and feed-forward of 2 tokens; each attends to 2
+    projecting = 2 * (2 * 4) + 4 * 1 * (
+        2 * 2
+    )  # keys and values of 2 tokens; 2 nodes attend to 2 tokens
     nodes = 2 * (6 * 4 + 36) + 4 * 1 * (1 + 2)  # each attends to itself and its ancestors
     head = 2 * (2 * 2 * 10)
-    assert operations.count_operations(shape, operations.Work(2, (0, 1)), cheaper_order=False) == encoder + projecting + nodes + head
+    assert (
+        operations.count_operations(shape, operations.Work(2, (0, 1)), cheaper_order=False)
+        == encoder + projecting + nodes + head
+    )
 
 
 def test_cross_attention_is_counted_in_the_cheaper_order() -> None:
     shape = checkpoint.Shape(d_model=2, d_kv=1, d_ff=3, num_layers=1, num_heads=1, vocab_size=10)
-    # One node, three tokens. Projecting: 3 keys and values, 3 scores and mixtures of size 1. Carrying: there and back, the same of size 2.
+    # One node, three tokens. Projecting: 3 keys and values, 3 scores and mixtures of size 1.
+    # Carrying: there and back, the same of size 2.
     projecting, carrying = 3 * 2 * 4 + 3 * 4, 2 * 4 + 3 * 4 * 2
     one_node = operations.Work(3, (0,))
     assert (
-        operations.count_operations(shape, one_node, cheaper_order=False) - operations.count_operations(shape, one_node)
+        operations.count_operations(shape, one_node, cheaper_order=False)
+        - operations.count_operations(shape, one_node)
         == projecting - carrying
     )
     many_nodes = operations.Work(1, (0, 1, 1, 1))
-    assert operations.count_operations(shape, many_nodes, cheaper_order=False) == operations.count_operations(shape, many_nodes)
+    assert operations.count_operations(
+        shape, many_nodes, cheaper_order=False
+    ) == operations.count_operations(shape, many_nodes)
 
 
 def test_products_of_a_call_add_up_to_the_count_without_attention() -> None:
@@ -205,7 +280,9 @@ def test_products_of_a_call_add_up_to_the_count_without_attention() -> None:
     inner = shape.num_heads * shape.d_kv
     attention = shape.num_layers * 4 * inner * (7 * 7 + 3 * 3 + (1 + 2 + 2 * 7) + (1 + 3))
     total = sum(operations.count_operations(shape, work, cheaper_order=False) for work in works)
-    assert sum(product.operations * times for product, times in products.items()) == total - attention
+    assert (
+        sum(product.operations * times for product, times in products.items()) == total - attention
+    )
 
 
 def test_work_counts_a_repeated_prompt_once(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -217,12 +294,17 @@ def test_work_counts_a_repeated_prompt_once(tokenizer: PreTrainedTokenizerBase) 
 
 def test_the_multiply_limit_adds_up_the_seconds_of_all_products() -> None:
     limit = operations.MultiplyLimit(checkpoint.TINY, tokens=10, nodes=3)
-    assert limit.operations == sum(p.operations * times for p, times in operations.multiplies_of(checkpoint.TINY, 10, 3).items())
+    assert limit.operations == sum(
+        p.operations * times
+        for p, times in operations.multiplies_of(checkpoint.TINY, 10, 3).items()
+    )
     assert 0.0 < limit.run().value < 10.0
 
 
 def test_a_contender_may_look_at_the_clock_itself() -> None:
-    assert harness.take_turns({"a": harness.Contender(lambda: harness.Seconds(7.0), scale=2.0)}, 2) == {"a": [14.0, 14.0]}
+    assert harness.take_turns(
+        {"a": harness.Contender(lambda: harness.Seconds(7.0), scale=2.0)}, 2
+    ) == {"a": [14.0, 14.0]}
 
 
 @pytest.mark.parametrize("level", ["BabyAI-GoToLocal-v0", "BabyAI-UnlockLocal-v0"])

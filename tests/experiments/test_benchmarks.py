@@ -1,4 +1,7 @@
-"""Every benchmark runs in miniature, on a tiny model, and gives well-formed rows. No time is judged here."""
+"""Every benchmark runs in miniature, on a tiny model, and gives well-formed rows.
+
+No time is judged here.
+"""
 
 from __future__ import annotations
 
@@ -69,14 +72,27 @@ def test_a_benchmark_gives_well_formed_rows(rows: dict[str, list[Row]], name: st
     assert [row.name for row in rows[name]] == ROWS.get(name, [name])
     for row in rows[name]:
         written = json.loads(row.to_json())
-        assert set(written) == {"name", "value", "bar", "unit", "spread", "threads", "better", "detail", "passed"}
+        assert set(written) == {
+            "name",
+            "value",
+            "bar",
+            "unit",
+            "spread",
+            "threads",
+            "better",
+            "detail",
+            "passed",
+        }
         assert written["bar"] == BARS.get(row.name)
         assert written["threads"] == (2 if name == "figure2_2100" else 1)
         if row.value is None:
             assert isinstance(row.detail["reason"], str)
         else:
             assert math.isfinite(row.value) and row.value > 0
-        assert all(value is None or isinstance(value, (bool, int, float, str)) for value in row.detail.values())
+        assert all(
+            value is None or isinstance(value, (bool, int, float, str))
+            for value in row.detail.values()
+        )
 
 
 def test_contenders_are_compared_on_the_same_numbers(rows: dict[str, list[Row]]) -> None:
@@ -88,7 +104,9 @@ def test_contenders_are_compared_on_the_same_numbers(rows: dict[str, list[Row]])
     assert all(isinstance(value, float) and value < 1e-4 for value in differences)
 
 
-def test_the_measurement_for_gpus_holds_bfloat16_to_float32(subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measurement_for_gpus_holds_bfloat16_to_float32(
+    subjects: Subjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measurement = gpu.Measurement(subjects, torch.device("cpu"))
     large, small = measurement.rows()
     assert large.value is not None and large.value > 0 and large.bar == 20_000
@@ -100,10 +118,17 @@ def test_the_measurement_for_gpus_holds_bfloat16_to_float32(subjects: Subjects, 
     monkeypatch.setattr(gpu, "MAX_ERROR", 0.0)
     (missing,) = measurement.rows()
     reason = str(missing.detail["reason"])
-    assert missing.value is None and "scores are" in reason and "values are" in reason and "off float32" in reason
+    assert (
+        missing.value is None
+        and "scores are" in reason
+        and "values are" in reason
+        and "off float32" in reason
+    )
 
 
-def test_the_answers_of_other_prompts_are_no_figure(subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answers_of_other_prompts_are_no_figure(
+    subjects: Subjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measurement = gpu.Measurement(subjects, torch.device("cpu"))
     score = measurement._score
     monkeypatch.setattr(measurement, "_score", lambda prompts: score([*prompts[1:], prompts[0]]))
@@ -116,12 +141,17 @@ def test_the_breakdown_of_a_call_names_its_kernels(subjects: Subjects) -> None:
     kernels = found["kernels"]
     assert isinstance(kernels, list) and json.loads(json.dumps(found)) == found
     shares = [kernel["share"] for kernel in kernels]
-    assert shares == sorted(shares, reverse=True) and 0 < sum(float(share or 0) for share in shares) <= 1.01
+    assert (
+        shares == sorted(shares, reverse=True)
+        and 0 < sum(float(share or 0) for share in shares) <= 1.01
+    )
     assert "aten::mm" in {kernel["name"] for kernel in kernels}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_the_programme_says_so_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_programme_says_so_and_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert gpu.main(["--output", str(tmp_path / "gpu.json")]) == 1
     assert "no GPU on this machine" in capsys.readouterr().err
     assert not (tmp_path / "gpu.json").exists()
@@ -136,14 +166,27 @@ def test_loading_the_models_prints_nothing(cache: None, capfd: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("steps", [whole.FIGURE_STEPS, 8])
-def test_a_whole_run_is_the_papers_but_for_model_and_seeds(subjects: Subjects, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+def test_a_whole_run_is_the_papers_but_for_model_and_seeds(
+    subjects: Subjects, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
     launched: list[Config] = []
-    monkeypatch.setattr(whole, "_launch", lambda arm, given: launched.append(load_config([f"arm={arm}", *given], "figure2_2100")))
+    monkeypatch.setattr(
+        whole,
+        "_launch",
+        lambda arm, given: launched.append(load_config([f"arm={arm}", *given], "figure2_2100")),
+    )
     (row,) = BENCHMARKS["figure2_2100"](Subjects(replace(MINIATURE, whole_steps=steps)))
-    assert [config.arm.name for config in launched] == ["llm_policy", "teacher_feedback/previous/online"]
+    assert [config.arm.name for config in launched] == [
+        "llm_policy",
+        "teacher_feedback/previous/online",
+    ]
     assert [config.feedback.every for config in launched] == ["rollout", 1]
     for config in launched:
-        assert (config.run.total_steps, config.env.num_envs, config.ppo.num_steps) == (steps, 1, min(steps, 256))
+        assert (config.run.total_steps, config.env.num_envs, config.ppo.num_steps) == (
+            steps,
+            1,
+            min(steps, 256),
+        )
         assert config.lamorel_args.llm_args.model_path == str(subjects.folder)
     assert row.detail["estimate"] is False and row.detail["steps_per_arm"] == steps
     assert row.bar == (40.0 if steps == 2100 else None)
@@ -158,18 +201,35 @@ def test_a_launch_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lamorels_value_head_is_ours(subjects: Subjects) -> None:
     prompts = workloads.rollout_calls(subjects.make_env(PAPER_LEVEL), 1)[0]
-    ours = subjects.host.score(prompts, workloads.same_candidates(prompts), modules=("value",)).modules["value"]
-    theirs = torch.stack([answer["value"][0] for answer in subjects.lamorel.forward(prompts, workloads.same_candidates(prompts))])
+    ours = subjects.host.score(
+        prompts, workloads.same_candidates(prompts), modules=("value",)
+    ).modules["value"]
+    theirs = torch.stack(
+        [
+            answer["value"][0]
+            for answer in subjects.lamorel.forward(prompts, workloads.same_candidates(prompts))
+        ]
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_both_updates_step_to_the_same_weights(cache: None) -> None:
-    """One minibatch of PPO in float64, Lamorel's way and ours, nothing clipped (Lamorel never clips)."""
+    """One minibatch of PPO in float64, Lamorel's way and ours, nothing clipped (Lamorel never
+    clips).
+    """
     subjects = Subjects(MINIATURE)
-    prompts = tuple(prompt for call in workloads.rollout_calls(subjects.make_env(PAPER_LEVEL), 3) for prompt in call)
+    prompts = tuple(
+        prompt
+        for call in workloads.rollout_calls(subjects.make_env(PAPER_LEVEL), 3)
+        for prompt in call
+    )
     assert len(set(prompts)) < len(prompts)  # repeated prompts are what ours computes once
     transitions = Transitions(
-        prompts, {key: values.double() if values.is_floating_point() else values for key, values in workloads.ppo_data(9, 1).items()}
+        prompts,
+        {
+            key: values.double() if values.is_floating_point() else values
+            for key, values in workloads.ppo_data(9, 1).items()
+        },
     )
     ours, lamorel = subjects.host.double(), LamorelPpo(subjects.lamorel, lr=1e-2, adam_eps=1e-2)
     for module in (subjects.lamorel.model, subjects.lamorel.value_head):
@@ -190,7 +250,9 @@ def test_both_updates_step_to_the_same_weights(cache: None) -> None:
 
 
 def test_distinct_calls_repeat_nothing_and_show_whole_histories() -> None:
-    calls = workloads.distinct_calls(make_batched_env(PAPER_LEVEL, 4), num_calls=3, size=5, history=3)
+    calls = workloads.distinct_calls(
+        make_batched_env(PAPER_LEVEL, 4), num_calls=3, size=5, history=3
+    )
     prompts = [prompt for call in calls for prompt in call]
     assert len(set(prompts)) == len(prompts) == 15
     assert "Observation 2" in prompts[0]
@@ -216,9 +278,21 @@ def test_the_stopwatch_gives_each_part_its_own_time() -> None:
 
 def test_shares_of_a_run_add_up_to_one() -> None:
     watch = breakdown.Stopwatch()
-    watch.seconds |= {"environment": 1.0, "waiting": 6.0, "forward": 3.0, "server": 1.5, "student": 0.2}
+    watch.seconds |= {
+        "environment": 1.0,
+        "waiting": 6.0,
+        "forward": 3.0,
+        "server": 1.5,
+        "student": 0.2,
+    }
     shares = breakdown.shares(watch, 10.0)
-    assert shares == {"environment": 0.1, "forward": 0.3, "server": 0.15, "transport": 0.15, "student": 0.3}
+    assert shares == {
+        "environment": 0.1,
+        "forward": 0.3,
+        "server": 0.15,
+        "transport": 0.15,
+        "student": 0.3,
+    }
 
 
 def test_seams_are_put_back(subjects: Subjects) -> None:
@@ -232,7 +306,9 @@ def test_the_program_prints_json_lines_and_writes_the_same(
     cache: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program, "QUICK", MINIATURE)
-    status = program.main(["env_paper", "score_two", "--quick", "--output", str(tmp_path / "bench.json")])
+    status = program.main(
+        ["env_paper", "score_two", "--quick", "--output", str(tmp_path / "bench.json")]
+    )
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert status == 0
     assert [row["name"] for row in printed] == ["env_paper", "score_two"]
@@ -247,7 +323,10 @@ def test_a_benchmark_that_fails_leaves_the_others_their_figures(
 
     monkeypatch.setitem(program.BENCHMARKS, "env_text", broken)
     monkeypatch.setattr(program, "QUICK", MINIATURE)
-    assert program.main(["env_text", "env_paper", "--quick", "--output", str(tmp_path / "bench.json")]) == 1
+    assert (
+        program.main(["env_text", "env_paper", "--quick", "--output", str(tmp_path / "bench.json")])
+        == 1
+    )
     failed, measured = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert failed["value"] is None and "no such model" in failed["detail"]["reason"]
     assert measured["value"] > 0

@@ -1,4 +1,6 @@
-"""A mistake in the configuration is heard of first: before folders, other ranks, devices and models are looked at."""
+"""A mistake in the configuration is heard of first: before folders, other ranks, devices and models
+are looked at.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from experiments.runs.entry import run_main
 from lamorel_ext.config import load_config
 from lamorel_ext.errors import ConfigError
 
-NO_MODEL = ["lamorel_args.llm_args.model_path=./no/such/model", "lamorel_args.llm_args.parallelism.use_gpu=true"]
+NO_MODEL = [
+    "lamorel_args.llm_args.model_path=./no/such/model",
+    "lamorel_args.llm_args.parallelism.use_gpu=true",
+]
 MISTAKE = "env.level=BabyAI-GoToRedBal-v0"
 PROGRAMMES = {"train": train, "compare": compare, "evaluate": evaluate, "balrog": balrog}
 
@@ -52,21 +57,31 @@ def test_the_configuration_comes_before_folders_ranks_devices_and_models(
     words = [*NO_MODEL, *([f"{folder}.output_dir=/dev/null/x"] if folder else [])]
     assert run_main(PROGRAMMES[name].run, [*words, MISTAKE]) == 2
     errors = capsys.readouterr().err
-    assert "env.level: no level 'BabyAI-GoToRedBal-v0'" in errors and errors.startswith("error: 1 problem in the configuration")
+    assert "env.level: no level 'BabyAI-GoToRedBal-v0'" in errors and errors.startswith(
+        "error: 1 problem in the configuration"
+    )
     # Without it, the next thing that is wrong is heard of.
     assert run_main(PROGRAMMES[name].run, words) != 0
     errors = capsys.readouterr().err
-    assert ("/dev/null/x" if folder else "7 processes were launched") in errors and "env.level" not in errors
+    assert (
+        "/dev/null/x" if folder else "7 processes were launched"
+    ) in errors and "env.level" not in errors
 
 
-def test_a_policy_is_checked_before_its_checkpoint_is_read(wrong_launch: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.yaml").write_text("env: {level: BabyAI-GoToRedBal-v0}\n")  # and no checkpoint beside it
+def test_a_policy_is_checked_before_its_checkpoint_is_read(
+    wrong_launch: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "env: {level: BabyAI-GoToRedBal-v0}\n"
+    )  # and no checkpoint beside it
     for programme in (evaluate, balrog):
         assert run_main(programme.run, [f"policy={tmp_path}"]) == 2
         assert "env.level: no level 'BabyAI-GoToRedBal-v0'" in capsys.readouterr().err
 
 
-def test_generalisation_hears_of_its_arguments_before_it_looks_for_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generalisation_hears_of_its_arguments_before_it_looks_for_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_main(generalise.run, [str(tmp_path / "none"), "--tests", "wrods"]) == 2
     assert "tests: no wrods" in capsys.readouterr().err
 
@@ -74,14 +89,30 @@ def test_generalisation_hears_of_its_arguments_before_it_looks_for_runs(tmp_path
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["env.curriculum=[{level:BabyAI-GoToOb-v0,steps:9}]"], "env.curriculum[0].level: no level 'BabyAI-GoToOb-v0'"),
-        (["task=go_to_local", "env.backend=table"], "env.backend: the table backend knows BabyAI-GoToRedBallNoDists-v0 alone"),
-        (["env.level=BabyAI-Open-v0", "env.backend=vector"], "env.backend: the vector backend knows levels that lie in one room"),
         (
-            ["task=go_to_local", "env.backend=vector", "env.curriculum=[{level:BabyAI-Open-v0,steps:9}]"],
+            ["env.curriculum=[{level:BabyAI-GoToOb-v0,steps:9}]"],
+            "env.curriculum[0].level: no level 'BabyAI-GoToOb-v0'",
+        ),
+        (
+            ["task=go_to_local", "env.backend=table"],
+            "env.backend: the table backend knows BabyAI-GoToRedBallNoDists-v0 alone",
+        ),
+        (
+            ["env.level=BabyAI-Open-v0", "env.backend=vector"],
+            "env.backend: the vector backend knows levels that lie in one room",
+        ),
+        (
+            [
+                "task=go_to_local",
+                "env.backend=vector",
+                "env.curriculum=[{level:BabyAI-Open-v0,steps:9}]",
+            ],
             "env.backend: the vector backend knows levels that lie in one room, with doors or without, not BabyAI-Open-v0",
         ),
-        (["task=put_next_local", "env.prompt=glam", "env.language=fr"], "env.prompt: BabyAI-PutNextLocal-v0: the French glam prompt"),
+        (
+            ["task=put_next_local", "env.prompt=glam", "env.language=fr"],
+            "env.prompt: BabyAI-PutNextLocal-v0: the French glam prompt",
+        ),
         (
             ["task=go_to_local", "run.evaluation=exact"],
             "run.evaluation: exact is not possible: the states of env.level=BabyAI-GoToLocal-v0",
@@ -90,8 +121,14 @@ def test_generalisation_hears_of_its_arguments_before_it_looks_for_runs(tmp_path
             ["arm=llm_policy", "env.prompt=glam", "run.evaluation=exact"],
             "run.evaluation: exact is not possible: prompts depend on the past",
         ),
-        (["arm=drrn", "env.prompt=glam", "run.evaluation=exact"], "run.evaluation: exact is not possible: prompts depend on the past"),
-        (["guidance.vocabulary=free", "run.evaluation=exact"], "run.evaluation: exact is not possible: free guidance cannot be listed"),
+        (
+            ["arm=drrn", "env.prompt=glam", "run.evaluation=exact"],
+            "run.evaluation: exact is not possible: prompts depend on the past",
+        ),
+        (
+            ["guidance.vocabulary=free", "run.evaluation=exact"],
+            "run.evaluation: exact is not possible: free guidance cannot be listed",
+        ),
         (
             ["arm=teacher_feedback_td_online", "feedback.channel=both", "run.evaluation=exact"],
             "run.evaluation: exact is not possible: prompts that tell feedback",
@@ -118,7 +155,8 @@ def test_what_can_be_had_is_not_refused(overrides: list[str]) -> None:
 
 def test_every_problem_of_every_run_is_said_once() -> None:
     configs = [
-        load_config([f"arm={arm}", MISTAKE, "env.curriculum=[{level:BabyAI-GoToOb-v0,steps:9}]"]) for arm in ("bot", "llm_policy")
+        load_config([f"arm={arm}", MISTAKE, "env.curriculum=[{level:BabyAI-GoToOb-v0,steps:9}]"])
+        for arm in ("bot", "llm_policy")
     ]
     with pytest.raises(ConfigError) as caught:
         check_configs(configs)
@@ -133,21 +171,33 @@ def test_a_missing_tracker_is_found_beforehand(monkeypatch: pytest.MonkeyPatch) 
         check_configs([load_config(["run.tracker=wandb"])])
 
 
-def test_a_student_cannot_be_asked_to_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_student_cannot_be_asked_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["arm=student_alone", "--choose", "generate", "--output", str(tmp_path)]
     assert run_main(balrog.run, words) == 2
-    assert "--choose generate: the LLM acts itself only where arm.agent is llm_policy" in capsys.readouterr().err
+    assert (
+        "--choose generate: the LLM acts itself only where arm.agent is llm_policy"
+        in capsys.readouterr().err
+    )
 
 
-def test_the_balrog_tasks_must_be_sayable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_balrog_tasks_must_be_sayable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_main(balrog.run, ["env.language=fr", "--output", str(tmp_path)]) == 2
-    assert "env.prompt: BabyAI-MixedTrainLocal-v0: the French glam prompt" in capsys.readouterr().err
+    assert (
+        "env.prompt: BabyAI-MixedTrainLocal-v0: the French glam prompt" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("word", ["x.json", "deeper/x.json"])
 @pytest.mark.parametrize("main", [benchmarks.main, gpu.main])
 def test_figures_that_could_not_be_kept_are_not_measured(
-    main: Callable[[Sequence[str]], int], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    main: Callable[[Sequence[str]], int],
+    word: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="2"):
@@ -161,14 +211,22 @@ def test_a_model_that_could_not_be_kept_is_not_trained(tmp_path: Path) -> None:
         pretrain_embedded.main(["--output", str(tmp_path / "file" / "model")])
 
 
-def test_a_whole_run_that_is_not_among_the_benchmarks_asked_for_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_run_that_is_not_among_the_benchmarks_asked_for_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit, match="2"):
         benchmarks.main(["score_two", "--whole", "figure2_2100"])
-    assert "--whole figure2_2100: not among the benchmarks to run: score_two" in capsys.readouterr().err
+    assert (
+        "--whole figure2_2100: not among the benchmarks to run: score_two"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_tiny_model_would_be_found(tmp_path: Path) -> None:
     """What the first test counts on: with nothing wrong, the next thing is the model."""
-    words = [f"lamorel_args.llm_args.model_path={save_tiny_llm(tmp_path)}", f"run.output_dir={tmp_path / 'run'}"]
+    words = [
+        f"lamorel_args.llm_args.model_path={save_tiny_llm(tmp_path)}",
+        f"run.output_dir={tmp_path / 'run'}",
+    ]
     with pytest.raises(AssertionError, match="a model was loaded"):
         train.run(words)

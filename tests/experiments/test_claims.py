@@ -35,7 +35,10 @@ def runs_of(arm: str, curves: Sequence[Sequence[Mapping[str, float]]]) -> list[R
 
 def flat(arm: str, heights: Sequence[float], **more: float) -> list[Run]:
     """Flat curves, so that a height is an area; one per seed."""
-    return runs_of(arm, [[make_row(steps, height, **more) for steps in (0.0, 10.0, 20.0)] for height in heights])
+    return runs_of(
+        arm,
+        [[make_row(steps, height, **more) for steps in (0.0, 10.0, 20.0)] for height in heights],
+    )
 
 
 def compare(heights: Mapping[str, Sequence[float]]) -> Summary:
@@ -52,20 +55,34 @@ def summary_of(*arms: Sequence[Run]) -> Summary:
 
 def sections(summary: Summary) -> dict[str, str]:
     parts = [*task_sections(summary, NOTHING), *provenance_sections([summary], [])]
-    return {re.findall("<h2>(.*?)</h2>", part)[0]: part.replace("\N{NO-BREAK SPACE}", " ") for part in parts}
+    return {
+        re.findall("<h2>(.*?)</h2>", part)[0]: part.replace("\N{NO-BREAK SPACE}", " ")
+        for part in parts
+    }
 
 
-# --- the sign -----------------------------------------------------------------------------------------------------------------------
+# --- the sign -------------------------------------------------------------------------------------
 
 SEEDS = 10
 GAE = [0.5 + 0.01 * seed for seed in range(SEEDS)]
-FAR, NEAR = [level - 0.2 for level in GAE], [level + (0.1 if seed < 5 else -0.1) for seed, level in enumerate(GAE)]
-FOUR = ("teacher_frozen", "teacher_feedback_gae", "teacher_feedback+signal=constant+sign=random", "teacher_feedback_gae+sign=shuffled", "teacher_feedback_gae+sign=inverted")
+FAR, NEAR = (
+    [level - 0.2 for level in GAE],
+    [level + (0.1 if seed < 5 else -0.1) for seed, level in enumerate(GAE)],
+)
+FOUR = (
+    "teacher_frozen",
+    "teacher_feedback_gae",
+    "teacher_feedback+signal=constant+sign=random",
+    "teacher_feedback_gae+sign=shuffled",
+    "teacher_feedback_gae+sign=inverted",
+)
 
 
 def test_the_sign_helps_where_every_control_is_beaten() -> None:
     first = headline(compare(dict(zip(FOUR, (FAR, GAE, FAR, FAR, FAR), strict=True))))[1]
-    assert first.startswith("teacher_feedback/gae is better than teacher_frozen: area under the success curve +0.200 [+0.200, +0.200]")
+    assert first.startswith(
+        "teacher_feedback/gae is better than teacher_frozen: area under the success curve +0.200 [+0.200, +0.200]"
+    )
     assert first.endswith(
         " It is ahead of teacher_feedback/constant/random sign (+0.200 [+0.200, +0.200]), teacher_feedback/gae/shuffled sign (+0.200 [+0.200, +0.200]) and teacher_feedback/gae/inverted sign "
         "(+0.200 [+0.200, +0.200]) too, so the sign itself helps."
@@ -75,9 +92,15 @@ def test_the_sign_helps_where_every_control_is_beaten() -> None:
 def test_a_lead_over_the_random_sign_alone_is_no_merit_of_the_sign() -> None:
     summary = compare(dict(zip(FOUR, (FAR, GAE, FAR, NEAR, NEAR), strict=True)))
     first = headline(summary)[1]
-    near = next(difference for difference in summary.differences if difference.theirs == "teacher_feedback/gae/inverted sign").interval
+    near = next(
+        difference
+        for difference in summary.differences
+        if difference.theirs == "teacher_feedback/gae/inverted sign"
+    ).interval
     assert near.low < 0 < near.high
-    assert first.startswith("teacher_feedback/gae is better than teacher_frozen: area under the success curve +0.200 [+0.200, +0.200]")
+    assert first.startswith(
+        "teacher_feedback/gae is better than teacher_frozen: area under the success curve +0.200 [+0.200, +0.200]"
+    )
     ends = f"[−{-near.low:.3f}, +{near.high:.3f}]"
     assert first.endswith(
         f" But it is not shown to be ahead of teacher_feedback/gae/shuffled sign (+0.000 {ends}) or teacher_feedback/gae/inverted sign (+0.000 {ends}), "
@@ -87,7 +110,9 @@ def test_a_lead_over_the_random_sign_alone_is_no_merit_of_the_sign() -> None:
 
 def test_controls_that_were_not_run_are_no_controls_beaten() -> None:
     first = headline(compare(dict(zip(FOUR[:3], (FAR, GAE, FAR), strict=True))))[1]
-    assert first.endswith("too; without the shuffled or inverted sign that does not yet show that its signs are what helps.")
+    assert first.endswith(
+        "too; without the shuffled or inverted sign that does not yet show that its signs are what helps."
+    )
 
 
 def test_a_control_that_is_ahead_speaks_for_no_sign() -> None:
@@ -96,16 +121,20 @@ def test_a_control_that_is_ahead_speaks_for_no_sign() -> None:
 
 
 def test_the_same_is_not_said_of_the_same_arm_twice() -> None:
-    answer = headline(compare({"llm_policy": FAR} | dict(zip(FOUR, (FAR, GAE, FAR, NEAR, NEAR), strict=True))))
+    answer = headline(
+        compare({"llm_policy": FAR} | dict(zip(FOUR, (FAR, GAE, FAR, NEAR, NEAR), strict=True)))
+    )
     assert answer[2].startswith("teacher_feedback/gae is better than teacher_frozen")
     assert [sentence.count("not shown to be ahead of") for sentence in answer[1:3]] == [1, 0]
 
 
-# --- few seeds ----------------------------------------------------------------------------------------------------------------------
+# --- few seeds ------------------------------------------------------------------------------------
 
 
 def test_on_few_seeds_the_first_sentence_calls_a_lead_a_tendency() -> None:
-    summary = compare({arm: levels[:3] for arm, levels in zip(FOUR, (FAR, GAE, FAR, FAR, FAR), strict=True)})
+    summary = compare(
+        {arm: levels[:3] for arm, levels in zip(FOUR, (FAR, GAE, FAR, FAR, FAR), strict=True)}
+    )
     answer = headline(summary)
     assert answer[1].startswith(
         "teacher_feedback/gae is ahead of teacher_frozen on 3 seeds, which is a tendency: area under the success curve +0.200 "
@@ -113,9 +142,14 @@ def test_on_few_seeds_the_first_sentence_calls_a_lead_a_tendency() -> None:
     assert answer[1].endswith("too, which speaks for the signs themselves.")
     assert "Ahead of teacher_frozen, after the correction: teacher_feedback/gae." in answer
     shown = sections(summary)
-    assert answer[0].startswith("Did the feedback help? Tentatively, yes: teacher_feedback/gae against teacher_frozen: area +0.200 ")
+    assert answer[0].startswith(
+        "Did the feedback help? Tentatively, yes: teacher_feedback/gae against teacher_frozen: area +0.200 "
+    )
     assert answer[0].endswith(", corrected p < .001, 3 seeds, 1 feedback arm compared.")
-    assert "Fewer than 10 seeds are called a tendency whatever the p value" in shown["Against the baseline, teacher_frozen"]
+    assert (
+        "Fewer than 10 seeds are called a tendency whatever the p value"
+        in shown["Against the baseline, teacher_frozen"]
+    )
 
 
 def test_with_ten_seeds_nothing_is_called_a_tendency() -> None:
@@ -123,12 +157,14 @@ def test_with_ten_seeds_nothing_is_called_a_tendency() -> None:
     assert "tendency" not in " ".join(headline(summary))
 
 
-# --- evaluations ----------------------------------------------------------------------------------------------------------------------
+# --- evaluations ----------------------------------------------------------------------------------
 
 
 def test_a_difference_between_unlike_evaluations_says_so() -> None:
     sampled = flat("teacher_feedback_previous_prompt", (0.75, 0.75), eval_exact=0.0)
-    summary = summary_of(flat("teacher_frozen", (0.5, 0.5)), flat("teacher_feedback_previous", (0.25, 0.25)), sampled)
+    summary = summary_of(
+        flat("teacher_frozen", (0.5, 0.5)), flat("teacher_feedback_previous", (0.25, 0.25)), sampled
+    )
     words = "Not evaluated alike: teacher_feedback/previous/prompt on held-out episodes, teacher_frozen exactly."
     assert [sentence for sentence in headline(summary) if sentence.startswith(words)]
     shown = sections(summary)
@@ -141,52 +177,82 @@ def test_a_difference_between_unlike_evaluations_says_so() -> None:
 
 
 def test_equal_evaluations_need_no_word() -> None:
-    summary = summary_of(*(flat(arm, (0.5, 0.5), eval_exact=0.0) for arm in ("teacher_frozen", "teacher_feedback_previous_prompt")))
+    summary = summary_of(
+        *(
+            flat(arm, (0.5, 0.5), eval_exact=0.0)
+            for arm in ("teacher_frozen", "teacher_feedback_previous_prompt")
+        )
+    )
     assert "Not evaluated alike" not in " ".join([*headline(summary), *sections(summary).values()])
 
 
-# --- controls of other signs ------------------------------------------------------------------------------------------------------------
+# --- controls of other signs ----------------------------------------------------------------------
 
 
 def test_coins_of_a_constant_have_no_magnitudes() -> None:
     arms = (*FOUR, "teacher_feedback_weighted", "teacher_feedback_weighted+sign=shuffled")
     note = sections(compare(dict.fromkeys(arms, (0.5, 0.5))))["Controls"]
-    assert "teacher_feedback/constant/random sign says ±1, without the magnitudes of teacher_feedback/weighted; teacher_feedback/weighted/shuffled sign keeps them." in note
+    assert (
+        "teacher_feedback/constant/random sign says ±1, without the magnitudes of teacher_feedback/weighted; teacher_feedback/weighted/shuffled sign keeps them."
+        in note
+    )
 
 
-# --- costs --------------------------------------------------------------------------------------------------------------------------------
+# --- costs ----------------------------------------------------------------------------------------
 
 
 def costly(arm: str, calls: float, seconds: float) -> list[Run]:
     """Success rises from 0 to 1 over the run, and what it costs rises evenly."""
     shares = (0.0, 0.5, 1.0)
-    rows = [make_row(20 * share, share, llm_calls=calls * share, llm_tokens=calls * share, seconds=seconds * share) for share in shares]
+    rows = [
+        make_row(
+            20 * share,
+            share,
+            llm_calls=calls * share,
+            llm_tokens=calls * share,
+            seconds=seconds * share,
+        )
+        for share in shares
+    ]
     return runs_of(arm, [rows])
 
 
 def test_an_area_over_a_cost_ends_where_the_cheaper_of_the_two_arms_does() -> None:
-    summary = summary_of(costly("llm_policy", 400, 50), costly("teacher_frozen", 200, 4), costly("student_alone", 0, 1))
+    summary = summary_of(
+        costly("llm_policy", 400, 50),
+        costly("teacher_frozen", 200, 4),
+        costly("student_alone", 0, 1),
+    )
     found = {difference.ours: difference for difference in summary.against_baseline}
-    # Each against llm_policy at the cheaper one's total: after one second llm_policy has come to 0.02.
-    assert found["student_alone"].cut_at == {"seconds": 1} and found["student_alone"].by_cost["seconds"].estimate == pytest.approx(
-        0.49, abs=1e-12
-    )
-    assert found["teacher_frozen"].cut_at["seconds"] == 4 and found["teacher_frozen"].by_cost["seconds"].estimate == pytest.approx(
-        0.46, abs=1e-12
-    )
+    # Each against llm_policy at the cheaper one's total: after one second llm_policy has come to
+    # 0.02.
+    assert found["student_alone"].cut_at == {"seconds": 1} and found["student_alone"].by_cost[
+        "seconds"
+    ].estimate == pytest.approx(0.49, abs=1e-12)
+    assert found["teacher_frozen"].cut_at["seconds"] == 4 and found["teacher_frozen"].by_cost[
+        "seconds"
+    ].estimate == pytest.approx(0.46, abs=1e-12)
     costs = sections(summary)["Costs"].replace("<wbr>", "")
     assert "<td>student_alone</td><td>–</td><td>–</td><td>+0.490 in 1.0 seconds</td>" in costs
     header, rows = difference_table([summary])
     (row,) = [row for row in rows if (row[1], row[3], row[4]) == ("student_alone", "baseline", "")]
     named = dict(zip(header, row, strict=True))
-    assert (named["area_by_seconds_until"], named["area_by_llm_calls_until"], named["area_by_llm_calls_difference"]) == ("1", "", "")
+    assert (
+        named["area_by_seconds_until"],
+        named["area_by_llm_calls_until"],
+        named["area_by_llm_calls_difference"],
+    ) == ("1", "", "")
 
 
-# --- step sizes ---------------------------------------------------------------------------------------------------------------------------
+# --- step sizes -----------------------------------------------------------------------------------
 
 
 def test_the_step_size_that_an_arm_uses_is_shown() -> None:
-    summary = compare(dict.fromkeys(("teacher_frozen", "teacher_feedback_td", "teacher_feedback_td_online"), (0.5,)))
+    summary = compare(
+        dict.fromkeys(
+            ("teacher_frozen", "teacher_feedback_td", "teacher_feedback_td_online"), (0.5,)
+        )
+    )
     part = sections(summary)["What the arms differ in"]
     assert '<th scope="col">step size of the feedback, lr or lr_online</th>' in part
     ends = [row.split("</td><td>")[-1] for row in re.findall("<tr><td>(.*?)</td></tr>", part)]
@@ -194,9 +260,14 @@ def test_the_step_size_that_an_arm_uses_is_shown() -> None:
 
 
 def test_the_step_size_shown_is_the_one_sent_to_the_servers() -> None:
-    for arm in ("teacher_feedback_td", "teacher_feedback_td_online", "llm_policy_feedback_previous_online"):
+    for arm in (
+        "teacher_feedback_td",
+        "teacher_feedback_td_online",
+        "llm_policy_feedback_previous_online",
+    ):
         config = load_config([f"arm={arm}", "feedback.lr=0.3", "feedback.lr_online=0.2"])
         assert step_size(config) == _options(config)["lr"]
     assert (
-        step_size(load_config(["arm=teacher_frozen"])) is None and step_size(load_config(["arm=teacher_feedback_previous_prompt"])) is None
+        step_size(load_config(["arm=teacher_frozen"])) is None
+        and step_size(load_config(["arm=teacher_feedback_previous_prompt"])) is None
     )

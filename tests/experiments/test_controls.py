@@ -27,7 +27,10 @@ ONLINE = [
 
 
 def make_arms(folder: Path, names: Sequence[str], *overrides: str) -> list[Arm]:
-    runs = [read_run(make_run(make_config(name, 0, folder, names, *overrides), [0.0, 0.0])) for name in names]
+    runs = [
+        read_run(make_run(make_config(name, 0, folder, names, *overrides), [0.0, 0.0]))
+        for name in names
+    ]
     return [Arm(run.config.arm.name, {0: run}) for run in runs]
 
 
@@ -39,7 +42,7 @@ def compare(folder: Path, heights: Mapping[str, Sequence[float]], *overrides: st
     return find(folder).whole
 
 
-# --- matching -----------------------------------------------------------------------------------------------------------------------
+# --- matching -------------------------------------------------------------------------------------
 
 
 def test_a_control_is_the_arm_with_another_sign(tmp_path: Path) -> None:
@@ -54,17 +57,28 @@ def test_a_control_is_the_arm_with_another_sign(tmp_path: Path) -> None:
         everything = list(arms.values())
         found = [
             without_edge(arms[label], everything),
-            *(control_of(arms[label], kind, everything) for kind in ("random", "shuffled", "inverted")),
+            *(
+                control_of(arms[label], kind, everything)
+                for kind in ("random", "shuffled", "inverted")
+            ),
         ]
         return [arm.label if arm else None for arm in found]
 
     gae, posterior = "teacher_feedback/gae", "teacher_feedback/gae/posterior"
     assert partners(gae) == ["teacher_frozen", f"{gae}/random sign", None, f"{gae}/inverted sign"]
     assert partners(posterior) == ["teacher_frozen", f"{posterior}/random sign", None, None]
-    assert partners("llm_policy+feedback/gae") == ["llm_policy", None, "llm_policy+feedback/gae/shuffled sign", None]
+    assert partners("llm_policy+feedback/gae") == [
+        "llm_policy",
+        None,
+        "llm_policy+feedback/gae/shuffled sign",
+        None,
+    ]
 
 
-@pytest.mark.parametrize("other", ["feedback.kl_coef=0.1", "feedback.loss=clipped", "student.kappa=5", "feedback.epochs=4"])
+@pytest.mark.parametrize(
+    "other",
+    ["feedback.kl_coef=0.1", "feedback.loss=clipped", "student.kappa=5", "feedback.epochs=4"],
+)
 def test_a_run_that_differs_in_anything_else_is_no_control(tmp_path: Path, other: str) -> None:
     (arm,) = make_arms(tmp_path / "arm", ["teacher_feedback_td"])
     (far,) = make_arms(tmp_path / "far", ["teacher_feedback_td+sign=random"], other)
@@ -74,14 +88,33 @@ def test_a_run_that_differs_in_anything_else_is_no_control(tmp_path: Path, other
 
 
 def test_the_random_sign_of_earlier_run_folders_controls_every_signal(tmp_path: Path) -> None:
-    arms = make_arms(tmp_path, ["teacher_feedback_weighted", "teacher_feedback_previous_ties_zero", "teacher_feedback_td_online"])
+    arms = make_arms(
+        tmp_path,
+        [
+            "teacher_feedback_weighted",
+            "teacher_feedback_previous_ties_zero",
+            "teacher_feedback_td_online",
+        ],
+    )
     (old,) = make_arms(tmp_path / "old", ["teacher_feedback"], "feedback.signal=random")
-    assert [control_of(arm, "random", [old]) for arm in arms] == [old, old, None]  # the last one has another rhythm
+    assert [control_of(arm, "random", [old]) for arm in arms] == [
+        old,
+        old,
+        None,
+    ]  # the last one has another rhythm
 
 
 def test_missing_controls_are_named_and_impossible_ones_are_not_asked_for(tmp_path: Path) -> None:
-    names = ["teacher_feedback_td_online", "teacher_feedback_td_online+sign=inverted", "llm_policy_feedback_gae", "teacher_feedback_previous_both"]
-    found = {missing.arm: missing.kinds for missing in missing_controls(make_arms(tmp_path, names, "env.num_envs=1"))}
+    names = [
+        "teacher_feedback_td_online",
+        "teacher_feedback_td_online+sign=inverted",
+        "llm_policy_feedback_gae",
+        "teacher_feedback_previous_both",
+    ]
+    found = {
+        missing.arm: missing.kinds
+        for missing in missing_controls(make_arms(tmp_path, names, "env.num_envs=1"))
+    }
     assert found == {
         "teacher_feedback/td/online": ("random",),
         "llm_policy+feedback/gae": ("random", "shuffled", "inverted"),
@@ -92,51 +125,85 @@ def test_missing_controls_are_named_and_impossible_ones_are_not_asked_for(tmp_pa
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")))
-def test_every_shipped_comparison_composes_with_every_control_of_its_feedback_arms(name: str) -> None:
+def test_every_shipped_comparison_composes_with_every_control_of_its_feedback_arms(
+    name: str,
+) -> None:
     configs = load_matrix((), name)
     first = next(iter(configs))[0]
-    arms = [Arm(config.arm.name, {0: Run(Path(), config, "complete", {}, {}, {})}) for (task, _), config in configs.items() if task == first]
+    arms = [
+        Arm(config.arm.name, {0: Run(Path(), config, "complete", {}, {}, {})})
+        for (task, _), config in configs.items()
+        if task == first
+    ]
     assert len({arm.label for arm in arms}) == len(arms)
     assert missing_controls(arms) == []
 
 
 def test_the_literal_rule_is_the_papers_and_none_of_its_variants() -> None:
-    literal = [path.stem for path in (CONFIG_DIR / "arm").glob("*.yaml") if is_literal_rule(compose(f"arm={path.stem}"))]
+    literal = [
+        path.stem
+        for path in (CONFIG_DIR / "arm").glob("*.yaml")
+        if is_literal_rule(compose(f"arm={path.stem}"))
+    ]
     assert sorted(literal) == [
         "llm_policy_feedback_previous", "llm_policy_feedback_previous_online", "teacher_feedback_previous", "teacher_feedback_previous_online"]  # fmt: skip
 
 
-# --- what is said -----------------------------------------------------------------------------------------------------------------------
+# --- what is said ---------------------------------------------------------------------------------
 
 
 def test_a_report_without_controls_says_so_and_names_the_files(tmp_path: Path) -> None:
-    summary = compare(tmp_path, {"teacher_frozen": (0.5, 0.5), "teacher_feedback_gae": (0.75, 1.0), "teacher_feedback+signal=constant+sign=random": (0.5, 0.25)})
+    summary = compare(
+        tmp_path,
+        {
+            "teacher_frozen": (0.5, 0.5),
+            "teacher_feedback_gae": (0.75, 1.0),
+            "teacher_feedback+signal=constant+sign=random": (0.5, 0.25),
+        },
+    )
     (warning,) = warnings([summary])
-    assert warning.startswith("Controls are missing: teacher_feedback/gae has no complete run with the shuffled or inverted sign")
+    assert warning.startswith(
+        "Controls are missing: teacher_feedback/gae has no complete run with the shuffled or inverted sign"
+    )
     assert warning.endswith("Set compare.controls=[shuffled,inverted].")
     nothing = {"curves": (), "costs": (), "differences": (), "controls": ()}
-    (section,) = [section for section in task_sections(summary, nothing) if "<h2>Controls" in section]
+    (section,) = [
+        section for section in task_sections(summary, nothing) if "<h2>Controls" in section
+    ]
     assert (
-        'class="alarm"' in section and "no shuffled, no inverted sign. Set compare.controls=[shuffled,inverted]." in section
+        'class="alarm"' in section
+        and "no shuffled, no inverted sign. Set compare.controls=[shuffled,inverted]." in section
     )
-    # 0.75 and 1 against 0.5 twice: standard error 1/8, one degree of freedom, 12.706 / 8 to either side, p = 1 - 2 / pi * atan(3).
-    # Against 0.5 and 0.25: standard error sqrt(2) / 8, two degrees of freedom.
+    # 0.75 and 1 against 0.5 twice: standard error 1/8, one degree of freedom, 12.706 / 8 to either
+    # side, p = 1 - 2 / pi * atan(3). Against 0.5 and 0.25: standard error sqrt(2) / 8, two degrees
+    # of freedom.
     cells = section.split("<tbody>")[1].replace("\N{NO-BREAK SPACE}", " ")
-    assert "<td>+0.375 [−1.213, +1.963] p = 0.205</td><td>+0.500 [−0.261, +1.261] p = 0.106</td><td>missing</td><td>missing</td>" in cells
+    assert (
+        "<td>+0.375 [−1.213, +1.963] p = 0.205</td><td>+0.500 [−0.261, +1.261] p = 0.106</td><td>missing</td><td>missing</td>"
+        in cells
+    )
 
 
 def test_with_all_controls_there_is_no_warning(tmp_path: Path) -> None:
     summary = compare(tmp_path, dict.fromkeys(ONLINE, (0.5, 0.5)), "env.num_envs=1")
     assert warnings([summary]) == []
     nothing = {"curves": (), "costs": (), "differences": (), "controls": ()}
-    (section,) = [section for section in task_sections(summary, nothing) if "<h2>Controls" in section]
-    assert "alarm" not in section and section.count("impossible") == 2 and "No shuffled signs for" in section
+    (section,) = [
+        section for section in task_sections(summary, nothing) if "<h2>Controls" in section
+    ]
+    assert (
+        "alarm" not in section
+        and section.count("impossible") == 2
+        and "No shuffled signs for" in section
+    )
 
 
 def test_no_feedback_no_controls(tmp_path: Path) -> None:
     summary = compare(tmp_path, {"llm_policy": (0.5, 0.5), "teacher_frozen": (0.75, 1.0)})
     nothing = {"curves": (), "costs": (), "differences": (), "controls": ()}
-    assert warnings([summary]) == [] and not [section for section in task_sections(summary, nothing) if "Controls" in section]
+    assert warnings([summary]) == [] and not [
+        section for section in task_sections(summary, nothing) if "Controls" in section
+    ]
 
 
 def shown(summary: Summary, signal: str, kind: str) -> str:
@@ -145,7 +212,9 @@ def shown(summary: Summary, signal: str, kind: str) -> str:
     return amount(edge.differences[kind].interval)
 
 
-def test_where_the_papers_rule_fails_the_variant_that_helps_is_named_with_its_interval(tmp_path: Path) -> None:
+def test_where_the_papers_rule_fails_the_variant_that_helps_is_named_with_its_interval(
+    tmp_path: Path,
+) -> None:
     summary = compare(tmp_path, {
         "teacher_frozen": 3 * (0.5, 0.5), "teacher_feedback_previous_online": 3 * (0.25, 0.5), "teacher_feedback_td_online": 3 * (0.75, 1.0),
         "teacher_feedback_state_online": 3 * (0.5, 0.75), "teacher_feedback+signal=constant+every=1+sign=random": 3 * (0.5, 0.25),
@@ -184,7 +253,12 @@ def test_where_the_papers_rule_helps_nothing_else_is_looked_for(tmp_path: Path) 
 
 
 def test_the_papers_rule_has_to_beat_every_control_that_was_run(tmp_path: Path) -> None:
-    heights = {"teacher_frozen": [0.25], "teacher_feedback_previous": [0.5], "teacher_feedback+signal=constant+sign=random": [0.25], "teacher_feedback_previous+sign=inverted": [0.5]}
+    heights = {
+        "teacher_frozen": [0.25],
+        "teacher_feedback_previous": [0.5],
+        "teacher_feedback+signal=constant+sign=random": [0.25],
+        "teacher_feedback_previous+sign=inverted": [0.5],
+    }
     summary = compare(tmp_path, {arm: 10 * levels for arm, levels in heights.items()})
     (sentence,) = literal_rule(summary)
     assert sentence == (
@@ -196,14 +270,36 @@ def test_the_papers_rule_has_to_beat_every_control_that_was_run(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("heights", "word"),
     [
-        ({"teacher_frozen": (0.5,), "teacher_feedback_previous": (0.25,), "teacher_feedback+signal=constant+sign=random": (0.5,)}, "cannot be judged here"),  # one seed
-        ({"teacher_frozen": (0.25, 0.25), "teacher_feedback_previous": (0.5, 0.5)}, "cannot be judged here"),  # ahead, but no random sign
-        ({"teacher_frozen": (0.5, 0.5), "teacher_feedback_previous": (0.25, 0.25)}, "shows no benefit"),  # behind already
+        (
+            {
+                "teacher_frozen": (0.5,),
+                "teacher_feedback_previous": (0.25,),
+                "teacher_feedback+signal=constant+sign=random": (0.5,),
+            },
+            "cannot be judged here",
+        ),  # one seed
+        (
+            {"teacher_frozen": (0.25, 0.25), "teacher_feedback_previous": (0.5, 0.5)},
+            "cannot be judged here",
+        ),  # ahead, but no random sign
+        (
+            {"teacher_frozen": (0.5, 0.5), "teacher_feedback_previous": (0.25, 0.25)},
+            "shows no benefit",
+        ),  # behind already
     ],
 )
-def test_the_rule_is_judged_by_what_there_is(tmp_path: Path, heights: dict[str, tuple[float, ...]], word: str) -> None:
-    assert literal_rule(compare(tmp_path, heights))[0].startswith(f"The paper's literal rule (previous) {word}: teacher_feedback/previous")
+def test_the_rule_is_judged_by_what_there_is(
+    tmp_path: Path, heights: dict[str, tuple[float, ...]], word: str
+) -> None:
+    assert literal_rule(compare(tmp_path, heights))[0].startswith(
+        f"The paper's literal rule (previous) {word}: teacher_feedback/previous"
+    )
 
 
 def test_without_the_papers_rule_nothing_is_said_about_it(tmp_path: Path) -> None:
-    assert literal_rule(compare(tmp_path, {"teacher_frozen": (0.5, 0.5), "teacher_feedback_td": (0.25, 0.5)})) == []
+    assert (
+        literal_rule(
+            compare(tmp_path, {"teacher_frozen": (0.5, 0.5), "teacher_feedback_td": (0.25, 0.5)})
+        )
+        == []
+    )

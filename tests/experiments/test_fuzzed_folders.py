@@ -1,4 +1,6 @@
-"""A few of the cases of ``fuzz_run_folders.py``, which runs thousands, and siblings that it may not draw."""
+"""A few of the cases of ``fuzz_run_folders.py``, which runs thousands, and siblings that it may not
+draw.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_a_damaged_run_folder_ends_in_documented_errors_only() -> None:
     (b"env_steps,success,return,llm_calls,llm_tokens,seconds\n0,0.5,inf,0,0,0\n", "not finite"),
     (b"env_steps,env_steps\n0,0\n", "several columns"),
 ])  # fmt: skip
-def test_a_curve_that_is_none_is_named(tmp_path: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_curve_that_is_none_is_named(
+    tmp_path: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_run(make_config("llm_policy", 0, tmp_path, ["llm_policy"]), [0.25, 0.5])
     (folder / "metrics.csv").write_bytes(content)
     assert run_main(report, [str(tmp_path)]) == 1
@@ -51,7 +55,9 @@ EPISODE = {"kind": "episode", "number": 0, "actions": [], "mission": "go", "cand
     ([json.dumps(HEADER), json.dumps({**EPISODE, "candidates": [1]})], "candidates holds something else than texts"),
     ([json.dumps({**HEADER, "seed": 2**60})], "too large"), (["[" * 100_000], "cannot be read"), ([], "an empty file"),
 ])  # fmt: skip
-def test_a_trace_that_a_page_cannot_show_is_named_with_its_line(tmp_path: Path, lines: list[str], message: str) -> None:
+def test_a_trace_that_a_page_cannot_show_is_named_with_its_line(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
     path = tmp_path / "step_000000.jsonl"
     path.write_text("".join(f"{line}\n" for line in lines))
     with pytest.raises(CheckpointError, match=message):

@@ -1,4 +1,6 @@
-"""Tests of trained policies under other conditions: what a condition changes, what it costs, and the programme from end to end."""
+"""Tests of trained policies under other conditions: what a condition changes, what it costs, and
+the programme from end to end.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from tiny_llm import save_tiny_llm
 
 from experiments import compare, generalise
 from experiments.runs.entry import run_main
-from experiments.suites.generalisation.conditions import CONDITIONS, GROUPS, changed, choose, hindrance
+from experiments.suites.generalisation.conditions import (
+    CONDITIONS,
+    GROUPS,
+    changed,
+    choose,
+    hindrance,
+)
 from experiments.suites.generalisation.outcomes import RANDOM, Outcome, Policy, examine_policy
 from experiments.suites.generalisation.summary import headline, mean_change, rows_of, summarise
 from lamorel_ext.config import Config, load_config
@@ -23,40 +31,67 @@ from lamorel_ext.errors import ConfigError
 from lamorel_ext.training.evaluate import Evaluation
 from lamorel_ext.training.rewording import RewordedClient
 
-SMALL = ["env.num_envs=4", "student.num_steps=8", "ppo.num_steps=8", "run.total_steps=32", "run.eval_every=32", "run.evaluation=exact"]
+SMALL = [
+    "env.num_envs=4",
+    "student.num_steps=8",
+    "ppo.num_steps=8",
+    "run.total_steps=32",
+    "run.eval_every=32",
+    "run.evaluation=exact",
+]
 
 
-# --- conditions --------------------------------------------------------------------------------------------------------------------
+# --- conditions -----------------------------------------------------------------------------------
 
 
 def test_every_condition_is_one_of_a_group_and_changes_something_that_exists() -> None:
     config = load_config()
     for name, condition in CONDITIONS.items():
-        assert name == condition.name and condition.group in GROUPS and (condition.wording or condition.env)
+        assert (
+            name == condition.name
+            and condition.group in GROUPS
+            and (condition.wording or condition.env)
+        )
         assert changed(config, condition).env.level in level_ids()
 
 
 def test_tests_are_chosen_by_name_and_by_group() -> None:
-    assert [condition.name for condition in choose(["language", "other_nouns"])] == ["other_nouns", "french"]
+    assert [condition.name for condition in choose(["language", "other_nouns"])] == [
+        "other_nouns",
+        "french",
+    ]
     assert {condition.group for condition in choose([])} == set(GROUPS)
-    assert "distractors_16" not in {condition.name for condition in choose(["distractors"])} and len(choose(["distractors_16"])) == 1
+    assert (
+        "distractors_16" not in {condition.name for condition in choose(["distractors"])}
+        and len(choose(["distractors_16"])) == 1
+    )
     with pytest.raises(ConfigError, match="no frensh; there are words, "):
         choose(["frensh"])
 
 
 def test_a_condition_changes_what_it_names_and_leaves_the_rest() -> None:
-    config = load_config(["env.prompt=glam", "env.level=BabyAI-GoToLocal-v0", "env.num_distractors=3"])
+    config = load_config(
+        ["env.prompt=glam", "env.level=BabyAI-GoToLocal-v0", "env.num_distractors=3"]
+    )
     assert changed(config, CONDITIONS["other_nouns"]) == config
-    assert changed(config, CONDITIONS["french"]).env == dataclasses.replace(config.env, language="fr")
-    assert changed(config, CONDITIONS["distractors_8"]).env == dataclasses.replace(config.env, num_distractors=8)
+    assert changed(config, CONDITIONS["french"]).env == dataclasses.replace(
+        config.env, language="fr"
+    )
+    assert changed(config, CONDITIONS["distractors_8"]).env == dataclasses.replace(
+        config.env, num_distractors=8
+    )
     pick_up = changed(config, CONDITIONS["pick_up"]).env
-    assert pick_up == dataclasses.replace(config.env, level="BabyAI-PickupLocal-v0", num_distractors=None)
+    assert pick_up == dataclasses.replace(
+        config.env, level="BabyAI-PickupLocal-v0", num_distractors=None
+    )
 
 
 def test_a_bare_room_gets_its_distractors_in_the_level_that_can_have_them() -> None:
     config = load_config()
     env = changed(config, CONDITIONS["distractors_4"]).env
-    assert (env.level, env.num_distractors) == ("BabyAI-GoToRedBall-v0", 4) and not hindrance(config, CONDITIONS["distractors_4"])
+    assert (env.level, env.num_distractors) == ("BabyAI-GoToRedBall-v0", 4) and not hindrance(
+        config, CONDITIONS["distractors_4"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,37 +100,70 @@ def test_a_bare_room_gets_its_distractors_in_the_level_that_can_have_them() -> N
         ([], "distractors_0", "it was trained so"),
         (["env.language=fr"], "french", "it was trained so"),
         (["env.level=BabyAI-PickupLocal-v0"], "pick_up", "it was trained so"),
-        (["env.level=BabyAI-OpenDoor-v0"], "distractors_4", "BabyAI-OpenDoor-v0 takes no number of distractors"),
+        (
+            ["env.level=BabyAI-OpenDoor-v0"],
+            "distractors_4",
+            "BabyAI-OpenDoor-v0 takes no number of distractors",
+        ),
         (["env.level=BabyAI-OpenDoor-v0"], "other_nouns", ""),
     ],
 )
-def test_a_test_that_makes_no_sense_is_named_with_its_reason(overrides: list[str], condition: str, reason: str) -> None:
+def test_a_test_that_makes_no_sense_is_named_with_its_reason(
+    overrides: list[str], condition: str, reason: str
+) -> None:
     assert hindrance(load_config(overrides), CONDITIONS[condition]) == reason
 
 
-# --- numbers -----------------------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def exactly(success: float) -> Evaluation:
-    return Evaluation(success, success / 2, True, np.zeros(0, dtype=bool), np.zeros(0), np.zeros(0, dtype=np.int64))
+    return Evaluation(
+        success,
+        success / 2,
+        True,
+        np.zeros(0, dtype=bool),
+        np.zeros(0),
+        np.zeros(0, dtype=np.int64),
+    )
 
 
 def episodes(*successes: int) -> Evaluation:
     found = np.array(successes, dtype=bool)
-    return Evaluation(float(found.mean()), float(found.mean()) / 2, False, found, found / 2, np.full(len(successes), 7))
+    return Evaluation(
+        float(found.mean()),
+        float(found.mean()) / 2,
+        False,
+        found,
+        found / 2,
+        np.full(len(successes), 7),
+    )
 
 
-def outcome(arm: str, seed: int, test: str, result: Evaluation, unchanged: Evaluation, reads: bool = True) -> Outcome:
+def outcome(
+    arm: str, seed: int, test: str, result: Evaluation, unchanged: Evaluation, reads: bool = True
+) -> Outcome:
     config: Config = load_config()
-    return Outcome(arm, seed, CONDITIONS[test], reads, changed(config, CONDITIONS[test]), result, unchanged)
+    return Outcome(
+        arm, seed, CONDITIONS[test], reads, changed(config, CONDITIONS[test]), result, unchanged
+    )
 
 
 def test_an_arms_change_is_the_mean_over_its_seeds_with_an_interval_over_them() -> None:
     changes = (-0.5, -0.3, -0.1)
-    (cell,) = summarise([outcome("a", seed, "french", exactly(0.9 + change), exactly(0.9)) for seed, change in enumerate(changes)])
-    assert cell.change.estimate == pytest.approx(-0.3) and cell.success.estimate == pytest.approx(0.6)
+    (cell,) = summarise(
+        [
+            outcome("a", seed, "french", exactly(0.9 + change), exactly(0.9))
+            for seed, change in enumerate(changes)
+        ]
+    )
+    assert cell.change.estimate == pytest.approx(-0.3) and cell.success.estimate == pytest.approx(
+        0.6
+    )
     half = 4.302652730 * 0.2 / 3**0.5  # standard deviation 0.2, t of two degrees of freedom
-    assert (cell.change.low, cell.change.high) == pytest.approx((-0.3 - half, -0.3 + half), abs=1e-8)
+    assert (cell.change.low, cell.change.high) == pytest.approx(
+        (-0.3 - half, -0.3 + half), abs=1e-8
+    )
 
 
 def test_a_single_seed_has_an_interval_over_paired_episodes_or_none_where_it_is_exact() -> None:
@@ -105,18 +173,35 @@ def test_a_single_seed_has_an_interval_over_paired_episodes_or_none_where_it_is_
             outcome("a", 0, "french", exactly(0.25), exactly(0.75)),
         ]
     )
-    assert simulated.change.estimate == -0.5 and -1.0 == simulated.change.low < -0.5 < simulated.change.high < 1.0
-    assert simulated.success.low == pytest.approx(0.0456, abs=1e-4) and simulated.success.high == pytest.approx(0.6994, abs=1e-4)  # Wilson
-    assert exact.change.estimate == -0.5 and math.isnan(exact.change.low) and math.isnan(exact.success.high)
+    assert (
+        simulated.change.estimate == -0.5
+        and -1.0 == simulated.change.low < -0.5 < simulated.change.high < 1.0
+    )
+    assert simulated.success.low == pytest.approx(
+        0.0456, abs=1e-4
+    ) and simulated.success.high == pytest.approx(0.6994, abs=1e-4)  # Wilson
+    assert (
+        exact.change.estimate == -0.5
+        and math.isnan(exact.change.low)
+        and math.isnan(exact.success.high)
+    )
 
 
 def test_rows_hold_every_seed_and_the_arm() -> None:
-    cells = summarise([outcome("a", seed, "distractors_4", exactly(success), exactly(1.0)) for seed, success in ((3, 0.5), (4, 0.7))])
+    cells = summarise(
+        [
+            outcome("a", seed, "distractors_4", exactly(success), exactly(1.0))
+            for seed, success in ((3, 0.5), (4, 0.7))
+        ]
+    )
     rows = rows_of(cells)
     assert [row[:7] for row in rows] == [
-        ["a", seed, "distractors", "distractors_4", "BabyAI-GoToRedBall-v0", "4", "0"] for seed in ("3", "4", "")
+        ["a", seed, "distractors", "distractors_4", "BabyAI-GoToRedBall-v0", "4", "0"]
+        for seed in ("3", "4", "")
     ]
-    assert [row[7] for row in rows] == ["0.5", "0.7", "0.6"] and [float(row[12]) for row in rows] == pytest.approx([-0.5, -0.3, -0.4])
+    assert [row[7] for row in rows] == ["0.5", "0.7", "0.6"] and [
+        float(row[12]) for row in rows
+    ] == pytest.approx([-0.5, -0.3, -0.4])
     assert rows[0][10:12] == ["0.25", "1"] and rows[2][10] == ""
 
 
@@ -148,10 +233,12 @@ def test_a_mean_over_tests_is_taken_seed_by_seed() -> None:
         for test, change in zip(("french", "other_nouns"), both, strict=True)
     ]
     mean = mean_change(summarise(tests), "a")
-    assert (mean.estimate, mean.low, mean.high) == pytest.approx((-0.2, -0.2, -0.2))  # every seed loses the same in the mean
+    assert (mean.estimate, mean.low, mean.high) == pytest.approx(
+        (-0.2, -0.2, -0.2)
+    )  # every seed loses the same in the mean
 
 
-# --- from end to end ------------------------------------------------------------------------------------------------------------------
+# --- from end to end ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -173,31 +260,61 @@ def read_table(path: Path) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def test_a_comparison_is_tested_arm_by_arm(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(generalise, "start_log", lambda level: None)
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     assert (
         generalise.run(
-            [str(trained), "--tests", "other_nouns,synonym_actions,french,distractors_4", "--episodes", "3", "--output", str(tmp_path)]
+            [
+                str(trained),
+                "--tests",
+                "other_nouns,synonym_actions,french,distractors_4",
+                "--episodes",
+                "3",
+                "--output",
+                str(tmp_path),
+            ]
         )
         == 0
     )
-    assert capsys.readouterr().out.splitlines()[-1] == f"generalisation: {tmp_path / 'generalisation.html'}"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"generalisation: {tmp_path / 'generalisation.html'}"
+    )
     table = read_table(tmp_path / "generalisation.csv")
     arms = ("llm_policy", "teacher_feedback/gae", "student_alone", "zero-shot")
-    assert set(table) == {(arm, test) for arm in arms for test in ("other_nouns", "synonym_actions", "french", "distractors_4")} | {
-        (RANDOM, "distractors_4")
-    }
-    assert all(float(table["student_alone", test]["change"]) == 0.0 for test in ("other_nouns", "synonym_actions", "french"))
-    assert (
-        float(table["llm_policy", "synonym_actions"]["change"]) != 0.0 and float(table["teacher_feedback/gae", "french"]["change"]) != 0.0
+    assert set(table) == {
+        (arm, test)
+        for arm in arms
+        for test in ("other_nouns", "synonym_actions", "french", "distractors_4")
+    } | {(RANDOM, "distractors_4")}
+    assert all(
+        float(table["student_alone", test]["change"]) == 0.0
+        for test in ("other_nouns", "synonym_actions", "french")
     )
-    assert table["llm_policy", "other_nouns"]["episodes"] == "0" and table["llm_policy", "distractors_4"]["episodes"] == "3"
+    assert (
+        float(table["llm_policy", "synonym_actions"]["change"]) != 0.0
+        and float(table["teacher_feedback/gae", "french"]["change"]) != 0.0
+    )
+    assert (
+        table["llm_policy", "other_nouns"]["episodes"] == "0"
+        and table["llm_policy", "distractors_4"]["episodes"] == "3"
+    )
     page = (tmp_path / "generalisation.html").read_text()
-    assert "<svg" not in page and "data:image/svg+xml" in page and "turn left → rotate left" in page and 'src="http' not in page
+    assert (
+        "<svg" not in page
+        and "data:image/svg+xml" in page
+        and "turn left → rotate left" in page
+        and 'src="http' not in page
+    )
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
-        f"{name}.{kind}" for name in ("change_by_test", "success_by_test") for kind in ("svg", "png")
+        f"{name}.{kind}"
+        for name in ("change_by_test", "success_by_test")
+        for kind in ("svg", "png")
     }
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
@@ -207,7 +324,16 @@ def test_a_single_run_is_tested_alone_and_on_episodes_where_its_prompts_remember
 ) -> None:
     monkeypatch.setattr(generalise, "start_log", lambda level: None)
     folder = trained / "teacher_feedback_gae" / "seed_5"
-    options = ["--tests", "other_nouns", "--episodes", "2", "--no-zero-shot", "--output", str(tmp_path), "env.prompt=glam"]
+    options = [
+        "--tests",
+        "other_nouns",
+        "--episodes",
+        "2",
+        "--no-zero-shot",
+        "--output",
+        str(tmp_path),
+        "env.prompt=glam",
+    ]
     assert generalise.run([str(folder), *options]) == 0
     row = read_table(tmp_path / "generalisation.csv")["teacher_feedback/gae", "other_nouns"]
     assert row["episodes"] == "2"  # a prompt with a history cannot be evaluated exactly
@@ -215,15 +341,29 @@ def test_a_single_run_is_tested_alone_and_on_episodes_where_its_prompts_remember
 
 def test_missions_that_french_prompts_cannot_say_are_left_out_with_the_reason() -> None:
     config = load_config(
-        ["arm=student_alone", "env.level=BabyAI-PickupLocal-v0", "env.prompt=glam", "env.num_envs=1", "run.eval_episodes=2"]
+        [
+            "arm=student_alone",
+            "env.level=BabyAI-PickupLocal-v0",
+            "env.prompt=glam",
+            "env.num_envs=1",
+            "run.eval_episodes=2",
+        ]
     )
     unused = RewordedClient(Mock())
-    outcomes, left_out = examine_policy(Policy("a", config), choose(["french", "other_nouns"]), unused)
-    assert [outcome.condition.name for outcome in outcomes] == ["other_nouns"] and outcomes[0].change == 0.0
-    assert [item.condition.name for item in left_out] == ["french"] and "can only say go-to missions, got 'pick up" in left_out[0].reason
+    outcomes, left_out = examine_policy(
+        Policy("a", config), choose(["french", "other_nouns"]), unused
+    )
+    assert [outcome.condition.name for outcome in outcomes] == ["other_nouns"] and outcomes[
+        0
+    ].change == 0.0
+    assert [item.condition.name for item in left_out] == [
+        "french"
+    ] and "can only say go-to missions, got 'pick up" in left_out[0].reason
 
 
-def test_what_cannot_be_tested_is_said_without_a_traceback(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_tested_is_said_without_a_traceback(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments, message in (
         ([str(tmp_path)], "holds no run"),
         ([str(trained), "--arms", "lm_policy"], "arms: no lm_policy in"),

@@ -1,4 +1,6 @@
-"""The page in a real browser: on a phone, on a desk and on paper; several tasks, panels of every family, long names, missing controls."""
+"""The page in a real browser: on a phone, on a handler and on paper; several tasks, panels of every
+family, long names, missing controls.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from made_runs import make_config, make_run
 
 from experiments.report.making import make_report
 
-pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver on the PATH")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver on the PATH"
+)
 
 
 ARMS = ["llm_policy", "llm_policy_feedback_previous_online", "llm_policy_feedback_previous_online+sign=inverted", "teacher_frozen", "teacher_feedback_gae",
@@ -26,7 +30,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for task, arms in (("go_to_red_ball_no_dists", ARMS), ("go_to_local_d4", ARMS[:2])):
         for arm in arms:
             for seed in (0, 1):
-                make_run(make_config(arm, seed, root / task, ARMS, f"task={task}"), np.sort(generator.random(3)).tolist())
+                make_run(
+                    make_config(arm, seed, root / task, ARMS, f"task={task}"),
+                    np.sort(generator.random(3)).tolist(),
+                )
     return make_report(root)
 
 
@@ -37,7 +44,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_the_page_fits_its_window_and_needs_nothing_else(page: Path, browser: Browser, width: int) -> None:
+def test_the_page_fits_its_window_and_needs_nothing_else(
+    page: Path, browser: Browser, width: int
+) -> None:
     browser.requests()
     browser.open(page, width)
     assert browser.run("return window.innerWidth") == width
@@ -47,12 +56,16 @@ def test_the_page_fits_its_window_and_needs_nothing_else(page: Path, browser: Br
     images = browser.run(
         "return [...document.images].map(image => [image.complete, image.naturalWidth, image.getBoundingClientRect().width])"
     )
-    assert len(images) > 25 and all(complete and natural > 0 and shown > 250 for complete, natural, shown in images)
+    assert len(images) > 25 and all(
+        complete and natural > 0 and shown > 250 for complete, natural, shown in images
+    )
     assert browser.log("browser") == [] and browser.requests() == [page.resolve().as_uri()]
     assert browser.screenshot().startswith(b"\x89PNG")
 
 
-def test_on_a_phone_wide_tables_scroll_in_their_own_box_and_keep_their_first_column(page: Path, browser: Browser) -> None:
+def test_on_a_phone_wide_tables_scroll_in_their_own_box_and_keep_their_first_column(
+    page: Path, browser: Browser
+) -> None:
     browser.open(page, 360)
     found = browser.run(
         "const box = document.querySelector('.wide'); box.scrollLeft = 200; const cell = box.querySelector('tbody td');"
@@ -70,7 +83,10 @@ def test_on_a_desk_no_table_is_cut(page: Path, browser: Browser) -> None:
 
 def test_the_answer_stands_in_the_first_window_of_a_phone(page: Path, browser: Browser) -> None:
     browser.open(page, 360)
-    assert browser.run("return document.querySelector('.answer p').getBoundingClientRect().bottom") < 800
+    assert (
+        browser.run("return document.querySelector('.answer p').getBoundingClientRect().bottom")
+        < 800
+    )
 
 
 def test_the_page_prints_on_a4(page: Path, browser: Browser) -> None:
@@ -79,7 +95,8 @@ def test_the_page_prints_on_a4(page: Path, browser: Browser) -> None:
     assert printed.startswith(b"%PDF")
     # In points: 210 x 297 mm.
     boxes = {
-        tuple(round(float(value)) for value in box) for box in re.findall(rb"/MediaBox \[([\d.]+) ([\d.]+) ([\d.]+) ([\d.]+)\]", printed)
+        tuple(round(float(value)) for value in box)
+        for box in re.findall(rb"/MediaBox \[([\d.]+) ([\d.]+) ([\d.]+) ([\d.]+)\]", printed)
     }
     assert boxes == {(0, 0, 595, 842)} or boxes == {(0, 0, 596, 842)}
     assert len(re.findall(rb"/Type /Page\b", printed)) < 40

@@ -1,4 +1,6 @@
-"""Which arm is drawn in which panel, in which colour, and labels that do not stand on top of each other."""
+"""Which arm is drawn in which panel, in which colour, and labels that do not stand on top of each
+other.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from experiments.report.results import Arm, Run
 
 def make_arms(*names: str) -> list[Arm]:
     configs = [compose_cell(name) for name in names]
-    return [Arm(config.arm.name, {0: Run(Path(), config, "complete", {}, {}, {})}) for config in configs]
+    return [
+        Arm(config.arm.name, {0: Run(Path(), config, "complete", {}, {}, {})}) for config in configs
+    ]
 
 
 MANY = make_arms("llm_policy", "llm_policy_feedback_gae", "llm_policy_feedback_gae+sign=random", "student_alone", "teacher_frozen", "teacher_feedback_gae",
@@ -34,12 +38,20 @@ def test_many_arms_have_a_panel_for_each_family_with_the_arm_without_feedback() 
     assert panels == {
         "Without feedback": ["llm_policy", "student_alone", "teacher_frozen"],
         "LLM as policy, with feedback": ["llm_policy", "gae", "gae/random sign"],
-        "Teacher, updated per rollout": ["teacher_frozen", "gae", "previous", "constant/random sign", "gae/inverted sign"],
+        "Teacher, updated per rollout": [
+            "teacher_frozen",
+            "gae",
+            "previous",
+            "constant/random sign",
+            "gae/inverted sign",
+        ],
         "Teacher, updated while acting": ["teacher_frozen", "td", "constant/every=1/random sign"],
     }
 
 
-def test_a_colour_means_a_signal_everywhere_and_controls_are_grey_with_dashes_of_their_own() -> None:
+def test_a_colour_means_a_signal_everywhere_and_controls_are_grey_with_dashes_of_their_own() -> (
+    None
+):
     lines = [line for panel in lay_out(MANY) for line in panel.lines]
     assert len({line.colour for line in lines if line.label == "gae"}) == 1
     assert {line.colour for line in lines if line.label.endswith(" sign")} == {GREY}
@@ -59,7 +71,13 @@ def test_a_figure_is_drawn_as_a_whole_and_panel_by_panel() -> None:
         and all("<svg" in svg for _, svg in picture.parts)
         and picture.svg not in dict(picture.parts).values()
     )
-    alone = draw("name", "caption", lay_out(MANY), {"student_alone": series["student_alone"]}, ("steps", "success"))
+    alone = draw(
+        "name",
+        "caption",
+        lay_out(MANY),
+        {"student_alone": series["student_alone"]},
+        ("steps", "success"),
+    )
     assert len(alone.parts) == 1
 
 
@@ -67,7 +85,10 @@ def test_a_figure_is_drawn_as_a_whole_and_panel_by_panel() -> None:
 def test_labels_keep_their_distance_and_their_order(places: list[float]) -> None:
     moved = spread(places, LABEL_GAP)
     ordered = sorted(moved)
-    assert all(above - below >= LABEL_GAP - 1e-9 for below, above in zip(ordered, ordered[1:], strict=False))
+    assert all(
+        above - below >= LABEL_GAP - 1e-9
+        for below, above in zip(ordered, ordered[1:], strict=False)
+    )
     assert min(moved) >= -1e-9 and max(moved) <= 1 + 1e-9
     for i, j in zip(*np.triu_indices(len(places), 1), strict=True):
         assert (moved[i] - moved[j]) * (places[i] - places[j]) >= 0

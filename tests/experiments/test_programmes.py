@@ -1,4 +1,6 @@
-"""The programmes from end to end, with a tiny language model: training, comparing, resuming, evaluating, and what goes wrong."""
+"""The programmes from end to end, with a tiny language model: training, comparing, resuming,
+evaluating, and what goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ SMALL = ["env.num_envs=4", "student.num_steps=8", "ppo.num_steps=8", "run.total_
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides for a run of a second."""
     folder = save_tiny_llm(tmp_path_factory.mktemp("tiny_llm"))
-    return [*SMALL, f"lamorel_args.llm_args.model_path={folder}", "lamorel_args.llm_args.value_head_hidden=8"]
+    return [
+        *SMALL,
+        f"lamorel_args.llm_args.model_path={folder}",
+        "lamorel_args.llm_args.value_head_hidden=8",
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -57,12 +63,14 @@ def curves(folder: Path) -> dict[str, dict[str, list[float]]]:
     for config in sorted(folder.rglob("config.yaml")):
         columns = read_run(config.parent).columns
         found[config.parent.parent.name] = {
-            name: [None if np.isnan(value) else float(value) for value in values] for name, values in columns.items() if name != "seconds"
+            name: [None if np.isnan(value) else float(value) for value in values]
+            for name, values in columns.items()
+            if name != "seconds"
         }
     return found  # type: ignore[return-value]
 
 
-# --- comparing ---------------------------------------------------------------------------------------------------------------------
+# --- comparing ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +88,20 @@ def test_a_comparison_trains_every_arm_and_reports(finished: Path) -> None:
         assert columns["env_steps"] == [0, 32, 64] and columns["llm_calls"][-1] > 0
     page = (finished / "report.html").read_text()
     assert "llm_policy+feedback/gae" in page and "teacher_feedback/previous" in page
-    versions = json.loads((finished / "teacher_feedback_previous" / "seed_5" / "versions.json").read_text())
-    assert versions["torch"] == torch.__version__ and versions["command"].startswith("python -m experiments.compare env.num_envs=4")
+    versions = json.loads(
+        (finished / "teacher_feedback_previous" / "seed_5" / "versions.json").read_text()
+    )
+    assert versions["torch"] == torch.__version__ and versions["command"].startswith(
+        "python -m experiments.compare env.num_envs=4"
+    )
 
 
 def test_complete_runs_are_skipped(
-    finished: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    tiny: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuse(*arguments: object) -> None:
         raise RuntimeError("nothing is left to train")
@@ -112,19 +128,28 @@ def test_an_interrupted_comparison_goes_on_as_if_nothing_had_happened(
         patched.setattr(Ticker, "tell", interrupt)
         assert run_main(compare.run, two_arms(tiny, tmp_path)) == 130
     assert heard == [32, 64, 32]
-    states = {path.parent.parent.name: json.loads(path.read_text())["state"] for path in tmp_path.rglob("status.json")}
+    states = {
+        path.parent.parent.name: json.loads(path.read_text())["state"]
+        for path in tmp_path.rglob("status.json")
+    }
     assert states == {"llm_policy_feedback_gae": "complete", "teacher_feedback_previous": "failed"}
     assert compare.run(two_arms(tiny, tmp_path)) == 0
     for arm, columns in curves(finished).items():
         for name, values in columns.items():
-            if name != "llm_tokens":  # a new server has forgotten the answers of the old one, and computes them again
+            if (
+                name != "llm_tokens"
+            ):  # a new server has forgotten the answers of the old one, and computes them again
                 assert curves(tmp_path)[arm][name] == pytest.approx(values, abs=1e-6), name
 
 
-def test_a_launch_with_two_clients_makes_the_comparison_of_one_process(finished: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_a_launch_with_two_clients_makes_the_comparison_of_one_process(
+    finished: Path, tiny: list[str], tmp_path: Path
+) -> None:
     words = [*two_arms(tiny, tmp_path), "lamorel_args.distributed_setup_args.n_rl_processes=2"]
     command = [sys.executable, "-m", "launchers", "compare", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert curves(tmp_path) == curves(finished)
     assert done.stdout.count("report: ") == 1 and (tmp_path / "report.html").exists()
@@ -138,32 +163,65 @@ def test_a_failure_ends_with_its_message_and_keeps_what_is_complete(
     (full / "versions.json.part").symlink_to("/dev/full")
     assert run_main(compare.run, two_arms(tiny, tmp_path)) == 1
     errors = capsys.readouterr().err
-    assert f"error: {full / 'versions.json'} cannot be written: No space left on device" in errors and "Traceback" not in errors
-    assert curves(tmp_path)["llm_policy_feedback_gae"] == curves(finished)["llm_policy_feedback_gae"]
+    assert (
+        f"error: {full / 'versions.json'} cannot be written: No space left on device" in errors
+        and "Traceback" not in errors
+    )
+    assert (
+        curves(tmp_path)["llm_policy_feedback_gae"] == curves(finished)["llm_policy_feedback_gae"]
+    )
 
 
 def test_another_configuration_is_refused_with_every_key_that_differs(
     finished: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_main(compare.run, [*two_arms(tiny, finished), "feedback.lr=0.25", "env.language=fr"]) == 2
+    assert (
+        run_main(compare.run, [*two_arms(tiny, finished), "feedback.lr=0.25", "env.language=fr"])
+        == 2
+    )
     errors = capsys.readouterr().err
-    assert errors.count("feedback.lr: ") == 2 and errors.count("env.language: ") == 2 and "Traceback" not in errors
+    assert (
+        errors.count("feedback.lr: ") == 2
+        and errors.count("env.language: ") == 2
+        and "Traceback" not in errors
+    )
 
 
-# --- planning -------------------------------------------------------------------------------------------------------------------------
+# --- planning -------------------------------------------------------------------------------------
 
 
 def test_a_plan_has_every_arm_for_a_seed_before_the_next_seed() -> None:
-    planned = compare.plan(["compare.seeds=[3,1]", "compare.arms=[student_alone,teacher_frozen]", "run.total_steps=40"], "demo")
+    planned = compare.plan(
+        [
+            "compare.seeds=[3,1]",
+            "compare.arms=[student_alone,teacher_frozen]",
+            "run.total_steps=40",
+        ],
+        "demo",
+    )
     assert [run.name for run in planned] == [
         "student_alone, seed 3", "teacher_frozen, seed 3", "student_alone, seed 1", "teacher_frozen, seed 1"]  # fmt: skip
     assert [str(run.folder) for run in planned][0] == "runs/demo/student_alone/seed_3"
-    assert {(run.config.arm.teacher, run.config.run.seed) for run in planned} == {("none", 3), ("llm", 3), ("none", 1), ("llm", 1)}
-    assert all(run.config.run.total_steps == 40 and run.config.run.evaluation == "exact" for run in planned)
+    assert {(run.config.arm.teacher, run.config.run.seed) for run in planned} == {
+        ("none", 3),
+        ("llm", 3),
+        ("none", 1),
+        ("llm", 1),
+    }
+    assert all(
+        run.config.run.total_steps == 40 and run.config.run.evaluation == "exact" for run in planned
+    )
 
 
-def test_a_plan_over_tasks_has_each_task_in_a_folder_of_its_own_and_the_experiments_values_win() -> None:
-    words = ["compare.tasks=[go_to_local_d4,open_door]", "compare.arms=[student_alone,llm_policy]", "compare.seeds=[3,1]", "env.num_envs=2"]
+def test_a_plan_over_tasks_has_each_task_in_a_folder_of_its_own_and_the_experiments_values_win() -> (
+    None
+):
+    words = [
+        "compare.tasks=[go_to_local_d4,open_door]",
+        "compare.arms=[student_alone,llm_policy]",
+        "compare.seeds=[3,1]",
+        "env.num_envs=2",
+    ]
     planned = compare.plan(words, "demo")
     assert [str(run.folder) for run in planned] == [
         f"runs/demo/{task}/{arm}/seed_{seed}"
@@ -173,17 +231,37 @@ def test_a_plan_over_tasks_has_each_task_in_a_folder_of_its_own_and_the_experime
     ]
     assert planned[0].name == "go_to_local_d4, student_alone, seed 3"
     first, last = planned[0].config, planned[-1].config
-    assert (first.env.level, first.env.num_distractors, first.arm.teacher) == ("BabyAI-GoToLocal-v0", 4, "none")
-    assert (last.env.level, last.env.num_distractors, last.arm.agent) == ("BabyAI-OpenDoor-v0", None, "llm_policy")
-    # The task's 50,000 steps give way to the demonstration's 2,100; what neither it nor the command line says is the task's.
-    assert {run.config.run.total_steps for run in planned} == {2100} and {run.config.env.num_envs for run in planned} == {2}
+    assert (first.env.level, first.env.num_distractors, first.arm.teacher) == (
+        "BabyAI-GoToLocal-v0",
+        4,
+        "none",
+    )
+    assert (last.env.level, last.env.num_distractors, last.arm.agent) == (
+        "BabyAI-OpenDoor-v0",
+        None,
+        "llm_policy",
+    )
+    # The task's 50,000 steps give way to the demonstration's 2,100; what neither it nor the command
+    # line says is the task's.
+    assert {run.config.run.total_steps for run in planned} == {2100} and {
+        run.config.env.num_envs for run in planned
+    } == {2}
     assert (first.run.eval_episodes, last.run.eval_episodes) == (200, 100)
 
 
-def test_parts_of_a_plan_are_every_run_once(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_plan_are_every_run_once(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained: list[str] = []
-    monkeypatch.setattr(compare, "compare", lambda runs, llm, versions: trained.extend(run.name for run in runs))
-    words = [*tiny, "compare.arms=[student_alone,teacher_random]", "compare.seeds=[0,1,2]", f"compare.output_dir={tmp_path}"]
+    monkeypatch.setattr(
+        compare, "compare", lambda runs, llm, versions: trained.extend(run.name for run in runs)
+    )
+    words = [
+        *tiny,
+        "compare.arms=[student_alone,teacher_random]",
+        "compare.seeds=[0,1,2]",
+        f"compare.output_dir={tmp_path}",
+    ]
     for part in ("1/2", "2/2"):
         assert compare.run([*words, "--part", part]) == 0
     assert trained == [
@@ -225,7 +303,9 @@ def test_the_arm_that_nobody_asked_for_need_not_be_possible() -> None:
     compare.plan(["feedback.every=1", "compare.arms=[teacher_feedback_td_online,llm_policy]"])
 
 
-@pytest.mark.parametrize("override", ["arm=llm_policy", "task=open_door", "run.seed=1", "run.output_dir=x"])
+@pytest.mark.parametrize(
+    "override", ["arm=llm_policy", "task=open_door", "run.seed=1", "run.output_dir=x"]
+)
 def test_what_a_comparison_sets_itself_cannot_be_set(override: str) -> None:
     with pytest.raises(ConfigError, match="a comparison sets this itself; set compare"):
         compare.plan([override], "demo")
@@ -233,37 +313,68 @@ def test_what_a_comparison_sets_itself_cannot_be_set(override: str) -> None:
 
 def test_arms_that_want_other_servers_cannot_share_a_launch(tmp_path: Path) -> None:
     (tmp_path / "arm").mkdir()
-    (tmp_path / "default.yaml").write_text("defaults: [_self_, {arm: one}]\ncompare: {arms: [one, two]}\n")
+    (tmp_path / "default.yaml").write_text(
+        "defaults: [_self_, {arm: one}]\ncompare: {arms: [one, two]}\n"
+    )
     (tmp_path / "arm" / "one.yaml").write_text("# @package _global_\narm: {name: one}\n")
-    (tmp_path / "arm" / "two.yaml").write_text("# @package _global_\narm: {name: two}\nlamorel_args: {llm_args: {dtype: bfloat16}}\n")
+    (tmp_path / "arm" / "two.yaml").write_text(
+        "# @package _global_\narm: {name: two}\nlamorel_args: {llm_args: {dtype: bfloat16}}\n"
+    )
     with pytest.raises(ConfigError, match="with arm=two it differs"):
         compare.plan([], "default", tmp_path)
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("overrides", "status", "message"),
     [
         (["run.total_step=3"], 2, "run.total_step: unknown key (did you mean total_steps?)"),
-        (["env.level=BabyAI-GoToRedBal-v0"], 2, "env.level: no level 'BabyAI-GoToRedBal-v0'; did you mean"),
-        (["env.curriculum=[{level:BabyAI-GoToOb-v0,steps:9}]"], 2, "env.curriculum[0].level: no level 'BabyAI-GoToOb-v0'; did you mean"),
-        (["env.num_distractors=2"], 2, "env.num_distractors: BabyAI-GoToRedBallNoDists-v0 does not take a number of distractors"),
+        (
+            ["env.level=BabyAI-GoToRedBal-v0"],
+            2,
+            "env.level: no level 'BabyAI-GoToRedBal-v0'; did you mean",
+        ),
+        (
+            ["env.curriculum=[{level:BabyAI-GoToOb-v0,steps:9}]"],
+            2,
+            "env.curriculum[0].level: no level 'BabyAI-GoToOb-v0'; did you mean",
+        ),
+        (
+            ["env.num_distractors=2"],
+            2,
+            "env.num_distractors: BabyAI-GoToRedBallNoDists-v0 does not take a number of distractors",
+        ),
         (["lamorel_args.llm_args.model_path=./no/such/model"], 2, "no/such/model does not exist"),
-        (["run.evaluation=exact", "env.prompt=glam", "arm=llm_policy"], 2, "run.evaluation: exact is not possible"),
-        (["run.output_dir=/dev/null/run"], 1, "/dev/null/run cannot be written: /dev/null is not a folder"),
+        (
+            ["run.evaluation=exact", "env.prompt=glam", "arm=llm_policy"],
+            2,
+            "run.evaluation: exact is not possible",
+        ),
+        (
+            ["run.output_dir=/dev/null/run"],
+            1,
+            "/dev/null/run cannot be written: /dev/null is not a folder",
+        ),
     ],
 )
 def test_a_mistake_ends_with_one_message(
-    tiny: list[str], tmp_path: Path, overrides: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+    tiny: list[str],
+    tmp_path: Path,
+    overrides: list[str],
+    status: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run_main(train.run, [*tiny, f"run.output_dir={tmp_path / 'run'}", *overrides]) == status
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and message in errors and "Traceback" not in errors
 
 
-def test_a_corrupt_checkpoint_is_named(finished: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_corrupt_checkpoint_is_named(
+    finished: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [*tiny, "arm=teacher_feedback_previous", f"run.output_dir={tmp_path}"]
     assert train.run(words) == 0
     (model,) = (tmp_path / "checkpoints").rglob("model.safetensors")
@@ -271,17 +382,21 @@ def test_a_corrupt_checkpoint_is_named(finished: Path, tiny: list[str], tmp_path
     (tmp_path / "status.json").write_text('{"state": "running"}')
     assert run_main(train.run, words) == 1
     errors = capsys.readouterr().err
-    assert errors.startswith("error: ") and "model.safetensors" in errors and "Traceback" not in errors
+    assert (
+        errors.startswith("error: ") and "model.safetensors" in errors and "Traceback" not in errors
+    )
 
 
-# --- evaluating -----------------------------------------------------------------------------------------------------------------------------------
+# --- evaluating -----------------------------------------------------------------------------------
 
 
 def scores_of(printed: str) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
     return {score["name"]: score for score in json.loads(printed.splitlines()[-1])["scores"]}
 
 
-def test_a_run_is_evaluated_beside_random_and_the_bot(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_evaluated_beside_random_and_the_bot(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = finished / "teacher_feedback_previous" / "seed_5"
     assert evaluate.run([f"policy={folder}", "run.eval_episodes=16"]) == 0
     printed = capsys.readouterr().out
@@ -291,15 +406,30 @@ def test_a_run_is_evaluated_beside_random_and_the_bot(finished: Path, capsys: py
     # Wilson with 16 of 16: 16 / (16 + z^2).
     assert found["bot"]["success"]["low"] == pytest.approx(16 / (16 + 3.841459), abs=1e-6)
     assert found["random"]["success"]["estimate"] < 1.0 and found["random"]["exact_success"] is None
-    assert printed.splitlines()[0].startswith("BabyAI-GoToRedBallNoDists-v0, 16 held-out episodes from seed 1000000000")
+    assert printed.splitlines()[0].startswith(
+        "BabyAI-GoToRedBallNoDists-v0, 16 held-out episodes from seed 1000000000"
+    )
 
 
 @pytest.mark.parametrize("arm", ["teacher_feedback_previous", "llm_policy_feedback_gae"])
-def test_a_run_is_evaluated_wherever_one_wants(arm: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_evaluated_wherever_one_wants(
+    arm: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     policy = f"policy={finished / arm / 'seed_5'}"
-    for elsewhere in (["env.level=BabyAI-GoToLocal-v0"], ["env.level=BabyAI-PickupLoc-v0", "env.num_envs=1"], ["env.backend=minigrid"]):
-        assert evaluate.run([policy, "run.eval_episodes=2", "run.evaluation=episodes", *elsewhere]) == 0
-        assert capsys.readouterr().out.startswith(elsewhere[0].removeprefix("env.level=").replace("env.backend=minigrid", "BabyAI-GoToRed"))
+    for elsewhere in (
+        ["env.level=BabyAI-GoToLocal-v0"],
+        ["env.level=BabyAI-PickupLoc-v0", "env.num_envs=1"],
+        ["env.backend=minigrid"],
+    ):
+        assert (
+            evaluate.run([policy, "run.eval_episodes=2", "run.evaluation=episodes", *elsewhere])
+            == 0
+        )
+        assert capsys.readouterr().out.startswith(
+            elsewhere[0]
+            .removeprefix("env.level=")
+            .replace("env.backend=minigrid", "BabyAI-GoToRed")
+        )
 
 
 def test_what_a_checkpoint_has_learnt_is_taken_over(tiny: list[str], tmp_path: Path) -> None:
@@ -314,41 +444,76 @@ def test_what_a_checkpoint_has_learnt_is_taken_over(tiny: list[str], tmp_path: P
             run.take_over(read_checkpoint(tmp_path))
             stored = read_checkpoint(tmp_path)
             assert run.agent.tensors().keys() == stored.tensors.keys() == fresh.keys()
-            assert all(torch.equal(run.agent.tensors()[key], tensor) for key, tensor in stored.tensors.items())
-            assert any(not torch.equal(fresh[key], tensor) for key, tensor in stored.tensors.items())
-            assert not torch.equal(before, llm.score(["a prompt"], [["turn left", "go forward"]])[0])
+            assert all(
+                torch.equal(run.agent.tensors()[key], tensor)
+                for key, tensor in stored.tensors.items()
+            )
+            assert any(
+                not torch.equal(fresh[key], tensor) for key, tensor in stored.tensors.items()
+            )
+            assert not torch.equal(
+                before, llm.score(["a prompt"], [["turn left", "go forward"]])[0]
+            )
             assert run.edge.signals.state()["means"] == stored.state["signals"]["means"] != {}
 
 
-def test_the_model_as_it_is_can_be_evaluated_exactly(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_model_as_it_is_can_be_evaluated_exactly(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate.run([*tiny, "run.evaluation=exact"]) == 0
     found = scores_of(capsys.readouterr().out)
-    # METHOD of the level: uniformly random actions succeed in 26.4 %, return 0.155; the optimum is 100 %, 0.934.
-    assert (found["random"]["exact_success"], found["random"]["exact_return"]) == pytest.approx((0.264, 0.155), abs=1e-3)
-    assert (found["bot"]["exact_success"], found["bot"]["exact_return"]) == pytest.approx((1.0, 0.934), abs=1e-3)
+    # METHOD of the level: uniformly random actions succeed in 26.4 %, return 0.155; the optimum is
+    # 100 %, 0.934.
+    assert (found["random"]["exact_success"], found["random"]["exact_return"]) == pytest.approx(
+        (0.264, 0.155), abs=1e-3
+    )
+    assert (found["bot"]["exact_success"], found["bot"]["exact_return"]) == pytest.approx(
+        (1.0, 0.934), abs=1e-3
+    )
     assert 0 <= float(found["zero_shot"]["exact_success"]) <= 1  # type: ignore[arg-type]
 
 
-def test_what_is_no_run_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_run_cannot_be_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_main(evaluate.run, [f"policy={tmp_path}"]) == 2
     assert "neither zero_shot nor a run folder" in capsys.readouterr().err
 
 
-# --- several ranks ------------------------------------------------------------------------------------------------------------------------------------
+# --- several ranks --------------------------------------------------------------------------------
 
 
 def launch(words: list[str]) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "launchers", "train", "lamorel_args.distributed_setup_args.n_llm_processes=2", *words]
-    return subprocess.run(argv, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    argv = [
+        sys.executable,
+        "-m",
+        "launchers",
+        "train",
+        "lamorel_args.distributed_setup_args.n_llm_processes=2",
+        *words,
+    ]
+    return subprocess.run(
+        argv,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
-def test_a_launch_with_two_servers_gives_the_numbers_of_one_process(finished: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_a_launch_with_two_servers_gives_the_numbers_of_one_process(
+    finished: Path, tiny: list[str], tmp_path: Path
+) -> None:
     folder = tmp_path / "teacher_feedback_previous" / "seed_5"
     words = [*tiny, "arm=teacher_feedback_previous", "run.seed=5", f"run.output_dir={folder}"]
     done = launch(words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"run: {folder}"
-    one, two = curves(finished)["teacher_feedback_previous"], curves(tmp_path)["teacher_feedback_previous"]
+    one, two = (
+        curves(finished)["teacher_feedback_previous"],
+        curves(tmp_path)["teacher_feedback_previous"],
+    )
     del one["llm_tokens"]  # each server remembers answers of its own
     for name, values in one.items():
         assert two[name] == pytest.approx(values, abs=1e-4), name
@@ -357,10 +522,14 @@ def test_a_launch_with_two_servers_gives_the_numbers_of_one_process(finished: Pa
     state.write_text("{")
     (folder / "status.json").write_text('{"state": "running"}')
     done = launch(words)
-    assert done.returncode != 0 and f"{state} is damaged" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode != 0
+        and f"{state} is damaged" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
-# --- progress ---------------------------------------------------------------------------------------------------------------------------------------------
+# --- progress -------------------------------------------------------------------------------------
 
 
 def test_the_time_left_follows_from_the_steps_done_so_far(caplog: pytest.LogCaptureFixture) -> None:
@@ -382,7 +551,12 @@ def test_the_time_left_follows_from_the_steps_done_so_far(caplog: pytest.LogCapt
 
 
 def test_times_are_rounded_for_people() -> None:
-    assert [describe_seconds(seconds) for seconds in (45.4, 89.0, 720.0, 11100.0)] == ["45 s", "89 s", "12 min", "3 h 05 min"]
+    assert [describe_seconds(seconds) for seconds in (45.4, 89.0, 720.0, 11100.0)] == [
+        "45 s",
+        "89 s",
+        "12 min",
+        "3 h 05 min",
+    ]
 
 
 def test_the_shipped_folder_of_configurations_is_the_default() -> None:

@@ -21,7 +21,8 @@ from experiments.report.results import group_arms, read_runs
 from lamorel_ext.errors import CheckpointError
 
 ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback_gae"]
-# Areas over 20 steps, (a + 2 b + c) / 4, of the three arms; in both seeds gae is ahead of the baseline by 0.25 and 0.375.
+# Areas over 20 steps, (a + 2 b + c) / 4, of the three arms; in both seeds gae is ahead of the
+# baseline by 0.25 and 0.375.
 CURVES = {
     ("llm_policy", 0): [0.0, 0.25, 0.5],  # 0.25
     ("llm_policy", 1): [0.0, 0.0, 0.5],  # 0.125
@@ -48,7 +49,12 @@ def report(runs: Path) -> Path:
 def page_without_figures(folder: Path) -> str:
     """Drawing takes most of the time."""
     findings = find(folder)
-    nothing: dict[str, list[Picture]] = {"curves": [], "costs": [], "differences": [], "controls": []}
+    nothing: dict[str, list[Picture]] = {
+        "curves": [],
+        "costs": [],
+        "differences": [],
+        "controls": [],
+    }
     return compose_page(findings, nothing, [nothing] * len(findings.tasks))
 
 
@@ -63,44 +69,61 @@ def first_lines(folder: Path) -> list[str]:
 
 def test_the_first_lines_answer_the_question(runs: Path) -> None:
     sentences = first_lines(runs)
-    # gae minus llm_policy: 0.25 and 0.375, mean 0.3125; every run of gae is above every run of llm_policy.
+    # gae minus llm_policy: 0.25 and 0.375, mean 0.3125; every run of gae is above every run of
+    # llm_policy.
     assert sentences[0] == (
-        # Unpaired: 0.5 twice against 0.25 and 0.125, standard error 1/16, one degree of freedom: 12.706 / 16 = 0.794 to either side,
-        # p = 1 - 2 / pi * atan(5) = 0.12567; the frozen teacher's 0.105 comes first in Holm's order: twice that
-        # holds for both.
+        # Unpaired: 0.5 twice against 0.25 and 0.125, standard error 1/16, one degree of freedom:
+        # 12.706 / 16 = 0.794 to either side, p = 1 - 2 / pi * atan(5) = 0.12567; the frozen
+        # teacher's 0.105 comes first in Holm's order: twice that holds for both.
         "teacher_feedback/gae is not distinguishable from llm_policy: area under the success curve +0.312 [−0.482, +1.107] "
         "(corrected p = 0.211, 2 arms compared), ahead in 2 of 2 paired seeds, probability of improvement 1.00."
     )
-    # gae minus frozen: 0 and 0.125, mean 0.0625; one degree of freedom again, p = 0.5. Of the four pairs two are won and two are ties.
+    # gae minus frozen: 0 and 0.125, mean 0.0625; one degree of freedom again, p = 0.5. Of the four
+    # pairs two are won and two are ties.
     assert sentences[1] == (
         "teacher_feedback/gae is not distinguishable from teacher_frozen: area under the success curve "
         "+0.062 [−0.732, +0.857] (corrected p = 0.500, 2 arms compared), ahead in 1 of 2 paired seeds, probability of improvement 0.75."
     )
-    assert "3 arms were tried" in sentences[-1] and "2 paired seeds show a tendency; a claim needs 10" in sentences[-1]
+    assert (
+        "3 arms were tried" in sentences[-1]
+        and "2 paired seeds show a tendency; a claim needs 10" in sentences[-1]
+    )
 
 
 def test_a_control_may_be_the_best_arm_but_speaks_for_no_feedback(tmp_path: Path) -> None:
-    arms = ["llm_policy", "teacher_frozen", "teacher_feedback_td", "teacher_feedback+signal=constant+sign=random"]
+    arms = [
+        "llm_policy",
+        "teacher_frozen",
+        "teacher_feedback_td",
+        "teacher_feedback+signal=constant+sign=random",
+    ]
     for arm, height in zip(arms, (0.1, 0.25, 0.5, 0.75), strict=True):
         for seed in (0, 1):
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
     first, second, better, *_ = first_lines(tmp_path)
-    assert first.startswith("teacher_feedback/constant/random sign is ahead of llm_policy on 2 seeds, which is a tendency: area under the success curve +0.650")
+    assert first.startswith(
+        "teacher_feedback/constant/random sign is ahead of llm_policy on 2 seeds, which is a tendency: area under the success curve +0.650"
+    )
     assert second.startswith(
         "teacher_feedback/td is ahead of teacher_frozen on 2 seeds, which is a tendency: area under the success curve +0.250"
     )
-    assert better == "Ahead of llm_policy, after the correction: teacher_frozen, teacher_feedback/td, teacher_feedback/constant/random sign."
+    assert (
+        better
+        == "Ahead of llm_policy, after the correction: teacher_frozen, teacher_feedback/td, teacher_feedback/constant/random sign."
+    )
 
 
-def test_the_best_taught_arm_is_named_also_where_the_frozen_teacher_is_the_baseline(tmp_path: Path) -> None:
+def test_the_best_taught_arm_is_named_also_where_the_frozen_teacher_is_the_baseline(
+    tmp_path: Path,
+) -> None:
     arms = ["teacher_frozen", "teacher_feedback_td", "teacher_feedback+signal=constant+sign=random"]
     for arm, height in zip(arms, (0.25, 0.5, 0.75), strict=True):
         for seed in (0, 1):
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
     first, second, *_ = first_lines(tmp_path)
-    assert first.startswith("teacher_feedback/constant/random sign is ahead of teacher_frozen") and second.startswith(
-        "teacher_feedback/td is ahead of teacher_frozen"
-    )
+    assert first.startswith(
+        "teacher_feedback/constant/random sign is ahead of teacher_frozen"
+    ) and second.startswith("teacher_feedback/td is ahead of teacher_frozen")
 
 
 def test_where_the_baseline_is_the_best_arm_that_comes_first(tmp_path: Path) -> None:
@@ -123,37 +146,75 @@ def test_an_arm_that_follows_the_bot_is_a_bound_and_not_the_best(tmp_path: Path)
     assert sentences[0].startswith(
         "teacher_frozen is ahead of llm_policy on 2 seeds, which is a tendency: area under the success curve +0.150"
     )
-    assert sentences[-1].startswith("teacher_oracle follows the bot, a bound and no rival. 3 arms were tried")
+    assert sentences[-1].startswith(
+        "teacher_oracle follows the bot, a bound and no rival. 3 arms were tried"
+    )
 
 
 def test_the_summary_holds_the_numbers_worked_out_by_hand(report: Path) -> None:
     baseline, frozen, gae = rows(report, "summary")
-    assert [row["arm"] for row in (baseline, frozen, gae)] == ["llm_policy", "teacher_frozen", "teacher_feedback/gae"]
-    assert (float(gae["success"]), float(gae["return"]), float(gae["return_x20"])) == (0.875, 0.4375, 8.75)
+    assert [row["arm"] for row in (baseline, frozen, gae)] == [
+        "llm_policy",
+        "teacher_frozen",
+        "teacher_feedback/gae",
+    ]
+    assert (float(gae["success"]), float(gae["return"]), float(gae["return_x20"])) == (
+        0.875,
+        0.4375,
+        8.75,
+    )
     assert (float(gae["area"]), float(gae["area_low"]), float(gae["area_high"])) == (0.5, 0.5, 0.5)
-    assert (float(baseline["area"]), float(baseline["area_low"]), float(baseline["area_high"])) == (0.1875, 0, pytest.approx(0.1875 + 12.706204736 / 16, abs=1e-8))
-    # The mean of two seeds' middle half is that of both; 0.25 and 0.125 resampled give 0.125, 0.1875 or 0.25.
-    assert [float(baseline[name]) for name in ("area_iqm", "area_iqm_low", "area_iqm_high")] == [0.1875, 0.125, 0.25]
+    assert (float(baseline["area"]), float(baseline["area_low"]), float(baseline["area_high"])) == (
+        0.1875,
+        0,
+        pytest.approx(0.1875 + 12.706204736 / 16, abs=1e-8),
+    )
+    # The mean of two seeds' middle half is that of both; 0.25 and 0.125 resampled give 0.125,
+    # 0.1875 or 0.25.
+    assert [float(baseline[name]) for name in ("area_iqm", "area_iqm_low", "area_iqm_high")] == [
+        0.1875,
+        0.125,
+        0.25,
+    ]
     # 75 and 100 % at the end: the median of (never, 20 steps) is never.
-    assert gae["steps_to_80"] == "" and float(gae["llm_calls"]) == 40 and float(gae["llm_tokens"]) == 400 and float(gae["seconds"]) == 2
+    assert (
+        gae["steps_to_80"] == ""
+        and float(gae["llm_calls"]) == 40
+        and float(gae["llm_tokens"]) == 400
+        and float(gae["seconds"]) == 2
+    )
 
 
 def test_the_differences_are_listed_seed_by_seed(report: Path) -> None:
-    found = {(row["arm"], row["minus"], row["seed"]): float(row["area_difference"]) for row in rows(report, "differences")}
+    found = {
+        (row["arm"], row["minus"], row["seed"]): float(row["area_difference"])
+        for row in rows(report, "differences")
+    }
     assert found[("teacher_feedback/gae", "llm_policy", "0")] == 0.25
     assert found[("teacher_feedback/gae", "llm_policy", "1")] == 0.375
     assert found[("teacher_feedback/gae", "llm_policy", "")] == 0.3125
     assert found[("llm_policy", "teacher_frozen", "1")] == -0.25
-    improvement = [row["probability_of_improvement"] for row in rows(report, "differences") if row["seed"] == ""]
+    improvement = [
+        row["probability_of_improvement"]
+        for row in rows(report, "differences")
+        if row["seed"] == ""
+    ]
     assert improvement[0] == "1"
     against = {(row["arm"], row["minus"]): row["against"] for row in rows(report, "differences")}
-    assert against[("teacher_feedback/gae", "llm_policy")] == "baseline" and against[("llm_policy", "teacher_frozen")] == "frozen_teacher"
+    assert (
+        against[("teacher_feedback/gae", "llm_policy")] == "baseline"
+        and against[("llm_policy", "teacher_frozen")] == "frozen_teacher"
+    )
 
 
 def test_the_curves_are_listed_point_by_point(report: Path) -> None:
     found = rows(report, "curves")
     assert len(found) == 18
-    assert [row["success"] for row in found if (row["arm"], row["seed"]) == ("teacher_feedback/gae", "1")] == ["0.25", "0.375", "1"]
+    assert [
+        row["success"]
+        for row in found
+        if (row["arm"], row["seed"]) == ("teacher_feedback/gae", "1")
+    ] == ["0.25", "0.375", "1"]
 
 
 def test_the_page_needs_nothing_outside_itself(report: Path) -> None:
@@ -201,7 +262,9 @@ def test_every_figure_is_there_as_svg_and_png(report: Path) -> None:
     assert len(list((report.parent / "figures").iterdir())) == 2 * len(names)
 
 
-def test_a_report_made_twice_is_the_same_to_the_byte(runs: Path, report: Path, tmp_path: Path) -> None:
+def test_a_report_made_twice_is_the_same_to_the_byte(
+    runs: Path, report: Path, tmp_path: Path
+) -> None:
     again = make_report(runs, tmp_path)
     assert again.read_bytes() == report.read_bytes()
 
@@ -223,20 +286,31 @@ def test_unfinished_runs_are_left_out_and_named(runs: Path, tmp_path: Path) -> N
 
 def test_runs_of_one_arm_with_other_settings_are_another_arm(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "first")
-    make_run(make_config("teacher_feedback_gae", 0, tmp_path / "second", ARMS, "feedback.lr=0.5"), [0.0, 0.0, 0.0])
+    make_run(
+        make_config("teacher_feedback_gae", 0, tmp_path / "second", ARMS, "feedback.lr=0.5"),
+        [0.0, 0.0, 0.0],
+    )
     labels = [arm.label for arm in group_arms(read_runs(tmp_path))]
     assert labels[:2] == ["llm_policy", "teacher_frozen"]
-    assert sorted(labels[2:]) == ["teacher_feedback/gae (feedback.lr=0.0001)", "teacher_feedback/gae (feedback.lr=0.5)"]
+    assert sorted(labels[2:]) == [
+        "teacher_feedback/gae (feedback.lr=0.0001)",
+        "teacher_feedback/gae (feedback.lr=0.5)",
+    ]
 
 
 def test_runs_with_and_without_a_curriculum_are_told_apart(tmp_path: Path) -> None:
     stages = "env.curriculum=[{level:BabyAI-GoToObj-v0,steps:9},{level:BabyAI-GoToLocal-v0,num_distractors:2,success:0.5}]"
     for root, overrides in ((tmp_path / "with", (stages,)), (tmp_path / "without", ())):
-        make_run(make_config("student_alone", 0, root, ("student_alone",), *overrides), [0.0, 0.5, 1.0])
+        make_run(
+            make_config("student_alone", 0, root, ("student_alone",), *overrides), [0.0, 0.5, 1.0]
+        )
     assert make_report(tmp_path / "with").exists()
     listed = "('level=BabyAI-GoToObj-v0, steps=9', 'level=BabyAI-GoToLocal-v0, num_distractors=2, success=0.5')"
     labels = [arm.label for arm in group_arms(read_runs(tmp_path))]
-    assert labels == [f"student_alone (env.curriculum={listed})", "student_alone (env.curriculum=())"]
+    assert labels == [
+        f"student_alone (env.curriculum={listed})",
+        "student_alone (env.curriculum=())",
+    ]
 
 
 def test_the_same_run_twice_is_refused(runs: Path, tmp_path: Path) -> None:
@@ -249,13 +323,19 @@ def test_the_same_run_twice_is_refused(runs: Path, tmp_path: Path) -> None:
 def report_command(folder: Path) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[2]
     return subprocess.run(
-        [sys.executable, "-m", "experiments.report.making", str(folder)], cwd=root, env=os.environ, capture_output=True, text=True
+        [sys.executable, "-m", "experiments.report.making", str(folder)],
+        cwd=root,
+        env=os.environ,
+        capture_output=True,
+        text=True,
     )
 
 
 def test_the_command_prints_the_path_last(runs: Path) -> None:
     done = report_command(runs)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"report: {runs / 'report.html'}"
+    assert (
+        done.returncode == 0 and done.stdout.splitlines()[-1] == f"report: {runs / 'report.html'}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -265,7 +345,10 @@ def test_the_command_prints_the_path_last(runs: Path) -> None:
         ({"a/config.yaml": "run: {seeds: 1}\n"}, "run.seeds: unknown key"),
         ({"a/config.yaml": "run: {seed: 1}\n"}, "none of them complete"),
         ({"a/config.yaml": "run: {seed: 1}\n", "a/status.json": "{"}, "status.json cannot be read"),
-        ({"a/config.yaml": "run: {seed: 1}\n", "a/metrics.csv": "a,b\n1\n"}, "metrics.csv, line 2: expected 2 cells, got 1"),
+        (
+            {"a/config.yaml": "run: {seed: 1}\n", "a/metrics.csv": "a,b\n1\n"},
+            "metrics.csv, line 2: expected 2 cells, got 1",
+        ),
     ],
 )
 def test_a_bad_folder_ends_with_one_message(

@@ -69,7 +69,9 @@ def test_runs_with_one_set_of_versions_are_listed_together_with_their_hashes(run
 
 def test_the_hash_follows_what_changes_a_result_and_nothing_else(tmp_path: Path) -> None:
     config = make_config("llm_policy", 0, tmp_path, ARMS)
-    elsewhere = dataclasses.replace(config, run=dataclasses.replace(config.run, output_dir="there", num_threads=3))
+    elsewhere = dataclasses.replace(
+        config, run=dataclasses.replace(config.run, output_dir="there", num_threads=3)
+    )
     other = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1))
     assert config_hash(elsewhere) == config_hash(config) != config_hash(other)
 
@@ -81,7 +83,9 @@ def test_the_lowest_seeds_of_the_arms_named_are_planned(published: Path, tmp_pat
     assert len(plan(published, 9, [], tmp_path)) == 4
 
 
-def test_an_arm_that_is_not_there_is_named(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_arm_that_is_not_there_is_named(
+    published: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_main(run, [str(published), "--arms", "teacher"]) == 2
     assert "--arms teacher: expected one of llm_policy, teacher_frozen" in capsys.readouterr().err
 
@@ -91,7 +95,9 @@ def test_an_arm_that_is_not_there_is_named(published: Path, capsys: pytest.Captu
     [(None, "found no such file"), ("{}", "found no such file"), ('{"shared": {}}', "expected shared and arms"),
      ('{"shared": {"run.sead": 1}, "arms": [{"task": "t", "arm": "a", "config": {}}]}', "run.sead: unknown key")],
 )  # fmt: skip
-def test_a_folder_without_configurations_says_so(tmp_path: Path, text: str | None, message: str) -> None:
+def test_a_folder_without_configurations_says_so(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
     if text is not None:
         (tmp_path / "configs.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
@@ -114,6 +120,8 @@ def test_words_tell_rounding_from_other_code() -> None:
 
 def test_another_machine_is_named(tmp_path: Path) -> None:
     there = {"processor": "A", "threads": 1, "torch": "2", "numpy": "2", "python": "3"}
-    (tmp_path / "provenance.json").write_text(json.dumps({"made_with": [{"versions": there, "runs": []}]}))
+    (tmp_path / "provenance.json").write_text(
+        json.dumps({"made_with": [{"versions": there, "runs": []}]})
+    )
     assert unlike_machine(tmp_path, there) == []
     assert unlike_machine(tmp_path, {**there, "threads": 2}) == ["threads 2 here, 1 there"]

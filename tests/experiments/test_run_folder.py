@@ -40,18 +40,24 @@ def save_llm(folder: str) -> None:
 
 def a_checkpoint(steps: int) -> Checkpoint:
     return Checkpoint(
-        steps, {"w": torch.full((2, 3), float(steps)), "view": torch.arange(6).reshape(2, 3).t()}, {"rng": [1, 2], "steps": steps}
+        steps,
+        {"w": torch.full((2, 3), float(steps)), "view": torch.arange(6).reshape(2, 3).t()},
+        {"rng": [1, 2], "steps": steps},
     )
 
 
-# --- what stands in it -------------------------------------------------------------------------------------------------------
+# --- what stands in it ----------------------------------------------------------------------------
 
 
 def test_a_complete_run_reads_back_with_everything(config: Config) -> None:
     run = read_run(make_run(config, [0.25, 0.5, 1.0]))
     assert (run.state, run.seed, run.config) == ("complete", 3, config)
     assert run.status["exit_status"] == 0 and run.versions == VERSIONS
-    assert run.columns["env_steps"].tolist() == [0, 10, 20] and run.columns["success"].tolist() == [0.25, 0.5, 1.0]
+    assert run.columns["env_steps"].tolist() == [0, 10, 20] and run.columns["success"].tolist() == [
+        0.25,
+        0.5,
+        1.0,
+    ]
     assert run.area("success", 20) == 0.5625 and run.cost_to(0.5) == 10
 
 
@@ -59,7 +65,10 @@ def test_the_rows_are_events_of_tensorboard_too(config: Config) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(make_run(config, [0.25, 0.5]) / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("success")] == [(0, 0.25), (10, 0.5)]
+    assert [(event.step, event.value) for event in events.Scalars("success")] == [
+        (0, 0.25),
+        (10, 0.5),
+    ]
 
 
 def test_a_number_that_was_not_measured_is_an_empty_cell(config: Config) -> None:
@@ -72,7 +81,10 @@ def test_a_number_that_was_not_measured_is_an_empty_cell(config: Config) -> None
 
 
 def test_rows_of_one_run_have_the_same_columns(config: Config) -> None:
-    with pytest.raises(CheckpointError, match="has the columns"), RunFolder(folder_of(config), config, VERSIONS) as run:
+    with (
+        pytest.raises(CheckpointError, match="has the columns"),
+        RunFolder(folder_of(config), config, VERSIONS) as run,
+    ):
         run.write({"env_steps": 0.0})
         run.write({"env_steps": 1.0, "more": 2.0})
 
@@ -84,19 +96,26 @@ def test_the_status_follows_the_run(config: Config) -> None:
         run.progress(7, 20, {})
         raise RuntimeError("the server is gone")
     status = json.loads((folder_of(config) / "status.json").read_text())
-    assert (status["state"], status["exit_status"], status["error"], status["env_steps"]) == ("failed", 1, "the server is gone", 7)
+    assert (status["state"], status["exit_status"], status["error"], status["env_steps"]) == (
+        "failed",
+        1,
+        "the server is gone",
+        7,
+    )
     assert status["error_type"] == "RuntimeError"
 
 
 def test_progress_is_passed_on(config: Config) -> None:
     heard: list[tuple[int, int]] = []
-    with RunFolder(folder_of(config), config, VERSIONS, lambda done, total, info: heard.append((done, total))) as run:
+    with RunFolder(
+        folder_of(config), config, VERSIONS, lambda done, total, info: heard.append((done, total))
+    ) as run:
         run.progress(5, 20, {})
         run.progress(20, 20, {})
     assert heard == [(5, 20), (20, 20)]
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def test_a_run_without_a_checkpoint_starts_over(config: Config) -> None:
@@ -119,10 +138,16 @@ def test_a_checkpoint_comes_back_whole_and_later_rows_are_dropped(config: Config
     with RunFolder(folder_of(config), config, VERSIONS) as run:
         checkpoint = run.resume()
         run.write(make_row(20, 0.4))
-    assert checkpoint is not None and (checkpoint.env_steps, checkpoint.state) == (12, {"rng": [1, 2], "steps": 12})
+    assert checkpoint is not None and (checkpoint.env_steps, checkpoint.state) == (
+        12,
+        {"rng": [1, 2], "steps": 12},
+    )
     assert torch.equal(checkpoint.tensors["w"], torch.full((2, 3), 12.0))
     assert torch.equal(checkpoint.tensors["view"], torch.tensor([[0, 3], [1, 4], [2, 5]]))
-    assert checkpoint.llm_folder is not None and Path(checkpoint.llm_folder, "model.safetensors").read_bytes() == b"weights"
+    assert (
+        checkpoint.llm_folder is not None
+        and Path(checkpoint.llm_folder, "model.safetensors").read_bytes() == b"weights"
+    )
     assert read_run(folder_of(config)).columns["success"].tolist() == [0.1, 0.2, 0.4]
     assert [path.name for path in (folder_of(config) / "checkpoints").glob("step-*")] == ["step-12"]
 
@@ -140,7 +165,9 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(config: Config) 
         checkpoint = run.resume()
         assert checkpoint is not None and checkpoint.env_steps == 5
         run.checkpoint(a_checkpoint(5), None)
-    assert [path.name for path in (folder_of(config) / "checkpoints").glob("step-*")] == ["step-5-again"]
+    assert [path.name for path in (folder_of(config) / "checkpoints").glob("step-*")] == [
+        "step-5-again"
+    ]
     assert read_checkpoint(folder_of(config)).llm_folder is None
 
 
@@ -185,7 +212,10 @@ def test_a_corrupt_checkpoint_is_named(config: Config, name: str, content: bytes
     with RunFolder(folder_of(config), config, VERSIONS) as run:
         run.checkpoint(a_checkpoint(5), None)
     (folder_of(config) / "checkpoints" / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=name.split("/")[-1]), RunFolder(folder_of(config), config, VERSIONS) as run:
+    with (
+        pytest.raises(CheckpointError, match=name.split("/")[-1]),
+        RunFolder(folder_of(config), config, VERSIONS) as run,
+    ):
         run.resume()
 
 
@@ -196,7 +226,9 @@ def test_a_checkpoint_of_an_earlier_version_without_its_rows_is_refused(config: 
     make_it_old(folder_of(config))
     (folder_of(config) / "metrics.csv").unlink()
     with (
-        pytest.raises(CheckpointError, match="metrics.csv has 0 rows, its checkpoint was made after 1"),
+        pytest.raises(
+            CheckpointError, match="metrics.csv has 0 rows, its checkpoint was made after 1"
+        ),
         RunFolder(folder_of(config), config, VERSIONS) as run,
     ):
         run.resume()
@@ -242,8 +274,13 @@ def test_whatever_became_of_the_curve_it_comes_back_as_it_was(config: Config, da
     assert checkpoint is not None and checkpoint.env_steps == 12 and curve == whole
 
 
-@pytest.mark.parametrize("name", ["client.safetensors", "state.json", "llm/model.safetensors", "manifest.json", "metrics.csv"])
-def test_a_flipped_bit_costs_the_way_from_the_checkpoint_before(config: Config, name: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["client.safetensors", "state.json", "llm/model.safetensors", "manifest.json", "metrics.csv"],
+)
+def test_a_flipped_bit_costs_the_way_from_the_checkpoint_before(
+    config: Config, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = a_stopped_run(config) / "checkpoints" / "step-12" / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -255,14 +292,18 @@ def test_a_flipped_bit_costs_the_way_from_the_checkpoint_before(config: Config, 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", None])
 @pytest.mark.parametrize("name", ["status.json", "versions.json", "checkpoints/current.json"])
-def test_what_can_be_made_anew_does_not_block_a_resume(config: Config, name: str, content: bytes | None) -> None:
+def test_what_can_be_made_anew_does_not_block_a_resume(
+    config: Config, name: str, content: bytes | None
+) -> None:
     path = a_stopped_run(config) / name
     path.unlink() if content is None else path.write_bytes(content)
     checkpoint, _ = resumed(config)
     assert checkpoint is not None and checkpoint.env_steps == 12
 
 
-def test_a_complete_run_whose_curve_is_damaged_is_done_again_from_its_checkpoint(config: Config) -> None:
+def test_a_complete_run_whose_curve_is_damaged_is_done_again_from_its_checkpoint(
+    config: Config,
+) -> None:
     with RunFolder(folder_of(config), config, VERSIONS) as run:
         run.write(make_row(20, 0.5))
         run.checkpoint(a_checkpoint(20), None)
@@ -270,42 +311,60 @@ def test_a_complete_run_whose_curve_is_damaged_is_done_again_from_its_checkpoint
     whole = path.read_text()
     assert run_state(folder_of(config)) == "complete"
     path.write_text(whole[:-4])
-    assert run_state(folder_of(config)) == "running" and resumed(config)[1] == whole and run_state(folder_of(config)) == "complete"
+    assert (
+        run_state(folder_of(config)) == "running"
+        and resumed(config)[1] == whole
+        and run_state(folder_of(config)) == "complete"
+    )
 
 
-def test_a_checkpoint_without_checksums_still_loads_with_a_note(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_without_checksums_still_loads_with_a_note(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
     make_it_old(a_stopped_run(config))
     checkpoint, curve = resumed(config)
     assert checkpoint is not None and checkpoint.env_steps == 12 and len(curve.splitlines()) == 3
     assert "without checksums" in caplog.text
 
 
-# --- a full disk --------------------------------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------
 
 
-def test_a_full_disk_gives_a_clear_message_and_keeps_what_was_written(config: Config, tmp_path: Path) -> None:
+def test_a_full_disk_gives_a_clear_message_and_keeps_what_was_written(
+    config: Config, tmp_path: Path
+) -> None:
     finished = make_run(make_config("llm_policy", 3, tmp_path, ["llm_policy"]), [0.5, 0.75])
     folder = folder_of(config)
     with (
-        pytest.raises(CheckpointError, match=r"metrics.csv cannot be written: No space left on device"),
+        pytest.raises(
+            CheckpointError, match=r"metrics.csv cannot be written: No space left on device"
+        ),
         RunFolder(folder, config, VERSIONS) as run,
     ):
         (folder / "metrics.csv").symlink_to("/dev/full")
         run.write(make_row(0, 0.1))
-    assert run_state(folder) == "failed" and "No space left on device" in json.loads((folder / "status.json").read_text())["error"]
+    assert (
+        run_state(folder) == "failed"
+        and "No space left on device" in json.loads((folder / "status.json").read_text())["error"]
+    )
     assert read_run(finished).columns["success"].tolist() == [0.5, 0.75]
 
 
 def test_a_status_that_cannot_be_written_does_not_hide_the_error(config: Config) -> None:
     folder = folder_of(config)
-    with pytest.raises(CheckpointError, match="metrics.csv cannot be written"), RunFolder(folder, config, VERSIONS) as run:
+    with (
+        pytest.raises(CheckpointError, match="metrics.csv cannot be written"),
+        RunFolder(folder, config, VERSIONS) as run,
+    ):
         for name in ("metrics.csv", "status.json.part"):
             (folder / name).symlink_to("/dev/full")
         run.write(make_row(0, 0.1))
     assert run_state(folder) == "running"  # the old file is still whole
 
 
-def test_a_disk_that_fills_up_under_a_checkpoint_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_under_a_checkpoint_is_named(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -317,10 +376,12 @@ def test_a_disk_that_fills_up_under_a_checkpoint_is_named(config: Config, monkey
         run.checkpoint(a_checkpoint(5), None)
 
 
-# --- another run's folder -------------------------------------------------------------------------------------------------------------
+# --- another run's folder -------------------------------------------------------------------------
 
 
-def test_the_folder_of_another_run_is_refused_with_every_key_that_differs(config: Config, tmp_path: Path) -> None:
+def test_the_folder_of_another_run_is_refused_with_every_key_that_differs(
+    config: Config, tmp_path: Path
+) -> None:
     make_run(config, [0.5])
     other = make_config("teacher_feedback_td", 4, tmp_path, ["llm_policy"], "student.lr=0.5")
     with pytest.raises(ConfigError) as caught:
@@ -338,9 +399,19 @@ def test_a_second_process_is_kept_out_of_a_run_that_is_being_written(config: Con
         "with held_alone(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     folder.mkdir(parents=True)
-    with subprocess.Popen([sys.executable, "-c", program, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(CheckpointError, match=f"in use by process {other.pid} on .*two processes"), RunFolder(folder, config, {}):
+        with (
+            pytest.raises(
+                CheckpointError, match=f"in use by process {other.pid} on .*two processes"
+            ),
+            RunFolder(folder, config, {}),
+        ):
             pass
         assert not (folder / "config.yaml").exists()
         other.kill()
@@ -353,7 +424,12 @@ def test_a_second_process_is_kept_out_of_a_run_that_is_being_written(config: Con
 def test_how_a_run_runs_may_change_when_it_is_resumed(config: Config, tmp_path: Path) -> None:
     folder = make_run(config, [0.5])
     same = make_config(
-        "teacher_feedback_gae", 3, tmp_path, ["a", "b"], "lamorel_args.distributed_setup_args.n_llm_processes=3", "run.checkpoint_every=7"
+        "teacher_feedback_gae",
+        3,
+        tmp_path,
+        ["a", "b"],
+        "lamorel_args.distributed_setup_args.n_llm_processes=3",
+        "run.checkpoint_every=7",
     )
     check_folders([(folder, same)])
     with RunFolder(folder, same, VERSIONS):
@@ -361,14 +437,18 @@ def test_how_a_run_runs_may_change_when_it_is_resumed(config: Config, tmp_path: 
     assert read_config(folder / "config.yaml") == same
 
 
-def test_a_tracker_that_is_not_installed_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_named(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     asked = dataclasses.replace(config, run=dataclasses.replace(config.run, tracker="wandb"))
     with pytest.raises(ConfigError, match=r"run\.tracker: wandb is not installed"):
         make_run(asked, [0.25])
 
 
-def test_weights_and_biases_gets_every_measured_value_with_its_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_gets_every_measured_value_with_its_step(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = MagicMock()
     monkeypatch.setitem(sys.modules, "wandb", MagicMock(init=MagicMock(return_value=run)))
     asked = dataclasses.replace(config, run=dataclasses.replace(config.run, tracker="wandb"))

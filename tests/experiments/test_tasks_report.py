@@ -1,4 +1,6 @@
-"""A report over several tasks: what is said over all of them and for each, with numbers that can be checked by hand."""
+"""A report over several tasks: what is said over all of them and for each, with numbers that can be
+checked by hand.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ from made_runs import make_config, make_run
 from experiments.report.making import find, make_report
 from experiments.report.results import group_tasks, read_runs
 
-ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback_gae", "teacher_feedback+signal=constant+sign=random"]
+ARMS = [
+    "llm_policy",
+    "teacher_frozen",
+    "teacher_feedback_gae",
+    "teacher_feedback+signal=constant+sign=random",
+]
 TASKS = ["go_to_local_d4", "open_door"]
 # Flat curves, so that a height is an area: by task, arm and seed.
 HEIGHTS = {
@@ -36,7 +43,14 @@ def make_matrix(root: Path) -> Path:
     for task, by_arm in HEIGHTS.items():
         for arm, heights in by_arm.items():
             for seed, height in enumerate(heights):
-                config = make_config(arm, seed, root / task, ARMS, f"task={task}", f"compare.tasks=[{','.join(TASKS)}]")
+                config = make_config(
+                    arm,
+                    seed,
+                    root / task,
+                    ARMS,
+                    f"task={task}",
+                    f"compare.tasks=[{','.join(TASKS)}]",
+                )
                 make_run(config, [height] * 3)
     return root
 
@@ -59,49 +73,84 @@ def test_runs_are_grouped_by_task_and_arms_have_the_same_name_everywhere(report:
     tasks = group_tasks(read_runs(report.parent))
     assert [task.label for task in tasks] == TASKS
     assert [[arm.label for arm in task.arms] for task in tasks] == [
-        ["llm_policy", "teacher_frozen", "teacher_feedback/gae", "teacher_feedback/constant/random sign"]
+        [
+            "llm_policy",
+            "teacher_frozen",
+            "teacher_feedback/gae",
+            "teacher_feedback/constant/random sign",
+        ]
     ] * 2
 
 
 def test_tasks_without_a_name_are_called_by_their_level(tmp_path: Path) -> None:
     make_run(make_config("llm_policy", 0, tmp_path / "one", ARMS), [0.0, 0.0])
-    make_run(make_config("llm_policy", 0, tmp_path / "two", ARMS, "env.level=BabyAI-GoToLocal-v0", "env.num_distractors=4"), [0.0, 0.0])
-    assert {task.label for task in group_tasks(read_runs(tmp_path))} == {"GoToRedBallNoDists", "GoToLocal, 4 objects"}
+    make_run(
+        make_config(
+            "llm_policy",
+            0,
+            tmp_path / "two",
+            ARMS,
+            "env.level=BabyAI-GoToLocal-v0",
+            "env.num_distractors=4",
+        ),
+        [0.0, 0.0],
+    )
+    assert {task.label for task in group_tasks(read_runs(tmp_path))} == {
+        "GoToRedBallNoDists",
+        "GoToLocal, 4 objects",
+    }
 
 
 def test_over_all_tasks_every_task_counts_the_same(report: Path) -> None:
     overall = {row["arm"]: row for row in rows(report, "overall")}
     gae = overall["teacher_feedback/gae"]
-    # Task means 0.875 and 0.25. Variance of the first mean 1/32 / 2, of the second 0: standard error 1/16, one degree of freedom, t = 12.7:
-    # the ends lie beyond what an area can be.
+    # Task means 0.875 and 0.25. Variance of the first mean 1/32 / 2, of the second 0: standard
+    # error 1/16, one degree of freedom, t = 12.7: the ends lie beyond what an area can be.
     assert numbers(gae, "area", "area_low", "area_high") == [0.5625, 0, 1]
     # Interquartile mean of (0.75, 1, 0.25, 0.25): the middle two, 0.25 and 0.75.
     assert numbers(gae, "area_iqm", "tasks", "runs") == [0.5, 2, 4]
-    # Ranks by task and seed: gae is first four times. Of llm_policy: 4, 2.5 (with the frozen teacher); 3 (with two others), 1.5 (with gae).
+    # Ranks by task and seed: gae is first four times. Of llm_policy: 4, 2.5 (with the frozen
+    # teacher); 3 (with two others), 1.5 (with gae).
     assert numbers(gae, "mean_rank", "mean_rank_low", "mean_rank_high")[0] == 1.125
     assert numbers(overall["llm_policy"], "mean_rank") == [(4 + 2.5 + 3 + 1.5) / 4]
 
 
 def test_the_difference_over_all_tasks_is_the_mean_of_the_tasks(report: Path) -> None:
-    (row,) = [row for row in rows(report, "overall_differences") if (row["arm"], row["against"]) == ("teacher_feedback/gae", "baseline")]
-    # By seed 0.5 and 0.5 on the first task, 0.25 and 0 on the second: (0.5 + 0.125) / 2. Two pairs on each of two tasks leave one degree
-    # of freedom for a correlation: unpaired. The means of two seeds that are 1/4 apart have the variance 1/64; three of the four are such:
-    # standard error sqrt(3 / 64 / 4), with Satterthwaite's 3 degrees of freedom, t = 3.182446.
+    (row,) = [
+        row
+        for row in rows(report, "overall_differences")
+        if (row["arm"], row["against"]) == ("teacher_feedback/gae", "baseline")
+    ]
+    # By seed 0.5 and 0.5 on the first task, 0.25 and 0 on the second: (0.5 + 0.125) / 2. Two pairs
+    # on each of two tasks leave one degree of freedom for a correlation: unpaired. The means of two
+    # seeds that are 1/4 apart have the variance 1/64; three of the four are such: standard error
+    # sqrt(3 / 64 / 4), with Satterthwaite's 3 degrees of freedom, t = 3.182446.
     half = 3.182446305 * (3 / 256) ** 0.5
-    assert numbers(row, "pairs", "area_difference", "low", "high") == pytest.approx([4, 0.3125, 0.3125 - half, 0.3125 + half], abs=1e-8)
+    assert numbers(row, "pairs", "area_difference", "low", "high") == pytest.approx(
+        [4, 0.3125, 0.3125 - half, 0.3125 + half], abs=1e-8
+    )
     assert numbers(row, "paired") == [0]
-    # Of the first task all four pairs are won; of the second, against 0 and 0.25, two are won and two are ties: (1 + 0.75) / 2.
+    # Of the first task all four pairs are won; of the second, against 0 and 0.25, two are won and
+    # two are ties: (1 + 0.75) / 2.
     assert numbers(row, "probability_of_improvement") == [0.875]
 
 
 def test_profiles_say_which_share_of_the_runs_is_above_a_level(report: Path) -> None:
-    profile = {(row["arm"], row["area_above"]): float(row["share"]) for row in rows(report, "profiles")}
-    assert [profile["teacher_feedback/gae", level] for level in ("0", "0.24", "0.25", "0.74", "0.75", "1")] == [1, 1, 0.5, 0.5, 0.25, 0]
+    profile = {
+        (row["arm"], row["area_above"]): float(row["share"]) for row in rows(report, "profiles")
+    }
+    assert [
+        profile["teacher_feedback/gae", level]
+        for level in ("0", "0.24", "0.25", "0.74", "0.75", "1")
+    ] == [1, 1, 0.5, 0.5, 0.25, 0]
 
 
 def test_the_first_lines_answer_over_all_tasks_and_then_for_each(report: Path) -> None:
-    answer = re.findall("<p>(.*?)</p>", report.read_text().split('<div class="answer">')[1].split("</div>")[0])
-    # Two seeds a task show nothing, even where every run of one arm is above every run of the other.
+    answer = re.findall(
+        "<p>(.*?)</p>", report.read_text().split('<div class="answer">')[1].split("</div>")[0]
+    )
+    # Two seeds a task show nothing, even where every run of one arm is above every run of the
+    # other.
     assert answer[0].startswith(
         "Did the feedback help? Over 2 tasks, that is not shown: the best feedback arm, teacher_feedback/gae, against teacher_frozen: area +0.312"
     )
@@ -109,17 +158,44 @@ def test_the_first_lines_answer_over_all_tasks_and_then_for_each(report: Path) -
         "Over 2 tasks, teacher_feedback/gae is not distinguishable from llm_policy: area under the success curve +0.312 [−0.032, +0.657] "
         "(corrected p = "
     )
-    assert answer[1].endswith("3 arms compared), ahead in 3 of 4 pairs of runs, probability of improvement 0.88.")
-    assert [line for line in answer if line.startswith("On go_to_local_d4: teacher_feedback/gae is not distinguishable from llm_policy: ")]
-    assert [line for line in answer if line.startswith("On open_door: teacher_feedback/gae is not distinguishable from llm_policy")]
+    assert answer[1].endswith(
+        "3 arms compared), ahead in 3 of 4 pairs of runs, probability of improvement 0.88."
+    )
+    assert [
+        line
+        for line in answer
+        if line.startswith(
+            "On go_to_local_d4: teacher_feedback/gae is not distinguishable from llm_policy: "
+        )
+    ]
+    assert [
+        line
+        for line in answer
+        if line.startswith(
+            "On open_door: teacher_feedback/gae is not distinguishable from llm_policy"
+        )
+    ]
 
 
 def test_each_task_has_its_tables_and_figures(report: Path) -> None:
     text = report.read_text()
-    for heading in ("Over all tasks", "go_to_local_d4: Curves", "open_door: Curves", "open_door: Controls", "What the tasks differ in"):
+    for heading in (
+        "Over all tasks",
+        "go_to_local_d4: Curves",
+        "open_door: Curves",
+        "open_door: Controls",
+        "What the tasks differ in",
+    ):
         assert f"<h2>{heading}</h2>" in text
     assert {(row["task"], row["arm"]) for row in rows(report, "summary")} == {
-        (task, arm) for task in TASKS for arm in ("llm_policy", "teacher_frozen", "teacher_feedback/gae", "teacher_feedback/constant/random sign")
+        (task, arm)
+        for task in TASKS
+        for arm in (
+            "llm_policy",
+            "teacher_frozen",
+            "teacher_feedback/gae",
+            "teacher_feedback/constant/random sign",
+        )
     }
     names = {path.name for path in (report.parent / "figures").iterdir()}
     for name in (
@@ -131,7 +207,12 @@ def test_each_task_has_its_tables_and_figures(report: Path) -> None:
     ):
         assert {f"{name}.svg", f"{name}.png"} <= names
     differing = text.split("<h2>What the tasks differ in")[1].split("</section>")[0]
-    assert re.findall(r'<th scope="col">([^<]*)</th>', differing) == ["task", "env.level", "env.num_distractors", "run.eval_episodes"]
+    assert re.findall(r'<th scope="col">([^<]*)</th>', differing) == [
+        "task",
+        "env.level",
+        "env.num_distractors",
+        "run.eval_episodes",
+    ]
 
 
 def test_an_arm_that_lacks_runs_on_a_task_is_left_out_over_all_tasks_alone(tmp_path: Path) -> None:
@@ -141,6 +222,10 @@ def test_an_arm_that_lacks_runs_on_a_task_is_left_out_over_all_tasks_alone(tmp_p
         status.write_text(json.dumps({"state": "failed"}))
     findings = find(tmp_path)
     assert findings.overall is not None and len(findings.unfinished) == 2
-    assert [row.label for row in findings.overall.arms] == ["llm_policy", "teacher_feedback/gae", "teacher_feedback/constant/random sign"]
+    assert [row.label for row in findings.overall.arms] == [
+        "llm_policy",
+        "teacher_feedback/gae",
+        "teacher_feedback/constant/random sign",
+    ]
     assert [[row.label for row in task.arms] for task in findings.tasks] == [
         ["llm_policy", "teacher_frozen", "teacher_feedback/gae", "teacher_feedback/constant/random sign"], ["llm_policy", "teacher_feedback/gae", "teacher_feedback/constant/random sign"]]  # fmt: skip

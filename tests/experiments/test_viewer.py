@@ -1,4 +1,6 @@
-"""The loop viewer: what its page holds, that nothing in it can run, and, in a real browser, that it shows the step it is asked for."""
+"""The loop viewer: what its page holds, that nothing in it can run, and, in a real browser, that it
+shows the step it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,29 @@ from tests.training.student_fakes import TableLlm
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028 & 'go' \"to\""
 ARMS = ("teacher_feedback_previous_online", "llm_policy_feedback_gae", "student_alone")
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
+BROWSER = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
 in_a_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
 
 
 def config_of(arm: str, folder: Path, *overrides: str) -> Config:
     small = ["env.num_envs=2", "student.num_steps=8", "ppo.num_steps=8", "run.total_steps=48", "run.eval_every=48", "run.evaluation=episodes",
              "run.eval_episodes=2", "run.trace_every=1"]  # fmt: skip
-    return load_config([f"arm={arm}", *small, f"run.output_dir={folder}", f"compare.arms=[{','.join(ARMS)}]", *overrides])
+    return load_config(
+        [
+            f"arm={arm}",
+            *small,
+            f"run.output_dir={folder}",
+            f"compare.arms=[{','.join(ARMS)}]",
+            *overrides,
+        ]
+    )
 
 
 def make_traced_run(config: Config) -> Path:
@@ -55,7 +72,9 @@ def make_traced_run(config: Config) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three arms, each with a trace per rollout; the mission of one was written by somebody with bad intentions."""
+    """Three arms, each with a trace per rollout; the mission of one was written by somebody with
+    bad intentions.
+    """
     root = tmp_path_factory.mktemp("compared")
     for arm in ARMS:
         make_traced_run(config_of(arm, root / arm / "seed_0"))
@@ -73,11 +92,15 @@ def page(compared: Path) -> Path:
     return viewer.make_viewer(compared)
 
 
-# --- what the page holds -------------------------------------------------------------------------------------------------------
+# --- what the page holds --------------------------------------------------------------------------
 
 
 def data_of(page: Path) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    found = re.search(
+        r'<script type="application/json" id="data">(.*?)</script>',
+        page.read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
     assert found
     data: dict[str, Any] = json.loads(found.group(1))
     return data
@@ -85,7 +108,11 @@ def data_of(page: Path) -> dict[str, Any]:
 
 def test_the_page_says_what_the_traces_say(compared: Path, page: Path) -> None:
     data = data_of(page)
-    assert [run["label"] for run in data["runs"]] == ["teacher_feedback/previous/online", "llm_policy+feedback/gae", "student_alone"]
+    assert [run["label"] for run in data["runs"]] == [
+        "teacher_feedback/previous/online",
+        "llm_policy+feedback/gae",
+        "student_alone",
+    ]
     for run, arm in zip(data["runs"], ARMS, strict=True):
         files = trace_files(compared / arm / "seed_0")
         assert [rollout["env_steps"] for rollout in run["rollouts"]] == list(files) == [0, 16, 32]
@@ -95,16 +122,36 @@ def test_the_page_says_what_the_traces_say(compared: Path, page: Path) -> None:
             for shown, episode in zip(rollout["episodes"], recorded.episodes, strict=True):
                 assert data["texts"][shown["mission"]] == episode.line["mission"]
                 for step, line in zip(shown["steps"], episode.steps, strict=True):
-                    assert data["texts"][step["prompt"]] == line["prompt"] and data["views"][step["view"]] == line["view"]
-                    assert [data["texts"][place] for place in step["sentences"]] == line["sentences"]
-                    for key in ("action", "reward", "error", "previous", "advantage", "signal", "policy", "end"):
+                    assert (
+                        data["texts"][step["prompt"]] == line["prompt"]
+                        and data["views"][step["view"]] == line["view"]
+                    )
+                    assert [data["texts"][place] for place in step["sentences"]] == line[
+                        "sentences"
+                    ]
+                    for key in (
+                        "action",
+                        "reward",
+                        "error",
+                        "previous",
+                        "advantage",
+                        "signal",
+                        "policy",
+                        "end",
+                    ):
                         assert step[key] == line[key]
                     if line["llm"]:
-                        assert data["texts"][step["llm"]["text"]] == line["llm"]["text"] and step["llm"]["after"] == line["llm"]["after"]
+                        assert (
+                            data["texts"][step["llm"]["text"]] == line["llm"]["text"]
+                            and step["llm"]["after"] == line["llm"]["after"]
+                        )
 
 
 def test_every_recorded_rollout_is_on_one_of_the_pages_ends_first(
-    compared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    compared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(content, "MAX_BYTES", 1)
     assert viewer.run([str(compared), "--output", str(tmp_path / "small.html")]) == 0
@@ -112,7 +159,12 @@ def test_every_recorded_rollout_is_on_one_of_the_pages_ends_first(
     pages = [data_of(tmp_path / name) for name in names]
     assert all([page["file"] for page in data["pages"]] == names for data in pages)
     assert [data["page"] for data in pages] == list(range(9))
-    shown = [(run["label"], rollout["env_steps"]) for data in pages for run in data["runs"] for rollout in run["rollouts"]]
+    shown = [
+        (run["label"], rollout["env_steps"])
+        for data in pages
+        for run in data["runs"]
+        for rollout in run["rollouts"]
+    ]
     assert len(set(shown)) == len(shown) == 9
     printed = ["pages: 9, each with a list of all of them", f"viewer: {tmp_path / 'small.html'}"]
     assert capsys.readouterr().out.splitlines() == printed
@@ -126,13 +178,18 @@ def test_arms_are_chosen_by_label_or_folder_and_an_empty_choice_is_an_error(
         (one,) = data_of(tmp_path / "one.html")["runs"]
         assert name in (one["label"], one["label"].replace("+", "_").replace("/", "_"))
     assert run_main(viewer.run, [str(compared), "--arm", "nobody"]) == 2
-    assert "holds no recorded rollout of 0 run(s): there are the arms teacher_feedback/previous/online" in capsys.readouterr().err
+    assert (
+        "holds no recorded rollout of 0 run(s): there are the arms teacher_feedback/previous/online"
+        in capsys.readouterr().err
+    )
     untraced = config_of("student_alone", tmp_path / "run", "run.trace_every=0")
     assert run_main(viewer.run, [str(make_traced_run(untraced))]) == 2
     assert "run.trace_every was 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("broken", ["", "{", '{"kind":"step"}\n', '[1]\n{"kind":"trace"}\n', '{"kind":"else"}\n'])
+@pytest.mark.parametrize(
+    "broken", ["", "{", '{"kind":"step"}\n', '[1]\n{"kind":"trace"}\n', '{"kind":"else"}\n']
+)
 def test_a_file_that_is_no_trace_is_refused_by_name(broken: str, tmp_path: Path) -> None:
     path = tmp_path / "step_000000.jsonl"
     path.write_text(broken)
@@ -148,7 +205,7 @@ def test_another_version_is_refused(compared: Path, tmp_path: Path) -> None:
         read_trace(path)
 
 
-# --- the grid ------------------------------------------------------------------------------------------------------------------------
+# --- the grid -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -157,12 +214,23 @@ def test_another_version_is_refused(compared: Path, tmp_path: Path) -> None:
      ("BabyAI-MixedTrainLocal-v0", "minigrid")],
 )  # fmt: skip
 def test_an_episode_is_played_again_from_its_seed_and_actions(level: str, backend: Any) -> None:
-    """Whatever the agent saw lies in the replayed grid where the view says; the agent stands where its actions have led it."""
+    """Whatever the agent saw lies in the replayed grid where the view says; the agent stands where
+    its actions have led it.
+    """
     env = make_batched_env(level, 1, seed=7, backend=backend)
-    seen, actions = env.reset(), np.random.default_rng(0).choice(6, size=60, p=[0.15, 0.15, 0.4, 0.1, 0.1, 0.1]).tolist()
+    seen, actions = (
+        env.reset(),
+        np.random.default_rng(0).choice(6, size=60, p=[0.15, 0.15, 0.4, 0.1, 0.1, 0.1]).tolist(),
+    )
     steps: list[dict[str, Any]] = []
     for action in actions:
-        steps.append({"view": seen.images[0].tobytes().hex(), "direction": int(seen.directions[0]), "action": action})
+        steps.append(
+            {
+                "view": seen.images[0].tobytes().hex(),
+                "direction": int(seen.directions[0]),
+                "action": action,
+            }
+        )
         step = env.step(np.array([action]))
         seen = step.current
         if step.done[0]:
@@ -178,13 +246,18 @@ def test_an_episode_is_played_again_from_its_seed_and_actions(level: str, backen
         grid = np.frombuffer(bytes.fromhex(pose.grid), dtype=np.uint8).reshape(pose.width, -1, 3)
         fx, fy = [(1, 0), (0, 1), (-1, 0), (0, -1)][pose.direction]
         for column, row in np.argwhere(view[:, :, 0] > 0):
-            x, y = pose.x + fx * (6 - row) - fy * (column - 3), pose.y + fy * (6 - row) + fx * (column - 3)
+            x, y = (
+                pose.x + fx * (6 - row) - fy * (column - 3),
+                pose.y + fy * (6 - row) + fx * (column - 3),
+            )
             inside = 0 <= x < grid.shape[0] and 0 <= y < grid.shape[1]
             if inside and (column, row) != (3, 6):
                 assert (grid[x, y] == view[column, row]).all()
 
 
-def test_an_episode_that_looks_different_today_is_not_shown_as_if_it_did_not(compared: Path) -> None:
+def test_an_episode_that_looks_different_today_is_not_shown_as_if_it_did_not(
+    compared: Path,
+) -> None:
     recorded = read_trace(trace_files(compared / "student_alone" / "seed_0")[0])
     header, first = recorded.header, recorded.episodes[0]
     assert replay(header, first) is not None
@@ -198,16 +271,23 @@ def test_an_episode_that_looks_different_today_is_not_shown_as_if_it_did_not(com
 
 def test_each_level_of_a_curriculum_is_recorded_and_played_again(tmp_path: Path) -> None:
     stage = "env.curriculum=[{level: BabyAI-GoToObj-v0, steps: 32}]"
-    folder = make_traced_run(config_of("student_alone", tmp_path / "run", stage, "run.total_steps=96", "run.trace_every=100"))
+    folder = make_traced_run(
+        config_of(
+            "student_alone", tmp_path / "run", stage, "run.total_steps=96", "run.trace_every=100"
+        )
+    )
     recorded = [read_trace(path) for path in trace_files(folder).values()]
     assert [(one.header["env_steps"], one.header["level"]) for one in recorded] == [
         (0, "BabyAI-GoToObj-v0"), (32, "BabyAI-GoToRedBallNoDists-v0"), (80, "BabyAI-GoToRedBallNoDists-v0"),
     ]  # fmt: skip
-    assert recorded[1].episodes[0].line["number"] == 0 and recorded[1].episodes[0].line["actions"] == []
+    assert (
+        recorded[1].episodes[0].line["number"] == 0
+        and recorded[1].episodes[0].line["actions"] == []
+    )
     assert all(replay(one.header, episode) for one in recorded for episode in one.episodes)
 
 
-# --- the run folder -----------------------------------------------------------------------------------------------------------------------
+# --- the run folder -------------------------------------------------------------------------------
 
 
 def test_traces_after_the_last_checkpoint_are_dropped_and_made_again(tmp_path: Path) -> None:
@@ -224,15 +304,27 @@ def test_traces_after_the_last_checkpoint_are_dropped_and_made_again(tmp_path: P
         assert run.resume() is None and trace_files(tmp_path / "run") == {}
 
 
-# --- nothing in it can run ------------------------------------------------------------------------------------------------------------------
+# --- nothing in it can run ------------------------------------------------------------------------
 
 
 def test_no_text_can_leave_the_element_that_holds_it(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.count("<script") == 2 and text.count("</script") == 2 and "<img" not in text
     assert HOSTILE in data_of(page)["texts"]
-    assert set("<>&\u2028") & set(embedded_json({"a": HOSTILE})) == set() and json.loads(embedded_json({"a": HOSTILE})) == {"a": HOSTILE}
-    titled = make_page({"title": HOSTILE, "texts": ["@@SCRIPT@@"], "views": [], "grids": [], "runs": [], "pages": [], "page": 0})
+    assert set("<>&\u2028") & set(embedded_json({"a": HOSTILE})) == set() and json.loads(
+        embedded_json({"a": HOSTILE})
+    ) == {"a": HOSTILE}
+    titled = make_page(
+        {
+            "title": HOSTILE,
+            "texts": ["@@SCRIPT@@"],
+            "views": [],
+            "grids": [],
+            "runs": [],
+            "pages": [],
+            "page": 0,
+        }
+    )
     assert titled.count("<script") == 2 and '["@@SCRIPT@@"]' in titled
 
 
@@ -243,24 +335,36 @@ def test_the_page_names_nothing_outside_itself(page: Path) -> None:
     assert re.findall(r"https?://[^\s\"']*", text) == ["http://www.w3.org/2000/svg"]
 
 
-# --- in a browser ----------------------------------------------------------------------------------------------------------------------------
+# --- in a browser ---------------------------------------------------------------------------------
 
 
 def browse(address: str, profile: Path) -> tuple[str, list[str]]:
     """The document after its scripts have run, and what they wrote to the console."""
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--enable-logging=stderr",
                f"--user-data-dir={profile}", "--window-size=1280,900", "--virtual-time-budget=4000", "--dump-dom", address]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(profile)}, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "HOME": str(profile)},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @in_a_browser
-def test_it_opens_from_a_disk_and_shows_the_step_that_the_address_asks_for(page: Path, tmp_path: Path) -> None:
+def test_it_opens_from_a_disk_and_shows_the_step_that_the_address_asks_for(
+    page: Path, tmp_path: Path
+) -> None:
     document, console = browse(f"{page.as_uri()}?run=0#rollout=0&episode=0&t=3", tmp_path)
     assert console == []
     assert 'data-step="3"' in document and "Step 4 of " in document
-    title, mission = re.search("<title>(.*?)</title>", document), re.search('<p id="mission">(.*?)</p>', document)
+    title, mission = (
+        re.search("<title>(.*?)</title>", document),
+        re.search('<p id="mission">(.*?)</p>', document),
+    )
     assert title and mission and title.group(1).startswith("Loop viewer: ")
     assert mission.group(1).startswith("&lt;/script&gt;&lt;script&gt;") and "<img" not in document
     step = data_of(page)["runs"][0]["rollouts"][0]["episodes"][0]["steps"][3]
@@ -273,10 +377,17 @@ def test_a_script_that_came_in_nevertheless_would_not_run(page: Path, tmp_path: 
     """Also shows that the tests beside this one would see an error."""
     broken = tmp_path / "broken.html"
     broken.write_text(
-        page.read_text(encoding="utf-8").replace("<footer>", "<script>document.title='owned'</script><footer>"), encoding="utf-8"
+        page.read_text(encoding="utf-8").replace(
+            "<footer>", "<script>document.title='owned'</script><footer>"
+        ),
+        encoding="utf-8",
     )
     document, console = browse(broken.as_uri(), tmp_path)
-    assert "<title>owned" not in document and len(console) == 1 and "Content Security Policy" in console[0]
+    assert (
+        "<title>owned" not in document
+        and len(console) == 1
+        and "Content Security Policy" in console[0]
+    )
 
 
 HARNESS = """<!DOCTYPE html><title>waiting</title><iframe id="narrow" width="360" height="700"></iframe><iframe id="wide" width="1280" height="900"></iframe>
@@ -329,7 +440,9 @@ def served(page: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 
     shutil.copy(page, tmp_path / "viewer.html")
     (tmp_path / "harness.html").write_text(HARNESS, encoding="utf-8")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path))) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path))
+    ) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}", asked
@@ -338,16 +451,29 @@ def served(page: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 @in_a_browser
-def test_it_steps_plays_and_fits_a_phone_and_asks_for_nothing(served: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_it_steps_plays_and_fits_a_phone_and_asks_for_nothing(
+    served: tuple[str, list[str]], tmp_path: Path
+) -> None:
     address, asked = served
     document, console = browse(f"{address}/harness.html", tmp_path / "profile")
     title = re.search("<title>(.*?)</title>", document)
     assert title and title.group(1).startswith("{"), document[:300]
     found = json.loads(title.group(1).replace("&amp;", "&"))
-    assert found["narrow"] == found["wide"] == [[1, 0]] * 3, "each run shows step 1 and nothing sticks out"
+    assert found["narrow"] == found["wide"] == [[1, 0]] * 3, (
+        "each run shows step 1 and nothing sticks out"
+    )
     last = found["keys"][5]
     assert found["keys"] == [2, 3, 2, 0, 0, last, last] and last >= 3
-    assert found["playing"] == "❚❚ Pause" and 1 <= found["played"] <= 3  # half a second at five steps a second, on a busy machine
-    assert "an LLM teaches a student" in found["chosen"] and found["steps"] >= 1 and found["unnamed"] == 0
+    assert (
+        found["playing"] == "❚❚ Pause" and 1 <= found["played"] <= 3
+    )  # half a second at five steps a second, on a busy machine
+    assert (
+        "an LLM teaches a student" in found["chosen"]
+        and found["steps"] >= 1
+        and found["unnamed"] == 0
+    )
     assert console == []
-    assert {path.split("?")[0] for path in asked} - {"/favicon.ico"} == {"/harness.html", "/viewer.html"}
+    assert {path.split("?")[0] for path in asked} - {"/favicon.ico"} == {
+        "/harness.html",
+        "/viewer.html",
+    }

@@ -1,4 +1,6 @@
-"""A T5 of a few thousand random weights with one token per word, in a folder as ``model_path`` takes it."""
+"""A T5 of a few thousand random weights with one token per word, in a folder as ``model_path``
+takes it.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,13 @@ WORDS = (
 def save_tiny_llm(folder: Path) -> Path:
     """Write model and tokenizer into ``folder``."""
     words = ["<pad>", "</s>", "<unk>", *dict.fromkeys(WORDS)]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, relative_attention_num_buckets=8, feed_forward_proj="gated-gelu",

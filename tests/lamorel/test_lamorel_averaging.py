@@ -18,7 +18,9 @@ Update = Callable[[AveragedModule, int, int], None]
 def run(
     size: int, parts: Callable[[int, int], bool], update: Update, updates: int = 10
 ) -> list[AveragedModule]:
-    """``updates`` updates on ``size`` servers; ``parts(server, update)`` tells which have a part of the batch."""
+    """``updates`` updates on ``size`` servers; ``parts(server, update)`` tells which have a part of
+    the batch.
+    """
     modules: list[AveragedModule] = []
     for server in range(size):
         torch.manual_seed(server)  # they begin with different weights

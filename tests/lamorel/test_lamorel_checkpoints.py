@@ -58,7 +58,9 @@ class Harmful:
         (torch.ones(1), "a Tensor"),
     ],
 )
-def test_whatever_is_no_dictionary_of_tensors_is_refused_and_not_run(tmp_path: Path, capsys: Any, held: Any, named: str) -> None:
+def test_whatever_is_no_dictionary_of_tensors_is_refused_and_not_run(
+    tmp_path: Path, capsys: Any, held: Any, named: str
+) -> None:
     write(held, tmp_path / "x")
     with pytest.raises(ModelLoadError, match=named):
         read_checkpoint(tmp_path / "x")

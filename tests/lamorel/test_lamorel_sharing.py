@@ -147,7 +147,7 @@ def test_dropout_and_hooks_make_a_model_run_its_own_pass() -> None:
     assert can_share(model)
 
 
-# --- Adam ------------------------------------------------------------------------------------------
+# --- Adam -----------------------------------------------------------------------------------------
 
 
 def steps(**kwargs: Any) -> tuple[torch.Tensor, torch.optim.Optimizer]:

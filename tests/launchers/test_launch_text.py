@@ -19,7 +19,10 @@ from launchers.local import run_here
 from launchers.slurm import array_script, batch_script
 
 GOLDEN = Path(__file__).parent / "golden"
-THREE_NODES = ["lamorel_args.accelerate_args.num_machines=3", "lamorel_args.llm_args.parallelism.use_gpu=true"]
+THREE_NODES = [
+    "lamorel_args.accelerate_args.num_machines=3",
+    "lamorel_args.llm_args.parallelism.use_gpu=true",
+]
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,23 +34,37 @@ def arguments(*overrides: str) -> list[str]:
     return ["--config-name", "demo", *overrides]
 
 
-# --- golden files ----------------------------------------------------------------------------------------------------------
+# --- golden files ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("local.txt", accelerate_launch(demo(), "compare", arguments("feedback.loss=clipped")).shell() + "\n"),
-        ("one_node.sbatch", batch_script(demo(), "compare", arguments(), {"time": "02:00:00", "output": "log.txt"})),
-        ("three_nodes.sbatch", batch_script(demo(*THREE_NODES), "compare", arguments(*THREE_NODES))),
-        ("array.sbatch", array_script(demo("compare.seeds=[0,4]"), arguments("compare.seeds=[0,4]"))),
+        (
+            "local.txt",
+            accelerate_launch(demo(), "compare", arguments("feedback.loss=clipped")).shell() + "\n",
+        ),
+        (
+            "one_node.sbatch",
+            batch_script(demo(), "compare", arguments(), {"time": "02:00:00", "output": "log.txt"}),
+        ),
+        (
+            "three_nodes.sbatch",
+            batch_script(demo(*THREE_NODES), "compare", arguments(*THREE_NODES)),
+        ),
+        (
+            "array.sbatch",
+            array_script(demo("compare.seeds=[0,4]"), arguments("compare.seeds=[0,4]")),
+        ),
     ],
 )
 def test_the_text_is_the_golden_one(name: str, text: str) -> None:
     assert text == (GOLDEN / name).read_text()
 
 
-def test_a_dry_run_prints_ranks_command_and_script_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_ranks_command_and_script_and_starts_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert launch(["--dry-run", "compare", "--config-name", "demo"]) == 0
     printed = capsys.readouterr().out
     assert "2     llm server 1  0     2           cpu" in printed
@@ -55,7 +72,7 @@ def test_a_dry_run_prints_ranks_command_and_script_and_starts_nothing(capsys: py
     assert batch_script(demo(), "compare", arguments()).rstrip() in printed
 
 
-# --- the command line --------------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def test_several_machines_meet_at_the_address_given() -> None:
@@ -65,13 +82,22 @@ def test_several_machines_meet_at_the_address_given() -> None:
     )  # fmt: skip
     words = accelerate_arguments(config)
     pairs = dict(zip(words, words[1:], strict=False))
-    assert (pairs["--num_processes"], pairs["--num_machines"], pairs["--machine_rank"]) == ("3", "3", "2")
+    assert (pairs["--num_processes"], pairs["--num_machines"], pairs["--machine_rank"]) == (
+        "3",
+        "3",
+        "2",
+    )
     assert (pairs["--main_process_ip"], pairs["--main_process_port"]) == ("10.0.0.5", "29501")
 
 
 def test_servers_on_gpus_are_not_kept_off_them() -> None:
     assert accelerate_launch(demo(), "train", []).environment == {"ACCELERATE_USE_CPU": "true"}
-    assert accelerate_launch(demo("lamorel_args.llm_args.parallelism.use_gpu=true"), "train", []).environment == {}
+    assert (
+        accelerate_launch(
+            demo("lamorel_args.llm_args.parallelism.use_gpu=true"), "train", []
+        ).environment
+        == {}
+    )
 
 
 def test_an_accelerate_config_file_comes_first() -> None:
@@ -80,28 +106,62 @@ def test_an_accelerate_config_file_comes_first() -> None:
 
 
 def test_one_process_goes_without_accelerate() -> None:
-    assert one_process("train", ["run.seed=1"]).argv == ("python", "-m", "experiments.train", "run.seed=1")
+    assert one_process("train", ["run.seed=1"]).argv == (
+        "python",
+        "-m",
+        "experiments.train",
+        "run.seed=1",
+    )
 
 
 def test_words_with_spaces_survive_the_shell() -> None:
     command = Command(("echo", "a b", "$x"), {"y": "1 2"})
-    assert subprocess.run(["bash", "-c", command.shell()], capture_output=True, text=True, check=True).stdout == "a b $x\n"
+    assert (
+        subprocess.run(
+            ["bash", "-c", command.shell()], capture_output=True, text=True, check=True
+        ).stdout
+        == "a b $x\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["compare", "run.total_step=3"], "run.total_step: unknown key (did you mean total_steps?)"),
+        (
+            ["compare", "run.total_step=3"],
+            "run.total_step: unknown key (did you mean total_steps?)",
+        ),
         (["compare", "compare.arms=[llm_polic]"], "arm=llm_polic: no such file in"),
-        (["compare", "lamorel_args.accelerate_args.num_machines=3"], "2 processes do not divide over 3 machines"),
-        (["compare", "lamorel_args.distributed_setup_args.n_llm_processes=0"], "n_llm_processes: must be at least 1, got 0"),
-        (["compare", "lamorel_args.accelerate_args.num_machines=2"], "main_process_port: must be a fixed port"),
-        (["compare", "lamorel_args.accelerate_args.machine_rank=1"], "machine_rank: must be between 0 and 0, got 1"),
+        (
+            ["compare", "lamorel_args.accelerate_args.num_machines=3"],
+            "2 processes do not divide over 3 machines",
+        ),
+        (
+            ["compare", "lamorel_args.distributed_setup_args.n_llm_processes=0"],
+            "n_llm_processes: must be at least 1, got 0",
+        ),
+        (
+            ["compare", "lamorel_args.accelerate_args.num_machines=2"],
+            "main_process_port: must be a fixed port",
+        ),
+        (
+            ["compare", "lamorel_args.accelerate_args.machine_rank=1"],
+            "machine_rank: must be between 0 and 0, got 1",
+        ),
         (["compare", "feedback.every=1"], "gae needs the whole rollout"),
         (["compare", "arm=llm_policy"], "arm=llm_policy: a comparison sets this itself"),
-        (["compare", "env.level=BabyAI-GoToLoca-v0"], "env.level: no level 'BabyAI-GoToLoca-v0'; did you mean"),
-        (["--slurm", "train", "task=go_to_local", "run.evaluation=exact"], "run.evaluation: exact is not possible"),
-        (["--slurm-array", "compare", "task=go_to_local", "env.backend=table"], "env.backend: the table backend knows"),
+        (
+            ["compare", "env.level=BabyAI-GoToLoca-v0"],
+            "env.level: no level 'BabyAI-GoToLoca-v0'; did you mean",
+        ),
+        (
+            ["--slurm", "train", "task=go_to_local", "run.evaluation=exact"],
+            "run.evaluation: exact is not possible",
+        ),
+        (
+            ["--slurm-array", "compare", "task=go_to_local", "env.backend=table"],
+            "env.backend: the table backend knows",
+        ),
         (["evaluate", "policy=a", "policy=b"], "policy: one at a time, got a, b"),
         (["--slurm-array", "compare", "run.seed=3"], "run.seed=3: an array sets this itself"),
         (["--slurm", "--sbatch", "time", "compare"], "--sbatch time: expected KEY=VALUE"),
@@ -113,18 +173,32 @@ def test_a_mistake_is_reported_before_any_rank_starts(argv: list[str], message: 
     assert message in str(caught.value)
 
 
-def test_a_trained_policy_can_be_evaluated_on_several_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.yaml").write_text("lamorel_args: {distributed_setup_args: {n_llm_processes: 3}}\n")
+def test_a_trained_policy_can_be_evaluated_on_several_ranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "lamorel_args: {distributed_setup_args: {n_llm_processes: 3}}\n"
+    )
     assert launch(["evaluate", f"policy={tmp_path}", "--dry-run"]) == 0
-    assert "--num_processes 4 --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no" in capsys.readouterr().out
+    assert (
+        "--num_processes 4 --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no"
+        in capsys.readouterr().out
+    )
     with pytest.raises(CheckpointError, match="neither zero_shot nor a run folder"):
         launch(["evaluate", f"policy={tmp_path / 'none'}", "--dry-run"])
 
 
 def test_a_mistake_ends_with_one_message_and_no_traceback() -> None:
-    done = subprocess.run([sys.executable, "-m", "launchers", "compare", "model=gpt9"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "launchers", "compare", "model=gpt9"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: 1 problem in the configuration:\n  - model=gpt9: no such file")
+    assert done.stderr.startswith(
+        "error: 1 problem in the configuration:\n  - model=gpt9: no such file"
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -133,7 +207,7 @@ def test_launchers_never_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-# --- a fake cluster ------------------------------------------------------------------------------------------------------------
+# --- a fake cluster -------------------------------------------------------------------------------
 
 SRUN = """#!/usr/bin/env bash
 [ "$1 $2" = "--cpus-per-task=7 --kill-on-bad-exit=1" ] || exit 1
@@ -147,24 +221,48 @@ echo "$SLURM_NODEID $ACCELERATE_USE_CPU: $*" >> "$FAKE_LOG"
 
 
 def run_on_fake_cluster(script: str, folder: Path, **environment: str) -> list[str]:
-    """Run a batch script with ``srun``, ``scontrol`` and ``accelerate`` replaced; gives what each node would start, in order."""
-    programs = {"srun": SRUN, "scontrol": "#!/usr/bin/env bash\nprintf 'node7\\nnode8\\n'\n", "accelerate": ACCELERATE}
+    """Run a batch script with ``srun``, ``scontrol`` and ``accelerate`` replaced; gives what each
+    node would start, in order.
+    """
+    programs = {
+        "srun": SRUN,
+        "scontrol": "#!/usr/bin/env bash\nprintf 'node7\\nnode8\\n'\n",
+        "accelerate": ACCELERATE,
+    }
     for name, text in programs.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     log = folder / "log.txt"
-    job = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_CPUS_PER_TASK": "7", "FAKE_LOG": str(log), **environment}
-    subprocess.run(["bash", "-c", script], env={"PATH": f"{folder}:{os.environ['PATH']}", **job}, check=True, timeout=30)
+    job = {
+        "SLURM_JOB_ID": "123456",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_CPUS_PER_TASK": "7",
+        "FAKE_LOG": str(log),
+        **environment,
+    }
+    subprocess.run(
+        ["bash", "-c", script],
+        env={"PATH": f"{folder}:{os.environ['PATH']}", **job},
+        check=True,
+        timeout=30,
+    )
     return sorted(log.read_text().splitlines())
 
 
 def test_each_node_starts_its_share_and_meets_the_others_at_the_first_node(tmp_path: Path) -> None:
-    script = batch_script(demo("lamorel_args.accelerate_args.num_machines=3"), "compare", arguments("compare.name=two words"))
+    script = batch_script(
+        demo("lamorel_args.accelerate_args.num_machines=3"),
+        "compare",
+        arguments("compare.name=two words"),
+    )
     started = run_on_fake_cluster(script, tmp_path, FAKE_NODES="3")
     assert [line[:1] for line in started] == ["0", "1", "2"]
     for node, line in enumerate(started):
         # The port follows from the job's number: 20000 + 123456 % 20000.
-        assert f"--num_machines 3 --machine_rank {node} --main_process_ip node7 --main_process_port 23456" in line
+        assert (
+            f"--num_machines 3 --machine_rank {node} --main_process_ip node7 --main_process_port 23456"
+            in line
+        )
         assert line.endswith("-m experiments.compare --config-name demo compare.name=two words")
 
 
@@ -174,7 +272,9 @@ def test_an_array_covers_every_arm_and_seed_once(tmp_path: Path) -> None:
     assert "#SBATCH --array=0-5\n" in script
     for task in range(6):
         run_on_fake_cluster(script, tmp_path, FAKE_NODES="1", SLURM_ARRAY_TASK_ID=str(task))
-    ends = {line.split("seeds=[0,4,7] ")[1] for line in (tmp_path / "log.txt").read_text().splitlines()}
+    ends = {
+        line.split("seeds=[0,4,7] ")[1] for line in (tmp_path / "log.txt").read_text().splitlines()
+    }
     expected = {
         f"arm={arm} run.seed={seed} run.output_dir=runs/demo/{arm}/seed_{seed}"
         for arm in ("llm_policy", "student_alone")
@@ -184,12 +284,20 @@ def test_an_array_covers_every_arm_and_seed_once(tmp_path: Path) -> None:
 
 
 def test_an_array_over_tasks_covers_every_task_arm_and_seed_once(tmp_path: Path) -> None:
-    overrides = ["compare.tasks=[go_to_local,open_door]", "compare.arms=[llm_policy,student_alone,teacher_frozen]", "compare.seeds=[0,4]"]
-    script = array_script(load_config([*overrides, "task=go_to_local"], "demo"), arguments(*overrides))
+    overrides = [
+        "compare.tasks=[go_to_local,open_door]",
+        "compare.arms=[llm_policy,student_alone,teacher_frozen]",
+        "compare.seeds=[0,4]",
+    ]
+    script = array_script(
+        load_config([*overrides, "task=go_to_local"], "demo"), arguments(*overrides)
+    )
     assert "#SBATCH --array=0-11\n" in script
     for task in range(12):
         run_on_fake_cluster(script, tmp_path, FAKE_NODES="1", SLURM_ARRAY_TASK_ID=str(task))
-    ends = {line.split("seeds=[0,4] ")[1] for line in (tmp_path / "log.txt").read_text().splitlines()}
+    ends = {
+        line.split("seeds=[0,4] ")[1] for line in (tmp_path / "log.txt").read_text().splitlines()
+    }
     assert ends == {
         f"task={task} arm={arm} run.seed={seed} run.output_dir=runs/demo/{task}/{arm}/seed_{seed}"
         for task in ("go_to_local", "open_door")
@@ -198,7 +306,7 @@ def test_an_array_over_tasks_covers_every_task_arm_and_seed_once(tmp_path: Path)
     }
 
 
-# --- real ranks -------------------------------------------------------------------------------------------------------------------
+# --- real ranks -----------------------------------------------------------------------------------
 
 RANKS = """
 import os, pathlib, sys
@@ -210,11 +318,21 @@ sys.exit(7 if os.environ["RANK"] == sys.argv[2] else 0)
 def launch_ranks(folder: Path, failing: str, monkeypatch: pytest.MonkeyPatch) -> int:
     (folder / "ranks_of_a_test.py").write_text(RANKS)
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT}")
-    argv = ("accelerate", "launch", *accelerate_arguments(demo()), "-m", "ranks_of_a_test", str(folder), failing)
+    argv = (
+        "accelerate",
+        "launch",
+        *accelerate_arguments(demo()),
+        "-m",
+        "ranks_of_a_test",
+        str(folder),
+        failing,
+    )
     return run_here(Command(argv, {"ACCELERATE_USE_CPU": "true"}))
 
 
-def test_every_rank_starts_and_the_launch_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rank_starts_and_the_launch_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert launch_ranks(tmp_path, "none", monkeypatch) == 0
     assert [(tmp_path / rank).read_text() for rank in "012"] == ["3 true"] * 3
 
@@ -241,7 +359,9 @@ def test_an_interruption_reaches_the_ranks_and_ends_with_one_line(tmp_path: Path
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job, as this test may be, ignores it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background job, as this test may be, ignores it
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "1").exists() and time.monotonic() < deadline:

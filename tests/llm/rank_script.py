@@ -1,4 +1,6 @@
-"""One rank of a launch with fake models; what it does is the first argument. Prints one JSON line per thing that a test waits for."""
+"""One rank of a launch with fake models; what it does is the first argument. Prints one JSON line
+per thing that a test waits for.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def build(place: Placement) -> Hosted:
 
 
 def update(caller: Caller, **options: float) -> list[float]:
-    results = caller.update(["a", "b", "c"], [ACTIONS] * 3, signals=[1.0, 2.0, 3.0], steps=2, **options)
+    results = caller.update(
+        ["a", "b", "c"], [ACTIONS] * 3, signals=[1.0, 2.0, 3.0], steps=2, **options
+    )
     return [stats["weight"] for stats in results]
 
 
@@ -46,7 +50,8 @@ def attempt(caller: Caller, event: str, **options: float) -> None:
 def work(caller: Caller) -> None:
     """The client's part."""
     prompts = tuple(
-        "Goal of the agent: go to the red ball\nObservation: You see a wall 2 steps left, You see a red ball" for _ in range(32)
+        "Goal of the agent: go to the red ball\nObservation: You see a wall 2 steps left, You see a red ball"
+        for _ in range(32)
     )
     request = ScoreRequest(prompts, (ACTIONS,) * 32, ("value",))
     if scenario == "whole run":

@@ -1,4 +1,6 @@
-"""What is remembered belongs to the settings that it was computed with: adapters, modes, hooks, and weights changed behind the host's back."""
+"""What is remembered belongs to the settings that it was computed with: adapters, modes, hooks, and
+weights changed behind the host's back.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,25 @@ PROMPT = "you see a red ball"
 
 
 class Adapted(nn.Module):
-    """A linear layer with named low-rank additions beside it, as adapters are built; needs no library."""
+    """A linear layer with named low-rank additions beside it, as adapters are built; needs no
+    library.
+    """
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
         self.additions = nn.ModuleDict({"one": self._addition(0), "two": self._addition(1)})
-        self.active, self.disabled, self.scaling, self.merged = ["one"], False, {"one": 1.0, "two": 1.0}, []
+        self.active, self.disabled, self.scaling, self.merged = (
+            ["one"],
+            False,
+            {"one": 1.0, "two": 1.0},
+            [],
+        )
 
     def _addition(self, seed: int) -> nn.Linear:
-        layer = nn.Linear(self.base.in_features, self.base.out_features, bias=False, dtype=self.base.weight.dtype)
+        layer = nn.Linear(
+            self.base.in_features, self.base.out_features, bias=False, dtype=self.base.weight.dtype
+        )
         layer.weight.data.normal_(generator=torch.Generator().manual_seed(seed))
         return layer
 
@@ -98,7 +109,18 @@ def swap_data(layer: Adapted) -> None:
     layer.base.weight.data = layer.base.weight.data * 3
 
 
-CHANGES = [disable, choose, choose_in_place, rescale, Adapted.merge, hook, replace_forward, edit_in_place, put_another, swap_data]
+CHANGES = [
+    disable,
+    choose,
+    choose_in_place,
+    rescale,
+    Adapted.merge,
+    hook,
+    replace_forward,
+    edit_in_place,
+    put_another,
+    swap_data,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -178,7 +200,11 @@ def test_adapters_of_peft_are_told_apart(switch: str) -> None:
     model.add_adapter("two", lora)
     host = make_host(model)
     before = score(host)
-    context = {"disable": lambda: model.disable_adapter(), "other": lambda: other_adapter(model), "merge": lambda: merged(model)}
+    context = {
+        "disable": lambda: model.disable_adapter(),
+        "other": lambda: other_adapter(model),
+        "merge": lambda: merged(model),
+    }
     with context[switch]():
         inside = score(host)
         torch.testing.assert_close(inside, fresh(host))

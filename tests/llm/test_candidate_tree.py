@@ -14,7 +14,8 @@ candidate_lists = st.lists(tokens, max_size=8, unique=True)
 
 
 def test_a_tree_by_hand() -> None:
-    # turn left, turn right, drop: the nodes are "" and "turn"; the edges leave "" for turn and drop, and "turn" for left and right.
+    # turn left, turn right, drop: the nodes are "" and "turn"; the edges leave "" for turn and
+    # drop, and "turn" for left and right.
     turn, left, right, drop = 7, 1, 2, 5
     tree = make_tree([(turn, left), (turn, right), (drop,)])
     assert tree.node_tokens.tolist() == [-1, turn]
@@ -27,7 +28,9 @@ def test_a_tree_by_hand() -> None:
 
 
 @given(candidate_lists)
-def test_paths_spell_the_candidates_and_nothing_is_there_twice(candidates: list[tuple[int, ...]]) -> None:
+def test_paths_spell_the_candidates_and_nothing_is_there_twice(
+    candidates: list[tuple[int, ...]],
+) -> None:
     tree = make_tree(candidates)
     prefixes = {c[:end] for c in candidates for end in range(1, len(c) + 1)}
     assert tree.num_edges == len(prefixes)
@@ -40,12 +43,19 @@ def test_paths_spell_the_candidates_and_nothing_is_there_twice(candidates: list[
 @given(candidate_lists)
 def test_a_node_sees_its_own_prefix_alone(candidates: list[tuple[int, ...]]) -> None:
     tree = make_tree(candidates)
-    spelled = [tuple(tree.node_tokens[seen] for seen in row.nonzero()[0])[1:] for row in tree.attends]
+    spelled = [
+        tuple(tree.node_tokens[seen] for seen in row.nonzero()[0])[1:] for row in tree.attends
+    ]
     assert sorted(spelled) == sorted({c[:end] for c in candidates for end in range(len(c))} | {()})
     assert tree.node_depths.tolist() == [len(prefix) for prefix in spelled]
-    for edge, (leaf, depth) in enumerate(zip(tree.edge_leaves, tree.node_depths[tree.edge_nodes], strict=True)):
+    for edge, (leaf, depth) in enumerate(
+        zip(tree.edge_leaves, tree.node_depths[tree.edge_nodes], strict=True)
+    ):
         through = candidates[tree.leaves[leaf]]
-        assert through[depth] == tree.edge_tokens[edge] and through[:depth] == spelled[tree.edge_nodes[edge]]
+        assert (
+            through[depth] == tree.edge_tokens[edge]
+            and through[:depth] == spelled[tree.edge_nodes[edge]]
+        )
 
 
 @given(st.lists(candidate_lists, min_size=1, max_size=4))
@@ -60,7 +70,9 @@ def test_batched_trees_gather_what_single_ones_do(lists: list[list[tuple[int, ..
         start += tree.num_edges
     assert together.sum(-1).tolist() == rows
     assert batch.node_tokens[batch.roots].tolist() == [-1] * len(trees)
-    assert batch.attends.any(-1).all()  # padding too attends to something, or its softmax would divide by zero
+    assert batch.attends.any(
+        -1
+    ).all()  # padding too attends to something, or its softmax would divide by zero
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5))
@@ -70,6 +82,8 @@ def test_packing_comes_back(lengths: list[int]) -> None:
     padded = packing.pad(rows)
     assert padded.shape == (len(lengths), max(lengths), 2)
     assert torch.equal(packing.unpad(padded), rows)
-    assert [own[:length].tolist() for own, length in zip(padded, lengths, strict=True)] == [part.tolist() for part in rows.split(lengths)]
+    assert [own[:length].tolist() for own, length in zip(padded, lengths, strict=True)] == [
+        part.tolist() for part in rows.split(lengths)
+    ]
     if packing.mask is not None:
         assert packing.mask.sum(-1).tolist() == lengths

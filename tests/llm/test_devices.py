@@ -1,4 +1,6 @@
-"""What a GPU would ask for, checked without one: nothing waits for values, nothing lies on the wrong device, bfloat16 is good enough."""
+"""What a GPU would ask for, checked without one: nothing waits for values, nothing lies on the
+wrong device, bfloat16 is good enough.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,17 @@ from lamorel_ext.llm.scoring import t5_forward as t5
 from lamorel_ext.llm.scoring.candidate_tree import make_tree
 from lamorel_ext.llm.scoring.engines import make_engine
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits
-from tests.llm.tiny_models import ACTIONS, PROMPTS, WORDS, ids, make_causal, make_host, make_t5, make_tokenizer, plain_scores
+from tests.llm.tiny_models import (
+    ACTIONS,
+    PROMPTS,
+    WORDS,
+    ids,
+    make_causal,
+    make_host,
+    make_t5,
+    make_tokenizer,
+    plain_scores,
+)
 
 MODELS = {
     "t5": make_t5,
@@ -28,45 +40,66 @@ MODELS = {
     "llama": make_causal,
     "gpt2": lambda **a: make_causal("gpt2", **a),
 }
-LONG = ["turn left and go forward 2 steps", "turn left and go right", "pick up the ball", "go forward"]
+LONG = [
+    "turn left and go forward 2 steps",
+    "turn left and go right",
+    "pick up the ball",
+    "go forward",
+]
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("gradients", [False, True])
 def test_reading_never_waits_for_the_device(name: str, gradients: bool) -> None:
-    """Tensors on the device "meta" have shapes and no values: whatever asks for one there, or mixes devices up, raises."""
+    """Tensors on the device "meta" have shapes and no values: whatever asks for one there, or mixes
+    devices up, raises.
+    """
     engine = make_engine(MODELS[name](dtype=torch.bfloat16).to("meta"), 64)
     tokenizer = make_tokenizer()
-    texts = ["you see a red ball 1 step left and a wall", "you see a red ball 1 step left and a wall and a ball", "go", "go left"]
+    texts = [
+        "you see a red ball 1 step left and a wall",
+        "you see a red ball 1 step left and a wall and a ball",
+        "go",
+        "go left",
+    ]
     prompts = sorted((tuple(ids(tokenizer, text)) for text in texts), key=len)
     trees = [make_tree([tuple(ids(tokenizer, text)) for text in own]) for own in (ACTIONS, LONG)]
     one, other = trees
     with torch.set_grad_enabled(gradients):
         for rounds in ([[one] * 4], [[one, other, one, other], [other] * 4]):
             reading = engine.read(prompts, rounds, with_states=True)
-            assert [len(edges) for edges in reading.edges] == [sum(tree.num_edges for tree in own) for own in rounds]
+            assert [len(edges) for edges in reading.edges] == [
+                sum(tree.num_edges for tree in own) for own in rounds
+            ]
             assert all(edges.device.type == "meta" for edges in reading.edges)
             assert reading.states is not None and reading.states.shape == (4, 16)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_scores_are_float32_scores_rounded(name: str) -> None:
-    """Beside the same weights in float32: no further off than plain transformers is when it computes in bfloat16 itself."""
+    """Beside the same weights in float32: no further off than plain transformers is when it
+    computes in bfloat16 itself.
+    """
     model = MODELS[name](dtype=torch.bfloat16)
     candidates = [[*ACTIONS, *LONG]] * len(PROMPTS)
     ours = make_host(model).score(PROMPTS, candidates).log_probs
     with torch.no_grad():
         plain = plain_scores(model, make_tokenizer(), PROMPTS, candidates).float()
-    exact = make_host(MODELS[name](dtype=torch.bfloat16).float()).score(PROMPTS, candidates).log_probs
+    exact = (
+        make_host(MODELS[name](dtype=torch.bfloat16).float()).score(PROMPTS, candidates).log_probs
+    )
     assert ours.dtype == torch.float32
-    # bfloat16 has 8 significant bits; sums of up to seven tokens' log-probabilities, about -20 nats, come out right to some tenths.
+    # bfloat16 has 8 significant bits; sums of up to seven tokens' log-probabilities, about -20
+    # nats, come out right to some tenths.
     assert _rms(ours - exact) < 1.25 * _rms(plain - exact) + 0.01
     assert _rms(ours - exact) < 0.05 * float(exact.std())
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_of_bfloat16_states_are_not_rounded(name: str) -> None:
-    """Against float64 from the very same states, with gradients and without; large logits, of which bfloat16 would lose the tenths."""
+    """Against float64 from the very same states, with gradients and without; large logits, of which
+    bfloat16 would lose the tenths.
+    """
     model = MODELS[name](dtype=torch.bfloat16)
     layer, scale = model.get_output_embeddings(), 0.25 if name == "t5-tied-relu" else 1.0
     torch.nn.init.normal_(layer.weight, std=3.0)
@@ -88,7 +121,10 @@ def test_logits_of_bfloat16_states_are_not_rounded(name: str) -> None:
 
 
 def test_a_head_with_a_bias_and_one_that_is_no_plain_layer() -> None:
-    states, layer = torch.randn(5, 16).to(torch.bfloat16), torch.nn.Linear(16, 40, dtype=torch.bfloat16)
+    states, layer = (
+        torch.randn(5, 16).to(torch.bfloat16),
+        torch.nn.Linear(16, 40, dtype=torch.bfloat16),
+    )
     exact = states.double() @ layer.weight.double().t() + layer.bias.double()
     torch.testing.assert_close(compute_logits(layer, states).double(), exact, rtol=1e-6, atol=1e-6)
     compute_logits(layer, states).sum().backward()
@@ -101,11 +137,18 @@ def test_a_head_with_a_bias_and_one_that_is_no_plain_layer() -> None:
 def test_the_head_in_full_precision_is_the_models_own(name: str) -> None:
     model = MODELS[name](dtype=torch.float32)
     states = torch.randn(7, 16)
-    assert torch.equal(_head(model)(states), model.get_output_embeddings()(states * 0.25 if name == "t5-tied-relu" else states))
+    assert torch.equal(
+        _head(model)(states),
+        model.get_output_embeddings()(states * 0.25 if name == "t5-tied-relu" else states),
+    )
 
 
 def _head(model: Any) -> Any:
-    return t5.T5Forward(model).head if t5.is_t5(model) else partial(compute_logits, model.get_output_embeddings())
+    return (
+        t5.T5Forward(model).head
+        if t5.is_t5(model)
+        else partial(compute_logits, model.get_output_embeddings())
+    )
 
 
 def test_gradients_in_bfloat16_point_where_those_in_float32_do() -> None:
@@ -122,7 +165,10 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do() -> None:
         return torch.cat([parameter.grad.float().flatten() for parameter in model.parameters()])
 
     exact = gradient(torch.float32, plainly=True)
-    ours, plain = (F.cosine_similarity(gradient(torch.bfloat16, plainly), exact, dim=0) for plainly in (False, True))
+    ours, plain = (
+        F.cosine_similarity(gradient(torch.bfloat16, plainly), exact, dim=0)
+        for plainly in (False, True)
+    )
     assert ours > 0.95 and ours > plain - 0.01
 
 
@@ -134,11 +180,16 @@ def test_the_norm_in_one_kernel_is_the_same_norm(dtype: torch.dtype, tolerance: 
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
             torch.testing.assert_close(
-                F.rms_norm(x, (16,), norm.weight, norm.variance_epsilon), t5._rms_norm(norm, x), rtol=0, atol=tolerance
+                F.rms_norm(x, (16,), norm.weight, norm.variance_epsilon),
+                t5._rms_norm(norm, x),
+                rtol=0,
+                atol=tolerance,
             )
 
 
-def test_cudnns_attention_is_off_where_a_model_goes_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cudnns_attention_is_off_where_a_model_goes_to_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
         torch.backends.cuda.enable_cudnn_sdp(True)
@@ -178,16 +229,21 @@ class _Counter(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["t5", "llama"])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_no_operation_is_asked_for_prompt_by_prompt_or_token_by_token(name: str, gradients: bool) -> None:
+def test_no_operation_is_asked_for_prompt_by_prompt_or_token_by_token(
+    name: str, gradients: bool
+) -> None:
     host = make_host(MODELS[name](), {"value": ValueHead(8)}, cache_size=0)
     counts = []
     for places, candidates in ((2, ACTIONS[:2]), (12, (*ACTIONS, *LONG))):
         # As long as each other in both calls, so that padding is a matter of neither.
-        prompts = [f"{first} you see {second} ball" for first in WORDS[:3] for second in WORDS[:4]][:places]
+        prompts = [f"{first} you see {second} ball" for first in WORDS[:3] for second in WORDS[:4]][
+            :places
+        ]
         prompts = [prompt + " and a wall" * (places // 6) for prompt in prompts]
         with _Counter() as counter:
             host.score(prompts, [candidates] * places, ("value",), require_grad=gradients)
         counts.append(counter.count)
     few, many = counts
-    # Six times the prompts, five times the candidates, more tokens each: not one operation more but for the order of the results.
+    # Six times the prompts, five times the candidates, more tokens each: not one operation more but
+    # for the order of the results.
     assert many - few <= 4, counts

@@ -46,14 +46,24 @@ def check(model: Any, prompts: Any, candidates: Any, tolerance: float = 1e-9, **
     assert result.counts == tuple(len(own) for own in candidates)
     with torch.no_grad():
         expected = plain_scores(copy.deepcopy(model).double(), TOKENIZER, prompts, candidates)
-    torch.testing.assert_close(result.log_probs, expected, rtol=0, atol=tolerance, check_dtype=False)
+    torch.testing.assert_close(
+        result.log_probs, expected, rtol=0, atol=tolerance, check_dtype=False
+    )
 
 
 @settings(max_examples=12, deadline=None)
 @given(request=requests, name=st.sampled_from(sorted(MODELS)), minibatch_size=st.integers(1, 12))
-def test_any_ragged_request_scores_as_plain_passes(request: list[tuple[str, list[str]]], name: str, minibatch_size: int) -> None:
-    # The same prompt may come with other candidates, candidates may be equal, empty, or go on from one another.
-    check(MODELS[name], [prompt for prompt, _ in request], [own for _, own in request], minibatch_size=minibatch_size)
+def test_any_ragged_request_scores_as_plain_passes(
+    request: list[tuple[str, list[str]]], name: str, minibatch_size: int
+) -> None:
+    # The same prompt may come with other candidates, candidates may be equal, empty, or go on from
+    # one another.
+    check(
+        MODELS[name],
+        [prompt for prompt, _ in request],
+        [own for _, own in request],
+        minibatch_size=minibatch_size,
+    )
 
 
 @pytest.mark.parametrize("ff", ["relu", "gated-gelu", "gated-silu"])
@@ -84,9 +94,16 @@ def test_every_architecture_that_reads_trees(architecture: str) -> None:
     check(model, prompts[:3], [candidates] * 3)  # these begin alike, which is read once
 
 
-@pytest.mark.parametrize("model", [make_t5(dtype=torch.float32), make_causal(dtype=torch.float32)], ids=["t5", "llama"])
+@pytest.mark.parametrize(
+    "model", [make_t5(dtype=torch.float32), make_causal(dtype=torch.float32)], ids=["t5", "llama"]
+)
 def test_float32_is_exact_to_four_digits(model: Any) -> None:
-    check(model, PROMPTS, [[*ACTIONS, "turn left and go forward 2 steps"]] * len(PROMPTS), tolerance=1e-4)
+    check(
+        model,
+        PROMPTS,
+        [[*ACTIONS, "turn left and go forward 2 steps"]] * len(PROMPTS),
+        tolerance=1e-4,
+    )
 
 
 def test_bfloat16_is_near() -> None:
@@ -100,14 +117,33 @@ def test_bfloat16_is_near() -> None:
 
 
 def test_other_architectures_fall_back_to_plain_passes() -> None:
-    sizes = {"vocab_size": 35, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    sizes = {
+        "vocab_size": 35,
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 24,
+    }
     bart = _from_config(
-        "bart", **sizes, encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=64, decoder_start_token_id=0
+        "bart",
+        **sizes,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        max_position_embeddings=64,
+        decoder_start_token_id=0,
     )
-    bloom = _from_config("bloom", vocab_size=35, hidden_size=16, n_layer=2, n_head=2, bos_token_id=1)
+    bloom = _from_config(
+        "bloom", vocab_size=35, hidden_size=16, n_layer=2, n_head=2, bos_token_id=1
+    )
     for model in (bart, bloom):
         assert make_host(model).info()["engine"] == "PlainEngine"
-        check(model, PROMPTS[:3], [["turn left", "turn", "", "go forward and turn left"], [], ["drop"]], minibatch_size=2)
+        check(
+            model,
+            PROMPTS[:3],
+            [["turn left", "turn", "", "go forward and turn left"], [], ["drop"]],
+            minibatch_size=2,
+        )
     check(bloom, PROMPTS, [ACTIONS] * len(PROMPTS))
 
 
@@ -115,8 +151,14 @@ def _from_config(architecture: str, **sizes: Any) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(architecture, **sizes, pad_token_id=0, eos_token_id=1, init_std=0.4, initializer_range=0.4)
-    auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    config = transformers.AutoConfig.for_model(
+        architecture, **sizes, pad_token_id=0, eos_token_id=1, init_std=0.4, initializer_range=0.4
+    )
+    auto = (
+        transformers.AutoModelForSeq2SeqLM
+        if config.is_encoder_decoder
+        else transformers.AutoModelForCausalLM
+    )
     return auto.from_config(config).double().eval()
 
 
@@ -124,9 +166,13 @@ def _from_config(architecture: str, **sizes: Any) -> Any:
 def test_order_and_company_change_nothing(name: str) -> None:
     host, prompts = HOSTS[name], [prompt for prompt in PROMPTS for _ in range(2)]
     together = make_host(MODELS[name]).score(prompts, [ACTIONS] * len(prompts)).padded()
-    backwards = make_host(MODELS[name]).score(prompts[::-1], [ACTIONS[::-1]] * len(prompts)).padded()
+    backwards = (
+        make_host(MODELS[name]).score(prompts[::-1], [ACTIONS[::-1]] * len(prompts)).padded()
+    )
     torch.testing.assert_close(together, backwards.flip(0).flip(1), rtol=0, atol=1e-9)
-    alone = torch.stack([host.score([prompt], [[action]]).log_probs[0] for prompt in prompts for action in ACTIONS])
+    alone = torch.stack(
+        [host.score([prompt], [[action]]).log_probs[0] for prompt in prompts for action in ACTIONS]
+    )
     torch.testing.assert_close(together.flatten(), alone, rtol=0, atol=1e-9)
 
 
@@ -142,38 +188,60 @@ def test_more_candidates_than_fit_one_tree(name: str) -> None:
     # Two and three words each: their prefixes are shared, and the list does not come sorted.
     candidates = [f"{a} {b}{c}" for c in ("", " up") for a in WORDS[::-1][:9] for b in WORDS[:4]]
     assert len(candidates) == 72 > MAX_TREE
-    check(MODELS[name], ["you see a red ball 1 step left and a wall", "drop"], [candidates, ACTIONS])
+    check(
+        MODELS[name], ["you see a red ball 1 step left and a wall", "drop"], [candidates, ACTIONS]
+    )
 
 
 @pytest.mark.parametrize("name", ["t5", "llama"])
 def test_small_pieces_of_work_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Limits that only large batches reach, pushed below these small ones: chunks of the encoder, of the logits, of the padded batch.
+    # Limits that only large batches reach, pushed below these small ones: chunks of the encoder, of
+    # the logits, of the padded batch.
     monkeypatch.setattr(t5, "CPU_ROWS", 12)
     monkeypatch.setattr(scoring_causal, "CPU_ROWS", 20)
     monkeypatch.setattr(head, "MAX_LOGITS", 3 * 35)
-    check(MODELS[name], PROMPTS, [[*ACTIONS, "go left", ""], ["go"], ACTIONS, ACTIONS[:2], ["drop it"]])
+    check(
+        MODELS[name],
+        PROMPTS,
+        [[*ACTIONS, "go left", ""], ["go"], ACTIONS, ACTIONS[:2], ["drop it"]],
+    )
 
 
 def test_long_candidates_attend_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Few nodes are carried to the encoder's states, many have keys and values projected for them; both must be exact.
+    # Few nodes are carried to the encoder's states, many have keys and values projected for them;
+    # both must be exact.
     orders = []
     built = t5._Memory.__init__
-    monkeypatch.setattr(t5._Memory, "__init__", lambda self, *a: (built(self, *a), orders.append(self.carry))[0])
-    check(T5, ["you see a red ball 2 steps forward and 1 step left", "drop"], [["drop"], ["toggle"]])
+    monkeypatch.setattr(
+        t5._Memory, "__init__", lambda self, *a: (built(self, *a), orders.append(self.carry))[0]
+    )
+    check(
+        T5, ["you see a red ball 2 steps forward and 1 step left", "drop"], [["drop"], ["toggle"]]
+    )
     check(T5, ["turn", "left right"], [[" ".join(WORDS)], [" ".join(WORDS[::-1]), "drop"]])
     assert set(orders) == {True, False}
 
 
 def test_token_log_probs_are_those_of_each_step() -> None:
     prompts = [tuple(ids(TOKENIZER, prompt)) for prompt in PROMPTS]
-    candidates = (tuple(ids(TOKENIZER, "turn left and go forward")), (), tuple(ids(TOKENIZER, "turn right")))
+    candidates = (
+        tuple(ids(TOKENIZER, "turn left and go forward")),
+        (),
+        tuple(ids(TOKENIZER, "turn right")),
+    )
     scorer = Scorer(make_engine(T5, 4), 4, torch.float64)
     with torch.no_grad():
         rows = scorer.score(prompts, [candidates] * len(prompts), per_token=True).log_probs
-        expected = [plain_token_log_probs(T5, prompt, candidate) for prompt in prompts for candidate in candidates]
+        expected = [
+            plain_token_log_probs(T5, prompt, candidate)
+            for prompt in prompts
+            for candidate in candidates
+        ]
     assert rows.shape == (15, 5)
     for row, values in zip(rows, expected, strict=True):
-        torch.testing.assert_close(row, torch.nn.functional.pad(values, (0, 5 - len(values))), rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            row, torch.nn.functional.pad(values, (0, 5 - len(values))), rtol=0, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("length", [1, 7, 40, 300])
@@ -208,13 +276,20 @@ def test_modules_in_the_place_of_linear_layers_take_part() -> None:
     for stack in (model.encoder, model.decoder):
         for block in stack.block:
             for layer in block.layer[:-1]:
-                attention = layer.SelfAttention if hasattr(layer, "SelfAttention") else layer.EncDecAttention
+                attention = (
+                    layer.SelfAttention
+                    if hasattr(layer, "SelfAttention")
+                    else layer.EncDecAttention
+                )
                 attention.q, attention.v = Adapted(attention.q), Adapted(attention.v)
     check(model, PROMPTS[:3], [ACTIONS] * 3)
     assert (make_host(model).score(PROMPTS[:3], [ACTIONS] * 3).log_probs - before).abs().max() > 0.1
 
 
-@pytest.mark.skipif(not (SHARED / "tokenizer.json").is_file(), reason="flan-t5's tokenizer lies beside a developer's checkout only")
+@pytest.mark.skipif(
+    not (SHARED / "tokenizer.json").is_file(),
+    reason="flan-t5's tokenizer lies beside a developer's checkout only",
+)
 def test_flan_t5_tokenizer_appends_nothing() -> None:
     from transformers import AutoTokenizer
 
@@ -225,7 +300,12 @@ def test_flan_t5_tokenizer_appends_nothing() -> None:
     model = make_t5(vocab=32128)
     host = ModelHost(model, tokenizer, LlmArgs())
     assert ids(tokenizer, "turn left") == [919, 646]
-    prompts = ["Goal of the agent: go to the red ball\nObservation: You see a wall 3 steps forward\nAction:", ""]
+    prompts = [
+        "Goal of the agent: go to the red ball\nObservation: You see a wall 3 steps forward\nAction:",
+        "",
+    ]
     with torch.no_grad():
         expected = plain_scores(model, tokenizer, prompts, [ACTIONS, ACTIONS])
-    torch.testing.assert_close(host.score(prompts, [ACTIONS, ACTIONS]).log_probs, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        host.score(prompts, [ACTIONS, ACTIONS]).log_probs, expected, rtol=0, atol=1e-9
+    )

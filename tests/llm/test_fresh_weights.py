@@ -1,4 +1,6 @@
-"""Runs that start from fresh weights: what is drawn, what stays, what the reference is, and heads that take no part."""
+"""Runs that start from fresh weights: what is drawn, what stays, what the reference is, and heads
+that take no part.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,11 @@ def model_weights(host: ModelHost) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["t5", "tied t5", "llama"])
 def test_fresh_weights_follow_from_the_seed_alone(name: str) -> None:
-    make = {"t5": make_t5, "tied t5": lambda seed: make_t5(own_head=False, seed=seed), "llama": lambda seed: make_causal(seed=seed)}[name]
+    make = {
+        "t5": make_t5,
+        "tied t5": lambda seed: make_t5(own_head=False, seed=seed),
+        "llama": lambda seed: make_causal(seed=seed),
+    }[name]
     one, other = make_host(make(seed=0)), make_host(make(seed=1))
     parameters, loaded = one.trainable_parameters(), model_weights(one)
     torch.manual_seed(7)
@@ -36,10 +42,14 @@ def test_fresh_weights_follow_from_the_seed_alone(name: str) -> None:
     one.reset(3, "fresh")
     assert torch.equal(torch.random.get_rng_state(), state)
     other.reset(3, "fresh")
-    assert torch.equal(model_weights(one), model_weights(other)) and not torch.equal(model_weights(one), loaded)
+    assert torch.equal(model_weights(one), model_weights(other)) and not torch.equal(
+        model_weights(one), loaded
+    )
     assert all(old is new for old, new in zip(parameters, one.trainable_parameters(), strict=True))
     tied = name == "tied t5"
-    assert (one.model.get_output_embeddings().weight is one.model.get_input_embeddings().weight) == tied
+    assert (
+        one.model.get_output_embeddings().weight is one.model.get_input_embeddings().weight
+    ) == tied
     other.reset(4, "fresh")
     assert not torch.equal(model_weights(one), model_weights(other))
     one.reset(4)
@@ -60,8 +70,13 @@ def test_fresh_logits_are_about_as_wide_as_a_trained_models() -> None:
     host = make_host(make_t5())
     host.reset(0, "fresh")
     with torch.no_grad():
-        logits = host.model(input_ids=torch.randint(VOCAB_SIZE, (8, 12)), decoder_input_ids=torch.randint(VOCAB_SIZE, (8, 6))).logits
-    assert float(logits.std()) == pytest.approx(LOGIT_STD, rel=0.25)  # measured on other random tokens
+        logits = host.model(
+            input_ids=torch.randint(VOCAB_SIZE, (8, 12)),
+            decoder_input_ids=torch.randint(VOCAB_SIZE, (8, 6)),
+        ).logits
+    assert float(logits.std()) == pytest.approx(
+        LOGIT_STD, rel=0.25
+    )  # measured on other random tokens
 
 
 VOCAB_SIZE = int(make_t5().config.vocab_size)
@@ -72,7 +87,11 @@ def test_the_loaded_embeddings_can_be_kept_and_nothing_else(own_head: bool) -> N
     host = make_host(make_t5(own_head=own_head))
     loaded = {name: parameter.detach().clone() for name, parameter in host.model.named_parameters()}
     host.reset(0, "embeddings")
-    same = {name for name, parameter in host.model.named_parameters() if torch.equal(parameter, loaded[name])}
+    same = {
+        name
+        for name, parameter in host.model.named_parameters()
+        if torch.equal(parameter, loaded[name])
+    }
     assert same == {"shared.weight"}
     other = make_host(make_t5(own_head=own_head))
     other.reset(0, "embeddings")
@@ -109,7 +128,8 @@ def test_heads_out_of_use_are_neither_trained_nor_saved_nor_asked_for(tmp_path: 
     assert len(host.trainable_parameters()) == count - 6  # three layers, weights and biases
     host.save(tmp_path)
     assert {name.split(".")[0] for name in load_file(tmp_path / "modules.safetensors")} == {"value"}
-    # A server that has no such head at all reads it, and so does one where it is out of use; one that uses it does not.
+    # A server that has no such head at all reads it, and so does one where it is out of use; one
+    # that uses it does not.
     make_host(make_t5(seed=1), {"value": ValueHead(4)}).load(tmp_path)
     other = two_headed(make_t5(seed=1))
     with pytest.raises(CheckpointError, match="lacks 6 tensors, the first is actions"):
@@ -117,25 +137,39 @@ def test_heads_out_of_use_are_neither_trained_nor_saved_nor_asked_for(tmp_path: 
     other.reset(5, unused=("actions",))
     other.load(tmp_path)
     result, expected = (each.score(PROMPTS, SIX, ("value",)) for each in (other, host))
-    assert torch.equal(result.modules["value"], expected.modules["value"]) and torch.equal(result.log_probs, expected.log_probs)
+    assert torch.equal(result.modules["value"], expected.modules["value"]) and torch.equal(
+        result.log_probs, expected.log_probs
+    )
     other.reset(5)
     assert len(other.trainable_parameters()) == count
 
 
 @pytest.mark.parametrize("name", ["t5", "llama"])
-def test_action_heads_give_one_logit_per_action_from_the_state_that_the_critic_sees(name: str) -> None:
+def test_action_heads_give_one_logit_per_action_from_the_state_that_the_critic_sees(
+    name: str,
+) -> None:
     model = make_t5() if name == "t5" else make_causal()
     seen: list[torch.Tensor] = []
 
     class Watching(ActionHeads):
-        def forward(self, forward_outputs: object, minibatch: object, tokenized_contexts: object, **kwargs: object) -> torch.Tensor:
+        def forward(
+            self,
+            forward_outputs: object,
+            minibatch: object,
+            tokenized_contexts: object,
+            **kwargs: object,
+        ) -> torch.Tensor:
             key = "decoder_hidden_states" if name == "t5" else "hidden_states"
             seen.append(forward_outputs[key][-1][:, 0])  # type: ignore[index]
             return super().forward(forward_outputs, minibatch, tokenized_contexts)
 
     host = make_host(model, {"value": ValueHead(8), "actions": Watching(8, 6)})
     result = host.score(PROMPTS, (), ("value", "actions"), with_score=False)
-    assert result.modules["actions"].shape == (5, 6) and result.modules["value"].shape == (5, 1) and result.log_probs.shape == (0,)
+    assert (
+        result.modules["actions"].shape == (5, 6)
+        and result.modules["value"].shape == (5, 1)
+        and result.log_probs.shape == (0,)
+    )
     (states,) = seen
     for head in ("value", "actions"):
         layers = host.module_functions[head].layers

@@ -1,4 +1,6 @@
-"""Generation: the tokens of one prompt at a time without padding, their exact log-probabilities, and refusals."""
+"""Generation: the tokens of one prompt at a time without padding, their exact log-probabilities,
+and refusals.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,21 @@ import torch
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.types import GenerateRequest
-from tests.llm.tiny_models import PROMPTS, ids, make_causal, make_host, make_t5, plain_next, plain_token_log_probs
+from tests.llm.tiny_models import (
+    PROMPTS,
+    ids,
+    make_causal,
+    make_host,
+    make_t5,
+    plain_next,
+    plain_token_log_probs,
+)
 
-MODELS = {"t5": lambda: make_t5(seed=2), "llama": lambda: make_causal(seed=2), "gpt2": lambda: make_causal("gpt2", seed=2)}
+MODELS = {
+    "t5": lambda: make_t5(seed=2),
+    "llama": lambda: make_causal(seed=2),
+    "gpt2": lambda: make_causal("gpt2", seed=2),
+}
 
 
 def greedy(model: Any, prompt: list[int], steps: int) -> list[int]:
@@ -37,7 +51,9 @@ def test_greedy_tokens_and_their_log_probs_in_any_company(name: str) -> None:
         tokens = result.tokens[start : start + length].tolist()
         assert tokens == greedy(model, encoded, 4)
         expected = plain_token_log_probs(model, encoded, tokens)
-        torch.testing.assert_close(result.token_log_probs[start : start + length], expected, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            result.token_log_probs[start : start + length], expected, rtol=0, atol=1e-9
+        )
         assert texts == (host.tokenizer.decode(tokens, skip_special_tokens=True),)
         start += length
     assert start == len(result.tokens) == len(result.token_log_probs)
@@ -47,28 +63,48 @@ def test_greedy_tokens_and_their_log_probs_in_any_company(name: str) -> None:
 @pytest.mark.parametrize("name", ["t5", "llama"])
 def test_sequences_end_after_the_end_token_and_are_not_padded(name: str) -> None:
     model = MODELS[name]()
-    with torch.no_grad():  # all tokens about equally likely: a third of the sequences of 12 end before
+    with (
+        torch.no_grad()
+    ):  # all tokens about equally likely: a third of the sequences of 12 end before
         model.get_output_embeddings().weight.mul_(0.05)
     host = make_host(model)
     result = host.generate(
-        GenerateRequest(("go", "turn left"), {"max_new_tokens": 12, "do_sample": True, "num_return_sequences": 20, "seed": 0})
+        GenerateRequest(
+            ("go", "turn left"),
+            {"max_new_tokens": 12, "do_sample": True, "num_return_sequences": 20, "seed": 0},
+        )
     )
     assert [len(own) for own in result.texts] == [20, 20] and len(result.lengths) == 40
     assert len(set(result.lengths)) > 2 and sum(result.lengths) == len(result.tokens)
     for own in result.tokens.split(list(result.lengths)):
         assert 1 not in own[:-1].tolist()
         assert own[-1] == 1 or len(own) == 12
-    rows = zip(result.tokens.split(list(result.lengths)), result.token_log_probs.split(list(result.lengths)), strict=True)
+    rows = zip(
+        result.tokens.split(list(result.lengths)),
+        result.token_log_probs.split(list(result.lengths)),
+        strict=True,
+    )
     for i, (tokens, log_probs) in enumerate(rows):
-        expected = plain_token_log_probs(model, ids(host.tokenizer, ("go", "turn left")[i // 20]), tokens.tolist()).detach()
+        expected = plain_token_log_probs(
+            model, ids(host.tokenizer, ("go", "turn left")[i // 20]), tokens.tolist()
+        ).detach()
         torch.testing.assert_close(log_probs, expected, rtol=0, atol=1e-9)
 
 
 def test_a_seed_fixes_the_sampling_and_leaves_the_random_state_alone() -> None:
     host = make_host(MODELS["t5"]())
-    options = {"do_sample": True, "num_return_sequences": 5, "max_new_tokens": 5, "temperature": 1.5, "top_k": 10, "top_p": 0.9}
+    options = {
+        "do_sample": True,
+        "num_return_sequences": 5,
+        "max_new_tokens": 5,
+        "temperature": 1.5,
+        "top_k": 10,
+        "top_p": 0.9,
+    }
     state = torch.random.get_rng_state()
-    first, again, other = (host.generate(GenerateRequest(PROMPTS, {**options, "seed": seed})) for seed in (0, 0, 1))
+    first, again, other = (
+        host.generate(GenerateRequest(PROMPTS, {**options, "seed": seed})) for seed in (0, 0, 1)
+    )
     assert first.texts == again.texts != other.texts
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -76,7 +112,11 @@ def test_a_seed_fixes_the_sampling_and_leaves_the_random_state_alone() -> None:
 def test_beams_give_their_best_sequences() -> None:
     model = MODELS["t5"]()
     host = make_host(model)
-    result = host.generate(GenerateRequest(("go", "go"), {"num_beams": 4, "num_return_sequences": 3, "max_new_tokens": 3}))
+    result = host.generate(
+        GenerateRequest(
+            ("go", "go"), {"num_beams": 4, "num_return_sequences": 3, "max_new_tokens": 3}
+        )
+    )
     assert result.texts[0] == result.texts[1] and len(result.texts[0]) == 3
     own = [values.sum() for values in result.token_log_probs.split(list(result.lengths))][:3]
     best = host.generate(GenerateRequest(("go",), {"max_new_tokens": 3})).token_log_probs.sum()
@@ -87,11 +127,17 @@ def test_beams_give_their_best_sequences() -> None:
     ("options", "message"),
     [
         ({"temprature": 1.0}, "unknown options of generate: temprature; there are: do_sample"),
-        ({"max_new_tokens": 0}, "max_new_tokens of generate must be an integer of at least 1, got 0"),
+        (
+            {"max_new_tokens": 0},
+            "max_new_tokens of generate must be an integer of at least 1, got 0",
+        ),
         ({"num_return_sequences": 3}, "generate cannot be run with"),
         ({"do_sample": True, "temperature": -1.0}, "generate cannot be run with .*temperature"),
         ({"seed": "x"}, "seed of generate must be an integer, got 'x'"),
-        ({"max_new_tokens": 60}, "prompt 1 has 10 tokens and up to 60 behind it; the model has 64 positions"),
+        (
+            {"max_new_tokens": 60},
+            "prompt 1 has 10 tokens and up to 60 behind it; the model has 64 positions",
+        ),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -102,4 +148,9 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
 
 def test_no_prompts_no_texts() -> None:
     result = make_host(make_t5()).generate(GenerateRequest(()))
-    assert (result.texts, result.lengths, len(result.tokens), len(result.token_log_probs)) == ((), (), 0, 0)
+    assert (result.texts, result.lengths, len(result.tokens), len(result.token_log_probs)) == (
+        (),
+        (),
+        0,
+        0,
+    )

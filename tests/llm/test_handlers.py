@@ -8,21 +8,34 @@ import pytest
 import torch
 
 from lamorel_ext.errors import RemoteError
-from lamorel_ext.llm.handlers import Desk
+from lamorel_ext.llm.handlers import RequestHandler
 from lamorel_ext.llm.server import Server
 from lamorel_ext.llm.serving import Hosted, in_process
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
 from lamorel_ext.rpc.link import Peer
 from lamorel_ext.rpc.tcp_listener import Call
-from lamorel_ext.types import Answer, CloseRequest, Done, Failure, InfoRequest, InfoResult, Request, ResetRequest, ScoreRequest, ScoreResult
+from lamorel_ext.types import (
+    Answer,
+    CloseRequest,
+    Done,
+    Failure,
+    InfoRequest,
+    InfoResult,
+    Request,
+    ResetRequest,
+    ScoreRequest,
+    ScoreResult,
+)
 from tests.rpc.rpc_fakes import ACTIONS, FakeHost, SumUpdater
 
 
-def make_desk(**updaters: SumUpdater) -> Desk:
-    desk = Desk(FakeHost(), updaters, LockstepGroup(make_thread_groups(1)[0]), 4, "llm server 1")
-    desk.open()
-    return desk
+def make_desk(**updaters: SumUpdater) -> RequestHandler:
+    handler = RequestHandler(
+        FakeHost(), updaters, LockstepGroup(make_thread_groups(1)[0]), 4, "llm server 1"
+    )
+    handler.open()
+    return handler
 
 
 @contextmanager
@@ -36,15 +49,20 @@ def test_an_exception_is_answered_with_rank_role_type_and_traceback() -> None:
     answer = make_desk().handle(ScoreRequest(("raise this",), (("a",),)))
     assert isinstance(answer, Failure)
     assert (answer.rank, answer.role, answer.type_name) == (4, "llm server 1", "ZeroDivisionError")
-    assert answer.message == "the fake host was asked to: raise this" and "Traceback" in answer.remote_traceback
+    assert (
+        answer.message == "the fake host was asked to: raise this"
+        and "Traceback" in answer.remote_traceback
+    )
 
 
-@pytest.mark.parametrize("request_", [ScoreRequest((), ()), ScoreRequest(("a",), ()), ScoreRequest(("a",), ((),))])
+@pytest.mark.parametrize(
+    "request_", [ScoreRequest((), ()), ScoreRequest(("a",), ()), ScoreRequest(("a",), ((),))]
+)
 def test_a_bad_request_is_refused_before_the_host_sees_it(request_: Request) -> None:
-    desk = make_desk()
-    answer = desk.handle(request_)
+    handler = make_desk()
+    answer = handler.handle(request_)
     assert isinstance(answer, Failure) and answer.type_name == "RequestError"
-    assert isinstance(desk.host, FakeHost) and desk.host.log == []
+    assert isinstance(handler.host, FakeHost) and handler.host.log == []
 
 
 def test_seconds_are_those_of_the_server() -> None:
@@ -78,7 +96,10 @@ def test_only_the_first_server_writes_and_every_server_reads(tmp_path: Path) -> 
         assert [host.weight for host in hosts] == [0.0] * 3
         caller.load(str(folder))
         assert [host.weight for host in hosts] == [2.0] * 3
-    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.txt")) == ["model/weight.txt", "updaters/sum/seed.txt"]
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.txt")) == [
+        "model/weight.txt",
+        "updaters/sum/seed.txt",
+    ]
 
 
 def test_every_server_hears_what_a_reset_starts_from() -> None:
@@ -93,10 +114,14 @@ def test_what_is_no_checkpoint_is_not_replaced_by_one(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with servers(2) as (caller, _):
         for taken in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
-            with pytest.raises(RemoteError, match="CheckpointError: .* holds something else than a checkpoint"):
+            with pytest.raises(
+                RemoteError, match="CheckpointError: .* holds something else than a checkpoint"
+            ):
                 caller.save(str(taken))
         caller.save(str(tmp_path / "empty"))
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "three years" and (tmp_path / "empty" / "model").is_dir()
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "three years" and (
+        tmp_path / "empty" / "model"
+    ).is_dir()
 
 
 def test_a_save_that_fails_leaves_the_earlier_one_whole(tmp_path: Path) -> None:
@@ -111,7 +136,9 @@ def test_a_save_that_fails_leaves_the_earlier_one_whole(tmp_path: Path) -> None:
         caller.save(str(folder))
         caller.update(["a"], [ACTIONS], signals=[2.0])
         good, hosts[0].save = hosts[0].save, fail  # type: ignore[method-assign]
-        with pytest.raises(RemoteError, match="CheckpointError: .*state cannot be written: disk full"):
+        with pytest.raises(
+            RemoteError, match="CheckpointError: .*state cannot be written: disk full"
+        ):
             caller.save(str(folder))
         caller.load(str(folder))
         assert [host.weight for host in hosts] == [2.0, 2.0]
@@ -131,7 +158,9 @@ def test_a_folder_without_checkpoint_is_named_and_changes_nothing(tmp_path: Path
         assert len(caller.update(["a"], [ACTIONS], signals=[2.0])) == 2
 
 
-def test_after_a_load_that_failed_on_one_server_all_refuse_to_train_until_a_good_one(tmp_path: Path) -> None:
+def test_after_a_load_that_failed_on_one_server_all_refuse_to_train_until_a_good_one(
+    tmp_path: Path,
+) -> None:
     def fail(folder: Path) -> None:
         raise OSError("stale file handle")
 
@@ -139,13 +168,18 @@ def test_after_a_load_that_failed_on_one_server_all_refuse_to_train_until_a_good
         caller.update(["a"], [ACTIONS], signals=[2.0])
         caller.save(str(tmp_path / "state"))
         good, hosts[1].load = hosts[1].load, fail  # type: ignore[method-assign]
-        with pytest.raises(RemoteError, match="rank 1 .llm server 1. raised CheckpointError: .*stale file handle"):
+        with pytest.raises(
+            RemoteError, match="rank 1 .llm server 1. raised CheckpointError: .*stale file handle"
+        ):
             caller.load(str(tmp_path / "state"))
         with pytest.raises(RemoteError, match="no sound weights since a reset or load that failed"):
             caller.update(["a"], [ACTIONS], signals=[2.0])
         hosts[1].load = good  # type: ignore[method-assign]
         caller.load(str(tmp_path / "state"))
-        assert [stats["weight"] for stats in caller.update(["a"], [ACTIONS], signals=[2.0])] == [4.0, 4.0]
+        assert [stats["weight"] for stats in caller.update(["a"], [ACTIONS], signals=[2.0])] == [
+            4.0,
+            4.0,
+        ]
 
 
 class ListListener:
@@ -171,8 +205,15 @@ class ListListener:
 
 
 def test_a_server_begins_only_when_it_serves_and_returns_when_the_clients_are_done() -> None:
-    listener, updater = ListListener(InfoRequest(), ScoreRequest(("raise",), (("a",),)), ResetRequest(1), CloseRequest()), SumUpdater()
-    server = Server(FakeHost(), {"sum": updater}, listener, make_thread_groups(1)[0], Peer(1, "llm server 0"))
+    listener, updater = (
+        ListListener(
+            InfoRequest(), ScoreRequest(("raise",), (("a",),)), ResetRequest(1), CloseRequest()
+        ),
+        SumUpdater(),
+    )
+    server = Server(
+        FakeHost(), {"sum": updater}, listener, make_thread_groups(1)[0], Peer(1, "llm server 0")
+    )
     assert listener.answers == [] and not hasattr(updater, "_host")
     server.serve()
     assert [type(answer) for answer in listener.answers] == [InfoResult, Failure, Done, Done]
@@ -190,8 +231,13 @@ class BrokenGroup:
         raise RuntimeError("connection closed by peer")
 
 
-@pytest.mark.parametrize(("known", "expected"), [(None, "connection closed by peer"), (ConnectionError("rank 2 died"), "rank 2 died")])
-def test_a_server_that_lost_its_peers_answers_and_ends(known: Exception | None, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [(None, "connection closed by peer"), (ConnectionError("rank 2 died"), "rank 2 died")],
+)
+def test_a_server_that_lost_its_peers_answers_and_ends(
+    known: Exception | None, expected: str
+) -> None:
     listener = ListListener(ResetRequest(1), InfoRequest())
     listener.known_loss = known
     server = Server(FakeHost(), {}, listener, BrokenGroup(), Peer(1, "llm server 0"))

@@ -1,4 +1,6 @@
-"""What a host does between two updates: memory, module functions, resets, the frozen reference, refusals."""
+"""What a host does between two updates: memory, module functions, resets, the frozen reference,
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,24 @@ from torch import Tensor
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.module_functions import BaseModuleFunction, ValueHead
-from tests.llm.tiny_models import ACTIONS, PROMPTS, VOCAB, make_causal, make_host, make_t5, make_tokenizer, plain_scores
+from tests.llm.tiny_models import (
+    ACTIONS,
+    PROMPTS,
+    VOCAB,
+    make_causal,
+    make_host,
+    make_t5,
+    make_tokenizer,
+    plain_scores,
+)
 
 SIX = [ACTIONS] * len(PROMPTS)
 
 
 class LamorelScores(BaseModuleFunction):
-    """Lamorel's own way to score, as a module function: it looks at logits, tokens and the length of the context."""
+    """Lamorel's own way to score, as a module function: it looks at logits, tokens and the length
+    of the context.
+    """
 
     def __init__(self, seq2seq: bool, cut: bool) -> None:
         super().__init__()
@@ -25,12 +38,20 @@ class LamorelScores(BaseModuleFunction):
     def initialize(self) -> None:
         pass
 
-    def forward(self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
+    ) -> Tensor:
         if self.seq2seq:
-            logits, tokens = forward_outputs["logits"][:, :-1], minibatch["decoder_input_ids"][:, 1:]
+            logits, tokens = (
+                forward_outputs["logits"][:, :-1],
+                minibatch["decoder_input_ids"][:, 1:],
+            )
         else:
             start = 0 if self.cut else len(tokenized_contexts[0]["input_ids"])
-            logits, tokens = forward_outputs["logits"][:, start:-1], minibatch["input_ids"][:, start + 1 :]
+            logits, tokens = (
+                forward_outputs["logits"][:, start:-1],
+                minibatch["input_ids"][:, start + 1 :],
+            )
         log_probs = logits.log_softmax(-1).gather(2, tokens[:, :, None]).squeeze(2)
         return log_probs.masked_fill(tokens == 0, 0).sum(-1)
 
@@ -41,8 +62,14 @@ class FirstState(BaseModuleFunction):
     def initialize(self) -> None:
         pass
 
-    def forward(self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any) -> Tensor:
-        key = "decoder_hidden_states" if "decoder_hidden_states" in forward_outputs else "hidden_states"
+    def forward(
+        self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
+    ) -> Tensor:
+        key = (
+            "decoder_hidden_states"
+            if "decoder_hidden_states" in forward_outputs
+            else "hidden_states"
+        )
         return forward_outputs[key][-1][:, 0].sum(-1, keepdim=True)
 
 
@@ -54,7 +81,9 @@ class FirstStateFast(FirstState):
 @pytest.mark.parametrize("cut", [True, False])
 def test_lamorels_module_functions_see_what_they_expect(name: str, cut: bool) -> None:
     model = make_t5() if name == "t5" else make_causal(name)
-    host = make_host(model, {"mine": LamorelScores(name == "t5", cut)}, pre_encode_inputs=cut, minibatch_size=4)
+    host = make_host(
+        model, {"mine": LamorelScores(name == "t5", cut)}, pre_encode_inputs=cut, minibatch_size=4
+    )
     candidates = [ACTIONS, ["go forward and turn left", "drop"], ["up"], [""], ACTIONS[:1]]
     result = host.score(PROMPTS, candidates, ("mine",))
     assert result.counts == (6, 2, 1, 1, 1)
@@ -72,14 +101,22 @@ def test_states_are_the_same_on_the_fast_and_the_full_way(name: str) -> None:
             else host.score(PROMPTS, [["drop"]] * 5, ("full", "fast"))
         )
         assert result.modules["fast"].shape == (5, 1)
-        torch.testing.assert_close(result.modules["fast"], result.modules["full"], rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            result.modules["fast"], result.modules["full"], rtol=0, atol=1e-9
+        )
         assert result.counts == ((1,) * 5 if with_score else (0,) * 5)
 
 
 def test_value_head_is_glams() -> None:
     host = make_host(make_t5(), {"value": ValueHead(8)})
     layers = host.module_functions["value"].layers
-    assert [type(layer).__name__ for layer in layers] == ["Linear", "Sigmoid", "Linear", "Sigmoid", "Linear"]
+    assert [type(layer).__name__ for layer in layers] == [
+        "Linear",
+        "Sigmoid",
+        "Linear",
+        "Sigmoid",
+        "Linear",
+    ]
     assert [tuple(layer.weight.shape) for layer in layers[::2]] == [(8, 16), (8, 8), (1, 8)]
     assert host.score(PROMPTS, SIX, ("value",)).modules["value"].shape == (5, 1)
 
@@ -88,13 +125,25 @@ def test_answers_are_remembered_until_the_weights_change() -> None:
     host = make_host(make_t5(), {"value": ValueHead(8)})
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
     first = host.score(prompts, SIX[:3], ("value",))
-    assert (first.stats["prompts"], first.stats["distinct_prompts"], first.stats["cached_prompts"]) == (3, 2, 0)
+    assert (
+        first.stats["prompts"],
+        first.stats["distinct_prompts"],
+        first.stats["cached_prompts"],
+    ) == (3, 2, 0)
     # 7 + 12 prompt tokens, and each tree's 4 nodes: "", "turn", "go", "pick".
     assert first.stats["tokens"] == 7 + 12 + 2 * 4
     second = host.score([*prompts, PROMPTS[2]], SIX[:4], ("value",))
-    assert (second.stats["distinct_prompts"], second.stats["cached_prompts"], second.stats["tokens"]) == (1, 3, 4 + 4)
-    assert torch.equal(second.log_probs[:18], first.log_probs) and torch.equal(second.modules["value"][:3], first.modules["value"])
-    assert host.score(prompts, SIX[:3]).stats["cached_prompts"] == 0  # other modules, another question
+    assert (
+        second.stats["distinct_prompts"],
+        second.stats["cached_prompts"],
+        second.stats["tokens"],
+    ) == (1, 3, 4 + 4)
+    assert torch.equal(second.log_probs[:18], first.log_probs) and torch.equal(
+        second.modules["value"][:3], first.modules["value"]
+    )
+    assert (
+        host.score(prompts, SIX[:3]).stats["cached_prompts"] == 0
+    )  # other modules, another question
     host.weights_changed()
     assert host.score(prompts, SIX[:3], ("value",)).stats["cached_prompts"] == 0
 
@@ -107,7 +156,12 @@ def test_a_change_that_nobody_announced_is_noticed() -> None:
         model.lm_head.weight.mul_(0.5)
     result = host.score(PROMPTS, SIX)
     assert result.stats["cached_prompts"] == 0
-    torch.testing.assert_close(result.log_probs, plain_scores(model, make_tokenizer(), PROMPTS, SIX).detach(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        result.log_probs,
+        plain_scores(model, make_tokenizer(), PROMPTS, SIX).detach(),
+        rtol=0,
+        atol=1e-9,
+    )
     assert not torch.allclose(result.log_probs, before)
 
 
@@ -139,9 +193,15 @@ def test_the_same_prompt_with_other_candidates_is_read_once() -> None:
 def test_nothing_asked_nothing_answered() -> None:
     host = make_host(make_t5(), {"value": ValueHead(8)})
     result = host.score((), (), ("value",))
-    assert result.log_probs.shape == (0,) and result.counts == () and len(result.modules["value"]) == 0
+    assert (
+        result.log_probs.shape == (0,) and result.counts == () and len(result.modules["value"]) == 0
+    )
     result = host.score(["drop", "go"], [[], [""]])
-    assert result.counts == (0, 1) and result.log_probs.tolist() == [0.0] and result.stats["tokens"] == 0
+    assert (
+        result.counts == (0, 1)
+        and result.log_probs.tolist() == [0.0]
+        and result.stats["tokens"] == 0
+    )
 
 
 @pytest.mark.parametrize("name", ["t5", "llama"])
@@ -160,15 +220,23 @@ def test_reset_and_reference_have_the_first_weights(name: str) -> None:
     # The reference is built only now, after training, and is not trained along.
     assert torch.equal(host.reference_log_probs(PROMPTS, SIX), before.log_probs)
     optimizer.step()
-    assert torch.equal(host.reference_log_probs(PROMPTS[::-1], SIX).view(5, 6).flip(0).flatten(), before.log_probs)
-    assert host.named_trainable_parameters()[0][0] == names[0] and len(host.trainable_parameters()) == len(names)
+    assert torch.equal(
+        host.reference_log_probs(PROMPTS[::-1], SIX).view(5, 6).flip(0).flatten(), before.log_probs
+    )
+    assert host.named_trainable_parameters()[0][0] == names[0] and len(
+        host.trainable_parameters()
+    ) == len(names)
 
     host.reset(3)
     after = host.score(PROMPTS, SIX, ("value",))
-    assert torch.equal(after.log_probs, before.log_probs) and torch.equal(after.modules["value"], before.modules["value"])
+    assert torch.equal(after.log_probs, before.log_probs) and torch.equal(
+        after.modules["value"], before.modules["value"]
+    )
     assert all(old is new for old, new in zip(parameters, host.trainable_parameters(), strict=True))
     host.reset(4)
-    assert not torch.equal(host.score(PROMPTS, SIX, ("value",)).modules["value"], before.modules["value"])
+    assert not torch.equal(
+        host.score(PROMPTS, SIX, ("value",)).modules["value"], before.modules["value"]
+    )
 
 
 def test_forgotten_reference_answers_round_as_in_a_host_that_never_had_them() -> None:
@@ -217,7 +285,10 @@ def test_frozen_parameters_are_not_trainable() -> None:
         ((["a"], ["turn left"]), "candidates of prompt 0 are not a list of texts"),
         ((["a"], [[None]]), "candidates of prompt 0"),
         ((["a"], [["c"]], ("value",)), "no module function 'value'; there are: critic"),
-        ((["go"] * 4 + ["go " * 9], [["c"]] * 5), "prompt 4 has 9 tokens; max_prompt_tokens allows 8"),
+        (
+            (["go"] * 4 + ["go " * 9], [["c"]] * 5),
+            "prompt 4 has 9 tokens; max_prompt_tokens allows 8",
+        ),
     ],
 )
 def test_impossible_requests_are_refused(arguments: Any, message: str) -> None:
@@ -230,7 +301,10 @@ def test_impossible_requests_are_refused(arguments: Any, message: str) -> None:
 def test_a_model_with_positions_has_a_limit_of_its_own_and_t5_has_none() -> None:
     llama = make_host(make_causal())
     llama.score(["go " * 60], [["drop"]])
-    with pytest.raises(RequestError, match="prompt 1 has 63 tokens and up to 2 behind it; the model has 64 positions"):
+    with pytest.raises(
+        RequestError,
+        match="prompt 1 has 63 tokens and up to 2 behind it; the model has 64 positions",
+    ):
         llama.score(["go", "go " * 63], [["drop"], ["drop it", "up"]])
     model = make_t5()
     model.config.n_positions = 64
@@ -240,22 +314,38 @@ def test_a_model_with_positions_has_a_limit_of_its_own_and_t5_has_none() -> None
 def test_an_empty_prompt_needs_something_to_stand_for_it() -> None:
     host = make_host(make_causal())
     host.tokenizer.eos_token = None
-    with pytest.raises(RequestError, match="prompt 1 is empty, and the tokenizer has no beginning-of-text token"):
+    with pytest.raises(
+        RequestError, match="prompt 1 is empty, and the tokenizer has no beginning-of-text token"
+    ):
         host.score(["go", ""], [["drop"], ["drop"]])
 
 
 def test_a_module_function_of_the_wrong_shape_is_refused() -> None:
     class Scalar(FirstState):
-        def forward(self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any) -> Tensor:
+        def forward(
+            self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
+        ) -> Tensor:
             return torch.zeros(1)
 
-    with pytest.raises(RequestError, match=r"module function 'odd' gave a tensor of shape \(1,\); expected a tensor with 3 rows"):
+    with pytest.raises(
+        RequestError,
+        match=r"module function 'odd' gave a tensor of shape \(1,\); expected a tensor with 3 rows",
+    ):
         make_host(make_t5(), {"odd": Scalar()}).score(["go"], [["drop", "up", "left"]], ("odd",))
 
 
 def test_info_names_what_is_hosted() -> None:
     info = make_host(make_t5(), {"value": ValueHead(8)}, model_path="here").info()
-    assert (info["model_path"], info["model_type"], info["engine"], info["dtype"]) == ("here", "seq2seq", "T5Engine", "float64")
-    assert info["vocab_size"] == VOCAB and info["module_functions"] == "value" and info["weights_version"] == 0
+    assert (info["model_path"], info["model_type"], info["engine"], info["dtype"]) == (
+        "here",
+        "seq2seq",
+        "T5Engine",
+        "float64",
+    )
+    assert (
+        info["vocab_size"] == VOCAB
+        and info["module_functions"] == "value"
+        and info["weights_version"] == 0
+    )
     head = 16 * 8 + 8 + 8 * 8 + 8 + 8 + 1
     assert int(info["trainable_parameters"]) - int(info["parameters"]) == head

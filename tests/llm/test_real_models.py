@@ -55,7 +55,9 @@ def test_scores_updates_resets_and_checkpoints_are_those_of_one_server(tmp_path:
             train(caller, 1)
             further = weights(hosts[0])
             caller.load(folder)
-            torch.testing.assert_close(caller.score_batch(REQUEST).log_probs, trained.log_probs, rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                caller.score_batch(REQUEST).log_probs, trained.log_probs, rtol=0, atol=1e-12
+            )
             train(caller, 1)
             for host in hosts:
                 # Adam's state came back too, and every server stands where the first does.
@@ -65,7 +67,14 @@ def test_scores_updates_resets_and_checkpoints_are_those_of_one_server(tmp_path:
             torch.testing.assert_close(fresh.log_probs, first.log_probs, rtol=0, atol=1e-12)
             assert float((trained.log_probs - first.log_probs).abs().max()) > 1e-3
             outcomes.append(
-                (first.log_probs, trained.log_probs, trained.modules["value"], further, fresh.modules["value"], stats[0]["loss"])
+                (
+                    first.log_probs,
+                    trained.log_probs,
+                    trained.modules["value"],
+                    further,
+                    fresh.modules["value"],
+                    stats[0]["loss"],
+                )
             )
     for outcome in outcomes[1:]:
         for ours, of_one in zip(outcome, outcomes[0], strict=True):
@@ -79,5 +88,7 @@ def test_texts_and_their_probabilities_come_from_any_server() -> None:
             rows = caller.generate(PROMPTS, max_new_tokens=4, do_sample=False, return_logprobs=True)
             assert [len(row) for row in rows] == [1] * len(PROMPTS)
             for row in rows:
-                assert float(row[0]["text_logprob"]) == pytest.approx(float(row[0]["tokens_logprob"].sum()), abs=1e-9)
+                assert float(row[0]["text_logprob"]) == pytest.approx(
+                    float(row[0]["tokens_logprob"].sum()), abs=1e-9
+                )
                 assert len(row[0]["tokens"]) == len(row[0]["tokens_logprob"]) <= 4

@@ -11,9 +11,21 @@ from torch import Tensor
 from lamorel_ext.llm.module_functions import ValueHead
 from lamorel_ext.llm.scoring import t5_forward as t5
 from lamorel_ext.llm.scoring import vocabulary_head as head
-from tests.llm.tiny_models import ACTIONS, make_causal, make_host, make_t5, make_tokenizer, plain_scores
+from tests.llm.tiny_models import (
+    ACTIONS,
+    make_causal,
+    make_host,
+    make_t5,
+    make_tokenizer,
+    plain_scores,
+)
 
-PROMPTS = ["you see a red ball 1 step left", "", "you see a red ball 1 step right and a wall", "you see a red ball 1 step left"]
+PROMPTS = [
+    "you see a red ball 1 step left",
+    "",
+    "you see a red ball 1 step right and a wall",
+    "you see a red ball 1 step left",
+]
 CANDIDATES = [ACTIONS, ["go forward"], [*ACTIONS[:2], ""], ["turn", "turn left"]]
 WEIGHTS = torch.linspace(-1, 2, 12, dtype=torch.float64)
 """A different weight for every score, so that no two can be mixed up."""
@@ -22,7 +34,11 @@ WEIGHTS = torch.linspace(-1, 2, 12, dtype=torch.float64)
 def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def same(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -43,7 +59,12 @@ def test_gradients_of_scores(name: str) -> None:
     model = MODELS[name]()
     result = make_host(model, minibatch_size=7).score(PROMPTS, CANDIDATES, require_grad=True)
     ours = gradients(model, (result.log_probs * WEIGHTS).sum())
-    same(ours, gradients(model, (plain_scores(model, make_tokenizer(), PROMPTS, CANDIDATES) * WEIGHTS).sum()))
+    same(
+        ours,
+        gradients(
+            model, (plain_scores(model, make_tokenizer(), PROMPTS, CANDIDATES) * WEIGHTS).sum()
+        ),
+    )
 
 
 def test_gradients_of_scores_worked_out_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,12 +79,23 @@ def test_gradients_of_the_value_head(name: str) -> None:
     value = ValueHead(8)
     host = make_host(model, {"value": value})
     prompts = PROMPTS[2:]
-    ours = gradients(host, host.score(prompts, [["go"]] * 2, ("value",), require_grad=True).modules["value"].square().sum())
+    ours = gradients(
+        host,
+        host.score(prompts, [["go"]] * 2, ("value",), require_grad=True)
+        .modules["value"]
+        .square()
+        .sum(),
+    )
     total = torch.zeros((), dtype=torch.float64)
     for prompt in prompts:
-        inputs = {"input_ids": torch.tensor([make_tokenizer()(prompt)["input_ids"]]), "output_hidden_states": True}
+        inputs = {
+            "input_ids": torch.tensor([make_tokenizer()(prompt)["input_ids"]]),
+            "output_hidden_states": True,
+        }
         if name == "t5":
-            state = model(**inputs, decoder_input_ids=torch.tensor([[0]])).decoder_hidden_states[-1][:, 0]
+            state = model(**inputs, decoder_input_ids=torch.tensor([[0]])).decoder_hidden_states[
+                -1
+            ][:, 0]
         else:
             state = model(**inputs).hidden_states[-1][:, -1]
         total = total + value.layers(state).square().sum()

@@ -1,4 +1,6 @@
-"""Tiny random models and a tokenizer of words, and the slow obvious way to score: one pair at a time, no padding, plain transformers."""
+"""Tiny random models and a tokenizer of words, and the slow obvious way to score: one pair at a
+time, no padding, plain transformers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import MT5Config, MT5ForConditionalGeneration, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    MT5Config,
+    MT5ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from lamorel_ext.config import LlmArgs
@@ -21,23 +29,48 @@ WORDS = "turn left right go forward pick up drop toggle goal of the agent : red 
 SPECIAL = ["<pad>", "</s>", "<unk>"]
 VOCAB = len(SPECIAL) + len(WORDS)
 ACTIONS = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
-PROMPTS = ("goal of the agent : go left", "you see a red ball 2 steps forward and 1 step left", "you see a wall", "", "action :")
+PROMPTS = (
+    "goal of the agent : go left",
+    "you see a red ball 2 steps forward and 1 step left",
+    "you see a wall",
+    "",
+    "action :",
+)
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "flan-t5-small-shape"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def make_t5(
-    ff: str = "gated-gelu", own_head: bool = True, dtype: torch.dtype = torch.float64, seed: int = 0, vocab: int = VOCAB, **sizes: Any
+    ff: str = "gated-gelu",
+    own_head: bool = True,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    vocab: int = VOCAB,
+    **sizes: Any,
 ) -> Any:
-    """A T5 with 2 + 2 layers whose distances reach every kind of bucket, and whose logits differ from word to word."""
+    """A T5 with 2 + 2 layers whose distances reach every kind of bucket, and whose logits differ
+    from word to word.
+    """
     torch.manual_seed(seed)
-    shape = {"d_model": 16, "d_kv": 5, "d_ff": 24, "num_layers": 2, "num_heads": 3, "relative_attention_num_buckets": 8, **sizes}
+    shape = {
+        "d_model": 16,
+        "d_kv": 5,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 3,
+        "relative_attention_num_buckets": 8,
+        **sizes,
+    }
     config = T5Config(
         vocab_size=vocab, relative_attention_max_distance=12, feed_forward_proj=ff, tie_word_embeddings=not own_head,
         decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **shape,
@@ -45,8 +78,13 @@ def make_t5(
     model = T5ForConditionalGeneration(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Drawn anew: norms that are not 1 and biases that matter, or their mistakes would not show.
-            parameter.copy_(0.5 + torch.rand_like(parameter) if "layer_norm" in name else torch.randn_like(parameter) * 0.3)
+            # Drawn anew: norms that are not 1 and biases that matter, or their mistakes would not
+            # show.
+            parameter.copy_(
+                0.5 + torch.rand_like(parameter)
+                if "layer_norm" in name
+                else torch.randn_like(parameter) * 0.3
+            )
         if own_head:
             model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.5)
     return model.to(dtype).eval()
@@ -55,12 +93,24 @@ def make_t5(
 def make_mt5() -> Any:
     """The same with MT5's own class, which never scales the decoder's output."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCAB, "d_model": 16, "d_kv": 5, "d_ff": 24, "num_layers": 2, "num_heads": 3, "initializer_factor": 0.5}
-    model = MT5ForConditionalGeneration(MT5Config(**sizes, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1))
+    sizes = {
+        "vocab_size": VOCAB,
+        "d_model": 16,
+        "d_kv": 5,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 3,
+        "initializer_factor": 0.5,
+    }
+    model = MT5ForConditionalGeneration(
+        MT5Config(**sizes, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+    )
     return model.double().eval()
 
 
-def make_causal(architecture: str = "llama", dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
+def make_causal(
+    architecture: str = "llama", dtype: torch.dtype = torch.float64, seed: int = 0
+) -> Any:
     """A decoder-only model of 2 layers."""
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
@@ -79,7 +129,9 @@ def make_causal(architecture: str = "llama", dtype: torch.dtype = torch.float64,
     return transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
 
 
-def make_host(model: Any, module_functions: dict[str, BaseModuleFunction] | None = None, **args: Any) -> ModelHost:
+def make_host(
+    model: Any, module_functions: dict[str, BaseModuleFunction] | None = None, **args: Any
+) -> ModelHost:
     """A host with the word tokenizer."""
     return ModelHost(model, make_tokenizer(), LlmArgs(**args), module_functions)
 
@@ -89,13 +141,19 @@ def ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def plain_log_probs(model: Any, prompt: Sequence[int], candidate: Sequence[int]) -> Tensor:
-    """``(len(candidate) + 1, vocab)`` log-probabilities after the prompt and each token: one forward pass over this one pair."""
+    """``(len(candidate) + 1, vocab)`` log-probabilities after the prompt and each token: one
+    forward pass over this one pair.
+    """
     if model.config.is_encoder_decoder:
         inputs: dict[str, Any] = {"decoder_input_ids": torch.tensor([[0, *candidate]])}
         if prompt:
             inputs["input_ids"] = torch.tensor([list(prompt)])
-        else:  # transformers refuses no positions at all; one of zeros adds nothing to cross-attention, as T5 has no biases
-            inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=torch.zeros(1, 1, model.config.d_model, dtype=model.dtype))
+        # transformers refuses no positions at all; one of zeros adds nothing to cross-attention, as
+        # T5 has no biases
+        else:
+            inputs["encoder_outputs"] = BaseModelOutput(
+                last_hidden_state=torch.zeros(1, 1, model.config.d_model, dtype=model.dtype)
+            )
         first = 0
     else:
         prompt = list(prompt) or [model.config.bos_token_id]
@@ -111,14 +169,25 @@ def plain_next(model: Any, prompt: Sequence[int], tokens: Sequence[int]) -> Tens
 
 def plain_token_log_probs(model: Any, prompt: Sequence[int], candidate: Sequence[int]) -> Tensor:
     """``(len(candidate),)``."""
-    return plain_log_probs(model, prompt, candidate)[torch.arange(len(candidate)), torch.tensor(candidate, dtype=torch.long)]
+    return plain_log_probs(model, prompt, candidate)[
+        torch.arange(len(candidate)), torch.tensor(candidate, dtype=torch.long)
+    ]
 
 
-def plain_scores(model: Any, tokenizer: Any, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> Tensor:
+def plain_scores(
+    model: Any, tokenizer: Any, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+) -> Tensor:
     """``(sum(counts),)``, pair after pair."""
-    pairs = [(prompt, candidate) for prompt, own in zip(prompts, candidates, strict=True) for candidate in own]
+    pairs = [
+        (prompt, candidate)
+        for prompt, own in zip(prompts, candidates, strict=True)
+        for candidate in own
+    ]
     if not pairs:
         return torch.zeros(0, dtype=model.dtype)
     return torch.stack(
-        [plain_token_log_probs(model, ids(tokenizer, prompt), ids(tokenizer, candidate)).sum() for prompt, candidate in pairs]
+        [
+            plain_token_log_probs(model, ids(tokenizer, prompt), ids(tokenizer, candidate)).sum()
+            for prompt, candidate in pairs
+        ]
     )

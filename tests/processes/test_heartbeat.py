@@ -20,7 +20,9 @@ class BrokenStore:
     set = get = add  # type: ignore[assignment]
 
 
-def a_heart(store: object, rank: int = 0, silence_s: float = 90.0, size: int = 3) -> tuple[Heart, list[str]]:
+def a_heart(
+    store: object, rank: int = 0, silence_s: float = 90.0, size: int = 3
+) -> tuple[Heart, list[str]]:
     said: list[str] = []
     heart = Heart(store, rank, size, f"host{rank}", silence_s, threading.Event(), said.append)  # type: ignore[arg-type]
     return heart, said
@@ -32,7 +34,9 @@ def test_a_rank_whose_number_stands_still_is_named_with_its_machine() -> None:
     store.set("host of rank 2", "node7")
     store.add("rank 2", 1)
     assert [heart.look(now) for now in (0.0, 60.0, 90.0)] == ["", "", ""]
-    assert heart.look(90.5) == "no sign of life of rank 2 on node7 for 90 s before the ranks had met"
+    assert (
+        heart.look(90.5) == "no sign of life of rank 2 on node7 for 90 s before the ranks had met"
+    )
 
 
 def test_a_rank_that_was_stopped_for_a_minute_goes_on() -> None:

@@ -121,7 +121,9 @@ def test_a_zombie_is_dead_and_a_number_used_again_is_another_process() -> None:
     assert found.alive and read(found.text) == found
     assert not Process(child.pid, found.started - 1, found.space).alive
     child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but nobody has asked for its status
+    os.waitid(
+        os.P_PID, child.pid, os.WEXITED | os.WNOWAIT
+    )  # dead, but nobody has asked for its status
     assert not found.alive
     child.communicate()
 
@@ -130,7 +132,9 @@ def test_a_peer_counts_as_dead_only_once_it_was_seen_alive(tmp_path: Path) -> No
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     files = {1: tmp_path / "one", 2: tmp_path / "two"}
     files[1].write_text(process(child.pid).text)
-    files[2].write_text(Process(this_process().pid, 1, this_process().space).text)  # of an earlier launch
+    files[2].write_text(
+        Process(this_process().pid, 1, this_process().space).text
+    )  # of an earlier launch
     seen: dict[int, Process] = {}
     assert dead_peer(files, seen) is None and set(seen) == {1}
     child.kill()
@@ -214,7 +218,10 @@ def test_servers_that_end_first_as_asked_are_no_failure(monkeypatch: pytest.Monk
     from lamorel_ext.training import loop
 
     monkeypatch.setattr(stopping, "asked", lambda: stopping.Stop(signal.SIGHUP, "SIGHUP"))
-    with pytest.raises(stopping.Stopped, match="gone; the last checkpoint stands"), loop._ending_together():
+    with (
+        pytest.raises(stopping.Stopped, match="gone; the last checkpoint stands"),
+        loop._ending_together(),
+    ):
         raise RpcError("gone\nmore")
     monkeypatch.setattr(stopping, "asked", lambda: None)
     with pytest.raises(RpcError), loop._ending_together():

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from lamorel_ext.errors import CheckpointError, ConfigError
-from lamorel_ext.prompts import PromptHistory, feedback_sentence, glam_prompt, glam_prompt_french, lamorel_prompt, with_feedback
+from lamorel_ext.prompts import (
+    PromptHistory,
+    feedback_sentence,
+    glam_prompt,
+    glam_prompt_french,
+    lamorel_prompt,
+    with_feedback,
+)
 from lamorel_ext.types import ObservationBatch, StepBatch
 
 HEAD = "Possible action of the agent: turn left, turn right, go forward, pick up, drop, toggle \n Goal of the agent: go to the red ball"
@@ -18,17 +25,32 @@ def observe(*sentences: str, mission: str = "go to the red ball") -> Observation
     """One environment per sentence."""
     count = len(sentences)
     images, directions = np.zeros((count, 7, 7, 3), dtype=np.uint8), np.zeros(count, dtype=np.int64)
-    return ObservationBatch((mission,) * count, tuple((sentence,) for sentence in sentences), images, directions)
+    return ObservationBatch(
+        (mission,) * count, tuple((sentence,) for sentence in sentences), images, directions
+    )
 
 
-def step_to(reached: ObservationBatch, current: ObservationBatch | None = None, terminated: tuple[bool, ...] | None = None) -> StepBatch:
+def step_to(
+    reached: ObservationBatch,
+    current: ObservationBatch | None = None,
+    terminated: tuple[bool, ...] | None = None,
+) -> StepBatch:
     count = len(reached.missions)
     ended = np.zeros(count, dtype=bool) if terminated is None else np.array(terminated)
-    return StepBatch(reached, reached if current is None else current, np.zeros(count), ended, np.zeros(count, dtype=bool))
+    return StepBatch(
+        reached,
+        reached if current is None else current,
+        np.zeros(count),
+        ended,
+        np.zeros(count, dtype=bool),
+    )
 
 
 def test_lamorel_prompt_has_no_list_of_actions_and_no_space_at_the_end() -> None:
-    assert lamorel_prompt("go to the red ball", ["A", "B"]) == "Goal of the agent: go to the red ball\nObservation: A, B\nAction:"
+    assert (
+        lamorel_prompt("go to the red ball", ["A", "B"])
+        == "Goal of the agent: go to the red ball\nObservation: A, B\nAction:"
+    )
 
 
 def test_glam_prompt_interleaves_observations_and_actions() -> None:
@@ -63,7 +85,9 @@ def test_french_glam_prompt_translates_by_substrings(mission: str, goal: str) ->
 
 def test_feedback_is_a_line_before_the_last_one() -> None:
     assert with_feedback("Goal\nAction:", 1.0) == f"Goal\n{feedback_sentence(1.0)}\nAction:"
-    assert with_feedback("A, \n Action 2: ", -0.5) == f"A, \n {feedback_sentence(-0.5)} \n Action 2: "
+    assert (
+        with_feedback("A, \n Action 2: ", -0.5) == f"A, \n {feedback_sentence(-0.5)} \n Action 2: "
+    )
     assert "better" in feedback_sentence(1.0) and "worse" in feedback_sentence(-1.0)
     assert with_feedback("Goal\nAction:", 0.0) == "Goal\nAction:"
 
@@ -73,20 +97,26 @@ def test_window_grows_to_its_length_and_then_slides() -> None:
     assert history.reset(observe("o0")) == (glam_prompt("go to the red ball", [("o0",)], []),)
     for t in range(1, 5):
         prompts = history.step([t % 6], step_to(observe(f"o{t}")))
-    assert prompts.current == (glam_prompt("go to the red ball", [("o2",), ("o3",), ("o4",)], ["pick up", "drop"]),)
+    assert prompts.current == (
+        glam_prompt("go to the red ball", [("o2",), ("o3",), ("o4",)], ["pick up", "drop"]),
+    )
     assert prompts.reached == prompts.current
 
 
 def test_window_of_one_observation_shows_no_action() -> None:
     history = PromptHistory("glam", history=1)
     history.reset(observe("o0"))
-    assert history.step([0], step_to(observe("o1"))).current == (glam_prompt("go to the red ball", [("o1",)], []),)
+    assert history.step([0], step_to(observe("o1"))).current == (
+        glam_prompt("go to the red ball", [("o1",)], []),
+    )
 
 
 def test_an_ended_episode_is_seen_in_reached_and_forgotten_in_current() -> None:
     history = PromptHistory("glam", history=3)
     history.reset(observe("a0", "b0"))
-    step = history.step([2, 5], step_to(observe("a1", "b1"), observe("a1", "new"), terminated=(False, True)))
+    step = history.step(
+        [2, 5], step_to(observe("a1", "b1"), observe("a1", "new"), terminated=(False, True))
+    )
     kept = glam_prompt("go to the red ball", [("a0",), ("a1",)], ["go forward"])
     assert step.reached == (kept, glam_prompt("go to the red ball", [("b0",), ("b1",)], ["toggle"]))
     assert step.current == (kept, glam_prompt("go to the red ball", [("new",)], []))
@@ -106,7 +136,10 @@ def test_a_broken_saved_history_is_refused() -> None:
 
 
 def test_french_glam_prompts_refuse_missions_they_cannot_say() -> None:
-    assert "But de l'agent: aller à une balle rouge" in PromptHistory("glam", language="fr").reset(observe("o0"))[0]
+    assert (
+        "But de l'agent: aller à une balle rouge"
+        in PromptHistory("glam", language="fr").reset(observe("o0"))[0]
+    )
     with pytest.raises(ConfigError, match="go-to missions"):
         PromptHistory("glam", language="fr").reset(observe("o0", mission="pick up the red ball"))
 

@@ -1,8 +1,9 @@
-"""Fuzz of the wire: ``python -m tests.rpc.fuzz_wire --cases 1000000 --seed 0``; about a thousand a second.
+"""Fuzz of the wire: ``python -m tests.rpc.fuzz_wire --cases 1000000 --seed 0``; about a thousand a
+second.
 
 Frames, headers and handshakes that were damaged at random, or made up by somebody who knows the
-format, are read as a rank reads them. Whatever is no message must be a ``ProtocolError``; what comes
-through must be a whole message that can be sent again. Ends with one line of JSON.
+format, are read as a rank reads them. Whatever is no message must be a ``ProtocolError``; what
+comes through must be a whole message that can be sent again. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -66,9 +67,13 @@ _NESTED = {
 }
 SAMPLES: tuple[Message, ...] = (
     ScoreRequest(("one", "zwei é"), (("a", "b"), ("a", "b")), ("value",)),
-    ScoreResult(torch.tensor([0.5, -1.5]), (1, 1), {"m": torch.tensor([[True], [False]])}, {"s": 1.0}),
+    ScoreResult(
+        torch.tensor([0.5, -1.5]), (1, 1), {"m": torch.tensor([[True], [False]])}, {"s": 1.0}
+    ),
     GenerateRequest(("p",), {"n": 3, "x": 0.5, "flag": True, "text": "t"}),
-    GenerateResult((("a", "b"),), torch.zeros(2), torch.ones(2, dtype=torch.int64), (2,), {"s": 1.0}),
+    GenerateResult(
+        (("a", "b"),), torch.zeros(2), torch.ones(2, dtype=torch.int64), (2,), {"s": 1.0}
+    ),
     UpdateRequest("u", ("p",), (("a",),), torch.rand(1), 3, {"e": torch.zeros(1, 2)}, {"o": 1}),
     UpdateResult({"loss": 0.5}),
     ForgetRequest(),
@@ -102,7 +107,9 @@ def value(draw: random.Random, depth: int = 0) -> Any:
     if kind == 4:
         return [draw.choice(_SIZES) for _ in range(draw.choice((0, 1, 2, 3, 8, 9, 70, 200)))]
     if kind == 5:
-        tag = draw.choice(("tensor", "array", "number", "dict", "tuple", "texts", "objects", "other"))
+        tag = draw.choice(
+            ("tensor", "array", "number", "dict", "tuple", "texts", "objects", "other")
+        )
         found = {tag: value(draw, depth + 1)}
         return {**found, "shape": value(draw, depth + 1)} if tag in ("texts", "objects") else found
     if kind == 6:

@@ -1,4 +1,6 @@
-"""A language model without a model, updaters that misbehave on demand, and launches whose ranks are threads of this process."""
+"""A language model without a model, updaters that misbehave on demand, and launches whose ranks are
+threads of this process.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,15 @@ from lamorel_ext.rpc.groups import make_thread_groups
 from lamorel_ext.rpc.rendezvous import connect_to_servers, meet_peers, peer_of
 from lamorel_ext.rpc.tcp_listener import TcpListener
 from lamorel_ext.rpc.tcp_transport import TcpTransport
-from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar, ScoreResult, ServerGroup, UpdateRequest, UpdateResult
+from lamorel_ext.types import (
+    GenerateRequest,
+    GenerateResult,
+    Scalar,
+    ScoreResult,
+    ServerGroup,
+    UpdateRequest,
+    UpdateResult,
+)
 
 ACTIONS = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
 
@@ -41,7 +51,11 @@ class FakeHost:
         self.log: list[str] = []
 
     def score(
-        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], modules: Sequence[str] = (), with_score: bool = True
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        modules: Sequence[str] = (),
+        with_score: bool = True,
     ) -> ScoreResult:
         self.log.append(f"score {prompts[0]}")
         for prompt in prompts:
@@ -49,22 +63,52 @@ class FakeHost:
                 raise ZeroDivisionError(f"the fake host was asked to: {prompt}")
             if prompt.startswith("sleep"):
                 time.sleep(float(prompt.split()[1]))
-        scores = [fake_log_prob(p, c) for p, texts in zip(prompts, candidates, strict=False) for c in texts] if with_score else []
+        scores = (
+            [
+                fake_log_prob(p, c)
+                for p, texts in zip(prompts, candidates, strict=False)
+                for c in texts
+            ]
+            if with_score
+            else []
+        )
         counts = tuple(len(texts) for texts in candidates) if with_score else (0,) * len(prompts)
-        heads = {name: torch.tensor([[float(len(prompt))] for prompt in prompts]) for name in modules}
-        return ScoreResult(torch.tensor(scores), counts, heads, {"prompts": len(prompts), "tokens": float(sum(map(len, prompts)))})
+        heads = {
+            name: torch.tensor([[float(len(prompt))] for prompt in prompts]) for name in modules
+        }
+        return ScoreResult(
+            torch.tensor(scores),
+            counts,
+            heads,
+            {"prompts": len(prompts), "tokens": float(sum(map(len, prompts)))},
+        )
 
     def generate(self, request: GenerateRequest) -> GenerateResult:
-        """Two tokens for the first sequence of a prompt, three for the second; each with probability one half."""
+        """Two tokens for the first sequence of a prompt, three for the second; each with
+        probability one half.
+        """
         per_prompt = int(request.options.get("num_return_sequences", 1))
         seed = request.options.get("seed", 0)
         lengths = tuple(2 + place for _ in request.prompts for place in range(per_prompt))
-        texts = tuple(tuple(f"{prompt}+{seed}+{place}" for place in range(per_prompt)) for prompt in request.prompts)
+        texts = tuple(
+            tuple(f"{prompt}+{seed}+{place}" for place in range(per_prompt))
+            for prompt in request.prompts
+        )
         total = sum(lengths)
-        return GenerateResult(texts, torch.arange(total), torch.full((total,), 0.5).log(), lengths, {"tokens": float(total)})
+        return GenerateResult(
+            texts,
+            torch.arange(total),
+            torch.full((total,), 0.5).log(),
+            lengths,
+            {"tokens": float(total)},
+        )
 
     def reset(self, seed: int, weights: str = "pretrained", unused: tuple[str, ...] = ()) -> None:
-        start = "" if weights == "pretrained" and not unused else f" {weights} without {', '.join(unused)}"
+        start = (
+            ""
+            if weights == "pretrained" and not unused
+            else f" {weights} without {', '.join(unused)}"
+        )
         self.log.append(f"reset {seed}{start}")
         self.weight = 0.0
         self.weights_version += 1
@@ -86,8 +130,10 @@ class FakeHost:
 class SumUpdater:
     """Adds the batch's ``signals`` to the weight, in ``steps`` sums over the servers.
 
-    Options: ``fail_rank`` is the server that raises, ``fail_step`` before which sum (``steps`` means after the last); ``skip_rank`` leaves out its
-    first sum, as an updater that forgets about empty shards does; ``sleep_rank`` waits ``sleep`` seconds before anything else.
+    Options: ``fail_rank`` is the server that raises, ``fail_step`` before which sum (``steps``
+        means after the last); ``skip_rank`` leaves out its
+    first sum, as an updater that forgets about empty shards does; ``sleep_rank`` waits ``sleep``
+    seconds before anything else.
     """
 
     def __init__(self) -> None:
@@ -109,7 +155,9 @@ class SumUpdater:
             self._fail_if(request, step)
             if step == 0 and request.options.get("skip_rank") == self._group.rank:
                 continue
-            total = request.data["signals"].sum().reshape(1) if len(request.prompts) else torch.zeros(1)
+            total = (
+                request.data["signals"].sum().reshape(1) if len(request.prompts) else torch.zeros(1)
+            )
             self._group.all_reduce_sum(total)
         self._fail_if(request, steps)
         self._host.weight += float(total)
@@ -126,7 +174,10 @@ class SumUpdater:
         self.seed = int((folder / "seed.txt").read_text())
 
     def _fail_if(self, request: UpdateRequest, step: int) -> None:
-        if request.options.get("fail_rank") == self._group.rank and request.options.get("fail_step", 0) == step:
+        if (
+            request.options.get("fail_rank") == self._group.rank
+            and request.options.get("fail_step", 0) == step
+        ):
             raise ArithmeticError(f"server {self._group.rank} was asked to fail before sum {step}")
 
 
@@ -156,7 +207,11 @@ class ThreadedLaunch:
 
 @contextmanager
 def threaded_launch(
-    num_clients: int = 1, num_servers: int = 1, timeout_s: float = 30.0, grace_s: float = 0.3, group_timeout_s: float = 20.0
+    num_clients: int = 1,
+    num_servers: int = 1,
+    timeout_s: float = 30.0,
+    grace_s: float = 0.3,
+    group_timeout_s: float = 20.0,
 ) -> Iterator[ThreadedLaunch]:
     """Start servers and clients; closes what is still open at the end."""
     setup = DistributedSetupArgs(num_clients, num_servers)
@@ -165,11 +220,21 @@ def threaded_launch(
     groups = make_thread_groups(num_servers, group_timeout_s)
     launch.hosts = [FakeHost() for _ in range(num_servers)]
     for index in range(num_servers):
-        thread = threading.Thread(target=_serve, args=(launch, store, index, groups[index], grace_s), name=f"server {index}", daemon=True)
+        thread = threading.Thread(
+            target=_serve,
+            args=(launch, store, index, groups[index], grace_s),
+            name=f"server {index}",
+            daemon=True,
+        )
         thread.start()
         launch.threads.append(thread)
     try:
-        _in_parallel([lambda rank=rank: _connect(launch, store, rank, timeout_s) for rank in range(num_clients)])  # type: ignore[misc]
+        _in_parallel(
+            [
+                lambda rank=rank: _connect(launch, store, rank, timeout_s)
+                for rank in range(num_clients)
+            ]
+        )  # type: ignore[misc]
         launch.callers.sort(key=lambda caller: caller.rank)  # type: ignore[attr-defined]
         deadline = time.monotonic() + 10
         while len(launch.listeners) < num_servers:
@@ -184,16 +249,22 @@ def threaded_launch(
 
 def _connect(launch: ThreadedLaunch, store: Any, rank: int, timeout_s: float) -> None:
     links = connect_to_servers(store, launch.setup, rank, 10.0)
-    transport = TcpTransport(links, peer_of(rank, launch.setup), timeout_s, with_tickets=launch.setup.n_rl_processes > 1)
+    transport = TcpTransport(
+        links, peer_of(rank, launch.setup), timeout_s, with_tickets=launch.setup.n_rl_processes > 1
+    )
     caller = Caller(transport, first_server=rank % launch.setup.n_llm_processes)
     caller.rank = rank  # type: ignore[attr-defined]
     launch.callers.append(caller)
 
 
-def _serve(launch: ThreadedLaunch, store: Any, index: int, group: ServerGroup, grace_s: float) -> None:
+def _serve(
+    launch: ThreadedLaunch, store: Any, index: int, group: ServerGroup, grace_s: float
+) -> None:
     rank = launch.setup.n_rl_processes + index
     me = peer_of(rank, launch.setup)
-    listener = TcpListener(*meet_peers(store, launch.setup, rank, "127.0.0.1", 10.0), me, grace_s, launch.ends.append)
+    listener = TcpListener(
+        *meet_peers(store, launch.setup, rank, "127.0.0.1", 10.0), me, grace_s, launch.ends.append
+    )
     launch.listeners[index] = listener
     try:
         Server(launch.hosts[index], {"sum": SumUpdater()}, listener, group, me).serve()

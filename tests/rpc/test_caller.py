@@ -13,13 +13,22 @@ from lamorel_ext.errors import ProtocolError, RemoteError, RequestError, RpcErro
 from lamorel_ext.llm.serving import Hosted, in_process
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.transport import InProcessTransport
-from lamorel_ext.types import Done, GenerateRequest, LlmClient, ScoreRequest, UpdateRequest, UpdateResult
+from lamorel_ext.types import (
+    Done,
+    GenerateRequest,
+    LlmClient,
+    ScoreRequest,
+    UpdateRequest,
+    UpdateResult,
+)
 from tests.rpc.rpc_fakes import ACTIONS, FakeHost, SumUpdater, fake_log_prob
 
 
 @pytest.fixture(params=[1, 2, 3])
 def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
-    with in_process([Hosted(FakeHost(), {"sum": SumUpdater()}) for _ in range(request.param)]) as made:
+    with in_process(
+        [Hosted(FakeHost(), {"sum": SumUpdater()}) for _ in range(request.param)]
+    ) as made:
         yield made
 
 
@@ -40,11 +49,15 @@ def test_scores_come_back_in_the_order_of_the_prompts(caller: Caller, num_prompt
 
 def test_calls_can_overlap(caller: Caller) -> None:
     futures = [caller.submit_score(ScoreRequest((f"{'x' * n}",), (("a",),))) for n in range(1, 8)]
-    assert [future.result(10).log_probs.item() for future in futures] == pytest.approx([-n - 0.01 for n in range(1, 8)], abs=1e-6)
+    assert [future.result(10).log_probs.item() for future in futures] == pytest.approx(
+        [-n - 0.01 for n in range(1, 8)], abs=1e-6
+    )
 
 
 def test_an_update_reaches_every_sample_once(caller: Caller) -> None:
-    request = UpdateRequest("sum", ("a", "b"), (ACTIONS,) * 2, torch.arange(2), 2, {"signals": torch.tensor([1.0, 4.0])})
+    request = UpdateRequest(
+        "sum", ("a", "b"), (ACTIONS,) * 2, torch.arange(2), 2, {"signals": torch.tensor([1.0, 4.0])}
+    )
     assert caller.update_batch(request).stats["weight"] == 5.0
     assert caller.update_batch(request).stats["weight"] == 10.0
     caller.reset(3)
@@ -69,36 +82,56 @@ def test_lamorel_score_gives_one_tensor_per_context(caller: Caller) -> None:
 
 
 def test_lamorel_score_with_module_functions_gives_dictionaries(caller: Caller) -> None:
-    rows: Any = caller.score(["one", "three"], [["a"], ["b", "cc"]], additional_module_function_keys=["value"])
+    rows: Any = caller.score(
+        ["one", "three"], [["a"], ["b", "cc"]], additional_module_function_keys=["value"]
+    )
     assert [sorted(row) for row in rows] == [["__score", "value"]] * 2
     assert rows[1]["__score"].shape == (2,) and rows[1]["value"].tolist() == [[5.0]]
 
 
 def test_lamorel_module_functions_need_no_candidates(caller: Caller) -> None:
     rows = caller.custom_module_fns(["value"], contexts=["one", "three"])
-    assert [list(row) for row in rows] == [["value"]] * 2 and [row["value"][0].item() for row in rows] == [3.0, 5.0]
+    assert [list(row) for row in rows] == [["value"]] * 2 and [
+        row["value"][0].item() for row in rows
+    ] == [3.0, 5.0]
     with_score = caller.custom_module_fns(
-        ["__score", "value"], contexts=["one"], candidates=[["a", "b"]], require_grad=False, minibatch_size=4
+        ["__score", "value"],
+        contexts=["one"],
+        candidates=[["a", "b"]],
+        require_grad=False,
+        minibatch_size=4,
     )
     assert with_score[0]["__score"].shape == (2,)
 
 
 @pytest.mark.parametrize(("return_logprobs", "suffix"), [(False, "probability"), (True, "logprob")])
-def test_lamorel_generate_gives_a_dictionary_per_sequence(caller: Caller, return_logprobs: bool, suffix: str) -> None:
-    rows = caller.generate(["p", "qq", "r"], return_logprobs=return_logprobs, num_return_sequences=2, do_sample=True)
+def test_lamorel_generate_gives_a_dictionary_per_sequence(
+    caller: Caller, return_logprobs: bool, suffix: str
+) -> None:
+    rows = caller.generate(
+        ["p", "qq", "r"], return_logprobs=return_logprobs, num_return_sequences=2, do_sample=True
+    )
     assert [len(sequences) for sequences in rows] == [2, 2, 2]
     first, second = rows[1]
     assert (first["text"], second["text"]) == ("qq+0+0", "qq+0+1")
     assert len(first["tokens"]) == 2 and len(second["tokens"]) == 3
     # Each token has probability one half: two tokens 1/4, three tokens 1/8.
     expected = [math.log(0.25), math.log(0.125)] if return_logprobs else [0.25, 0.125]
-    assert [float(row[f"text_{suffix}"]) for row in (first, second)] == pytest.approx(expected, abs=1e-6)
+    assert [float(row[f"text_{suffix}"]) for row in (first, second)] == pytest.approx(
+        expected, abs=1e-6
+    )
     assert second[f"tokens_{suffix}"].shape == (3,)
     assert set(first) == {"text", "tokens", f"text_{suffix}", f"tokens_{suffix}"}
 
 
 def test_lamorel_update_gives_one_result_per_server(caller: Caller) -> None:
-    results = caller.update(["a", "b", "c"], [ACTIONS] * 3, signals=torch.tensor([1.0, 2.0, 3.0]), updater="sum", steps=2)
+    results = caller.update(
+        ["a", "b", "c"],
+        [ACTIONS] * 3,
+        signals=torch.tensor([1.0, 2.0, 3.0]),
+        updater="sum",
+        steps=2,
+    )
     assert [stats["weight"] for stats in results] == [6.0] * caller.num_servers
     assert sum(stats["shard"] for stats in results) == 3
 
@@ -132,7 +165,11 @@ def test_lamorel_update_tells_data_from_options() -> None:
         )
     request = server.last
     assert request.updater == "" and request.total == 2 and request.indices.tolist() == [0, 1]
-    assert {name: (tensor.dtype, tensor.tolist()) for name, tensor in request.data.items() if name != "hidden"} == {
+    assert {
+        name: (tensor.dtype, tensor.tolist())
+        for name, tensor in request.data.items()
+        if name != "hidden"
+    } == {
         "actions": (torch.int64, [1, 0]),
         "advantages": (torch.float64, [0.5, 1.5]),
         "logprobs": (torch.float32, [0.25, 0.75]),
@@ -150,7 +187,10 @@ def test_lamorel_update_tells_data_from_options() -> None:
         (lambda c: c.score(["a", 3], [["a"], ["a"]]), r"prompts\[1\] is 3, expected a string"),
         (lambda c: c.score(["a", "b"], [["a"]]), "candidates has 1 lists, expected 2"),
         (lambda c: c.score(["a", "b"], [["a"], []]), r"candidates\[1\] is empty"),
-        (lambda c: c.score(["a", "b"], [["a"], "turn left"]), r"candidates\[1\] is 'turn left', expected a list of strings"),
+        (
+            lambda c: c.score(["a", "b"], [["a"], "turn left"]),
+            r"candidates\[1\] is 'turn left', expected a list of strings",
+        ),
         (lambda c: c.score(["a"], [["a", None]]), r"candidates\[0\]\[1\] is None"),
         (lambda c: c.score(["a"], [["a"]], require_grad=True), "require_grad=True has no meaning"),
         (lambda c: c.score(["a"], [["a"]], temperature=1.0), "temperature=1.0 has no meaning"),
@@ -159,15 +199,26 @@ def test_lamorel_update_tells_data_from_options() -> None:
         (lambda c: c.generate([]), "prompts is empty"),
         (lambda c: c.generate(["a"], bad_words=["b"]), "bad_words is .* expected a number"),
         (lambda c: c.update([], []), "prompts is empty"),
-        (lambda c: c.update(["a", "b"], [["a"]] * 2, actions=[1]), "actions has 1 rows, expected 2"),
-        (lambda c: c.update(["a", "b"], [["a"]] * 2, names=["x", "y"]), "names is no tensor, array or list of numbers"),
+        (
+            lambda c: c.update(["a", "b"], [["a"]] * 2, actions=[1]),
+            "actions has 1 rows, expected 2",
+        ),
+        (
+            lambda c: c.update(["a", "b"], [["a"]] * 2, names=["x", "y"]),
+            "names is no tensor, array or list of numbers",
+        ),
         (lambda c: c.update(["a", "b"], [["a"]] * 2, ragged=[[1], [1, 2]]), "ragged is no tensor"),
         (lambda c: c.update(["a"], [["a"]], path=None), "path is None"),
         (lambda c: c.update(["a"], [["a"]], updater=3), "updater is 3"),
-        (lambda c: c.generate_batch(GenerateRequest(("a",), {"x": [1]})), r"options\['x'\] is \[1\]"),  # type: ignore[dict-item]
+        (
+            lambda c: c.generate_batch(GenerateRequest(("a",), {"x": [1]})),
+            r"options\['x'\] is \[1\]",
+        ),  # type: ignore[dict-item]
     ],
 )
-def test_what_can_never_be_answered_is_refused_before_anything_is_sent(call: Any, message: str) -> None:
+def test_what_can_never_be_answered_is_refused_before_anything_is_sent(
+    call: Any, message: str
+) -> None:
     server = Recorder()
     with Caller(InProcessTransport([server])) as caller:
         with pytest.raises(RequestError, match=message):
@@ -186,8 +237,16 @@ def test_what_can_never_be_answered_is_refused_before_anything_is_sent(call: Any
         ({"data": {"x": torch.zeros(3, 2)}}, "'x'. has 3 rows, expected 2"),
     ],
 )
-def test_an_inconsistent_update_request_names_what_is_wrong(changes: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = {"updater": "sum", "prompts": ("a", "b"), "candidates": (("x",),) * 2, "indices": torch.arange(2), "total": 2}
+def test_an_inconsistent_update_request_names_what_is_wrong(
+    changes: dict[str, Any], message: str
+) -> None:
+    good: dict[str, Any] = {
+        "updater": "sum",
+        "prompts": ("a", "b"),
+        "candidates": (("x",),) * 2,
+        "indices": torch.arange(2),
+        "total": 2,
+    }
     with Caller(InProcessTransport([Recorder()])) as caller:
         with pytest.raises(RequestError, match=message):
             caller.update_batch(UpdateRequest(**{**good, **changes}))
@@ -200,7 +259,9 @@ def test_an_inconsistent_update_request_names_what_is_wrong(changes: dict[str, A
     lambda caller: caller.custom_module_fns(None, ["a"]),
 ])  # fmt: skip
 def test_what_is_no_list_is_refused_by_its_name(caller: Caller, call: Any) -> None:
-    with pytest.raises(RequestError, match="(candidates|contexts|module_function_keys) is .*, expected a list"):
+    with pytest.raises(
+        RequestError, match="(candidates|contexts|module_function_keys) is .*, expected a list"
+    ):
         call(caller)
 
 
@@ -208,13 +269,18 @@ def test_an_exception_on_a_server_is_raised_with_its_traceback(caller: Caller) -
     with pytest.raises(RemoteError) as raised:
         caller.score(["fine", "raise here"], [["a"], ["a"]])
     assert raised.value.type_name == "ZeroDivisionError" and "llm server" in raised.value.role
-    assert "the fake host was asked to: raise here" in raised.value.remote_traceback and "rpc_fakes.py" in raised.value.remote_traceback
+    assert (
+        "the fake host was asked to: raise here" in raised.value.remote_traceback
+        and "rpc_fakes.py" in raised.value.remote_traceback
+    )
     assert caller.score(["fine"], [["a"]])[0].shape == (1,)  # type: ignore[union-attr]
 
 
 def test_an_answer_of_another_kind_is_a_protocol_error() -> None:
     with Caller(InProcessTransport([lambda request: Done()])) as caller:
-        with pytest.raises(ProtocolError, match="expected ScoreResult from every server, got .'Done'"):
+        with pytest.raises(
+            ProtocolError, match="expected ScoreResult from every server, got .'Done'"
+        ):
             caller.score(["a"], [["a"]])
 
 
@@ -224,7 +290,12 @@ def test_counters_tell_calls_prompts_tokens_and_seconds(caller: Caller) -> None:
     caller.update(["a"], [["a"]], signals=[1.0])
     stats = caller.stats
     # Tokens of the fake host: characters of the scored prompts, 9 + 1, and two generated ones.
-    assert (stats["llm_calls"], stats["llm_prompts"], stats["llm_tokens"], stats["update_calls"]) == (2, 3, 12, 1)
+    assert (
+        stats["llm_calls"],
+        stats["llm_prompts"],
+        stats["llm_tokens"],
+        stats["update_calls"],
+    ) == (2, 3, 12, 1)
     assert 0.1 <= stats["server_seconds"] < 0.5 and 0 < stats["transport_seconds"] < 0.1
 
 
@@ -233,7 +304,7 @@ def test_without_a_launch_there_is_no_group_of_clients(caller: Caller) -> None:
         caller.get_rl_dist_group()
 
 
-# --- several clients, and shards cut by prompt -------------------------------------------------------------------------
+# --- several clients, and shards cut by prompt ----------------------------------------------------
 
 
 def servers(number: int) -> list[Hosted]:
@@ -264,7 +335,9 @@ def test_shards_cut_by_prompt_ask_equal_prompts_of_one_server_and_the_same_one_a
             asked.append(tuple(prompts))
             return super().score(prompts, *arguments, **options)
 
-    with in_process([Hosted(Listening(), {"sum": SumUpdater()}) for _ in range(2)], "distinct") as caller:
+    with in_process(
+        [Hosted(Listening(), {"sum": SumUpdater()}) for _ in range(2)], "distinct"
+    ) as caller:
         caller.score(["a", "bb", "a", "a"], [ACTIONS] * 4)
         assert sorted(asked) == [("a", "a", "a"), ("bb",)]
         asked.clear()

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from lamorel_ext.errors import ProtocolError, RequestError
 from lamorel_ext.rpc.wire import codec
-from lamorel_ext.rpc.wire.codec import MAGIC, PREFIX, VERSION, Kind, decode, decode_prefix, encode, frame, pack
+from lamorel_ext.rpc.wire.codec import (
+    MAGIC,
+    PREFIX,
+    VERSION,
+    Kind,
+    decode,
+    decode_prefix,
+    encode,
+    frame,
+    pack,
+)
 from lamorel_ext.rpc.wire.fields import ALIGNMENT, DTYPES
 from lamorel_ext.types import (
     Answer,
@@ -41,7 +51,9 @@ from lamorel_ext.types import (
 texts = st.text(max_size=12)
 names = st.text(max_size=6)
 text_tuples = st.lists(texts, max_size=4).map(tuple)
-candidate_tuples = st.lists(st.sampled_from([("a", "b"), ("turn left",), (), ("é", "\ud800")]), max_size=5).map(tuple)
+candidate_tuples = st.lists(
+    st.sampled_from([("a", "b"), ("turn left",), (), ("é", "\ud800")]), max_size=5
+).map(tuple)
 floats = st.floats(allow_nan=False)
 integers = st.integers(-(2**63), 2**63 - 1)
 scalars = st.one_of(st.booleans(), integers, floats, texts)
@@ -51,11 +63,19 @@ scalars = st.one_of(st.booleans(), integers, floats, texts)
 def tensors(draw: st.DrawFn) -> Tensor:
     dtype = DTYPES[draw(st.sampled_from(sorted(DTYPES)))]
     shape = draw(st.lists(st.integers(0, 3), max_size=3))
-    raw = draw(st.binary(min_size=math.prod(shape) * dtype.itemsize, max_size=math.prod(shape) * dtype.itemsize))
+    raw = draw(
+        st.binary(
+            min_size=math.prod(shape) * dtype.itemsize, max_size=math.prod(shape) * dtype.itemsize
+        )
+    )
     if not raw:
         return torch.zeros(shape, dtype=dtype)
     octets = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-    return (octets % 2).to(torch.bool).reshape(shape) if dtype == torch.bool else octets.view(dtype).reshape(shape)
+    return (
+        (octets % 2).to(torch.bool).reshape(shape)
+        if dtype == torch.bool
+        else octets.view(dtype).reshape(shape)
+    )
 
 
 tensor_dictionaries = st.dictionaries(names, tensors(), max_size=3)
@@ -74,11 +94,35 @@ nested_dictionaries = st.dictionaries(names, nested, max_size=3)
 of_each_type = {
     CallRequest: st.builds(CallRequest, texts, nested_dictionaries),
     CallResult: st.builds(CallResult, nested_dictionaries),
-    ScoreRequest: st.builds(ScoreRequest, text_tuples, candidate_tuples, text_tuples, st.booleans()),
-    ScoreResult: st.builds(ScoreResult, tensors(), st.lists(integers, max_size=3).map(tuple), tensor_dictionaries, stats),
+    ScoreRequest: st.builds(
+        ScoreRequest, text_tuples, candidate_tuples, text_tuples, st.booleans()
+    ),
+    ScoreResult: st.builds(
+        ScoreResult,
+        tensors(),
+        st.lists(integers, max_size=3).map(tuple),
+        tensor_dictionaries,
+        stats,
+    ),
     GenerateRequest: st.builds(GenerateRequest, text_tuples, options),
-    GenerateResult: st.builds(GenerateResult, candidate_tuples, tensors(), tensors(), st.lists(integers, max_size=3).map(tuple), stats),
-    UpdateRequest: st.builds(UpdateRequest, texts, text_tuples, candidate_tuples, tensors(), integers, tensor_dictionaries, options),
+    GenerateResult: st.builds(
+        GenerateResult,
+        candidate_tuples,
+        tensors(),
+        tensors(),
+        st.lists(integers, max_size=3).map(tuple),
+        stats,
+    ),
+    UpdateRequest: st.builds(
+        UpdateRequest,
+        texts,
+        text_tuples,
+        candidate_tuples,
+        tensors(),
+        integers,
+        tensor_dictionaries,
+        options,
+    ),
     UpdateResult: st.builds(UpdateResult, stats),
     ForgetRequest: st.just(ForgetRequest()),
     ResetRequest: st.builds(ResetRequest, integers, texts, st.lists(texts).map(tuple)),
@@ -99,7 +143,9 @@ def same(left: Any, right: Any) -> bool:
         raw = [tensor.reshape(-1).view(torch.uint8) for tensor in (left, right)]
         return left.dtype == right.dtype and left.shape == right.shape and torch.equal(*raw)
     if dataclasses.is_dataclass(left):
-        return type(left) is type(right) and all(same(getattr(left, f.name), getattr(right, f.name)) for f in dataclasses.fields(left))
+        return type(left) is type(right) and all(
+            same(getattr(left, f.name), getattr(right, f.name)) for f in dataclasses.fields(left)
+        )
     if isinstance(left, dict):
         return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
     if isinstance(left, (list, tuple)):
@@ -113,7 +159,12 @@ def a_score_request() -> ScoreRequest:
 
 
 def a_score_result() -> ScoreResult:
-    return ScoreResult(torch.tensor([0.5, -1.5]), (1, 1), {"mask": torch.tensor([[True], [False]])}, {"tokens": 3.0})
+    return ScoreResult(
+        torch.tensor([0.5, -1.5]),
+        (1, 1),
+        {"mask": torch.tensor([[True], [False]])},
+        {"tokens": 3.0},
+    )
 
 
 @given(messages)
@@ -128,7 +179,9 @@ def test_all_message_types_are_among_the_round_trips() -> None:
 
 @given(messages, st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_damaged_bytes_are_refused_or_give_a_whole_message(message: codec.Message, data: st.DataObject) -> None:
+def test_damaged_bytes_are_refused_or_give_a_whole_message(
+    message: codec.Message, data: st.DataObject
+) -> None:
     raw = bytearray(encode(message))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
@@ -169,7 +222,8 @@ def test_tensors_are_neither_copied_on_the_way_out_nor_on_the_way_in() -> None:
     assert bytes(raw[:4]) == np.float32(7.0).tobytes()
     received = decode(encode(ScoreResult(tensor, (), {"value": tensor})))
     assert isinstance(received, ScoreResult)
-    # One buffer holds both: the second begins where the first ends, 4,000 being a multiple of the alignment.
+    # One buffer holds both: the second begins where the first ends, 4,000 being a multiple of the
+    # alignment.
     assert 4000 % ALIGNMENT == 0
     assert received.modules["value"].data_ptr() - received.log_probs.data_ptr() == 4000
     received.log_probs[0] = 1.0
@@ -179,13 +233,21 @@ def test_tensors_are_neither_copied_on_the_way_out_nor_on_the_way_in() -> None:
 def test_views_and_parameters_travel_by_value() -> None:
     matrix = torch.arange(6.0).reshape(2, 3)
     received = decode(encode(ScoreResult(torch.nn.Parameter(matrix.t()), ())))
-    assert isinstance(received, ScoreResult) and torch.equal(received.log_probs, torch.tensor([[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]))
+    assert isinstance(received, ScoreResult) and torch.equal(
+        received.log_probs, torch.tensor([[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]])
+    )
     assert not received.log_probs.requires_grad
 
 
 def test_numbers_of_numpy_arrive_as_plain_ones() -> None:
-    received = decode(encode(GenerateRequest(("a",), {"n": np.int64(3), "x": np.float32(0.5), "flag": True})))  # type: ignore[dict-item]
-    assert isinstance(received, GenerateRequest) and received.options == {"n": 3, "x": 0.5, "flag": True}
+    received = decode(
+        encode(GenerateRequest(("a",), {"n": np.int64(3), "x": np.float32(0.5), "flag": True}))
+    )  # type: ignore[dict-item]
+    assert isinstance(received, GenerateRequest) and received.options == {
+        "n": 3,
+        "x": 0.5,
+        "flag": True,
+    }
     assert [type(value) for value in received.options.values()] == [int, float, bool]
 
 
@@ -225,7 +287,9 @@ def damaged(message: codec.Message, **changes: Any) -> bytes:
     """A frame whose header was changed by somebody who knows the format."""
     packed = pack(message)
     header = {**json.loads(packed.header), **changes}
-    return b"".join(frame(codec.Packed(json.dumps(header).encode("ascii"), packed.buffers, packed.num_bytes)))
+    return b"".join(
+        frame(codec.Packed(json.dumps(header).encode("ascii"), packed.buffers, packed.num_bytes))
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,20 +308,43 @@ def damaged(message: codec.Message, **changes: Any) -> bytes:
         damaged(UpdateResult({"a": 1.0}), fields={"stats": {"a": 10**400}}),
         damaged(
             a_score_request(),
-            fields={**json.loads(pack(a_score_request()).header)["fields"], "candidates": {"distinct": [], "places": [0]}},
+            fields={
+                **json.loads(pack(a_score_request()).header)["fields"],
+                "candidates": {"distinct": [], "places": [0]},
+            },
         ),
         damaged(
             a_score_request(),
-            fields={**json.loads(pack(a_score_request()).header)["fields"], "candidates": {"distinct": [["a"]], "places": [-1]}},
+            fields={
+                **json.loads(pack(a_score_request()).header)["fields"],
+                "candidates": {"distinct": [["a"]], "places": [-1]},
+            },
         ),
         damaged(a_score_result(), tensors=[]),
         damaged(a_score_result(), tensors=[{"dtype": "float32", "shape": [2]}]),
-        damaged(a_score_result(), tensors=[{"dtype": "object", "shape": [2]}, {"dtype": "bool", "shape": [2, 1]}]),
-        damaged(a_score_result(), tensors=[{"dtype": "float32", "shape": [-2]}, {"dtype": "bool", "shape": [2, 1]}]),
-        damaged(a_score_result(), tensors=[{"dtype": "float32", "shape": [10**30]}, {"dtype": "bool", "shape": [2, 1]}]),
-        damaged(a_score_result(), fields={"log_probs": 0, "counts": [1, 1], "modules": {"mask": 0}, "stats": {}}),
-        damaged(a_score_result(), fields={"log_probs": 0, "counts": [1, 1], "modules": {}, "stats": {}}),
-        damaged(a_score_result(), fields={"log_probs": 2, "counts": [1, 1], "modules": {"mask": 1}, "stats": {}}),
+        damaged(
+            a_score_result(),
+            tensors=[{"dtype": "object", "shape": [2]}, {"dtype": "bool", "shape": [2, 1]}],
+        ),
+        damaged(
+            a_score_result(),
+            tensors=[{"dtype": "float32", "shape": [-2]}, {"dtype": "bool", "shape": [2, 1]}],
+        ),
+        damaged(
+            a_score_result(),
+            tensors=[{"dtype": "float32", "shape": [10**30]}, {"dtype": "bool", "shape": [2, 1]}],
+        ),
+        damaged(
+            a_score_result(),
+            fields={"log_probs": 0, "counts": [1, 1], "modules": {"mask": 0}, "stats": {}},
+        ),
+        damaged(
+            a_score_result(), fields={"log_probs": 0, "counts": [1, 1], "modules": {}, "stats": {}}
+        ),
+        damaged(
+            a_score_result(),
+            fields={"log_probs": 2, "counts": [1, 1], "modules": {"mask": 1}, "stats": {}},
+        ),
         encode(a_score_result())[:-1] + b"\x02",
         PREFIX.pack(MAGIC, VERSION, 0, 0, 0, 20_000, 0) + b"[" * 20_000,
         PREFIX.pack(MAGIC, VERSION, 0, 0, 0, 3, 0) + b"1e9",
@@ -273,7 +360,10 @@ def test_headers_that_lie_are_refused(raw: bytes) -> None:
     ("prefix", "message"),
     [
         (PREFIX.pack(b"HTTP", VERSION, 0, 0, 0, 0, 0), "starts with b'HTTP'"),
-        (PREFIX.pack(MAGIC, VERSION + 1, 0, 0, 0, 0, 0), "version 3 of the wire format, this is version 2"),
+        (
+            PREFIX.pack(MAGIC, VERSION + 1, 0, 0, 0, 0, 0),
+            "version 3 of the wire format, this is version 2",
+        ),
         (PREFIX.pack(MAGIC, VERSION, 99, 0, 0, 0, 0), "kind of frame: 99"),
         (PREFIX.pack(MAGIC, VERSION, 0, 0, 0, 2**31, 0), "announces 2147483648 bytes"),
         (PREFIX.pack(MAGIC, VERSION, 0, 0, 0, 10, 2**62), "announces"),
@@ -288,4 +378,9 @@ def test_prefixes_that_are_not_ours_are_refused(prefix: bytes, message: str) -> 
 def test_frames_without_message_carry_their_numbers() -> None:
     raw = b"".join(frame(kind=Kind.TICKET, call_id=5, ticket=2**40))
     prefix = decode_prefix(raw)
-    assert (prefix.kind, prefix.call_id, prefix.ticket, prefix.header_bytes) == (Kind.TICKET, 5, 2**40, 0)
+    assert (prefix.kind, prefix.call_id, prefix.ticket, prefix.header_bytes) == (
+        Kind.TICKET,
+        5,
+        2**40,
+        0,
+    )

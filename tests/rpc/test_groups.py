@@ -13,7 +13,9 @@ from lamorel_ext.errors import UpdateError
 from lamorel_ext.rpc.groups import LockstepGroup, OtherServerFailed, make_thread_groups
 
 
-def on_servers(size: int, work: Callable[[LockstepGroup], Any], timeout_s: float = 10.0) -> list[Any]:
+def on_servers(
+    size: int, work: Callable[[LockstepGroup], Any], timeout_s: float = 10.0
+) -> list[Any]:
     """What ``work`` gave, or raised, on each of ``size`` servers."""
     results: list[Any] = [None] * size
 
@@ -24,7 +26,10 @@ def on_servers(size: int, work: Callable[[LockstepGroup], Any], timeout_s: float
             results[rank] = error
 
     groups = [LockstepGroup(group) for group in make_thread_groups(size, timeout_s)]
-    threads = [threading.Thread(target=run, args=(rank, group), daemon=True) for rank, group in enumerate(groups)]
+    threads = [
+        threading.Thread(target=run, args=(rank, group), daemon=True)
+        for rank, group in enumerate(groups)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -119,7 +124,11 @@ def test_several_that_fail_at_once_are_all_named() -> None:
         group.together(update)
 
     results = on_servers(3, work)
-    assert [type(result) for result in results] == [ArithmeticError, OtherServerFailed, ArithmeticError]
+    assert [type(result) for result in results] == [
+        ArithmeticError,
+        OtherServerFailed,
+        ArithmeticError,
+    ]
     assert str(results[1]) == "given up because llm server 0 and llm server 2 failed"
 
 
@@ -141,15 +150,26 @@ def test_the_group_works_on_after_a_failure() -> None:
 
 @pytest.mark.parametrize("sizes", [(4, 5), (4, 6, 5), (0, 7)])
 def test_sums_of_different_sizes_fail_instead_of_hanging(sizes: tuple[int, ...]) -> None:
-    # (4, 6, 5): the mean of the sizes is one of them, so that comparing with the mean alone would let one server through.
-    results = on_servers(len(sizes), lambda group: group.together(lambda: group.all_reduce_sum(torch.ones(sizes[group.rank]))))
+    # (4, 6, 5): the mean of the sizes is one of them, so that comparing with the mean alone would
+    # let one server through.
+    results = on_servers(
+        len(sizes),
+        lambda group: group.together(lambda: group.all_reduce_sum(torch.ones(sizes[group.rank]))),
+    )
     assert [type(result) for result in results] == [OtherServerFailed] * len(sizes)
     assert f"llm server 0 came to sum {sizes[0]} numbers" in str(results[0])
 
 
 def test_a_forgotten_sum_fails_instead_of_hanging() -> None:
-    results = on_servers(2, lambda group: group.together(lambda: group.all_reduce_sum(torch.ones(3)) if group.rank == 0 else None))
-    assert "llm server 0 came to sum 3 numbers" in str(results[0]) and "llm server 1 came to the end of the work" in str(results[1])
+    results = on_servers(
+        2,
+        lambda group: group.together(
+            lambda: group.all_reduce_sum(torch.ones(3)) if group.rank == 0 else None
+        ),
+    )
+    assert "llm server 0 came to sum 3 numbers" in str(
+        results[0]
+    ) and "llm server 1 came to the end of the work" in str(results[1])
 
 
 def test_who_swallows_the_failure_of_another_fails_at_the_end_all_the_same() -> None:

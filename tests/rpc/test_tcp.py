@@ -47,17 +47,27 @@ def test_scores_heads_texts_and_updates_travel() -> None:
         caller = launch.callers[0]
         prompts = tuple(f"prompt {i}" for i in range(5))
         result = caller.score_batch(ScoreRequest(prompts, (ACTIONS,) * 5, ("value",)))
-        assert torch.equal(result.padded(), torch.tensor([[fake_log_prob(prompt, action) for action in ACTIONS] for prompt in prompts]))
+        assert torch.equal(
+            result.padded(),
+            torch.tensor(
+                [[fake_log_prob(prompt, action) for action in ACTIONS] for prompt in prompts]
+            ),
+        )
         assert result.modules["value"].shape == (5, 1)
         assert caller.generate(["abc"])[0][0]["text"] == "abc+0+0"
-        assert [stats["weight"] for stats in caller.update(["a", "b", "c"], [ACTIONS] * 3, signals=[1.0, 2.0, 3.0])] == [6.0, 6.0]
+        assert [
+            stats["weight"]
+            for stats in caller.update(["a", "b", "c"], [ACTIONS] * 3, signals=[1.0, 2.0, 3.0])
+        ] == [6.0, 6.0]
     assert launch.errors == {} and launch.ends == []
 
 
 def test_a_large_message_travels_in_both_directions() -> None:
     with threaded_launch(1, 1) as launch:
         prompts = tuple("x" * 2000 + str(i) for i in range(1000))
-        result = launch.callers[0].score_batch(ScoreRequest(prompts, (tuple(str(i) for i in range(1000)),) * 1000))
+        result = launch.callers[0].score_batch(
+            ScoreRequest(prompts, (tuple(str(i) for i in range(1000)),) * 1000)
+        )
         assert result.log_probs.shape == (1_000_000,)
         signals = torch.rand(1000, 500)
         (stats,) = launch.callers[0].update(prompts, [("a",)] * 1000, signals=signals)
@@ -68,12 +78,17 @@ def test_connections_are_tuned_for_small_messages_and_vanishing_machines() -> No
     with threaded_launch(1, 1) as launch:
         sock = links_of(launch.callers[0]._transport)[0]._sock
         option = lambda name: sock.getsockopt(socket.IPPROTO_TCP, name)  # noqa: E731
-        assert option(socket.TCP_NODELAY) and sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert option(socket.TCP_KEEPIDLE) + option(socket.TCP_KEEPINTVL) * option(socket.TCP_KEEPCNT) <= SILENCE_S
+        assert option(socket.TCP_NODELAY) and sock.getsockopt(
+            socket.SOL_SOCKET, socket.SO_KEEPALIVE
+        )
+        assert (
+            option(socket.TCP_KEEPIDLE) + option(socket.TCP_KEEPINTVL) * option(socket.TCP_KEEPCNT)
+            <= SILENCE_S
+        )
         assert option(socket.TCP_USER_TIMEOUT) == SILENCE_S * 1000
 
 
-# --- several clients -----------------------------------------------------------------------------------------------------------
+# --- several clients ------------------------------------------------------------------------------
 
 
 def test_updates_of_several_clients_are_in_the_same_order_on_every_server() -> None:
@@ -82,7 +97,9 @@ def test_updates_of_several_clients_are_in_the_same_order_on_every_server() -> N
         def work(rank: int) -> None:
             caller = launch.callers[rank]
             for number in range(15):
-                caller.update(["a", "b"], [ACTIONS] * 2, signals=[1.0, 1.0], name=f"{rank}.{number}", steps=2)
+                caller.update(
+                    ["a", "b"], [ACTIONS] * 2, signals=[1.0, 1.0], name=f"{rank}.{number}", steps=2
+                )
                 caller.score([f"{rank}"], [["a"]])
                 if number % 5 == 0:
                     caller.reset(rank)
@@ -93,7 +110,9 @@ def test_updates_of_several_clients_are_in_the_same_order_on_every_server() -> N
         for thread in threads:
             thread.join(20)
             assert not thread.is_alive(), "the clients block each other"
-        together = [[line for line in host.log if not line.startswith("score")] for host in launch.hosts]
+        together = [
+            [line for line in host.log if not line.startswith("score")] for host in launch.hosts
+        ]
         assert together[0] == together[1] == together[2] and len(together[0]) == 3 * (15 + 3)
         for rank in range(3):
             own = [line for line in together[0] if line.startswith(f"update {rank}.")]
@@ -127,20 +146,36 @@ def test_small_requests_of_several_clients_go_to_different_servers() -> None:
         assert [host.log for host in launch.hosts] == [["score from 0"], ["score from 1"]]
 
 
-# --- failures ------------------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"fail_rank": 1}, {"fail_rank": 0, "fail_step": 1}, {"fail_rank": 2, "fail_step": 2}])
-def test_an_update_that_raises_on_one_server_fails_everywhere_at_once_and_the_servers_live_on(options: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"fail_rank": 1}, {"fail_rank": 0, "fail_step": 1}, {"fail_rank": 2, "fail_step": 2}],
+)
+def test_an_update_that_raises_on_one_server_fails_everywhere_at_once_and_the_servers_live_on(
+    options: dict[str, int],
+) -> None:
     with threaded_launch(1, 3) as launch:
         caller = launch.callers[0]
-        update = lambda **more: caller.update(["a", "b", "c", "d"], [ACTIONS] * 4, signals=[1.0] * 4, steps=3, **more)  # noqa: E731
+        update = lambda **more: caller.update(  # noqa: E731
+            ["a", "b", "c", "d"], [ACTIONS] * 4, signals=[1.0] * 4, steps=3, **more
+        )
         index = options["fail_rank"]
-        assert seconds_until(lambda: update(**options), RemoteError, f"rank {index + 1} .llm server {index}. raised ArithmeticError") < 1
+        assert (
+            seconds_until(
+                lambda: update(**options),
+                RemoteError,
+                f"rank {index + 1} .llm server {index}. raised ArithmeticError",
+            )
+            < 1
+        )
         assert [stats["weight"] for stats in update()] == [4.0] * 3
 
 
-def test_after_a_failure_that_left_the_servers_with_different_weights_they_refuse_updates_until_a_reset() -> None:
+def test_after_a_failure_that_left_the_servers_with_different_weights_they_refuse_updates_until_a_reset() -> (
+    None
+):
     with threaded_launch(1, 2) as launch:
         caller = launch.callers[0]
         update = lambda **more: caller.update(["a", "b"], [ACTIONS] * 2, signals=[1.0] * 2, **more)  # noqa: E731
@@ -151,7 +186,8 @@ def test_after_a_failure_that_left_the_servers_with_different_weights_they_refus
         assert [host.weight for host in launch.hosts] == [4.0, 2.0]
         for _ in range(2):
             with pytest.raises(
-                RemoteError, match="the servers do not agree: llm server 0 has 2 steps behind it .* load a checkpoint or reset"
+                RemoteError,
+                match="the servers do not agree: llm server 0 has 2 steps behind it .* load a checkpoint or reset",
             ):
                 update()
         caller.reset(0)
@@ -179,13 +215,18 @@ def test_a_message_that_is_none_of_ours_is_answered_with_a_failure() -> None:
         assert isinstance(transport, TcpTransport)
         call_id, pending = transport._expect(0, "nonsense")
         header = b'{"type":"Popen","fields":{},"tensors":[]}'
-        transport._write(call_id, [PREFIX.pack(MAGIC, VERSION, 0, call_id, 0, len(header), 0), header])
+        transport._write(
+            call_id, [PREFIX.pack(MAGIC, VERSION, 0, call_id, 0, len(header), 0), header]
+        )
         answer = pending.future.result(5)
-        assert answer.type_name == "ProtocolError" and "unknown type of message: 'Popen'" in answer.message
+        assert (
+            answer.type_name == "ProtocolError"
+            and "unknown type of message: 'Popen'" in answer.message
+        )
         assert launch.callers[0].score(["a"], [["b"]])
 
 
-# --- deaths --------------------------------------------------------------------------------------------------------------------
+# --- deaths ---------------------------------------------------------------------------------------
 
 
 def test_a_server_that_dies_ends_the_call_within_a_second() -> None:
@@ -194,7 +235,14 @@ def test_a_server_that_dies_ends_the_call_within_a_second() -> None:
         future = caller.submit_score(ScoreRequest(("sleep 1.5", "sleep 1.5"), (("a",),) * 2))
         time.sleep(0.1)
         cut(launch.listeners[1]._links[0])
-        assert seconds_until(lambda: future.result(5), PeerDiedError, r"rank 2 .llm server 1. died: its connection was closed") < 1
+        assert (
+            seconds_until(
+                lambda: future.result(5),
+                PeerDiedError,
+                r"rank 2 .llm server 1. died: its connection was closed",
+            )
+            < 1
+        )
         assert seconds_until(lambda: caller.score(["a"], [["b"]]), PeerDiedError, "rank 2") < 1
     assert set(launch.errors) == {0, 1}
 
@@ -205,7 +253,10 @@ def test_a_client_that_dies_ends_its_servers_and_their_line_names_it() -> None:
             cut(link)
         launch.join(5)
     # Each sees it for itself, or hears of it from the other one.
-    assert all("rank 0 (rl client 0) died" in str(error) for error in launch.errors.values()) and len(launch.errors) == 2
+    assert (
+        all("rank 0 (rl client 0) died" in str(error) for error in launch.errors.values())
+        and len(launch.errors) == 2
+    )
 
 
 def test_a_server_whose_main_thread_is_stuck_is_ended_after_the_grace_time() -> None:
@@ -214,7 +265,9 @@ def test_a_server_whose_main_thread_is_stuck_is_ended_after_the_grace_time() -> 
         time.sleep(0.1)
         cut(links_of(launch.callers[0]._transport)[0])
         time.sleep(0.5)
-        assert launch.ends == ["rank 1 (llm server 0) ends: rank 0 (rl client 0) died: its connection was closed"]
+        assert launch.ends == [
+            "rank 1 (llm server 0) ends: rank 0 (rl client 0) died: its connection was closed"
+        ]
 
 
 def test_a_server_notices_that_another_server_died() -> None:
@@ -223,7 +276,10 @@ def test_a_server_notices_that_another_server_died() -> None:
         assert to_the_other.peer == Peer(2, "llm server 1")
         cut(to_the_other)
         launch.join(5)
-        assert {type(error) for error in launch.errors.values()} <= {PeerDiedError, RemoteError} and len(launch.errors) == 2
+        assert {type(error) for error in launch.errors.values()} <= {
+            PeerDiedError,
+            RemoteError,
+        } and len(launch.errors) == 2
         with pytest.raises(RpcError, match="llm server"):
             launch.callers[0].score(["a"], [["b"]])
 
@@ -233,7 +289,14 @@ def test_the_last_word_of_a_server_is_raised_at_the_client() -> None:
         future = launch.callers[0].submit_score(ScoreRequest(("sleep 1", "sleep 1"), (("a",),) * 2))
         launch.listeners[1].fail(MemoryError("the weights do not fit"))
         wait = lambda: future.result(5)  # noqa: E731
-        assert seconds_until(wait, RemoteError, r"rank 2 .llm server 1. raised MemoryError: the weights do not fit") < 1
+        assert (
+            seconds_until(
+                wait,
+                RemoteError,
+                r"rank 2 .llm server 1. raised MemoryError: the weights do not fit",
+            )
+            < 1
+        )
 
 
 def test_the_last_word_of_a_client_is_raised_at_the_servers() -> None:
@@ -257,7 +320,12 @@ def test_whoever_waits_in_another_thread_hears_that_the_caller_failed() -> None:
         with pytest.raises(KeyError):
             with launch.callers[0]:
                 raise KeyError("no such level")
-        assert seconds_until(lambda: future.result(5), RpcError, "the caller failed: KeyError: 'no such level'") < 1
+        assert (
+            seconds_until(
+                lambda: future.result(5), RpcError, "the caller failed: KeyError: 'no such level'"
+            )
+            < 1
+        )
 
 
 def test_a_client_that_ends_well_inside_the_block_is_no_failure() -> None:
@@ -273,17 +341,28 @@ def test_no_answer_in_time_is_a_timeout_that_names_rank_and_seconds() -> None:
     with threaded_launch(1, 1, timeout_s=0.3) as launch:
         caller = launch.callers[0]
         call = lambda: caller.score(["sleep 1"], [["a"]])  # noqa: E731
-        assert seconds_until(call, RequestTimeout, r"rank 1 .llm server 0. did not answer ScoreRequest within 0.3 s") < 0.9
+        assert (
+            seconds_until(
+                call,
+                RequestTimeout,
+                r"rank 1 .llm server 0. did not answer ScoreRequest within 0.3 s",
+            )
+            < 0.9
+        )
 
 
 def test_nonsense_on_an_open_connection_is_a_protocol_error_at_the_other_end() -> None:
     with threaded_launch(1, 1) as launch:
-        links_of(launch.callers[0]._transport)[0]._sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        links_of(launch.callers[0]._transport)[0]._sock.sendall(
+            b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
         launch.join(5)
-    assert isinstance(launch.errors[0], ProtocolError) and "starts with b'GET '" in str(launch.errors[0])
+    assert isinstance(launch.errors[0], ProtocolError) and "starts with b'GET '" in str(
+        launch.errors[0]
+    )
 
 
-# --- strangers -----------------------------------------------------------------------------------------------------------------
+# --- strangers ------------------------------------------------------------------------------------
 
 
 def connected_pair() -> tuple[socket.socket, socket.socket]:
@@ -335,12 +414,18 @@ def test_strangers_silent_ones_and_impostors_do_not_keep_the_peers_out() -> None
         address = listening.getsockname()
         result: list[list[Link]] = []
         expected = {0: Peer(0, "rl client 0")}
-        thread = threading.Thread(target=lambda: result.append(accept_peers(listening, token, 1, expected, 10.0)), daemon=True)
+        thread = threading.Thread(
+            target=lambda: result.append(accept_peers(listening, token, 1, expected, 10.0)),
+            daemon=True,
+        )
         thread.start()
         silent = socket.create_connection(address)
         stranger = socket.create_connection(address)
         stranger.sendall(b"x" * 57)
-        with pytest.raises((ProtocolError, OSError)), socket.create_connection(address, timeout=5) as impostor:
+        with (
+            pytest.raises((ProtocolError, OSError)),
+            socket.create_connection(address, timeout=5) as impostor,
+        ):
             introduce(impostor, secrets.token_bytes(32), 0, 1)
         # It knows the token but is not expected.
         unknown = socket.create_connection(address, timeout=5)
@@ -361,7 +446,10 @@ def test_strangers_silent_ones_and_impostors_do_not_keep_the_peers_out() -> None
 def test_peers_that_do_not_come_are_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         expected = {0: Peer(0, "rl client 0"), 2: Peer(2, "llm server 1")}
-        with pytest.raises(RpcError, match=r"rank 0 .rl client 0., rank 2 .llm server 1. did not connect to rank 1 within 0.1 s"):
+        with pytest.raises(
+            RpcError,
+            match=r"rank 0 .rl client 0., rank 2 .llm server 1. did not connect to rank 1 within 0.1 s",
+        ):
             accept_peers(listening, secrets.token_bytes(32), 1, expected, 0.1)
 
 
@@ -370,16 +458,22 @@ def test_a_server_that_is_not_there_any_more_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     store.set("address of rank 1", f"{port} 127.0.0.1")
-    with pytest.raises(PeerDiedError, match=r"rank 1 .llm server 0. died: 127.0.0.1:\d+ cannot be reached"):
+    with pytest.raises(
+        PeerDiedError, match=r"rank 1 .llm server 0. died: 127.0.0.1:\d+ cannot be reached"
+    ):
         connect_to_servers(store, DistributedSetupArgs(1, 1), 0, 1.0, b"token")
 
 
 def test_a_server_that_never_tells_its_address_is_waited_for_only_so_long() -> None:
-    with pytest.raises(RpcError, match="no file of the secret in the store of the launch within 0.1 s"):
+    with pytest.raises(
+        RpcError, match="no file of the secret in the store of the launch within 0.1 s"
+    ):
         connect_to_servers(dist.HashStore(), DistributedSetupArgs(1, 1), 0, 0.1)
 
 
-def test_one_machine_listens_on_loopback_and_several_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_machine_listens_on_loopback_and_several_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert reachable_address(True, "somewhere") == "127.0.0.1"
     ways = {"head-node": "10.1.2.3", "127.0.1.1": "127.0.0.1", "192.0.2.1": "10.9.8.7"}
     monkeypatch.setattr(rendezvous, "_address_towards", ways.get)
@@ -399,7 +493,8 @@ def test_a_crowd_of_silent_strangers_locks_no_rank_out() -> None:
         result: list[list[Link]] = []
         peers = {0: Peer(0, "rl client 0")}
         thread = threading.Thread(
-            target=lambda: result.append(accept_peers(listening, token, 1, peers, 20.0)), daemon=True
+            target=lambda: result.append(accept_peers(listening, token, 1, peers, 20.0)),
+            daemon=True,
         )
         thread.start()
         crowd = [socket.create_connection(address) for _ in range(3 * rendezvous.MAX_STRANGERS)]

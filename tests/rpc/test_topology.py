@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamorel_ext.config import AccelerateArgs, DistributedSetupArgs, LamorelArgs, LlmArgs, ParallelismArgs
+from lamorel_ext.config import (
+    AccelerateArgs,
+    DistributedSetupArgs,
+    LamorelArgs,
+    LlmArgs,
+    ParallelismArgs,
+)
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.rpc.topology import (
     Role,
@@ -23,7 +29,9 @@ from lamorel_ext.rpc.topology import (
 )
 
 
-def lamorel_args(clients: int, servers: int, machines: int = 1, use_gpu: bool = False, size: int = 1) -> LamorelArgs:
+def lamorel_args(
+    clients: int, servers: int, machines: int = 1, use_gpu: bool = False, size: int = 1
+) -> LamorelArgs:
     return LamorelArgs(
         distributed_setup_args=DistributedSetupArgs(clients, servers),
         accelerate_args=AccelerateArgs(num_machines=machines),
@@ -45,13 +53,17 @@ def test_first_ranks_are_clients_and_the_next_are_servers() -> None:
 
 
 def test_a_rank_beyond_the_configured_processes_has_no_role() -> None:
-    with pytest.raises(ConfigError, match="rank 3 has no role.*asks for 3: n_rl_processes=1 and n_llm_processes=2"):
+    with pytest.raises(
+        ConfigError, match="rank 3 has no role.*asks for 3: n_rl_processes=1 and n_llm_processes=2"
+    ):
         role_of(3, DistributedSetupArgs(1, 2))
 
 
 def test_another_number_of_launched_processes_is_a_config_error() -> None:
     check_world_size(3, DistributedSetupArgs(1, 2))
-    with pytest.raises(ConfigError, match="4 processes were launched .WORLD_SIZE=4., but .* asks for 3"):
+    with pytest.raises(
+        ConfigError, match="4 processes were launched .WORLD_SIZE=4., but .* asks for 3"
+    ):
         check_world_size(4, DistributedSetupArgs(1, 2))
 
 
@@ -63,7 +75,8 @@ def test_gpus_of_a_machine_are_divided_among_its_servers() -> None:
 
 
 def test_several_machines_are_filled_one_after_the_other() -> None:
-    # 8 processes on 2 machines: ranks 0-3 and 4-7; the two clients share the first machine with two servers.
+    # 8 processes on 2 machines: ranks 0-3 and 4-7; the two clients share the first machine with two
+    # servers.
     table = placements(lamorel_args(2, 6, machines=2, use_gpu=True), gpus_per_node=4)
     assert [place.node for place in table] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert [place.local_rank for place in table] == [0, 1, 2, 3, 0, 1, 2, 3]
@@ -71,7 +84,11 @@ def test_several_machines_are_filled_one_after_the_other() -> None:
 
 
 def test_unknown_number_of_gpus_is_taken_as_just_enough() -> None:
-    assert [place.gpus for place in placements(lamorel_args(1, 2, use_gpu=True, size=2))] == [(), (0, 1), (2, 3)]
+    assert [place.gpus for place in placements(lamorel_args(1, 2, use_gpu=True, size=2))] == [
+        (),
+        (0, 1),
+        (2, 3),
+    ]
 
 
 def test_without_gpus_everything_is_on_the_cpu() -> None:
@@ -82,8 +99,14 @@ def test_too_few_gpus_are_reported_for_every_machine() -> None:
     with pytest.raises(ConfigError) as raised:
         placements(lamorel_args(1, 5, machines=2, use_gpu=True, size=2), gpus_per_node=3)
     assert len(raised.value.problems) == 2
-    assert "2 LLM servers on machine 0 need 2 GPUs each, 4 in all, and it has 3" in raised.value.problems[0]
-    assert "3 LLM servers on machine 1 need 2 GPUs each, 6 in all, and it has 3" in raised.value.problems[1]
+    assert (
+        "2 LLM servers on machine 0 need 2 GPUs each, 4 in all, and it has 3"
+        in raised.value.problems[0]
+    )
+    assert (
+        "3 LLM servers on machine 1 need 2 GPUs each, 6 in all, and it has 3"
+        in raised.value.problems[1]
+    )
 
 
 def test_a_machine_is_placed_whatever_the_other_machines_have() -> None:
@@ -119,7 +142,9 @@ def test_launchers_can_plan_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.integers(0, 12))
+@given(
+    st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.integers(0, 12)
+)
 def test_no_gpu_belongs_to_two_servers_and_every_rank_has_one_place(
     clients: int, servers: int, machines: int, size: int, gpus: int
 ) -> None:
@@ -129,7 +154,11 @@ def test_no_gpu_belongs_to_two_servers_and_every_rank_has_one_place(
     except ConfigError:
         per_node = (clients + servers) / machines
         most = max(
-            sum(clients <= rank < clients + servers for rank in range(int(n * per_node), int((n + 1) * per_node))) for n in range(machines)
+            sum(
+                clients <= rank < clients + servers
+                for rank in range(int(n * per_node), int((n + 1) * per_node))
+            )
+            for n in range(machines)
         )
         assert not per_node.is_integer() or most * size > gpus
         return

@@ -29,7 +29,13 @@ def test_what_has_no_ticket_is_not_held_back_and_keeps_its_order() -> None:
     inbox.put("score b")
     inbox.put("first update", 1)
     inbox.put("score c")
-    assert [inbox.get() for _ in range(5)] == ["score a", "score b", "first update", "second update", "score c"]
+    assert [inbox.get() for _ in range(5)] == [
+        "score a",
+        "score b",
+        "first update",
+        "second update",
+        "score c",
+    ]
 
 
 def test_a_failure_wakes_who_waits_and_comes_before_what_waits() -> None:
@@ -69,7 +75,11 @@ def test_servers_in_threads_work_at_the_same_time_and_keep_the_order() -> None:
         return handle
 
     transport = InProcessTransport([handler(0), handler(1)])
-    futures = [future for seed in range(5) for future in transport.submit_together([ResetRequest(seed), ResetRequest(seed)])]
+    futures = [
+        future
+        for seed in range(5)
+        for future in transport.submit_together([ResetRequest(seed), ResetRequest(seed)])
+    ]
     assert [future.result(5) for future in futures] == [Done()] * 10
     assert seen[0] == seen[1] == [ResetRequest(seed) for seed in range(5)]
     transport.close()
@@ -126,13 +136,17 @@ def test_answers_are_gathered_in_the_order_of_the_futures() -> None:
 
 
 def test_a_dead_server_ends_the_wait_for_the_others() -> None:
-    gathered = gather([Future(), settled(PeerDiedError(2, "llm server 1", "its connection was closed"))], list)
+    gathered = gather(
+        [Future(), settled(PeerDiedError(2, "llm server 1", "its connection was closed"))], list
+    )
     with pytest.raises(PeerDiedError, match="rank 2"):
         gathered.result(0)
 
 
 def test_the_server_that_failed_first_hand_is_believed() -> None:
-    second_hand = Failure(1, "llm server 0", "OtherServerFailed", "given up because llm server 1 failed", "")
+    second_hand = Failure(
+        1, "llm server 0", "OtherServerFailed", "given up because llm server 1 failed", ""
+    )
     first_hand = Failure(2, "llm server 1", "ArithmeticError", "the loss is not finite", "")
     with pytest.raises(RemoteError, match="rank 2 .* ArithmeticError: the loss is not finite"):
         gather([settled(second_hand), settled(first_hand)], list).result(1)

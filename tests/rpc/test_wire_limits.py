@@ -30,7 +30,11 @@ def test_an_empty_tensor_whose_strides_no_machine_counts_is_refused(shape: list[
 
 @pytest.mark.parametrize(
     "tensor",
-    [torch.zeros(1).expand(4)[:0], torch.empty(0, 3, dtype=torch.float64).t(), torch.zeros(2, 0, 3)],
+    [
+        torch.zeros(1).expand(4)[:0],
+        torch.empty(0, 3, dtype=torch.float64).t(),
+        torch.zeros(2, 0, 3),
+    ],
 )
 def test_an_empty_tensor_travels_whatever_its_strides(tensor: torch.Tensor) -> None:
     received = decode(encode(ScoreResult(tensor, ())))
@@ -46,7 +50,9 @@ def test_a_received_message_with_empty_arrays_can_be_sent_again() -> None:
 def test_an_array_of_texts_that_takes_more_room_than_its_bytes_is_refused() -> None:
     texts = ["x" * 2**20, *[""] * 2**9]
     values = [["t", {"texts": texts, "shape": [len(texts)]}]]
-    header = json.dumps({"type": "CallRequest", "fields": {"method": "f", "values": values}, "tensors": []})
+    header = json.dumps(
+        {"type": "CallRequest", "fields": {"method": "f", "values": values}, "tensors": []}
+    )
     with pytest.raises(ProtocolError, match="no memory holds"):
         decode(b"".join(frame(Packed(header.encode(), (), 0))))
 

@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lamorel_ext.config import ArmArgs, Config, EnvArgs, FeedbackArgs, GuidanceArgs, PpoArgs, RunArgs, StudentArgs
+from lamorel_ext.config import (
+    ArmArgs,
+    Config,
+    EnvArgs,
+    FeedbackArgs,
+    GuidanceArgs,
+    PpoArgs,
+    RunArgs,
+    StudentArgs,
+)
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.types import (
     GenerateRequest,
@@ -35,13 +44,24 @@ def observe(positions: np.ndarray, facings: np.ndarray) -> ObservationBatch:
     images = np.zeros((len(positions), 7, 7, 3), dtype=np.uint8)
     images[np.arange(len(positions)), positions, 0, 0] = 6
     said = tuple(
-        (f"You see a red ball {LENGTH - p} steps {'forward' if f else 'behind'}",) for p, f in zip(positions, facings, strict=True)
+        (f"You see a red ball {LENGTH - p} steps {'forward' if f else 'behind'}",)
+        for p, f in zip(positions, facings, strict=True)
     )
-    return ObservationBatch(("go to the red ball",) * len(positions), said, images, np.where(facings, 0, 2).astype(np.int64))
+    return ObservationBatch(
+        ("go to the red ball",) * len(positions),
+        said,
+        images,
+        np.where(facings, 0, 2).astype(np.int64),
+    )
 
 
-def successor(positions: np.ndarray, facings: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both turns turn around, going forward walks, everything else does nothing. The ball lies at LENGTH."""
+def successor(
+    positions: np.ndarray, facings: np.ndarray, actions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both turns turn around, going forward walks, everything else does nothing.
+
+    The ball lies at LENGTH.
+    """
     facings = np.where(actions <= 1, 1 - facings, facings)
     walked = np.clip(positions + np.where(facings, 1, -1), 0, LENGTH)
     return np.where(actions == 2, walked, positions), facings
@@ -101,11 +121,16 @@ class CorridorEnv:
 def make_corridor(config: Config, held_out: bool, copies: range | None = None) -> CorridorEnv:
     """An env_factory."""
     copies = copies or range(config.run.eval_episodes if held_out else config.env.num_envs)
-    return CorridorEnv(len(copies), config.run.eval_seed if held_out else config.run.seed, copies.start)
+    return CorridorEnv(
+        len(copies), config.run.eval_seed if held_out else config.run.seed, copies.start
+    )
 
 
 class TableLlm:
-    """An LlmClient whose language model is a table of scores, trained by plain gradient steps. It notes every request."""
+    """An LlmClient whose language model is a table of scores, trained by plain gradient steps.
+
+    It notes every request.
+    """
 
     def __init__(self, favourite: str = "", strength: float = 0.0, remote: bool = False) -> None:
         self.remote = remote
@@ -124,9 +149,15 @@ class TableLlm:
         self.requests.append(request)
         n = len(request.prompts)
         asked = list(zip(request.prompts, request.candidates, strict=True)) if request.score else []
-        known = {(prompt, texts): [self._score(prompt, text) for text in texts] for prompt, texts in set(asked)}
+        known = {
+            (prompt, texts): [self._score(prompt, text) for text in texts]
+            for prompt, texts in set(asked)
+        }
         log_probs = [score for pair in asked for score in known[pair]]
-        modules = {name: torch.tensor([self._head(name, p) for p in request.prompts], dtype=torch.float32) for name in request.modules}
+        modules = {
+            name: torch.tensor([self._head(name, p) for p in request.prompts], dtype=torch.float32)
+            for name in request.modules
+        }
         counts = tuple(len(texts) for texts in request.candidates) if request.score else (0,) * n
         stats = {"tokens": float(sum(len(p.split()) for p in request.prompts))}
         return ScoreResult(torch.tensor(log_probs, dtype=torch.float32), counts, modules, stats)
@@ -137,13 +168,21 @@ class TableLlm:
         said = rng.choice(["turn left", "go forward now", ""], size=len(request.prompts)).tolist()
         lengths = tuple(len(text.split()) + 1 for text in said)
         total = sum(lengths)
-        return GenerateResult(tuple((t,) for t in said), torch.zeros(total, dtype=torch.int64), torch.full((total,), -0.5), lengths, {})
+        return GenerateResult(
+            tuple((t,) for t in said),
+            torch.zeros(total, dtype=torch.int64),
+            torch.full((total,), -0.5),
+            lengths,
+            {},
+        )
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult:
         self.requests.append(request)
-        chosen_key, weight_key = {"feedback": ("chosen", "signals"), "ppo": ("actions", "advantages"), "supervised": ("targets", "")}[
-            request.updater
-        ]
+        chosen_key, weight_key = {
+            "feedback": ("chosen", "signals"),
+            "ppo": ("actions", "advantages"),
+            "supervised": ("targets", ""),
+        }[request.updater]
         chosen = request.data[chosen_key].tolist()
         weights = request.data[weight_key].tolist() if weight_key else [1.0] * len(chosen)
         lr = float(request.options["lr"])
@@ -151,12 +190,23 @@ class TableLlm:
             probs = np.exp([self._score(prompt, text) for text in texts])
             probs /= probs.sum()
             for j, text in enumerate(texts):
-                self.scores[f"{prompt}|{text}"] = self._score(prompt, text) + lr * weights[i] * ((j == chosen[i]) - probs[j])
+                self.scores[f"{prompt}|{text}"] = self._score(prompt, text) + lr * weights[i] * (
+                    (j == chosen[i]) - probs[j]
+                )
             if request.updater == "ppo":
                 self.values[prompt] = self.values.get(prompt, 0.0) + 0.1 * (
                     float(request.data["returns"][i]) - self.values.get(prompt, 0.0)
                 )
-        return UpdateResult({"loss": 0.5, "grad_norm": 1.0, "kl": 0.25, "entropy": 1.0, "log_prob": -1.0, "scored_tokens": 7.0})
+        return UpdateResult(
+            {
+                "loss": 0.5,
+                "grad_norm": 1.0,
+                "kl": 0.25,
+                "entropy": 1.0,
+                "log_prob": -1.0,
+                "scored_tokens": 7.0,
+            }
+        )
 
     def reset(self, seed: int, weights: str = "pretrained", unused: tuple[str, ...] = ()) -> None:
         self.reset_seeds.append(seed)
@@ -182,15 +232,25 @@ class TableLlm:
 
     def _head(self, name: str, prompt: str) -> list[float]:
         """The value of a prompt, or logits for its actions: the scores of their texts."""
-        return [self._score(prompt, text) for text in ACTION_NAMES] if name == "actions" else [self.values.get(prompt, 0.0)]
+        return (
+            [self._score(prompt, text) for text in ACTION_NAMES]
+            if name == "actions"
+            else [self.values.get(prompt, 0.0)]
+        )
 
     def _score(self, prompt: str, text: str) -> float:
-        default = zlib.crc32(f"{prompt}|{text}".encode()) % 100 / 100 - 1.0 + self._strength * (text == self._favourite)
+        default = (
+            zlib.crc32(f"{prompt}|{text}".encode()) % 100 / 100
+            - 1.0
+            + self._strength * (text == self._favourite)
+        )
         return self.scores.get(f"{prompt}|{text}", default)
 
 
 def small_config(**groups: object) -> Config:
-    """Four corridors, eight steps a rollout; keys such as ``feedback={"signal": "td"}`` replace values."""
+    """Four corridors, eight steps a rollout; keys such as ``feedback={"signal": "td"}`` replace
+    values.
+    """
     config = Config(
         env=EnvArgs(level="Corridor", num_envs=4),
         arm=ArmArgs(),
@@ -200,4 +260,10 @@ def small_config(**groups: object) -> Config:
         feedback=FeedbackArgs(lr=0.1),
         run=RunArgs(total_steps=128, eval_every=64, eval_episodes=20, eval_seed=1000),
     )
-    return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in groups.items()})
+    return dataclasses.replace(
+        config,
+        **{
+            name: dataclasses.replace(getattr(config, name), **values)
+            for name, values in groups.items()
+        },
+    )

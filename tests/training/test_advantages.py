@@ -5,7 +5,8 @@ import pytest
 
 from lamorel_ext.rl import gae, normalise, td_errors
 
-# One environment, four steps, gamma = 0.5: step 1 is cut off by the step limit (the state reached there is worth 8), step 3 is a success.
+# One environment, four steps, gamma = 0.5: step 1 is cut off by the step limit (the state reached
+# there is worth 8), step 3 is a success.
 REWARDS = np.array([[1.0], [0.0], [0.0], [2.0]])
 VALUES = np.array([[2.0], [4.0], [1.0], [3.0]])
 NEXT = np.array([[4.0], [8.0], [3.0], [100.0]])
@@ -38,8 +39,13 @@ def test_gae_with_lam_one_is_the_discounted_return_minus_the_value():
     last = rng.normal(size=(1, 3))
     no = np.zeros((7, 3), dtype=bool)
     errors = td_errors(rewards, values, np.concatenate([values[1:], last]), no, gamma=0.9)
-    expected = [sum(0.9 ** (k - t) * rewards[k] for k in range(t, 7)) + 0.9 ** (7 - t) * last[0] - values[t] for t in range(7)]
-    np.testing.assert_allclose(gae(errors, no, gamma=0.9, lam=1.0), expected, rtol=1e-12, atol=1e-12)
+    expected = [
+        sum(0.9 ** (k - t) * rewards[k] for k in range(t, 7)) + 0.9 ** (7 - t) * last[0] - values[t]
+        for t in range(7)
+    ]
+    np.testing.assert_allclose(
+        gae(errors, no, gamma=0.9, lam=1.0), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_gae_does_not_change_its_input():
@@ -48,6 +54,8 @@ def test_gae_does_not_change_its_input():
     assert errors.tolist() == [[1.0], [1.0], [1.0]]
 
 
-@pytest.mark.parametrize("values, expected", [([[1.0, 3.0]], [[-1.0, 1.0]]), ([[2.0], [2.0]], [[0.0], [0.0]])])
+@pytest.mark.parametrize(
+    "values, expected", [([[1.0, 3.0]], [[-1.0, 1.0]]), ([[2.0], [2.0]], [[0.0], [0.0]])]
+)
 def test_normalise_gives_mean_zero_and_deviation_one_and_zeros_for_a_constant(values, expected):
     np.testing.assert_allclose(normalise(np.array(values)), expected, atol=1e-7)

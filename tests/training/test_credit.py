@@ -37,7 +37,14 @@ def make_step(agent: StudentAgent) -> tuple[Decision, Said, np.ndarray]:
     rng = np.random.default_rng(4)
     scores, chosen = rng.normal(size=(N, K)), rng.integers(0, K, N)
     log_probs = log_softmax(scores)
-    said = Said(("p",) * N, (tuple("abcdef"),) * N, chosen, log_probs[np.arange(N), chosen], np.zeros(N), scores)
+    said = Said(
+        ("p",) * N,
+        (tuple("abcdef"),) * N,
+        chosen,
+        log_probs[np.arange(N), chosen],
+        np.zeros(N),
+        scores,
+    )
     features = rng.normal(size=(N, FEATURE_SIZE)).astype(np.float32)
     heard = choose_guidance(VOCABULARY, chosen, said)
     decision = Decision(rng.integers(0, A, N), np.zeros(N), np.zeros(N), said, features, heard)
@@ -52,7 +59,9 @@ def brute(agent: StudentAgent, decision: Decision, said: Said) -> np.ndarray:
         one: Guidance = choose_guidance(VOCABULARY, np.array([x]))
         features = torch.from_numpy(decision.features[[i]])
         with torch.no_grad():
-            logs = agent.network.policy(features, torch.from_numpy(one.codes), torch.from_numpy(one.hints))
+            logs = agent.network.policy(
+                features, torch.from_numpy(one.codes), torch.from_numpy(one.hints)
+            )
         table[i, x] = float(logs[0, decision.actions[i]].exp())
     return table
 
@@ -61,14 +70,22 @@ def lessons_of(credit: str) -> tuple[StudentAgent, Decision, Said, np.ndarray, l
     agent = make_agent()
     decision, said, f = make_step(agent)
     config = load_config([f"feedback.credit={credit}"])
-    return agent, decision, said, f, make_credit(config, agent, np.random.default_rng(0))(decision, said, f)
+    return (
+        agent,
+        decision,
+        said,
+        f,
+        make_credit(config, agent, np.random.default_rng(0))(decision, said, f),
+    )
 
 
 def test_followed_keeps_the_feedback_of_hints_that_were_obeyed() -> None:
     agent = make_agent()
     decision, said, f = make_step(agent)
     (lesson,) = credit_followed(decision, said, f)
-    np.testing.assert_array_equal(lesson.signals, [f[i] if said.chosen[i] == decision.actions[i] else 0.0 for i in range(N)])
+    np.testing.assert_array_equal(
+        lesson.signals, [f[i] if said.chosen[i] == decision.actions[i] else 0.0 for i in range(N)]
+    )
 
 
 def test_ratio_is_how_much_likelier_the_guidance_made_the_action() -> None:
@@ -84,9 +101,15 @@ def test_posterior_gives_the_gradient_of_the_pair_seen_as_one_policy() -> None:
     assert lesson.likelihoods is not None
     np.testing.assert_allclose(np.exp(lesson.likelihoods), probs, rtol=1e-5)
     scores = torch.tensor(said.scores, requires_grad=True)
-    data = {"signals": torch.tensor(f), "chosen": torch.tensor(said.chosen), "likelihoods": torch.tensor(lesson.likelihoods)}
+    data = {
+        "signals": torch.tensor(f),
+        "chosen": torch.tensor(said.chosen),
+        "likelihoods": torch.tensor(lesson.likelihoods),
+    }
     options = FeedbackOptions(posterior=True)
-    FeedbackUpdater().loss(Scored(scores, {}, scores.detach()), data, options)["loss"].sum().backward()
+    FeedbackUpdater().loss(Scored(scores, {}, scores.detach()), data, options)[
+        "loss"
+    ].sum().backward()
 
     def objective(table: np.ndarray) -> float:
         return float(sum(f[i] * np.log(np.exp(log_softmax(table))[i] @ probs[i]) for i in range(N)))
@@ -99,13 +122,21 @@ def test_posterior_gives_the_gradient_of_the_pair_seen_as_one_policy() -> None:
         up, down = said.scores.copy(), said.scores.copy()
         up[i, x] += 1e-5
         down[i, x] -= 1e-5
-        assert float(-scores.grad[i, x]) == pytest.approx((objective(up) - objective(down)) / 2e-5, abs=1e-5)
+        assert float(-scores.grad[i, x]) == pytest.approx(
+            (objective(up) - objective(down)) / 2e-5, abs=1e-5
+        )
 
 
 def test_the_expected_posterior_gradient_is_the_policy_gradient_of_the_return() -> None:
-    """One state, a return for each action: sum over what may be said and done, against the derivative of the expected return."""
+    """One state, a return for each action: sum over what may be said and done, against the
+    derivative of the expected return.
+    """
     rng = np.random.default_rng(2)
-    scores, policy, returns = rng.normal(size=K), np.exp(log_softmax(rng.normal(size=(K, A)))), rng.normal(size=A)
+    scores, policy, returns = (
+        rng.normal(size=K),
+        np.exp(log_softmax(rng.normal(size=(K, A)))),
+        rng.normal(size=A),
+    )
 
     def expected_return(table: np.ndarray) -> float:
         return float(np.exp(log_softmax(table[None]))[0] @ policy @ returns)
@@ -116,21 +147,31 @@ def test_the_expected_posterior_gradient_is_the_policy_gradient_of_the_return() 
     for x, a in itertools.product(range(K), range(A)):
         shares = teacher * policy[:, a] / (teacher @ policy[:, a])
         gradient += teacher[x] * policy[x, a] * advantages[a] * (shares - teacher)
-    slope = [(expected_return(scores + 1e-5 * row) - expected_return(scores - 1e-5 * row)) / 2e-5 for row in np.eye(K)]
+    slope = [
+        (expected_return(scores + 1e-5 * row) - expected_return(scores - 1e-5 * row)) / 2e-5
+        for row in np.eye(K)
+    ]
     np.testing.assert_allclose(gradient, slope, atol=1e-8)
 
 
 def test_the_clipped_ratio_is_that_of_the_pair_and_starts_at_one() -> None:
     _, _, said, f, (lesson,) = lessons_of("posterior")
     assert lesson.likelihoods is not None
-    ours = pair_on_the_server(torch.tensor(log_softmax(said.scores)), torch.tensor(lesson.likelihoods))
+    ours = pair_on_the_server(
+        torch.tensor(log_softmax(said.scores)), torch.tensor(lesson.likelihoods)
+    )
     np.testing.assert_allclose(lesson.old_log_probs, ours.numpy(), rtol=1e-12)
-    np.testing.assert_allclose(lesson.old_log_probs, pair_log_probs(said, lesson.likelihoods), rtol=1e-12)
+    np.testing.assert_allclose(
+        lesson.old_log_probs, pair_log_probs(said, lesson.likelihoods), rtol=1e-12
+    )
     scores = torch.tensor(said.scores, requires_grad=True)
     data = {"signals": torch.tensor(f), "chosen": torch.tensor(said.chosen), "likelihoods": torch.tensor(lesson.likelihoods),
             "old_log_probs": torch.tensor(lesson.old_log_probs - np.sign(f))}  # fmt: skip
-    # The ratio has moved by a factor e in the direction of f: beyond the range, so nothing pulls any further.
-    FeedbackUpdater().loss(Scored(scores, {}, scores.detach()), data, FeedbackOptions(loss="clipped", posterior=True))["loss"].sum().backward()
+    # The ratio has moved by a factor e in the direction of f: beyond the range, so nothing pulls
+    # any further.
+    FeedbackUpdater().loss(
+        Scored(scores, {}, scores.detach()), data, FeedbackOptions(loss="clipped", posterior=True)
+    )["loss"].sum().backward()
     assert scores.grad is not None and float(scores.grad.abs().max()) == 0.0
 
 
@@ -139,18 +180,35 @@ def test_a_rival_gets_the_opposite_of_what_the_guidance_gets() -> None:
     probs = brute(agent, decision, said)
     np.testing.assert_array_equal(other.signals, -own.signals)
     for i, (x, y) in enumerate(zip(said.chosen, other.said.chosen, strict=True)):
-        assert own.signals[i] == pytest.approx(0.0 if x == y else f[i] * np.sign(probs[i, x] - probs[i, y]))
+        assert own.signals[i] == pytest.approx(
+            0.0 if x == y else f[i] * np.sign(probs[i, x] - probs[i, y])
+        )
 
 
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["feedback.credit=posterior", "guidance.vocabulary=free"], "feedback.credit: posterior needs a list of candidates"),
-        (["feedback.credit=ratio", "guidance.vocabulary=free"], "feedback.credit: ratio needs a list of candidates"),
-        (["arm=llm_policy_feedback", "feedback.credit=followed"], "feedback.credit: must be chosen where arm.agent is llm_policy"),
-        (["feedback.credit=ratio", "feedback.loss=unlikelihood"], "feedback.loss: unlikelihood knows signs only"),
+        (
+            ["feedback.credit=posterior", "guidance.vocabulary=free"],
+            "feedback.credit: posterior needs a list of candidates",
+        ),
+        (
+            ["feedback.credit=ratio", "guidance.vocabulary=free"],
+            "feedback.credit: ratio needs a list of candidates",
+        ),
+        (
+            ["arm=llm_policy_feedback", "feedback.credit=followed"],
+            "feedback.credit: must be chosen where arm.agent is llm_policy",
+        ),
+        (
+            ["feedback.credit=ratio", "feedback.loss=unlikelihood"],
+            "feedback.loss: unlikelihood knows signs only",
+        ),
         (["feedback.signal=none", "feedback.sign=random"], "feedback.sign: must be own"),
-        (["feedback.signal=td", "feedback.sign=shuffled", "feedback.every=1", "env.num_envs=1"], "nothing to permute"),
+        (
+            ["feedback.signal=td", "feedback.sign=shuffled", "feedback.every=1", "env.num_envs=1"],
+            "nothing to permute",
+        ),
     ],
 )
 def test_what_means_nothing_is_refused(overrides: list[str], problem: str) -> None:

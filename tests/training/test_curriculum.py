@@ -1,4 +1,6 @@
-"""A curriculum: when stages end, what changes with them, and that a run goes on in the middle of one."""
+"""A curriculum: when stages end, what changes with them, and that a run goes on in the middle of
+one.
+"""
 
 import dataclasses
 import json
@@ -29,7 +31,9 @@ def steps(num_steps, successes=0, failures=0, num_envs=4):
     rewards[:successes] = 0.5
     shape = (num_steps, num_envs)
     empty = np.zeros(shape)
-    return Rollout((), rewards.reshape(shape), done.reshape(shape), done.reshape(shape), empty, empty, empty)
+    return Rollout(
+        (), rewards.reshape(shape), done.reshape(shape), done.reshape(shape), empty, empty, empty
+    )
 
 
 def test_without_a_curriculum_nothing_ever_changes():
@@ -67,7 +71,9 @@ def test_a_stage_ends_once_enough_of_its_last_episodes_succeeded():
 def test_successes_of_a_stage_do_not_count_in_the_next():
     curriculum = make(StageArgs("Short", success=0.5), StageArgs("Middle", success=0.5))
     assert curriculum.note(steps(60, successes=WINDOW))
-    assert not curriculum.note(steps(60, successes=WINDOW - 1)) and curriculum.note(steps(1, successes=1))
+    assert not curriculum.note(steps(60, successes=WINDOW - 1)) and curriculum.note(
+        steps(1, successes=1)
+    )
 
 
 def test_whichever_condition_comes_first_ends_a_stage():
@@ -78,7 +84,10 @@ def test_whichever_condition_comes_first_ends_a_stage():
 
 
 def test_a_saved_state_goes_on_where_it_was():
-    one, two = make(*STAGES, StageArgs("Long", success=0.5)), make(*STAGES, StageArgs("Long", success=0.5))
+    one, two = (
+        make(*STAGES, StageArgs("Long", success=0.5)),
+        make(*STAGES, StageArgs("Long", success=0.5)),
+    )
     for rollout in (steps(10), steps(8), steps(40, successes=60)):
         one.note(rollout)
     two.restore(json.loads(json.dumps(one.state())))
@@ -90,7 +99,7 @@ def test_a_saved_state_goes_on_where_it_was():
         make(*STAGES).restore({"stage": 0})
 
 
-# --- in a run -------------------------------------------------------------------------------------------------------------------
+# --- in a run -------------------------------------------------------------------------------------
 
 
 class Spy:
@@ -101,7 +110,11 @@ class Spy:
 
     def __call__(self, config, held_out, copies=None):
         seed = {"Short": 50, "Middle": 60, "Corridor": 0}[config.env.level] + config.run.seed
-        env = CorridorEnv(config.run.eval_episodes, config.run.eval_seed) if held_out else CorridorEnv(config.env.num_envs, seed)
+        env = (
+            CorridorEnv(config.run.eval_episodes, config.run.eval_seed)
+            if held_out
+            else CorridorEnv(config.env.num_envs, seed)
+        )
         if not held_out:
             self.made.append((config.env.level, config.env.num_distractors))
             self.envs.append(env)
@@ -113,7 +126,11 @@ class Spy:
 
 
 def run(arm, recorder, factory, stages=STAGES):
-    groups = {**ARMS[arm], "env": {"curriculum": stages}, "run": {"total_steps": 128, "eval_every": 32}}
+    groups = {
+        **ARMS[arm],
+        "env": {"curriculum": stages},
+        "run": {"total_steps": 128, "eval_every": 32},
+    }
     config = small_config(**groups)
     train(config, TableLlm() if config.asks_llm else None, recorder, factory)
     return recorder
@@ -124,8 +141,15 @@ def test_training_changes_level_and_evaluation_does_not(tmp_path):
     rows = run("teacher_feedback", MemoryRecorder(tmp_path), spy).rows
     assert spy.made == [("Short", None), ("Middle", 3), ("Corridor", None)]
     assert all(env.closed for env in spy.envs)
-    # Rollouts of eight steps of four environments: 32, 40 (the stage's end), 72 (32 in the second), 104, 128.
-    assert [(row["env_steps"], row["stage"]) for row in rows] == [(0, 0), (32, 0), (72, 2), (104, 2), (128, 2)]
+    # Rollouts of eight steps of four environments: 32, 40 (the stage's end), 72 (32 in the second),
+    # 104, 128.
+    assert [(row["env_steps"], row["stage"]) for row in rows] == [
+        (0, 0),
+        (32, 0),
+        (72, 2),
+        (104, 2),
+        (128, 2),
+    ]
 
 
 def test_every_arm_meets_the_same_episodes_in_every_stage(tmp_path):
@@ -145,15 +169,25 @@ def test_nothing_is_left_of_the_episodes_that_a_change_of_level_cut_off(tmp_path
 
     states = []
     run("previous_online", Watching(tmp_path), Spy())
-    fresh = [state for state in states if state["curriculum"] == {"stage": 1, "steps": 0, "successes": []}]
+    fresh = [
+        state
+        for state in states
+        if state["curriculum"] == {"stage": 1, "steps": 0, "successes": []}
+    ]
     assert len(fresh) == 1
-    assert fresh[0]["signals"]["previous"] == [None] * 4 and fresh[0]["progress"]["running_returns"] == [] and fresh[0]["said"] is None
+    assert (
+        fresh[0]["signals"]["previous"] == [None] * 4
+        and fresh[0]["progress"]["running_returns"] == []
+        and fresh[0]["said"] is None
+    )
     assert fresh[0]["env"]["env"]["steps"] == [0] * 4
 
 
 @pytest.mark.parametrize("stops_after", [1, 2, 3])
 @pytest.mark.parametrize("arm", ["previous_online", "student_alone"])
-def test_a_run_that_was_stopped_in_a_stage_goes_on_as_if_it_had_not_been(arm, stops_after, tmp_path):
+def test_a_run_that_was_stopped_in_a_stage_goes_on_as_if_it_had_not_been(
+    arm, stops_after, tmp_path
+):
     stages = (*STAGES, StageArgs("Short", success=0.9, steps=24))
     unbroken = run(arm, MemoryRecorder(tmp_path / "whole"), Spy(), stages)
     fragile = FragileRecorder(tmp_path / "broken")

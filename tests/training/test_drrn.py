@@ -1,4 +1,6 @@
-"""Q-learning over texts: the vocabulary, the memory, the network, targets worked out by hand, and that it learns."""
+"""Q-learning over texts: the vocabulary, the memory, the network, targets worked out by hand, and
+that it learns.
+"""
 
 import dataclasses
 import zlib
@@ -25,7 +27,7 @@ from tests.training.student_fakes import CorridorEnv, small_config
 FIRST_BUCKET = 1 + len(WORDS)
 
 
-# --- words --------------------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("language", ["en", "fr"])
@@ -57,18 +59,33 @@ def test_texts_are_padded_behind_their_ends():
     assert table.tolist() == [[3, 4, 0], [5, 0, 0], [6, 7, 8]] and lengths.tolist() == [2, 1, 3]
 
 
-# --- the memory ---------------------------------------------------------------------------------------------------------------
+# --- the memory -----------------------------------------------------------------------------------
 
 
 def remember(replay, first, count):
     """Transition ``k`` goes from ``step k`` to ``step k + 1``, with reward ``k``."""
     for k in range(first, first + count):
-        replay.add([f"step {k}"], np.array([k % 6]), np.array([float(k)]), [f"step {k + 1}"], np.array([k % 2 == 0]))
+        replay.add(
+            [f"step {k}"],
+            np.array([k % 6]),
+            np.array([float(k)]),
+            [f"step {k + 1}"],
+            np.array([k % 2 == 0]),
+        )
 
 
 def contents(replay):
     drawn = replay.sample(400, np.random.default_rng(0))
-    return set(zip(drawn.before, drawn.actions.tolist(), drawn.rewards.tolist(), drawn.after, drawn.ended.tolist(), strict=True))
+    return set(
+        zip(
+            drawn.before,
+            drawn.actions.tolist(),
+            drawn.rewards.tolist(),
+            drawn.after,
+            drawn.ended.tolist(),
+            strict=True,
+        )
+    )
 
 
 def transition(k):
@@ -90,7 +107,9 @@ def test_several_environments_are_remembered_at_once_also_around_the_end():
         names = [f"step {start + i}" for i in range(3)]
         replay.add(names, np.arange(3), np.arange(3.0), names, np.zeros(3, dtype=bool))
     assert len(replay) == 4
-    assert {before for before, *_ in contents(replay)} == {word_places(f"step {k}") for k in (2, 3, 4, 5)}
+    assert {before for before, *_ in contents(replay)} == {
+        word_places(f"step {k}") for k in (2, 3, 4, 5)
+    }
 
 
 def test_a_saved_memory_gives_the_same_samples_and_goes_on_alike():
@@ -118,15 +137,20 @@ def test_a_foreign_memory_is_refused():
         Replay(7).load({**saved, "before": saved["before"] + 99})
 
 
-# --- the network --------------------------------------------------------------------------------------------------------------
+# --- the network ----------------------------------------------------------------------------------
 
 
 def test_what_stands_beside_a_text_in_a_batch_does_not_change_its_values():
     network = DrrnNetwork(8, 12, seed=3)
-    texts = [word_places(text) for text in ("go to the red ball", "You see a wall 3 steps left", "go to the red ball", "a")]
+    texts = [
+        word_places(text)
+        for text in ("go to the red ball", "You see a wall 3 steps left", "go to the red ball", "a")
+    ]
     with torch.no_grad():
         together = network(texts)
-        torch.testing.assert_close(together, torch.cat([network([text]) for text in texts]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            together, torch.cat([network([text]) for text in texts]), rtol=0, atol=1e-6
+        )
     assert together.shape == (4, 6) and torch.equal(together[0], together[2])
     assert together.std() > 0.01 and not torch.equal(together[0], together[1])
 
@@ -137,7 +161,9 @@ def test_values_are_those_of_a_plain_reading_word_by_word():
     def read(words, encoder):
         state = torch.zeros(1, 7)
         for word in words:
-            i_r, i_z, i_n = (encoder.weight_ih_l0 @ network.embedding.weight[word] + encoder.bias_ih_l0).chunk(3)
+            i_r, i_z, i_n = (
+                encoder.weight_ih_l0 @ network.embedding.weight[word] + encoder.bias_ih_l0
+            ).chunk(3)
             h_r, h_z, h_n = (encoder.weight_hh_l0 @ state[0] + encoder.bias_hh_l0).chunk(3)
             fresh = torch.tanh(i_n + torch.sigmoid(i_r + h_r) * h_n)
             keep = torch.sigmoid(i_z + h_z)
@@ -148,7 +174,12 @@ def test_values_are_those_of_a_plain_reading_word_by_word():
         seen = network.join_state(read(text, network.state_encoder))
         for place, name in enumerate(ACTION_NAMES):
             acted = network.join_action(read(word_places(name), network.action_encoder))
-            torch.testing.assert_close(network([text])[0, place], network.score(torch.relu(seen + acted))[0], rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                network([text])[0, place],
+                network.score(torch.relu(seen + acted))[0],
+                rtol=0,
+                atol=1e-6,
+            )
 
 
 def test_the_same_seed_gives_the_same_network_and_leaves_the_global_stream_alone():
@@ -156,28 +187,49 @@ def test_the_same_seed_gives_the_same_network_and_leaves_the_global_stream_alone
     before = torch.random.get_rng_state()
     first, second, other = (DrrnNetwork(4, 4, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(first.score.weight, second.score.weight) and not torch.equal(first.score.weight, other.score.weight)
+    assert torch.equal(first.score.weight, second.score.weight) and not torch.equal(
+        first.score.weight, other.score.weight
+    )
 
 
 def test_targets_are_the_reward_and_the_best_value_of_the_state_reached_unless_the_task_ended():
     best = torch.tensor([[1.0, 3.0, -1.0], [2.0, 0.0, 0.0], [7.0, 8.0, 9.0]])
-    batch = Transitions([()] * 3, np.zeros(3), np.array([0.0, 0.25, 0.5], dtype=np.float32), [()] * 3, np.array([False, False, True]))
+    batch = Transitions(
+        [()] * 3,
+        np.zeros(3),
+        np.array([0.0, 0.25, 0.5], dtype=np.float32),
+        [()] * 3,
+        np.array([False, False, True]),
+    )
     targets = drrn_targets(lambda texts: best, batch, DrrnArgs(gamma=0.5, reward_scale=20.0))
     assert targets.tolist() == [1.5, 6.0, 10.0]
 
 
-# --- the agent ----------------------------------------------------------------------------------------------------------------
+# --- the agent ------------------------------------------------------------------------------------
 
 
 def make(**drrn):
-    sizes = {"embedding_size": 8, "hidden_size": 16, "num_steps": 8, "batch_size": 16, "replay_size": 500}
+    sizes = {
+        "embedding_size": 8,
+        "hidden_size": 16,
+        "num_steps": 8,
+        "batch_size": 16,
+        "replay_size": 500,
+    }
     return small_config(arm={"agent": "drrn"}, feedback={"signal": "none"}, drrn={**sizes, **drrn})
 
 
 def rollout_of(agent, num_steps):
     env = PromptedEnv(CorridorEnv(4, 0), PromptHistory())
     draws = Draws(np.random.default_rng(0), np.random.default_rng(1))
-    return collect(env, agent, type("Deaf", (), {"online": False, "after_step": lambda *_: None})(), env.reset(), num_steps, draws)[0]
+    return collect(
+        env,
+        agent,
+        type("Deaf", (), {"online": False, "after_step": lambda *_: None})(),
+        env.reset(),
+        num_steps,
+        draws,
+    )[0]
 
 
 def test_a_cut_off_episode_is_remembered_with_the_state_it_was_cut_off_in():
@@ -195,10 +247,14 @@ def test_a_cut_off_episode_is_remembered_with_the_state_it_was_cut_off_in():
     assert all(agent.replay._columns["ended"][step * 4 + env] for step, env in ended)
 
 
-def test_a_gradient_step_is_taken_every_so_many_environment_steps_once_there_is_a_batch(monkeypatch):
+def test_a_gradient_step_is_taken_every_so_many_environment_steps_once_there_is_a_batch(
+    monkeypatch,
+):
     agent = make_agent(make(update_every=5, batch_size=40), None)
     learnt = []
-    monkeypatch.setattr(agent, "_learn", lambda batch: learnt.append(len(batch.before)) or torch.zeros(3))
+    monkeypatch.setattr(
+        agent, "_learn", lambda batch: learnt.append(len(batch.before)) or torch.zeros(3)
+    )
     counts = []
     for _ in range(3):
         agent.update(rollout_of(agent, 7), np.random.default_rng(0))  # 28 environment steps
@@ -208,9 +264,16 @@ def test_a_gradient_step_is_taken_every_so_many_environment_steps_once_there_is_
 
 def test_exploration_is_a_softmax_or_the_best_action_with_a_share_of_random_ones():
     q = np.array([[0.0, 2.0, 0.0, 0.0, 0.0, 0.0]])
-    warm, greedy = make_agent(make(temperature=2.0), None), make_agent(make(exploration="epsilon", epsilon=0.3), None)
-    np.testing.assert_allclose(np.exp(warm._log_policy(q))[0, :2], [1 / (5 + np.e), np.e / (5 + np.e)])
-    np.testing.assert_allclose(np.exp(greedy._log_policy(q))[0], [0.05, 0.75, 0.05, 0.05, 0.05, 0.05])
+    warm, greedy = (
+        make_agent(make(temperature=2.0), None),
+        make_agent(make(exploration="epsilon", epsilon=0.3), None),
+    )
+    np.testing.assert_allclose(
+        np.exp(warm._log_policy(q))[0, :2], [1 / (5 + np.e), np.e / (5 + np.e)]
+    )
+    np.testing.assert_allclose(
+        np.exp(greedy._log_policy(q))[0], [0.05, 0.75, 0.05, 0.05, 0.05, 0.05]
+    )
 
 
 def test_a_target_network_stands_still_between_two_copies():
@@ -221,18 +284,29 @@ def test_a_target_network_stands_still_between_two_copies():
     agent._updates = 0
     for _ in range(4):
         agent._learn(batch)
-        distances.append((agent.network.score.weight - agent.target.score.weight).abs().max().item())
+        distances.append(
+            (agent.network.score.weight - agent.target.score.weight).abs().max().item()
+        )
     assert 0 < distances[0] < distances[2] and distances[3] < distances[2]
 
 
 @pytest.mark.parametrize("target_every", [0, 10])
 def test_values_approach_those_of_value_iteration(target_every):
-    # From a, going forward leads to b; from b, to the end with reward .5; everything else leaves the state as it is.
-    agent = make_agent(make(target_every=target_every, lr=0.01, gamma=0.5, reward_scale=4.0, batch_size=32), None)
+    # From a, going forward leads to b; from b, to the end with reward .5; everything else leaves
+    # the state as it is.
+    agent = make_agent(
+        make(target_every=target_every, lr=0.01, gamma=0.5, reward_scale=4.0, batch_size=32), None
+    )
     for action in range(6):
         on = action == 2
         reached = ["b" if on else "a", "b"]
-        agent.replay.add(["a", "b"], np.array([action] * 2), np.array([0.0, 0.5 if on else 0.0]), reached, np.array([False, on]))
+        agent.replay.add(
+            ["a", "b"],
+            np.array([action] * 2),
+            np.array([0.0, 0.5 if on else 0.0]),
+            reached,
+            np.array([False, on]),
+        )
     rng = np.random.default_rng(0)
     for lr in (0.01, 0.001):
         agent.args = dataclasses.replace(agent.args, lr=lr)
@@ -240,6 +314,9 @@ def test_values_approach_those_of_value_iteration(target_every):
             agent._learn(agent.replay.sample(32, rng))
     with torch.no_grad():
         found = agent.network([word_places("a"), word_places("b")]).numpy()
-    # Q(b, forward) = 4 * .5, Q(a, forward) = .5 * 2; a step that leaves the state as it is halves the best value there.
+    # Q(b, forward) = 4 * .5, Q(a, forward) = .5 * 2; a step that leaves the state as it is halves
+    # the best value there.
     expected = np.array([[0.5, 0.5, 1.0, 0.5, 0.5, 0.5], [1.0, 1.0, 2.0, 1.0, 1.0, 1.0]])
-    np.testing.assert_allclose(found, expected, atol=0.03)  # stochastic gradient steps of a fixed size do not settle exactly
+    np.testing.assert_allclose(
+        found, expected, atol=0.03
+    )  # stochastic gradient steps of a fixed size do not settle exactly

@@ -25,7 +25,14 @@ from lamorel_ext.training.exact import ExactEvaluator
 from lamorel_ext.training.exactness import can_enumerate
 from lamorel_ext.training.scenes import PromptedEnv
 from lamorel_ext.types import StepBatch
-from tests.training.student_fakes import LENGTH, MAX_STEPS, CorridorEnv, TableLlm, make_corridor, small_config
+from tests.training.student_fakes import (
+    LENGTH,
+    MAX_STEPS,
+    CorridorEnv,
+    TableLlm,
+    make_corridor,
+    small_config,
+)
 
 EPISODES = 2000
 
@@ -51,20 +58,32 @@ class NeverRewards(CorridorEnv):
 
 
 def make_never(config: Config, held_out: bool, copies: range | None = None) -> NeverRewards:
-    return NeverRewards(len(copies or range(config.run.eval_episodes if held_out else config.env.num_envs)), 0)
+    return NeverRewards(
+        len(copies or range(config.run.eval_episodes if held_out else config.env.num_envs)), 0
+    )
 
 
 def test_an_environment_of_ones_own_is_evaluated_on_its_own_episodes() -> None:
     config = small_config(env={"level": EnvArgs().level}, run={"evaluation": "auto"})
     with closing(make_evaluator(config, make_never)) as evaluator:
         found = evaluator.evaluate(UniformActor())
-    assert (found.success, found.exact, len(found.successes)) == (0.0, False, 20) and found.failures.any()
-    assert evaluate_random(config, make_never).success == 0.0 and evaluate_bot(config, make_never).failures.all()
+    assert (found.success, found.exact, len(found.successes)) == (
+        0.0,
+        False,
+        20,
+    ) and found.failures.any()
+    assert (
+        evaluate_random(config, make_never).success == 0.0
+        and evaluate_bot(config, make_never).failures.all()
+    )
 
 
 def test_its_exact_evaluation_is_refused_with_the_reason() -> None:
     config = small_config(env={"level": EnvArgs().level}, run={"evaluation": "exact"})
-    with closing(make_evaluator(config, make_never)) as evaluator, pytest.raises(ConfigError, match="environment of its own.*exact_evaluator"):
+    with (
+        closing(make_evaluator(config, make_never)) as evaluator,
+        pytest.raises(ConfigError, match="environment of its own.*exact_evaluator"),
+    ):
         evaluator.evaluate(UniformActor())
 
 
@@ -77,7 +96,11 @@ def test_a_run_is_named_after_an_environment_of_ones_own() -> None:
 
 @pytest.mark.parametrize(
     ("actor", "success", "expected_return"),
-    [(UniformActor(), 0.264, 0.155), (UniformActor((0, 1, 2)), 0.434, None), (ExpertActor(), 1.0, 0.934)],
+    [
+        (UniformActor(), 0.264, 0.155),
+        (UniformActor((0, 1, 2)), 0.434, None),
+        (ExpertActor(), 1.0, 0.934),
+    ],
 )
 def test_exact_evaluation_gives_the_numbers_known_of_the_level(actor, success, expected_return):
     found = ExactEvaluator(EnvArgs(), with_experts=True).evaluate(actor)
@@ -98,9 +121,15 @@ def test_exact_evaluation_gives_the_numbers_known_of_the_level(actor, success, e
         {"arm": ArmArgs(agent="bot")},
         {"arm": ArmArgs(agent="cloning")},
         {"arm": ArmArgs(teacher="llm"), "env": EnvArgs(prompt="glam", history=1)},
-        {"arm": ArmArgs(teacher="llm"), "guidance": GuidanceArgs(vocabulary="subgoal"), "env": EnvArgs(language="fr")},
+        {
+            "arm": ArmArgs(teacher="llm"),
+            "guidance": GuidanceArgs(vocabulary="subgoal"),
+            "env": EnvArgs(language="fr"),
+        },
     ],
-    ids=lambda groups: "-".join(str(value) for value in (groups["arm"].agent, groups["arm"].teacher, *list(groups)[1:])),
+    ids=lambda groups: "-".join(
+        str(value) for value in (groups["arm"].agent, groups["arm"].teacher, *list(groups)[1:])
+    ),
 )
 def test_exact_evaluation_agrees_with_simulation(groups):
     config = make_config(**groups)
@@ -120,9 +149,14 @@ def test_exact_evaluation_agrees_with_simulation(groups):
 
 def test_following_blindly_is_the_teachers_distribution_over_actions():
     config = make_config(arm=ArmArgs(teacher="llm"))
-    follower, llm_policy = make_agent(config, TableLlm()).follower, make_agent(make_config(arm=ArmArgs(agent="llm_policy")), TableLlm())
+    follower, llm_policy = (
+        make_agent(config, TableLlm()).follower,
+        make_agent(make_config(arm=ArmArgs(agent="llm_policy")), TableLlm()),
+    )
     scene = ExactEvaluator(config.env).scene
-    np.testing.assert_allclose(follower.action_probs(scene), llm_policy.action_probs(scene), rtol=1e-12)
+    np.testing.assert_allclose(
+        follower.action_probs(scene), llm_policy.action_probs(scene), rtol=1e-12
+    )
 
 
 def test_following_a_subgoal_without_an_action_is_acting_at_random():
@@ -133,7 +167,9 @@ def test_following_a_subgoal_without_an_action_is_acting_at_random():
     silent = agent.teacher.options.hints == 6
     assert silent.any()
     drop = agent.teacher.options.hints == 4
-    np.testing.assert_allclose(probs[:, 4], said[:, drop].sum(axis=1) + said[:, silent].sum(axis=1) / 6, rtol=1e-12)
+    np.testing.assert_allclose(
+        probs[:, 4], said[:, drop].sum(axis=1) + said[:, silent].sum(axis=1) / 6, rtol=1e-12
+    )
 
 
 def test_the_policy_of_a_student_is_marginalised_over_guidance():
@@ -147,7 +183,12 @@ def test_the_policy_of_a_student_is_marginalised_over_guidance():
         slow = np.zeros(6)
         for x in range(6):
             with torch.no_grad():
-                slow += teacher[i, x] * agent.network.policy(features[[i]], torch.eye(6)[[x]], torch.tensor([x]))[0].exp().numpy()
+                slow += (
+                    teacher[i, x]
+                    * agent.network.policy(features[[i]], torch.eye(6)[[x]], torch.tensor([x]))[0]
+                    .exp()
+                    .numpy()
+                )
         np.testing.assert_allclose(probs[i], slow, rtol=1e-5)
 
 
@@ -158,7 +199,7 @@ def test_what_an_actor_is_shown_determines_its_policy_in_every_state():
     assert evaluate_policy(policy).success == 1.0
 
 
-# --- by episodes ----------------------------------------------------------------------------------------------------------------
+# --- by episodes ----------------------------------------------------------------------------------
 
 
 def test_episodes_are_played_once_each_from_their_own_seed():
@@ -185,13 +226,26 @@ def test_held_out_episodes_are_those_of_the_seeds_from_eval_seed_on():
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_a_level_has_as_many_distractors_as_are_asked_for(held_out):
-    config = make_config(env=EnvArgs(level="BabyAI-GoToLocal-v0", num_distractors=1), run=RunArgs(eval_episodes=16))
+    config = make_config(
+        env=EnvArgs(level="BabyAI-GoToLocal-v0", num_distractors=1), run=RunArgs(eval_episodes=16)
+    )
     with closing(make_env(config, held_out)) as env:
         sentences = env.reset().descriptions
     # The target is the only object there is: whoever sees one sees that one.
-    assert all(sum(thing in sentence for thing in ("ball", "box", "key") for sentence in seen) <= 1 for seen in sentences)
-    with closing(make_env(make_config(env=EnvArgs(level="BabyAI-GoToLocal-v0"), run=RunArgs(eval_episodes=16)), held_out)) as env:
-        assert any(sum(thing in sentence for thing in ("ball", "box", "key") for sentence in seen) > 1 for seen in env.reset().descriptions)
+    assert all(
+        sum(thing in sentence for thing in ("ball", "box", "key") for sentence in seen) <= 1
+        for seen in sentences
+    )
+    with closing(
+        make_env(
+            make_config(env=EnvArgs(level="BabyAI-GoToLocal-v0"), run=RunArgs(eval_episodes=16)),
+            held_out,
+        )
+    ) as env:
+        assert any(
+            sum(thing in sentence for thing in ("ball", "box", "key") for sentence in seen) > 1
+            for seen in env.reset().descriptions
+        )
 
 
 def test_exact_evaluation_is_only_for_the_levels_own_number_of_distractors():
@@ -206,7 +260,11 @@ def test_only_copies_whose_episode_runs_are_asked():
             asked.append(len(scene))
             return super().decide(scene, draws)
 
-    run_episodes(PromptedEnv(CorridorEnv(50, 0), PromptHistory(), with_experts=True), Watching(), Draws.of_evaluation(0))
+    run_episodes(
+        PromptedEnv(CorridorEnv(50, 0), PromptHistory(), with_experts=True),
+        Watching(),
+        Draws.of_evaluation(0),
+    )
     assert asked[0] == 50 and asked == sorted(asked, reverse=True) and 0 < asked[-1] < 50
 
 
@@ -221,7 +279,12 @@ def test_prompts_tell_feedback_in_evaluations_too_and_leave_the_memory_of_traini
         second = evaluator.evaluate(agent, signals)
     assert signals.state() == before
     np.testing.assert_array_equal(first.returns, second.returns)
-    told = [prompt for request in llm.requests for prompt in request.prompts if "last instruction" in prompt]
+    told = [
+        prompt
+        for request in llm.requests
+        for prompt in request.prompts
+        if "last instruction" in prompt
+    ]
     assert any("better" in prompt for prompt in told) and any("worse" in prompt for prompt in told)
     assert not any("last instruction" in prompt for prompt in llm.requests[0].prompts)
 
@@ -237,7 +300,10 @@ def test_prompts_tell_feedback_in_evaluations_too_and_leave_the_memory_of_traini
 )
 def test_exact_evaluation_is_refused_where_it_would_be_wrong(groups, why):
     config = make_config(**groups, run=RunArgs(evaluation="exact"))
-    with closing(make_evaluator(config, make_env)) as evaluator, pytest.raises(ConfigError, match=why):
+    with (
+        closing(make_evaluator(config, make_env)) as evaluator,
+        pytest.raises(ConfigError, match=why),
+    ):
         evaluator.evaluate(make_agent(config, TableLlm()))
 
 
@@ -256,7 +322,7 @@ def test_baselines_are_evaluated_exactly_or_on_held_out_episodes():
     assert not found.exact and found.success == 1.0 and found.expected_return > 0.5
 
 
-# --- what the expert is worth ----------------------------------------------------------------------------------------------------
+# --- what the expert is worth ---------------------------------------------------------------------
 
 
 def test_the_expert_ends_where_the_bot_plans_in_a_circle() -> None:

@@ -15,8 +15,14 @@ ADVANTAGES = np.array([[2.0, -1.0], [0.0, 3.0], [-2.0, 1.0], [1.0, -4.0]])
 DONE = np.array([[False, False], [True, False], [False, False], [False, False]])
 PROMPTS = [("a", "b"), ("a", "b"), ("b", "a"), ("a", "c")]
 
-PREVIOUS = [[0, 0], [-1, 1], [0, 1], [1, -1]]  # 0: an episode's first step; environment 1's tie at step 1 counts as +1
-# a: .5 (first), .2 < .5, 0 < mean(.5, .2), -1 < mean(.5, .2, 0);  b: -1 (first), -1 = -1, -3 < mean(-1, -1);  c: first
+PREVIOUS = [
+    [0, 0],
+    [-1, 1],
+    [0, 1],
+    [1, -1],
+]  # 0: an episode's first step; environment 1's tie at step 1 counts as +1
+# a: .5 (first), .2 < .5, 0 < mean(.5, .2), -1 < mean(.5, .2, 0);  b: -1 (first), -1 = -1, -3 <
+# mean(-1, -1);  c: first
 STATE = [[0, 0], [-1, 0], [-1, -1], [-1, 0]]
 
 
@@ -56,13 +62,17 @@ def test_step_by_step_is_the_same_as_the_whole_rollout(signal, sign):
     args = {"signal": signal, "sign": sign}
     whole, stepped = over(make(**args)), make(**args)
     assert stepped.online
-    np.testing.assert_array_equal([stepped.step(ERRORS[t], PROMPTS[t], DONE[t]) for t in range(4)], whole)
+    np.testing.assert_array_equal(
+        [stepped.step(ERRORS[t], PROMPTS[t], DONE[t]) for t in range(4)], whole
+    )
 
 
 def test_previous_is_remembered_across_rollouts():
     signals = make(signal="previous")
     over(signals)  # ends at -1 and -2
-    f = signals.rollout(np.array([[-1.5, -1.5]]), np.zeros((1, 2)), [("a", "a")], np.zeros((1, 2), dtype=bool))
+    f = signals.rollout(
+        np.array([[-1.5, -1.5]]), np.zeros((1, 2)), [("a", "a")], np.zeros((1, 2), dtype=bool)
+    )
     assert f.tolist() == [[-1.0, 1.0]]
 
 
@@ -87,7 +97,10 @@ def test_shuffled_permutes_the_signs_of_the_batch():
     rng = np.random.default_rng(0)
     advantages = rng.normal(size=(50, 2)) + 0.3
     args = advantages, advantages, [("a", "b")] * 50, advantages > 9
-    plain, shuffled = make(signal="gae").rollout(*args), make(signal="gae", sign="shuffled").rollout(*args)
+    plain, shuffled = (
+        make(signal="gae").rollout(*args),
+        make(signal="gae", sign="shuffled").rollout(*args),
+    )
     assert sorted(plain.ravel()) == sorted(shuffled.ravel())
     assert not np.array_equal(plain, shuffled)
 
@@ -99,7 +112,10 @@ def test_signals_of_a_whole_rollout_are_not_online(args):
     assert not make(**args).online
 
 
-@pytest.mark.parametrize(("warmup", "cold"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 0, 0]), (5, [2, 1, 0]), (99, [2, 2, 2])])
+@pytest.mark.parametrize(
+    ("warmup", "cold"),
+    [(0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 0, 0]), (5, [2, 1, 0]), (99, [2, 2, 2])],
+)
 def test_a_warm_up_ends_with_the_step_that_brings_its_number_of_environment_steps(warmup, cold):
     signals = make(signal="td", warmup_steps=warmup)  # two environments
     assert [signals.warm_up(2) for _ in range(3)] == cold
@@ -110,7 +126,9 @@ def test_a_copy_made_during_the_warm_up_stays_silent_and_one_made_after_it_does_
     no = np.array([False])
     for expected in (0.0, 0.0, 1.0):
         fork = signals.fork(1, np.random.default_rng(0))
-        assert [fork.step(np.array([5.0]), ("b",), no).tolist() for _ in range(9)] == [[expected]] * 9
+        assert [fork.step(np.array([5.0]), ("b",), no).tolist() for _ in range(9)] == [
+            [expected]
+        ] * 9
         signals.warm_up(1)
 
 

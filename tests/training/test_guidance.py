@@ -26,7 +26,11 @@ def test_subgoals_speak_of_the_object_that_the_mission_names():
         ("put the red ball next to a green box", "the red ball", "a green box"),
         ("go to a key behind you", "a key behind you", "a key behind you"),
         ("open the door", "the door", "the door"),
-        ("pick up the object on your left, then go to the grey key", "the object on your left", "the grey key"),
+        (
+            "pick up the object on your left, then go to the grey key",
+            "the object on your left",
+            "the grey key",
+        ),
         ("dance", "the goal", "the goal"),
     ],
 )
@@ -56,6 +60,12 @@ def test_a_text_hints_at_the_action_it_names_first(text, action):
 
 def test_the_hints_of_subgoals_do_not_depend_on_the_mission():
     vocabulary = make_vocabulary("subgoal")
-    for mission in ("go to the red ball", "put the blue key next to the box", "open a door on your right"):
-        assert [hinted_action(text) for text in vocabulary.candidates(mission)] == vocabulary.hints.tolist()
+    for mission in (
+        "go to the red ball",
+        "put the blue key next to the box",
+        "open a door on your right",
+    ):
+        assert [
+            hinted_action(text) for text in vocabulary.candidates(mission)
+        ] == vocabulary.hints.tolist()
     assert set(np.unique(vocabulary.hints)) == {0, 1, 2, 3, 4, 5, NO_HINT}

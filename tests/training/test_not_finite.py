@@ -20,7 +20,12 @@ ALONE = {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}}
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_the_tensor_and_the_place_that_are_not_finite_are_named(value):
-    tensors = {"a": torch.ones(3), "empty": torch.zeros(0), "whole": torch.ones(2, dtype=torch.int64), "b": torch.ones(2, 2)}
+    tensors = {
+        "a": torch.ones(3),
+        "empty": torch.zeros(0),
+        "whole": torch.ones(2, dtype=torch.int64),
+        "b": torch.ones(2, 2),
+    }
     assert not_finite(tensors) == "" and not_finite_value({"x": [1.0, {"y": 2}]}, "state") == ""
     tensors["b"][1, 0] = value
     assert not_finite(tensors) == "b is not finite in 1 of 4 numbers"
@@ -30,12 +35,29 @@ def test_the_tensor_and_the_place_that_are_not_finite_are_named(value):
 @pytest.mark.parametrize(
     ("loss", "lr", "limit", "message"),
     [
-        (lambda p: p.sum() * math.nan, 0.1, 1.0, "student: not finite: loss in optimiser step 1, which was not taken"),
-        (lambda p: (p - 1.0).sqrt().sum(), 0.1, 1.0, "gradient norm inf in optimiser step 1, which was not taken"),
-        (lambda p: (0.1 * p).sum(), 1e39, 10.0, "weights is not finite in 3 of 3 numbers after optimiser step"),
+        (
+            lambda p: p.sum() * math.nan,
+            0.1,
+            1.0,
+            "student: not finite: loss in optimiser step 1, which was not taken",
+        ),
+        (
+            lambda p: (p - 1.0).sqrt().sum(),
+            0.1,
+            1.0,
+            "gradient norm inf in optimiser step 1, which was not taken",
+        ),
+        (
+            lambda p: (0.1 * p).sum(),
+            1e39,
+            10.0,
+            "weights is not finite in 3 of 3 numbers after optimiser step",
+        ),
     ],
 )
-def test_every_step_of_the_clients_optimiser_checks_loss_gradient_and_result(loss, lr, limit, message):
+def test_every_step_of_the_clients_optimiser_checks_loss_gradient_and_result(
+    loss, lr, limit, message
+):
     parameter = torch.nn.Parameter(torch.full((3,), 1.0 if lr < 1 else -3.3e38))
     optimizer = FlatAdam([parameter])
     with pytest.raises(UpdateError, match=message):
@@ -50,20 +72,30 @@ def blow_up(folder, **groups):
     recorder = MemoryRecorder(folder)
     half = dataclasses.replace(config, run=dataclasses.replace(config.run, total_steps=64))
     train(half, None, recorder, make_corridor)
-    broken = dataclasses.replace(config, student=dataclasses.replace(config.student, lr=1e30), drrn=dataclasses.replace(config.drrn, lr=1e30))
+    broken = dataclasses.replace(
+        config,
+        student=dataclasses.replace(config.student, lr=1e30),
+        drrn=dataclasses.replace(config.drrn, lr=1e30),
+    )
     with pytest.raises((UpdateError, CheckpointError)) as caught:
         train(broken, None, recorder, make_corridor)
     return str(caught.value), recorder
 
 
 @pytest.mark.parametrize("agent", ["student", "drrn"])
-def test_a_run_whose_weights_explode_says_where_and_leaves_the_last_good_checkpoint(agent, tmp_path):
+def test_a_run_whose_weights_explode_says_where_and_leaves_the_last_good_checkpoint(
+    agent, tmp_path
+):
     groups = ALONE if agent == "student" else {
         "arm": {"agent": "drrn"}, "feedback": {"signal": "none"},
         "drrn": {"num_steps": 8, "hidden_size": 8, "embedding_size": 8, "batch_size": 16, "replay_size": 90},
     }  # fmt: skip
     message, recorder = blow_up(tmp_path, **groups)
-    assert f"{agent}: not finite" in message and "environment steps" in message and "optimiser step" in message
+    assert (
+        f"{agent}: not finite" in message
+        and "environment steps" in message
+        and "optimiser step" in message
+    )
     assert recorder.last.env_steps == 64
     recorder.last.check_finite()
 
@@ -75,7 +107,9 @@ def test_no_checkpoint_is_handed_on_or_taken_up_with_a_number_that_is_not_finite
     name = next(iter(good.tensors))
     good.tensors[name].view(-1)[0] = math.inf
     recorder.last = Checkpoint(64, good.tensors, good.state)
-    with pytest.raises(CheckpointError, match=f"step 64 cannot be used: {name} is not finite in 1 of"):
+    with pytest.raises(
+        CheckpointError, match=f"step 64 cannot be used: {name} is not finite in 1 of"
+    ):
         train(small_config(**ALONE), None, recorder, make_corridor)
 
 

@@ -1,4 +1,6 @@
-"""Two halves of the environments in turns: the same rollouts and curves as all of them together, in a fixed order, from any checkpoint."""
+"""Two halves of the environments in turns: the same rollouts and curves as all of them together, in
+a fixed order, from any checkpoint.
+"""
 
 import dataclasses
 import os
@@ -65,7 +67,9 @@ def assert_same(first, second, atol=0.0):
             assert_same(getattr(first, field.name), getattr(second, field.name), atol)
     elif isinstance(first, np.ndarray):
         assert first.dtype == second.dtype
-        np.testing.assert_allclose(first, second, rtol=0, atol=atol if first.dtype.kind == "f" else 0)
+        np.testing.assert_allclose(
+            first, second, rtol=0, atol=atol if first.dtype.kind == "f" else 0
+        )
     elif isinstance(first, tuple) and first and dataclasses.is_dataclass(first[0]):
         assert len(first) == len(second)
         for one, other in zip(first, second, strict=True):
@@ -74,7 +78,7 @@ def assert_same(first, second, atol=0.0):
         assert first == second
 
 
-# --- one rollout ----------------------------------------------------------------------------------------------------------------
+# --- one rollout ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -92,7 +96,8 @@ def test_a_rollout_is_the_same_in_halves(arm):
     (rollouts, scene, next_draws), (others, other_scene, other_draws) = results
     assert rollouts[0].done.any()
     for rollout, other in zip(rollouts, others, strict=True):
-        # The table says the same to half as many prompts, the student's own network rounds differently when it reads half as many states.
+        # The table says the same to half as many prompts, the student's own network rounds
+        # differently when it reads half as many states.
         assert_same(rollout, other, atol=0.0 if arm.startswith("policy") else 1e-6)
     assert_same(scene, other_scene)
     assert next_draws == other_draws
@@ -147,10 +152,18 @@ def test_no_question_is_left_open_at_the_end_and_each_call_is_counted_when_it_is
     meter = MeteredClient(llm)
     env = make_halves(config, make_corridor)
     collect_in_halves(env, make_agent(config, meter), Deaf(), env.reset(), 7, draws())
-    scored = [request for request in llm.requests if isinstance(request, ScoreRequest) and request.score]
+    scored = [
+        request for request in llm.requests if isinstance(request, ScoreRequest) and request.score
+    ]
     values = len(llm.requests) - len(scored)  # of the last states
-    assert len(scored) == 14 and [len(request.prompts) for request in scored] == [2] * 14 and values == 1
-    assert meter.counts["llm_calls"] == 15 and meter.counts["llm_prompts"] == sum(len(request.prompts) for request in llm.requests)
+    assert (
+        len(scored) == 14
+        and [len(request.prompts) for request in scored] == [2] * 14
+        and values == 1
+    )
+    assert meter.counts["llm_calls"] == 15 and meter.counts["llm_prompts"] == sum(
+        len(request.prompts) for request in llm.requests
+    )
     with meter.paused():
         meter.submit_score(scored[0]).result()
     assert meter.counts["llm_calls"] == 15
@@ -172,7 +185,7 @@ def test_what_is_none_on_one_side_only_cannot_be_joined():
         join([scene, scene.saying(np.zeros(2))])
 
 
-# --- whole runs ------------------------------------------------------------------------------------------------------------------
+# --- whole runs -----------------------------------------------------------------------------------
 
 
 def run(tmp_path, pipelined, recorder=None, **groups):
@@ -228,7 +241,9 @@ def test_a_run_that_was_stopped_goes_on_in_halves_or_not(arm, afterwards, tmp_pa
     fragile.left = 99
     rows, _ = run(tmp_path, after, fragile, **ARMS[arm])
     if before and after:
-        assert [{**row, "seconds": 0} for row in map(repr_of, rows)] == [{**row, "seconds": 0} for row in map(repr_of, unbroken)]
+        assert [{**row, "seconds": 0} for row in map(repr_of, rows)] == [
+            {**row, "seconds": 0} for row in map(repr_of, unbroken)
+        ]
     else:
         assert_curves(rows, unbroken, "llm_calls")
 
@@ -248,7 +263,13 @@ def save_settings(folder):
         "run.eval_every=128",
         "run.checkpoint_every=0",
     )
-    return (llm, *sizes, "lamorel_args.llm_args.num_threads=1", "lamorel_args.llm_args.value_head_hidden=8", "model=embedded")
+    return (
+        llm,
+        *sizes,
+        "lamorel_args.llm_args.num_threads=1",
+        "lamorel_args.llm_args.value_head_hidden=8",
+        "model=embedded",
+    )
 
 
 @pytest.mark.parametrize("arm", ["llm_policy", "teacher_feedback_gae"])
@@ -256,18 +277,27 @@ def test_over_two_servers_with_a_real_model_the_curve_is_the_same_to_rounding(ar
     settings = save_settings(tmp_path / "model")
     curves = []
     for pipelined in ("false", "true"):
-        config = load_config([f"arm={arm}", *settings, f"run.pipeline={pipelined}", "ppo.lr=1e-3", "feedback.lr=1e-3"])
+        config = load_config(
+            [
+                f"arm={arm}",
+                *settings,
+                f"run.pipeline={pipelined}",
+                "ppo.lr=1e-3",
+                "feedback.lr=1e-3",
+            ]
+        )
         args = config.lamorel_args
         with in_process([build_server(args, alone(args)) for _ in range(2)]) as caller:
             recorder = MemoryRecorder(tmp_path / pipelined)
             train(config, caller, recorder)
         curves.append(recorder.rows)
-    # Each server remembers its own answers, and half a batch is divided among them at another place.
+    # Each server remembers its own answers, and half a batch is divided among them at another
+    # place.
     assert_curves(*curves, "llm_calls", "llm_tokens")
     assert curves[0][-1]["success"] != curves[0][0]["success"]
 
 
-# --- when ----------------------------------------------------------------------------------------------------------------------------
+# --- when -----------------------------------------------------------------------------------------
 
 
 def is_halved(config, remote=True, env_factory=make_corridor):
@@ -289,7 +319,12 @@ def test_there_are_no_halves_where_the_arm_does_not_allow_it(groups):
 
 
 def minigrid(config, held_out, copies=None):
-    return MinigridBatch("BabyAI-GoToRedBallNoDists-v0", len(copies or range(config.env.num_envs)), "en", training_seeds(0))
+    return MinigridBatch(
+        "BabyAI-GoToRedBallNoDists-v0",
+        len(copies or range(config.env.num_envs)),
+        "en",
+        training_seeds(0),
+    )
 
 
 def test_by_itself_it_is_done_where_it_was_measured_to_pay(monkeypatch):
@@ -302,7 +337,9 @@ def test_by_itself_it_is_done_where_it_was_measured_to_pay(monkeypatch):
     assert not is_halved(auto(), remote=False, env_factory=minigrid)
     assert not is_halved(auto(), env_factory=make_corridor)  # too fast, for all one knows
     assert not is_halved(auto(run={"pipeline": False}), env_factory=minigrid)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # one for the client, one for the server, none to spare
+    monkeypatch.setattr(
+        os, "cpu_count", lambda: 2
+    )  # one for the client, one for the server, none to spare
     assert not is_halved(auto(), env_factory=minigrid)
 
 
@@ -318,7 +355,7 @@ def test_servers_behind_sockets_are_remote_and_those_in_threads_are_not():
         assert not MeteredClient(caller).remote
 
 
-# --- failures ------------------------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 class DelayedFailure(TableLlm):
@@ -328,7 +365,9 @@ class DelayedFailure(TableLlm):
         if len(self.requests) < 2:
             return super().submit_score(request)
         pending: Future[ScoreResult] = Future()
-        threading.Timer(0.05, pending.set_exception, [RemoteError(1, "llm server 0", "ValueError", "no", "")]).start()
+        threading.Timer(
+            0.05, pending.set_exception, [RemoteError(1, "llm server 0", "ValueError", "no", "")]
+        ).start()
         return pending
 
 
@@ -336,7 +375,9 @@ def test_an_error_of_a_server_is_raised_when_its_half_would_act():
     config = small_config(**LLM_POLICY)
     env = make_halves(config, make_corridor)
     with pytest.raises(RemoteError, match="llm server 0"):
-        collect_in_halves(env, make_agent(config, DelayedFailure()), Deaf(), env.reset(), 5, draws())
+        collect_in_halves(
+            env, make_agent(config, DelayedFailure()), Deaf(), env.reset(), 5, draws()
+        )
 
 
 def test_a_server_that_dies_with_two_calls_pending_is_reported_at_once():
@@ -344,28 +385,38 @@ def test_a_server_that_dies_with_two_calls_pending_is_reported_at_once():
         """After the first step the prompts make the servers sleep."""
 
         def step(self, actions, step):
-            return dataclasses.replace(super().step(actions, step), current=("sleep 1.5",) * len(actions))
+            return dataclasses.replace(
+                super().step(actions, step), current=("sleep 1.5",) * len(actions)
+            )
 
     with threaded_launch(1, 2) as launch:
         env = HalvedEnv([PromptedEnv(CorridorEnv(2, 0, first), Lullaby()) for first in (0, 2)])
         agent, scene = make_agent(small_config(**LLM_POLICY), launch.callers[0]), env.reset()
-        threading.Timer(0.3, launch.listeners[1]._links[0]._sock.shutdown, [socket.SHUT_RDWR]).start()
+        threading.Timer(
+            0.3, launch.listeners[1]._links[0]._sock.shutdown, [socket.SHUT_RDWR]
+        ).start()
         started = time.monotonic()
         with pytest.raises(PeerDiedError, match=r"rank 2 .llm server 1. died"):
             collect_in_halves(env, agent, Deaf(), scene, 5, draws())
         assert 0.3 < time.monotonic() - started < 1.4
 
 
-# --- saved environments ----------------------------------------------------------------------------------------------------------------
+# --- saved environments ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("level", "backend"),
-    [("BabyAI-GoToRedBallNoDists-v0", "table"), ("BabyAI-GoToLocal-v0", "vector"), ("BabyAI-GoToLocal-v0", "minigrid")],
+    [
+        ("BabyAI-GoToRedBallNoDists-v0", "table"),
+        ("BabyAI-GoToLocal-v0", "vector"),
+        ("BabyAI-GoToLocal-v0", "minigrid"),
+    ],
 )
 def test_a_saved_batch_goes_on_in_two_parts_and_back(level, backend):
     def make(first, count):
-        return make_batched_env(level, count, episode_seed=training_seeds(7, first), backend=backend)
+        return make_batched_env(
+            level, count, episode_seed=training_seeds(7, first), backend=backend
+        )
 
     rng = np.random.default_rng(0)
     whole = make(0, 5)
@@ -381,9 +432,13 @@ def test_a_saved_batch_goes_on_in_two_parts_and_back(level, backend):
     assert join_states(cut) == saved == join_states([part.state() for part in parts])
     for _ in range(70):
         actions = rng.integers(6, size=5)
-        np.testing.assert_array_equal(whole.expert_actions(), np.concatenate([part.expert_actions() for part in parts]))
+        np.testing.assert_array_equal(
+            whole.expert_actions(), np.concatenate([part.expert_actions() for part in parts])
+        )
         together = whole.step(actions)
-        apart = [part.step(own) for part, own in zip(parts, (actions[:3], actions[3:]), strict=True)]
+        apart = [
+            part.step(own) for part, own in zip(parts, (actions[:3], actions[3:]), strict=True)
+        ]
         assert_same(together, join(apart))
     assert max(saved["episodes"]) > 0
 
@@ -394,8 +449,14 @@ def test_a_saved_batch_goes_on_in_two_parts_and_back(level, backend):
         ({}, "not a saved environment"),
         ({"halves": [{"env": {}}, {"env": {}}]}, "not a saved environment"),
         ({"env": {"episodes": [0] * 3}, "history": [{}] * 3}, "3 saved environments, expected 4"),
-        ({"env": {"random": [1, 2, 3]}, "history": [{}] * 4}, "cannot be cut into 2 and 2 environments: random has 3 numbers"),
-        ({"env": {"lengths": [1] * 4, "actions": [0] * 5}, "history": [{}] * 4}, "actions has 5 numbers"),
+        (
+            {"env": {"random": [1, 2, 3]}, "history": [{}] * 4},
+            "cannot be cut into 2 and 2 environments: random has 3 numbers",
+        ),
+        (
+            {"env": {"lengths": [1] * 4, "actions": [0] * 5}, "history": [{}] * 4},
+            "actions has 5 numbers",
+        ),
     ],
 )
 def test_what_cannot_be_restored_in_halves_is_named(state, message):
@@ -406,7 +467,10 @@ def test_what_cannot_be_restored_in_halves_is_named(state, message):
 
 def test_halves_of_different_kinds_cannot_be_restored_as_one():
     env = PromptedEnv(CorridorEnv(4, 0), PromptHistory())
-    halves = [{"env": {"episodes": [0, 0]}, "history": []}, {"env": {"states": [0, 0]}, "history": []}]
+    halves = [
+        {"env": {"episodes": [0, 0]}, "history": []},
+        {"env": {"states": [0, 0]}, "history": []},
+    ]
     with pytest.raises(CheckpointError, match="different kinds"):
         env.restore({"halves": halves})
 

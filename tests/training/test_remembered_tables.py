@@ -1,4 +1,6 @@
-"""What a client remembers of an LLM: asked about all states once per weights, and never of other weights."""
+"""What a client remembers of an LLM: asked about all states once per weights, and never of other
+weights.
+"""
 
 import numpy as np
 import torch
@@ -39,7 +41,9 @@ class CountingLlm:
 
 
 def scene(kind: type[Scene] = AllStates) -> Scene:
-    seen = ObservationBatch(("m", "m"), ((), ()), np.zeros((2, 7, 7, 3), np.uint8), np.zeros(2, np.int64))
+    seen = ObservationBatch(
+        ("m", "m"), ((), ()), np.zeros((2, 7, 7, 3), np.uint8), np.zeros(2, np.int64)
+    )
     return kind(seen, ("one", "two"))
 
 
@@ -64,7 +68,12 @@ def test_the_same_weights_are_asked_once_over_several_runs() -> None:
 def test_an_update_a_load_and_fresh_weights_are_asked_anew() -> None:
     llm = CountingLlm()
     meter = client(llm)
-    changes = [lambda: meter.update_batch(nothing()), lambda: meter.load("x"), lambda: meter.reset(4, "fresh"), lambda: meter.reset(5, "fresh")]
+    changes = [
+        lambda: meter.update_batch(nothing()),
+        lambda: meter.load("x"),
+        lambda: meter.reset(4, "fresh"),
+        lambda: meter.reset(5, "fresh"),
+    ]
     for change in changes:
         change()
         expected = 1 / (1 + np.exp(-llm.strength))

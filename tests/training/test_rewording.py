@@ -1,4 +1,6 @@
-"""The client that says everything in other words, in front of an LLM that writes down what it hears."""
+"""The client that says everything in other words, in front of an LLM that writes down what it
+hears.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ import torch
 
 from lamorel_ext.prompts import PLAIN, Wording
 from lamorel_ext.training.rewording import RewordedClient
-from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar, ScoreRequest, ScoreResult, UpdateRequest, UpdateResult
+from lamorel_ext.types import (
+    GenerateRequest,
+    GenerateResult,
+    Scalar,
+    ScoreRequest,
+    ScoreResult,
+    UpdateRequest,
+    UpdateResult,
+)
 
 WORDING = Wording("test", {"ball": "xolo"}, {"drop": "release"})
 
@@ -62,10 +72,14 @@ def llm() -> Listener:
     return Listener()
 
 
-SCORE = ScoreRequest(("a ball", "a ballroom"), (("drop", "drop the ball"), ("drop", "drop the ball")), ("value",))
+SCORE = ScoreRequest(
+    ("a ball", "a ballroom"), (("drop", "drop the ball"), ("drop", "drop the ball")), ("value",)
+)
 
 
-def test_questions_reach_the_llm_in_the_wording_in_force_and_as_they_are_afterwards(llm: Listener) -> None:
+def test_questions_reach_the_llm_in_the_wording_in_force_and_as_they_are_afterwards(
+    llm: Listener,
+) -> None:
     client = RewordedClient(llm)
     with client.speaking(WORDING):
         client.score_batch(SCORE)
@@ -73,7 +87,10 @@ def test_questions_reach_the_llm_in_the_wording_in_force_and_as_they_are_afterwa
     client.score_batch(SCORE)
     assert client.wording is PLAIN and llm.heard[2] is SCORE
     for heard in llm.heard[:2]:
-        assert heard.prompts == ("a xolo", "a ballroom") and heard.candidates == (("release", "release the xolo"),) * 2
+        assert (
+            heard.prompts == ("a xolo", "a ballroom")
+            and heard.candidates == (("release", "release the xolo"),) * 2
+        )
         assert heard.modules == ("value",) and heard.score
 
 
@@ -84,14 +101,20 @@ def test_a_question_without_candidates_stays_one(llm: Listener) -> None:
     assert llm.heard == [ScoreRequest(("a xolo",), (), ("value",), score=False)]
 
 
-def test_updates_and_generation_are_reworded_and_generated_text_comes_back_as_written(llm: Listener) -> None:
+def test_updates_and_generation_are_reworded_and_generated_text_comes_back_as_written(
+    llm: Listener,
+) -> None:
     client = RewordedClient(llm)
     with client.speaking(WORDING):
         written = client.generate_batch(GenerateRequest(("a ball",), {"seed": 1}))
         client.update_batch(UpdateRequest("ppo", ("a ball",), (("drop",),), torch.tensor([3]), 9))
     assert written.texts == (("the ball",),)
     assert llm.heard[0] == GenerateRequest(("a xolo",), {"seed": 1})
-    assert llm.heard[1].prompts == ("a xolo",) and llm.heard[1].candidates == (("release",),) and llm.heard[1].total == 9
+    assert (
+        llm.heard[1].prompts == ("a xolo",)
+        and llm.heard[1].candidates == (("release",),)
+        and llm.heard[1].total == 9
+    )
 
 
 def test_the_wording_ends_with_an_error_too(llm: Listener) -> None:
@@ -107,4 +130,8 @@ def test_everything_else_is_passed_on(llm: Listener) -> None:
     client.save("s")
     client.load("l")
     client.forget()
-    assert llm.heard == [("reset", 3), ("save", "s"), ("load", "l"), "forget"] and client.info() == {"name": "listener"} and client.remote
+    assert (
+        llm.heard == [("reset", 3), ("save", "s"), ("load", "l"), "forget"]
+        and client.info() == {"name": "listener"}
+        and client.remote
+    )

@@ -1,4 +1,6 @@
-"""Several RL clients train one run: the curve, the costs, the checkpoints and the environments are those of one client."""
+"""Several RL clients train one run: the curve, the costs, the checkpoints and the environments are
+those of one client.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ import torch
 
 from lamorel_ext.config import Config, StageArgs
 from lamorel_ext.envs.babyai.batched import make_batched_env
-from lamorel_ext.errors import CheckpointError, ConfigError, LamorelExtError, LevelError, RemoteError, UpdateError
+from lamorel_ext.errors import (
+    CheckpointError,
+    ConfigError,
+    LamorelExtError,
+    LevelError,
+    RemoteError,
+    UpdateError,
+)
 from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.clients import Clients, make_thread_clients
@@ -51,7 +60,9 @@ def together(size: int, work: Callable[[Clients], Any]) -> list[Any]:
         except BaseException as error:
             found[clients.rank] = error
 
-    threads = [threading.Thread(target=one, args=(each,)) for each in make_thread_clients(size, 30.0)]
+    threads = [
+        threading.Thread(target=one, args=(each,)) for each in make_thread_clients(size, 30.0)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -61,7 +72,11 @@ def together(size: int, work: Callable[[Clients], Any]) -> list[Any]:
 
 
 def run(
-    size: int, recorder: MemoryRecorder, factory: Any = make_corridor, llm: TableLlm | None = None, **groups: Any
+    size: int,
+    recorder: MemoryRecorder,
+    factory: Any = make_corridor,
+    llm: TableLlm | None = None,
+    **groups: Any,
 ) -> list[Any]:
     """Train on that many clients; gives what ``train`` gave or raised on each."""
     config = small_config(**groups)
@@ -82,11 +97,12 @@ def alone(recorder: MemoryRecorder, factory: Any = make_corridor, **groups: Any)
     return recorder
 
 
-
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_the_curve_of_several_clients_is_that_of_one(name: str, tmp_path: Path) -> None:
     one = alone(MemoryRecorder(tmp_path / "one"), **EVERYTHING[name])
-    for size in (2, 4) if name in ("llm_policy", "teacher_feedback", "one copy, every step") else (3,):
+    for size in (
+        (2, 4) if name in ("llm_policy", "teacher_feedback", "one copy, every step") else (3,)
+    ):
         several = MemoryRecorder(tmp_path / str(size))
         summaries = run(size, several, **EVERYTHING[name])
         assert without_seconds(several.rows) == without_seconds(one.rows), size
@@ -95,14 +111,26 @@ def test_the_curve_of_several_clients_is_that_of_one(name: str, tmp_path: Path) 
         for key, tensor in one.last.tensors.items():
             assert torch.equal(tensor, several.last.tensors[key]), key
         assert several.traces.keys() == one.traces.keys()
-        assert all(trace.text() == one.traces[step].text() for step, trace in several.traces.items())
+        assert all(
+            trace.text() == one.traces[step].text() for step, trace in several.traces.items()
+        )
 
 
 @pytest.mark.parametrize(
     "name, size",
-    [("teacher_feedback", 1), ("teacher_feedback", 4), ("llm_policy", 3), ("previous_online", 4), ("curriculum", 1), ("drrn", 4), ("pipeline", 3)],
+    [
+        ("teacher_feedback", 1),
+        ("teacher_feedback", 4),
+        ("llm_policy", 3),
+        ("previous_online", 4),
+        ("curriculum", 1),
+        ("drrn", 4),
+        ("pipeline", 3),
+    ],
 )
-def test_a_run_of_two_clients_goes_on_with_another_number(name: str, size: int, tmp_path: Path) -> None:
+def test_a_run_of_two_clients_goes_on_with_another_number(
+    name: str, size: int, tmp_path: Path
+) -> None:
     one = alone(MemoryRecorder(tmp_path / "one"), **EVERYTHING[name])
     fragile = FragileRecorder(tmp_path / "several")
     first, second = run(2, fragile, **EVERYTHING[name])
@@ -115,7 +143,9 @@ def test_a_run_of_two_clients_goes_on_with_another_number(name: str, size: int, 
     assert without_seconds(fragile.rows) == without_seconds(one.rows)
 
 
-def test_each_copy_is_stepped_by_one_client_and_evaluation_by_the_first_alone(tmp_path: Path) -> None:
+def test_each_copy_is_stepped_by_one_client_and_evaluation_by_the_first_alone(
+    tmp_path: Path,
+) -> None:
     made: list[tuple[bool, range | None]] = []
 
     def factory(config: Config, held_out: bool, copies: range | None = None) -> CorridorEnv:
@@ -123,7 +153,9 @@ def test_each_copy_is_stepped_by_one_client_and_evaluation_by_the_first_alone(tm
         return make_corridor(config, held_out, copies)
 
     run(3, MemoryRecorder(tmp_path), factory, env={"num_envs": 5})
-    assert sorted(copies.start for held_out, copies in made if not held_out and copies is not None) == [0, 2, 4]
+    assert sorted(
+        copies.start for held_out, copies in made if not held_out and copies is not None
+    ) == [0, 2, 4]
     assert [copies for held_out, copies in made if held_out] == [None]
 
 
@@ -136,7 +168,7 @@ def test_every_request_reaches_the_llm_once(tmp_path: Path) -> None:
     assert several.requests[3] == one.requests[3] and several.reset_seeds == one.reset_seeds
 
 
-# --- what goes wrong ---------------------------------------------------------------------------------------------------
+# --- what goes wrong ------------------------------------------------------------------------------
 
 
 class BrokenEnv(CorridorEnv):
@@ -151,7 +183,10 @@ def test_an_environment_that_fails_on_one_client_ends_the_run_on_all(tmp_path: P
 
     first, second = run(2, MemoryRecorder(tmp_path), factory)
     assert isinstance(second, LevelError)
-    assert isinstance(first, RemoteError) and (first.role, first.type_name) == ("rl client 1", "LevelError")
+    assert isinstance(first, RemoteError) and (first.role, first.type_name) == (
+        "rl client 1",
+        "LevelError",
+    )
 
 
 def test_an_update_that_fails_ends_the_run_on_all(tmp_path: Path) -> None:
@@ -160,7 +195,11 @@ def test_an_update_that_fails_ends_the_run_on_all(tmp_path: Path) -> None:
             raise UpdateError("the loss is not finite")
 
     first, second = run(2, MemoryRecorder(tmp_path), llm=Fails(), **ARMS["llm_policy"])
-    assert isinstance(first, UpdateError) and isinstance(second, RemoteError) and second.type_name == "UpdateError"
+    assert (
+        isinstance(first, UpdateError)
+        and isinstance(second, RemoteError)
+        and second.type_name == "UpdateError"
+    )
 
 
 def test_a_full_disk_of_the_first_client_ends_the_run_on_all(tmp_path: Path) -> None:
@@ -169,7 +208,11 @@ def test_a_full_disk_of_the_first_client_ends_the_run_on_all(tmp_path: Path) -> 
             raise CheckpointError("no space left")
 
     first, second = run(2, Full(tmp_path))
-    assert isinstance(first, CheckpointError) and isinstance(second, RemoteError) and "no space left" in str(second)
+    assert (
+        isinstance(first, CheckpointError)
+        and isinstance(second, RemoteError)
+        and "no space left" in str(second)
+    )
 
 
 def test_one_of_several_clients_cannot_train_by_itself(tmp_path: Path) -> None:
@@ -179,7 +222,9 @@ def test_one_of_several_clients_cannot_train_by_itself(tmp_path: Path) -> None:
             train(small_config(), caller, MemoryRecorder(tmp_path), make_corridor)
 
     for error in together(2, work):
-        assert isinstance(error, ConfigError) and "n_rl_processes: several clients train a run with" in str(error)
+        assert isinstance(
+            error, ConfigError
+        ) and "n_rl_processes: several clients train a run with" in str(error)
 
 
 def test_clients_that_choose_differently_are_found() -> None:
@@ -226,7 +271,7 @@ def test_states_that_know_no_copies_are_refused_by_name() -> None:
         assert isinstance(error, CheckpointError) and "no list of numbers per copy" in str(error)
 
 
-# --- environments ------------------------------------------------------------------------------------------------------
+# --- environments ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend, workers", [("table", 0), ("minigrid", 0), ("processes", 2)])
@@ -236,7 +281,9 @@ def test_shared_environments_give_the_steps_of_one_batch(backend: Any, workers: 
             return 1000 * (own.start + index) + episode
 
         level = "BabyAI-GoToRedBallNoDists-v0"  # episodes of 64 steps at most
-        return make_batched_env(level, len(own), episode_seed=seeds, backend=backend, num_workers=workers)
+        return make_batched_env(
+            level, len(own), episode_seed=seeds, backend=backend, num_workers=workers
+        )
 
     actions = np.random.default_rng(0).integers(0, 3, size=(80, 5))
 
@@ -244,7 +291,12 @@ def test_shared_environments_give_the_steps_of_one_batch(backend: Any, workers: 
         seen = [_plain(env.reset())]
         for row in actions[:70]:
             step = env.step(row)
-            seen += [_plain(step.reached), _plain(step.current), step.rewards.tolist(), step.done.tolist()]
+            seen += [
+                _plain(step.reached),
+                _plain(step.current),
+                step.rewards.tolist(),
+                step.done.tolist(),
+            ]
             seen.append(env.expert_actions().tolist())
         state = copy.deepcopy(env.state())
         seen += [state, _plain(env.restore(state))]

@@ -35,14 +35,23 @@ def make_batch(n=16, seed=0):
     )
 
 
-# --- features ---------------------------------------------------------------------------------------------------------------
+# --- features -------------------------------------------------------------------------------------
 
 
 def test_every_cell_channel_and_direction_has_a_place_of_its_own():
     rng = np.random.default_rng(0)
     n = 30
-    images = np.stack([rng.integers(11, size=(n, 7, 7)), rng.integers(6, size=(n, 7, 7)), rng.integers(4, size=(n, 7, 7))], axis=-1)
-    seen = ObservationBatch(("go",) * n, ((),) * n, images.astype(np.uint8), rng.integers(4, size=n))
+    images = np.stack(
+        [
+            rng.integers(11, size=(n, 7, 7)),
+            rng.integers(6, size=(n, 7, 7)),
+            rng.integers(4, size=(n, 7, 7)),
+        ],
+        axis=-1,
+    )
+    seen = ObservationBatch(
+        ("go",) * n, ((),) * n, images.astype(np.uint8), rng.integers(4, size=n)
+    )
     features = encode_observations(seen)
     assert features.shape == (n, FEATURE_SIZE) and features.dtype == np.float32
     slow = np.zeros((n, 7, 7, 21))
@@ -61,14 +70,15 @@ def test_missions_are_told_apart_by_words_and_by_their_order():
 
 
 def test_the_hash_of_words_is_the_same_in_every_process():
-    # CRC-32's published check value: 0xCBF43926 for "123456789". It is even, so -1, at (0xCBF43926 >> 1) % 64 = 0x13.
+    # CRC-32's published check value: 0xCBF43926 for "123456789". It is even, so -1, at (0xCBF43926
+    # >> 1) % 64 = 0x13.
     expected = np.zeros(64)
     expected[0x13] = -1.0
     np.testing.assert_array_equal(hashed_words("123456789", 64), expected)
     assert not hashed_words("", 64).any()
 
 
-# --- network ----------------------------------------------------------------------------------------------------------------
+# --- network --------------------------------------------------------------------------------------
 
 
 def test_the_first_policy_is_kappa_towards_the_hint():
@@ -76,7 +86,9 @@ def test_the_first_policy_is_kappa_towards_the_hint():
     log_probs = network.policy(batch.features, batch.codes, torch.arange(16) % 6)
     hinted = log_probs.exp()[torch.arange(16), torch.arange(16) % 6]
     # softmax of (2, 0, 0, 0, 0, 0); the small last layer moves it a little
-    torch.testing.assert_close(hinted, torch.full((16,), math.exp(2) / (math.exp(2) + 5)), atol=0.03, rtol=0)  # 0.01-gain layer
+    torch.testing.assert_close(
+        hinted, torch.full((16,), math.exp(2) / (math.exp(2) + 5)), atol=0.03, rtol=0
+    )  # 0.01-gain layer
     unhinted = network.policy(batch.features, batch.codes, torch.full((16,), NO_HINT)).exp()
     torch.testing.assert_close(unhinted, torch.full((16, 6), 1 / 6), atol=0.03, rtol=0)  # the same
 
@@ -97,13 +109,22 @@ def test_the_critic_does_not_hear_guidance_and_the_policy_does():
     network = make_network()
     features = torch.from_numpy(encode_observations(observe(np.array([2]), np.array([1]))))
     loud, hint = torch.eye(6)[[3]], torch.tensor([NO_HINT])
-    assert not torch.equal(network.policy(features, loud, hint), network.policy(features, torch.zeros(1, 6), hint))
+    assert not torch.equal(
+        network.policy(features, loud, hint), network.policy(features, torch.zeros(1, 6), hint)
+    )
     network.value(features).sum().backward()
     touched = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
-    assert touched == {"critic_in", "critic_in_bias", "critic_mid", "critic_mid_bias", "critic_out", "critic_out_bias"}
+    assert touched == {
+        "critic_in",
+        "critic_in_bias",
+        "critic_mid",
+        "critic_mid_bias",
+        "critic_out",
+        "critic_out_bias",
+    }
 
 
-# --- optimiser --------------------------------------------------------------------------------------------------------------
+# --- optimiser ------------------------------------------------------------------------------------
 
 
 def test_flat_adam_is_adam_with_clipped_gradients():
@@ -122,7 +143,11 @@ def test_flat_adam_is_adam_with_clipped_gradients():
         torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
         for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(
-                mine, other, rtol=1e-4, atol=1e-5, msg=lambda text, name=name, step=step: f"{name}, step {step}: {text}"
+                mine,
+                other,
+                rtol=1e-4,
+                atol=1e-5,
+                msg=lambda text, name=name, step=step: f"{name}, step {step}: {text}",
             )
 
 
@@ -139,7 +164,7 @@ def test_flat_adam_goes_on_from_its_saved_state():
     assert torch.equal(one._weights, other._weights)
 
 
-# --- PPO --------------------------------------------------------------------------------------------------------------------
+# --- PPO ------------------------------------------------------------------------------------------
 
 
 def test_ppo_losses_are_those_of_a_loop_over_samples():
@@ -150,7 +175,9 @@ def test_ppo_losses_are_those_of_a_loop_over_samples():
     policy, value, entropy, clipped = [], [], [], []
     for i in range(16):
         row = slice(i, i + 1)
-        log_probs = network.policy(batch.features[row], batch.codes[row], batch.hints[row])[0].tolist()
+        log_probs = network.policy(batch.features[row], batch.codes[row], batch.hints[row])[
+            0
+        ].tolist()
         ratio = math.exp(log_probs[batch.actions[i]] + math.log(6))
         policy.append(-min(ratio * advantages[i], min(max(ratio, 0.95), 1.05) * advantages[i]))
         value.append((network.value(batch.features[row]).item() - batch.returns[i].item()) ** 2)
@@ -169,15 +196,25 @@ def test_an_update_makes_good_actions_likelier_and_the_critic_better():
     network, batch = make_network(), make_batch(64)
     args = StudentArgs(entropy_coef=0.0, epochs=20)
     before = ppo_losses(network, batch, args)
-    stats = update_student(network, FlatAdam(list(network.parameters())), batch, args, np.random.default_rng(0))
+    stats = update_student(
+        network, FlatAdam(list(network.parameters())), batch, args, np.random.default_rng(0)
+    )
     after = ppo_losses(network, batch, args)
-    assert after.policy_loss < before.policy_loss - 0.05 and after.value_loss < 0.5 * before.value_loss
+    assert (
+        after.policy_loss < before.policy_loss - 0.05 and after.value_loss < 0.5 * before.value_loss
+    )
     assert set(stats) == set(STATS) and all(math.isfinite(value) for value in stats.values())
 
 
 def test_an_update_of_a_single_transition_stays_finite():
     network, batch = make_network(), make_batch(1)
-    update_student(network, FlatAdam(list(network.parameters())), batch, StudentArgs(), np.random.default_rng(0))
+    update_student(
+        network,
+        FlatAdam(list(network.parameters())),
+        batch,
+        StudentArgs(),
+        np.random.default_rng(0),
+    )
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
@@ -185,5 +222,11 @@ def test_explained_variance_compares_errors_with_returns():
     network, batch = make_network(), make_batch(2)
     exact = StudentBatch(*(getattr(batch, name) for name in ("features", "codes", "hints", "actions", "old_log_probs")),
                          advantages=torch.tensor([1.0, -1.0]), returns=torch.tensor([2.0, -2.0]))  # fmt: skip
-    stats = update_student(network, FlatAdam(list(network.parameters())), exact, StudentArgs(), np.random.default_rng(0))
+    stats = update_student(
+        network,
+        FlatAdam(list(network.parameters())),
+        exact,
+        StudentArgs(),
+        np.random.default_rng(0),
+    )
     assert stats["explained_variance"] == pytest.approx(1 - 1 / 4)

@@ -25,8 +25,9 @@ WATCHED = ("llm_policy", "llm_policy+feedback", "llm_policy+online", "teacher_fe
 
 
 class RememberingLlm(TableLlm):
-    """Remembers answers until the weights change or it is told to forget, as a server does; how an answer is rounded depends on how many questions
-    were answered afresh with it, and only those cost tokens."""
+    """Remembers answers until the weights change or it is told to forget, as a server does; how an
+    answer is rounded depends on how many questions were answered afresh with it, and only those
+    cost tokens."""
 
     def __init__(self):
         super().__init__()
@@ -35,18 +36,34 @@ class RememberingLlm(TableLlm):
     def score_batch(self, request: ScoreRequest) -> ScoreResult:
         exact = super().score_batch(request)
         rows = exact.split() if request.score else [None] * len(request.prompts)
-        keys = [(prompt, request.candidates[i] if request.score else (), request.modules) for i, prompt in enumerate(request.prompts)]
+        keys = [
+            (prompt, request.candidates[i] if request.score else (), request.modules)
+            for i, prompt in enumerate(request.prompts)
+        ]
         fresh = [i for i, key in enumerate(keys) if key not in self.memory]
         for i in fresh:
-            modules = {name: values[i].numpy() + 1e-3 * len(fresh) for name, values in exact.modules.items()}
-            self.memory[keys[i]] = (None if rows[i] is None else rows[i].numpy() + 1e-3 * len(fresh) * np.arange(len(rows[i])), modules)
+            modules = {
+                name: values[i].numpy() + 1e-3 * len(fresh)
+                for name, values in exact.modules.items()
+            }
+            self.memory[keys[i]] = (
+                None
+                if rows[i] is None
+                else rows[i].numpy() + 1e-3 * len(fresh) * np.arange(len(rows[i])),
+                modules,
+            )
         known = [self.memory[key] for key in keys]
-        log_probs = np.concatenate([scores for scores, _ in known]) if request.score else np.zeros(0)
+        log_probs = (
+            np.concatenate([scores for scores, _ in known]) if request.score else np.zeros(0)
+        )
         modules = {name: np.stack([values[name] for _, values in known]) for name in exact.modules}
         as_tensor = exact.log_probs.new_tensor
         stats = {"tokens": float(len(fresh))}
         return dataclasses.replace(
-            exact, log_probs=as_tensor(log_probs), modules={n: as_tensor(v) for n, v in modules.items()}, stats=stats
+            exact,
+            log_probs=as_tensor(log_probs),
+            modules={n: as_tensor(v) for n, v in modules.items()},
+            stats=stats,
         )
 
     def update_batch(self, request):
@@ -67,8 +84,17 @@ class RememberingLlm(TableLlm):
 
 def run(folder, trace_every, recorder=None, **groups):
     recorder = recorder or MemoryRecorder(folder)
-    config = small_config(**{**groups, "run": {"eval_episodes": 6, **groups.get("run", {}), "trace_every": trace_every}})
-    llm = RememberingLlm() if config.arm.teacher == "llm" or config.arm.agent == "llm_policy" else None
+    config = small_config(
+        **{
+            **groups,
+            "run": {"eval_episodes": 6, **groups.get("run", {}), "trace_every": trace_every},
+        }
+    )
+    llm = (
+        RememberingLlm()
+        if config.arm.teacher == "llm" or config.arm.agent == "llm_policy"
+        else None
+    )
     train(config, llm, recorder, make_corridor)
     return config, recorder, llm
 
@@ -90,7 +116,7 @@ def traced(tmp_path_factory):
     return get
 
 
-# --- nothing changes ---------------------------------------------------------------------------------------------------------
+# --- nothing changes ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arm", WATCHED)
@@ -103,9 +129,15 @@ def test_a_run_is_the_same_to_the_last_bit_whether_it_is_recorded_or_not(arm, tr
         name: tensor.tolist() for name, tensor in plain.last.tensors.items()
     }
     unwatched = {key: value for key, value in plain.last.state.items() if key != "progress"}
-    assert {key: value for key, value in recorded.last.state.items() if key != "progress"} == unwatched
+    assert {
+        key: value for key, value in recorded.last.state.items() if key != "progress"
+    } == unwatched
     if llm is not None:
-        assert (asked.scores, asked.values, asked.updates().__len__()) == (llm.scores, llm.values, len(llm.updates()))
+        assert (asked.scores, asked.values, asked.updates().__len__()) == (
+            llm.scores,
+            llm.values,
+            len(llm.updates()),
+        )
 
 
 def test_the_test_above_would_see_an_answer_too_many(traced, tmp_path, monkeypatch):
@@ -113,21 +145,32 @@ def test_the_test_above_would_see_an_answer_too_many(traced, tmp_path, monkeypat
         def collected(self, rollout, agent):
             super().collected(rollout, agent)
             said = rollout.turns[0].decision.said
-            self._llm.score_batch(ScoreRequest(("something else",) + said.prompts[:1], said.candidates[:2]))
+            self._llm.score_batch(
+                ScoreRequest(("something else",) + said.prompts[:1], said.candidates[:2])
+            )
 
     monkeypatch.setattr("lamorel_ext.training.run.Tracer", Careless)
     _, careless, _ = run(tmp_path, 1, **ARMS["teacher_feedback"])
     assert without_seconds(careless.rows) != without_seconds(traced("teacher_feedback")[1].rows)
 
 
-# --- which rollouts ------------------------------------------------------------------------------------------------------------
+# --- which rollouts -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("every", "total", "expected"),
-    [(0, 128, []), (1, 128, [0, 32, 64, 96]), (3, 128, [0, 96]), (100, 128, [0, 96]), (100, 140, [0, 96, 128]), (2, 160, [0, 64, 128])],
+    [
+        (0, 128, []),
+        (1, 128, [0, 32, 64, 96]),
+        (3, 128, [0, 96]),
+        (100, 128, [0, 96]),
+        (100, 140, [0, 96, 128]),
+        (2, 160, [0, 64, 128]),
+    ],
 )
-def test_the_first_every_nth_the_last_full_one_and_the_rest_are_recorded(every, total, expected, tmp_path):
+def test_the_first_every_nth_the_last_full_one_and_the_rest_are_recorded(
+    every, total, expected, tmp_path
+):
     run_args = {"total_steps": total, "eval_every": 10_000, "eval_episodes": 2}
     _, recorder, _ = run(tmp_path, every, **ARMS["student_alone"], run=run_args)
     assert list(recorder.traces) == expected
@@ -141,15 +184,19 @@ def test_a_long_rollout_is_cut_and_says_so(tmp_path):
     }
     _, recorder, llm = run(tmp_path, 1, **groups, feedback={"signal": "td", "every": 1})
     first, second = recorder.traces.values()
-    assert lines_of(first, "trace")[0]["left_out"] == 7 and len(lines_of(first, "step")) == MAX_STEPS
-    assert len(lines_of(first, "update")) <= MAX_STEPS and all(step["llm"]["after"] for step in lines_of(first, "step") if step["signal"])
+    assert (
+        lines_of(first, "trace")[0]["left_out"] == 7 and len(lines_of(first, "step")) == MAX_STEPS
+    )
+    assert len(lines_of(first, "update")) <= MAX_STEPS and all(
+        step["llm"]["after"] for step in lines_of(first, "step") if step["signal"]
+    )
     # The steps between are counted: episode numbers and actions of the second trace follow on.
     ends = sum(step["end"] is not None for step in lines_of(first, "step"))
     assert lines_of(second, "episode")[0]["number"] >= ends
     assert len(first.text()) < 300_000
 
 
-# --- what is recorded --------------------------------------------------------------------------------------------------------------
+# --- what is recorded -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arm", WATCHED)
@@ -157,7 +204,11 @@ def test_every_line_is_plain_json_and_steps_follow_their_episode(arm, traced):
     for trace in traced(arm)[1].traces.values():
         lines = [json.loads(line) for line in trace.text().splitlines()]
         assert lines == list(trace.lines)
-        assert lines[0]["kind"] == "trace" and lines[0]["version"] == 1 and lines[1]["kind"] == "episode"
+        assert (
+            lines[0]["kind"] == "trace"
+            and lines[0]["version"] == 1
+            and lines[1]["kind"] == "episode"
+        )
         kinds = [line["kind"] for line in lines]
         for place, line in enumerate(lines[:-1]):
             if line["kind"] == "step" and kinds[place + 1] != "update":
@@ -165,21 +216,37 @@ def test_every_line_is_plain_json_and_steps_follow_their_episode(arm, traced):
 
 
 def test_episodes_follow_the_environment_through_all_rollouts(traced):
-    """Actions before a trace, and in it, are those of the episode of that number, played again in an environment of its own."""
+    """Actions before a trace, and in it, are those of the episode of that number, played again in
+    an environment of its own.
+    """
     config, recorder, _ = traced("teacher_feedback")
     env = make_corridor(config, False)
     observations, number, actions = env.reset(), 0, []
     for trace in recorder.traces.values():
         for line in trace.lines:
             if line["kind"] == "episode":
-                assert (line["number"], line["actions"], line["mission"]) == (number, actions, observations.missions[0])
+                assert (line["number"], line["actions"], line["mission"]) == (
+                    number,
+                    actions,
+                    observations.missions[0],
+                )
             if line["kind"] == "step":
-                assert line["view"] == observations.images[0].tobytes().hex() and line["direction"] == observations.directions[0]
+                assert (
+                    line["view"] == observations.images[0].tobytes().hex()
+                    and line["direction"] == observations.directions[0]
+                )
                 assert tuple(line["sentences"]) == observations.descriptions[0]
                 step = env.step(np.array([line["action"]] * 4))
-                # The other three environments go their own ways; the first one does not depend on them.
-                assert line["reward"] == pytest.approx(step.rewards[0]) and (line["end"] is not None) == step.done[0]
-                observations, actions = step.current, [] if step.done[0] else [*actions, line["action"]]
+                # The other three environments go their own ways; the first one does not depend on
+                # them.
+                assert (
+                    line["reward"] == pytest.approx(step.rewards[0])
+                    and (line["end"] is not None) == step.done[0]
+                )
+                observations, actions = (
+                    step.current,
+                    [] if step.done[0] else [*actions, line["action"]],
+                )
                 number += int(step.done[0])
     assert number >= 2
 
@@ -191,9 +258,13 @@ def test_errors_and_advantages_follow_from_values_and_rewards(traced):
         for now, then in zip(steps, steps[1:], strict=False):
             going_on = now["end"] is None
             ahead = 0.99 * then["value"] if going_on else 0.0
-            if now["end"] != "truncated":  # there the value ahead is that of a state that is not shown
+            if (
+                now["end"] != "truncated"
+            ):  # there the value ahead is that of a state that is not shown
                 assert now["error"] == pytest.approx(now["reward"] + ahead - now["value"], abs=1e-5)
-                assert now["advantage"] == pytest.approx(now["error"] + 0.99 * 0.95 * then["advantage"] * going_on, abs=1e-5)
+                assert now["advantage"] == pytest.approx(
+                    now["error"] + 0.99 * 0.95 * then["advantage"] * going_on, abs=1e-5
+                )
             assert then["previous"] == (now["error"] if going_on else None)
             kinds.add(now["end"])
     assert kinds >= {None, "terminated"}
@@ -201,13 +272,17 @@ def test_errors_and_advantages_follow_from_values_and_rewards(traced):
 
 @pytest.mark.parametrize("arm", ["previous_online", "both", "llm_policy+online"])
 def test_the_signal_is_the_rule_applied_to_what_is_shown(arm, traced):
-    """The sign of every step follows from the two errors beside it, by a FeedbackSignals of its own."""
+    """The sign of every step follows from the two errors beside it, by a FeedbackSignals of its
+    own.
+    """
     config, recorder, _ = traced(arm)
     rule = FeedbackSignals(config.feedback, 1, np.random.default_rng(0))
     seen = set()
     for trace in recorder.traces.values():
         for step in lines_of(trace, "step"):
-            expected = rule.step(np.array([step["error"]]), [""], np.array([step["end"] is not None]))
+            expected = rule.step(
+                np.array([step["error"]]), [""], np.array([step["end"] is not None])
+            )
             assert step["signal"] == expected[0]
             if config.feedback.signal == "previous" and step["previous"] is not None:
                 assert step["signal"] == (-1.0 if step["previous"] > step["error"] else 1.0)
@@ -216,7 +291,9 @@ def test_the_signal_is_the_rule_applied_to_what_is_shown(arm, traced):
 
 
 def test_probabilities_before_and_after_are_those_of_the_weights_before_and_after(traced, tmp_path):
-    """One update per rollout: what a trace calls after is what a table says that was saved after that rollout."""
+    """One update per rollout: what a trace calls after is what a table says that was saved after
+    that rollout.
+    """
     config, recorder, _ = traced("teacher_feedback")
     trace = list(recorder.traces.values())[-1]
     llm = TableLlm()
@@ -236,7 +313,9 @@ def test_probabilities_before_and_after_are_those_of_the_weights_before_and_afte
 def test_in_an_online_arm_each_step_names_the_update_that_it_went_into(traced):
     for trace in traced("previous_online")[1].traces.values():
         steps, updates = lines_of(trace, "step"), lines_of(trace, "update")
-        assert [update["number"] for update in updates] == [0, 1, 2] and [update["samples"] for update in updates] == [12, 12, 8]
+        assert [update["number"] for update in updates] == [0, 1, 2] and [
+            update["samples"] for update in updates
+        ] == [12, 12, 8]
         assert [step["llm"]["update"] for step in steps] == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
@@ -244,26 +323,39 @@ def test_a_frozen_teacher_has_no_after(tmp_path):
     _, recorder, _ = run(tmp_path, 1, feedback={"signal": "none"})
     for trace in recorder.traces.values():
         assert lines_of(trace, "update") == []
-        assert all(step["llm"]["before"] and step["llm"]["after"] is None and step["signal"] is None for step in lines_of(trace, "step"))
+        assert all(
+            step["llm"]["before"] and step["llm"]["after"] is None and step["signal"] is None
+            for step in lines_of(trace, "step")
+        )
 
 
 def test_the_llm_policy_shows_the_feedbacks_update_and_its_own_apart(traced):
     for trace in traced("llm_policy+feedback")[1].traces.values():
         for step in lines_of(trace, "step"):
             said = step["llm"]
-            assert said["chosen"] == step["action"] and step["guidance"] is None and step["policy"] is None
+            assert (
+                said["chosen"] == step["action"]
+                and step["guidance"] is None
+                and step["policy"] is None
+            )
             assert said["before"] != said["after"] and said["after"] != said["later"]
     said = lines_of(traced("llm_policy")[1].traces[0], "step")[0]["llm"]
     assert said["after"] is None and said["later"] != said["before"]
 
 
 def test_free_guidance_is_scored_before_and_after_and_the_empty_text_is_not(traced):
-    steps = [step for trace in traced("free")[1].traces.values() for step in lines_of(trace, "step")]
+    steps = [
+        step for trace in traced("free")[1].traces.values() for step in lines_of(trace, "step")
+    ]
     assert {step["llm"]["text"] for step in steps} == {"turn left", "go forward now", ""}
     for step in steps:
         assert step["policy"]["mixed"] is None and step["guidance"]["text"] == step["llm"]["text"]
         scored = [step["llm"][name] for name in ("before", "after")]
-        assert (scored == [None, None]) if step["llm"]["text"] == "" else all(len(row) == 1 for row in scored)
+        assert (
+            (scored == [None, None])
+            if step["llm"]["text"] == ""
+            else all(len(row) == 1 for row in scored)
+        )
 
 
 def test_the_policy_is_shown_as_it_was_when_it_acted_with_and_without_guidance(traced):
@@ -273,11 +365,16 @@ def test_the_policy_is_shown_as_it_was_when_it_acted_with_and_without_guidance(t
         network = fresh.agent.network
     first = lines_of(traced("teacher_feedback")[1].traces[0], "step")[0]
     policy, said = first["policy"], first["llm"]
-    assert sum(policy["heard"]) == pytest.approx(1, abs=1e-5) and sum(policy["silent"]) == pytest.approx(1, abs=1e-5)
-    # An untrained student: uniform without a hint, e^kappa at the hint against 1 elsewhere with one; weights of gain 0.01 hardly matter.
+    assert sum(policy["heard"]) == pytest.approx(1, abs=1e-5) and sum(
+        policy["silent"]
+    ) == pytest.approx(1, abs=1e-5)
+    # An untrained student: uniform without a hint, e^kappa at the hint against 1 elsewhere with
+    # one; weights of gain 0.01 hardly matter.
     kappa = float(network.hint_bias.detach()[0, 0])
     obeyed = np.exp(kappa) / (np.exp(kappa) + 5)
-    assert policy["heard"][first["guidance"]["hint"]] == pytest.approx(obeyed, abs=0.02)  # the small last layer moves it by a percent
+    assert policy["heard"][first["guidance"]["hint"]] == pytest.approx(
+        obeyed, abs=0.02
+    )  # the small last layer moves it by a percent
     assert policy["silent"] == pytest.approx([1 / 6] * 6, abs=0.02)  # likewise
     teacher = np.exp(said["before"]) / np.exp(said["before"]).sum()
     mixed = teacher * obeyed + (1 - teacher) * (1 - obeyed) / 5
@@ -286,28 +383,44 @@ def test_the_policy_is_shown_as_it_was_when_it_acted_with_and_without_guidance(t
 
 def test_teachers_that_are_no_llm_show_what_they_would_say(traced):
     for step in lines_of(traced("teacher_random")[1].traces[0], "step"):
-        assert step["llm"] is None and step["guidance"]["teacher"] == pytest.approx([1 / 6] * 6, abs=1e-5)
+        assert step["llm"] is None and step["guidance"]["teacher"] == pytest.approx(
+            [1 / 6] * 6, abs=1e-5
+        )
     for step in lines_of(traced("teacher_oracle")[1].traces[0], "step"):
         assert step["guidance"]["teacher"][step["guidance"]["hint"]] == 1.0
         assert step["policy"]["mixed"] == pytest.approx(step["policy"]["heard"], abs=1e-5)
     for step in lines_of(traced("student_alone")[1].traces[0], "step"):
-        assert step["guidance"] is None and step["policy"]["silent"] is None and len(step["policy"]["heard"]) == 6
+        assert (
+            step["guidance"] is None
+            and step["policy"]["silent"] is None
+            and len(step["policy"]["heard"]) == 6
+        )
 
 
-def test_agents_to_compare_with_show_their_own_policy_unless_the_llm_would_have_to_be_asked(traced, tmp_path):
+def test_agents_to_compare_with_show_their_own_policy_unless_the_llm_would_have_to_be_asked(
+    traced, tmp_path
+):
     for step in lines_of(traced("drrn")[1].traces[0], "step"):
         assert step["llm"] is None and step["policy"]["silent"] is None
-        assert step["policy"]["heard"][step["action"]] == pytest.approx(step["probability"], abs=1e-5)
+        assert step["policy"]["heard"][step["action"]] == pytest.approx(
+            step["probability"], abs=1e-5
+        )
     for step in lines_of(traced("cloning")[1].traces[0], "step"):
         assert (step["llm"], step["policy"], step["probability"]) == (None, None, 1.0)
 
 
 def test_steps_of_a_warm_up_have_no_signal_and_those_after_it_have(traced):
-    steps = [step for trace in traced("warmup_online")[1].traces.values() for step in lines_of(trace, "step")]
-    assert [step["signal"] is None for step in steps] == [True] * 18 + [False] * 14  # 70 steps of 4 environments, rounded up
+    steps = [
+        step
+        for trace in traced("warmup_online")[1].traces.values()
+        for step in lines_of(trace, "step")
+    ]
+    assert [step["signal"] is None for step in steps] == [True] * 18 + [
+        False
+    ] * 14  # 70 steps of 4 environments, rounded up
 
 
-# --- resuming -----------------------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arm", ["teacher_feedback", "previous_online", "student_alone"])

@@ -1,4 +1,6 @@
-"""The training loop on a corridor with a tabular LLM: budgets, columns, equality of curves, resuming."""
+"""The training loop on a corridor with a tabular LLM: budgets, columns, equality of curves,
+resuming.
+"""
 
 import json
 import math
@@ -31,15 +33,29 @@ ARMS = {
     "student_alone": {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}},
     "teacher_random": {"arm": {"teacher": "random"}, "feedback": {"signal": "none"}},
     "teacher_oracle": {"arm": {"teacher": "oracle"}, "feedback": {"signal": "none"}},
-    "llm_policy heads": {"arm": {"agent": "llm_policy", "action_heads": True, "weights": "fresh"}, "feedback": {"signal": "none"}},
+    "llm_policy heads": {
+        "arm": {"agent": "llm_policy", "action_heads": True, "weights": "fresh"},
+        "feedback": {"signal": "none"},
+    },
     "random_actions": {"arm": {"agent": "random"}, "feedback": {"signal": "none"}},
     "bot": {"arm": {"agent": "bot"}, "feedback": {"signal": "none"}},
     "drrn": {
         "arm": {"agent": "drrn"},
         "feedback": {"signal": "none"},
-        "drrn": {"num_steps": 8, "hidden_size": 8, "embedding_size": 8, "batch_size": 16, "replay_size": 90, "target_every": 3},
+        "drrn": {
+            "num_steps": 8,
+            "hidden_size": 8,
+            "embedding_size": 8,
+            "batch_size": 16,
+            "replay_size": 90,
+            "target_every": 3,
+        },
     },
-    "cloning": {"arm": {"agent": "cloning"}, "feedback": {"signal": "none"}, "cloning": {"num_steps": 8, "lr": 0.1}},
+    "cloning": {
+        "arm": {"agent": "cloning"},
+        "feedback": {"signal": "none"},
+        "cloning": {"num_steps": 8, "lr": 0.1},
+    },
 }
 
 
@@ -78,8 +94,11 @@ def test_rows_come_at_the_start_when_due_and_at_the_end_with_the_same_columns(wh
     for row in recorder.rows[1:]:
         missing = [name for name, value in row.items() if math.isnan(value)]
         cold = arm.startswith("warmup") and row["env_steps"] == 64
-        # The table does not give all numbers of PPO and cloning, and there is no feedback during a warm-up.
-        expected = arm.startswith(("llm_policy", "cloning")) or (cold and all(name.startswith("feedback_") for name in missing))
+        # The table does not give all numbers of PPO and cloning, and there is no feedback during a
+        # warm-up.
+        expected = arm.startswith(("llm_policy", "cloning")) or (
+            cold and all(name.startswith("feedback_") for name in missing)
+        )
         assert not missing or expected, missing
     assert summary.env_steps == 128
     assert summary.last_row["success"] == recorder.rows[-1]["success"]
@@ -99,7 +118,9 @@ class FragileRecorder(MemoryRecorder):
         if self.rollouts_left < 0:
             raise Stops
         super().checkpoint(checkpoint, save_llm)
-        state = json.loads(json.dumps(self.last.state, allow_nan=False))  # what a file would give back
+        state = json.loads(
+            json.dumps(self.last.state, allow_nan=False)
+        )  # what a file would give back
         self.last = Checkpoint(self.last.env_steps, self.last.tensors, state, self.last.llm_folder)
 
 
@@ -116,7 +137,10 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(whole, tmp_path):
     for name, tensor in unbroken.last.tensors.items():
         assert torch.equal(tensor, fragile.last.tensors[name]), name
     if unbroken.last.llm_folder:
-        tables = [Path(recorder.last.llm_folder, "table.json").read_text() for recorder in (unbroken, fragile)]
+        tables = [
+            Path(recorder.last.llm_folder, "table.json").read_text()
+            for recorder in (unbroken, fragile)
+        ]
         assert tables[0] == tables[1]
 
 
@@ -128,20 +152,41 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     assert summary.last_row["success"] == rows[-1]["success"]
 
 
-@pytest.mark.parametrize("total, num_envs, expected", [(40, 16, 48), (40, 4, 40), (2100, 12, 2100), (5, 1, 5)])
-def test_the_budget_is_exact_where_the_number_of_copies_divides_it(total, num_envs, expected, tmp_path):
-    groups = {"env": {"num_envs": num_envs}, "run": {"total_steps": total, "eval_every": 10_000, "checkpoint_every": 0, "eval_episodes": 2}}
-    summary, recorder, _ = run(tmp_path, **groups, arm={"teacher": "none"}, feedback={"signal": "none"})
+@pytest.mark.parametrize(
+    "total, num_envs, expected", [(40, 16, 48), (40, 4, 40), (2100, 12, 2100), (5, 1, 5)]
+)
+def test_the_budget_is_exact_where_the_number_of_copies_divides_it(
+    total, num_envs, expected, tmp_path
+):
+    groups = {
+        "env": {"num_envs": num_envs},
+        "run": {
+            "total_steps": total,
+            "eval_every": 10_000,
+            "checkpoint_every": 0,
+            "eval_episodes": 2,
+        },
+    }
+    summary, recorder, _ = run(
+        tmp_path, **groups, arm={"teacher": "none"}, feedback={"signal": "none"}
+    )
     assert summary.env_steps == expected
     assert [row["env_steps"] for row in recorder.rows] == [0, expected]
     assert recorder.last.env_steps == expected
 
 
 def test_training_rows_count_finished_episodes(tmp_path):
-    _, recorder, _ = run(tmp_path, arm={"teacher": "oracle"}, feedback={"signal": "none"}, student={"kappa": 50.0, "lr": 0.0})
+    _, recorder, _ = run(
+        tmp_path,
+        arm={"teacher": "oracle"},
+        feedback={"signal": "none"},
+        student={"kappa": 50.0, "lr": 0.0},
+    )
     last = recorder.rows[-1]
     # The expert, obeyed: at most a turn and six steps forward, so every episode ends in success.
-    assert last["train_success"] == 1.0 and last["success"] == 1.0 and last["teacher_success"] == 1.0
+    assert (
+        last["train_success"] == 1.0 and last["success"] == 1.0 and last["teacher_success"] == 1.0
+    )
     assert last["episodes"] >= 128 / 7 - 4
     assert 1 - 0.9 * 7 / 12 <= last["train_return"] <= 1.0
 
@@ -154,14 +199,18 @@ LONG = {
 
 
 SEEDS = range(6)
-"""A single seed's success hangs on the last bits of its arithmetic, which differ between processors; how many of six learn does not."""
+"""A single seed's success hangs on the last bits of its arithmetic, which differ between
+processors; how many of six learn does not.
+"""
 
 
 def curves_of(folder, **groups):
     """The first and last row of each seed's run."""
     rows = []
     for seed in SEEDS:
-        _, recorder, _ = run(folder / str(seed), **{**LONG, **groups, "run": {**LONG["run"], "seed": seed}})
+        _, recorder, _ = run(
+            folder / str(seed), **{**LONG, **groups, "run": {**LONG["run"], "seed": seed}}
+        )
         rows.append((recorder.rows[0], recorder.rows[-1]))
     return rows
 
@@ -178,7 +227,10 @@ def test_the_student_learns_alone(tmp_path):
 
 
 def test_the_feedback_edge_makes_a_better_teacher(tmp_path):
-    student = {**LONG["student"], "kappa": 50.0}  # a student that obeys: what it achieves is the teacher's doing
+    student = {
+        **LONG["student"],
+        "kappa": 50.0,
+    }  # a student that obeys: what it achieves is the teacher's doing
     taught = curves_of(tmp_path, student=student, feedback={"signal": "gae", "lr": 0.1})
     _, frozen, _ = run(tmp_path, **{**LONG, "student": student}, feedback={"signal": "none"})
     before = taught[0][0]["teacher_success"]
@@ -203,16 +255,24 @@ def test_cloning_learns_from_the_experts_actions_and_is_evaluated_acting_alone(t
     groups = {**LONG, **ARMS["cloning"], "cloning": {"num_steps": 8, "lr": 0.5}}
     _, recorder, llm = run(tmp_path, **groups)
     first, last = recorder.rows[0], recorder.rows[-1]
-    # Measured over six seeds: 0.03 to 0.06 at the start, 1.0 at the end; the expert's labels leave no room for luck.
+    # Measured over six seeds: 0.03 to 0.06 at the start, 1.0 at the end; the expert's labels leave
+    # no room for luck.
     assert first["success"] < 0.3 and last["success"] > 0.9 and last["train_success"] == 1.0
     request = llm.updates()[0]
     facing = ["forward" in prompt for prompt in request.prompts]
-    assert request.updater == "supervised" and request.data["targets"].tolist() == [2 if f else 0 for f in facing]
-    assert last["llm_calls"] == len(llm.updates()) == 1536 / (16 * 8)  # training asks the LLM nothing
+    assert request.updater == "supervised" and request.data["targets"].tolist() == [
+        2 if f else 0 for f in facing
+    ]
+    assert (
+        last["llm_calls"] == len(llm.updates()) == 1536 / (16 * 8)
+    )  # training asks the LLM nothing
 
 
 def test_a_run_says_what_weights_it_starts_from_and_which_heads_it_needs(tmp_path):
-    for arm, expected in (("llm_policy", ("pretrained", ("actions",))), ("llm_policy heads", ("fresh", ()))):
+    for arm, expected in (
+        ("llm_policy", ("pretrained", ("actions",))),
+        ("llm_policy heads", ("fresh", ())),
+    ):
         assert run(tmp_path / arm, **ARMS[arm], run={"total_steps": 4})[2].started_from == expected
 
 
@@ -222,7 +282,9 @@ def test_an_llm_with_action_heads_learns_as_one_whose_texts_have_those_scores(tm
     for name, heads in (("texts", False), ("heads", True)):
         arm = {"agent": "llm_policy", "action_heads": heads}
         _, recorder, llm = run(tmp_path / name, arm=arm, feedback={"signal": "none"})
-        rows[name] = [{key: value for key, value in row.items() if key != "seconds"} for row in recorder.rows]
+        rows[name] = [
+            {key: value for key, value in row.items() if key != "seconds"} for row in recorder.rows
+        ]
         options = llm.updates()[0].options
         assert options.get("policy_module") == ("actions" if heads else None)
         asked = [request for request in llm.requests if isinstance(request, ScoreRequest)]

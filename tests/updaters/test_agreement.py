@@ -1,4 +1,6 @@
-"""Updaters of a user's own: what they did to the weights is checked after each update, on all servers together."""
+"""Updaters of a user's own: what they did to the weights is checked after each update, on all
+servers together.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,23 @@ PROMPTS = ["you see a wall", "action :", "you see a red ball"]
 
 
 class Own(BaseUpdater):
-    """Steps on the mean score of the first candidate, as Lamorel's examples do; ``how`` says what it forgets."""
+    """Steps on the mean score of the first candidate, as Lamorel's examples do; ``how`` says what
+    it forgets.
+    """
 
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how = how
 
-    def perform_update(self, contexts: Any, candidates: Any, _current_batch_ids: Any, **kwargs: Any) -> dict[str, float]:
+    def perform_update(
+        self, contexts: Any, candidates: Any, _current_batch_ids: Any, **kwargs: Any
+    ) -> dict[str, float]:
         parameters = self._llm_module.trainable_parameters()
         optimizer = torch.optim.SGD(parameters, lr=0.1)
         if len(contexts):
-            self._llm_module.score(contexts, candidates, require_grad=True).log_probs.sum().backward()
+            self._llm_module.score(
+                contexts, candidates, require_grad=True
+            ).log_probs.sum().backward()
         if self.how in ("averages", "one by data"):
             self.average_gradients()
         optimizer.step()
@@ -65,12 +73,17 @@ def test_an_updater_that_averages_leaves_servers_alike(servers: int) -> None:
 
 
 @pytest.mark.parametrize("servers", [2, 3])
-def test_the_first_update_that_lets_servers_differ_fails_and_says_what_to_do(servers: int, tmp_path: Path) -> None:
+def test_the_first_update_that_lets_servers_differ_fails_and_says_what_to_do(
+    servers: int, tmp_path: Path
+) -> None:
     caller, hosts = updated("forgets to average", servers)
     name = next(iter(dict(hosts[0].named_parameters())))
     with caller:
         caller.save(str(tmp_path / "good"))
-        with pytest.raises(RemoteError, match=f"updater 'Own'.*llm server 1 has other weights than llm server 0.*{name}.*average_gradients"):
+        with pytest.raises(
+            RemoteError,
+            match=f"updater 'Own'.*llm server 1 has other weights than llm server 0.*{name}.*average_gradients",
+        ):
             caller.update(PROMPTS, [ACTIONS] * 3)
         with pytest.raises(RemoteError, match="no sound weights"):
             caller.update(PROMPTS, [ACTIONS] * 3)
@@ -88,7 +101,9 @@ def test_one_number_of_one_tensor_changed_past_pytorchs_counting_is_enough() -> 
 
 
 @pytest.mark.parametrize(("how", "servers"), [("nan", 1), ("nan", 2), ("nan on one", 2)])
-def test_weights_that_are_not_finite_after_an_update_of_ones_own_are_named(how: str, servers: int, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_after_an_update_of_ones_own_are_named(
+    how: str, servers: int, tmp_path: Path
+) -> None:
     caller, hosts = updated(how, servers)
     with caller:
         with pytest.raises(RemoteError, match="updater 'Own': .* not finite"):
@@ -98,7 +113,9 @@ def test_weights_that_are_not_finite_after_an_update_of_ones_own_are_named(how: 
     assert not (tmp_path / "state").exists()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool]
+)
 def test_a_checksum_is_of_every_bit(dtype: torch.dtype) -> None:
     data = torch.arange(12).reshape(3, 4).to(dtype)
     other = data.clone()

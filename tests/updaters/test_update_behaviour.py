@@ -1,4 +1,6 @@
-"""What updates promise besides their gradients: statistics, refusals, failures, learning, Lamorel's shape."""
+"""What updates promise besides their gradients: statistics, refusals, failures, learning, Lamorel's
+shape.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,23 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError, UpdateError
-from lamorel_ext.llm.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, SupervisedUpdater, make_updaters
+from lamorel_ext.llm.updaters import (
+    BaseUpdater,
+    FeedbackUpdater,
+    PPOUpdater,
+    SupervisedUpdater,
+    make_updaters,
+)
 from lamorel_ext.llm.updaters.gradients import GradientStepper
 from lamorel_ext.types import Scalar, ScoreResult, UpdateRequest
-from tests.updaters.updater_fakes import FakeHost, ThreadGroup, feedback_data, make_request, on_servers, ppo_data
+from tests.updaters.updater_fakes import (
+    FakeHost,
+    ThreadGroup,
+    feedback_data,
+    make_request,
+    on_servers,
+    ppo_data,
+)
 
 PPO_REQUEST = make_request("ppo", 6, ppo_data(6))
 FEEDBACK_REQUEST = make_request("feedback", 6, feedback_data(6))
@@ -36,11 +51,17 @@ def log_p(host: FakeHost, request: UpdateRequest, key: str) -> Tensor:
     )
 
 
-def test_feedback_of_the_pair_scores_each_prompt_once_and_moves_towards_what_the_student_did() -> None:
+def test_feedback_of_the_pair_scores_each_prompt_once_and_moves_towards_what_the_student_did() -> (
+    None
+):
     updater = FeedbackUpdater()
     host = ready(updater)
     likelihoods = torch.log(torch.tensor([[0.7, 0.1, 0.1, 0.1]])).repeat(6, 1)
-    data = {"chosen": torch.ones(6, dtype=torch.int64), "signals": torch.ones(6), "likelihoods": likelihoods}
+    data = {
+        "chosen": torch.ones(6, dtype=torch.int64),
+        "signals": torch.ones(6),
+        "likelihoods": likelihoods,
+    }
     request = make_request("feedback", 6, data, posterior=True, lr=0.01)
     before = log_p(host, with_data(request, chosen=torch.zeros(6, dtype=torch.int64)), "chosen")
     updater.update(request)
@@ -50,62 +71,130 @@ def test_feedback_of_the_pair_scores_each_prompt_once_and_moves_towards_what_the
     assert bool((after > before).all())
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 def with_data(request: UpdateRequest, **data: Tensor | None) -> UpdateRequest:
     merged = {**request.data, **data}
-    return dataclasses.replace(request, data={key: value for key, value in merged.items() if value is not None})
+    return dataclasses.replace(
+        request, data={key: value for key, value in merged.items() if value is not None}
+    )
 
 
 def pair_request(likelihoods: Tensor) -> UpdateRequest:
-    return dataclasses.replace(with_data(FEEDBACK_REQUEST, likelihoods=likelihoods), options={"posterior": True})
+    return dataclasses.replace(
+        with_data(FEEDBACK_REQUEST, likelihoods=likelihoods), options={"posterior": True}
+    )
 
 
 REFUSED: list[tuple[UpdateRequest, str]] = [
     (dataclasses.replace(PPO_REQUEST, total=0), "total"),
-    (dataclasses.replace(PPO_REQUEST, candidates=PPO_REQUEST.candidates[:5]), "6 prompts, but candidates for 5"),
-    (dataclasses.replace(PPO_REQUEST, candidates=(*PPO_REQUEST.candidates[:5], ())), r"candidates\[5\] is empty"),
+    (
+        dataclasses.replace(PPO_REQUEST, candidates=PPO_REQUEST.candidates[:5]),
+        "6 prompts, but candidates for 5",
+    ),
+    (
+        dataclasses.replace(PPO_REQUEST, candidates=(*PPO_REQUEST.candidates[:5], ())),
+        r"candidates\[5\] is empty",
+    ),
     (dataclasses.replace(PPO_REQUEST, indices=torch.arange(5)), r"indices must be \(6,\) int64"),
     (dataclasses.replace(PPO_REQUEST, indices=torch.arange(6.0)), "int64"),
     (dataclasses.replace(PPO_REQUEST, indices=torch.arange(6) + 1), r"indices must be in \[0, 6\)"),
     (dataclasses.replace(PPO_REQUEST, indices=torch.tensor([0, 1, 2, 3, 4, 4])), "twice"),
     (dataclasses.replace(PPO_REQUEST, total=7), "0 to 6, each once; got 6"),
     (with_data(PPO_REQUEST, actions=None, returns=None), "lacks 'actions', 'returns'"),
-    (with_data(PPO_REQUEST, advantage=torch.zeros(6)), r"unknown data 'advantage' \(did you mean 'advantages'"),
-    (with_data(PPO_REQUEST, values=torch.zeros(6, 1)), r"data\['values'\] must have shape \(6,\), got \(6, 1\)"),
+    (
+        with_data(PPO_REQUEST, advantage=torch.zeros(6)),
+        r"unknown data 'advantage' \(did you mean 'advantages'",
+    ),
+    (
+        with_data(PPO_REQUEST, values=torch.zeros(6, 1)),
+        r"data\['values'\] must have shape \(6,\), got \(6, 1\)",
+    ),
     (with_data(PPO_REQUEST, actions=torch.zeros(6)), r"data\['actions'\] must hold integers"),
-    (with_data(PPO_REQUEST, actions=torch.tensor([0, 0, 0, 9, 0, 0])), r"data\['actions'\]\[3\] is 9"),
-    (with_data(PPO_REQUEST, actions=torch.tensor([0, -1, 0, 0, 0, 0])), r"data\['actions'\]\[1\] is -1"),
-    (with_data(PPO_REQUEST, returns=torch.tensor([0, 0, math.nan, 0, math.inf, 0])), r"data\['returns'\]\[2\] is nan.*2 of 6"),
-    (dataclasses.replace(PPO_REQUEST, options={"learning_rate": 1.0}), "unknown option 'learning_rate'"),
+    (
+        with_data(PPO_REQUEST, actions=torch.tensor([0, 0, 0, 9, 0, 0])),
+        r"data\['actions'\]\[3\] is 9",
+    ),
+    (
+        with_data(PPO_REQUEST, actions=torch.tensor([0, -1, 0, 0, 0, 0])),
+        r"data\['actions'\]\[1\] is -1",
+    ),
+    (
+        with_data(PPO_REQUEST, returns=torch.tensor([0, 0, math.nan, 0, math.inf, 0])),
+        r"data\['returns'\]\[2\] is nan.*2 of 6",
+    ),
+    (
+        dataclasses.replace(PPO_REQUEST, options={"learning_rate": 1.0}),
+        "unknown option 'learning_rate'",
+    ),
     (
         dataclasses.replace(PPO_REQUEST, options={"epoch": 1, "lr": -1.0}),
         r"'epoch' \(did you mean 'epochs'\?\); options\['lr'\] must not be negative",
     ),
-    (dataclasses.replace(PPO_REQUEST, options={"lr": math.inf}), "options\\['lr'\\] must be finite"),
-    (dataclasses.replace(PPO_REQUEST, options={"clip_eps": 0.0}), "options\\['clip_eps'\\] must be above 0"),
-    (dataclasses.replace(PPO_REQUEST, options={"epochs": 1.5}), "options\\['epochs'\\] must be of type int"),
-    (dataclasses.replace(PPO_REQUEST, options={"epochs": True}), "options\\['epochs'\\] must be of type int"),
+    (
+        dataclasses.replace(PPO_REQUEST, options={"lr": math.inf}),
+        "options\\['lr'\\] must be finite",
+    ),
+    (
+        dataclasses.replace(PPO_REQUEST, options={"clip_eps": 0.0}),
+        "options\\['clip_eps'\\] must be above 0",
+    ),
+    (
+        dataclasses.replace(PPO_REQUEST, options={"epochs": 1.5}),
+        "options\\['epochs'\\] must be of type int",
+    ),
+    (
+        dataclasses.replace(PPO_REQUEST, options={"epochs": True}),
+        "options\\['epochs'\\] must be of type int",
+    ),
     (dataclasses.replace(PPO_REQUEST, options={"minibatch_size": 0}), "at least 1"),
-    (dataclasses.replace(FEEDBACK_REQUEST, options={"loss": "reinforced"}), "must be one of reinforce, unlikelihood, clipped"),
-    (dataclasses.replace(FEEDBACK_REQUEST, options={"normalise": 1}), "options\\['normalise'\\] must be of type bool"),
+    (
+        dataclasses.replace(FEEDBACK_REQUEST, options={"loss": "reinforced"}),
+        "must be one of reinforce, unlikelihood, clipped",
+    ),
+    (
+        dataclasses.replace(FEEDBACK_REQUEST, options={"normalise": 1}),
+        "options\\['normalise'\\] must be of type bool",
+    ),
     (
         dataclasses.replace(FEEDBACK_REQUEST, options={"normalise": False, "kl_coef": 0.1}),
         "options\\['kl_coef'\\] must be 0 without normalise",
     ),
-    (dataclasses.replace(FEEDBACK_REQUEST, options={"normalise": False, "entropy_coef": 0.1}), "options\\['entropy_coef'\\] must be 0"),
-    (dataclasses.replace(with_data(FEEDBACK_REQUEST, old_log_probs=None), options={"loss": "clipped"}), "lacks 'old_log_probs'"),
     (
-        dataclasses.replace(with_data(FEEDBACK_REQUEST, signals=torch.full((6,), 0.5)), options={"loss": "unlikelihood"}),
+        dataclasses.replace(FEEDBACK_REQUEST, options={"normalise": False, "entropy_coef": 0.1}),
+        "options\\['entropy_coef'\\] must be 0",
+    ),
+    (
+        dataclasses.replace(
+            with_data(FEEDBACK_REQUEST, old_log_probs=None), options={"loss": "clipped"}
+        ),
+        "lacks 'old_log_probs'",
+    ),
+    (
+        dataclasses.replace(
+            with_data(FEEDBACK_REQUEST, signals=torch.full((6,), 0.5)),
+            options={"loss": "unlikelihood"},
+        ),
         "must be -1, 0 or 1",
     ),
     (with_data(FEEDBACK_REQUEST, likelihoods=torch.zeros(6, 4)), "unknown data 'likelihoods'"),
     (dataclasses.replace(FEEDBACK_REQUEST, options={"posterior": True}), "lacks 'likelihoods'"),
-    (pair_request(torch.zeros(6)), r"data\['likelihoods'\] must have shape \(6, at least 4\).*got \(6,\)"),
+    (
+        pair_request(torch.zeros(6)),
+        r"data\['likelihoods'\] must have shape \(6, at least 4\).*got \(6,\)",
+    ),
     (pair_request(torch.zeros(6, 3)), r"at least 4\): a number for each candidate, got \(6, 3\)"),
-    (pair_request(torch.full((6, 4), -math.inf)), r"data\['likelihoods'\]\[0, 0\] is -inf.*24 of 24"),
-    (dataclasses.replace(pair_request(torch.zeros(6, 4)), options={"posterior": True, "normalise": False}), "needs normalise"),
+    (
+        pair_request(torch.full((6, 4), -math.inf)),
+        r"data\['likelihoods'\]\[0, 0\] is -inf.*24 of 24",
+    ),
+    (
+        dataclasses.replace(
+            pair_request(torch.zeros(6, 4)), options={"posterior": True, "normalise": False}
+        ),
+        "needs normalise",
+    ),
     (
         UpdateRequest(
             "feedback",
@@ -122,7 +211,9 @@ REFUSED: list[tuple[UpdateRequest, str]] = [
 
 
 @pytest.mark.parametrize(("request_", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_a_wrong_request_names_its_key_and_changes_nothing(request_: UpdateRequest, message: str) -> None:
+def test_a_wrong_request_names_its_key_and_changes_nothing(
+    request_: UpdateRequest, message: str
+) -> None:
     updater = make_updaters()[request_.updater]
     host = ready(updater)
     before = host.weights()
@@ -154,7 +245,9 @@ def test_a_module_that_gives_two_numbers_is_refused() -> None:
 
 def test_a_critic_that_is_evaluated_on_every_candidate_counts_for_the_first() -> None:
     class PerCandidate(FakeHost):
-        """Gives what a Lamorel-style head gives: one row for each candidate; all but the first are wrong."""
+        """Gives what a Lamorel-style head gives: one row for each candidate; all but the first are
+        wrong.
+        """
 
         def score(self, *args: Any, **kwargs: Any) -> ScoreResult:
             result = super().score(*args, **kwargs)
@@ -173,7 +266,7 @@ def test_a_critic_that_is_evaluated_on_every_candidate_counts_for_the_first() ->
     assert torch.equal(*weights)
 
 
-# --- failures on the way -------------------------------------------------------------------------------------------------------
+# --- failures on the way --------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_names_updater_and_minibatch_and_leaves_the_weights() -> None:
@@ -182,7 +275,10 @@ def test_a_loss_that_is_not_finite_names_updater_and_minibatch_and_leaves_the_we
     with torch.no_grad():
         host.value.bias.fill_(1e200)  # squared: infinite
     before = host.weights()
-    with pytest.raises(UpdateError, match=r"ppo: not finite in epoch 0, minibatch 1 of 2 \(3 samples\).*value_loss inf"):
+    with pytest.raises(
+        UpdateError,
+        match=r"ppo: not finite in epoch 0, minibatch 1 of 2 \(3 samples\).*value_loss inf",
+    ):
         updater.update(dataclasses.replace(PPO_REQUEST, options={"minibatch_size": 3, "lr": 1.0}))
     assert torch.equal(host.weights(), before) and host.versions == 0
     assert all(p.grad is None for p in host.parameters())
@@ -194,7 +290,9 @@ def test_a_gradient_that_is_not_finite_is_noticed_though_the_loss_is() -> None:
     host.read.weight.register_hook(lambda gradient: gradient * math.nan)
     before = host.weights()
     with pytest.raises(UpdateError, match="supervised: not finite in .* gradient norm nan"):
-        updater.update(make_request("supervised", 4, {"targets": torch.zeros(4, dtype=torch.int64)}))
+        updater.update(
+            make_request("supervised", 4, {"targets": torch.zeros(4, dtype=torch.int64)})
+        )
     assert torch.equal(host.weights(), before)
 
 
@@ -223,21 +321,27 @@ def test_replaced_parameters_are_noticed() -> None:
         updater.update(FEEDBACK_REQUEST)
 
 
-# --- statistics and learning ---------------------------------------------------------------------------------------------------
+# --- statistics and learning ----------------------------------------------------------------------
 
 
 def test_ppo_statistics_are_means_over_all_samples() -> None:
     updater = PPOUpdater()
     host = ready(updater)
-    request = dataclasses.replace(PPO_REQUEST, options={"lr": 0.0, "epochs": 2, "minibatch_size": 4, "clip_eps": 0.2})
+    request = dataclasses.replace(
+        PPO_REQUEST, options={"lr": 0.0, "epochs": 2, "minibatch_size": 4, "clip_eps": 0.2}
+    )
     now = log_p(host, request, "actions")
     ratio = (now - request.data["old_log_probs"]).exp()
     a = request.data["advantages"]
     stats = updater.update(request).stats
-    assert stats["policy_loss"] == pytest.approx(float(-torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a).mean()), rel=1e-6)
+    assert stats["policy_loss"] == pytest.approx(
+        float(-torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a).mean()), rel=1e-6
+    )
     assert stats["clip_fraction"] == pytest.approx(float(((ratio - 1).abs() > 0.2).double().mean()))
     assert stats["approx_kl"] == pytest.approx(float((ratio - 1 - ratio.log()).mean()), rel=1e-6)
-    assert stats["loss"] == pytest.approx(stats["policy_loss"] - 0.01 * stats["entropy"] + 0.5 * stats["value_loss"], rel=1e-9)
+    assert stats["loss"] == pytest.approx(
+        stats["policy_loss"] - 0.01 * stats["entropy"] + 0.5 * stats["value_loss"], rel=1e-9
+    )
     assert stats["steps"] == 4 and stats["scored_pairs"] == sum(host.scored)
 
 
@@ -245,7 +349,9 @@ def test_ratio_error_of_the_first_minibatch_is_zero_for_honest_old_log_probs() -
     updater = PPOUpdater()
     host = ready(updater)
     request = with_data(PPO_REQUEST, old_log_probs=log_p(host, PPO_REQUEST, "actions"))
-    stats = updater.update(dataclasses.replace(request, options={"lr": 0.05, "epochs": 3, "minibatch_size": 3})).stats
+    stats = updater.update(
+        dataclasses.replace(request, options={"lr": 0.05, "epochs": 3, "minibatch_size": 3})
+    ).stats
     assert stats["initial_ratio_error"] < 1e-12
     assert stats["ratio_error"] > 1e-3
 
@@ -257,7 +363,9 @@ def test_feedback_statistics() -> None:
     first = updater.update(dataclasses.replace(FEEDBACK_REQUEST, options={"lr": 0.1})).stats
     second = updater.update(dataclasses.replace(FEEDBACK_REQUEST, options={"lr": 0.1})).stats
     assert first["log_prob"] == pytest.approx(float(said.mean()), rel=1e-9)
-    assert first["loss"] == pytest.approx(float(-(said * FEEDBACK_REQUEST.data["signals"]).mean()), rel=1e-9)
+    assert first["loss"] == pytest.approx(
+        float(-(said * FEEDBACK_REQUEST.data["signals"]).mean()), rel=1e-9
+    )
     assert first["kl"] == pytest.approx(0.0, abs=1e-12) and second["kl"] > 1e-4
     assert 0.0 < first["entropy"] < math.log(4) and first["grad_norm"] > 0.0
 
@@ -266,13 +374,25 @@ def test_feedback_statistics_of_free_guidance_are_one_sample_estimates() -> None
     updater = FeedbackUpdater()
     host = ready(updater)
     options: dict[str, Any] = {"normalise": False, "lr": 0.1}
-    raw = [host.score([p], [c]).log_probs[i] for p, c, i in zip(*samples(FEEDBACK_REQUEST, "chosen"), strict=True)]
+    raw = [
+        host.score([p], [c]).log_probs[i]
+        for p, c, i in zip(*samples(FEEDBACK_REQUEST, "chosen"), strict=True)
+    ]
     first = updater.update(dataclasses.replace(FEEDBACK_REQUEST, options=options)).stats
-    after = [host.score([p], [c]).log_probs[i] for p, c, i in zip(*samples(FEEDBACK_REQUEST, "chosen"), strict=True)]
+    after = [
+        host.score([p], [c]).log_probs[i]
+        for p, c, i in zip(*samples(FEEDBACK_REQUEST, "chosen"), strict=True)
+    ]
     second = updater.update(dataclasses.replace(FEEDBACK_REQUEST, options=options)).stats
-    assert first["entropy"] == -first["log_prob"] == pytest.approx(-float(torch.stack(raw).mean()), rel=1e-9)
+    assert (
+        first["entropy"]
+        == -first["log_prob"]
+        == pytest.approx(-float(torch.stack(raw).mean()), rel=1e-9)
+    )
     assert first["kl"] == pytest.approx(0.0, abs=1e-12)
-    assert second["kl"] == pytest.approx(float((torch.stack(after) - torch.stack(raw)).mean()), rel=1e-9)
+    assert second["kl"] == pytest.approx(
+        float((torch.stack(after) - torch.stack(raw)).mean()), rel=1e-9
+    )
 
 
 def samples(request: UpdateRequest, key: str) -> tuple[Any, Any, Any]:
@@ -284,14 +404,24 @@ def test_feedback_is_clipped_from_the_second_epoch_on() -> None:
         updater = FeedbackUpdater()
         host = ready(updater)
         old = log_p(host, FEEDBACK_REQUEST, "chosen").detach()
-        data = {**feedback_data(6), "old_log_probs": old, "signals": torch.ones(6, dtype=torch.float64)}
+        data = {
+            **feedback_data(6),
+            "old_log_probs": old,
+            "signals": torch.ones(6, dtype=torch.float64),
+        }
         stats = updater.update(make_request("feedback", 6, data, lr=0.05, **options)).stats
         return (log_p(host, FEEDBACK_REQUEST, "chosen") - old).exp(), stats["steps"]
 
-    ratios = {(loss, epochs): after(loss=loss, epochs=epochs) for loss in ("reinforce", "clipped") for epochs in (1, 12)}
+    ratios = {
+        (loss, epochs): after(loss=loss, epochs=epochs)
+        for loss in ("reinforce", "clipped")
+        for epochs in (1, 12)
+    }
     torch.testing.assert_close(ratios["clipped", 1][0], ratios["reinforce", 1][0])
     assert ratios["clipped", 1][1] == 1 and ratios["reinforce", 12][1] == 12
-    assert ratios["clipped", 12][0].mean() < ratios["reinforce", 12][0].mean() - 0.05  # past 1.2 nothing pulls any further
+    assert (
+        ratios["clipped", 12][0].mean() < ratios["reinforce", 12][0].mean() - 0.05
+    )  # past 1.2 nothing pulls any further
 
 
 def test_feedback_without_any_pull_takes_no_step_even_with_momentum() -> None:
@@ -306,7 +436,9 @@ def test_feedback_without_any_pull_takes_no_step_even_with_momentum() -> None:
 
 @pytest.mark.parametrize("form", ["reinforce", "unlikelihood", "clipped"])
 @pytest.mark.parametrize("normalise", [True, False])
-def test_positive_feedback_makes_it_likelier_and_negative_less_likely(form: str, normalise: bool) -> None:
+def test_positive_feedback_makes_it_likelier_and_negative_less_likely(
+    form: str, normalise: bool
+) -> None:
     for sign in (1.0, -1.0):
         updater = FeedbackUpdater()
         host = ready(updater)
@@ -316,7 +448,13 @@ def test_positive_feedback_makes_it_likelier_and_negative_less_likely(form: str,
         old_log_p = (old.log_softmax(-1) if normalise else old)[1:2]
         data = {"chosen": chosen, "signals": signals, "old_log_probs": old_log_p}
         request = UpdateRequest(
-            "feedback", ("p",), (candidates,), torch.tensor([0]), 1, data, {"loss": form, "normalise": normalise, "lr": 0.01}
+            "feedback",
+            ("p",),
+            (candidates,),
+            torch.tensor([0]),
+            1,
+            data,
+            {"loss": form, "normalise": normalise, "lr": 0.01},
         )
         before = updater.update(request).stats["log_prob"]
         after = updater.update(request).stats["log_prob"]
@@ -327,12 +465,19 @@ def test_supervised_learns_its_targets() -> None:
     updater = SupervisedUpdater()
     ready(updater, dtype=torch.float32)
     request = make_request("supervised", 6, {}, ragged=False, lr=0.01, epochs=80, minibatch_size=4)
-    request = with_data(request, targets=torch.tensor([3 if prompt.endswith("1") else 2 for prompt in request.prompts]))
+    request = with_data(
+        request,
+        targets=torch.tensor([3 if prompt.endswith("1") else 2 for prompt in request.prompts]),
+    )
     assert len(request.data["targets"].unique()) == 2
     before = updater.update(dataclasses.replace(request, options={"lr": 0.0})).stats
     updater.update(request)
     stats = updater.update(dataclasses.replace(request, options={"lr": 0.0})).stats
-    assert before["accuracy"] < 1.0 and stats["accuracy"] == 1.0 and stats["loss"] < 0.01 * before["loss"]
+    assert (
+        before["accuracy"] < 1.0
+        and stats["accuracy"] == 1.0
+        and stats["loss"] < 0.01 * before["loss"]
+    )
 
 
 def test_shuffling_depends_on_the_seed_alone() -> None:
@@ -340,18 +485,23 @@ def test_shuffling_depends_on_the_seed_alone() -> None:
     for seed in (1, 1, 2):
         updater = PPOUpdater()
         host = ready(updater)
-        updater.update(dataclasses.replace(PPO_REQUEST, options={"minibatch_size": 2, "seed": seed, "lr": 0.1}))
+        updater.update(
+            dataclasses.replace(PPO_REQUEST, options={"minibatch_size": 2, "seed": seed, "lr": 0.1})
+        )
         torch.rand(3)  # the global generator plays no part
         weights.append(host.weights())
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def test_steps_far_below_the_precision_of_bfloat16_add_up() -> None:
-    # One step of 1e-4 on a weight near 0.4 is lost in bfloat16, whose spacing there is 2^-9 = 0.002. Forty of them are not.
+    # One step of 1e-4 on a weight near 0.4 is lost in bfloat16, whose spacing there is 2^-9 =
+    # 0.002. Forty of them are not.
     updater = SupervisedUpdater()
     host = ready(updater, dtype=torch.bfloat16)
     before = host.weights().float()
-    request = make_request("supervised", 4, {"targets": torch.zeros(4, dtype=torch.int64)}, lr=1e-4, epochs=1)
+    request = make_request(
+        "supervised", 4, {"targets": torch.zeros(4, dtype=torch.int64)}, lr=1e-4, epochs=1
+    )
     updater.update(request)
     large = before.abs() > 0.25
     assert torch.equal(host.weights().float()[large], before[large])
@@ -364,9 +514,13 @@ def test_steps_far_below_the_precision_of_bfloat16_add_up() -> None:
 
 @pytest.mark.parametrize("servers", [1, 2])
 def test_gradients_of_many_chunks_are_added_up_in_float32(servers: int) -> None:
-    # 1 and then 2^-9 three hundred times: in bfloat16, whose spacing at 1 is 2^-7, every later one would be lost.
+    # 1 and then 2^-9 three hundred times: in bfloat16, whose spacing at 1 is 2^-7, every later one
+    # would be lost.
     def work(group: ThreadGroup) -> Tensor:
-        weight, whole = torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16)), torch.nn.Parameter(torch.zeros(1))
+        weight, whole = (
+            torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16)),
+            torch.nn.Parameter(torch.zeros(1)),
+        )
         stepper = GradientStepper([("weight", weight), ("whole", whole)], group)
         for part in [1.0] + [2.0**-9] * 300:
             ((weight.float() + whole) * part).sum().backward()
@@ -391,10 +545,17 @@ def test_a_bfloat16_update_in_chunks_steps_on_the_float32_sum_of_their_gradients
     for parameter in host.parameters():
         parameter.register_post_accumulate_grad_hook(see)
     request = make_request(
-        "supervised", 12, {"targets": torch.zeros(12, dtype=torch.int64)}, prompts=12, epochs=1, gradient_minibatch_size=1
+        "supervised",
+        12,
+        {"targets": torch.zeros(12, dtype=torch.int64)},
+        prompts=12,
+        epochs=1,
+        gradient_minibatch_size=1,
     )
     norm = updater.update(request).stats["grad_norm"]
-    assert len(host.scored) > 3 and norm == pytest.approx(float(torch.cat([part.reshape(-1) for part in sums.values()]).norm()), rel=1e-6)
+    assert len(host.scored) > 3 and norm == pytest.approx(
+        float(torch.cat([part.reshape(-1) for part in sums.values()]).norm()), rel=1e-6
+    )
 
 
 def test_weights_that_something_else_changed_are_where_a_bfloat16_step_starts() -> None:
@@ -408,7 +569,7 @@ def test_weights_that_something_else_changed_are_where_a_bfloat16_step_starts() 
     torch.testing.assert_close(host.read.weight.float(), torch.full((6, 6), 3.0), rtol=1e-3, atol=0)
 
 
-# --- Lamorel's shape -----------------------------------------------------------------------------------------------------------
+# --- Lamorel's shape ------------------------------------------------------------------------------
 
 
 def test_perform_update_takes_the_whole_batch_data_and_this_servers_ids() -> None:
@@ -419,7 +580,11 @@ def test_perform_update_takes_the_whole_batch_data_and_this_servers_ids() -> Non
         host = ready(updater)
         if lamorel:
             updater.perform_update(
-                list(request.prompts), [list(c) for c in request.candidates], list(range(6)), **request.data, **request.options
+                list(request.prompts),
+                [list(c) for c in request.candidates],
+                list(range(6)),
+                **request.data,
+                **request.options,
             )
         else:
             updater.update(request)
@@ -428,9 +593,13 @@ def test_perform_update_takes_the_whole_batch_data_and_this_servers_ids() -> Non
 
 
 class LamorelStyle(BaseUpdater):
-    """As the examples of Lamorel are written: data are indexed with the ids of this server's samples."""
+    """As the examples of Lamorel are written: data are indexed with the ids of this server's
+    samples.
+    """
 
-    def perform_update(self, contexts: Any, candidates: Any, _current_batch_ids: Any, **kwargs: Any) -> dict[str, float]:
+    def perform_update(
+        self, contexts: Any, candidates: Any, _current_batch_ids: Any, **kwargs: Any
+    ) -> dict[str, float]:
         self.seen = kwargs["rewards"][_current_batch_ids]
         return {"mean": self.seen.mean(), "lr": kwargs["lr"]}
 
@@ -438,7 +607,13 @@ class LamorelStyle(BaseUpdater):
 def test_a_lamorel_style_updater_gets_its_own_samples_by_their_ids() -> None:
     updater = LamorelStyle()
     request = UpdateRequest(
-        "own", ("a", "b"), (("x",), ("x",)), torch.tensor([3, 1]), 5, {"rewards": torch.tensor([7.0, 5.0])}, {"lr": 0.5}
+        "own",
+        ("a", "b"),
+        (("x",), ("x",)),
+        torch.tensor([3, 1]),
+        5,
+        {"rewards": torch.tensor([7.0, 5.0])},
+        {"lr": 0.5},
     )
     assert updater.update(request).stats == {"mean": 6.0, "lr": 0.5}
     assert updater.seen.tolist() == [7.0, 5.0]

@@ -24,7 +24,9 @@ def ready(updater: BaseUpdater, host: FakeHost) -> BaseUpdater:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("request_", [PPO, FEEDBACK], ids=["ppo", "feedback"])
-def test_training_goes_on_bitwise_after_a_load(tmp_path: Path, dtype: torch.dtype, request_: object) -> None:
+def test_training_goes_on_bitwise_after_a_load(
+    tmp_path: Path, dtype: torch.dtype, request_: object
+) -> None:
     host = FakeHost(dtype)
     updater = ready(make_updaters()[request_.updater], host)  # type: ignore[attr-defined]
     for _ in range(2):
@@ -89,7 +91,9 @@ def test_several_updaters_share_a_folder(tmp_path: Path) -> None:
     ppo.save(tmp_path)
     feedback.save(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {f"{name}.optimizer.{end}" for name in ("ppo", "feedback") for end in ("json", "safetensors")}
+    assert names == {
+        f"{name}.optimizer.{end}" for name in ("ppo", "feedback") for end in ("json", "safetensors")
+    }
     ppo.load(tmp_path)
     feedback.load(tmp_path)
 
@@ -102,10 +106,16 @@ def saved(folder: Path) -> tuple[BaseUpdater, FakeHost]:
     return updater, host
 
 
-def test_files_that_are_missing_corrupt_or_of_another_model_are_named_and_change_nothing(tmp_path: Path) -> None:
+def test_files_that_are_missing_corrupt_or_of_another_model_are_named_and_change_nothing(
+    tmp_path: Path,
+) -> None:
     updater, host = saved(tmp_path)
     tensor_file, json_file = tmp_path / "ppo.optimizer.safetensors", tmp_path / "ppo.optimizer.json"
-    tensors, bytes_, state = load_file(tensor_file), tensor_file.read_bytes(), json.loads(json_file.read_text())
+    tensors, bytes_, state = (
+        load_file(tensor_file),
+        tensor_file.read_bytes(),
+        json.loads(json_file.read_text()),
+    )
     twin = FakeHost()
     twin.load_state_dict(host.state_dict())
 
@@ -130,7 +140,11 @@ def test_files_that_are_missing_corrupt_or_of_another_model_are_named_and_change
     refuse("ppo.optimizer.safetensors cannot be read")
     tensor_file.write_bytes(bytes_[:-8])
     refuse("ppo.optimizer.safetensors cannot be read")
-    save_file({key: value for key, value in tensors.items() if key != "step/value.bias"}, tensor_file, metadata=meta)
+    save_file(
+        {key: value for key, value in tensors.items() if key != "step/value.bias"},
+        tensor_file,
+        metadata=meta,
+    )
     refuse("ppo.optimizer.safetensors does not fit the model: lacks step/value.bias")
     save_file({**tensors, "exp_avg/more": torch.zeros(1)}, tensor_file, metadata=meta)
     refuse("holds exp_avg/more")

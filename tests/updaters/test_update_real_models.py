@@ -21,7 +21,11 @@ N = 10
 
 
 def host_of(kind: str, dtype: torch.dtype = torch.float64) -> ModelHost:
-    model = make_causal(dtype=dtype) if kind == "causal" else make_t5(own_head=kind == "t5", dtype=dtype)
+    model = (
+        make_causal(dtype=dtype)
+        if kind == "causal"
+        else make_t5(own_head=kind == "t5", dtype=dtype)
+    )
     return make_host(model, {"value": ValueHead(8)}, minibatch_size=7)
 
 
@@ -41,7 +45,9 @@ def request(host: ModelHost, updater: str, **options: Any) -> UpdateRequest:
     prompts, candidates = tuple(PROMPTS[i] for i in picks), tuple(ACTIONS[: 2 + i] for i in picks)
     result = host.score(prompts, candidates, ("value",))
     choice = torch.randint(0, 2, (N,), generator=g)
-    old = torch.stack([row.log_softmax(-1)[i] for row, i in zip(result.split(), choice, strict=True)])
+    old = torch.stack(
+        [row.log_softmax(-1)[i] for row, i in zip(result.split(), choice, strict=True)]
+    )
     old = old + 0.3 * torch.randn(N, generator=g)
     signals = torch.tensor([1.0, -1.0, 0.0, 1.0, -1.0, 1.0, -1.0, 1.0, 1.0, -1.0])
     data = {
@@ -59,29 +65,47 @@ def request(host: ModelHost, updater: str, **options: Any) -> UpdateRequest:
 @pytest.mark.parametrize("chunk", [0, 2])
 def test_feedback_gradient_is_that_of_plain_transformers(kind: str, chunk: int) -> None:
     host = host_of(kind)
-    wanted = request(host, "feedback", lr=1.0, adam_eps=1.0, max_grad_norm=float("inf"), gradient_minibatch_size=chunk)
+    wanted = request(
+        host,
+        "feedback",
+        lr=1.0,
+        adam_eps=1.0,
+        max_grad_norm=float("inf"),
+        gradient_minibatch_size=chunk,
+    )
     twin = copy.deepcopy(host)
     losses = []
-    for prompt, candidates, i, f in zip(wanted.prompts, wanted.candidates, wanted.data["chosen"], wanted.data["signals"], strict=True):
+    for prompt, candidates, i, f in zip(
+        wanted.prompts,
+        wanted.candidates,
+        wanted.data["chosen"],
+        wanted.data["signals"],
+        strict=True,
+    ):
         scores = plain_scores(twin.model, twin.tokenizer, [prompt], [candidates])
         losses.append(-f * (scores.exp()[i] / scores.exp().sum()).log())
     torch.stack(losses).mean().backward()
     expected = torch.cat(
-        [torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for _, p in twin.named_trainable_parameters()]
+        [
+            torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1)
+            for _, p in twin.named_trainable_parameters()
+        ]
     )
     before = weights(host)
     ready(FeedbackUpdater(), host).update(wanted)
     d = before - weights(host)
     # Adam's first step with step size and epsilon 1 is d = g / (|g| + 1).
     assert float(expected.norm()) > 0.1
-    # Transformers' norms take their variance in float32, in a float64 model too: gradients agree to that precision.
+    # Transformers' norms take their variance in float32, in a float64 model too: gradients agree to
+    # that precision.
     torch.testing.assert_close(d / (1 - d.abs()), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["t5", "causal"])
 @pytest.mark.parametrize("updater", ["ppo", "feedback", "supervised"])
 def test_servers_and_chunks_do_not_change_the_result(kind: str, updater: str) -> None:
-    # Adam divides a gradient by its own size, so rounding in a tiny one could move a weight by the whole step size; epsilon prevents it.
+    # Adam divides a gradient by its own size, so rounding in a tiny one could move a weight by the
+    # whole step size; epsilon prevents it.
     options: dict[str, Any] = {"lr": 1e-3, "adam_eps": 1e-4}
     options |= {} if updater == "feedback" else {"minibatch_size": 4, "epochs": 2}
     start = host_of(kind, torch.float32)
@@ -97,7 +121,9 @@ def test_servers_and_chunks_do_not_change_the_result(kind: str, updater: str) ->
     ((alone, stats),) = on_servers(1, work)
     assert float((alone - weights(start)).abs().max()) > 5e-4
     chunked = copy.deepcopy(start)
-    ready(make_updaters()[updater], chunked).update(request(chunked, updater, gradient_minibatch_size=1, **options))
+    ready(make_updaters()[updater], chunked).update(
+        request(chunked, updater, gradient_minibatch_size=1, **options)
+    )
     torch.testing.assert_close(weights(chunked), alone, rtol=0, atol=1e-5)
     for size in (2, 3):
         for other, other_stats in on_servers(size, work):
@@ -109,7 +135,9 @@ def test_the_first_ratio_is_one_when_the_old_log_probabilities_came_from_the_hos
     host = host_of("t5", torch.float32)
     wanted = request(host, "ppo", lr=1e-3, minibatch_size=5)
     rows = host.score(wanted.prompts, wanted.candidates).split()
-    wanted.data["old_log_probs"] = torch.stack([row.log_softmax(-1)[i] for row, i in zip(rows, wanted.data["actions"], strict=True)])
+    wanted.data["old_log_probs"] = torch.stack(
+        [row.log_softmax(-1)[i] for row, i in zip(rows, wanted.data["actions"], strict=True)]
+    )
     stats = ready(PPOUpdater(), host).update(wanted).stats
     assert stats["initial_ratio_error"] < 1e-5
     assert stats["scored_tokens"] > 0
@@ -130,7 +158,9 @@ def test_guidance_without_words_pulls_nowhere() -> None:
     host = host_of("t5")
     before = weights(host)
     data = {"chosen": torch.tensor([0]), "signals": torch.tensor([1.0])}
-    wanted = UpdateRequest("feedback", (PROMPTS[0],), (("",),), torch.tensor([0]), 1, data, {"normalise": False})
+    wanted = UpdateRequest(
+        "feedback", (PROMPTS[0],), (("",),), torch.tensor([0]), 1, data, {"normalise": False}
+    )
     stats = ready(FeedbackUpdater(), host).update(wanted).stats
     assert stats["steps"] == 0 and stats["log_prob"] == 0.0 and torch.equal(weights(host), before)
 

@@ -11,7 +11,16 @@ import torch
 from lamorel_ext.errors import RequestError, UpdateError
 from lamorel_ext.llm.updaters import BaseUpdater, make_updaters
 from lamorel_ext.types import UpdateRequest
-from tests.updaters.updater_fakes import FakeHost, ThreadGroup, feedback_data, make_request, on_servers, pair_data, ppo_data, shard
+from tests.updaters.updater_fakes import (
+    FakeHost,
+    ThreadGroup,
+    feedback_data,
+    make_request,
+    on_servers,
+    pair_data,
+    ppo_data,
+    shard,
+)
 
 N = 10
 
@@ -19,15 +28,40 @@ N = 10
 def requests_of(n: int) -> list[UpdateRequest]:
     targets = {"targets": torch.arange(n) % 2}
     return [
-        make_request("ppo", n, ppo_data(n), lr=0.02, minibatch_size=3, epochs=2, gradient_minibatch_size=1, max_grad_norm=0.2),
-        make_request("feedback", n, feedback_data(n), lr=0.02, entropy_coef=0.1, kl_coef=0.1, loss="clipped"),
+        make_request(
+            "ppo",
+            n,
+            ppo_data(n),
+            lr=0.02,
+            minibatch_size=3,
+            epochs=2,
+            gradient_minibatch_size=1,
+            max_grad_norm=0.2,
+        ),
+        make_request(
+            "feedback", n, feedback_data(n), lr=0.02, entropy_coef=0.1, kl_coef=0.1, loss="clipped"
+        ),
         make_request("supervised", n, targets, lr=0.02, minibatch_size=4, epochs=2),
-        make_request("ppo", n, ppo_data(n), ragged=False, lr=0.02, minibatch_size=3, epochs=2, max_grad_norm=0.2, policy_module="actions"),
-        make_request("feedback", n, pair_data(n), lr=0.02, posterior=True, minibatch_size=3, epochs=2),
+        make_request(
+            "ppo",
+            n,
+            ppo_data(n),
+            ragged=False,
+            lr=0.02,
+            minibatch_size=3,
+            epochs=2,
+            max_grad_norm=0.2,
+            policy_module="actions",
+        ),
+        make_request(
+            "feedback", n, pair_data(n), lr=0.02, posterior=True, minibatch_size=3, epochs=2
+        ),
     ]
 
 
-def train(request: UpdateRequest, size: int, repeats: int = 2, dtype: torch.dtype = torch.float32) -> list[Any]:
+def train(
+    request: UpdateRequest, size: int, repeats: int = 2, dtype: torch.dtype = torch.float32
+) -> list[Any]:
     """Weights and statistics of each of ``size`` servers after ``repeats`` updates."""
 
     def work(group: ThreadGroup) -> Any:
@@ -46,7 +80,11 @@ def train(request: UpdateRequest, size: int, repeats: int = 2, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("n", [10, 2, 1])
-@pytest.mark.parametrize("which", [0, 1, 2, 3, 4], ids=["ppo", "feedback", "supervised", "ppo of action heads", "feedback of the pair"])
+@pytest.mark.parametrize(
+    "which",
+    [0, 1, 2, 3, 4],
+    ids=["ppo", "feedback", "supervised", "ppo of action heads", "feedback of the pair"],
+)
 def test_weights_and_statistics_do_not_depend_on_the_number_of_servers(n: int, which: int) -> None:
     request = requests_of(n)[which]
     ((alone, alone_stats),) = train(request, 1)
@@ -62,14 +100,18 @@ def test_weights_and_statistics_do_not_depend_on_the_number_of_servers(n: int, w
 
 
 def test_a_parameter_without_gradient_is_treated_alike_on_one_and_two_servers() -> None:
-    # The value head learns in PPO; in an update by one server of which it has no part, its momentum must act as it does on two.
+    # The value head learns in PPO; in an update by one server of which it has no part, its momentum
+    # must act as it does on two.
     def work(group: ThreadGroup) -> torch.Tensor:
         host = FakeHost()
         updater = make_updaters()["ppo"]
         updater.set_llm_module(host)
         updater.set_group(group)
         updater.update(shard(requests_of(N)[0], group.rank, group.size))
-        updater.modules, updater.loss = (), lambda scored, data, options: {name: -scored.scores[:, 0] for name in updater.terms}  # type: ignore
+        updater.modules, updater.loss = (
+            (),
+            lambda scored, data, options: {name: -scored.scores[:, 0] for name in updater.terms},
+        )  # type: ignore
         updater.update(shard(requests_of(N)[0], group.rank, group.size))
         return host.weights()
 
@@ -90,9 +132,13 @@ def test_a_shard_that_is_refused_on_one_server_is_given_up_by_all(name: str) -> 
 
     def spoil(part: UpdateRequest) -> UpdateRequest:
         if name == "bad data":
-            return dataclasses.replace(part, data={**part.data, "actions": part.data["actions"] + 99})
+            return dataclasses.replace(
+                part, data={**part.data, "actions": part.data["actions"] + 99}
+            )
         if name == "missing key":
-            return dataclasses.replace(part, data={key: values for key, values in part.data.items() if key != "values"})
+            return dataclasses.replace(
+                part, data={key: values for key, values in part.data.items() if key != "values"}
+            )
         return dataclasses.replace(part, indices=(part.indices - 1))  # the places of server 0
 
     def work(group: ThreadGroup) -> Any:
@@ -109,12 +155,18 @@ def test_a_shard_that_is_refused_on_one_server_is_given_up_by_all(name: str) -> 
 
     results = on_servers(2, work)
     assert [unchanged for _, unchanged in results] == [True, True]
-    own = {"bad data": "data['actions'][0]", "missing key": "'values'", "overlap": "0 to 9, each once"}[name]
+    own = {
+        "bad data": "data['actions'][0]",
+        "missing key": "'values'",
+        "overlap": "0 to 9, each once",
+    }[name]
     assert own in results[1][0]
     assert ("another server" if name != "overlap" else own) in results[0][0]
 
 
-def test_a_server_that_fails_in_the_middle_stops_the_others_too_and_all_go_on_together_afterwards() -> None:
+def test_a_server_that_fails_in_the_middle_stops_the_others_too_and_all_go_on_together_afterwards() -> (
+    None
+):
     request = make_request("ppo", N, ppo_data(N), lr=0.1, minibatch_size=5, epochs=1)
 
     def work(group: ThreadGroup) -> Any:
@@ -137,7 +189,9 @@ def test_a_server_that_fails_in_the_middle_stops_the_others_too_and_all_go_on_to
     raised = [result[0] for result in results]
     assert isinstance(raised[2], MemoryError)
     for error in raised[:2]:
-        assert isinstance(error, UpdateError) and "another server failed in epoch 0, minibatch 2 of 2" in str(error)
+        assert isinstance(
+            error, UpdateError
+        ) and "another server failed in epoch 0, minibatch 2 of 2" in str(error)
     for _, (weights, versions), after in results:
         assert versions == 1 and torch.equal(weights, results[0][1][0])
         assert torch.equal(after, results[0][2]) and not torch.equal(after, weights)

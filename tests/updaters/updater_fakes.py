@@ -18,7 +18,11 @@ WIDTH = 6
 
 def text_features(text: str, dtype: torch.dtype) -> Tensor:
     """``(WIDTH,)`` numbers that depend on the text alone."""
-    return torch.randn(WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(text.encode())), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        WIDTH,
+        generator=torch.Generator().manual_seed(zlib.crc32(text.encode())),
+        dtype=torch.float64,
+    ).to(dtype)
 
 
 class FakeHost(nn.Module):
@@ -29,7 +33,9 @@ class FakeHost(nn.Module):
         fail_at: The scoring call that raises; none when negative.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 1.0) -> None:
+    def __init__(
+        self, dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.read = nn.Linear(WIDTH, WIDTH, dtype=dtype)
         self.speak = nn.Linear(WIDTH, WIDTH, dtype=dtype)
@@ -38,18 +44,28 @@ class FakeHost(nn.Module):
         self.actions = nn.Linear(WIDTH, 4, dtype=dtype)
         generator = torch.Generator().manual_seed(seed)  # threads share the global one
         for parameter in self.parameters():
-            parameter.data = (torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5).to(dtype)
+            parameter.data = (
+                torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5
+            ).to(dtype)
         self.scale, self.dtype, self.device = scale, dtype, torch.device("cpu")
         self.scored: list[int] = []
         self.fail_at = -1
         self.versions = 0
         self._initial = copy.deepcopy([self.read, self.speak])
 
-    def _scores(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]], read: nn.Module, speak: nn.Module) -> Tensor:
+    def _scores(
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        read: nn.Module,
+        speak: nn.Module,
+    ) -> Tensor:
         flat = [(p, c) for p, several in zip(prompts, candidates, strict=True) for c in several]
         states = torch.tanh(read(torch.stack([text_features(p, self.dtype) for p, _ in flat])))
         words = speak(torch.stack([text_features(c, self.dtype) for _, c in flat]))
-        return nn.functional.logsigmoid(self.scale * (states * words).sum(-1)).to(torch.promote_types(self.dtype, torch.float32))
+        return nn.functional.logsigmoid(self.scale * (states * words).sum(-1)).to(
+            torch.promote_types(self.dtype, torch.float32)
+        )
 
     def score(
         self,
@@ -64,14 +80,22 @@ class FakeHost(nn.Module):
                 raise MemoryError("made to fail")
             self.scored.append(len(prompts))
         with torch.set_grad_enabled(require_grad):
-            scores = self._scores(prompts, candidates, self.read, self.speak) if with_score else torch.zeros(0)
-            states = torch.tanh(self.read(torch.stack([text_features(p, self.dtype) for p in prompts])))
+            scores = (
+                self._scores(prompts, candidates, self.read, self.speak)
+                if with_score
+                else torch.zeros(0)
+            )
+            states = torch.tanh(
+                self.read(torch.stack([text_features(p, self.dtype) for p in prompts]))
+            )
             outputs = {name: getattr(self, name)(states) for name in modules}
         counts = tuple(len(c) if with_score else 0 for c in candidates)
         return ScoreResult(scores, counts, outputs, {"tokens": float(len(scores))})
 
     @torch.no_grad()
-    def reference_log_probs(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> Tensor:
+    def reference_log_probs(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> Tensor:
         return self._scores(prompts, candidates, *self._initial)
 
     def named_trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -93,7 +117,11 @@ class ThreadGroup:
 
     @staticmethod
     def make(size: int) -> list[ThreadGroup]:
-        shared: dict[str, Any] = {"size": size, "parts": [None] * size, "barrier": threading.Barrier(size, timeout=20)}
+        shared: dict[str, Any] = {
+            "size": size,
+            "parts": [None] * size,
+            "barrier": threading.Barrier(size, timeout=20),
+        }
         return [ThreadGroup(rank, shared) for rank in range(size)]
 
     def all_reduce_sum(self, tensor: Tensor) -> None:
@@ -127,7 +155,14 @@ def on_servers(size: int, work: Callable[[ThreadGroup], Any]) -> list[Any]:
     return results
 
 
-def make_request(updater: str, n: int, data: dict[str, Tensor], prompts: int = 3, ragged: bool = True, **options: Any) -> UpdateRequest:
+def make_request(
+    updater: str,
+    n: int,
+    data: dict[str, Tensor],
+    prompts: int = 3,
+    ragged: bool = True,
+    **options: Any,
+) -> UpdateRequest:
     """``n`` samples over a few distinct prompts, with 2 to 4 candidates each."""
     names = [f"prompt {(i * i) % prompts}" for i in range(n)]
     width = [2 + (len(name) + int(name[-1])) % 3 if ragged else 4 for name in names]
@@ -160,7 +195,10 @@ def feedback_data(n: int, seed: int = 0) -> dict[str, Tensor]:
 def pair_data(n: int, seed: int = 0) -> dict[str, Tensor]:
     """Feedback, never zero, with the student's log-probabilities after each of four candidates."""
     g = torch.Generator().manual_seed(seed)
-    signals, likelihoods = 2.0 * torch.randint(0, 2, (n,), generator=g) - 1.0, torch.rand((n, 4), generator=g).log()
+    signals, likelihoods = (
+        2.0 * torch.randint(0, 2, (n,), generator=g) - 1.0,
+        torch.rand((n, 4), generator=g).log(),
+    )
     return feedback_data(n, seed) | {"signals": signals, "likelihoods": likelihoods.clamp(min=-5.0)}
 
 

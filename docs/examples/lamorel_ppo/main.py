@@ -1,4 +1,4 @@
-"""PPO on a game of one's own with Lamorel's interface: turn left where the ball is red, else right."""
+"""PPO on a game of one's own with Lamorel's interface: turn left where the ball is red, else right."""  # noqa: E501
 
 import hydra
 import torch
@@ -18,8 +18,16 @@ class Scores(BaseModuleFunction):
         pass
 
     def forward(self, forward_outputs, minibatch, tokenized_contexts, **kwargs):
-        tokens, real = minibatch["decoder_input_ids"][:, 1:], minibatch["decoder_attention_mask"][:, 1:]
-        logs = forward_outputs["logits"][:, :-1].log_softmax(-1).gather(2, tokens[:, :, None]).squeeze(-1)
+        tokens, real = (
+            minibatch["decoder_input_ids"][:, 1:],
+            minibatch["decoder_attention_mask"][:, 1:],
+        )
+        logs = (
+            forward_outputs["logits"][:, :-1]
+            .log_softmax(-1)
+            .gather(2, tokens[:, :, None])
+            .squeeze(-1)
+        )
         return (logs * real).sum(-1)
 
 
@@ -27,9 +35,13 @@ class PPOUpdater(BaseUpdater):
     def perform_update(self, contexts, candidates, _current_batch_ids, **kwargs):
         if not hasattr(self, "optimizer"):
             self.optimizer = torch.optim.Adam(self._llm_module.parameters(), lr=kwargs["lr"])
-        actions, old, rewards = (kwargs[key][_current_batch_ids] for key in ("actions", "log_probs", "rewards"))
+        actions, old, rewards = (
+            kwargs[key][_current_batch_ids] for key in ("actions", "log_probs", "rewards")
+        )
         for _ in range(kwargs["epochs"]):
-            rows = self._llm_module(["score", "value"], contexts=contexts, candidates=candidates, require_grad=True)
+            rows = self._llm_module(
+                ["score", "value"], contexts=contexts, candidates=candidates, require_grad=True
+            )
             values = torch.stack([row["value"][0, 0] for row in rows])
             advantages = rewards - values.detach()
             new = Categorical(logits=torch.stack([row["score"] for row in rows])).log_prob(actions)
@@ -45,8 +57,11 @@ class PPOUpdater(BaseUpdater):
 
 @hydra.main(config_path=".", config_name="config", version_base=None)
 def main(config):
-    caller = Caller(config.lamorel_args, custom_updater=PPOUpdater(),
-                    custom_module_functions={"score": Scores(), "value": ValueHead(32)})  # fmt: skip
+    caller = Caller(
+        config.lamorel_args,
+        custom_updater=PPOUpdater(),
+        custom_module_functions={"score": Scores(), "value": ValueHead(32)},
+    )
     args = config.rl_script_args
     torch.manual_seed(args.seed)
     for update in range(args.updates):
@@ -55,9 +70,19 @@ def main(config):
         policy = Categorical(logits=torch.stack(caller.score(prompts, [ACTIONS] * len(prompts))))
         actions = policy.sample()
         rewards = ((actions == 0) == red).float()
-        results = caller.update(prompts, [ACTIONS] * len(prompts), actions=actions, rewards=rewards,
-                                log_probs=policy.log_prob(actions), lr=args.lr, epochs=args.epochs)  # fmt: skip
-        print(f"update {update}: reward {rewards.mean():.3f} loss {results[0]['loss']:.3f}", flush=True)
+        results = caller.update(
+            prompts,
+            [ACTIONS] * len(prompts),
+            actions=actions,
+            rewards=rewards,
+            log_probs=policy.log_prob(actions),
+            lr=args.lr,
+            epochs=args.epochs,
+        )
+        print(
+            f"update {update}: reward {rewards.mean():.3f} loss {results[0]['loss']:.3f}",
+            flush=True,
+        )
     caller.close()
 
 

@@ -1,11 +1,16 @@
-"""How Lamorel 0.2 spends its time: a stand-in to measure against, written from the facts of its public code, none of it copied.
+"""How Lamorel 0.2 spends its time: a stand-in to measure against, written from the facts of its
+public code, none of it copied.
 
-What it does, and this does too: every text is tokenised on its own at every call; prompts are padded to the longest of the call; the encoder
-runs once per prompt and its states are repeated for each candidate; each candidate is a padded decoder sequence of its own; all hidden states
-and key-value caches are returned; the whole vocabulary is normalised at every position; padding is masked by a Python loop over tokens. Its PPO
-example computes the gradient of one transition at a time, with all its candidates, and steps an Adam that is not fused.
+What it does, and this does too: every text is tokenised on its own at every call; prompts are
+    padded to the longest of the call; the encoder
+runs once per prompt and its states are repeated for each candidate; each candidate is a padded
+decoder sequence of its own; all hidden states and key-value caches are returned; the whole
+vocabulary is normalised at every position; padding is masked by a Python loop over tokens. Its PPO
+example computes the gradient of one transition at a time, with all its candidates, and steps an
+Adam that is not fused.
 
-What it does and this leaves out, to its advantage: pickling requests to the server, DistributedDataParallel, and the clipping of gradients, for
+What it does and this leaves out, to its advantage: pickling requests to the server,
+    DistributedDataParallel, and the clipping of gradients, for
 which it computes norms over an exhausted generator of parameters, so that nothing is clipped.
 """
 
@@ -26,19 +31,30 @@ Answer = dict[str, Tensor]
 
 
 class LamorelScorer:
-    """Scores candidates, and evaluates a value head, the way Lamorel's server does with an encoder-decoder.
+    """Scores candidates, and evaluates a value head, the way Lamorel's server does with an
+    encoder-decoder.
 
     Args:
         model: A T5-like model of transformers.
         tokenizer: Its tokenizer.
-        value_head: Takes the last hidden state of the first decoder position ``(n, d)``, gives ``(n, 1)``.
+        value_head: Takes the last hidden state of the first decoder position ``(n, d)``, gives
+            ``(n, 1)``.
         minibatch_size: Sequences per forward pass.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, value_head: nn.Module, minibatch_size: int = 192
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        value_head: nn.Module,
+        minibatch_size: int = 192,
     ) -> None:
-        self.model, self.tokenizer, self.value_head, self.minibatch_size = model, tokenizer, value_head, minibatch_size
+        self.model, self.tokenizer, self.value_head, self.minibatch_size = (
+            model,
+            tokenizer,
+            value_head,
+            minibatch_size,
+        )
 
     def forward(
         self,
@@ -48,16 +64,25 @@ class LamorelScorer:
         require_grad: bool = False,
         minibatch_size: int | None = None,
     ) -> list[Answer]:
-        """Per prompt ``score`` ``(candidates,)`` in nats and, if asked for, ``value`` ``(candidates, 1)``, the same row repeated."""
+        """Per prompt ``score`` ``(candidates,)`` in nats and, if asked for, ``value``
+        ``(candidates, 1)``, the same row repeated.
+        """
         size = minibatch_size or self.minibatch_size
         with nullcontext() if require_grad else torch.no_grad():
             rows, masks = self._pad([self._tokenize(prompt) for prompt in prompts])
             counts = [len(options) for options in candidates]
             outputs = [self._tokenize(option) for options in candidates for option in options]
             states = self._encode(rows, masks, counts, size)
-            repeated_masks = [mask for mask, count in zip(masks, counts, strict=True) for _ in range(count)]
+            repeated_masks = [
+                mask for mask, count in zip(masks, counts, strict=True) for _ in range(count)
+            ]
             parts = [
-                self._decode(states[i : i + size], repeated_masks[i : i + size], outputs[i : i + size], with_value)
+                self._decode(
+                    states[i : i + size],
+                    repeated_masks[i : i + size],
+                    outputs[i : i + size],
+                    with_value,
+                )
                 for i in range(0, len(outputs), size)
             ]
             merged = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
@@ -74,33 +99,46 @@ class LamorelScorer:
         masks = [[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences]
         return rows, masks
 
-    def _encode(self, rows: list[list[int]], masks: list[list[int]], counts: list[int], size: int) -> Tensor:
+    def _encode(
+        self, rows: list[list[int]], masks: list[list[int]], counts: list[int], size: int
+    ) -> Tensor:
         """Encoder states, each prompt's repeated once per candidate."""
         encoder = self.model.get_encoder()
         parts = []
         for i in range(0, len(rows), size):
             states = encoder(
-                input_ids=torch.tensor(rows[i : i + size]), attention_mask=torch.tensor(masks[i : i + size]), return_dict=False
+                input_ids=torch.tensor(rows[i : i + size]),
+                attention_mask=torch.tensor(masks[i : i + size]),
+                return_dict=False,
             )[0]
             parts.append(torch.repeat_interleave(states, torch.tensor(counts[i : i + size]), dim=0))
         return torch.cat(parts)
 
-    def _decode(self, states: Tensor, masks: list[list[int]], outputs: list[list[int]], with_value: bool) -> Answer:
+    def _decode(
+        self, states: Tensor, masks: list[list[int]], outputs: list[list[int]], with_value: bool
+    ) -> Answer:
         rows, decoder_masks = self._pad([[PAD, *output] for output in outputs])
         # The start token is padding too, but it is read.
         decoder_ids = torch.tensor(rows)
         result = self.model(
-            encoder_outputs=(states,), attention_mask=torch.tensor(masks), decoder_input_ids=decoder_ids,
-            decoder_attention_mask=torch.tensor(decoder_masks), output_hidden_states=with_value,
-        )  # fmt: skip
+            encoder_outputs=(states,),
+            attention_mask=torch.tensor(masks),
+            decoder_input_ids=decoder_ids,
+            decoder_attention_mask=torch.tensor(decoder_masks),
+            output_hidden_states=with_value,
+        )
         answer = {"score": _score(result.logits[:, :-1, :], decoder_ids[:, 1:])}
         if with_value:
-            answer["value"] = self.value_head(result.decoder_hidden_states[-1][:, 0, :].float()).cpu()
+            answer["value"] = self.value_head(
+                result.decoder_hidden_states[-1][:, 0, :].float()
+            ).cpu()
         return answer
 
 
 def _score(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Sum of the tokens' log-probabilities, ``(n,)``; padding is found token by token, as Lamorel does."""
+    """Sum of the tokens' log-probabilities, ``(n,)``; padding is found token by token, as Lamorel
+    does.
+    """
     log_probs = torch.log_softmax(logits, dim=-1)
     chosen = torch.gather(log_probs, 2, tokens[:, :, None]).squeeze(-1)
     is_padding = torch.ones(chosen.shape, dtype=torch.bool)
@@ -126,7 +164,13 @@ class LamorelPpo:
         gradient_batch_size: Transitions per backward pass; the example has 1.
     """
 
-    def __init__(self, scorer: LamorelScorer, lr: float = 1e-6, adam_eps: float = 1e-8, gradient_batch_size: int = 1) -> None:
+    def __init__(
+        self,
+        scorer: LamorelScorer,
+        lr: float = 1e-6,
+        adam_eps: float = 1e-8,
+        gradient_batch_size: int = 1,
+    ) -> None:
         self.scorer, self.gradient_batch_size = scorer, gradient_batch_size
         self.parameters = [*scorer.model.parameters(), *scorer.value_head.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr, eps=adam_eps)
@@ -149,7 +193,8 @@ class LamorelPpo:
         Args:
             prompts: ``n`` prompts.
             candidates: ``n`` tuples of candidates.
-            data: ``actions``, ``old_log_probs``, ``advantages``, ``returns``, ``values``, each ``(n,)``.
+            data: ``actions``, ``old_log_probs``, ``advantages``, ``returns``, ``values``, each
+                ``(n,)``.
             minibatch_size: Transitions per optimiser step.
             epochs: Times that the transitions are gone through.
             clip_eps: Clipping of ratio and value.
@@ -160,22 +205,35 @@ class LamorelPpo:
         for _ in range(epochs):
             for first in range(0, len(prompts), minibatch_size):
                 minibatch = range(first, min(first + minibatch_size, len(prompts)))
-                losses += self._minibatch(minibatch, prompts, candidates, data, clip_eps, entropy_coef, value_loss_coef)
+                losses += self._minibatch(
+                    minibatch, prompts, candidates, data, clip_eps, entropy_coef, value_loss_coef
+                )
         return sum(losses) / len(losses)
 
     def _minibatch(
-        self, places: range, prompts: Sequence[str], candidates: Sequence[Sequence[str]], data: Mapping[str, Tensor],
-        clip_eps: float, entropy_coef: float, value_loss_coef: float,
-    ) -> Iterable[float]:  # fmt: skip
+        self,
+        places: range,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        data: Mapping[str, Tensor],
+        clip_eps: float,
+        entropy_coef: float,
+        value_loss_coef: float,
+    ) -> Iterable[float]:
         start = time.perf_counter()
         self.optimizer.zero_grad()
-        batches = [places[i : i + self.gradient_batch_size] for i in range(0, len(places), self.gradient_batch_size)]
+        batches = [
+            places[i : i + self.gradient_batch_size]
+            for i in range(0, len(places), self.gradient_batch_size)
+        ]
         losses = []
         for batch in batches:
             part = slice(batch.start, batch.stop)
             scores, values = self._evaluate(prompts[part], candidates[part])
             batch_data = {key: tensor[part] for key, tensor in data.items()}
-            loss = _ppo_loss(scores, values, batch_data, clip_eps, entropy_coef, value_loss_coef) / len(batches)
+            loss = _ppo_loss(
+                scores, values, batch_data, clip_eps, entropy_coef, value_loss_coef
+            ) / len(batches)
             losses.append(loss.detach().cpu().item())
             loss.backward()
         middle = time.perf_counter()
@@ -184,22 +242,39 @@ class LamorelPpo:
         self.step_seconds += time.perf_counter() - middle
         return losses
 
-    def _evaluate(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
-        """Scores ``(n, candidates)`` and values ``(n,)`` with gradients, all sequences of the batch in one forward pass."""
+    def _evaluate(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> tuple[Tensor, Tensor]:
+        """Scores ``(n, candidates)`` and values ``(n,)`` with gradients, all sequences of the batch
+        in one forward pass.
+        """
         count = sum(len(options) for options in candidates)
         answers = self.scorer.forward(prompts, candidates, require_grad=True, minibatch_size=count)
-        return torch.stack([answer["score"] for answer in answers]), torch.stack([answer["value"][0, 0] for answer in answers])
+        return torch.stack([answer["score"] for answer in answers]), torch.stack(
+            [answer["value"][0, 0] for answer in answers]
+        )
 
 
 def _ppo_loss(
-    scores: Tensor, values: Tensor, data: Mapping[str, Tensor], clip_eps: float, entropy_coef: float, value_loss_coef: float
+    scores: Tensor,
+    values: Tensor,
+    data: Mapping[str, Tensor],
+    clip_eps: float,
+    entropy_coef: float,
+    value_loss_coef: float,
 ) -> Tensor:
-    """Clipped policy loss, entropy bonus and clipped value loss, means over the batch (Schulman et al. 2017)."""
+    """Clipped policy loss, entropy bonus and clipped value loss, means over the batch (Schulman et
+    al. 2017).
+    """
     policy = torch.distributions.Categorical(logits=scores)
     ratio = torch.exp(policy.log_prob(data["actions"]) - data["old_log_probs"])
     clipped_ratio = torch.clamp(ratio, 1 - clip_eps, 1 + clip_eps)
     policy_loss = -torch.min(ratio * data["advantages"], clipped_ratio * data["advantages"]).mean()
     clipped_values = data["values"] + torch.clamp(values - data["values"], -clip_eps, clip_eps)
-    value_loss = torch.max((values - data["returns"]) ** 2, (clipped_values - data["returns"]) ** 2).mean()
-    loss: Tensor = policy_loss - entropy_coef * policy.entropy().mean() + value_loss_coef * value_loss
+    value_loss = torch.max(
+        (values - data["returns"]) ** 2, (clipped_values - data["returns"]) ** 2
+    ).mean()
+    loss: Tensor = (
+        policy_loss - entropy_coef * policy.entropy().mean() + value_loss_coef * value_loss
+    )
     return loss

@@ -1,6 +1,8 @@
-"""minigrid's own environment with BabyAI-Text's sentences, written down as one does without a thought of speed: nothing is remembered.
+"""minigrid's own environment with BabyAI-Text's sentences, written down as one does without a
+thought of speed: nothing is remembered.
 
-Only for comparison. Its sentences are those of ``lamorel_ext.envs.babyai.describe``, which a test holds it to.
+Only for comparison. Its sentences are those of ``lamorel_ext.envs.babyai.describe``, which a test
+holds it to.
 """
 
 from __future__ import annotations
@@ -56,7 +58,11 @@ def sentences(image: np.ndarray) -> list[str]:
                 break
     for x in range(7):
         for y in range(7):
-            if (x, y) != (3, 6) and IDX_TO_OBJECT[int(image[x, y, 0])] not in ("unseen", "empty", "wall"):
+            if (x, y) != (3, 6) and IDX_TO_OBJECT[int(image[x, y, 0])] not in (
+                "unseen",
+                "empty",
+                "wall",
+            ):
                 said.append(f"You see a {_name(image[x, y])} {_place(x - 3, 6 - y)}")
     return said
 

@@ -1,4 +1,6 @@
-"""Scoring with plain transformers: every (prompt, candidate) pair is a row of one padded batch. What one writes without a library."""
+"""Scoring with plain transformers: every (prompt, candidate) pair is a row of one padded batch.
+What one writes without a library.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def score_pairs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    candidates: Sequence[Sequence[str]],
 ) -> Tensor:
     """Summed token log-probability of each candidate after its prompt.
 
@@ -23,14 +28,27 @@ def score_pairs(
     Returns:
         ``(sum of counts,)`` in nats, prompt after prompt.
     """
-    pairs = [(prompt, option) for prompt, options in zip(prompts, candidates, strict=True) for option in options]
-    inputs = tokenizer([prompt for prompt, _ in pairs], add_special_tokens=False, padding=True, return_tensors="pt")
-    outputs = tokenizer([option for _, option in pairs], add_special_tokens=False, padding=True, return_tensors="pt")
+    pairs = [
+        (prompt, option)
+        for prompt, options in zip(prompts, candidates, strict=True)
+        for option in options
+    ]
+    inputs = tokenizer(
+        [prompt for prompt, _ in pairs], add_special_tokens=False, padding=True, return_tensors="pt"
+    )
+    outputs = tokenizer(
+        [option for _, option in pairs], add_special_tokens=False, padding=True, return_tensors="pt"
+    )
     labels = outputs["input_ids"]
     with torch.no_grad():
-        # Given labels, transformers would shift them for us, but would compute a loss that nobody reads.
+        # Given labels, transformers would shift them for us, but would compute a loss that nobody
+        # reads.
         start = torch.full((len(pairs), 1), model.config.decoder_start_token_id)
         decoder_input_ids = torch.cat([start, labels[:, :-1]], dim=1)
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], decoder_input_ids=decoder_input_ids).logits
+        logits = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            decoder_input_ids=decoder_input_ids,
+        ).logits
         chosen = torch.log_softmax(logits, dim=-1).gather(2, labels[:, :, None]).squeeze(2)
     return (chosen * outputs["attention_mask"]).sum(1)

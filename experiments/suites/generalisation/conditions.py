@@ -1,7 +1,9 @@
-"""The conditions a frozen policy is tested under: GLAM's generalisation tests (Carta et al. 2023, section 4.3), as data.
+"""The conditions a frozen policy is tested under: GLAM's generalisation tests (Carta et al. 2023,
+section 4.3), as data.
 
-Words, names of actions and the goal's phrasing change what the LLM reads; the language changes the sentences of the observation; distractors and
-tasks change the level. Whatever a condition does not name stays as the run was trained.
+Words, names of actions and the goal's phrasing change what the LLM reads; the language changes the
+sentences of the observation; distractors and tasks change the level. Whatever a condition does not
+name stays as the run was trained.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ GROUPS = {
 }
 """Kinds of conditions, in the order of the page."""
 TEXT_GROUPS = ("words", "actions", "goal", "language")
-"""Groups that change what the LLM reads and nothing else: the episodes are those of the unchanged condition."""
+"""Groups that change what the LLM reads and nothing else: the episodes are those of the unchanged
+condition.
+"""
 
 ROOMIER = {"BabyAI-GoToRedBallNoDists-v0": "BabyAI-GoToRedBall-v0"}
 """Levels without an argument for distractors, and the level that differs in having one."""
@@ -61,12 +65,18 @@ def _reworded(group: str, name: str, title: str) -> Condition:
 
 def _distractors(number: int, by_default: bool = True) -> Condition:
     return Condition(
-        f"distractors_{number}", "distractors", f"{number} distractors", env={"num_distractors": number}, by_default=by_default
+        f"distractors_{number}",
+        "distractors",
+        f"{number} distractors",
+        env={"num_distractors": number},
+        by_default=by_default,
     )
 
 
 def _task(name: str, level: str, title: str) -> Condition:
-    return Condition(name, "tasks", title, env={"level": f"BabyAI-{level}-v0", "num_distractors": None})
+    return Condition(
+        name, "tasks", title, env={"level": f"BabyAI-{level}-v0", "num_distractors": None}
+    )
 
 
 CONDITIONS = {
@@ -95,7 +105,11 @@ CONDITIONS = {
         _task("unseen_pairs", "MixedTestLocal", "all kinds, pairs never trained on"),
     )
 }
-"""Every test by its name. Sixteen distractors are not among the defaults: valid scenes are so rare that drawing them takes most of the time."""
+"""Every test by its name.
+
+Sixteen distractors are not among the defaults: valid scenes are so rare that drawing them takes
+most of the time.
+"""
 
 
 def choose(names: Sequence[str]) -> list[Condition]:
@@ -108,12 +122,14 @@ def choose(names: Sequence[str]) -> list[Condition]:
         return [condition for condition in CONDITIONS.values() if condition.by_default]
     unknown = [name for name in names if name not in CONDITIONS and name not in GROUPS]
     if unknown:
-        raise ConfigError(f"tests: no {', '.join(unknown)}; there are {', '.join([*GROUPS, *CONDITIONS])}")
+        raise ConfigError(
+            f"tests: no {', '.join(unknown)}; there are {', '.join([*GROUPS, *CONDITIONS])}"
+        )
     return [
         condition
         for condition in CONDITIONS.values()
         if condition.name in names or (condition.group in names and condition.by_default)
-    ]  # fmt: skip
+    ]
 
 
 def changed(config: Config, condition: Condition) -> Config:
@@ -129,7 +145,11 @@ def hindrance(config: Config, condition: Condition) -> str:
     from lamorel_ext.envs.babyai.levels import level_spec
 
     wanted = changed(config, condition).env
-    bare = condition.group == "distractors" and config.env.level in ROOMIER and not wanted.num_distractors
+    bare = (
+        condition.group == "distractors"
+        and config.env.level in ROOMIER
+        and not wanted.num_distractors
+    )
     if bare or (not condition.wording and wanted == config.env):
         return "it was trained so"
     if condition.group == "distractors" and level_spec(wanted.level).distractor_argument is None:

@@ -1,4 +1,6 @@
-"""Testing frozen policies: each run under each condition, beside the unchanged condition evaluated in the same way."""
+"""Testing frozen policies: each run under each condition, beside the unchanged condition evaluated
+in the same way.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ import numpy as np
 
 from experiments.report.statistics import Interval, mean_interval, wilson_interval
 from experiments.runs.build import llm_of
-from experiments.suites.generalisation.conditions import TEXT_GROUPS, UNCHANGED, Condition, changed, hindrance
+from experiments.suites.generalisation.conditions import (
+    TEXT_GROUPS,
+    UNCHANGED,
+    Condition,
+    changed,
+    hindrance,
+)
 from lamorel_ext.agents.actors import UniformActor
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError, LevelError
@@ -56,7 +64,8 @@ class Outcome:
         reads: True for a policy that reads prompts.
         config: What it was evaluated with.
         result: How it did.
-        unchanged: How it does in the condition it was trained in: exactly where ``result`` is exact, else on episodes of the same seeds.
+        unchanged: How it does in the condition it was trained in: exactly where ``result`` is
+            exact, else on episodes of the same seeds.
     """
 
     arm: str
@@ -79,10 +88,14 @@ class Outcome:
         return wilson_interval(int(self.result.successes.sum()), len(self.result.successes))
 
     def change_interval(self) -> Interval:
-        """The change, with Student's t interval over episodes, which are paired; an exact change has none."""
+        """The change, with Student's t interval over episodes, which are paired; an exact change
+        has none.
+        """
         if self.result.exact:
             return Interval(self.change, np.nan, np.nan)
-        return mean_interval([self.result.successes.astype(float) - self.unchanged.successes.astype(float)]).within(-1, 1)
+        return mean_interval(
+            [self.result.successes.astype(float) - self.unchanged.successes.astype(float)]
+        ).within(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,13 @@ class Bench:
         client: Says things in other words; None where there is no LLM.
     """
 
-    def __init__(self, policy: Policy, actor: Actor, signals: FeedbackSignals | None, client: RewordedClient | None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        actor: Actor,
+        signals: FeedbackSignals | None,
+        client: RewordedClient | None,
+    ) -> None:
         self._policy = policy
         self._actor = actor
         self._signals = signals
@@ -124,7 +143,15 @@ class Bench:
         if kind not in self._unchanged:
             self._unchanged[kind] = self._evaluate(self._policy.config, UNCHANGED, kind)
         seed = self._policy.config.run.seed
-        return Outcome(self._policy.arm, seed, condition, self._actor.reads_prompts, config, result, self._unchanged[kind])
+        return Outcome(
+            self._policy.arm,
+            seed,
+            condition,
+            self._actor.reads_prompts,
+            config,
+            result,
+            self._unchanged[kind],
+        )
 
     def _evaluate(self, config: Config, condition: Condition, kind: Kind) -> Evaluation:
         how = dataclasses.replace(config, run=dataclasses.replace(config.run, evaluation=kind))
@@ -138,7 +165,9 @@ class Bench:
             evaluator.close()
 
 
-def examine_policy(policy: Policy, conditions: Sequence[Condition], client: RewordedClient) -> tuple[list[Outcome], list[LeftOut]]:
+def examine_policy(
+    policy: Policy, conditions: Sequence[Condition], client: RewordedClient
+) -> tuple[list[Outcome], list[LeftOut]]:
     """Load a policy and put it under every condition that it can take.
 
     Raises:
@@ -146,15 +175,23 @@ def examine_policy(policy: Policy, conditions: Sequence[Condition], client: Rewo
         RpcError: A server is gone.
     """
     if not policy.acts:
-        return _examine(Bench(policy, UniformActor(), None, None), policy, [c for c in conditions if c.group not in TEXT_GROUPS])
+        return _examine(
+            Bench(policy, UniformActor(), None, None),
+            policy,
+            [c for c in conditions if c.group not in TEXT_GROUPS],
+        )
     llm = llm_of(policy.config, client)
     with TrainingRun(policy.config, llm, make_env) as run:
         run.take_over(policy.load() if policy.load is not None else None)
         signals = run.edge.signals if run.edge.speaks else None
-        return _examine(Bench(policy, run.agent, signals, None if llm is None else client), policy, conditions)
+        return _examine(
+            Bench(policy, run.agent, signals, None if llm is None else client), policy, conditions
+        )
 
 
-def _examine(bench: Bench, policy: Policy, conditions: Sequence[Condition]) -> tuple[list[Outcome], list[LeftOut]]:
+def _examine(
+    bench: Bench, policy: Policy, conditions: Sequence[Condition]
+) -> tuple[list[Outcome], list[LeftOut]]:
     outcomes, left_out = [], []
     for condition in conditions:
         reason = hindrance(policy.config, condition)

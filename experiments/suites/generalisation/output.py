@@ -17,7 +17,9 @@ from experiments.suites.generalisation.outcomes import LeftOut
 from experiments.suites.generalisation.summary import HEADER, Cell, headline, rows_of
 
 
-def write_output(output: Path, cells: Sequence[Cell], left_out: Sequence[LeftOut], command: str) -> Path:
+def write_output(
+    output: Path, cells: Sequence[Cell], left_out: Sequence[LeftOut], command: str
+) -> Path:
     """Write ``generalisation.csv``, ``figures/`` and ``generalisation.html`` into a folder.
 
     Returns:
@@ -27,7 +29,9 @@ def write_output(output: Path, cells: Sequence[Cell], left_out: Sequence[LeftOut
         CheckpointError: Something cannot be written.
     """
     pictures = [
-        _picture("change_by_test", cells, lambda cell: cell.change, "success, minus success as trained"),
+        _picture(
+            "change_by_test", cells, lambda cell: cell.change, "success, minus success as trained"
+        ),
         _picture("success_by_test", cells, lambda cell: cell.success, "success rate"),
     ]
     target = output / "generalisation.html"
@@ -38,50 +42,87 @@ def write_output(output: Path, cells: Sequence[Cell], left_out: Sequence[LeftOut
             (output / "figures" / f"{drawn.name}.png").write_bytes(drawn.png)
         with (output / "generalisation.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([HEADER, *rows_of(cells)])
-        target.write_text(page.page("What trained policies keep under other conditions", headline(cells), _sections(cells, left_out, pictures, command)),
-                          encoding="utf-8")  # fmt: skip
+        target.write_text(
+            page.page(
+                "What trained policies keep under other conditions",
+                headline(cells),
+                _sections(cells, left_out, pictures, command),
+            ),
+            encoding="utf-8",
+        )
     return target
 
 
-def _picture(name: str, cells: Sequence[Cell], number: Callable[[Cell], Interval], label: str) -> Picture:
+def _picture(
+    name: str, cells: Sequence[Cell], number: Callable[[Cell], Interval], label: str
+) -> Picture:
     conditions = _conditions(cells)
-    series = {arm: [_find(cells, arm, condition, number) for condition in conditions] for arm in _arms(cells)}
+    series = {
+        arm: [_find(cells, arm, condition, number) for condition in conditions]
+        for arm in _arms(cells)
+    }
     caption = f"{label[0].upper()}{label[1:]}, test by test. {_bars(cells)}"
     return dots(name, caption, label, [condition.title for condition in conditions], series)
 
 
-def _sections(cells: Sequence[Cell], left_out: Sequence[LeftOut], pictures: Sequence[Picture], command: str) -> list[str]:
+def _sections(
+    cells: Sequence[Cell], left_out: Sequence[LeftOut], pictures: Sequence[Picture], command: str
+) -> list[str]:
     change, success = pictures
     return [
         page.section(
-            "What each test costs", page.picture(change), _table(cells, lambda cell: cell.change, signed), page.note(_bars(cells))
+            "What each test costs",
+            page.picture(change),
+            _table(cells, lambda cell: cell.change, signed),
+            page.note(_bars(cells)),
         ),
-        page.section("How often they still succeed", page.picture(success), _table(cells, lambda cell: cell.success, plain)),
-        page.section("What was changed", page.table(["test", "kind", "what", "replaced"], _replacements(cells)), page.note(_HOW)),
+        page.section(
+            "How often they still succeed",
+            page.picture(success),
+            _table(cells, lambda cell: cell.success, plain),
+        ),
+        page.section(
+            "What was changed",
+            page.table(["test", "kind", "what", "replaced"], _replacements(cells)),
+            page.note(_HOW),
+        ),
         *_left_out(left_out),
-        page.section("How this was made", page.preformatted(command), page.note(_evaluation(cells))),
+        page.section(
+            "How this was made", page.preformatted(command), page.note(_evaluation(cells))
+        ),
     ]
 
 
 _HOW = (
-    "Weights are those of the end of training; nothing learns here. Words are replaced in missions, sentences and candidates on their way to the "
-    "language model; what a student sees itself stays as it was. A text's score is the sum over its tokens: a new name that is cut into more tokens than "
-    "the old one scores lower for that alone. In the groups "
+    "Weights are those of the end of training; nothing learns here. Words are replaced in missions,"
+    " sentences and candidates on their way to the language model; what a student sees itself stays"
+    " as it was. A text's score is the sum over its tokens: a new name that is cut into more tokens"
+    " than the old one scores lower for that alone. In the groups "
     + ", ".join(GROUPS[group] for group in TEXT_GROUPS)
-    + " the episodes are the same as in the unchanged condition, in the others only their seeds are."
+    + " the episodes are the same as in the unchanged condition, in the others only their seeds"
+    " are."
 )
 
 
-def _table(cells: Sequence[Cell], number: Callable[[Cell], Interval], show: Callable[[float], str]) -> str:
+def _table(
+    cells: Sequence[Cell], number: Callable[[Cell], Interval], show: Callable[[float], str]
+) -> str:
     arms = _arms(cells)
-    rows = [[condition.title, *(_told(_find(cells, arm, condition, number), show) for arm in arms)] for condition in _conditions(cells)]
+    rows = [
+        [condition.title, *(_told(_find(cells, arm, condition, number), show) for arm in arms)]
+        for condition in _conditions(cells)
+    ]
     return page.table(["test", *arms], rows)
 
 
 def _told(interval: Interval | None, show: Callable[[float], str]) -> str:
     if interval is None:
         return "–"
-    ends = "" if math.isnan(interval.low) else " " + bracket(interval, show).replace(" ", "\N{NO-BREAK SPACE}")
+    ends = (
+        ""
+        if math.isnan(interval.low)
+        else " " + bracket(interval, show).replace(" ", "\N{NO-BREAK SPACE}")
+    )
     return show(interval.estimate) + ends
 
 
@@ -90,7 +131,12 @@ def _replacements(cells: Sequence[Cell]) -> list[list[str]]:
     for condition in _conditions(cells):
         pairs = {**condition.wording.words, **condition.wording.actions, **condition.env}
         rows.append(
-            [condition.name, GROUPS[condition.group], condition.title, ", ".join(f"{key} → {value}" for key, value in pairs.items())]
+            [
+                condition.name,
+                GROUPS[condition.group],
+                condition.title,
+                ", ".join(f"{key} → {value}" for key, value in pairs.items()),
+            ]
         )
     return rows
 
@@ -104,8 +150,19 @@ def _left_out(left_out: Sequence[LeftOut]) -> list[str]:
 
 def _bars(cells: Sequence[Cell]) -> str:
     seeds = {len(cell.outcomes) for cell in cells}
-    over = "seeds" if min(seeds) > 1 else "episodes" if max(seeds) == 1 else "seeds, or over episodes where an arm has a single seed"
-    return f"Brackets and bars are 95 % intervals over {over}; an exact number of a single seed has none."
+    over = (
+        "seeds"
+        if min(seeds) > 1
+        else (
+            "episodes"
+            if max(seeds) == 1
+            else "seeds, or over episodes where an arm has a single seed"
+        )
+    )
+    return (
+        f"Brackets and bars are 95 % intervals over {over}; an exact number of a single seed has"
+        " none."
+    )
 
 
 def _evaluation(cells: Sequence[Cell]) -> str:
@@ -115,7 +172,10 @@ def _evaluation(cells: Sequence[Cell]) -> str:
     if simulated:
         run = simulated[0].config.run
         names = ", ".join(dict.fromkeys(outcome.condition.name for outcome in simulated))
-        parts.append(f"By {run.eval_episodes} held-out episodes each, seeds from {run.eval_seed} on: {names}.")
+        parts.append(
+            f"By {run.eval_episodes} held-out episodes each, seeds from {run.eval_seed} on:"
+            f" {names}."
+        )
     seeds = sorted({outcome.seed for cell in cells for outcome in cell.outcomes})
     return " ".join([*parts, f"Seeds of the runs: {', '.join(map(str, seeds))}."])
 
@@ -130,5 +190,14 @@ def _conditions(cells: Sequence[Cell]) -> list[Condition]:
     return sorted(found.values(), key=lambda condition: list(GROUPS).index(condition.group))
 
 
-def _find(cells: Sequence[Cell], arm: str, condition: Condition, number: Callable[[Cell], Interval]) -> Interval | None:
-    return next((number(cell) for cell in cells if cell.arm == arm and cell.condition.name == condition.name), None)
+def _find(
+    cells: Sequence[Cell], arm: str, condition: Condition, number: Callable[[Cell], Interval]
+) -> Interval | None:
+    return next(
+        (
+            number(cell)
+            for cell in cells
+            if cell.arm == arm and cell.condition.name == condition.name
+        ),
+        None,
+    )

@@ -1,4 +1,6 @@
-"""From outcomes to arms: what each condition costs, with intervals over seeds, and the sentences that say it."""
+"""From outcomes to arms: what each condition costs, with intervals over seeds, and the sentences
+that say it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,23 @@ from experiments.runs.files import csv_cell
 from experiments.suites.generalisation.conditions import TEXT_GROUPS, Condition
 from experiments.suites.generalisation.outcomes import RANDOM, Outcome
 
-HEADER = ("arm", "seed", "group", "test", "level", "distractors", "episodes", "success", "success_low", "success_high", "return", "unchanged",
-          "change", "change_low", "change_high")  # fmt: skip
+HEADER = (
+    "arm",
+    "seed",
+    "group",
+    "test",
+    "level",
+    "distractors",
+    "episodes",
+    "success",
+    "success_low",
+    "success_high",
+    "return",
+    "unchanged",
+    "change",
+    "change_low",
+    "change_high",
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,8 @@ class Cell:
         arm: Label of the arm.
         condition: The test.
         outcomes: One per seed.
-        success: Mean success rate: intervals are over seeds, or over episodes where there is one seed.
+        success: Mean success rate: intervals are over seeds, or over episodes where there is one
+            seed.
         change: The same of the difference to the unchanged condition.
     """
 
@@ -53,38 +71,83 @@ def _cell(outcomes: tuple[Outcome, ...]) -> Cell:
     if len(outcomes) == 1:
         return Cell(first.arm, first.condition, outcomes, first.interval(), first.change_interval())
     success = mean_interval([[outcome.result.success for outcome in outcomes]]).within(0, 1)
-    return Cell(first.arm, first.condition, outcomes, success, mean_interval([[outcome.change for outcome in outcomes]]).within(-1, 1))
+    return Cell(
+        first.arm,
+        first.condition,
+        outcomes,
+        success,
+        mean_interval([[outcome.change for outcome in outcomes]]).within(-1, 1),
+    )
 
 
-# --- for programs ---------------------------------------------------------------------------------------------------------------
+# --- for programs ---------------------------------------------------------------------------------
 
 
 def rows_of(cells: Sequence[Cell]) -> list[list[str]]:
-    """One row per arm, test and seed, and one without a seed for the arm; no episodes means exact. Columns as in ``HEADER``."""
+    """One row per arm, test and seed, and one without a seed for the arm; no episodes means exact.
+    Columns as in ``HEADER``.
+    """
     rows = []
     for cell in cells:
         for outcome in cell.outcomes:
-            rows.append(_row(outcome, str(outcome.seed), outcome.interval(), outcome.change_interval(), outcome.unchanged.success))
-        rows.append(_row(cell.outcomes[0], "", cell.success, cell.change, cell.success.estimate - cell.change.estimate))
+            rows.append(
+                _row(
+                    outcome,
+                    str(outcome.seed),
+                    outcome.interval(),
+                    outcome.change_interval(),
+                    outcome.unchanged.success,
+                )
+            )
+        rows.append(
+            _row(
+                cell.outcomes[0],
+                "",
+                cell.success,
+                cell.change,
+                cell.success.estimate - cell.change.estimate,
+            )
+        )
     return rows
 
 
-def _row(outcome: Outcome, seed: str, success: Interval, change: Interval, unchanged: float) -> list[str]:
+def _row(
+    outcome: Outcome, seed: str, success: Interval, change: Interval, unchanged: float
+) -> list[str]:
     env, result = outcome.config.env, outcome.result
     returned = result.expected_return if seed else math.nan
-    numbers = (success.estimate, success.low, success.high, returned, unchanged, change.estimate, change.low, change.high)
+    numbers = (
+        success.estimate,
+        success.low,
+        success.high,
+        returned,
+        unchanged,
+        change.estimate,
+        change.low,
+        change.high,
+    )
     distractors = "" if env.num_distractors is None else str(env.num_distractors)
-    names = [outcome.arm, seed, outcome.condition.group, outcome.condition.name, env.level, distractors, str(len(result.successes))]
+    names = [
+        outcome.arm,
+        seed,
+        outcome.condition.group,
+        outcome.condition.name,
+        env.level,
+        distractors,
+        str(len(result.successes)),
+    ]
     return [*names, *(csv_cell(number) for number in numbers)]
 
 
-# --- for people -----------------------------------------------------------------------------------------------------------------
+# --- for people -----------------------------------------------------------------------------------
 
 
 def headline(cells: Sequence[Cell]) -> list[str]:
     """The answer, the most important sentence first."""
     texts = [cell for cell in cells if cell.reads and cell.condition.group in TEXT_GROUPS]
-    distractors = [cell for cell in cells if cell.condition.group == "distractors" and cell.arm != RANDOM]
+    distractors = [
+        cell for cell in cells if cell.condition.group == "distractors" and cell.arm != RANDOM
+    ]
     sentences = [
         *_losses("Said in other words, the same episodes", texts),
         *_harmless(texts),
@@ -93,7 +156,10 @@ def headline(cells: Sequence[Cell]) -> list[str]:
     ]
     seeds = max((len(cell.outcomes) for cell in cells), default=0)
     if seeds < SEEDS_FOR_A_CLAIM:
-        sentences.append(f"{seeds} {'seed shows' if seeds == 1 else 'seeds show'} a tendency; a claim needs {SEEDS_FOR_A_CLAIM}.")
+        sentences.append(
+            f"{seeds} {'seed shows' if seeds == 1 else 'seeds show'} a tendency; a claim needs"
+            f" {SEEDS_FOR_A_CLAIM}."
+        )
     return sentences
 
 
@@ -103,10 +169,15 @@ def _losses(what: str, cells: Sequence[Cell]) -> list[str]:
         return []
     worst = min(cells, key=lambda cell: cell.change.estimate)
     tests = len({cell.condition.name for cell in cells})
-    means = ", ".join(f"{arm} {_with(mean_change(cells, arm))}" for arm in dict.fromkeys(cell.arm for cell in cells))
+    means = ", ".join(
+        f"{arm} {_with(mean_change(cells, arm))}"
+        for arm in dict.fromkeys(cell.arm for cell in cells)
+    )
     return [
-        f"{what} cost {worst.arm} most: {_with(worst.change)} under {worst.condition.title}, where it still succeeds in "
-        f"{plain(worst.success.estimate)}.",
+        (
+            f"{what} cost {worst.arm} most: {_with(worst.change)} under {worst.condition.title},"
+            f" where it still succeeds in {plain(worst.success.estimate)}."
+        ),
         *([f"Mean change of success over these {tests} tests: {means}."] if tests > 1 else []),
     ]
 
@@ -116,16 +187,24 @@ def mean_change(cells: Sequence[Cell], arm: str) -> Interval:
     by_seed: dict[int, list[float]] = {}
     for outcome in (outcome for cell in cells if cell.arm == arm for outcome in cell.outcomes):
         by_seed.setdefault(outcome.seed, []).append(outcome.change)
-    return mean_interval([[sum(changes) / len(changes) for changes in by_seed.values()]]).within(-1, 1)
+    return mean_interval([[sum(changes) / len(changes) for changes in by_seed.values()]]).within(
+        -1, 1
+    )
 
 
 def _harmless(cells: Sequence[Cell]) -> list[str]:
     """The tests that cost nobody anything."""
     conditions = {cell.condition.name: cell.condition.title for cell in cells}
     harmless = [
-        title for name, title in conditions.items() if all(c.change.estimate > -TOLERANCE for c in cells if c.condition.name == name)
+        title
+        for name, title in conditions.items()
+        if all(c.change.estimate > -TOLERANCE for c in cells if c.condition.name == name)
     ]
-    return [f"No arm loses more than {TOLERANCE:.2f} under: {', '.join(harmless)}."] if harmless else []
+    return (
+        [f"No arm loses more than {TOLERANCE:.2f} under: {', '.join(harmless)}."]
+        if harmless
+        else []
+    )
 
 
 TOLERANCE = 0.02
@@ -133,7 +212,7 @@ TOLERANCE = 0.02
 
 
 def _tasks(cells: Sequence[Cell]) -> list[str]:
-    """Whether anything learnt carries over: the best arm of each new task, beside random actions."""
+    """Whether anything learnt carries over: the best arm of each new task, beside random actions."""  # noqa: E501
     told = []
     tasks = dict.fromkeys(cell.condition.name for cell in cells if cell.condition.group == "tasks")
     for name in tasks:
@@ -142,9 +221,14 @@ def _tasks(cells: Sequence[Cell]) -> list[str]:
         chance = next((cell.success.estimate for cell in here if cell.arm == RANDOM), math.nan)
         if acting:
             best = max(acting, key=lambda cell: cell.success.estimate)
-            told.append(f"{best.condition.title} {plain(best.success.estimate)} ({best.arm}; random actions {plain(chance)})")
+            told.append(
+                f"{best.condition.title} {plain(best.success.estimate)} ({best.arm}; random actions"
+                f" {plain(chance)})"
+            )
     return [f"New tasks, the best arm of each: {'; '.join(told)}."] if told else []
 
 
 def _with(interval: Interval) -> str:
-    return signed(interval.estimate) + ("" if math.isnan(interval.low) else f" {bracket(interval, signed)}")
+    return signed(interval.estimate) + (
+        "" if math.isnan(interval.low) else f" {bracket(interval, signed)}"
+    )

@@ -1,7 +1,9 @@
-"""Several copies of one level stepped together, each resetting itself: the batch that a rollout steps.
+"""Several copies of one level stepped together, each resetting itself: the batch that a rollout
+steps.
 
-The backends give the same steps. ``minigrid`` runs any level, one copy after the other; ``processes`` does so in several processes; ``vector`` runs
-levels that lie in one room, with doors or without, in arrays over all copies; ``table`` looks GoToRedBallNoDists up.
+The backends give the same steps. ``minigrid`` runs any level, one copy after the other;
+``processes`` does so in several processes; ``vector`` runs levels that lie in one room, with doors
+or without, in arrays over all copies; ``table`` looks GoToRedBallNoDists up.
 """
 
 from __future__ import annotations
@@ -41,11 +43,12 @@ def make_batched_env(
         episode_seed: Seed of each episode. None takes ``training_seeds(seed)``.
         backend: ``auto`` takes the fastest that knows the level.
         num_distractors: See ``levels.make_level``.
-        num_workers: Processes of the ``processes`` backend. With 0 ``auto`` starts none, with more it takes this backend for the levels that
-            only minigrid knows.
+        num_workers: Processes of the ``processes`` backend. With 0 ``auto`` starts none, with more
+            it takes this backend for the levels that only minigrid knows.
 
     Raises:
-        LevelError: The level is unknown, ``num_envs`` is below 1, the backend does not know the level, or ``processes`` has no workers.
+        LevelError: The level is unknown, ``num_envs`` is below 1, the backend does not know the
+            level, or ``processes`` has no workers.
     """
     if num_envs < 1:
         raise LevelError(f"num_envs must be at least 1, got {num_envs}")
@@ -63,5 +66,7 @@ def make_batched_env(
 
 
 def training_seeds(seed: int, first_copy: int = 0) -> TrainingSeeds:
-    """The default ``episode_seed`` of a run, for a batch that begins with copy ``first_copy`` of the run's."""
+    """The default ``episode_seed`` of a run, for a batch that begins with copy ``first_copy`` of
+    the run's.
+    """
     return TrainingSeeds(seed, first_copy)

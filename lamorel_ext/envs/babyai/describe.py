@@ -1,7 +1,9 @@
-"""BabyAI-Text's sentences: from the egocentric 7 x 7 x 3 view to English or French, and nothing else.
+"""BabyAI-Text's sentences: from the egocentric 7 x 7 x 3 view to English or French, and nothing
+else.
 
-The rules are those of the environment of Carta et al. 2023 (GLAM), its oddities included: the article never changes before a vowel, and
-the French sentence about what is carried keeps the English words.
+The rules are those of the environment of Carta et al. 2023 (GLAM), its oddities included: the
+article never changes before a vowel, and the French sentence about what is carried keeps the
+English words.
 """
 
 from __future__ import annotations
@@ -15,7 +17,19 @@ import numpy as np
 
 Language = Literal["en", "fr"]
 
-OBJECT_NAMES = ("unseen", "empty", "wall", "floor", "door", "key", "ball", "box", "goal", "lava", "agent")
+OBJECT_NAMES = (
+    "unseen",
+    "empty",
+    "wall",
+    "floor",
+    "door",
+    "key",
+    "ball",
+    "box",
+    "goal",
+    "lava",
+    "agent",
+)
 """Names of the codes in channel 0 of a view."""
 COLOR_NAMES = ("red", "green", "blue", "purple", "yellow", "grey")
 """Names of the codes in channel 1."""
@@ -29,7 +43,9 @@ _CARRIABLE = range(OBJECT_NAMES.index("key"), OBJECT_NAMES.index("box") + 1)
 
 @dataclass(frozen=True)
 class _Wording:
-    """How one language says each of the four sentences; the arguments are codes and signed distances in cells."""
+    """How one language says each of the four sentences; the arguments are codes and signed
+    distances in cells.
+    """
 
     carried: Callable[[int, int], str]
     wall: Callable[[int, str], str]
@@ -39,22 +55,33 @@ class _Wording:
     both: str
 
 
-def describe(image: np.ndarray, carrying: tuple[int, int] | None = None, language: Language = "en") -> tuple[str, ...]:
+def describe(
+    image: np.ndarray, carrying: tuple[int, int] | None = None, language: Language = "en"
+) -> tuple[str, ...]:
     """Say what an agent carries and sees.
 
     Args:
-        image: ``(7, 7, 3)`` integers, index ``[x, y, channel]``, the agent at ``(3, 6)`` looking towards ``y = 0``; any odd square works.
-        carrying: Object and colour code of what is carried. None reads it from the agent's own cell of the image, where minigrid shows it.
+        image: ``(7, 7, 3)`` integers, index ``[x, y, channel]``, the agent at ``(3, 6)`` looking
+            towards ``y = 0``; any odd square works.
+        carrying: Object and colour code of what is carried. None reads it from the agent's own cell
+            of the image, where minigrid shows it.
         language: Language of the sentences.
 
     Returns:
-        First what is carried, then the walls straight ahead, left and right, then every other thing seen, column by column from the left and
-        from far to near. Without final punctuation; may be empty.
+        First what is carried, then the walls straight ahead, left and right, then every other thing
+        seen, column by column from the left and from far to near. Without final punctuation; may be
+        empty.
 
     Raises:
-        ValueError: ``language`` is unknown, or the image has a wrong shape or a code that no view contains.
+        ValueError: ``language`` is unknown, or the image has a wrong shape or a code that no view
+            contains.
     """
-    if image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[2] != 3 or image.shape[0] % 2 == 0:
+    if (
+        image.ndim != 3
+        or image.shape[0] != image.shape[1]
+        or image.shape[2] != 3
+        or image.shape[0] % 2 == 0
+    ):
         raise ValueError(f"expected an image of shape (n, n, 3) with odd n, got {image.shape}")
     if language not in _WORDINGS:
         raise ValueError(f"language must be one of {', '.join(_WORDINGS)}, got {language!r}")
@@ -63,8 +90,12 @@ def describe(image: np.ndarray, carrying: tuple[int, int] | None = None, languag
 
 
 @lru_cache(maxsize=50_000)
-def _describe(view: bytes, size: int, carrying: tuple[int, int] | None, language: str) -> tuple[str, ...]:
-    """``view`` as bytes: the same views come again and again, and a look-up costs a tenth of the work."""
+def _describe(
+    view: bytes, size: int, carrying: tuple[int, int] | None, language: str
+) -> tuple[str, ...]:
+    """``view`` as bytes: the same views come again and again, and a look-up costs a tenth of the
+    work.
+    """
     wording = _WORDINGS[language]
     cells = _cells(view, size)
     agent_x, agent_y = size // 2, size - 1
@@ -77,20 +108,30 @@ def _describe(view: bytes, size: int, carrying: tuple[int, int] | None, language
             if thing in _NOT_THINGS or (x, y) == (agent_x, agent_y):
                 continue
             where = _where(x - agent_x, agent_y - y, wording)
-            sentences.append(wording.door(color, state, where) if thing == DOOR else wording.thing(thing, color, where))
+            sentences.append(
+                wording.door(color, state, where)
+                if thing == DOOR
+                else wording.thing(thing, color, where)
+            )
     return tuple(sentences)
 
 
 def _cells(view: bytes, size: int) -> list[list[tuple[int, int, int]]]:
     flat = [(view[i], view[i + 1], view[i + 2]) for i in range(0, len(view), 3)]
     for thing, color, state in flat:
-        if thing >= OBJECT_NAMES.index("agent") or color >= len(COLOR_NAMES) or state >= len(STATE_NAMES):
+        if (
+            thing >= OBJECT_NAMES.index("agent")
+            or color >= len(COLOR_NAMES)
+            or state >= len(STATE_NAMES)
+        ):
             raise ValueError(f"no view contains the cell ({thing}, {color}, {state})")
     return [flat[x * size : (x + 1) * size] for x in range(size)]
 
 
 def _wall_sentences(cells: list[list[tuple[int, int, int]]], wording: _Wording) -> list[str]:
-    """At most one sentence per direction: the first cell that is neither empty nor unseen has to be a wall."""
+    """At most one sentence per direction: the first cell that is neither empty nor unseen has to be
+    a wall.
+    """
     size = len(cells)
     x, y = size // 2, size - 1
     rays = {
@@ -100,7 +141,10 @@ def _wall_sentences(cells: list[list[tuple[int, int, int]]], wording: _Wording) 
     }
     sentences = []
     for side, ray in rays.items():
-        first = next(((n, cell[0]) for n, cell in enumerate(ray, start=1) if cell[0] not in (EMPTY, UNSEEN)), None)
+        first = next(
+            ((n, cell[0]) for n, cell in enumerate(ray, start=1) if cell[0] not in (EMPTY, UNSEEN)),
+            None,
+        )
         if first is not None and first[1] == WALL:
             sentences.append(wording.wall(first[0], side))
     return sentences
@@ -120,7 +164,15 @@ def _steps(count: int, side: str) -> str:
     return f"{count} {'step' if count == 1 else 'steps'} {side}"
 
 
-_FRENCH_OBJECTS = {"floor": "sol", "door": "porte", "key": "clef", "ball": "balle", "box": "boîte", "goal": "but", "lava": "lave"}
+_FRENCH_OBJECTS = {
+    "floor": "sol",
+    "door": "porte",
+    "key": "clef",
+    "ball": "balle",
+    "box": "boîte",
+    "goal": "but",
+    "lava": "lave",
+}
 _FRENCH_COLORS = ("rouge", "verte", "bleue", "violette", "jaune", "grise")
 _FRENCH_STATES = ("ouverte", "fermée", "fermée à clef")
 _FRENCH_SIDES = {"forward": "devant", "left": "à gauche", "right": "à droite"}
@@ -129,16 +181,24 @@ _WORDINGS = {
     "en": _Wording(
         carried=lambda thing, color: f"You carry a {COLOR_NAMES[color]} {OBJECT_NAMES[thing]}",
         wall=lambda count, side: f"You see a wall {_steps(count, side)}",
-        thing=lambda thing, color, where: f"You see a {COLOR_NAMES[color]} {OBJECT_NAMES[thing]} {where}",
-        door=lambda color, state, where: f"You see a {STATE_NAMES[state]} {COLOR_NAMES[color]} door {where}",
+        thing=lambda thing, color, where: (
+            f"You see a {COLOR_NAMES[color]} {OBJECT_NAMES[thing]} {where}"
+        ),
+        door=lambda color, state, where: (
+            f"You see a {STATE_NAMES[state]} {COLOR_NAMES[color]} door {where}"
+        ),
         side=_steps,
         both=" and ",
     ),
     "fr": _Wording(
         carried=lambda thing, color: f"Tu portes une {OBJECT_NAMES[thing]} {COLOR_NAMES[color]}",
         wall=lambda count, side: f"Tu vois un mur à {count} pas {_FRENCH_SIDES[side]}",
-        thing=lambda thing, color, where: f"Tu vois une {_FRENCH_OBJECTS[OBJECT_NAMES[thing]]} {_FRENCH_COLORS[color]} {where}",
-        door=lambda color, state, where: f"Tu vois une porte {_FRENCH_COLORS[color]} {_FRENCH_STATES[state]} {where}",
+        thing=lambda thing, color, where: (
+            f"Tu vois une {_FRENCH_OBJECTS[OBJECT_NAMES[thing]]} {_FRENCH_COLORS[color]} {where}"
+        ),
+        door=lambda color, state, where: (
+            f"Tu vois une porte {_FRENCH_COLORS[color]} {_FRENCH_STATES[state]} {where}"
+        ),
         side=lambda count, side: f"{count} pas {_FRENCH_SIDES[side]}",
         both=" et ",
     ),

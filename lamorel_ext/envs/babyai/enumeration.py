@@ -1,7 +1,9 @@
-"""GoToRedBallNoDists as tables: all of its states, what each action does, what each state looks like.
+"""GoToRedBallNoDists as tables: all of its states, what each action does, what each state looks
+like.
 
-A state is the agent's pose and the ball's cell: 36 x 4 x 35 = 5,040. The ball lies at a fixed place, nothing else can be picked up or opened,
-and the episode ends before the ball could be touched, so that only turning and walking change the state.
+A state is the agent's pose and the ball's cell: 36 x 4 x 35 = 5,040. The ball lies at a fixed
+place, nothing else can be picked up or opened, and the episode ends before the ball could be
+touched, so that only turning and walking change the state.
 """
 
 from __future__ import annotations
@@ -38,14 +40,17 @@ _EMPTY_CODE, _RED_BALL = 1, (6, 0, 0)
 
 @dataclass(frozen=True, eq=False)
 class StateTable:
-    """The level in arrays. States in which the agent faces the ball are the successful ends: absorbing, never started in.
+    """The level in arrays. States in which the agent faces the ball are the successful ends:
+    absorbing, never started in.
 
     Attributes:
         next_state: ``(5040, 6)`` int64.
-        success: ``(5040, 6)`` bool, True where the action ends the episode with success; never in an end itself.
+        success: ``(5040, 6)`` bool, True where the action ends the episode with success; never in
+            an end itself.
         terminal: ``(5040,)`` bool, True where the agent faces the ball.
         initial: ``(5040,)`` float64, probability that an episode starts there.
-        expert: ``(5040,)`` int64, first action of a shortest path to an end; of equals the lowest id. 0 in an end.
+        expert: ``(5040,)`` int64, first action of a shortest path to an end; of equals the lowest
+            id. 0 in an end.
         distance: ``(5040,)`` int64, length of that path.
         views: ``(5040,)`` int64, index into the distinct symbolic views.
         images: ``(num_views, 7, 7, 3)`` uint8.
@@ -129,27 +134,41 @@ def state_index(env: MiniGridEnv) -> int:
     """Index of a minigrid environment's state.
 
     Raises:
-        LevelError: The environment is not one room of 6 x 6 free cells with one red ball on the floor and nothing else.
+        LevelError: The environment is not one room of 6 x 6 free cells with one red ball on the
+            floor and nothing else.
     """
-    balls = [index for index, cell in enumerate(env.grid.grid) if isinstance(cell, Ball) and cell.color == "red"]
+    balls = [
+        index
+        for index, cell in enumerate(env.grid.grid)
+        if isinstance(cell, Ball) and cell.color == "red"
+    ]
     things = sum(cell is not None and not isinstance(cell, Wall) for cell in env.grid.grid)
-    if (env.width, env.height) != (_ROOM, _ROOM) or len(balls) != 1 or things != 1 or env.carrying is not None:
+    if (
+        (env.width, env.height) != (_ROOM, _ROOM)
+        or len(balls) != 1
+        or things != 1
+        or env.carrying is not None
+    ):
         raise LevelError(f"{LEVEL} has one room with one red ball; this state has another form")
     agent_x, agent_y = (int(coordinate) for coordinate in env.agent_pos)
     return int(_index(agent_x, agent_y, env.agent_dir, balls[0] % _ROOM, balls[0] // _ROOM))
 
 
 def start_state(seed: int) -> int:
-    """State in which the episode of a seed starts: the draws of minigrid's ``reset(seed=seed)``, without its room.
+    """State in which the episode of a seed starts: the draws of minigrid's ``reset(seed=seed)``,
+    without its room.
 
-    The agent's cell, its direction and the ball's cell are drawn in this order; a cell on a wall is drawn again, and so is a ball
-    less than two steps from the agent.
+    The agent's cell, its direction and the ball's cell are drawn in this order; a cell on a wall is
+    drawn again, and so is a ball less than two steps from the agent.
     """
     return start_states([seed])[0]
 
 
 def start_states(seeds: Sequence[int]) -> list[int]:
-    """``start_state`` of each seed, for many at once. Bounds of the draws are powers of two: a draw is the upper bits of a 32-bit word."""
+    """``start_state`` of each seed, for many at once.
+
+    Bounds of the draws are powers of two: a draw is the upper bits of a 32-bit word.
+    """
     if not len(seeds):
         return []
     words = words_of_seeds(seeds, _FIRST_WORDS)
@@ -173,7 +192,11 @@ def _first_states(words: np.ndarray) -> np.ndarray:
     x, y = eighths[rows, first], eighths[rows, first + 1]
     direction = eighths[rows, first + 2] >> 1  # of four: the upper two of the three bits
     ball_x, ball_y = eighths[:, 1:-1], eighths[:, 2:]
-    allowed = inner[:, 1:-1] & inner[:, 2:] & (np.abs(ball_x - x[:, None]) + np.abs(ball_y - y[:, None]) >= 2)
+    allowed = (
+        inner[:, 1:-1]
+        & inner[:, 2:]
+        & (np.abs(ball_x - x[:, None]) + np.abs(ball_y - y[:, None]) >= 2)
+    )
     after = (
         np.arange(allowed.shape[1]) - (first + 2)[:, None]
     )  # pairs begin one word after the direction, and at every second one from there
@@ -184,7 +207,8 @@ def _first_states(words: np.ndarray) -> np.ndarray:
 
 
 def evaluate_policy(policy: np.ndarray) -> ExactValue:
-    """Success and return of a memoryless policy, by carrying the distribution over states through 64 steps.
+    """Success and return of a memoryless policy, by carrying the distribution over states through
+    64 steps.
 
     Args:
         policy: ``(5040, 6)``, probability of each action in each state; rows sum to 1.
@@ -193,14 +217,20 @@ def evaluate_policy(policy: np.ndarray) -> ExactValue:
         ValueError: The shape is another one, or a row is no distribution.
     """
     if policy.shape != (NUM_STATES, NUM_ACTIONS):
-        raise ValueError(f"expected a policy of shape ({NUM_STATES}, {NUM_ACTIONS}), got {policy.shape}")
+        raise ValueError(
+            f"expected a policy of shape ({NUM_STATES}, {NUM_ACTIONS}), got {policy.shape}"
+        )
     if (policy < 0).any() or not np.allclose(policy.sum(axis=1), 1, atol=1e-4):
         raise ValueError("every row of the policy must be a distribution over actions")
     table = state_table()
     weights = policy / policy.sum(axis=1, keepdims=True)
     alive, success, mean_return = table.initial, 0.0, 0.0
     for step in range(1, MAX_STEPS + 1):
-        moved = np.bincount(table.next_state.reshape(-1), (alive[:, None] * weights).reshape(-1), minlength=NUM_STATES)
+        moved = np.bincount(
+            table.next_state.reshape(-1),
+            (alive[:, None] * weights).reshape(-1),
+            minlength=NUM_STATES,
+        )
         ended = float(moved[table.terminal].sum())
         success += ended
         mean_return += ended * reward_at(step)
@@ -218,23 +248,33 @@ def _is_free(x: int, y: int) -> bool:
 
 
 def _index(
-    x: np.ndarray | int, y: np.ndarray | int, direction: np.ndarray | int, ball_x: np.ndarray | int, ball_y: np.ndarray | int
+    x: np.ndarray | int,
+    y: np.ndarray | int,
+    direction: np.ndarray | int,
+    ball_x: np.ndarray | int,
+    ball_y: np.ndarray | int,
 ) -> np.ndarray:
-    """Number of a state: cell by cell, direction by direction, ball by ball; the ball skips the agent's cell."""
+    """Number of a state: cell by cell, direction by direction, ball by ball; the ball skips the
+    agent's cell.
+    """
     cell = (np.asarray(y) - 1) * _SIDE + np.asarray(x) - 1
     ball = (np.asarray(ball_y) - 1) * _SIDE + np.asarray(ball_x) - 1
     return (cell * 4 + np.asarray(direction)) * (_CELLS - 1) + ball - (ball > cell)
 
 
 def _coordinates() -> tuple[np.ndarray, ...]:
-    """``x, y, direction, ball_x, ball_y`` of every state, each ``(5040,)``, walls included in the count."""
+    """``x, y, direction, ball_x, ball_y`` of every state, each ``(5040,)``, walls included in the
+    count.
+    """
     cell, direction, ball = (part.reshape(-1) for part in np.indices((_CELLS, 4, _CELLS - 1)))
     ball = ball + (ball >= cell)
     return cell % _SIDE + 1, cell // _SIDE + 1, direction, ball % _SIDE + 1, ball // _SIDE + 1
 
 
 def _transitions(terminal: np.ndarray, front_x: np.ndarray, front_y: np.ndarray) -> np.ndarray:
-    """Turns always work, a step forward where there is neither wall nor ball; the other actions find nothing to act on."""
+    """Turns always work, a step forward where there is neither wall nor ball; the other actions
+    find nothing to act on.
+    """
     x, y, direction, ball_x, ball_y = _coordinates()
     state = np.arange(NUM_STATES)
     next_state = np.repeat(state[:, None], NUM_ACTIONS, axis=1)
@@ -247,7 +287,9 @@ def _transitions(terminal: np.ndarray, front_x: np.ndarray, front_y: np.ndarray)
 
 
 def _initial_distribution() -> np.ndarray:
-    """Pose uniform; ball uniform over the cells at least two steps away, of which there are fewer around a central agent."""
+    """Pose uniform; ball uniform over the cells at least two steps away, of which there are fewer
+    around a central agent.
+    """
     x, y, _, ball_x, ball_y = _coordinates()
     allowed = np.abs(x - ball_x) + np.abs(y - ball_y) >= 2
     per_pose = allowed.reshape(-1, _CELLS - 1)
@@ -265,19 +307,26 @@ def _shortest_paths(next_state: np.ndarray, terminal: np.ndarray) -> tuple[np.nd
 
 
 def _views() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index per state, images and directions of the distinct symbolic views. A ball hides nothing: one look per pose is enough."""
+    """Index per state, images and directions of the distinct symbolic views.
+
+    A ball hides nothing: one look per pose is enough.
+    """
     _, _, direction, ball_x, ball_y = _coordinates()
     images = np.repeat(_empty_room_views(), _CELLS - 1, axis=0)
     x, y = (part[:: _CELLS - 1] for part in _coordinates()[:2])
     ahead = _STEPS[direction]
-    offset = np.stack([ball_x, ball_y], axis=1) - np.repeat(np.stack([x, y], axis=1), _CELLS - 1, axis=0)
+    offset = np.stack([ball_x, ball_y], axis=1) - np.repeat(
+        np.stack([x, y], axis=1), _CELLS - 1, axis=0
+    )
     view_x = 3 + (offset[:, 1] * ahead[:, 0] - offset[:, 0] * ahead[:, 1])
     view_y = 6 - (offset * ahead).sum(axis=1)
     inside = (view_x >= 0) & (view_x <= 6) & (view_y >= 0) & (view_y <= 6)
     states = np.flatnonzero(inside)
     states = states[images[states, view_x[states], view_y[states], 0] == _EMPTY_CODE]
     images[states, view_x[states], view_y[states]] = _RED_BALL
-    rows = np.concatenate([images.reshape(NUM_STATES, -1), direction[:, None].astype(np.uint8)], axis=1)
+    rows = np.concatenate(
+        [images.reshape(NUM_STATES, -1), direction[:, None].astype(np.uint8)], axis=1
+    )
     _, first, views = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     return views.reshape(-1), images[first], direction[first].astype(np.int64)
 

@@ -1,4 +1,6 @@
-"""The process of a worker: steps its share of the copies of a level when it is told to. Started by ``worker_pool``; imports no torch."""
+"""The process of a worker: steps its share of the copies of a level when it is told to. Started by
+``worker_pool``; imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,26 @@ from lamorel_ext.envs.babyai.worker_messages import packed, unpacked
 
 
 def serve(handle: int) -> None:
-    """Answer commands until the connection closes, or until one fails: then the traceback is the last answer.
+    """Answer commands until the connection closes, or until one fails: then the traceback is the
+    last answer.
 
     Args:
         handle: File descriptor of the connection to the process that started this one.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption reaches every process of a terminal; the one that started us decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # an interruption reaches every process of a terminal; the one that started us decides
     with Connection(handle) as connection:
         try:
             _answer_all(connection)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return  # whoever asked is gone
         except Exception as error:  # whatever it is, the asking process must hear of it
-            failure = {"type": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+            failure = {
+                "type": type(error).__name__,
+                "message": str(error),
+                "traceback": traceback.format_exc(),
+            }
             connection.send_bytes(packed({"error": failure}))
 
 
@@ -55,25 +64,39 @@ class Share:
     def answer(self, command: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
         """Fields and images of the answer to a command.
 
-        Commands are ``step`` (``actions``, one per copy), ``start`` (``copies``, ``episodes`` and ``seeds``; shows these copies alone), ``replay``
-        (``episodes``, ``seeds``, ``actions`` and ``consulted``, one per copy), ``expert`` and ``spans``.
+        Commands are ``step`` (``actions``, one per copy), ``start`` (``copies``, ``episodes`` and
+        ``seeds``; shows these copies alone), ``replay`` (``episodes``, ``seeds``, ``actions`` and
+        ``consulted``, one per copy), ``expert`` and ``spans``.
         """
         return getattr(self, f"_{command.pop('do')}")(**command)
 
     def _step(self, actions: list[int]) -> tuple[dict[str, Any], np.ndarray]:
         rewards, terminated, truncated = self._copies.step(actions)
         shown, images = self._show(range(len(self._copies)))
-        return {"rewards": rewards, "terminated": terminated, "truncated": truncated, **shown}, images
+        return {
+            "rewards": rewards,
+            "terminated": terminated,
+            "truncated": truncated,
+            **shown,
+        }, images
 
-    def _start(self, copies: list[int], episodes: list[int], seeds: list[int]) -> tuple[dict[str, Any], np.ndarray]:
+    def _start(
+        self, copies: list[int], episodes: list[int], seeds: list[int]
+    ) -> tuple[dict[str, Any], np.ndarray]:
         for copy, episode, seed in zip(copies, episodes, seeds, strict=True):
             self._copies[copy].start(episode, seed)
         return self._show(copies)
 
     def _replay(
-        self, episodes: list[int], seeds: list[int], actions: list[list[int]], consulted: list[list[int]]
+        self,
+        episodes: list[int],
+        seeds: list[int],
+        actions: list[list[int]],
+        consulted: list[list[int]],
     ) -> tuple[dict[str, Any], np.ndarray]:
-        for copy, (episode, seed, taken, span) in enumerate(zip(episodes, seeds, actions, consulted, strict=True)):
+        for copy, (episode, seed, taken, span) in enumerate(
+            zip(episodes, seeds, actions, consulted, strict=True)
+        ):
             self._copies[copy].replay(SavedEpisode(episode, taken, range(*span)), seed)
         return self._show(range(len(self._copies)))
 

@@ -1,4 +1,6 @@
-"""Which seed an episode has, and the first states of coming episodes, drawn for many episodes at a time."""
+"""Which seed an episode has, and the first states of coming episodes, drawn for many episodes at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,26 @@ class TrainingSeeds:
 
     Attributes:
         run: Seed of the run.
-        first: What is added to the numbers of the environments, where a batch holds only a later part of the run's.
+        first: What is added to the numbers of the environments, where a batch holds only a later
+            part of the run's.
     """
 
     run: int
     first: int = 0
 
     def __call__(self, env: int, episode: int) -> int:
-        return int(np.random.SeedSequence((self.run, env + self.first, episode)).generate_state(1, np.uint64)[0] % SEED_BOUND)
+        return int(
+            np.random.SeedSequence((self.run, env + self.first, episode)).generate_state(
+                1, np.uint64
+            )[0]
+            % SEED_BOUND
+        )
 
     def many(self, envs: np.ndarray, episodes: np.ndarray) -> np.ndarray:
         """``(n,)`` int64: the same for ``n`` pairs of numbers below 2**32."""
-        run = [self.run >> shift & _WORD - 1 for shift in range(0, max(self.run.bit_length(), 1), 32)]
+        run = [
+            self.run >> shift & _WORD - 1 for shift in range(0, max(self.run.bit_length(), 1), 32)
+        ]
         entropy = np.empty((len(envs), len(run) + 2), dtype=np.uint32)
         entropy[:, :-2], entropy[:, -2], entropy[:, -1] = run, envs + self.first, episodes
         low, high = seed_states(entropy, 2).astype(np.uint64).T
@@ -48,17 +58,21 @@ class TrainingSeeds:
 
 
 def words_of_seeds(seeds: Sequence[int], num_words: int) -> np.ndarray:
-    """``(n, num_words)`` uint32: the first words of each seed's generator, see ``streams.random_words``."""
+    """``(n, num_words)`` uint32: the first words of each seed's generator, see
+    ``streams.random_words``.
+    """
     if len(seeds) >= _WORTH_IT and 0 <= min(seeds) and max(seeds) < _WORD:
         return random_words(np.array(seeds), num_words)
-    return np.array([words_of(seed, 0, num_words) for seed in seeds], dtype=np.uint32).reshape(len(seeds), num_words)
+    return np.array([words_of(seed, 0, num_words) for seed in seeds], dtype=np.uint32).reshape(
+        len(seeds), num_words
+    )
 
 
 class ComingEpisodes(Generic[Start]):
     """The first states of the episodes of several environments.
 
-    Where the seeds are ``TrainingSeeds``, those of the next episodes of all environments are drawn together, before they are needed.
-    Other seeds are asked for only when their episode starts.
+    Where the seeds are ``TrainingSeeds``, those of the next episodes of all environments are drawn
+    together, before they are needed. Other seeds are asked for only when their episode starts.
 
     Args:
         num_envs: Environments.
@@ -66,7 +80,9 @@ class ComingEpisodes(Generic[Start]):
         draw: Gives the first states of the episodes of given seeds.
     """
 
-    def __init__(self, num_envs: int, episode_seed: EpisodeSeed, draw: Callable[[list[int]], list[Start]]) -> None:
+    def __init__(
+        self, num_envs: int, episode_seed: EpisodeSeed, draw: Callable[[list[int]], list[Start]]
+    ) -> None:
         self.episode_seed = episode_seed
         self._draw = draw
         self._ahead = max(2, BLOCK // num_envs) if isinstance(episode_seed, TrainingSeeds) else 1
@@ -88,11 +104,19 @@ class ComingEpisodes(Generic[Start]):
         return [self._queues[env].popleft() for env in envs]
 
     def _fill(self, envs: Sequence[int]) -> None:
-        """Draw what is wanted and, where that is free of effects, what comes after it everywhere."""
+        """Draw what is wanted and, where that is free of effects, what comes after it everywhere."""  # noqa: E501
         seeds: list[int]
         if isinstance(self.episode_seed, TrainingSeeds):
-            missing = [env for env, queue in enumerate(self._queues) for _ in range(len(queue), self._ahead)]
-            episodes = [self._next[env] + place for env, queue in enumerate(self._queues) for place in range(len(queue), self._ahead)]
+            missing = [
+                env
+                for env, queue in enumerate(self._queues)
+                for _ in range(len(queue), self._ahead)
+            ]
+            episodes = [
+                self._next[env] + place
+                for env, queue in enumerate(self._queues)
+                for place in range(len(queue), self._ahead)
+            ]
             seeds = self.episode_seed.many(np.array(missing), np.array(episodes)).tolist()
         else:
             missing = [env for env in envs if not self._queues[env]]

@@ -1,4 +1,6 @@
-"""The BabyAI bot as an expert that can be asked in any state of an episode, and that always answers."""
+"""The BabyAI bot as an expert that can be asked in any state of an episode, and that always
+answers.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,7 @@ def measured_experts() -> dict[str, Measured]:
 
 
 def expert_shortfall(level: str) -> str:
-    """What is to be known before one relies on a level's expert; empty where it always succeeded."""
+    """What is to be known before one relies on a level's expert; empty where it always succeeded."""  # noqa: E501
     row = measured_experts().get(level)
     if row is None or row.won == row.episodes:
         return ""
@@ -74,7 +76,9 @@ def expert_shortfall(level: str) -> str:
 
 
 class _BoundedBot(BabyAIBot):  # type: ignore[misc, unused-ignore]
-    """The bot, which gives up where it would plan in a circle forever, as it does on UnlockToUnlock."""
+    """The bot, which gives up where it would plan in a circle forever, as it does on
+    UnlockToUnlock.
+    """
 
     def replan(self, action_taken: int | None = None) -> int:
         self._searches_left = MAX_SEARCHES
@@ -90,9 +94,10 @@ class _BoundedBot(BabyAIBot):  # type: ignore[misc, unused-ignore]
 class Expert:
     """The bot over one episode of one level.
 
-    The bot remembers what it has seen and plans ahead, so it is told every action. Where it was not asked for a step, or has failed, a
-    new one takes over that knows only the current state. Where that one fails too (the bot cannot solve KeyInBox, or missions whose
-    object is lost), the answer is one of the six actions at random, the same for the same episode and step.
+    The bot remembers what it has seen and plans ahead, so it is told every action. Where it was not
+    asked for a step, or has failed, a new one takes over that knows only the current state. Where
+    that one fails too (the bot cannot solve KeyInBox, or missions whose object is lost), the answer
+    is one of the six actions at random, the same for the same episode and step.
 
     Args:
         level: The level; the episode must be at its start.
@@ -129,13 +134,16 @@ class Expert:
         return self._answer
 
     def span(self, now: int) -> tuple[int, int]:
-        """First and last step at which the living bot was asked; ``(-1, -1)`` where the next question goes to a new one anyway."""
+        """First and last step at which the living bot was asked; ``(-1, -1)`` where the next
+        question goes to a new one anyway.
+        """
         return (self._first, self._last) if self._last >= 0 and self._last >= now - 1 else (-1, -1)
 
     def _ask_new(self) -> int | None:
         try:
             self._bot = _BoundedBot(self.level)
-        except Exception as error:  # the bot fails with assertions and worse; an expert that is silent would end a run
+        # the bot fails with assertions and worse; an expert that is silent would end a run
+        except Exception as error:
             self._give_up(error)
             return None
         return self._ask(None)

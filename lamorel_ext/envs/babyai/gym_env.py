@@ -1,4 +1,6 @@
-"""BabyAI-Text as a Gymnasium environment: minigrid's BabyAI levels, with every state also said in words."""
+"""BabyAI-Text as a Gymnasium environment: minigrid's BabyAI levels, with every state also said in
+words.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,17 @@ NUM_ACTIONS = 7
 class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
     """One level, with sentences.
 
-    Observations are minigrid's: ``image`` ``(7, 7, 3)`` uint8, ``direction`` and ``mission``. Every ``info`` holds ``descriptions``, the
-    list of sentences of the state, and ``mission``. Equal seeds give equal episodes, those of the original BabyAI-Text.
+    Observations are minigrid's: ``image`` ``(7, 7, 3)`` uint8, ``direction`` and ``mission``. Every
+    ``info`` holds ``descriptions``, the list of sentences of the state, and ``mission``. Equal
+    seeds give equal episodes, those of the original BabyAI-Text.
 
-    A success gives ``1 - 0.9 * step / max_steps`` and terminates the episode, every other step gives 0. The step limit truncates it; a
-    success on the last allowed step does both.
+    A success gives ``1 - 0.9 * step / max_steps`` and terminates the episode, every other step
+    gives 0. The step limit truncates it; a success on the last allowed step does both.
 
     Args:
         level: Id of a level, see ``levels.level_ids``.
-        language: Language of the sentences; the mission stays English. None takes the level's own, English but for ``GoToFrench``.
+        language: Language of the sentences; the mission stays English. None takes the level's own,
+            English but for ``GoToFrench``.
         num_distractors: See ``levels.make_level``.
         max_steps: See ``levels.make_level``.
         render_mode: ``human``, ``rgb_array`` or None, as in minigrid.
@@ -53,11 +57,15 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
         self.action_space = self.level.action_space
         self._running: bool | None = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode. Without a seed it follows from the episode before."""
         super().reset(seed=seed)
         observation, _ = self.level.reset(seed=seed)
-        if self.level.carrying is not None:  # levels that begin with something in the hand put it there after minigrid looked
+        if (
+            self.level.carrying is not None
+        ):  # levels that begin with something in the hand put it there after minigrid looked
             observation = self.level.gen_obs()
         self._running = True
         return observation, self._info(observation["image"])
@@ -69,12 +77,22 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
             LevelError: There is no such action, or no episode is running.
         """
         if not self._running:
-            raise LevelError("step before reset" if self._running is None else "step after the end of an episode: reset first")
+            raise LevelError(
+                "step before reset"
+                if self._running is None
+                else "step after the end of an episode: reset first"
+            )
         if not 0 <= action < NUM_ACTIONS:
             raise LevelError(f"actions are 0 to {NUM_ACTIONS - 1}, got {action}")
         observation, reward, terminated, truncated, _ = self.level.step(int(action))
         self._running = not (terminated or truncated)
-        return observation, float(reward), bool(terminated), bool(truncated), self._info(observation["image"])
+        return (
+            observation,
+            float(reward),
+            bool(terminated),
+            bool(truncated),
+            self._info(observation["image"]),
+        )
 
     def render(self) -> Any:
         """As minigrid renders."""
@@ -85,11 +103,16 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
         self.level.close()
 
     def _info(self, image: np.ndarray) -> dict[str, Any]:
-        return {"descriptions": list(describe(image, language=self.language)), "mission": self.level.mission}
+        return {
+            "descriptions": list(describe(image, language=self.language)),
+            "mission": self.level.mission,
+        }
 
 
 def sentence_language(level: str, language: Language | None) -> Language:
-    """The language a level speaks: its own where it insists on one, else the one asked for, else English."""
+    """The language a level speaks: its own where it insists on one, else the one asked for, else
+    English.
+    """
     chosen = level_spec(level).language or language or "en"
     if chosen not in ("en", "fr"):
         raise LevelError(f"{level}: the language must be en or fr, got {chosen!r}")
@@ -99,9 +122,12 @@ def sentence_language(level: str, language: Language | None) -> Language:
 def register() -> None:
     """Make every level known to Gymnasium as ``BabyAI-Text/<name>``; twice does no harm.
 
-    ``gymnasium.make("lamorel_ext.envs:BabyAI-Text/GoToLocal-v0", language="fr")`` imports this package and builds the level.
+    ``gymnasium.make("lamorel_ext.envs:BabyAI-Text/GoToLocal-v0", language="fr")`` imports this
+    package and builds the level.
     """
     for level_id in level_ids():
         name = f"{NAMESPACE}/{level_id.removeprefix('BabyAI-')}"
         if name not in gymnasium.registry:
-            gymnasium.register(name, entry_point=f"{__name__}:BabyAITextEnv", kwargs={"level": level_id})
+            gymnasium.register(
+                name, entry_point=f"{__name__}:BabyAITextEnv", kwargs={"level": level_id}
+            )

@@ -1,4 +1,6 @@
-"""Copies of any level, stepped one after the other by minigrid: what a batch runs in its own process or in worker processes."""
+"""Copies of any level, stepped one after the other by minigrid: what a batch runs in its own
+process or in worker processes.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ class LevelCopy:
         return float(reward), bool(terminated), bool(truncated)
 
     def replay(self, saved: SavedEpisode, seed: int) -> None:
-        """Take the saved actions; ask the expert where it was asked without a gap, so that it knows what it knew.
+        """Take the saved actions; ask the expert where it was asked without a gap, so that it knows
+        what it knew.
 
         Raises:
             CheckpointError: The actions end the episode.
@@ -55,7 +58,9 @@ class LevelCopy:
             if t in saved.consulted:
                 self.expert.action(self.actions)
             if t < len(saved.actions) and any(self.step(saved.actions[t])[1:]):
-                raise CheckpointError(f"the saved actions end episode {saved.episode} too early; is it another level?")
+                raise CheckpointError(
+                    f"the saved actions end episode {saved.episode} too early; is it another level?"
+                )
 
 
 class LevelCopies:
@@ -68,7 +73,9 @@ class LevelCopies:
         num_distractors: See ``levels.make_level``.
     """
 
-    def __init__(self, level: str, num_copies: int, language: Language, num_distractors: int | None = None) -> None:
+    def __init__(
+        self, level: str, num_copies: int, language: Language, num_distractors: int | None = None
+    ) -> None:
         self.language: Language = language
         self._copies = [LevelCopy(level, num_distractors) for _ in range(num_copies)]
 

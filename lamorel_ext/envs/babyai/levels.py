@@ -1,7 +1,8 @@
-"""The catalogue of levels: every BabyAI level that minigrid registers, and those that only the original BabyAI-Text has.
+"""The catalogue of levels: every BabyAI level that minigrid registers, and those that only the
+original BabyAI-Text has.
 
-Where an id exists in both, the original's law is followed: step limits always come from the size of the maze, and descriptions with
-locations are drawn as there (``original_levels``).
+Where an id exists in both, the original's law is followed: step limits always come from the size of
+the maze, and descriptions with locations are drawn as there (``original_levels``).
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class LevelSpec:
         build: Class of the level.
         options: Its arguments.
         language: The language that a level insists on (``GoToFrench``); None takes any.
-        keeps_max_steps: True for the one level that the original does not know: minigrid's own step limit holds.
+        keeps_max_steps: True for the one level that the original does not know: minigrid's own step
+            limit holds.
     """
 
     level_id: str
@@ -65,7 +67,9 @@ class LevelSpec:
 
     @property
     def distractor_argument(self) -> str | None:
-        """Name of the argument that sets the number of distractors; None where the level takes no such number."""
+        """Name of the argument that sets the number of distractors; None where the level takes no
+        such number.
+        """
         known = inspect.signature(self.build).parameters
         if self.build is OriginalLevelGen:
             return "num_dists"
@@ -93,14 +97,18 @@ def level_spec(level_id: str) -> LevelSpec:
     raise LevelError(f"no level {level_id!r}; {hint}")
 
 
-def make_level(level_id: str, num_distractors: int | None = None, max_steps: int | None = None) -> RoomGridLevel:
+def make_level(
+    level_id: str, num_distractors: int | None = None, max_steps: int | None = None
+) -> RoomGridLevel:
     """Build a level, still to be reset.
 
     Args:
         level_id: One of ``level_ids()``.
-        num_distractors: The family's own number: objects besides the target in ``GoToRedBall`` and the Mixed levels, all objects in
-            ``GoToLocal`` and the like (0 counts as 1 there, the target itself). None takes the level's own.
-        max_steps: Fixed step limit. None follows the original: room size squared x rooms x navigations that the mission needs.
+        num_distractors: The family's own number: objects besides the target in ``GoToRedBall`` and
+            the Mixed levels, all objects in ``GoToLocal`` and the like (0 counts as 1 there, the
+            target itself). None takes the level's own.
+        max_steps: Fixed step limit. None follows the original: room size squared x rooms x
+            navigations that the mission needs.
 
     Raises:
         LevelError: The level is unknown or does not take a number of distractors.
@@ -110,9 +118,14 @@ def make_level(level_id: str, num_distractors: int | None = None, max_steps: int
     if num_distractors is not None:
         name = spec.distractor_argument
         if name is None:
-            raise LevelError(f"{level_id} does not take a number of distractors; BabyAI-GoToRedBall-v0 and BabyAI-GoToLocal-v0 do")
+            raise LevelError(
+                f"{level_id} does not take a number of distractors; BabyAI-GoToRedBall-v0 and"
+                " BabyAI-GoToLocal-v0 do"
+            )
         if num_distractors < 0:
-            raise LevelError(f"{level_id}: the number of distractors must not be negative, got {num_distractors}")
+            raise LevelError(
+                f"{level_id}: the number of distractors must not be negative, got {num_distractors}"
+            )
         options[name] = max(num_distractors, _fewest_objects(spec))
     level = _refined(spec.build)(**options)
     if max_steps is not None:
@@ -123,14 +136,21 @@ def make_level(level_id: str, num_distractors: int | None = None, max_steps: int
 
 
 def seed_determines(level_id: str) -> bool:
-    """True where a seed fixes the original's level. Otherwise that level also depends on a room left over from the object's last, unseeded one."""
+    """True where a seed fixes the original's level.
+
+    Otherwise that level also depends on a room left over from the object's last, unseeded one.
+    """
     spec = level_spec(level_id)
-    explicit_unlock = spec.build is OriginalLevelGen and not spec.options.get("implicit_unlock", True)
+    explicit_unlock = spec.build is OriginalLevelGen and not spec.options.get(
+        "implicit_unlock", True
+    )
     return not (explicit_unlock and spec.options.get("locked_room_prob", 0.5) > 0)
 
 
 def _fewest_objects(spec: LevelSpec) -> int:
-    """Objects without which a mission cannot be said, where the level's number includes the targets."""
+    """Objects without which a mission cannot be said, where the level's number includes the
+    targets.
+    """
     if spec.build in (LocalLevel, GoToRedBall, GoToRedBallGrey, GoToRedBlueBall):
         return 0
     return 2 if spec.build in (PutNextLocal, PutNextAnywhere, MoveTwoAcross) else 1
@@ -138,7 +158,9 @@ def _fewest_objects(spec: LevelSpec) -> int:
 
 @cache
 def _refined(build: type[RoomGridLevel]) -> type[RoomGridLevel]:
-    """The same class, drawing its levels without a word on standard output, and looking at them faster."""
+    """The same class, drawing its levels without a word on standard output, and looking at them
+    faster.
+    """
 
     def _gen_grid(self: RoomGridLevel, width: int, height: int) -> None:
         draw_level(self, width, height)
@@ -146,16 +168,33 @@ def _refined(build: type[RoomGridLevel]) -> type[RoomGridLevel]:
     def gen_obs(self: RoomGridLevel) -> dict[str, Any]:
         return {"image": symbolic_view(self), "direction": self.agent_dir, "mission": self.mission}
 
-    return type(build.__name__, (build,), {"_gen_grid": _gen_grid, "gen_obs": gen_obs, "__module__": __name__})
+    return type(
+        build.__name__,
+        (build,),
+        {"_gen_grid": _gen_grid, "gen_obs": gen_obs, "__module__": __name__},
+    )
 
 
 _BOT_SCENES = (
-    "TestGoToBlocked", "TestPutNextToBlocked", "TestPutNextToCloseToDoor1", "TestPutNextToCloseToDoor2", "TestPutNextToIdentical",
-    "TestUnblockingLoop", "TestPutNextCloseToDoor", "TestLotsOfBlockers",
-)  # fmt: skip
+    "TestGoToBlocked",
+    "TestPutNextToBlocked",
+    "TestPutNextToCloseToDoor1",
+    "TestPutNextToCloseToDoor2",
+    "TestPutNextToIdentical",
+    "TestUnblockingLoop",
+    "TestPutNextCloseToDoor",
+    "TestLotsOfBlockers",
+)
 UNAVAILABLE = {
-    "BabyAI-MixedTrainLocalFrench-v0": "the original cannot construct it; take BabyAI-MixedTrainLocal-v0 with language fr",
-    **{f"BabyAI-{name}-v0": "a fixed scene of the original's regression tests for its bot, not built here" for name in _BOT_SCENES},
+    "BabyAI-MixedTrainLocalFrench-v0": (
+        "the original cannot construct it; take BabyAI-MixedTrainLocal-v0 with language fr"
+    ),
+    **{
+        f"BabyAI-{name}-v0": (
+            "a fixed scene of the original's regression tests for its bot, not built here"
+        )
+        for name in _BOT_SCENES
+    },
 }
 """Ids of the original that are not offered, and why."""
 
@@ -167,14 +206,31 @@ _ACTION = {"instr_kinds": ("action",)}
 _SYNTH = {**_ACTION, "locations": False, "implicit_unlock": False}
 
 
-def _named(size: Mapping[str, int], *action_kinds: str, num_dists: int = 8, **options: Any) -> dict[str, Any]:
+def _named(
+    size: Mapping[str, int], *action_kinds: str, num_dists: int = 8, **options: Any
+) -> dict[str, Any]:
     """Missions that name every object with its colour, without unblocking."""
-    return {**size, **_ACTION, **_NAMED, "action_kinds": action_kinds, "num_dists": num_dists, "implicit_unlock": False, **options}
+    return {
+        **size,
+        **_ACTION,
+        **_NAMED,
+        "action_kinds": action_kinds,
+        "num_dists": num_dists,
+        "implicit_unlock": False,
+        **options,
+    }
 
 
 _GENERATED: dict[str, dict[str, Any]] = {
     # drawn differently by minigrid
-    "PickupLoc": {**_ONE_ROOM, **_ACTION, "action_kinds": ("pickup",), "num_dists": 8, "locked_room_prob": 0, "unblocking": False},
+    "PickupLoc": {
+        **_ONE_ROOM,
+        **_ACTION,
+        "action_kinds": ("pickup",),
+        "num_dists": 8,
+        "locked_room_prob": 0,
+        "unblocking": False,
+    },
     "Synth": _SYNTH,
     "SynthS5R2": {**_SYNTH, **_LARGE, "room_size": 5, "num_dists": 7},
     "SynthLoc": {**_ACTION, "implicit_unlock": False},
@@ -184,7 +240,14 @@ _GENERATED: dict[str, dict[str, Any]] = {
     "BossLevelNoUnlock": {"locked_room_prob": 0, "implicit_unlock": False},
     # only in the original
     "SynthMedium": {**_SYNTH, **_MEDIUM, "num_dists": 8},
-    "GoToLocal2": {**_ONE_ROOM, **_NAMED, "instr_kinds": ("and",), "action_kinds": ("goto",), "num_dists": 8, "locked_room_prob": 0},
+    "GoToLocal2": {
+        **_ONE_ROOM,
+        **_NAMED,
+        "instr_kinds": ("and",),
+        "action_kinds": ("goto",),
+        "num_dists": 8,
+        "locked_room_prob": 0,
+    },
     "PickupLocal": _named(_ONE_ROOM, "pickup", locked_room_prob=0),
     "PickupMedium": _named(_MEDIUM, "pickup"),
     "PickupLarge": _named(_LARGE, "pickup"),
@@ -201,17 +264,30 @@ _GENERATED: dict[str, dict[str, Any]] = {
     "UnlockMedium": _named(_MEDIUM, "open", locked_room_prob=1, implicit_unlock=True),
     "OpenGoToMedium": _named(_MEDIUM, "goto", "open", num_dists=5, locked_room_prob=0),
     "OpenGoToLarge": _named(_LARGE, "goto", "open", num_dists=5, locked_room_prob=0),
-    "OpenAndPickupMedium": _named(_MEDIUM, "open", "pickup", num_dists=5, locked_room_prob=0, instr_kinds=("both",)),
-    "OpenAndPickupLarge": _named(_LARGE, "open", "pickup", num_dists=5, locked_room_prob=0, instr_kinds=("both",)),
-    "SynthThenSynthMedium": _named(_MEDIUM, "open", "pickup", "putnext", locked_room_prob=0, instr_kinds=("then_or_after",)),
-    "SynthThenSynthLarge": _named(_LARGE, "open", "pickup", "putnext", locked_room_prob=0, instr_kinds=("then_or_after",)),
+    "OpenAndPickupMedium": _named(
+        _MEDIUM, "open", "pickup", num_dists=5, locked_room_prob=0, instr_kinds=("both",)
+    ),
+    "OpenAndPickupLarge": _named(
+        _LARGE, "open", "pickup", num_dists=5, locked_room_prob=0, instr_kinds=("both",)
+    ),
+    "SynthThenSynthMedium": _named(
+        _MEDIUM, "open", "pickup", "putnext", locked_room_prob=0, instr_kinds=("then_or_after",)
+    ),
+    "SynthThenSynthLarge": _named(
+        _LARGE, "open", "pickup", "putnext", locked_room_prob=0, instr_kinds=("then_or_after",)
+    ),
 }
 
 _OTHERS: dict[str, tuple[Callable[..., RoomGridLevel], dict[str, Any]]] = {
     "MixedTrainLocal": (LocalLevel, {"kinds": MIXED_KINDS}),
     "MixedTestLocal": (
         LocalLevel,
-        {"kinds": MIXED_KINDS, "excluded": TEST_EXCLUDES, "door_colors": TEST_DOORS, "door_color_named": True},
+        {
+            "kinds": MIXED_KINDS,
+            "excluded": TEST_EXCLUDES,
+            "door_colors": TEST_DOORS,
+            "door_color_named": True,
+        },
     ),
     "PickUpSeqGoToLocal": (LocalLevel, {"kinds": ("pickup_goto",)}),
     "PickUpThenGoToLocal": (LocalLevel, {"kinds": ("pickup_then_goto",)}),
@@ -228,12 +304,28 @@ _OTHERS: dict[str, tuple[Callable[..., RoomGridLevel], dict[str, Any]]] = {
 
 @cache
 def _catalogue() -> dict[str, LevelSpec]:
-    specs = [_registered_spec(env_spec) for level_id, env_spec in gymnasium.registry.items() if level_id.startswith("BabyAI-")]
-    specs += [LevelSpec(f"BabyAI-{name}-v0", OriginalLevelGen, options) for name, options in _GENERATED.items()]
-    specs += [LevelSpec(f"BabyAI-{name}-v0", *parts, language="fr" if name == "GoToFrench" else None) for name, parts in _OTHERS.items()]
+    specs = [
+        _registered_spec(env_spec)
+        for level_id, env_spec in gymnasium.registry.items()
+        if level_id.startswith("BabyAI-")
+    ]
+    specs += [
+        LevelSpec(f"BabyAI-{name}-v0", OriginalLevelGen, options)
+        for name, options in _GENERATED.items()
+    ]
+    specs += [
+        LevelSpec(f"BabyAI-{name}-v0", *parts, language="fr" if name == "GoToFrench" else None)
+        for name, parts in _OTHERS.items()
+    ]
     return {spec.level_id: spec for spec in specs}
 
 
 def _registered_spec(env_spec: Any) -> LevelSpec:
-    build: Any = env_spec.entry_point if callable(env_spec.entry_point) else load_env_creator(env_spec.entry_point)
-    return LevelSpec(env_spec.id, build, env_spec.kwargs, keeps_max_steps=env_spec.id == "BabyAI-KeyCorridor-v0")
+    build: Any = (
+        env_spec.entry_point
+        if callable(env_spec.entry_point)
+        else load_env_creator(env_spec.entry_point)
+    )
+    return LevelSpec(
+        env_spec.id, build, env_spec.kwargs, keeps_max_steps=env_spec.id == "BabyAI-KeyCorridor-v0"
+    )

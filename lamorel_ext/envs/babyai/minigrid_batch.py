@@ -25,7 +25,12 @@ class MinigridBatch:
     """
 
     def __init__(
-        self, level: str, num_envs: int, language: Language, episode_seed: EpisodeSeed, num_distractors: int | None = None
+        self,
+        level: str,
+        num_envs: int,
+        language: Language,
+        episode_seed: EpisodeSeed,
+        num_distractors: int | None = None,
     ) -> None:
         self.num_envs = num_envs
         self.episode_seed = episode_seed
@@ -57,12 +62,16 @@ class MinigridBatch:
         return StepBatch(reached, current, rewards.astype(np.float64), terminated, truncated)
 
     def expert_actions(self) -> np.ndarray:
-        """``(num_envs,)`` int64: what the BabyAI bot would do; see ``expert.Expert`` for where it gives up."""
+        """``(num_envs,)`` int64: what the BabyAI bot would do; see ``expert.Expert`` for where it
+        gives up.
+        """
         self._check_running()
         return np.array(self._copies.expert_actions(), dtype=np.int64)
 
     def state(self) -> dict[str, list[int]]:
-        """Episode numbers, and the actions since each episode's start, one environment after the other."""
+        """Episode numbers, and the actions since each episode's start, one environment after the
+        other.
+        """
         self._check_running()
         copies = [self._copies[index] for index in range(self.num_envs)]
         return {

@@ -1,6 +1,7 @@
 """Level generators of the original BabyAI-Text that minigrid lacks or draws differently.
 
-Source of the laws: the public repository flowersteam/Grounding_LLMs_with_online_RL, commit 31847fb8. A seed gives the original's level, because the
+Source of the laws: the public repository flowersteam/Grounding_LLMs_with_online_RL, commit
+    31847fb8. A seed gives the original's level, because the
 random draws happen in its order; that order is what looks odd below.
 """
 
@@ -37,7 +38,9 @@ TRAIN_EXCLUDES = ("yellow box", "red key", "red door", "green ball", "grey door"
 """Phrases that no mission of the training distribution contains."""
 TEST_EXCLUDES = tuple(
     phrase
-    for phrase in (f"{color} {kind}" for color in COLOR_NAMES for kind in ("box", "key", "ball", "door"))
+    for phrase in (
+        f"{color} {kind}" for color in COLOR_NAMES for kind in ("box", "key", "ball", "door")
+    )
     if phrase not in TRAIN_EXCLUDES
 )
 """Phrases that no mission of the test distribution contains: all the others."""
@@ -46,9 +49,14 @@ TEST_DOORS = ("red", "grey")
 
 
 MAX_REJECTED = 100_000
-"""Invalid scenes in one draw after which a level is given up. With 18 objects in 36 cells about one scene in 3,000 is valid."""
+"""Invalid scenes in one draw after which a level is given up.
+
+With 18 objects in 36 cells about one scene in 3,000 is valid.
+"""
 MAX_STUCK = 300
-"""The same for scenes in which something could not be placed at all: they come in a row where nothing ever fits."""
+"""The same for scenes in which something could not be placed at all: they come in a row where
+nothing ever fits.
+"""
 
 
 class OriginalLevelGen(LevelGen):
@@ -57,11 +65,14 @@ class OriginalLevelGen(LevelGen):
     Args:
         force_colors: Every object is named with its colour.
         doors_open: All doors are open at the start.
-        options: Arguments of minigrid's ``LevelGen``. ``instr_kinds`` may also be ``("then_or_after",)``, a sequence of two actions, or
-            ``("both",)``, one of the first and one of the second of ``action_kinds``.
+        options: Arguments of minigrid's ``LevelGen``. ``instr_kinds`` may also be
+            ``("then_or_after",)``, a sequence of two actions, or ``("both",)``, one of the first
+            and one of the second of ``action_kinds``.
     """
 
-    def __init__(self, force_colors: bool = False, doors_open: bool = False, **options: Any) -> None:
+    def __init__(
+        self, force_colors: bool = False, doors_open: bool = False, **options: Any
+    ) -> None:
         self.force_colors = force_colors
         self.doors_open = doors_open
         super().__init__(**options)
@@ -71,7 +82,12 @@ class OriginalLevelGen(LevelGen):
         if self.doors_open:
             self.open_all_doors()
 
-    def rand_obj(self, types: Sequence[str] = OBJ_TYPES, colors: Sequence[str] = COLOR_NAMES, max_tries: int = 100) -> ObjDesc:
+    def rand_obj(
+        self,
+        types: Sequence[str] = OBJ_TYPES,
+        colors: Sequence[str] = COLOR_NAMES,
+        max_tries: int = 100,
+    ) -> ObjDesc:
         """Like minigrid's, but a level with locations always draws one."""
         for _ in range(max_tries + 1):
             color = self._rand_elem(list(colors) if self.force_colors else [None, *colors])
@@ -83,18 +99,25 @@ class OriginalLevelGen(LevelGen):
                 return description
         raise RecursionError("no object fits a description")
 
-    def rand_instr(self, action_kinds: Sequence[str], instr_kinds: Sequence[str], depth: int = 0) -> Instr:
+    def rand_instr(
+        self, action_kinds: Sequence[str], instr_kinds: Sequence[str], depth: int = 0
+    ) -> Instr:
         if tuple(instr_kinds) == ("both",):
             return AndInstr(
-                self.rand_instr(action_kinds[:1], ("action",), depth + 1), self.rand_instr(action_kinds[1:2], ("action",), depth + 1)
+                self.rand_instr(action_kinds[:1], ("action",), depth + 1),
+                self.rand_instr(action_kinds[1:2], ("action",), depth + 1),
             )
         if tuple(instr_kinds) == ("then_or_after",):
-            first, second = (self.rand_instr(action_kinds, ("action",), depth + 1) for _ in range(2))
+            first, second = (
+                self.rand_instr(action_kinds, ("action",), depth + 1) for _ in range(2)
+            )
             return self._rand_elem([BeforeInstr, AfterInstr])(first, second)
         return super().rand_instr(action_kinds, instr_kinds, depth)
 
     def _something_beside_locked_room(self) -> bool:
-        """The original looks into the first neighbour of the locked room, whatever the description says."""
+        """The original looks into the first neighbour of the locked room, whatever the description
+        says.
+        """
         if self.locked_room is None:
             return True
         neighbor = next(room for room in self.locked_room.neighbors if room is not None)
@@ -102,16 +125,20 @@ class OriginalLevelGen(LevelGen):
 
 
 class LocalLevel(RoomGridLevel):
-    """One task in one room, or behind the locked door of a second one; the missions leave out given phrases.
+    """One task in one room, or behind the locked door of a second one; the missions leave out given
+    phrases.
 
-    The kind of task is drawn once per episode from the episode's seed: the first draw of a generator of its own with that seed. (The
-    original draws it once per environment object, unseeded.) An episode without a seed takes its seed from the episode before.
+    The kind of task is drawn once per episode from the episode's seed: the first draw of a
+    generator of its own with that seed. (The original draws it once per environment object,
+    unseeded.) An episode without a seed takes its seed from the episode before.
 
     Args:
-        kinds: What the task may be: of ``MIXED_KINDS``, or ``pickup_then_goto``, ``goto_after_pickup``, ``pickup_pickup``.
+        kinds: What the task may be: of ``MIXED_KINDS``, or ``pickup_then_goto``,
+            ``goto_after_pickup``, ``pickup_pickup``.
         excluded: Phrases that a mission must not contain.
         door_colors: Colours of the locked door.
-        door_color_named: True where the mission always names the door's colour; otherwise it does so in half of the missions.
+        door_color_named: True where the mission always names the door's colour; otherwise it does
+            so in half of the missions.
         num_dists: Objects besides those of the mission.
     """
 
@@ -147,9 +174,13 @@ class LocalLevel(RoomGridLevel):
             objects = self._locked_door_scene() if self.kind == "open" else self._room_scene()
             reachable = self.check_objs_reachable(raise_exc=False)
             self.instrs = self._instruction(objects)
-            if reachable and not any(phrase in self.instrs.surface(self) for phrase in self.excluded):
+            if reachable and not any(
+                phrase in self.instrs.surface(self) for phrase in self.excluded
+            ):
                 return
-        raise LevelError(f"{MAX_REJECTED} scenes in a row were invalid; are there too many objects for the room?")
+        raise LevelError(
+            f"{MAX_REJECTED} scenes in a row were invalid; are there too many objects for the room?"
+        )
 
     def _room_scene(self) -> list[WorldObj]:
         self.place_agent()
@@ -157,10 +188,16 @@ class LocalLevel(RoomGridLevel):
         return self.add_distractors(num_distractors=self.num_dists + targets, all_unique=False)
 
     def _locked_door_scene(self) -> list[WorldObj]:
-        """Door, its key and the distractors in the other room, and the agent there too; gives the door alone."""
+        """Door, its key and the distractors in the other room, and the agent there too; gives the
+        door alone.
+        """
         color = self._rand_elem(self.door_colors)
         while True:
-            column, row, side = self._rand_int(0, self.num_cols), self._rand_int(0, self.num_rows), self._rand_int(0, 4)
+            column, row, side = (
+                self._rand_int(0, self.num_cols),
+                self._rand_int(0, self.num_rows),
+                self._rand_int(0, 4),
+            )
             locked_room = self.get_room(column, row)
             if locked_room.neighbors[side] is not None:
                 break
@@ -179,7 +216,12 @@ class LocalLevel(RoomGridLevel):
     def _instruction(self, objects: list[WorldObj]) -> Instr:
         if self.kind == "open":
             (door,) = objects
-            return OpenInstr(ObjDesc("door", door.color if self.door_color_named else self._rand_elem([None, door.color])))
+            return OpenInstr(
+                ObjDesc(
+                    "door",
+                    door.color if self.door_color_named else self._rand_elem([None, door.color]),
+                )
+            )
         if self.kind == "goto":
             return GoToInstr(_describe(self._rand_elem(objects)))
         if self.kind == "pickup":
@@ -189,7 +231,9 @@ class LocalLevel(RoomGridLevel):
             return PutNextInstr(first, second)
         pick = PickupInstr(first)
         then = PickupInstr(second) if self.kind == "pickup_pickup" else GoToInstr(second)
-        orders = {"pickup_then_goto": [True], "goto_after_pickup": [False]}.get(self.kind, [True, False])
+        orders = {"pickup_then_goto": [True], "goto_after_pickup": [False]}.get(
+            self.kind, [True, False]
+        )
         return BeforeInstr(pick, then) if self._rand_elem(orders) else AfterInstr(then, pick)
 
     def _two_targets(self, objects: list[WorldObj]) -> tuple[ObjDesc, ObjDesc]:
@@ -240,7 +284,10 @@ def draw_level(level: RoomGridLevel, width: int, height: int) -> None:
         else:
             level.surface = level.mission = level.instrs.surface(level)  # type: ignore[attr-defined]
             return
-    raise LevelError(f"{rejected + stuck} scenes of {type(level).__name__} were invalid; are there too many objects for the room?")
+    raise LevelError(
+        f"{rejected + stuck} scenes of {type(level).__name__} were invalid; are there too many"
+        " objects for the room?"
+    )
 
 
 def _looks(thing: WorldObj) -> tuple[str, str]:

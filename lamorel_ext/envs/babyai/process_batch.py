@@ -1,4 +1,6 @@
-"""Any level, its copies shared among worker processes: for the levels that only minigrid knows, where one core is not enough."""
+"""Any level, its copies shared among worker processes: for the levels that only minigrid knows,
+where one core is not enough.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ _Answers = Mapping[int, tuple[dict[str, Any], bytes]]
 
 
 class ProcessBatch:
-    """``BatchedEnv`` over minigrid in ``num_workers`` processes; gives the same steps as the minigrid backend, and saves the same states.
+    """``BatchedEnv`` over minigrid in ``num_workers`` processes; gives the same steps as the
+    minigrid backend, and saves the same states.
 
-    The processes start with the first ``reset`` or ``restore``, and end with ``close`` or an error; a ``reset`` after that starts new ones.
-    Seeds are asked for in this process alone.
+    The processes start with the first ``reset`` or ``restore``, and end with ``close`` or an error;
+    a ``reset`` after that starts new ones. Seeds are asked for in this process alone.
 
     Args:
         level: Id of the level.
@@ -29,7 +32,8 @@ class ProcessBatch:
         language: Language of the sentences.
         episode_seed: Seed of each episode.
         num_distractors: See ``levels.make_level``.
-        num_workers: Processes, of which each steps an equal share of the copies; not more than there are copies.
+        num_workers: Processes, of which each steps an equal share of the copies; not more than
+            there are copies.
         patience_s: See ``WorkerPool``.
 
     Raises:
@@ -47,13 +51,24 @@ class ProcessBatch:
         patience_s: float = PATIENCE_S,
     ) -> None:
         if num_workers < 1:
-            raise LevelError(f"num_workers must be at least 1 for the processes backend, got {num_workers}")
+            raise LevelError(
+                f"num_workers must be at least 1 for the processes backend, got {num_workers}"
+            )
         make_level(level, num_distractors)
         self.num_envs = num_envs
         self.episode_seed = episode_seed
-        self._shares = [share.tolist() for share in np.array_split(np.arange(num_envs), min(num_workers, num_envs))]
+        self._shares = [
+            share.tolist()
+            for share in np.array_split(np.arange(num_envs), min(num_workers, num_envs))
+        ]
         self._options = [
-            {"level": level, "num_copies": len(share), "language": language, "num_distractors": num_distractors} for share in self._shares
+            {
+                "level": level,
+                "num_copies": len(share),
+                "language": language,
+                "num_distractors": num_distractors,
+            }
+            for share in self._shares
         ]
         self._patience_s = patience_s
         self._pool: WorkerPool | None = None
@@ -88,14 +103,19 @@ class ProcessBatch:
         """
         self._check_running()
         checked: list[int] = checked_actions(actions, self.num_envs).tolist()
-        answers = self._ask({
-            worker: {"do": "step", "actions": [checked[env] for env in share]} for worker, share in enumerate(self._shares)
-        })  # fmt: skip
+        answers = self._ask(
+            {
+                worker: {"do": "step", "actions": [checked[env] for env in share]}
+                for worker, share in enumerate(self._shares)
+            }
+        )
         for taken, action in zip(self._taken, checked, strict=True):
             taken.append(action)
         reached = current = _observations(answers)
         rewards = np.array(_joined(answers, "rewards"), dtype=np.float64)
-        terminated, truncated = (np.array(_joined(answers, name), dtype=bool) for name in ("terminated", "truncated"))
+        terminated, truncated = (
+            np.array(_joined(answers, name), dtype=bool) for name in ("terminated", "truncated")
+        )
         ended: list[int] = np.flatnonzero(terminated | truncated).tolist()
         if ended:
             for env in ended:
@@ -105,12 +125,16 @@ class ProcessBatch:
         return StepBatch(reached, current, rewards, terminated, truncated)
 
     def expert_actions(self) -> np.ndarray:
-        """``(num_envs,)`` int64: what the BabyAI bot would do; see ``expert.Expert`` for where it gives up."""
+        """``(num_envs,)`` int64: what the BabyAI bot would do; see ``expert.Expert`` for where it
+        gives up.
+        """
         self._check_running()
         return np.array(_joined(self._ask_all("expert"), "actions"), dtype=np.int64)
 
     def state(self) -> dict[str, list[int]]:
-        """Episode numbers, and the actions since each episode's start, one environment after the other."""
+        """Episode numbers, and the actions since each episode's start, one environment after the
+        other.
+        """
         self._check_running()
         return {
             "episodes": list(self._episodes),
@@ -133,9 +157,12 @@ class ProcessBatch:
         for worker, share in enumerate(self._shares):
             episodes = [saved[env] for env in share]
             commands[worker] = {
-                "do": "replay", "episodes": [one.episode for one in episodes], "seeds": self._seeds(share),
-                "actions": [one.actions for one in episodes], "consulted": [[one.consulted.start, one.consulted.stop] for one in episodes],
-            }  # fmt: skip
+                "do": "replay",
+                "episodes": [one.episode for one in episodes],
+                "seeds": self._seeds(share),
+                "actions": [one.actions for one in episodes],
+                "consulted": [[one.consulted.start, one.consulted.stop] for one in episodes],
+            }
         answers = self._ask(commands)
         self._running = True
         return _observations(answers)
@@ -154,9 +181,11 @@ class ProcessBatch:
             starting = [env for env in envs if share[0] <= env <= share[-1]]
             if starting:
                 commands[worker] = {
-                    "do": "start", "copies": [env - share[0] for env in starting], "seeds": self._seeds(starting),
+                    "do": "start",
+                    "copies": [env - share[0] for env in starting],
+                    "seeds": self._seeds(starting),
                     "episodes": [self._episodes[env] for env in starting],
-                }  # fmt: skip
+                }
         return self._ask(commands)
 
     def _seeds(self, envs: list[int]) -> list[int]:
@@ -185,7 +214,9 @@ def _joined(answers: _Answers, name: str) -> list[Any]:
 
 
 def _observations(answers: _Answers) -> ObservationBatch:
-    images = np.frombuffer(b"".join(answers[worker][1] for worker in sorted(answers)), dtype=np.uint8)
+    images = np.frombuffer(
+        b"".join(answers[worker][1] for worker in sorted(answers)), dtype=np.uint8
+    )
     return ObservationBatch(
         missions=tuple(_joined(answers, "missions")),
         descriptions=tuple(tuple(sentences) for sentences in _joined(answers, "descriptions")),

@@ -1,7 +1,8 @@
 """Recorded states turned back into environments that can be looked at and stepped.
 
-A record is a mapping with the fields of the BabyAI-Text transcripts: the grid as codes ``100 * object + 10 * colour + state``, the agent's
-pose, what it carries, the room lattice and the instruction.
+A record is a mapping with the fields of the BabyAI-Text transcripts: the grid as codes ``100 *
+object + 10 * colour + state``, the agent's pose, what it carries, the room lattice and the
+instruction.
 """
 
 from __future__ import annotations
@@ -32,20 +33,43 @@ from lamorel_ext.errors import LevelError
 
 Record = Mapping[str, Any]
 
-_GOAL_LEVELS = ("Empty", "DoorKey", "FourRooms", "DistShift", "Lava", "SimpleCrossing", "MultiRoom", "LockedRoom", "Playground")
+_GOAL_LEVELS = (
+    "Empty",
+    "DoorKey",
+    "FourRooms",
+    "DistShift",
+    "Lava",
+    "SimpleCrossing",
+    "MultiRoom",
+    "LockedRoom",
+    "Playground",
+)
 _PICKUP_LEVELS = ("ObstructedMaze", "KeyCorridor", "UnlockPickup", "BlockedUnlockPickup")
-"""Families of minigrid whose episodes end at the goal or in lava, or when what the mission names is picked up."""
+"""Families of minigrid whose episodes end at the goal or in lava, or when what the mission names is
+picked up.
+"""
 
 
 class RecordedLevel(RoomGridLevel):
-    """A recorded state of a BabyAI level; its instruction refers to this state as the first of the episode."""
+    """A recorded state of a BabyAI level; its instruction refers to this state as the first of the
+    episode.
+    """
 
     def __init__(self, record: Record) -> None:
         rooms = record["rooms"]
         size = rooms["size"]
-        super().__init__(room_size=size, num_rows=rooms["rows"], num_cols=rooms["cols"], max_steps=record["max_steps"])
+        super().__init__(
+            room_size=size,
+            num_rows=rooms["rows"],
+            num_cols=rooms["cols"],
+            max_steps=record["max_steps"],
+        )
         self.room_grid = [
-            [Room((column * (size - 1), row * (size - 1)), (size, size)) for column in range(rooms["cols"])] for row in range(rooms["rows"])
+            [
+                Room((column * (size - 1), row * (size - 1)), (size, size))
+                for column in range(rooms["cols"])
+            ]
+            for row in range(rooms["rows"])
         ]
         self.instrs = make_instruction(record["instr"])
         _put_state(self, record)
@@ -61,21 +85,30 @@ class RecordedLevel(RoomGridLevel):
 
     def natural_max_steps(self) -> int:
         """The step limit by the original's rule: room size squared x rooms x navigations."""
-        return int(self.num_navs_needed(self.instrs) * self.room_size**2 * self.num_rows * self.num_cols)
+        return int(
+            self.num_navs_needed(self.instrs) * self.room_size**2 * self.num_rows * self.num_cols
+        )
 
     def _lay_down(self) -> tuple[int, int] | None:
-        """Levels that start with something in the hand had it in the grid when the instruction looked."""
+        """Levels that start with something in the hand had it in the grid when the instruction
+        looked.
+        """
         if self.carrying is None:
             return None
         free = [
-            (x, y) for x in range(self.width) for y in range(self.height) if self.grid.get(x, y) is None and (x, y) != tuple(self.agent_pos)
+            (x, y)
+            for x in range(self.width)
+            for y in range(self.height)
+            if self.grid.get(x, y) is None and (x, y) != tuple(self.agent_pos)
         ]
         self.grid.set(*free[0], self.carrying)
         return free[0]
 
 
 class RecordedGrid(MiniGridEnv):
-    """A recorded state without an instruction: minigrid's own rules, and success on picking up what the mission names where it does."""
+    """A recorded state without an instruction: minigrid's own rules, and success on picking up what
+    the mission names where it does.
+    """
 
     def __init__(self, record: Record) -> None:
         super().__init__(
@@ -86,7 +119,9 @@ class RecordedGrid(MiniGridEnv):
             see_through_walls=record["see_through_walls"],
         )
         wanted = re.fullmatch(r"pick up (?:the|a) (?:(\w+) )?(\w+)", record["mission"])
-        self.wanted = (wanted[1], wanted[2]) if wanted and _of_family(record, _PICKUP_LEVELS) else None
+        self.wanted = (
+            (wanted[1], wanted[2]) if wanted and _of_family(record, _PICKUP_LEVELS) else None
+        )
         _put_state(self, record)
 
     def _gen_grid(self, width: int, height: int) -> None:
@@ -111,14 +146,22 @@ def rebuild(record: Record) -> RecordedLevel | RecordedGrid:
 
 
 def moves_otherwise(record: Record) -> bool:
-    """True where the state does not follow from the actions by the common rules: obstacles that move, actions with another meaning."""
+    """True where the state does not follow from the actions by the common rules: obstacles that
+    move, actions with another meaning.
+    """
     return _of_family(record, ("Dynamic", "Memory"))
 
 
 def rules_known(record: Record) -> bool:
-    """True where a rebuilt state's steps end and reward by the level's rules: with an instruction, else in some of minigrid's families."""
+    """True where a rebuilt state's steps end and reward by the level's rules: with an instruction,
+    else in some of minigrid's families.
+    """
     of_minigrid = str(record["level"]).startswith("MiniGrid-")
-    return record["instr"] is not None or not of_minigrid or _of_family(record, _GOAL_LEVELS + _PICKUP_LEVELS)
+    return (
+        record["instr"] is not None
+        or not of_minigrid
+        or _of_family(record, _GOAL_LEVELS + _PICKUP_LEVELS)
+    )
 
 
 def make_instruction(instruction: Record) -> Instr:
@@ -126,9 +169,13 @@ def make_instruction(instruction: Record) -> Instr:
     kind, strict = instruction["kind"], instruction["strict"]
     if kind in ("before", "after", "and"):
         sequence: Any = {"before": BeforeInstr, "after": AfterInstr, "and": AndInstr}[kind]
-        return sequence(make_instruction(instruction["a"]), make_instruction(instruction["b"]), strict=strict)
+        return sequence(
+            make_instruction(instruction["a"]), make_instruction(instruction["b"]), strict=strict
+        )
     if kind == "putnext":
-        return PutNextInstr(_description(instruction["move"]), _description(instruction["fixed"]), strict=strict)
+        return PutNextInstr(
+            _description(instruction["move"]), _description(instruction["fixed"]), strict=strict
+        )
     if kind == "goto":
         return GoToInstr(_description(instruction["desc"]))
     simple: Any = {"open": OpenInstr, "pickup": PickupInstr}[kind]
@@ -145,15 +192,23 @@ def thing_record(thing: Any) -> dict[str, Any] | None:
     """An object and what it contains, as transcripts have them."""
     if thing is None:
         return None
-    return {"code": [int(code) for code in thing.encode()], "contains": thing_record(thing.contains)}
+    return {
+        "code": [int(code) for code in thing.encode()],
+        "contains": thing_record(thing.contains),
+    }
 
 
 def box_contents(grid: Grid) -> list[list[Any]]:
     """``[x, y, thing]`` for every box that holds something."""
     filled: list[tuple[int, Any]] = [
-        (index, box) for index, box in enumerate(grid.grid) if isinstance(box, Box) and box.contains is not None
+        (index, box)
+        for index, box in enumerate(grid.grid)
+        if isinstance(box, Box) and box.contains is not None
     ]
-    return [[index % grid.width, index // grid.width, thing_record(box.contains)] for index, box in filled]
+    return [
+        [index % grid.width, index // grid.width, thing_record(box.contains)]
+        for index, box in filled
+    ]
 
 
 def _of_family(record: Record, families: tuple[str, ...]) -> bool:
@@ -186,7 +241,9 @@ def _put(grid: Grid, x: int, y: int, thing: Any) -> None:
 
 
 def _thing(code: Sequence[int]) -> Any:
-    """minigrid annotates what objects contain and where they are as None alone, so its objects are Any here."""
+    """minigrid annotates what objects contain and where they are as None alone, so its objects are
+    Any here.
+    """
     return WorldObj.decode(*code)
 
 

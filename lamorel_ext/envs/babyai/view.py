@@ -1,7 +1,7 @@
 """The symbolic 7 x 7 x 3 view of minigrid, computed several times faster than minigrid does.
 
-minigrid copies, rotates and masks a grid of objects for every look; here the 49 cells are read where they are, and what a row of the view
-lets through to the row behind it is looked up.
+minigrid copies, rotates and masks a grid of objects for every look; here the 49 cells are read
+where they are, and what a row of the view lets through to the row behind it is looked up.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ _FORWARD = ((1, 0), (0, 1), (-1, 0), (0, -1))  # right, down, left, up
 
 
 def symbolic_view(env: MiniGridEnv) -> np.ndarray:
-    """What ``env.gen_obs()["image"]`` gives: ``(n, n, 3)`` uint8, index ``[x, y, channel]``, with ``n`` = 7, the side of the agent's view.
+    """What ``env.gen_obs()["image"]`` gives: ``(n, n, 3)`` uint8, index ``[x, y, channel]``, with
+    ``n`` = 7, the side of the agent's view.
 
-    The agent is at the middle of the last row and looks towards ``y = 0``. Walls and doors that are not open hide what is behind them;
-    unseen cells are zero. The agent's own cell shows what it carries.
+    The agent is at the middle of the last row and looks towards ``y = 0``. Walls and doors that are
+    not open hide what is behind them; unseen cells are zero. The agent's own cell shows what it
+    carries.
     """
     size = env.agent_view_size
     image = bytearray(3 * size * size)
@@ -33,7 +35,13 @@ def symbolic_view(env: MiniGridEnv) -> np.ndarray:
         columns, lit = light(lit, opaque, size) if not env.see_through_walls else (range(size), lit)
         for column in columns:
             cell, start = cells[column], 3 * (column * size + y)
-            image[start : start + 3] = _EMPTY if cell is None else _CODE_BEYOND if cell is _BEYOND else bytes(cell.encode())
+            image[start : start + 3] = (
+                _EMPTY
+                if cell is None
+                else _CODE_BEYOND
+                if cell is _BEYOND
+                else bytes(cell.encode())
+            )
         if not lit:
             break
     own = 3 * (size // 2 * size + size - 1)
@@ -45,7 +53,10 @@ def _row(env: MiniGridEnv, ahead: int, half: int) -> tuple[list[Any], int]:
     """Cells of one row of the view from left to right, and those that block the view, as bits."""
     width, height, grid = env.grid.width, env.grid.height, env.grid.grid
     dx, dy = _FORWARD[env.agent_dir]
-    x, y = int(env.agent_pos[0]) + ahead * dx + half * dy, int(env.agent_pos[1]) + ahead * dy - half * dx
+    x, y = (
+        int(env.agent_pos[0]) + ahead * dx + half * dy,
+        int(env.agent_pos[1]) + ahead * dy - half * dx,
+    )
     cells: list[Any] = []
     opaque = 0
     for column in range(2 * half + 1):
@@ -67,8 +78,9 @@ def light(lit: int, opaque: int, size: int) -> tuple[Sequence[int], int]:
         size: Cells of the row.
 
     Returns:
-        The columns of this row that are seen, and those of the next row that it lights, as bits: light spreads from transparent seen cells to their
-        neighbours in this row, and to the cells in the next row that are straight or diagonally ahead.
+        The columns of this row that are seen, and those of the next row that it lights, as bits:
+        light spreads from transparent seen cells to their neighbours in this row, and to the cells
+        in the next row that are straight or diagonally ahead.
     """
     behind = 0
     for columns, side in ((range(size - 1), 1), (range(size - 1, 0, -1), -1)):

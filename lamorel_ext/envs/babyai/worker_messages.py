@@ -1,4 +1,6 @@
-"""What the process of a batch and its workers say to each other: a JSON object, followed by raw bytes. Nothing that arrives can run code."""
+"""What the process of a batch and its workers say to each other: a JSON object, followed by raw
+bytes. Nothing that arrives can run code.
+"""
 
 from __future__ import annotations
 

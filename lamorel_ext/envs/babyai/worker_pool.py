@@ -17,7 +17,10 @@ from lamorel_ext.envs.babyai.worker_messages import packed, unpacked
 from lamorel_ext.errors import CheckpointError, EnvWorkerError, LevelError
 
 PATIENCE_S = 600.0
-"""Without an answer for so long, a worker counts as stuck. Drawing one crowded level can take minutes."""
+"""Without an answer for so long, a worker counts as stuck.
+
+Drawing one crowded level can take minutes.
+"""
 _FAREWELL_S = 2.0
 _OURS = {error.__name__: error for error in (LevelError, CheckpointError)}
 """What a worker raises because of what it was asked is raised again as it was."""
@@ -32,8 +35,9 @@ class _Worker:
 class WorkerPool:
     """One process per set of options; each runs ``env_worker.serve``.
 
-    A process is a fresh interpreter, so that neither threads nor open files of this one reach it, and a script needs no guard around its
-    main part. It ends when this process does, however that ends. After an error no worker is left.
+    A process is a fresh interpreter, so that neither threads nor open files of this one reach it,
+    and a script needs no guard around its main part. It ends when this process does, however that
+    ends. After an error no worker is left.
 
     Args:
         options: Of each worker's ``Share``.
@@ -43,7 +47,9 @@ class WorkerPool:
         EnvWorkerError: A worker cannot start.
     """
 
-    def __init__(self, options: Sequence[Mapping[str, Any]], patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, options: Sequence[Mapping[str, Any]], patience_s: float = PATIENCE_S
+    ) -> None:
         self.patience_s = patience_s
         self._workers: list[_Worker] = []
         self._end = weakref.finalize(self, _end, self._workers)
@@ -56,7 +62,9 @@ class WorkerPool:
         """Process ids of the workers."""
         return [worker.process.pid for worker in self._workers]
 
-    def ask(self, commands: Mapping[int, Mapping[str, Any]]) -> dict[int, tuple[dict[str, Any], bytes]]:
+    def ask(
+        self, commands: Mapping[int, Mapping[str, Any]]
+    ) -> dict[int, tuple[dict[str, Any], bytes]]:
         """Give some workers a command each, and wait for all answers.
 
         Args:
@@ -71,7 +79,9 @@ class WorkerPool:
             for number, command in commands.items():
                 self._tell(number, packed(dict(command)))
             return self._answers(commands)
-        except BaseException:  # an interruption too: the answers that are still to come would be taken for later ones
+        except (
+            BaseException
+        ):  # an interruption too: the answers that are still to come would be taken for later ones
             self._end.detach()
             _end(self._workers, kindly=False)
             raise
@@ -86,14 +96,18 @@ class WorkerPool:
         except OSError as error:
             raise self._death(number) from error
 
-    def _answers(self, commands: Mapping[int, Mapping[str, Any]]) -> dict[int, tuple[dict[str, Any], bytes]]:
+    def _answers(
+        self, commands: Mapping[int, Mapping[str, Any]]
+    ) -> dict[int, tuple[dict[str, Any], bytes]]:
         waiting = {self._workers[number].connection: number for number in commands}
         answers = {}
         deadline = time.monotonic() + self.patience_s
         while waiting:
             ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise EnvWorkerError(min(waiting.values()), f"gave no answer for {self.patience_s:g} s")
+                raise EnvWorkerError(
+                    min(waiting.values()), f"gave no answer for {self.patience_s:g} s"
+                )
             for connection in ready:
                 number = waiting.pop(connection)  # type: ignore[call-overload]  # wait also takes sockets, which none of these is
                 answers[number] = self._read(number)
@@ -114,7 +128,10 @@ class WorkerPool:
             code = self._workers[number].process.wait(_FAREWELL_S)
         except subprocess.TimeoutExpired:
             return EnvWorkerError(number, "closed its connection")
-        return EnvWorkerError(number, f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}")
+        return EnvWorkerError(
+            number,
+            f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}",
+        )
 
 
 def _start() -> _Worker:
@@ -122,8 +139,16 @@ def _start() -> _Worker:
     with theirs:
         handle = theirs.fileno()
         process = subprocess.Popen(
-            [sys.executable, "-c", f"from lamorel_ext.envs.babyai.env_worker import serve; serve({handle})"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            [
+                sys.executable,
+                "-c",
+                f"from lamorel_ext.envs.babyai.env_worker import serve; serve({handle})",
+            ],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "OMP_NUM_THREADS": "1",
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[handle],

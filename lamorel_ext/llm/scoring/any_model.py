@@ -21,35 +21,66 @@ class PlainEngine:
     def __init__(self, model: PreTrainedModel, seq2seq: bool, minibatch_size: int) -> None:
         self._forward = PlainForward(model, seq2seq, minibatch_size)
 
-    def read(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], with_states: bool) -> Reading:
+    def read(
+        self,
+        prompts: Sequence[Tokens],
+        rounds: Sequence[Sequence[CandidateTree]],
+        with_states: bool,
+    ) -> Reading:
         edges, states, num_tokens = [], None, 0
         for trees in rounds:
             pairs, rows, depths = _pairs(prompts, trees)
-            token_log_probs, firsts, counted = self._read_pairs(pairs, with_states and states is None)
-            edges.append(token_log_probs[put(rows, token_log_probs.device), put(depths, token_log_probs.device)])
+            token_log_probs, firsts, counted = self._read_pairs(
+                pairs, with_states and states is None
+            )
+            edges.append(
+                token_log_probs[
+                    put(rows, token_log_probs.device), put(depths, token_log_probs.device)
+                ]
+            )
             if firsts is not None:
                 starts = np.cumsum([0, *[max(1, len(tree.leaves)) for tree in trees[:-1]]])
                 states = firsts[put(starts, firsts.device)]
             num_tokens += counted
         return Reading(edges, states, num_tokens)
 
-    def _read_pairs(self, pairs: Sequence[Pair], with_states: bool) -> tuple[Tensor, Tensor | None, int]:
-        """``(n, longest)`` token log-probabilities, and the hidden states that predicted the first tokens."""
+    def _read_pairs(
+        self, pairs: Sequence[Pair], with_states: bool
+    ) -> tuple[Tensor, Tensor | None, int]:
+        """``(n, longest)`` token log-probabilities, and the hidden states that predicted the first
+        tokens.
+        """
         longest = max(len(candidate) for _, candidate in pairs)
         values, states, places = [], [], []
         for one in self._forward.run(pairs, hidden_states=with_states):
-            values.append(torch.nn.functional.pad(_token_log_probs(one), (0, longest - one.candidates.shape[1])))
+            values.append(
+                torch.nn.functional.pad(
+                    _token_log_probs(one), (0, longest - one.candidates.shape[1])
+                )
+            )
             if with_states:
-                hidden = one.outputs.decoder_hidden_states if self._forward.seq2seq else one.outputs.hidden_states
+                hidden = (
+                    one.outputs.decoder_hidden_states
+                    if self._forward.seq2seq
+                    else one.outputs.hidden_states
+                )
                 states.append(hidden[-1][:, one.first])
             places += one.places
         order = put(np.argsort(places), values[0].device)
         num_tokens = sum(len(prompt) + len(candidate) for prompt, candidate in pairs)
-        return torch.cat(values)[order], torch.cat(states)[order] if with_states else None, num_tokens
+        return (
+            torch.cat(values)[order],
+            torch.cat(states)[order] if with_states else None,
+            num_tokens,
+        )
 
 
-def _pairs(prompts: Sequence[Tokens], trees: Sequence[CandidateTree]) -> tuple[list[Pair], np.ndarray, np.ndarray]:
-    """The pairs to run, and for every edge the pair and the token of its candidate that have its log-probability."""
+def _pairs(
+    prompts: Sequence[Tokens], trees: Sequence[CandidateTree]
+) -> tuple[list[Pair], np.ndarray, np.ndarray]:
+    """The pairs to run, and for every edge the pair and the token of its candidate that have its
+    log-probability.
+    """
     pairs: list[Pair] = []
     rows, depths = [], []
     for prompt, tree in zip(prompts, trees, strict=True):
@@ -62,5 +93,7 @@ def _pairs(prompts: Sequence[Tokens], trees: Sequence[CandidateTree]) -> tuple[l
 def _token_log_probs(one: PlainPass) -> Tensor:
     """``(pairs, longest)``, padding included."""
     logits: Tensor = one.outputs.logits[:, one.first : one.first + one.candidates.shape[1]]
-    log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    log_probs = torch.log_softmax(
+        logits, dim=-1, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32
+    )
     return log_probs.gather(2, one.candidates[:, :, None]).squeeze(2)

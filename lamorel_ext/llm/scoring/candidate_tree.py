@@ -1,8 +1,10 @@
 """Candidates merged into a prefix tree, so that what they have in common is computed once.
 
-An *edge* of the tree is one token after one prefix; its log-probability is the same for every candidate that runs over it. A *node* is a prefix
-that something follows; only nodes are fed to the model. "turn left" and "turn right" make the nodes "" and "turn", and the edges "turn", "left"
-and "right". Nodes lie one after the other in a short sequence in which each attends to its own prefix alone.
+An *edge* of the tree is one token after one prefix; its log-probability is the same for every
+candidate that runs over it. A *node* is a prefix that something follows; only nodes are fed to the
+model. "turn left" and "turn right" make the nodes "" and "turn", and the edges "turn", "left" and
+"right". Nodes lie one after the other in a short sequence in which each attends to its own prefix
+alone.
 """
 
 from __future__ import annotations
@@ -21,18 +23,24 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class CandidateTree:
-    """The prefix tree of one set of candidates; node 0 is the empty prefix, parents come before their children.
+    """The prefix tree of one set of candidates; node 0 is the empty prefix, parents come before
+    their children.
 
     Attributes:
         candidates: The candidates, distinct, as tokens.
-        node_tokens: ``(num_nodes,)`` int64, last token of each prefix; -1 for node 0, which has none.
+        node_tokens: ``(num_nodes,)`` int64, last token of each prefix; -1 for node 0, which has
+            none.
         node_depths: ``(num_nodes,)`` int64, length of each prefix.
-        attends: ``(num_nodes, num_nodes)`` bool, True where the row's prefix starts with the column's.
+        attends: ``(num_nodes, num_nodes)`` bool, True where the row's prefix starts with the
+            column's.
         edge_nodes: ``(num_edges,)`` int64, the node each edge leaves, ascending.
         edge_tokens: ``(num_edges,)`` int64.
-        paths: ``(num_candidates, longest)`` int64, edges of each candidate from the first token on; ``num_edges`` after its end.
-        leaves: Positions in ``candidates`` of those that no other continues; together they run over every edge.
-        edge_leaves: ``(num_edges,)`` int64, position in ``leaves`` of one that runs over the edge, at the depth of the edge's node.
+        paths: ``(num_candidates, longest)`` int64, edges of each candidate from the first token on;
+            ``num_edges`` after its end.
+        leaves: Positions in ``candidates`` of those that no other continues; together they run over
+            every edge.
+        edge_leaves: ``(num_edges,)`` int64, position in ``leaves`` of one that runs over the edge,
+            at the depth of the edge's node.
     """
 
     candidates: tuple[Tokens, ...]
@@ -55,15 +63,30 @@ class CandidateTree:
 
 
 def make_tree(candidates: Sequence[Tokens]) -> CandidateTree:
-    """Merge candidates, which may be empty, into their prefix tree. Without candidates the tree is its root alone."""
+    """Merge candidates, which may be empty, into their prefix tree.
+
+    Without candidates the tree is its root alone.
+    """
     distinct = tuple(candidates)
     prefixes = list(dict.fromkeys(c[:end] for c in distinct for end in range(1, len(c) + 1)))
     # A shorter prefix is met before the longer ones that continue it, so parents come first.
-    nodes = {prefix: i for i, prefix in enumerate(dict.fromkeys([(), *(prefix[:-1] for prefix in prefixes)]))}
-    edges = {prefix: i for i, prefix in enumerate(sorted(prefixes, key=lambda prefix: nodes[prefix[:-1]]))}
+    nodes = {
+        prefix: i
+        for i, prefix in enumerate(dict.fromkeys([(), *(prefix[:-1] for prefix in prefixes)]))
+    }
+    edges = {
+        prefix: i
+        for i, prefix in enumerate(sorted(prefixes, key=lambda prefix: nodes[prefix[:-1]]))
+    }
     continued = set(nodes)
-    leaves = tuple(i for i, candidate in enumerate(distinct) if candidate and candidate not in continued)
-    through = {distinct[leaf][:end]: i for i, leaf in enumerate(leaves) for end in range(1, len(distinct[leaf]) + 1)}
+    leaves = tuple(
+        i for i, candidate in enumerate(distinct) if candidate and candidate not in continued
+    )
+    through = {
+        distinct[leaf][:end]: i
+        for i, leaf in enumerate(leaves)
+        for end in range(1, len(distinct[leaf]) + 1)
+    }
     longest = max(map(len, distinct), default=0)
     return CandidateTree(
         candidates=distinct,
@@ -72,9 +95,12 @@ def make_tree(candidates: Sequence[Tokens]) -> CandidateTree:
         attends=_ancestors(nodes),
         edge_nodes=_int64([nodes[prefix[:-1]] for prefix in edges]),
         edge_tokens=_int64([prefix[-1] for prefix in edges]),
-        paths=_int64([[edges[c[: k + 1]] if k < len(c) else len(edges) for k in range(longest)] for c in distinct]).reshape(
-            len(distinct), longest
-        ),
+        paths=_int64(
+            [
+                [edges[c[: k + 1]] if k < len(c) else len(edges) for k in range(longest)]
+                for c in distinct
+            ]
+        ).reshape(len(distinct), longest),
         leaves=leaves,
         edge_leaves=_int64([through[prefix] for prefix in edges]),
     )
@@ -101,7 +127,8 @@ class TreeBatch:
     Attributes:
         counts: Nodes of each tree.
         node_tokens: ``(total_nodes,)``, -1 for every tree's node 0.
-        attends: ``(b, n, n)`` bool, n the most nodes of a tree, b the trees, or 1 where all are the same. Rows of padding attend to column 0.
+        attends: ``(b, n, n)`` bool, n the most nodes of a tree, b the trees, or 1 where all are the
+            same. Rows of padding attend to column 0.
         depths: ``(b, n)``, 0 on padding.
         edge_nodes: ``(total_edges,)`` on the host, into the nodes of all trees, ascending.
         edge_tokens: ``(total_edges,)`` on the host.
@@ -145,8 +172,12 @@ def _alike(trees: Sequence[CandidateTree]) -> bool:
     return all(tree is trees[0] for tree in trees)
 
 
-def _side_by_side(arrays: Sequence[np.ndarray], times: int, counts: Sequence[int] | None = None) -> np.ndarray:
-    """One array per tree, one after the other; a single one stands for all ``times`` of them. What each counts up is added to the next."""
+def _side_by_side(
+    arrays: Sequence[np.ndarray], times: int, counts: Sequence[int] | None = None
+) -> np.ndarray:
+    """One array per tree, one after the other; a single one stands for all ``times`` of them. What
+    each counts up is added to the next.
+    """
     joined = np.concatenate(arrays) if len(arrays) == times else np.tile(arrays[0], times)
     if counts is None:
         return joined
@@ -169,11 +200,15 @@ def gather_paths(edge_log_probs: Tensor, trees: Sequence[CandidateTree]) -> Tens
 
 
 def _all_paths(trees: Sequence[CandidateTree], end: int) -> np.ndarray:
-    """``(total_candidates, longest)`` int64, edges numbered through; ``end`` after a candidate's end."""
+    """``(total_candidates, longest)`` int64, edges numbered through; ``end`` after a candidate's
+    end.
+    """
     longest = max((tree.paths.shape[1] for tree in trees), default=0)
     if trees and _alike(trees):  # the common case, without a loop
         tree, first = trees[0], np.arange(len(trees))[:, None, None] * trees[0].num_edges
-        return np.where(tree.paths < tree.num_edges, tree.paths + first, end).reshape(len(trees) * len(tree.candidates), longest)
+        return np.where(tree.paths < tree.num_edges, tree.paths + first, end).reshape(
+            len(trees) * len(tree.candidates), longest
+        )
     paths = np.full((sum(len(tree.candidates) for tree in trees), longest), end, dtype=np.int64)
     row = edge = 0
     for tree in trees:

@@ -1,7 +1,9 @@
-"""Reading with decoder-only models: the prompt and, behind it, the candidate tree, in one forward pass of transformers.
+"""Reading with decoder-only models: the prompt and, behind it, the candidate tree, in one forward
+pass of transformers.
 
-The tree's tokens lie behind the prompt in one sequence; a four-dimensional attention mask lets each see the prompt and its own prefix alone, and
-position ids count its depth. What all prompts of a minibatch begin with is computed once and kept as keys and values.
+The tree's tokens lie behind the prompt in one sequence; a four-dimensional attention mask lets each
+see the prompt and its own prefix alone, and position ids count its depth. What all prompts of a
+minibatch begin with is computed once and kept as keys and values.
 """
 
 from __future__ import annotations
@@ -21,13 +23,30 @@ from lamorel_ext.llm.scoring.packing import make_packing
 from lamorel_ext.llm.scoring.scorer import Reading
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits, edge_log_probs
 
-TREE_MODELS = frozenset({"llama", "gpt2", "gpt_neox", "mistral", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3"})
-"""Architectures that take such a mask and such positions, and whose logits are nothing but the output layer's; tests compare each with plain passes."""
+TREE_MODELS = frozenset(
+    {
+        "llama",
+        "gpt2",
+        "gpt_neox",
+        "mistral",
+        "olmo2",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    }
+)
+"""Architectures that take such a mask and such positions, and whose logits are nothing but the
+output layer's; tests compare each with plain passes.
+"""
 
 CPU_ROWS = 512
 """Positions worked on at a time, per thread."""
 TRAINING_ROWS = 4096
-"""The same with gradients, where every further chunk adds its gradient to every weight's once more."""
+"""The same with gradients, where every further chunk adds its gradient to every weight's once more.
+"""
 GPU_ROWS = 16_384
 
 MIN_SHARED = 8
@@ -37,8 +56,16 @@ MIN_SHARED = 8
 def takes_trees(model: PreTrainedModel) -> bool:
     """Whether ``CausalEngine`` is right for the model."""
     config: Any = model.config
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return config.model_type in TREE_MODELS and window is None and not getattr(config, "add_cross_attention", False)
+    window = (
+        getattr(config, "sliding_window", None)
+        if getattr(config, "use_sliding_window", True)
+        else None
+    )
+    return (
+        config.model_type in TREE_MODELS
+        and window is None
+        and not getattr(config, "add_cross_attention", False)
+    )
 
 
 class CausalEngine:
@@ -52,7 +79,12 @@ class CausalEngine:
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
 
-    def read(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], with_states: bool) -> Reading:
+    def read(
+        self,
+        prompts: Sequence[Tokens],
+        rounds: Sequence[Sequence[CandidateTree]],
+        with_states: bool,
+    ) -> Reading:
         shared = _shared_length(prompts)
         if shared < MIN_SHARED or (len(prompts) == 1 and len(rounds) == 1):
             shared = 0
@@ -64,12 +96,20 @@ class CausalEngine:
             pieces = []
             for chunk in _chunks(prompts, trees, shared, self._row_budget()):
                 batch = batch_trees(trees[chunk], self._device)
-                nodes = self._read_chunk([prompt[shared:] for prompt in prompts[chunk]], batch, past, shared)
-                pieces.append(edge_log_probs(head, nodes, batch.edge_nodes, batch.edge_tokens, self._vocab_size))
+                nodes = self._read_chunk(
+                    [prompt[shared:] for prompt in prompts[chunk]], batch, past, shared
+                )
+                pieces.append(
+                    edge_log_probs(
+                        head, nodes, batch.edge_nodes, batch.edge_tokens, self._vocab_size
+                    )
+                )
                 if with_states and number == 0:
                     states.append(nodes[batch.roots])
             edges.append(torch.cat(pieces))
-        return Reading(edges, torch.cat(states) if with_states else None, _count(prompts, rounds, shared))
+        return Reading(
+            edges, torch.cat(states) if with_states else None, _count(prompts, rounds, shared)
+        )
 
     def _row_budget(self) -> int:
         if self._device.type != "cpu":
@@ -78,23 +118,33 @@ class CausalEngine:
 
     def _read_shared(self, tokens: Tokens) -> Any:
         ids = put_integers(tokens, self._device)[None]
-        return self._model.base_model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True).past_key_values
+        return self._model.base_model(
+            input_ids=ids, past_key_values=DynamicCache(), use_cache=True
+        ).past_key_values
 
-    def _read_chunk(self, prompts: Sequence[Tokens], trees: TreeBatch, past: Any, shared: int) -> Tensor:
-        """Hidden states of every tree's nodes, ``(total_nodes, d)``; node 0 is the last position of its prompt."""
+    def _read_chunk(
+        self, prompts: Sequence[Tokens], trees: TreeBatch, past: Any, shared: int
+    ) -> Tensor:
+        """Hidden states of every tree's nodes, ``(total_nodes, d)``; node 0 is the last position of
+        its prompt.
+        """
         inputs = _lay_out(prompts, trees, shared, self._device)
         mask = torch.zeros(inputs.visible.shape, dtype=self._model.dtype, device=self._device)
         mask.masked_fill_(~inputs.visible, torch.finfo(mask.dtype).min)
         outputs = self._model.base_model(
-            input_ids=inputs.tokens, attention_mask=mask[:, None], position_ids=inputs.positions,
-            past_key_values=None if past is None else _repeat(past, len(prompts)), use_cache=past is not None,
-        )  # fmt: skip
+            input_ids=inputs.tokens,
+            attention_mask=mask[:, None],
+            position_ids=inputs.positions,
+            past_key_values=None if past is None else _repeat(past, len(prompts)),
+            use_cache=past is not None,
+        )
         hidden: Tensor = outputs.last_hidden_state
         return make_packing(trees.counts, self._device).unpad(hidden[:, inputs.width - 1 :])
 
 
 class _Layout:
-    """One padded batch: prompts padded on the left to ``width``, the trees' nodes but the first behind them.
+    """One padded batch: prompts padded on the left to ``width``, the trees' nodes but the first
+    behind them.
 
     Attributes:
         tokens: ``(n, length)``.
@@ -106,7 +156,9 @@ class _Layout:
         self.width, self.tokens, self.positions, self.visible = width, tokens, positions, visible
 
 
-def _lay_out(prompts: Sequence[Tokens], trees: TreeBatch, shared: int, device: torch.device) -> _Layout:
+def _lay_out(
+    prompts: Sequence[Tokens], trees: TreeBatch, shared: int, device: torch.device
+) -> _Layout:
     n, lengths = len(prompts), np.asarray([len(prompt) for prompt in prompts])
     width, behind = int(lengths.max()), max(trees.counts) - 1
     column = np.arange(width)
@@ -115,17 +167,26 @@ def _lay_out(prompts: Sequence[Tokens], trees: TreeBatch, shared: int, device: t
     ids[real] = [token for prompt in prompts for token in prompt]
     before = np.maximum(column[None, :] - (width - lengths[:, None]), 0)
 
-    prompt_ids, prompt_real, prompt_positions, sizes = (put(array, device) for array in (ids, real, before, lengths))
+    prompt_ids, prompt_real, prompt_positions, sizes = (
+        put(array, device) for array in (ids, real, before, lengths)
+    )
     packing = make_packing(trees.counts, device)
     tokens = torch.cat([prompt_ids, packing.pad(trees.node_tokens.clamp(min=0))[:, 1:]], dim=1)
-    positions = torch.cat([prompt_positions, sizes[:, None] - 1 + trees.depths.expand(n, -1)[:, 1:]], dim=1) + shared
+    positions = (
+        torch.cat([prompt_positions, sizes[:, None] - 1 + trees.depths.expand(n, -1)[:, 1:]], dim=1)
+        + shared
+    )
 
-    visible = torch.zeros(n, width + behind, shared + width + behind, dtype=torch.bool, device=device)
+    visible = torch.zeros(
+        n, width + behind, shared + width + behind, dtype=torch.bool, device=device
+    )
     visible[:, :, :shared] = True
     own = visible[:, :, shared:]
     causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     # A padding position attends to itself: a row without any key would be a division by zero.
-    own[:, :width, :width] = (causal & prompt_real[:, None, :]) | torch.eye(width, dtype=torch.bool, device=device)
+    own[:, :width, :width] = (causal & prompt_real[:, None, :]) | torch.eye(
+        width, dtype=torch.bool, device=device
+    )
     own[:, width:, :width] = prompt_real[:, None, :]
     own[:, width:, width:] = trees.attends.expand(n, -1, -1)[:, 1:, 1:]
     return _Layout(width, tokens, positions, visible)
@@ -134,7 +195,9 @@ def _lay_out(prompts: Sequence[Tokens], trees: TreeBatch, shared: int, device: t
 def _repeat(past: Any, times: int) -> Any:
     repeated = DynamicCache()
     for index, layer in enumerate(past.layers):
-        repeated.update(layer.keys.expand(times, -1, -1, -1), layer.values.expand(times, -1, -1, -1), index)
+        repeated.update(
+            layer.keys.expand(times, -1, -1, -1), layer.values.expand(times, -1, -1, -1), index
+        )
     return repeated
 
 
@@ -145,7 +208,9 @@ def _shared_length(prompts: Sequence[Tokens]) -> int:
     return next((i for i in range(most) if first[i] != last[i]), most)
 
 
-def _chunks(prompts: Sequence[Tokens], trees: Sequence[CandidateTree], shared: int, budget: int) -> Iterator[slice]:
+def _chunks(
+    prompts: Sequence[Tokens], trees: Sequence[CandidateTree], shared: int, budget: int
+) -> Iterator[slice]:
     """Neighbours, as many as fit into ``budget`` padded positions, at least one."""
     start, widest = 0, 0
     for stop, tree in enumerate(trees):
@@ -156,6 +221,8 @@ def _chunks(prompts: Sequence[Tokens], trees: Sequence[CandidateTree], shared: i
     yield slice(start, len(prompts))
 
 
-def _count(prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], shared: int) -> int:
+def _count(
+    prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], shared: int
+) -> int:
     reread = sum(len(prompt) - shared for prompt in prompts) * len(rounds)
     return shared + reread + sum(tree.num_nodes - 1 for trees in rounds for tree in trees)

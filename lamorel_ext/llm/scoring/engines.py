@@ -24,5 +24,7 @@ def make_engine(model: PreTrainedModel, minibatch_size: int) -> Engine:
 
 
 def unwrap(model: Any) -> Any:
-    """The transformers model inside an adapter's wrapper (PEFT's), whose layers the adapters have taken the place of."""
+    """The transformers model inside an adapter's wrapper (PEFT's), whose layers the adapters have
+    taken the place of.
+    """
     return model.get_base_model() if hasattr(model, "get_base_model") else model

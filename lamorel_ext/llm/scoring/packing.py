@@ -1,7 +1,8 @@
-"""Sequences of several lengths kept as one stack of rows, so that padding costs nothing but in attention.
+"""Sequences of several lengths kept as one stack of rows, so that padding costs nothing but in
+attention.
 
-Everything in a transformer but attention works on each position alone: there the rows of all sequences lie one after the other. Attention sees
-them padded.
+Everything in a transformer but attention works on each position alone: there the rows of all
+sequences lie one after the other. Attention sees them padded.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ class Packing:
     Attributes:
         lengths: Rows of each sequence, each at least 1.
         width: The longest length.
-        spread: ``(n, width)`` int64, the row that belongs at each place, some other row on padding; None where nothing is padded.
-        keep: ``(rows,)`` int64, the place of each row in the flattened ``(n * width,)``; None where nothing is padded.
+        spread: ``(n, width)`` int64, the row that belongs at each place, some other row on padding;
+            None where nothing is padded.
+        keep: ``(rows,)`` int64, the place of each row in the flattened ``(n * width,)``; None where
+            nothing is padded.
         mask: ``(n, width)`` bool, True on real places; None where nothing is padded.
     """
 

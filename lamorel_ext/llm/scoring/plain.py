@@ -1,4 +1,5 @@
-"""Plain forward passes of transformers over padded pairs of prompt and candidate: the slow way that suits every model.
+"""Plain forward passes of transformers over padded pairs of prompt and candidate: the slow way that
+suits every model.
 
 Module functions that want a whole forward pass, as Lamorel's do, get it from here.
 """
@@ -34,7 +35,8 @@ class PlainPass:
         minibatch: What it was given, ``(pairs, ...)``.
         first: Position whose logits predict a candidate's first token.
         candidates: ``(pairs, longest)`` int64, 0 after a candidate's end.
-        prompts: The prompts, padded to the same length, as ``{"input_ids", "attention_mask"}`` in lists.
+        prompts: The prompts, padded to the same length, as ``{"input_ids", "attention_mask"}`` in
+            lists.
     """
 
     places: list[int]
@@ -48,8 +50,9 @@ class PlainPass:
 class PlainForward:
     """Forward passes over pairs.
 
-    A decoder-only model only ever gets prompts of one length together, so that nothing is padded before a candidate: right for models that cannot
-    mask (recurrent ones) or that count positions by themselves.
+    A decoder-only model only ever gets prompts of one length together, so that nothing is padded
+    before a candidate: right for models that cannot mask (recurrent ones) or that count positions
+    by themselves.
 
     Args:
         model: Any model with an output head of transformers.
@@ -69,9 +72,18 @@ class PlainForward:
         """
         for places in self._minibatches(pairs):
             chosen = [pairs[place] for place in places]
-            minibatch, first, prompts = self._encoder_decoder(chosen) if self.seq2seq else self._decoder(chosen)
+            minibatch, first, prompts = (
+                self._encoder_decoder(chosen) if self.seq2seq else self._decoder(chosen)
+            )
             outputs = self.model(**minibatch, output_hidden_states=hidden_states, use_cache=False)
-            yield PlainPass(places, outputs, minibatch, first, self._put(_pad([candidate for _, candidate in chosen])[0]), prompts)
+            yield PlainPass(
+                places,
+                outputs,
+                minibatch,
+                first,
+                self._put(_pad([candidate for _, candidate in chosen])[0]),
+                prompts,
+            )
 
     def _minibatches(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
         """Places in order of the prompts' lengths."""
@@ -86,11 +98,20 @@ class PlainForward:
         if batch:
             yield batch
 
-    def _encoder_decoder(self, pairs: Sequence[Pair]) -> tuple[dict[str, Any], int, list[dict[str, list[int]]]]:
+    def _encoder_decoder(
+        self, pairs: Sequence[Pair]
+    ) -> tuple[dict[str, Any], int, list[dict[str, list[int]]]]:
         config = self.model.config
-        start = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.pad_token_id
+        start = (
+            config.decoder_start_token_id
+            if config.decoder_start_token_id is not None
+            else config.pad_token_id
+        )
         decoder_ids, decoder_mask = _pad([(start, *candidate) for _, candidate in pairs])
-        minibatch: dict[str, Any] = {"decoder_input_ids": self._put(decoder_ids), "decoder_attention_mask": self._put(decoder_mask)}
+        minibatch: dict[str, Any] = {
+            "decoder_input_ids": self._put(decoder_ids),
+            "decoder_attention_mask": self._put(decoder_mask),
+        }
         ids, mask = _pad([prompt for prompt, _ in pairs])
         if ids.shape[1]:
             minibatch |= {"input_ids": self._put(ids), "attention_mask": self._put(mask)}
@@ -98,34 +119,54 @@ class PlainForward:
             minibatch["encoder_outputs"] = nothing_read(self.model, len(pairs))
         return minibatch, 0, _as_lists(ids, mask)
 
-    def _decoder(self, pairs: Sequence[Pair]) -> tuple[dict[str, Any], int, list[dict[str, list[int]]]]:
-        """Lamorel's layout: the prompt without its last token, then that token and the candidate."""
+    def _decoder(
+        self, pairs: Sequence[Pair]
+    ) -> tuple[dict[str, Any], int, list[dict[str, list[int]]]]:
+        """Lamorel's layout: the prompt without its last token, then that token and the candidate."""  # noqa: E501
         ids, mask = _pad([prompt + candidate for prompt, candidate in pairs])
         first = len(pairs[0][0]) - 1
-        return {"input_ids": self._put(ids), "attention_mask": self._put(mask)}, first, _as_lists(ids[:, :first], mask[:, :first])
+        return (
+            {"input_ids": self._put(ids), "attention_mask": self._put(mask)},
+            first,
+            _as_lists(ids[:, :first], mask[:, :first]),
+        )
 
     def _put(self, values: np.ndarray) -> Tensor:
         return put(values, self.model.device)
 
 
 def nothing_read(model: Any, n: int) -> BaseModelOutput:
-    """Encoder states of ``n`` empty prompts: one of zeros each. T5 has no biases, so that cross-attention adds nothing.
+    """Encoder states of ``n`` empty prompts: one of zeros each. T5 has no biases, so that
+    cross-attention adds nothing.
 
     Raises:
         RequestError: The model is not a T5.
     """
     if not is_t5(model):
         raise RequestError(f"an empty prompt has no answer from {type(model).__name__}")
-    return BaseModelOutput(last_hidden_state=torch.zeros(n, 1, model.config.d_model, dtype=model.dtype, device=model.device))
+    return BaseModelOutput(
+        last_hidden_state=torch.zeros(
+            n, 1, model.config.d_model, dtype=model.dtype, device=model.device
+        )
+    )
 
 
 def _pad(sequences: Sequence[Tokens]) -> tuple[np.ndarray, np.ndarray]:
-    """``(n, longest)`` int64 tokens, padded on the right with 0, as Lamorel's module functions expect, and 1 where they are real."""
+    """``(n, longest)`` int64 tokens, padded on the right with 0, as Lamorel's module functions
+    expect, and 1 where they are real.
+    """
     width = max(map(len, sequences))
-    ids = np.asarray([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences], dtype=np.int64).reshape(len(sequences), width)
-    mask = np.arange(width)[None, :] < np.asarray([len(sequence) for sequence in sequences])[:, None]
+    ids = np.asarray(
+        [[*sequence, *[0] * (width - len(sequence))] for sequence in sequences], dtype=np.int64
+    ).reshape(len(sequences), width)
+    mask = (
+        np.arange(width)[None, :] < np.asarray([len(sequence) for sequence in sequences])[:, None]
+    )
     return ids, mask.astype(np.int64)
 
 
 def _as_lists(ids: np.ndarray, mask: np.ndarray) -> list[dict[str, list[int]]]:
-    return [{"input_ids": row, "attention_mask": seen} for row, seen in zip(ids.tolist(), mask.tolist(), strict=True)]
+    return [
+        {"input_ids": row, "attention_mask": seen}
+        for row, seen in zip(ids.tolist(), mask.tolist(), strict=True)
+    ]

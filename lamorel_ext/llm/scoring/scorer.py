@@ -1,7 +1,9 @@
-"""Exact scores of candidates: the sum of their token log-probabilities after the prompt, without computing anything twice.
+"""Exact scores of candidates: the sum of their token log-probabilities after the prompt, without
+computing anything twice.
 
-Within a call every distinct prompt is read once, and the candidates that follow it are merged into one prefix tree. How a model reads prompts and
-trees is an engine's business (``scoring_t5``, ``scoring_causal``, ``scoring_plain``).
+Within a call every distinct prompt is read once, and the candidates that follow it are merged into
+one prefix tree. How a model reads prompts and trees is an engine's business (``scoring_t5``,
+``scoring_causal``, ``scoring_plain``).
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens, gather
 MAX_TREE = 64
 """Candidates in one tree at most: its attention grows with the square of its nodes."""
 TRAINING_POSITIONS = 4096
-"""Decoder positions of a minibatch with gradients: they are all held until the backward pass anyway, and every further minibatch adds its
-gradient to every weight's once more."""
+"""Decoder positions of a minibatch with gradients: they are all held until the backward pass
+anyway, and every further minibatch adds its gradient to every weight's once more."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Reading:
 
     Attributes:
         edges: For each round ``(total_edges,)`` log-probabilities in nats, tree after tree.
-        states: ``(num_prompts, d)``, last hidden state where the first token after each prompt is predicted; None where not asked for.
+        states: ``(num_prompts, d)``, last hidden state where the first token after each prompt is
+            predicted; None where not asked for.
         num_tokens: Positions that the model computed, padding not counted.
     """
 
@@ -41,9 +44,17 @@ class Reading:
 
 
 class Engine(Protocol):
-    """How one kind of model reads prompts and candidate trees. Gradients flow where they are enabled."""
+    """How one kind of model reads prompts and candidate trees.
 
-    def read(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], with_states: bool) -> Reading:
+    Gradients flow where they are enabled.
+    """
+
+    def read(
+        self,
+        prompts: Sequence[Tokens],
+        rounds: Sequence[Sequence[CandidateTree]],
+        with_states: bool,
+    ) -> Reading:
         """Read each prompt once and, after it, its tree of every round.
 
         Args:
@@ -58,7 +69,8 @@ class Scores:
     """Answer of ``Scorer.score``, in its order.
 
     Attributes:
-        log_probs: ``(total_candidates,)`` in nats, prompt after prompt; with ``per_token`` ``(total_candidates, longest)``, 0 after a candidate's end.
+        log_probs: ``(total_candidates,)`` in nats, prompt after prompt; with ``per_token``
+            ``(total_candidates, longest)``, 0 after a candidate's end.
         states: ``(n, d)`` or None, as in ``Reading``.
         num_tokens: As in ``Reading``.
     """
@@ -73,16 +85,23 @@ class Scorer:
 
     Args:
         engine: Reads prompts and trees.
-        minibatch_size: Bounds the memory of a call without gradients: at a time no more prompts are read than this, and the decoder has no more
-            positions than this many sequences as long as the longest candidate would have, each on its own.
+        minibatch_size: Bounds the memory of a call without gradients: at a time no more prompts are
+            read than this, and the decoder has no more positions than this many sequences as long
+            as the longest candidate would have, each on its own.
         dtype: Of the scores.
     """
 
-    def __init__(self, engine: Engine, minibatch_size: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, engine: Engine, minibatch_size: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.engine, self.minibatch_size, self.dtype = engine, minibatch_size, dtype
 
     def score(
-        self, prompts: Sequence[Tokens], candidates: Sequence[tuple[Tokens, ...]], with_states: bool = False, per_token: bool = False
+        self,
+        prompts: Sequence[Tokens],
+        candidates: Sequence[tuple[Tokens, ...]],
+        with_states: bool = False,
+        per_token: bool = False,
     ) -> Scores:
         """Score the candidates of each prompt.
 
@@ -93,7 +112,10 @@ class Scorer:
             per_token: Whether the tokens' log-probabilities are wanted instead of their sums.
         """
         largest = MAX_TREE if torch.is_grad_enabled() else min(MAX_TREE, self.minibatch_size)
-        units = [_Unit(i, prompt, *_grow(own, largest)) for i, (prompt, own) in enumerate(zip(prompts, candidates, strict=True))]
+        units = [
+            _Unit(i, prompt, *_grow(own, largest))
+            for i, (prompt, own) in enumerate(zip(prompts, candidates, strict=True))
+        ]
         units.sort(key=lambda unit: (len(unit.trees), len(unit.prompt)))
         values, states, num_tokens = [], [], 0
         places: list[list[int]] = [[] for _ in units]
@@ -110,10 +132,23 @@ class Scorer:
             if reading.states is not None:
                 states.append(reading.states)
             num_tokens += reading.num_tokens
-        order = [places[unit.index][k] for unit in sorted(units, key=lambda unit: unit.index) for k in unit.order]
-        return Scores(self._in_order(values, order), _unsort(states, units) if with_states else None, num_tokens)
+        order = [
+            places[unit.index][k]
+            for unit in sorted(units, key=lambda unit: unit.index)
+            for k in unit.order
+        ]
+        return Scores(
+            self._in_order(values, order),
+            _unsort(states, units) if with_states else None,
+            num_tokens,
+        )
 
-    def _read(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], with_states: bool) -> Reading:
+    def _read(
+        self,
+        prompts: Sequence[Tokens],
+        rounds: Sequence[Sequence[CandidateTree]],
+        with_states: bool,
+    ) -> Reading:
         if with_states or any(tree.num_edges for trees in rounds for tree in trees):
             return self.engine.read(prompts, rounds, with_states)
         return Reading([torch.zeros(0, dtype=self.dtype) for _ in rounds], None, 0)
@@ -123,11 +158,18 @@ class Scorer:
         longest = max((tree.paths.shape[1] for unit in units for tree in unit.trees), default=0)
         prompts, positions = self.minibatch_size, self.minibatch_size * max(1, longest)
         if torch.is_grad_enabled():
-            prompts, positions = max(prompts, TRAINING_POSITIONS), max(positions, TRAINING_POSITIONS)
+            prompts, positions = (
+                max(prompts, TRAINING_POSITIONS),
+                max(positions, TRAINING_POSITIONS),
+            )
         batch: list[_Unit] = []
         size = 0
         for unit in units:
-            if batch and (len(batch) == prompts or size + unit.positions > positions or len(unit.trees) != len(batch[0].trees)):
+            if batch and (
+                len(batch) == prompts
+                or size + unit.positions > positions
+                or len(unit.trees) != len(batch[0].trees)
+            ):
                 yield batch
                 batch, size = [], 0
             batch.append(unit)
@@ -139,14 +181,25 @@ class Scorer:
         if not values:
             return torch.zeros(0, dtype=self.dtype)
         longest = max(value.shape[-1] for value in values) if values[0].dim() == 2 else 0
-        device = next((value.device for value in values if value.device.type != "cpu"), values[0].device)
-        flat = torch.cat([(F.pad(value, (0, longest - value.shape[-1])) if value.dim() == 2 else value).to(device) for value in values])
+        device = next(
+            (value.device for value in values if value.device.type != "cpu"), values[0].device
+        )
+        flat = torch.cat(
+            [
+                (F.pad(value, (0, longest - value.shape[-1])) if value.dim() == 2 else value).to(
+                    device
+                )
+                for value in values
+            ]
+        )
         return flat if order == list(range(len(order))) else flat[put_integers(order, device)]
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """One prompt with its trees; ``order[k]`` says where candidate ``k`` is among the candidates of all trees."""
+    """One prompt with its trees; ``order[k]`` says where candidate ``k`` is among the candidates of
+    all trees.
+    """
 
     index: int
     prompt: Tokens
@@ -160,17 +213,27 @@ class _Unit:
 
 
 @lru_cache(maxsize=512)
-def _grow(candidates: tuple[Tokens, ...], at_most: int) -> tuple[tuple[CandidateTree, ...], tuple[int, ...]]:
-    """The trees of some candidates, and where each candidate is in them; what starts alike goes into the same tree."""
+def _grow(
+    candidates: tuple[Tokens, ...], at_most: int
+) -> tuple[tuple[CandidateTree, ...], tuple[int, ...]]:
+    """The trees of some candidates, and where each candidate is in them; what starts alike goes
+    into the same tree.
+    """
     if len(candidates) <= at_most:
         return (make_tree(candidates),), tuple(range(len(candidates)))
     ordered = sorted(range(len(candidates)), key=lambda i: candidates[i])
-    trees = tuple(make_tree([candidates[i] for i in ordered[start : start + at_most]]) for start in range(0, len(ordered), at_most))
+    trees = tuple(
+        make_tree([candidates[i] for i in ordered[start : start + at_most]])
+        for start in range(0, len(ordered), at_most)
+    )
     return trees, tuple(sorted(range(len(ordered)), key=lambda place: ordered[place]))
 
 
 def _unsort(states: Sequence[Tensor], units: Sequence[_Unit]) -> Tensor | None:
     if not states:
         return None
-    flat, order = torch.cat(list(states)), sorted(range(len(units)), key=lambda place: units[place].index)
+    flat, order = (
+        torch.cat(list(states)),
+        sorted(range(len(units)), key=lambda place: units[place].index),
+    )
     return flat if order == list(range(len(order))) else flat[put_integers(order, flat.device)]

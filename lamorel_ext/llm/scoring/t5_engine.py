@@ -20,7 +20,12 @@ class T5Engine:
     def __init__(self, model: PreTrainedModel) -> None:
         self._forward = T5Forward(model)
 
-    def read(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], with_states: bool) -> Reading:
+    def read(
+        self,
+        prompts: Sequence[Tokens],
+        rounds: Sequence[Sequence[CandidateTree]],
+        with_states: bool,
+    ) -> Reading:
         forward = self._forward
         words = forward.words(prompts, itertools.chain(*rounds))
         memory, packing = forward.encode(prompts, words)
@@ -31,6 +36,14 @@ class T5Engine:
             nodes = forward.decode(memory, packing, batch, words)
             if with_states and states is None:
                 states = nodes[batch.roots]
-            edges.append(edge_log_probs(forward.head, nodes, batch.edge_nodes, batch.edge_tokens, forward.config.vocab_size))
+            edges.append(
+                edge_log_probs(
+                    forward.head,
+                    nodes,
+                    batch.edge_nodes,
+                    batch.edge_tokens,
+                    forward.config.vocab_size,
+                )
+            )
             num_tokens += sum(batch.counts)
         return Reading(edges, states, num_tokens)

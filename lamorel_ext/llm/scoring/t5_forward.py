@@ -1,10 +1,13 @@
 """T5's forward pass over packed rows, on the weights of transformers' own modules.
 
-It computes what transformers' ``T5ForConditionalGeneration`` computes without dropout (tests hold it to that, in float64), but: the encoder
-sees no padding outside attention; the decoder takes prefix trees instead of one padded sequence per candidate; cross-attention over a short
-tree attends to the encoder's states directly instead of projecting every one of them to a key and a value in every layer.
+It computes what transformers' ``T5ForConditionalGeneration`` computes without dropout (tests hold
+it to that, in float64), but: the encoder sees no padding outside attention; the decoder takes
+prefix trees instead of one padded sequence per candidate; cross-attention over a short tree attends
+to the encoder's states directly instead of projecting every one of them to a key and a value in
+every layer.
 
-Architecture: Raffel et al. 2020 (arXiv 1910.10683) for relu, Shazeer 2020 (arXiv 2002.05202) for gated-gelu; positions enter by a learned
+Architecture: Raffel et al. 2020 (arXiv 1910.10683) for relu, Shazeer 2020 (arXiv 2002.05202) for
+    gated-gelu; positions enter by a learned
 bias on attention scores, one per head and bucket of distance; scores are not scaled.
 """
 
@@ -28,9 +31,13 @@ from lamorel_ext.llm.scoring.token_embeddings import Words
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits
 
 CPU_ROWS = 512
-"""Encoder positions worked on at a time, per thread: their widest activations stay in a core's second-level cache."""
+"""Encoder positions worked on at a time, per thread: their widest activations stay in a core's
+second-level cache.
+"""
 TRAINING_ROWS = 4096
-"""The same with gradients: every further chunk adds its gradient to every weight's once more, which costs more than the cache saves."""
+"""The same with gradients: every further chunk adds its gradient to every weight's once more, which
+costs more than the cache saves.
+"""
 GPU_ROWS = 16_384
 
 
@@ -43,7 +50,8 @@ class T5Forward:
     """The encoder, the tree decoder and the output head of one T5.
 
     Args:
-        model: Stays the owner of the weights; its modules are called, so modules put in their place (such as LoRA layers) take part.
+        model: Stays the owner of the weights; its modules are called, so modules put in their place
+            (such as LoRA layers) take part.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -61,13 +69,16 @@ class T5Forward:
 
     def words(self, prompts: Sequence[tuple[int, ...]], trees: Iterable[CandidateTree]) -> Words:
         """The tokens of a call: prompts and trees are all that will be encoded and decoded."""
-        tokens = itertools.chain([self._start], *prompts, *({id(tree): tree.node_tokens[1:] for tree in trees}.values()))
+        tokens = itertools.chain(
+            [self._start], *prompts, *({id(tree): tree.node_tokens[1:] for tree in trees}.values())
+        )
         return Words(tokens, self.device)
 
     def encode(self, prompts: Sequence[tuple[int, ...]], words: Words) -> tuple[Tensor, Packing]:
         """Last hidden states of the encoder.
 
-        An empty prompt has no position to attend to; it gets one row of zeros instead, which adds exactly nothing in cross-attention.
+        An empty prompt has no position to attend to; it gets one row of zeros instead, which adds
+        exactly nothing in cross-attention.
 
         Args:
             prompts: At least one, in ascending length.
@@ -79,13 +90,29 @@ class T5Forward:
         stack, device = self.model.encoder, self.device
         texts = [prompt for prompt in prompts if prompt]
         empty = len(prompts) - len(texts)
-        states = [torch.zeros(empty, self.config.d_model, dtype=stack.final_layer_norm.weight.dtype, device=device)] if empty else []
+        states = (
+            [
+                torch.zeros(
+                    empty,
+                    self.config.d_model,
+                    dtype=stack.final_layer_norm.weight.dtype,
+                    device=device,
+                )
+            ]
+            if empty
+            else []
+        )
         if texts:
             bias = _Bias(stack, self.config, bidirectional=True).toeplitz(len(texts[-1]), device)
-            states += [self._encode_chunk(stack, chunk, bias, words) for chunk in _chunks(texts, _row_budget(device))]
+            states += [
+                self._encode_chunk(stack, chunk, bias, words)
+                for chunk in _chunks(texts, _row_budget(device))
+            ]
         return torch.cat(states), make_packing([max(1, len(prompt)) for prompt in prompts], device)
 
-    def _encode_chunk(self, stack: Any, prompts: Sequence[tuple[int, ...]], bias: Tensor, words: Words) -> Tensor:
+    def _encode_chunk(
+        self, stack: Any, prompts: Sequence[tuple[int, ...]], bias: Tensor, words: Words
+    ) -> Tensor:
         packing = make_packing([len(prompt) for prompt in prompts], bias.device)
         bias = bias[:, :, : packing.width, : packing.width]
         if packing.mask is not None:
@@ -113,7 +140,9 @@ class T5Forward:
         bias = _Bias(stack, self.config, bidirectional=False).between(trees.depths)
         bias = bias.masked_fill(~trees.attends[:, None], torch.finfo(bias.dtype).min)
         memory = _Memory(states, prompts, packing, self.config)
-        x = words.embed(stack.embed_tokens, trees.node_tokens.masked_fill(trees.node_tokens < 0, self._start))
+        x = words.embed(
+            stack.embed_tokens, trees.node_tokens.masked_fill(trees.node_tokens < 0, self._start)
+        )
         for block in stack.block:
             x = _plus(x, self._self_attention(block.layer[0], x, packing, bias))
             x = _plus(x, memory.attend(block.layer[1], x))
@@ -122,8 +151,12 @@ class T5Forward:
 
     def head(self, states: Tensor) -> Tensor:
         """``(n, d)`` decoder states to ``(n, vocab_size)`` logits."""
-        scaled = getattr(self.config, "scale_decoder_outputs", False)  # MT5 has no such entry and never scales
-        return compute_logits(self.model.lm_head, states, self.config.d_model**-0.5 if scaled else 1.0)
+        scaled = getattr(
+            self.config, "scale_decoder_outputs", False
+        )  # MT5 has no such entry and never scales
+        return compute_logits(
+            self.model.lm_head, states, self.config.d_model**-0.5 if scaled else 1.0
+        )
 
     def _self_attention(self, layer: Any, x: Tensor, packing: Packing, bias: Tensor) -> Tensor:
         attention, normed = layer.SelfAttention, _rms_norm(layer.layer_norm, x)
@@ -137,7 +170,9 @@ class T5Forward:
 
 
 class _Memory:
-    """What the decoder's nodes attend to across: the encoder's states, in the cheaper of two orders of multiplication."""
+    """What the decoder's nodes attend to across: the encoder's states, in the cheaper of two orders
+    of multiplication.
+    """
 
     def __init__(self, states: Tensor, prompts: Packing, nodes: Packing, config: Any) -> None:
         self.states, self.prompts, self.nodes = states, prompts, nodes
@@ -147,7 +182,8 @@ class _Memory:
             zeros = torch.zeros(prompts.mask.shape, dtype=states.dtype, device=states.device)
             self.bias = zeros.masked_fill_(~prompts.mask, torch.finfo(states.dtype).min)
         inner, d = config.num_heads * config.d_kv, config.d_model
-        # Multiplications per prompt: keys and values of every position, against queries carried into the encoder's space and back.
+        # Multiplications per prompt: keys and values of every position, against queries carried
+        # into the encoder's space and back.
         projecting = 2 * d * inner * len(states) + 2 * inner * prompts.width * sum(nodes.lengths)
         carrying = (2 * d * inner + 2 * config.num_heads * d * prompts.width) * sum(nodes.lengths)
         self.carry = carrying < projecting
@@ -157,29 +193,45 @@ class _Memory:
         queries = attention.q(_rms_norm(layer.layer_norm, x)).unflatten(-1, (attention.n_heads, -1))
         # A module in the place of a plain linear one (LoRA) hides what it multiplies by.
         plain = type(attention.k) is nn.Linear and type(attention.v) is nn.Linear
-        mixed = self._carry(attention, queries) if self.carry and plain else self._project(attention, queries)
+        mixed = (
+            self._carry(attention, queries)
+            if self.carry and plain
+            else self._project(attention, queries)
+        )
         result: Tensor = attention.o(mixed.flatten(1))
         return result
 
     def _project(self, attention: Any, queries: Tensor) -> Tensor:
-        """The textbook's order: keys and values of every encoder position, then attention. ``(rows, heads, d_kv)`` both ways."""
+        """The textbook's order: keys and values of every encoder position, then attention. ``(rows,
+        heads, d_kv)`` both ways.
+        """
         k, v = (
-            self.prompts.pad(project(self.states)).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+            self.prompts.pad(project(self.states))
+            .unflatten(-1, (attention.n_heads, -1))
+            .transpose(1, 2)
             for project in (attention.k, attention.v)
         )
         bias = None if self.bias is None else self.bias[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(self.nodes.pad(queries).transpose(1, 2), k, v, attn_mask=bias, scale=1.0)
+        mixed = F.scaled_dot_product_attention(
+            self.nodes.pad(queries).transpose(1, 2), k, v, attn_mask=bias, scale=1.0
+        )
         return self.nodes.unpad(mixed.transpose(1, 2))
 
     def _carry(self, attention: Any, queries: Tensor) -> Tensor:
-        """The same by associativity: q (K h) = (q K) h and p (h V) = (p h) V, with h the encoder's states. ``(rows, heads, d_kv)`` both ways."""
+        """The same by associativity: q (K h) = (q K) h and p (h V) = (p h) V, with h the encoder's
+        states. ``(rows, heads, d_kv)`` both ways.
+        """
         heads, (n, _, d) = attention.n_heads, self.padded.shape
-        keys, values = (project.weight.unflatten(0, (heads, -1)) for project in (attention.k, attention.v))
+        keys, values = (
+            project.weight.unflatten(0, (heads, -1)) for project in (attention.k, attention.v)
+        )
         carried = torch.bmm(queries.transpose(0, 1), keys).transpose(0, 1)
         scores = torch.bmm(self.nodes.pad(carried).reshape(n, -1, d), self.padded.transpose(1, 2))
         if self.bias is not None:
             scores = scores + self.bias[:, None, :]
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32 if scores.dtype != torch.float64 else None).to(scores.dtype)
+        weights = torch.softmax(
+            scores, dim=-1, dtype=torch.float32 if scores.dtype != torch.float64 else None
+        ).to(scores.dtype)
         mixed = self.nodes.unpad(torch.bmm(weights, self.padded).view(n, -1, heads, d))
         return torch.bmm(mixed.transpose(0, 1), values.transpose(1, 2)).transpose(0, 1)
 
@@ -189,7 +241,10 @@ class _Bias:
 
     def __init__(self, stack: Any, config: Any, bidirectional: bool) -> None:
         self.table = stack.block[0].layer[0].SelfAttention.relative_attention_bias
-        self.buckets, self.max_distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        self.buckets, self.max_distance = (
+            config.relative_attention_num_buckets,
+            config.relative_attention_max_distance,
+        )
         self.bidirectional = bidirectional
 
     def toeplitz(self, length: int, device: torch.device) -> Tensor:
@@ -204,7 +259,9 @@ class _Bias:
         return values.permute(0, 3, 1, 2)
 
     def _bucket(self, distance: Tensor) -> Tensor:
-        """Key position minus query position to a bucket: one each for short distances, logarithmic up to ``max_distance``, one for the rest."""
+        """Key position minus query position to a bucket: one each for short distances, logarithmic
+        up to ``max_distance``, one for the rest.
+        """
         if self.bidirectional:
             buckets, first = self.buckets // 2, (distance > 0).long() * (self.buckets // 2)
             distance = distance.abs()
@@ -212,9 +269,16 @@ class _Bias:
             buckets, first = self.buckets, torch.zeros_like(distance)
             distance = (-distance).clamp(min=0)
         exact = buckets // 2
-        # In float32 and in this order, as the checkpoints were trained: a boundary may lie within a rounding error.
-        ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
-        return first + torch.where(distance < exact, distance, (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1))
+        # In float32 and in this order, as the checkpoints were trained: a boundary may lie within a
+        # rounding error.
+        ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(
+            self.max_distance / exact
+        )
+        return first + torch.where(
+            distance < exact,
+            distance,
+            (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1),
+        )
 
 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
@@ -239,13 +303,22 @@ def _activate(act: nn.Module, x: Tensor) -> Tensor:
         return activated
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype == torch.bfloat16:
         return F.gelu(x, approximate="tanh")
-    # The tanh form is x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)); in place, that takes half the time of the library's kernel on a CPU.
+    # The tanh form is x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)); in place, that takes half the
+    # time of the library's kernel on a CPU.
     gate = x * x
-    return gate.mul_(2 * math.sqrt(2 / math.pi) * 0.044715).add_(2 * math.sqrt(2 / math.pi)).mul_(x).sigmoid_().mul_(x)
+    return (
+        gate.mul_(2 * math.sqrt(2 / math.pi) * 0.044715)
+        .add_(2 * math.sqrt(2 / math.pi))
+        .mul_(x)
+        .sigmoid_()
+        .mul_(x)
+    )
 
 
 def _rms_norm(norm: Any, x: Tensor) -> Tensor:
-    """Scale by the root mean square; like transformers, the mean is taken in float32 whatever the precision of ``x``."""
+    """Scale by the root mean square; like transformers, the mean is taken in float32 whatever the
+    precision of ``x``.
+    """
     if x.device.type == "cuda" and x.dtype == norm.weight.dtype != torch.float64:
         return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)  # one kernel
     if x.dtype == torch.float32 and not torch.is_grad_enabled():
@@ -255,11 +328,15 @@ def _rms_norm(norm: Any, x: Tensor) -> Tensor:
     variance = x.float().square().mean(-1, keepdim=True)
     x = x * torch.rsqrt(variance + norm.variance_epsilon)
     weight: Tensor = norm.weight
-    return weight * x.to(weight.dtype if weight.dtype in (torch.float16, torch.bfloat16) else x.dtype)
+    return weight * x.to(
+        weight.dtype if weight.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    )
 
 
 def _plus(x: Tensor, y: Tensor) -> Tensor:
-    """The residual sum; in place where no gradient needs the old value, which spares the allocation."""
+    """The residual sum; in place where no gradient needs the old value, which spares the
+    allocation.
+    """
     return x + y if torch.is_grad_enabled() or x.dtype != y.dtype else x.add_(y)
 
 
@@ -274,7 +351,9 @@ def _row_budget(device: torch.device) -> int:
 
 
 def _chunks(prompts: Sequence[tuple[int, ...]], budget: int) -> list[list[tuple[int, ...]]]:
-    """Prompts in order of length, as many at a time as fit into ``budget`` padded positions, at least one."""
+    """Prompts in order of length, as many at a time as fit into ``budget`` padded positions, at
+    least one.
+    """
     chunks: list[list[tuple[int, ...]]] = [[]]
     for prompt in prompts:
         if chunks[-1] and (len(chunks[-1]) + 1) * len(prompt) > budget:

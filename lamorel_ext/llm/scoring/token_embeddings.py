@@ -1,4 +1,6 @@
-"""Embeddings of the tokens that one call needs, so that a gradient passes the table of all tokens once."""
+"""Embeddings of the tokens that one call needs, so that a gradient passes the table of all tokens
+once.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ from lamorel_ext.llm.devices import put
 class Words:
     """Looks tokens up.
 
-    The gradient of a look-up is as large as the table (66 MB in flan-t5-small), and those of several look-ups are added up. With gradients every
-    distinct token of the call is therefore looked up once; from then on the few rows that came are the table. Stacks with one table share them.
+    The gradient of a look-up is as large as the table (66 MB in flan-t5-small), and those of
+    several look-ups are added up. With gradients every distinct token of the call is therefore
+    looked up once; from then on the few rows that came are the table. Stacks with one table share
+    them.
 
     Args:
         tokens: All tokens that will be asked for; repeated ones at no cost.

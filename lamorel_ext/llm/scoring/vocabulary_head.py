@@ -1,4 +1,6 @@
-"""Log-probabilities of single tokens from hidden states, without ever holding the logits of a whole batch."""
+"""Log-probabilities of single tokens from hidden states, without ever holding the logits of a whole
+batch.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,19 @@ from torch.utils.checkpoint import checkpoint
 from lamorel_ext.llm.devices import put
 
 MAX_LOGITS = 2**23
-"""Logits held at a time: 32 MiB in float32, above which the C library asks the system for fresh pages each time."""
+"""Logits held at a time: 32 MiB in float32, above which the C library asks the system for fresh
+pages each time.
+"""
 TRAINING_LOGITS = 2**26
-"""Logits kept for the backward pass (256 MiB); where there are more, they are computed again there."""
+"""Logits kept for the backward pass (256 MiB); where there are more, they are computed again there.
+"""
 GPU_LOGITS = 2**28
 """Both on a GPU, where small pieces leave most of it idle (1 GiB)."""
 
 CAST_WEIGHTS = 2**18
-"""Weights of a head that a CPU casts to float32 at a time (1 MiB): they stay in a core's second-level cache."""
+"""Weights of a head that a CPU casts to float32 at a time (1 MiB): they stay in a core's
+second-level cache.
+"""
 
 Head = Callable[[Tensor], Tensor]
 
@@ -28,11 +35,13 @@ Head = Callable[[Tensor], Tensor]
 def compute_logits(layer: nn.Module, states: Tensor, scale: float = 1.0) -> Tensor:
     """Logits of states, in float32 where states and weights are in bfloat16.
 
-    Products of such numbers are added up in float32 anyway. Rounded once more, logits would be wrong by up to 1/256 of their size: three times the
-    error that the scores of the embedded model in bfloat16 have without it.
+    Products of such numbers are added up in float32 anyway. Rounded once more, logits would be
+    wrong by up to 1/256 of their size: three times the error that the scores of the embedded model
+    in bfloat16 have without it.
 
     Args:
-        layer: The output head. A module in the place of a plain linear one (LoRA) answers in its own precision.
+        layer: The output head. A module in the place of a plain linear one (LoRA) answers in its
+            own precision.
         states: ``(n, d)``.
         scale: Factor of the states.
 
@@ -49,12 +58,16 @@ def compute_logits(layer: nn.Module, states: Tensor, scale: float = 1.0) -> Tens
 
 
 class _Product(torch.autograd.Function):
-    """``(n, d)`` states times the transposed ``(vocab_size, d)`` weights, both bfloat16, as float32; gradients are bfloat16 as theirs always are."""
+    """``(n, d)`` states times the transposed ``(vocab_size, d)`` weights, both bfloat16, as
+    float32; gradients are bfloat16 as theirs always are.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(states, weight)
-        if states.device.type == "cuda" and torch.version.hip is None:  # the CPU has no such product, and ROCm refuses it
+        if (
+            states.device.type == "cuda" and torch.version.hip is None
+        ):  # the CPU has no such product, and ROCm refuses it
             return torch.mm(states, weight.t(), out_dtype=torch.float32)
         logits = states.new_empty(len(states), len(weight), dtype=torch.float32)
         exact, rows = states.float(), max(1, CAST_WEIGHTS // weight.shape[1])
@@ -72,7 +85,9 @@ class _Product(torch.autograd.Function):
         )
 
 
-def edge_log_probs(head: Head, states: Tensor, edge_nodes: np.ndarray, edge_tokens: np.ndarray, vocab_size: int) -> Tensor:
+def edge_log_probs(
+    head: Head, states: Tensor, edge_nodes: np.ndarray, edge_tokens: np.ndarray, vocab_size: int
+) -> Tensor:
     """Log-probability of each edge's token after its node's prefix.
 
     Args:
@@ -97,10 +112,12 @@ def edge_log_probs(head: Head, states: Tensor, edge_nodes: np.ndarray, edge_toke
     work = _recomputed if torch.is_grad_enabled() else _token_log_probs
     starts = range(0, len(nodes), step)
     bounds = np.searchsorted(edge_rows, [*starts, len(nodes)]).tolist()
-    return torch.cat([
-        work(head, states[start : start + step], rows[first:last] - start, tokens[first:last])
-        for start, first, last in zip(starts, bounds[:-1], bounds[1:], strict=True)
-    ])  # fmt: skip
+    return torch.cat(
+        [
+            work(head, states[start : start + step], rows[first:last] - start, tokens[first:last])
+            for start, first, last in zip(starts, bounds[:-1], bounds[1:], strict=True)
+        ]
+    )
 
 
 def _token_log_probs(head: Head, states: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""What changes the LLM: PPO, feedback and supervised updates over candidates, and the base class for updates of one's own."""
+"""What changes the LLM: PPO, feedback and supervised updates over candidates, and the base class
+for updates of one's own.
+"""
 
 from lamorel_ext.llm.updaters.base import BaseUpdater
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
@@ -6,7 +8,14 @@ from lamorel_ext.llm.updaters.supervised import SupervisedUpdater
 from lamorel_ext.methods.feedback.updater import FeedbackUpdater
 from lamorel_ext.methods.ppo.updater import PPOUpdater
 
-__all__ = ["BaseUpdater", "CandidateUpdater", "FeedbackUpdater", "PPOUpdater", "SupervisedUpdater", "make_updaters"]
+__all__ = [
+    "BaseUpdater",
+    "CandidateUpdater",
+    "FeedbackUpdater",
+    "PPOUpdater",
+    "SupervisedUpdater",
+    "make_updaters",
+]
 
 
 def make_updaters() -> dict[str, BaseUpdater]:

@@ -12,8 +12,9 @@ from lamorel_ext.finite import not_finite
 from lamorel_ext.types import ServerGroup
 
 REMEDY = (
-    "every server must step on the same gradients: call average_gradients() between loss.backward() and"
-    " optimizer.step(), on every server, also where its part of the batch is empty; then load a checkpoint or reset"
+    "every server must step on the same gradients: call average_gradients() between loss.backward()"
+    " and optimizer.step(), on every server, also where its part of the batch is empty; then load a"
+    " checkpoint or reset"
 )
 
 
@@ -28,7 +29,8 @@ def checksum(data: Tensor) -> int:
 
 
 def check_servers(module: nn.Module, group: ServerGroup, updater: str) -> None:
-    """Make sure that the servers have finite weights, and the same ones bit by bit. Every server must call it.
+    """Make sure that the servers have finite weights, and the same ones bit by bit. Every server
+    must call it.
 
     Args:
         module: What this server hosts.
@@ -40,23 +42,31 @@ def check_servers(module: nn.Module, group: ServerGroup, updater: str) -> None:
     """
     tensors = held_tensors(module)
     bad = not_finite(tensors)
-    shapes = "".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n" for name, tensor in tensors.items())
+    shapes = "".join(
+        f"{name} {tuple(tensor.shape)} {tensor.dtype}\n" for name, tensor in tensors.items()
+    )
     flags = _gather([int(bool(bad)), _digest(shapes.encode())], group)
     if flags[:, 0].any():
         what = bad or f"the weights of llm server {int(flags[:, 0].nonzero()[0])} are not finite"
-        raise UpdateError(f"updater {updater!r}: {what} after its update; load a checkpoint or reset")
+        raise UpdateError(
+            f"updater {updater!r}: {what} after its update; load a checkpoint or reset"
+        )
     if group.size == 1:
         return
     if (flags[:, 1] != flags[0, 1]).any():
-        raise UpdateError(f"updater {updater!r}: after its update the servers hold tensors of other names or shapes")
+        raise UpdateError(
+            f"updater {updater!r}: after its update the servers hold tensors of other names or"
+            " shapes"
+        )
     sums = _gather([checksum(tensor) for tensor in tensors.values()], group)
     apart = (sums != sums[0]).any(dim=0).nonzero().flatten().tolist()
     if apart:
         first = apart[0]
         rank = int((sums[:, first] != sums[0, first]).nonzero()[0])
         raise UpdateError(
-            f"updater {updater!r}: after its update llm server {rank} has other weights than llm server 0, the first of"
-            f" {len(apart)} tensors that differ is {list(tensors)[first]}: {REMEDY}"
+            f"updater {updater!r}: after its update llm server {rank} has other weights than llm"
+            f" server 0, the first of {len(apart)} tensors that differ is {list(tensors)[first]}:"
+            f" {REMEDY}"
         )
 
 

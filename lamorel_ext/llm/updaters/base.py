@@ -1,4 +1,4 @@
-"""The shape of an updater, as in Lamorel: what a user subclasses to bring an update of their own."""
+"""The shape of an updater, as in Lamorel: what a user subclasses to bring an update of their own."""  # noqa: E501
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Host(Protocol):
         require_grad: bool = False,
     ) -> ScoreResult: ...
 
-    def reference_log_probs(self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]) -> Tensor: ...
+    def reference_log_probs(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> Tensor: ...
 
     def named_trainable_parameters(self) -> list[tuple[str, Parameter]]: ...
 
@@ -50,7 +52,8 @@ class SingleServer:
 
 
 class BaseUpdater:
-    """Changes the LLM from a batch. Subclasses implement ``perform_update`` (Lamorel's way) or ``update``.
+    """Changes the LLM from a batch. Subclasses implement ``perform_update`` (Lamorel's way) or
+    ``update``.
 
     Attributes:
         name: Name under which requests ask for it, and in the names of its files.
@@ -71,20 +74,28 @@ class BaseUpdater:
         self._group = group
 
     def perform_update(
-        self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], _current_batch_ids: Any, **kwargs: Any
+        self,
+        contexts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        _current_batch_ids: Any,
+        **kwargs: Any,
     ) -> dict[str, float]:
         """Update from this server's part of a batch.
 
         Args:
             contexts: ``n`` prompts of this server.
             candidates: Their candidates.
-            _current_batch_ids: ``(n,)`` int64, places of these samples in the whole batch: ``kwargs["actions"][_current_batch_ids]``.
-            **kwargs: Data of the whole batch, each ``(total, ...)``, and options. Data of the other servers' samples is zero.
+            _current_batch_ids: ``(n,)`` int64, places of these samples in the whole batch:
+                ``kwargs["actions"][_current_batch_ids]``.
+            **kwargs: Data of the whole batch, each ``(total, ...)``, and options. Data of the other
+                servers' samples is zero.
 
         Returns:
             Statistics.
         """
-        raise NotImplementedError(f"{type(self).__name__} implements neither perform_update nor update")
+        raise NotImplementedError(
+            f"{type(self).__name__} implements neither perform_update nor update"
+        )
 
     def update(self, request: UpdateRequest) -> UpdateResult:
         """Called by the server; hands the request to ``perform_update``."""
@@ -92,13 +103,17 @@ class BaseUpdater:
         for key, values in request.data.items():
             data[key] = values.new_zeros((request.total, *values.shape[1:]))
             data[key][request.indices] = values
-        stats = self.perform_update(request.prompts, request.candidates, request.indices, **data, **request.options)
+        stats = self.perform_update(
+            request.prompts, request.candidates, request.indices, **data, **request.options
+        )
         return UpdateResult({key: float(value) for key, value in (stats or {}).items()})
 
     def average_gradients(self) -> None:
-        """Average the gradients over all servers: to be called between ``loss.backward()`` and ``optimizer.step()``.
+        """Average the gradients over all servers: to be called between ``loss.backward()`` and
+        ``optimizer.step()``.
 
-        It does what DistributedDataParallel does for Lamorel's updaters, also where a server had no samples. Every server must call it.
+        It does what DistributedDataParallel does for Lamorel's updaters, also where a server had no
+        samples. Every server must call it.
         """
         if self._group.size == 1:
             return
@@ -115,4 +130,4 @@ class BaseUpdater:
         """Write the updater's state into ``folder``; called on the first server only."""
 
     def load(self, folder: Path) -> None:
-        """Read what ``save`` wrote; called on every server, after the host has loaded its weights."""
+        """Read what ``save`` wrote; called on every server, after the host has loaded its weights."""  # noqa: E501

@@ -1,4 +1,6 @@
-"""A server's part of a batch: its distinct (prompt, candidates) pairs, and the minibatches drawn over the whole batch."""
+"""A server's part of a batch: its distinct (prompt, candidates) pairs, and the minibatches drawn
+over the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ class Batch:
     """The samples of one server.
 
     Attributes:
-        prompts: Prompts of the distinct pairs, shortest first, so that neighbours need little padding.
+        prompts: Prompts of the distinct pairs, shortest first, so that neighbours need little
+            padding.
         candidates: Candidates of the distinct pairs.
         pair_ids: ``(n,)`` int64, the distinct pair of each sample.
         indices: ``(n,)`` int64, place of each sample in the whole batch.
@@ -30,7 +33,7 @@ class Batch:
     data: dict[str, Tensor]
 
     def rows(self, places: Tensor) -> Tensor:
-        """Rows of this server's samples among ``places`` ``(m,)`` of the whole batch; may be empty."""
+        """Rows of this server's samples among ``places`` ``(m,)`` of the whole batch; may be empty."""  # noqa: E501
         row_of = torch.full((self.total,), -1)
         row_of[self.indices] = torch.arange(len(self.indices))
         rows = row_of[places]
@@ -64,22 +67,32 @@ class Minibatch:
     places: Tensor
 
     def __str__(self) -> str:
-        return f"epoch {self.epoch}, minibatch {self.number + 1} of {self.count} ({len(self.places)} samples)"
+        return (
+            f"epoch {self.epoch}, minibatch {self.number + 1} of {self.count} ({len(self.places)}"
+            " samples)"
+        )
 
 
 def make_batch(
-    prompts: Sequence[str], candidates: Sequence[tuple[str, ...]], indices: Tensor, total: int, data: dict[str, Tensor]
+    prompts: Sequence[str],
+    candidates: Sequence[tuple[str, ...]],
+    indices: Tensor,
+    total: int,
+    data: dict[str, Tensor],
 ) -> Batch:
     """Find the distinct pairs of ``n`` samples. Arguments as in ``types.UpdateRequest``."""
     pairs = list(zip(prompts, candidates, strict=True))
     distinct = sorted(dict.fromkeys(pairs), key=lambda pair: len(pair[0]))
     place = {pair: i for i, pair in enumerate(distinct)}
     pair_ids = torch.tensor([place[pair] for pair in pairs], dtype=torch.int64)
-    return Batch(tuple(p for p, _ in distinct), tuple(c for _, c in distinct), pair_ids, indices, total, data)
+    return Batch(
+        tuple(p for p, _ in distinct), tuple(c for _, c in distinct), pair_ids, indices, total, data
+    )
 
 
 def draw_minibatches(total: int, size: int, epochs: int, seed: int) -> Iterator[Minibatch]:
-    """Shuffle the whole batch anew in each epoch and cut it into minibatches; the last one of an epoch may be smaller.
+    """Shuffle the whole batch anew in each epoch and cut it into minibatches; the last one of an
+    epoch may be smaller.
 
     Args:
         total: Size of the whole batch.
@@ -95,7 +108,8 @@ def draw_minibatches(total: int, size: int, epochs: int, seed: int) -> Iterator[
 
 
 def cut_chunks(batch: Batch, rows: Tensor, max_pairs: int) -> Iterator[Chunk]:
-    """Cut samples into chunks of at most ``max_pairs`` distinct pairs; all samples of a pair are in one chunk.
+    """Cut samples into chunks of at most ``max_pairs`` distinct pairs; all samples of a pair are in
+    one chunk.
 
     Args:
         batch: Where the samples are.
@@ -108,5 +122,8 @@ def cut_chunks(batch: Batch, rows: Tensor, max_pairs: int) -> Iterator[Chunk]:
         ids = distinct[start : start + size].tolist()
         inside = (pair_of_row >= start) & (pair_of_row < start + size)
         yield Chunk(
-            tuple(batch.prompts[i] for i in ids), tuple(batch.candidates[i] for i in ids), rows[inside], pair_of_row[inside] - start
+            tuple(batch.prompts[i] for i in ids),
+            tuple(batch.candidates[i] for i in ids),
+            rows[inside],
+            pair_of_row[inside] - start,
         )

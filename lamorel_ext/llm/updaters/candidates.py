@@ -1,4 +1,6 @@
-"""What all updates over candidates share: checking, scoring each distinct pair once, summing over servers, stepping."""
+"""What all updates over candidates share: checking, scoring each distinct pair once, summing over
+servers, stepping.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ OptionsT = TypeVar("OptionsT", bound=StepOptions)
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimiser step: the minibatch's size, means over it, and the gradient's norm before clipping."""
+    """One optimiser step: the minibatch's size, means over it, and the gradient's norm before
+    clipping.
+    """
 
     size: int
     means: dict[str, float]
@@ -47,12 +51,14 @@ class StepReport:
 
 
 class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
-    """An update whose loss is a mean over samples of a function of candidates' scores and module outputs.
+    """An update whose loss is a mean over samples of a function of candidates' scores and module
+    outputs.
 
-    A sum over samples divided by the size of the whole minibatch can be cut into chunks of distinct pairs and into servers' shards with
-    the same total gradient. Every server takes part in every all-reduce, whether it has samples or not, and also when it failed: then all
-    of them give up. Where a minibatch's gradient is exactly zero nothing is stepped, so that the optimiser's momentum alone never moves
-    the weights.
+    A sum over samples divided by the size of the whole minibatch can be cut into chunks of distinct
+    pairs and into servers' shards with the same total gradient. Every server takes part in every
+    all-reduce, whether it has samples or not, and also when it failed: then all of them give up.
+    Where a minibatch's gradient is exactly zero nothing is stepped, so that the optimiser's
+    momentum alone never moves the weights.
 
     Attributes:
         options_type: Frozen dataclass of the options.
@@ -80,12 +86,16 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
     def check(self, request: UpdateRequest, data: dict[str, Tensor], options: OptionsT) -> None:
         """Further checks; raises RequestError."""
 
-    def scored_candidates(self, request: UpdateRequest, data: dict[str, Tensor], options: OptionsT) -> tuple[tuple[str, ...], ...]:
+    def scored_candidates(
+        self, request: UpdateRequest, data: dict[str, Tensor], options: OptionsT
+    ) -> tuple[tuple[str, ...], ...]:
         """The candidates that need to be scored, one tuple per sample; here all of them."""
         return request.candidates
 
     def logits_module(self, options: OptionsT) -> str:
-        """Name of the module function whose logits take the place of the candidates' scores; empty, as here, where the texts are scored."""
+        """Name of the module function whose logits take the place of the candidates' scores; empty,
+        as here, where the texts are scored.
+        """
         return ""
 
     def schedule(self, total: int, options: OptionsT) -> Iterable[Minibatch]:
@@ -99,11 +109,17 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
     def summarise(self, reports: Sequence[StepReport]) -> dict[str, float]:
         """Statistics of the update: means over all samples of all steps."""
         samples = sum(report.size for report in reports)
-        stats = {name: sum(r.means[name] * r.size for r in reports) / samples for name in self.terms}
+        stats = {
+            name: sum(r.means[name] * r.size for r in reports) / samples for name in self.terms
+        }
         stats |= {name: sum(r.means[name] * r.size for r in reports) for name in COUNTERS}
         norms = [report.grad_norm for report in reports]
         steps = float(sum(norm > 0.0 for norm in norms))
-        return stats | {"grad_norm": sum(norms) / len(norms), "steps": steps, "samples": float(samples)}
+        return stats | {
+            "grad_norm": sum(norms) / len(norms),
+            "steps": steps,
+            "samples": float(samples),
+        }
 
     # --- what the server calls
 
@@ -112,26 +128,46 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
 
         Raises:
             RequestError: The request can never be answered; nothing was changed.
-            UpdateError: A loss or gradient is not finite, or another server failed. The weights are those after the last good step.
-                Or a step led to weights that are not finite: they are left so, and no checkpoint is made of them.
+            UpdateError: A loss or gradient is not finite, or another server failed. The weights are
+                those after the last good step. Or a step led to weights that are not finite: they
+                are left so, and no checkpoint is made of them.
         """
         options, batch, stepper = self._agree(request)
         try:
-            reports = [self._train_step(stepper, batch, minibatch, options) for minibatch in self.schedule(batch.total, options)]
+            reports = [
+                self._train_step(stepper, batch, minibatch, options)
+                for minibatch in self.schedule(batch.total, options)
+            ]
         finally:
             stepper.clear()
         return UpdateResult(self.summarise(reports))
 
     def perform_update(
-        self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], _current_batch_ids: Any, **kwargs: Any
+        self,
+        contexts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        _current_batch_ids: Any,
+        **kwargs: Any,
     ) -> dict[str, float]:
         """Lamorel's shape of ``update``. See ``BaseUpdater``."""
         indices = torch.as_tensor(_current_batch_ids, dtype=torch.int64)
-        whole = {key: torch.as_tensor(value) for key, value in kwargs.items() if not isinstance(value, Scalar)}
+        whole = {
+            key: torch.as_tensor(value)
+            for key, value in kwargs.items()
+            if not isinstance(value, Scalar)
+        }
         total = max((len(values) for values in whole.values()), default=len(contexts))
         options = {key: value for key, value in kwargs.items() if key not in whole}
         data = {key: values[indices] for key, values in whole.items()}
-        request = UpdateRequest(self.name, tuple(contexts), tuple(tuple(c) for c in candidates), indices, total, data, options)
+        request = UpdateRequest(
+            self.name,
+            tuple(contexts),
+            tuple(tuple(c) for c in candidates),
+            indices,
+            total,
+            data,
+            options,
+        )
         return self.update(request).stats
 
     def reset(self, seed: int) -> None:
@@ -146,7 +182,8 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         """Read the optimiser's state.
 
         Raises:
-            CheckpointError: The files are missing or corrupt or do not fit the model; the state is left as it was.
+            CheckpointError: The files are missing or corrupt or do not fit the model; the state is
+                left as it was.
         """
         fresh = self._new_stepper()
         tensors, steps = read_state(folder, self.name, fresh.expected())
@@ -163,7 +200,9 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         return host
 
     def _agree(self, request: UpdateRequest) -> tuple[OptionsT, Batch, GradientStepper]:
-        """Check this server's shard, and hear of the others whether theirs are sound: or one would refuse while the rest wait for it."""
+        """Check this server's shard, and hear of the others whether theirs are sound: or one would
+        refuse while the rest wait for it.
+        """
         total, host = request.total, self._host
         try:
             options, batch = self._checked(request)
@@ -178,7 +217,10 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         if bad:
             raise RequestError(f"{self.name}: another server refused its part of the batch")
         if (samples, places, totals) != (total, total * (total - 1) // 2, total * self._group.size):
-            raise RequestError(f"{self.name}: the indices of all servers must be 0 to {total - 1}, each once; got {samples} samples")
+            raise RequestError(
+                f"{self.name}: the indices of all servers must be 0 to {total - 1}, each once; got"
+                f" {samples} samples"
+            )
         return options, batch, stepper
 
     def _checked(self, request: UpdateRequest) -> tuple[OptionsT, Batch]:
@@ -187,7 +229,9 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         data = read_data(request, self.data_spec(options))
         self.check(request, data, options)
         candidates = self.scored_candidates(request, data, options)
-        return options, make_batch(request.prompts, candidates, request.indices, request.total, data)
+        return options, make_batch(
+            request.prompts, candidates, request.indices, request.total, data
+        )
 
     def _new_stepper(self) -> GradientStepper:
         named = self._host.named_trainable_parameters()
@@ -196,22 +240,31 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         return GradientStepper(named, self._group)
 
     def _ready_stepper(self) -> GradientStepper:
-        """The optimiser is made at the first update: one that is never asked for costs no memory."""
+        """The optimiser is made at the first update: one that is never asked for costs no memory."""  # noqa: E501
         if self._stepper is None:
             self._stepper = self._new_stepper()
         current = [parameter for _, parameter in self._host.named_trainable_parameters()]
         known = self._stepper.parameters
-        if len(current) != len(known) or any(a is not b for a, b in zip(current, known, strict=True)):
-            raise UpdateError(f"{self.name}: the model's parameters were replaced since the last update; reset or load first")
+        if len(current) != len(known) or any(
+            a is not b for a, b in zip(current, known, strict=True)
+        ):
+            raise UpdateError(
+                f"{self.name}: the model's parameters were replaced since the last update; reset or"
+                " load first"
+            )
         return self._stepper
 
-    def _train_step(self, stepper: GradientStepper, batch: Batch, minibatch: Minibatch, options: OptionsT) -> StepReport:
+    def _train_step(
+        self, stepper: GradientStepper, batch: Batch, minibatch: Minibatch, options: OptionsT
+    ) -> StepReport:
         size = len(minibatch.places)
         failure: Exception | None = None
         stepper.clear()
         sums = torch.zeros(len(self.terms) + len(COUNTERS) + 1, dtype=torch.float64)
         try:
-            for chunk in cut_chunks(batch, batch.rows(minibatch.places), options.gradient_minibatch_size):
+            for chunk in cut_chunks(
+                batch, batch.rows(minibatch.places), options.gradient_minibatch_size
+            ):
                 sums[:-1] += self._accumulate(batch, chunk, size, options)
                 stepper.collect()
         except Exception as error:  # raised below, after the other servers have heard of it
@@ -224,27 +277,63 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         if failure is not None:
             raise failure
         if failures:
-            raise UpdateError(f"{self.name}: another server failed in {minibatch}; no step was taken")
-        return self._step(stepper, norm, StepReport(size, self._means(numbers, size), float(norm)), minibatch, options)
+            raise UpdateError(
+                f"{self.name}: another server failed in {minibatch}; no step was taken"
+            )
+        return self._step(
+            stepper,
+            norm,
+            StepReport(size, self._means(numbers, size), float(norm)),
+            minibatch,
+            options,
+        )
 
     def _accumulate(self, batch: Batch, chunk: Chunk, size: int, options: OptionsT) -> Tensor:
-        """Add a chunk's share to the gradients; gives its share of the sums ``(len(terms) + len(COUNTERS),)``."""
-        scored, counts = score_chunk(self._host, chunk, self.modules, self.uses_reference, self.logits_module(options))
-        terms = self.loss(scored, {key: _like(scored.scores, values[chunk.rows]) for key, values in batch.data.items()}, options)
+        """Add a chunk's share to the gradients; gives its share of the sums ``(len(terms) +
+        len(COUNTERS),)``.
+        """
+        scored, counts = score_chunk(
+            self._host, chunk, self.modules, self.uses_reference, self.logits_module(options)
+        )
+        terms = self.loss(
+            scored,
+            {key: _like(scored.scores, values[chunk.rows]) for key, values in batch.data.items()},
+            options,
+        )
         share = terms["loss"].sum() / size
-        if share.requires_grad:  # not where every candidate is the empty text, whose score is the constant 0
+        if (
+            share.requires_grad
+        ):  # not where every candidate is the empty text, whose score is the constant 0
             share.backward()
         sums = [terms[name].detach().sum() for name in self.terms]
-        return torch.cat([torch.stack(sums).to("cpu", torch.float64), torch.tensor(counts, dtype=torch.float64)])
+        return torch.cat(
+            [torch.stack(sums).to("cpu", torch.float64), torch.tensor(counts, dtype=torch.float64)]
+        )
 
     def _means(self, numbers: list[float], size: int) -> dict[str, float]:
-        return {name: number / size for name, number in zip((*self.terms, *COUNTERS), numbers, strict=True)}
+        return {
+            name: number / size
+            for name, number in zip((*self.terms, *COUNTERS), numbers, strict=True)
+        }
 
-    def _step(self, stepper: GradientStepper, norm: Tensor, report: StepReport, minibatch: Minibatch, options: OptionsT) -> StepReport:
-        if not (math.isfinite(report.grad_norm) and all(math.isfinite(value) for value in report.means.values())):
-            values = ", ".join(f"{name} {value:.4g}" for name, value in report.means.items() if name in self.terms)
+    def _step(
+        self,
+        stepper: GradientStepper,
+        norm: Tensor,
+        report: StepReport,
+        minibatch: Minibatch,
+        options: OptionsT,
+    ) -> StepReport:
+        if not (
+            math.isfinite(report.grad_norm)
+            and all(math.isfinite(value) for value in report.means.values())
+        ):
+            values = ", ".join(
+                f"{name} {value:.4g}" for name, value in report.means.items() if name in self.terms
+            )
             raise UpdateError(
-                f"{self.name}: not finite in {minibatch}: {values}, gradient norm {report.grad_norm:.4g}; no step was taken there"
+                f"{self.name}: not finite in {minibatch}: {values}, gradient norm"
+                f" {report.grad_norm:.4g}; no step was taken there"
             )
         if report.grad_norm > 0.0:
             stepper.step(norm, options.lr, options.adam_eps, options.max_grad_norm)
@@ -252,12 +341,16 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
             self._host.weights_changed()
             if found := stepper.not_finite():
                 raise UpdateError(
-                    f"{self.name}: {found} after the step of {minibatch}: gradient norm {report.grad_norm:.4g}, lr {options.lr:g};"
-                    " load a checkpoint or reset"
+                    f"{self.name}: {found} after the step of {minibatch}: gradient norm"
+                    f" {report.grad_norm:.4g}, lr {options.lr:g}; load a checkpoint or reset"
                 )
         return report
 
 
 def _like(scores: Tensor, values: Tensor) -> Tensor:
     """To the device of the scores, and numbers to their precision."""
-    return values.to(scores.device, scores.dtype) if values.is_floating_point() else values.to(scores.device)
+    return (
+        values.to(scores.device, scores.dtype)
+        if values.is_floating_point()
+        else values.to(scores.device)
+    )

@@ -1,4 +1,6 @@
-"""Optimiser states on disk: tensors as safetensors, the rest as JSON. Nothing that is read can run code."""
+"""Optimiser states on disk: tensors as safetensors, the rest as JSON. Nothing that is read can run
+code.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,15 @@ FORMAT = 1
 
 
 def write_state(folder: Path, name: str, tensors: dict[str, Tensor], steps: int) -> None:
-    """Write ``NAME.optimizer.safetensors`` and ``NAME.optimizer.json`` into ``folder``, which is made if need be.
+    """Write ``NAME.optimizer.safetensors`` and ``NAME.optimizer.json`` into ``folder``, which is
+    made if need be.
 
     Args:
         folder: Where to.
         name: Name of the updater.
         tensors: What to keep; may be empty.
-        steps: Optimiser steps taken so far. It stands in both files: a pair of files from two moments is refused.
+        steps: Optimiser steps taken so far. It stands in both files: a pair of files from two
+            moments is refused.
 
     Raises:
         CheckpointError: A file cannot be written, or a number is not finite; then none was.
@@ -45,7 +49,9 @@ def write_state(folder: Path, name: str, tensors: dict[str, Tensor], steps: int)
         raise CheckpointError(f"{tensor_file} cannot be written: {error}") from error
 
 
-def read_state(folder: Path, name: str, expected: dict[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], int]:
+def read_state(
+    folder: Path, name: str, expected: dict[str, tuple[int, ...]]
+) -> tuple[dict[str, Tensor], int]:
     """Read what ``write_state`` wrote.
 
     Args:
@@ -57,8 +63,8 @@ def read_state(folder: Path, name: str, expected: dict[str, tuple[int, ...]]) ->
         The tensors, on the CPU, and the number of steps.
 
     Raises:
-        CheckpointError: A file is missing or corrupt, belongs to another updater, or holds other tensors than expected,
-            or numbers that are not finite.
+        CheckpointError: A file is missing or corrupt, belongs to another updater, or holds other
+            tensors than expected, or numbers that are not finite.
     """
     tensor_file, json_file = _files(folder, name)
     steps = _read_steps(json_file, name)
@@ -69,7 +75,10 @@ def read_state(folder: Path, name: str, expected: dict[str, tuple[int, ...]]) ->
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{tensor_file} cannot be read: {error}") from error
     if written != str(steps):
-        raise CheckpointError(f"{tensor_file} is from step {written}, but {json_file.name} beside it from step {steps}")
+        raise CheckpointError(
+            f"{tensor_file} is from step {written}, but {json_file.name} beside it from step"
+            f" {steps}"
+        )
     _check_tensors(tensor_file, tensors, expected)
     if found := not_finite(tensors):
         raise CheckpointError(f"{tensor_file}: {found}")
@@ -82,14 +91,18 @@ def _read_steps(file: Path, name: str) -> int:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("updater") != name:
-        raise CheckpointError(f"{file}: expected format {FORMAT} of updater {name!r}, got {state!r}")
+        raise CheckpointError(
+            f"{file}: expected format {FORMAT} of updater {name!r}, got {state!r}"
+        )
     steps = state.get("steps")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise CheckpointError(f"{file}: steps must be a number of steps, got {steps!r}")
     return steps
 
 
-def _check_tensors(file: Path, tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+def _check_tensors(
+    file: Path, tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]
+) -> None:
     if not tensors:
         return
     problems = [f"lacks {key}" for key in expected if key not in tensors]

@@ -1,4 +1,6 @@
-"""One optimiser step over several servers: sum the gradients, measure and clip their norm, let Adam step."""
+"""One optimiser step over several servers: sum the gradients, measure and clip their norm, let Adam
+step.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,16 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 def sum_dtype(gradients: Sequence[Tensor]) -> torch.dtype:
     """Precision to add gradients in: float64 where any of them has it, else float32."""
-    return torch.float64 if any(gradient.dtype == torch.float64 for gradient in gradients) else torch.float32
+    return (
+        torch.float64
+        if any(gradient.dtype == torch.float64 for gradient in gradients)
+        else torch.float32
+    )
 
 
-def sum_over_servers(tensors: Sequence[Tensor], group: ServerGroup, dtype: torch.dtype) -> list[Tensor]:
+def sum_over_servers(
+    tensors: Sequence[Tensor], group: ServerGroup, dtype: torch.dtype
+) -> list[Tensor]:
     """Sum tensors over all servers in one all-reduce. Every server must call it.
 
     Args:
@@ -33,7 +41,9 @@ def sum_over_servers(tensors: Sequence[Tensor], group: ServerGroup, dtype: torch
     Returns:
         Views into one flat buffer, on the first tensor's device.
     """
-    buffer = torch.cat([tensor.detach().reshape(-1).to(tensors[0].device, dtype) for tensor in tensors])
+    buffer = torch.cat(
+        [tensor.detach().reshape(-1).to(tensors[0].device, dtype) for tensor in tensors]
+    )
     group.all_reduce_sum(buffer)
     parts = buffer.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
@@ -42,7 +52,8 @@ def sum_over_servers(tensors: Sequence[Tensor], group: ServerGroup, dtype: torch
 class GradientStepper:
     """Adam over a list of parameters that every server holds.
 
-    A parameter without a gradient counts as one with a gradient of zero, on every server alike. Parameters of less than single precision
+    A parameter without a gradient counts as one with a gradient of zero, on every server alike.
+    Parameters of less than single precision
     are stepped on in float32 copies: an update of 1e-6 would be lost in rounding.
 
     Args:
@@ -50,12 +61,18 @@ class GradientStepper:
         group: The servers.
     """
 
-    def __init__(self, named_parameters: Sequence[tuple[str, Parameter]], group: ServerGroup) -> None:
+    def __init__(
+        self, named_parameters: Sequence[tuple[str, Parameter]], group: ServerGroup
+    ) -> None:
         self.names = [name for name, _ in named_parameters]
         self.parameters = [parameter for _, parameter in named_parameters]
         self._group = group
-        self._held: list[Tensor] = [p if p.dtype in FULL_PRECISION else p.detach().float() for p in self.parameters]
-        self._rounded = [(p, held) for p, held in zip(self.parameters, self._held, strict=True) if held is not p]
+        self._held: list[Tensor] = [
+            p if p.dtype in FULL_PRECISION else p.detach().float() for p in self.parameters
+        ]
+        self._rounded = [
+            (p, held) for p, held in zip(self.parameters, self._held, strict=True) if held is not p
+        ]
         fused = all(held.device.type in FUSED_DEVICES for held in self._held)
         self._adam = torch.optim.Adam(self._held, fused=fused, foreach=not fused)
 
@@ -66,9 +83,11 @@ class GradientStepper:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Add up, in float32, what a backward pass left on parameters of less than single precision. To be called after each of several.
+        """Add up, in float32, what a backward pass left on parameters of less than single
+        precision. To be called after each of several.
 
-        Autograd itself would add to a sum of that precision, in which a small part is lost beside a large sum.
+        Autograd itself would add to a sum of that precision, in which a small part is lost beside a
+        large sum.
         """
         for parameter, held in self._rounded:
             if parameter.grad is not None:
@@ -86,7 +105,9 @@ class GradientStepper:
             The gradients' norm before clipping, a scalar, and ``sums`` summed.
         """
         self.collect()
-        gradients = [torch.zeros_like(held) if held.grad is None else held.grad for held in self._held]
+        gradients = [
+            torch.zeros_like(held) if held.grad is None else held.grad for held in self._held
+        ]
         if self._group.size > 1:
             gradients, sums = self._summed(gradients, sums)
         for held, gradient in zip(self._held, gradients, strict=True):
@@ -113,11 +134,17 @@ class GradientStepper:
             torch._foreach_copy_([p for p, _ in self._rounded], [held for _, held in self._rounded])
 
     def not_finite(self) -> str:
-        """The first weight, or number of Adam's, that is not finite after a step; empty where all are."""
-        return not_finite(dict(zip(self.names, self.parameters, strict=True))) or not_finite(self.state())
+        """The first weight, or number of Adam's, that is not finite after a step; empty where all
+        are.
+        """
+        return not_finite(dict(zip(self.names, self.parameters, strict=True))) or not_finite(
+            self.state()
+        )
 
     def state(self) -> dict[str, Tensor]:
-        """Adam's moments, and the float32 copies, by ``kind/parameter name``; empty before the first step."""
+        """Adam's moments, and the float32 copies, by ``kind/parameter name``; empty before the
+        first step.
+        """
         tensors: dict[str, Tensor] = {}
         for name, held, parameter in zip(self.names, self._held, self.parameters, strict=True):
             moments = self._adam.state.get(held, {})
@@ -138,10 +165,15 @@ class GradientStepper:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what ``state`` gave. The keys and shapes must be those of ``expected``, or there are none."""
+        """Take over what ``state`` gave.
+
+        The keys and shapes must be those of ``expected``, or there are none.
+        """
         named = enumerate(self.names) if tensors else ()
         moments = {i: {kind: tensors[f"{kind}/{name}"] for kind in MOMENTS} for i, name in named}
-        self._adam.load_state_dict({"state": moments, "param_groups": self._adam.state_dict()["param_groups"]})
+        self._adam.load_state_dict(
+            {"state": moments, "param_groups": self._adam.state_dict()["param_groups"]}
+        )
         for name, held in zip(self.names, self._held, strict=True):
             if f"copy/{name}" in tensors:
                 held.copy_(tensors[f"copy/{name}"])
@@ -154,6 +186,10 @@ class GradientStepper:
         return gradients, sums
 
     def _refresh_copies(self) -> None:
-        """A copy counts as long as it rounds to its weight; where something else changed the weight, start from there."""
+        """A copy counts as long as it rounds to its weight; where something else changed the
+        weight, start from there.
+        """
         for parameter, held in self._rounded:
-            held.copy_(torch.where(held.to(parameter.dtype) == parameter, held, parameter.to(held.dtype)))
+            held.copy_(
+                torch.where(held.to(parameter.dtype) == parameter, held, parameter.to(held.dtype))
+            )

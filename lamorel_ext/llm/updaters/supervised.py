@@ -32,7 +32,8 @@ class SupervisedOptions:
 class SupervisedUpdater(CandidateUpdater[SupervisedOptions]):
     """Makes the target candidates likely.
 
-    Data: ``targets`` ``(n,)``, places of candidates. Options: ``SupervisedOptions``. Statistics, means over all samples of all steps:
+    Data: ``targets`` ``(n,)``, places of candidates. Options: ``SupervisedOptions``. Statistics,
+        means over all samples of all steps:
     ``loss``, ``accuracy`` (share of targets that score highest) and ``entropy``.
     """
 
@@ -48,7 +49,9 @@ class SupervisedUpdater(CandidateUpdater[SupervisedOptions]):
         """Shuffled minibatches."""
         return draw_minibatches(total, options.minibatch_size, options.epochs, options.seed)
 
-    def loss(self, scored: Scored, data: dict[str, Tensor], options: SupervisedOptions) -> dict[str, Tensor]:
+    def loss(
+        self, scored: Scored, data: dict[str, Tensor], options: SupervisedOptions
+    ) -> dict[str, Tensor]:
         """Minus the normalised log-probability of the target."""
         log_probs = candidate_log_softmax(scored.scores)
         hit = log_probs.argmax(-1) == data["targets"]

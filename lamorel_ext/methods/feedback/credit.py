@@ -1,4 +1,6 @@
-"""Whom the feedback of a step is given to: the guidance that was said, or every guidance by what it did to the action (docs/method.md)."""
+"""Whom the feedback of a step is given to: the guidance that was said, or every guidance by what it
+did to the action (docs/method.md).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Lesson:
 
 
 Credit = Callable[[Decision, Said, np.ndarray], list[Lesson]]
-"""The lessons of a step from what was decided, what was said and f ``(n,)``; the first is about what was said."""
+"""The lessons of a step from what was decided, what was said and f ``(n,)``; the first is about
+what was said.
+"""
 
 
 def credit_chosen(decision: Decision, said: Said, f: np.ndarray) -> list[Lesson]:
@@ -44,10 +48,16 @@ def credit_chosen(decision: Decision, said: Said, f: np.ndarray) -> list[Lesson]
 
 
 def credit_followed(decision: Decision, said: Said, f: np.ndarray) -> list[Lesson]:
-    """The same, where the action is the one that the guidance asks for; a guidance that asks for none gets nothing."""
+    """The same, where the action is the one that the guidance asks for; a guidance that asks for
+    none gets nothing.
+    """
     if decision.heard is None:
         raise ValueError("nobody heard this")
-    return [Lesson(said, np.where(decision.heard.hints == decision.actions, f, 0.0), None, said.log_probs)]
+    return [
+        Lesson(
+            said, np.where(decision.heard.hints == decision.actions, f, 0.0), None, said.log_probs
+        )
+    ]
 
 
 def make_credit(config: Config, agent: Agent, rng: np.random.Generator) -> Credit:
@@ -65,15 +75,21 @@ def make_credit(config: Config, agent: Agent, rng: np.random.Generator) -> Credi
     if kind == "chosen" or config.feedback.signal == "none":
         return credit_chosen
     if not isinstance(agent, StudentAgent):
-        raise ConfigError(f"feedback.credit: {kind} needs a student, but arm.agent is {config.arm.agent}")
+        raise ConfigError(
+            f"feedback.credit: {kind} needs a student, but arm.agent is {config.arm.agent}"
+        )
     if kind == "followed":
         return credit_followed
     if agent.teacher.options is None:
-        raise ConfigError(f"feedback.credit: {kind} needs a list of candidates; it can be chosen or followed")
+        raise ConfigError(
+            f"feedback.credit: {kind} needs a list of candidates; it can be chosen or followed"
+        )
     student = agent
 
     def credit_ratio(decision: Decision, said: Said, f: np.ndarray) -> list[Lesson]:
-        """Weighted by log P(a | x, s) - log sum_x' M(x' | s) P(a | x', s): negative where x spoke against a."""
+        """Weighted by log P(a | x, s) - log sum_x' M(x' | s) P(a | x', s): negative where x spoke
+        against a.
+        """
         likelihoods = student.action_likelihoods(decision)
         told = likelihoods[np.arange(len(f)), said.chosen] - pair_log_probs(said, likelihoods)
         return [Lesson(said, f * told, None, said.log_probs)]
@@ -84,7 +100,9 @@ def make_credit(config: Config, agent: Agent, rng: np.random.Generator) -> Credi
         return [Lesson(said, f, likelihoods, pair_log_probs(said, likelihoods))]
 
     def credit_rival(decision: Decision, said: Said, f: np.ndarray) -> list[Lesson]:
-        """f to the one of two guidances for the same state after which the action is likelier, -f to the other."""
+        """f to the one of two guidances for the same state after which the action is likelier, -f
+        to the other.
+        """
         likelihoods = student.action_likelihoods(decision)
         log_probs, rows = _log_probs(said), np.arange(len(f))
         rivals = sample_rows(log_probs, rng)
@@ -109,5 +127,7 @@ def pair_log_probs(said: Said, likelihoods: np.ndarray) -> np.ndarray:
 def _log_probs(said: Said) -> np.ndarray:
     """``(n, candidates)``: log M(x | s) in nats."""
     if said.scores is None:
-        raise ValueError(f"a credit among {', '.join(CREDITS_OF_CANDIDATES)} needs the candidates' scores")
+        raise ValueError(
+            f"a credit among {', '.join(CREDITS_OF_CANDIDATES)} needs the candidates' scores"
+        )
     return log_softmax(said.scores)

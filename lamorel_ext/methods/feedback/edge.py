@@ -1,4 +1,6 @@
-"""The feedback edge on the client: computes f_t, says it in words or sends it to the servers, every k steps or per rollout."""
+"""The feedback edge on the client: computes f_t, says it in words or sends it to the servers, every
+k steps or per rollout.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +36,21 @@ class EdgeWatcher(Protocol):
         """It is done; ``stats`` is what the servers say of it."""
 
     def signalled(self, signals: np.ndarray) -> None:
-        """What f was in the rollout's last steps, ``(steps, num_envs)``; all of them but those of a warm-up."""
+        """What f was in the rollout's last steps, ``(steps, num_envs)``; all of them but those of a
+        warm-up.
+        """
 
 
 class FeedbackEdge:
     """From the student back to the teacher.
 
-    The signal is computed at every step where that is possible and needed (``feedback.every`` is a number, or the next prompt is to say
-    it), and once per rollout otherwise. Updates go out every ``feedback.every`` steps, and with what is left at the end of a rollout. The
-    first ``feedback.warmup_steps`` environment steps get no feedback at all.
+    The signal is computed at every step where that is possible and needed (``feedback.every`` is a
+    number, or the next prompt is to say it), and once per rollout otherwise. Updates go out every
+    ``feedback.every`` steps, and with what is left at the end of a rollout. The first
+    ``feedback.warmup_steps`` environment steps get no feedback at all.
 
-    Where prompts tell feedback, an LLM's value of the state reached is that of the prompt without the sentence, which depends on this value.
+    Where prompts tell feedback, an LLM's value of the state reached is that of the prompt without
+    the sentence, which depends on this value.
 
     Args:
         config: Its ``feedback`` group says everything.
@@ -56,7 +62,13 @@ class FeedbackEdge:
         watcher: Is told of updates and signals, if there is one.
     """
 
-    def __init__(self, config: Config, llm: LlmClient | None, signals: FeedbackSignals, credit: Credit = credit_chosen) -> None:
+    def __init__(
+        self,
+        config: Config,
+        llm: LlmClient | None,
+        signals: FeedbackSignals,
+        credit: Credit = credit_chosen,
+    ) -> None:
         args = config.feedback
         if config.feedback_trains and llm is None:
             raise ConfigError(f"feedback.signal: {args.signal} needs an LLM server")
@@ -67,7 +79,8 @@ class FeedbackEdge:
         self.online = self.speaks or (self.active and self.every > 0)
         if self.online and not signals.online:
             raise ConfigError(
-                f"feedback.signal: {args.signal} needs the whole rollout, feedback.channel and feedback.every need it at once"
+                f"feedback.signal: {args.signal} needs the whole rollout, feedback.channel and"
+                " feedback.every need it at once"
             )
         self.signals = signals
         self.watcher: EdgeWatcher | None = None
@@ -91,7 +104,8 @@ class FeedbackEdge:
         """Hear of a step; update the teacher if it is time.
 
         Returns:
-            What the next prompts are to say, ``(num_envs,)``, or None. The first prompt of an episode says nothing.
+            What the next prompts are to say, ``(num_envs,)``, or None. The first prompt of an
+            episode says nothing.
         """
         if not self.online or self.signals.warm_up(1):
             return None
@@ -108,8 +122,8 @@ class FeedbackEdge:
         """Send what has not been sent.
 
         Returns:
-            Shares of f > 0 and f = 0, and means over the updates since the last call (absent where there was none). Steps of the warm-up
-            do not count.
+            Shares of f > 0 and f = 0, and means over the updates since the last call (absent where
+            there was none). Steps of the warm-up do not count.
         """
         if not self.active:
             return {}
@@ -119,14 +133,17 @@ class FeedbackEdge:
             if not turns:
                 return {}
             prompts = [turn.prompts for turn in turns]
-            f = self.signals.rollout(rollout.errors[cold:], rollout.advantages[cold:], prompts, rollout.done[cold:])
+            f = self.signals.rollout(
+                rollout.errors[cold:], rollout.advantages[cold:], prompts, rollout.done[cold:]
+            )
             self._seen = list(f)
             if self.trains:
                 decisions = [turn.decision for turn in turns]
                 self._pending = [
                     self._credit(decision, decision.said, row)
-                    for decision, row in zip(decisions, f, strict=True) if decision.said is not None
-                ]  # fmt: skip
+                    for decision, row in zip(decisions, f, strict=True)
+                    if decision.said is not None
+                ]
         self._send()
         if not self._seen:
             return {}
@@ -135,10 +152,17 @@ class FeedbackEdge:
         seen, stats = np.concatenate(self._seen), self._stats
         self._seen, self._stats = [], []
         numbers = {"f_positive": float(np.mean(seen > 0)), "f_zero": float(np.mean(seen == 0))}
-        return numbers | {name: float(np.mean([row[name] for row in stats])) for name in UPDATE_STATS if stats and name in stats[0]}
+        return numbers | {
+            name: float(np.mean([row[name] for row in stats]))
+            for name in UPDATE_STATS
+            if stats and name in stats[0]
+        }
 
     def _send(self) -> None:
-        """One update from everything pending. Nothing goes out where no f pulls and no other term of the loss does."""
+        """One update from everything pending.
+
+        Nothing goes out where no f pulls and no other term of the loss does.
+        """
         pending, self._pending = self._pending, []
         if not pending or self._llm is None:
             return
@@ -149,7 +173,11 @@ class FeedbackEdge:
         if self._minibatches:
             options["seed"] = self.signals.draw_seed()
         request = feedback_request(lessons, options)
-        pulls = self._options["entropy_coef"] or self._options["kl_coef"] or bool(request.data["signals"].any())
+        pulls = (
+            self._options["entropy_coef"]
+            or self._options["kl_coef"]
+            or bool(request.data["signals"].any())
+        )
         if request.total and pulls:
             told = [(step[0].said, step[0].signals) for step in pending]
             if self.watcher is not None:
@@ -166,7 +194,9 @@ def _less_mean(lessons: list[Lesson]) -> list[Lesson]:
     told = every[every != 0]
     mean = float(told.mean()) if len(told) else 0.0
     return [
-        dataclasses.replace(lesson, signals=np.where(lesson.signals != 0, lesson.signals - mean, 0.0))
+        dataclasses.replace(
+            lesson, signals=np.where(lesson.signals != 0, lesson.signals - mean, 0.0)
+        )
         for lesson in lessons
     ]
 
@@ -184,7 +214,9 @@ def feedback_request(lessons: Sequence[Lesson], options: dict[str, Scalar]) -> U
     signals = np.concatenate([lesson.signals for lesson in lessons])
     log_probs = np.concatenate([lesson.old_log_probs for lesson in lessons])
     likelihoods = [lesson.likelihoods for lesson in lessons if lesson.likelihoods is not None]
-    kept = [i for i, (texts, choice) in enumerate(zip(candidates, chosen, strict=True)) if texts[choice]]
+    kept = [
+        i for i, (texts, choice) in enumerate(zip(candidates, chosen, strict=True)) if texts[choice]
+    ]
     return UpdateRequest(
         updater="feedback",
         prompts=tuple(prompts[i] for i in kept),
@@ -195,7 +227,11 @@ def feedback_request(lessons: Sequence[Lesson], options: dict[str, Scalar]) -> U
             "chosen": torch.from_numpy(chosen[kept]),
             "signals": torch.from_numpy(signals[kept]),
             "old_log_probs": torch.from_numpy(log_probs[kept]),
-            **({"likelihoods": torch.from_numpy(np.concatenate(likelihoods)[kept])} if likelihoods else {}),
+            **(
+                {"likelihoods": torch.from_numpy(np.concatenate(likelihoods)[kept])}
+                if likelihoods
+                else {}
+            ),
         },
         options=dict(options),
     )

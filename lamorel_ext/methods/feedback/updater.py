@@ -1,4 +1,6 @@
-"""The feedback edge: the student's signals f_t change how likely the teacher is to say the same again (docs/method.md)."""
+"""The feedback edge: the student's signals f_t change how likely the teacher is to say the same
+again (docs/method.md).
+"""
 
 from __future__ import annotations
 
@@ -37,15 +39,17 @@ class FeedbackOptions:
     Attributes:
         loss: Form of the loss.
         lr: Adam's step size.
-        epochs: Passes over the batch. In the first step ``clipped`` is ``reinforce``, as nothing has moved yet.
+        epochs: Passes over the batch. In the first step ``clipped`` is ``reinforce``, as nothing
+            has moved yet.
         minibatch_size: Samples of an optimiser step, over all servers; 0 takes the whole batch.
         seed: Fixes the shuffling into minibatches.
-        posterior: True: p is the probability of the student's action under teacher and student together
-            (``pair_log_probs``), in place of the teacher's probability of what it said.
+        posterior: True: p is the probability of the student's action under teacher and student
+            together (``pair_log_probs``), in place of the teacher's probability of what it said.
         kl_coef: Weight of KL(current || initial teacher).
         clip_eps: Of ``clipped`` alone.
         gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means all.
-        normalise: True: p is normalised over the candidates. False, for generated guidance: p is the product over the text's tokens.
+        normalise: True: p is normalised over the candidates. False, for generated guidance: p is
+            the product over the text's tokens.
     """
 
     loss: Literal["reinforce", "unlikelihood", "clipped"] = "reinforce"
@@ -66,13 +70,17 @@ class FeedbackOptions:
 class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
     """Optimiser steps on the mean feedback loss of a batch or of its minibatches.
 
-    Data, each ``(n,)``: ``chosen`` (places of candidates), ``signals`` (f), ``old_log_probs`` (log p when it was said; only ``clipped``
-    needs it); with ``posterior`` also ``likelihoods``, ``(n, k)``: the student's log-probability of its
-    action after each candidate. Options: ``FeedbackOptions``. Samples with f = 0 count in the mean and pull nowhere; where no sample pulls, no step is
+    Data, each ``(n,)``: ``chosen`` (places of candidates), ``signals`` (f), ``old_log_probs`` (log
+    p when it was said; only ``clipped`` needs it); with ``posterior`` also ``likelihoods``, ``(n,
+    k)``: the student's log-probability of its
+    action after each candidate. Options: ``FeedbackOptions``. Samples with f = 0 count in the mean
+        and pull nowhere; where no sample pulls, no step is
     taken.
 
-    Statistics, means over the steps, before each: ``loss``, ``log_prob`` (of what was said), ``entropy`` and ``kl`` (from the initial teacher), exact over
-    the candidates. Without ``normalise`` those two are one-sample estimates, ``-log p`` and ``log p - log p_initial`` of what was said.
+    Statistics, means over the steps, before each: ``loss``, ``log_prob`` (of what was said),
+        ``entropy`` and ``kl`` (from the initial teacher), exact over
+    the candidates. Without ``normalise`` those two are one-sample estimates, ``-log p`` and ``log p
+    - log p_initial`` of what was said.
     """
 
     name = "feedback"
@@ -86,29 +94,47 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
         tables = ("likelihoods",) if options.posterior else ()
         return DataSpec(("chosen",), ("signals", "old_log_probs"), tables, optional)
 
-    def check(self, request: UpdateRequest, data: dict[str, Tensor], options: FeedbackOptions) -> None:
+    def check(
+        self, request: UpdateRequest, data: dict[str, Tensor], options: FeedbackOptions
+    ) -> None:
         """Combinations that mean nothing."""
         for key in ("kl_coef", "entropy_coef"):
             if not options.normalise and getattr(options, key) != 0.0:
-                raise RequestError(f"{self.name}: options[{key!r}] must be 0 without normalise: there is no distribution over candidates")
+                raise RequestError(
+                    f"{self.name}: options[{key!r}] must be 0 without normalise: there is no"
+                    " distribution over candidates"
+                )
         if options.posterior and not options.normalise:
-            raise RequestError(f"{self.name}: options['posterior'] needs normalise: it is about candidates")
+            raise RequestError(
+                f"{self.name}: options['posterior'] needs normalise: it is about candidates"
+            )
         if options.loss != "unlikelihood":
             return
         signals = data["signals"]
         if not bool(torch.isin(signals, torch.tensor([-1.0, 0.0, 1.0], dtype=signals.dtype)).all()):
             raise RequestError(
-                f"{self.name}: data['signals'] must be -1, 0 or 1 where options['loss'] is 'unlikelihood', which knows signs only"
+                f"{self.name}: data['signals'] must be -1, 0 or 1 where options['loss'] is"
+                " 'unlikelihood', which knows signs only"
             )
-        alone = torch.tensor([len(candidates) == 1 for candidates in request.candidates], dtype=torch.bool)
+        alone = torch.tensor(
+            [len(candidates) == 1 for candidates in request.candidates], dtype=torch.bool
+        )
         if options.normalise and not options.posterior and bool((alone & (signals < 0)).any()):
-            raise RequestError(f"{self.name}: candidates: an only candidate has probability 1 and cannot be made less likely")
+            raise RequestError(
+                f"{self.name}: candidates: an only candidate has probability 1 and cannot be made"
+                " less likely"
+            )
 
-    def scored_candidates(self, request: UpdateRequest, data: dict[str, Tensor], options: FeedbackOptions) -> tuple[tuple[str, ...], ...]:
+    def scored_candidates(
+        self, request: UpdateRequest, data: dict[str, Tensor], options: FeedbackOptions
+    ) -> tuple[tuple[str, ...], ...]:
         """Without normalisation what was said, alone: the one column of the scores."""
         if options.normalise:
             return request.candidates
-        return tuple((candidates[i],) for candidates, i in zip(request.candidates, data["chosen"].tolist(), strict=True))
+        return tuple(
+            (candidates[i],)
+            for candidates, i in zip(request.candidates, data["chosen"].tolist(), strict=True)
+        )
 
     def schedule(self, total: int, options: FeedbackOptions) -> Iterable[Minibatch]:
         """The whole batch in every epoch, or shuffled minibatches of it."""
@@ -116,7 +142,9 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
             return draw_minibatches(total, options.minibatch_size, options.epochs, options.seed)
         return [Minibatch(epoch, 0, 1, torch.arange(total)) for epoch in range(options.epochs)]
 
-    def loss(self, scored: Scored, data: dict[str, Tensor], options: FeedbackOptions) -> dict[str, Tensor]:
+    def loss(
+        self, scored: Scored, data: dict[str, Tensor], options: FeedbackOptions
+    ) -> dict[str, Tensor]:
         """The chosen form, minus the entropy bonus, plus the KL penalty."""
         if scored.reference is None:
             raise TypeError("the loss needs the reference scores")
@@ -127,7 +155,9 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
         log_probs = candidate_log_softmax(scored.scores)
         log_p = chosen_log_probs(log_probs, data["chosen"])
         if options.posterior:
-            pull = _feedback_loss(pair_log_probs(log_probs, data["likelihoods"]), None, data, options)
+            pull = _feedback_loss(
+                pair_log_probs(log_probs, data["likelihoods"]), None, data, options
+            )
         else:
             pull = _feedback_loss(log_p, log_probs, data, options)
         spread = entropy(log_probs)
@@ -136,7 +166,9 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
         return {"loss": loss, "log_prob": log_p, "entropy": spread, "kl": distance}
 
 
-def _feedback_loss(log_p: Tensor, log_probs: Tensor | None, data: dict[str, Tensor], options: FeedbackOptions) -> Tensor:
+def _feedback_loss(
+    log_p: Tensor, log_probs: Tensor | None, data: dict[str, Tensor], options: FeedbackOptions
+) -> Tensor:
     signals = data["signals"]
     if options.loss == "reinforce":
         return reinforce_loss(log_p, signals)

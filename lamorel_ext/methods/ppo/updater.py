@@ -1,4 +1,7 @@
-"""PPO of the LLM as policy (Carta et al. 2023, GLAM, arXiv 2302.02662): candidates are actions, a module function is the critic."""
+"""PPO of the LLM as policy (Carta et al.
+
+2023, GLAM, arXiv 2302.02662): candidates are actions, a module function is the critic.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,11 @@ class PPOOptions:
         lr: Adam's step size.
         epochs: Passes over the batch.
         minibatch_size: Samples of an optimiser step, over all servers.
-        gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means the whole minibatch.
+        gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means the
+            whole minibatch.
         seed: Fixes the shuffling.
-        policy_module: Module function that gives a logit per candidate, in the candidates' order; empty takes the scores of their texts.
+        policy_module: Module function that gives a logit per candidate, in the candidates' order;
+            empty takes the scores of their texts.
     """
 
     lr: float = number(1e-6, at_least=0.0)
@@ -53,12 +58,14 @@ class PPOOptions:
 class PPOUpdater(CandidateUpdater[PPOOptions]):
     """PPO over candidates.
 
-    Data, each ``(n,)``: ``actions`` (places of candidates), ``old_log_probs`` (normalised over the candidates, when the actions were
-    taken), ``advantages`` (used as they are), ``returns`` and ``values`` (when the actions were taken). Options: ``PPOOptions``.
+    Data, each ``(n,)``: ``actions`` (places of candidates), ``old_log_probs`` (normalised over the
+    candidates, when the actions were taken), ``advantages`` (used as they are), ``returns`` and
+    ``values`` (when the actions were taken). Options: ``PPOOptions``.
 
-    Statistics are means over all samples of all steps, except: ``initial_ratio_error`` is the mean of ``|ratio - 1|`` in the first
-    minibatch, before any step, and should be near zero; ``scored_pairs`` and ``scored_tokens`` are totals; ``grad_norm`` is the mean over
-    steps, before clipping.
+    Statistics are means over all samples of all steps, except: ``initial_ratio_error`` is the mean
+        of ``|ratio - 1|`` in the first
+    minibatch, before any step, and should be near zero; ``scored_pairs`` and ``scored_tokens`` are
+    totals; ``grad_norm`` is the mean over steps, before clipping.
 
     Args:
         value_module: Name of the module function that is the critic.
@@ -66,7 +73,15 @@ class PPOUpdater(CandidateUpdater[PPOOptions]):
 
     name = "ppo"
     options_type = PPOOptions
-    terms: ClassVar[tuple[str, ...]] = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "ratio_error")
+    terms: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "policy_loss",
+        "value_loss",
+        "entropy",
+        "approx_kl",
+        "clip_fraction",
+        "ratio_error",
+    )
 
     def __init__(self, value_module: str = "value") -> None:
         super().__init__()
@@ -85,17 +100,24 @@ class PPOUpdater(CandidateUpdater[PPOOptions]):
         """Shuffled minibatches."""
         return draw_minibatches(total, options.minibatch_size, options.epochs, options.seed)
 
-    def loss(self, scored: Scored, data: dict[str, Tensor], options: PPOOptions) -> dict[str, Tensor]:
+    def loss(
+        self, scored: Scored, data: dict[str, Tensor], options: PPOOptions
+    ) -> dict[str, Tensor]:
         """Clipped surrogate, minus the entropy bonus, plus the clipped value loss."""
         values = scored.modules[self._value_module]
         if values.numel() != len(values):
             raise RequestError(
-                f"{self.name}: module {self._value_module!r} must give one number per prompt, got shape {tuple(values.shape)}"
+                f"{self.name}: module {self._value_module!r} must give one number per prompt, got"
+                f" shape {tuple(values.shape)}"
             )
         log_probs = candidate_log_softmax(scored.scores)
         log_p = chosen_log_probs(log_probs, data["actions"])
-        policy = clipped_surrogate_loss(log_p, data["old_log_probs"], data["advantages"], options.clip_eps)
-        value = clipped_value_loss(values.reshape(-1).to(log_p.dtype), data["values"], data["returns"], options.clip_eps)
+        policy = clipped_surrogate_loss(
+            log_p, data["old_log_probs"], data["advantages"], options.clip_eps
+        )
+        value = clipped_value_loss(
+            values.reshape(-1).to(log_p.dtype), data["values"], data["returns"], options.clip_eps
+        )
         spread = entropy(log_probs)
         log_ratio = (log_p.detach() - data["old_log_probs"]).clamp(max=MAX_LOG_RATIO)
         off = (log_ratio.exp() - 1.0).abs()

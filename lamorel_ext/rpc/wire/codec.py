@@ -12,10 +12,13 @@ bytes     field   meaning
 8         length  of the payload
 ========  ======  ==================================================================================================
 
-The header is ASCII JSON: ``{"type": ..., "fields": {...}, "tensors": [{"dtype": ..., "shape": [...]}, ...]}``; the payload holds the tensors one
-after the other, each at a multiple of 16 bytes, little-endian as every machine that runs PyTorch has them. Only the message types of
-``lamorel_ext.types`` can be built from it: no byte that arrives can make code run, and whatever does not fit is a ``ProtocolError``.
-"""
+The header is ASCII JSON: ``{"type": ..., "fields": {...}, "tensors": [{"dtype": ..., "shape":
+    [...]}, ...]}``; the payload holds the tensors one
+after the other, each at a multiple of 16 bytes, little-endian as every machine that runs PyTorch
+has them. Only the message types of
+``lamorel_ext.types`` can be built from it: no byte that arrives can make code run, and whatever
+    does not fit is a ``ProtocolError``.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -26,7 +29,15 @@ from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
 from lamorel_ext.errors import ProtocolError, RequestError
-from lamorel_ext.rpc.wire.fields import FORMS, Form, TensorReader, TensorSpec, TensorWriter, payload_bytes, read_specs
+from lamorel_ext.rpc.wire.fields import (
+    FORMS,
+    Form,
+    TensorReader,
+    TensorSpec,
+    TensorWriter,
+    payload_bytes,
+    read_specs,
+)
 from lamorel_ext.types import Answer, Request
 
 MAGIC = b"LMRX"
@@ -39,7 +50,8 @@ Message = Request | Answer
 Buffer = bytes | memoryview
 
 _FORMS: dict[type, dict[str, Form]] = {
-    kind: {name: FORMS[hint] for name, hint in get_type_hints(kind).items()} for kind in (*get_args(Request), *get_args(Answer))
+    kind: {name: FORMS[hint] for name, hint in get_type_hints(kind).items()}
+    for kind in (*get_args(Request), *get_args(Answer))
 }
 _TYPES = {kind.__name__: kind for kind in _FORMS}
 
@@ -56,7 +68,9 @@ class Kind(enum.IntEnum):
     GOODBYE = 3
     """The peer is done and about to close the connection."""
     STOP = 4
-    """A server was asked to end by the signal whose number is the call id; the client is asked to save and end the run."""
+    """A server was asked to end by the signal whose number is the call id; the client is asked to
+    save and end the run.
+    """
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Packed:
-    """A message ready to be framed; packing is what can fail, so it comes before anything is sent."""
+    """A message ready to be framed; packing is what can fail, so it comes before anything is sent."""  # noqa: E501
 
     header: bytes
     buffers: tuple[Buffer, ...]
@@ -105,18 +119,25 @@ def pack(message: Message) -> Packed:
             fields[field] = form.pack(getattr(message, field), writer)
         except (ValueError, OverflowError) as error:
             raise RequestError(f"{name}.{field} cannot be sent: {error}") from error
-    header = json.dumps({"type": name, "fields": fields, "tensors": writer.specs}, separators=(",", ":")).encode("ascii")
+    header = json.dumps(
+        {"type": name, "fields": fields, "tensors": writer.specs}, separators=(",", ":")
+    ).encode("ascii")
     if len(header) > MAX_HEADER_BYTES or writer.num_bytes > MAX_PAYLOAD_BYTES:
         raise RequestError(
-            f"{name} is too large to be sent: {len(header)} bytes of text (at most {MAX_HEADER_BYTES}) and {writer.num_bytes} bytes of tensors"
-            f" (at most {MAX_PAYLOAD_BYTES})"
+            f"{name} is too large to be sent: {len(header)} bytes of text (at most"
+            f" {MAX_HEADER_BYTES}) and {writer.num_bytes} bytes of tensors (at most"
+            f" {MAX_PAYLOAD_BYTES})"
         )
     return Packed(header, tuple(writer.buffers), writer.num_bytes)
 
 
-def frame(packed: Packed = _NOTHING, kind: Kind = Kind.MESSAGE, call_id: int = 0, ticket: int = 0) -> list[Buffer]:
+def frame(
+    packed: Packed = _NOTHING, kind: Kind = Kind.MESSAGE, call_id: int = 0, ticket: int = 0
+) -> list[Buffer]:
     """The buffers of one frame, to be written one after the other."""
-    prefix = PREFIX.pack(MAGIC, VERSION, kind, call_id, ticket, len(packed.header), packed.num_bytes)
+    prefix = PREFIX.pack(
+        MAGIC, VERSION, kind, call_id, ticket, len(packed.header), packed.num_bytes
+    )
     return [prefix, packed.header, *packed.buffers] if packed.header else [prefix]
 
 
@@ -133,7 +154,8 @@ def decode_prefix(raw: bytes | bytearray) -> Prefix:
     """Read the fixed part of a frame.
 
     Raises:
-        ProtocolError: It is not ours, of another version, or announces more than a message may have.
+        ProtocolError: It is not ours, of another version, or announces more than a message may
+            have.
     """
     if len(raw) != PREFIX.size:
         raise ProtocolError(f"expected {PREFIX.size} bytes at the start of a frame, got {len(raw)}")
@@ -141,11 +163,16 @@ def decode_prefix(raw: bytes | bytearray) -> Prefix:
     if magic != MAGIC:
         raise ProtocolError(f"a frame starts with {magic!r}, expected {MAGIC!r}")
     if version != VERSION:
-        raise ProtocolError(f"the peer speaks version {version} of the wire format, this is version {VERSION}")
+        raise ProtocolError(
+            f"the peer speaks version {version} of the wire format, this is version {VERSION}"
+        )
     if kind not in Kind._value2member_map_:
         raise ProtocolError(f"unknown kind of frame: {kind}")
     if header_bytes > MAX_HEADER_BYTES or num_payload_bytes > MAX_PAYLOAD_BYTES:
-        raise ProtocolError(f"a frame announces {header_bytes} bytes of text and {num_payload_bytes} bytes of tensors")
+        raise ProtocolError(
+            f"a frame announces {header_bytes} bytes of text and {num_payload_bytes} bytes of"
+            " tensors"
+        )
     if num_payload_bytes and not header_bytes:
         raise ProtocolError("a frame has tensors and no header")
     return Prefix(Kind(kind), call_id, ticket, header_bytes, num_payload_bytes)
@@ -168,7 +195,10 @@ def decode_header(raw: bytes | bytearray, num_payload_bytes: int) -> Header:
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a header of ours: {error}") from error
     if payload_bytes(specs) != num_payload_bytes:
-        raise ProtocolError(f"{name} announces {num_payload_bytes} bytes of tensors, its header speaks of {payload_bytes(specs)}")
+        raise ProtocolError(
+            f"{name} announces {num_payload_bytes} bytes of tensors, its header speaks of"
+            f" {payload_bytes(specs)}"
+        )
     return Header(name, fields, specs)
 
 
@@ -180,7 +210,9 @@ def decode_message(header: Header, payload: bytearray) -> Message:
     """
     forms = _FORMS[_TYPES[header.type_name]]
     if header.fields.keys() != forms.keys():
-        raise ProtocolError(f"{header.type_name} has the fields {sorted(forms)}, got {sorted(header.fields)!r:.200}")
+        raise ProtocolError(
+            f"{header.type_name} has the fields {sorted(forms)}, got {sorted(header.fields)!r:.200}"
+        )
     reader = TensorReader(header.tensors, payload)
     values: dict[str, Any] = {}
     field = "tensors"

@@ -1,6 +1,7 @@
 """How each type of field of a message becomes JSON and raw tensor bytes, and comes back checked.
 
-``pack`` and ``unpack`` of a form raise ``ValueError`` with what was expected; the codec adds which field it was.
+``pack`` and ``unpack`` of a form raise ``ValueError`` with what was expected; the codec adds which
+field it was.
 """
 
 from __future__ import annotations
@@ -25,13 +26,26 @@ MAX_ELEMENTS = 2**48
 
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
-    for name in ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool", "complex64", "complex128")
+    for name in (
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "uint8",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "bool",
+        "complex64",
+        "complex128",
+    )
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class TensorWriter:
-    """Collects the tensors of one message: their specs for the header, their bytes for the payload."""
+    """Collects the tensors of one message: their specs for the header, their bytes for the payload."""  # noqa: E501
 
     def __init__(self) -> None:
         self.specs: list[dict[str, Any]] = []
@@ -44,8 +58,15 @@ class TensorWriter:
         Returns:
             Its place among the tensors of the message.
         """
-        if tensor.dtype not in _DTYPE_NAMES or tensor.layout != torch.strided or tensor.dim() > MAX_DIMENSIONS:
-            raise ValueError(f"cannot send a tensor of {tensor.dtype}, {tensor.layout} and {tensor.dim()} dimensions")
+        if (
+            tensor.dtype not in _DTYPE_NAMES
+            or tensor.layout != torch.strided
+            or tensor.dim() > MAX_DIMENSIONS
+        ):
+            raise ValueError(
+                f"cannot send a tensor of {tensor.dtype}, {tensor.layout} and {tensor.dim()}"
+                " dimensions"
+            )
         plain = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
         # PyTorch gives an empty tensor strides with which it cannot be seen as bytes.
         empty = not plain.numel()
@@ -89,7 +110,11 @@ def read_specs(raw: Any) -> tuple[TensorSpec, ...]:
         dtype, shape = each["dtype"], each["shape"]
         if type(dtype) is not str or dtype not in DTYPES:
             raise ValueError(f"tensors: unknown dtype {dtype!r}")
-        if type(shape) is not list or len(shape) > MAX_DIMENSIONS or any(type(size) is not int or not 0 <= size < MAX_ELEMENTS for size in shape):
+        if (
+            type(shape) is not list
+            or len(shape) > MAX_DIMENSIONS
+            or any(type(size) is not int or not 0 <= size < MAX_ELEMENTS for size in shape)
+        ):
             raise ValueError("tensors: impossible shape")
         if math.prod(max(size, 1) for size in shape) >= MAX_ELEMENTS:
             raise ValueError("tensors: impossible shape")  # an empty one too needs strides
@@ -123,10 +148,14 @@ class TensorReader:
             return torch.empty(spec.shape, dtype=spec.dtype)
         if spec.dtype == torch.bool:
             # A bool tensor with other bytes than 0 and 1 is undefined behaviour in PyTorch.
-            octets = torch.frombuffer(self._payload, dtype=torch.uint8, count=count, offset=spec.start)
+            octets = torch.frombuffer(
+                self._payload, dtype=torch.uint8, count=count, offset=spec.start
+            )
             if int(octets.max()) > 1:
                 raise ValueError("a bool that is neither 0 nor 1")
-        return torch.frombuffer(self._payload, dtype=spec.dtype, count=count, offset=spec.start).reshape(spec.shape)
+        return torch.frombuffer(
+            self._payload, dtype=spec.dtype, count=count, offset=spec.start
+        ).reshape(spec.shape)
 
     def finish(self) -> None:
         """Check that nothing was sent in vain."""
@@ -142,7 +171,7 @@ class Form:
     unpack: Callable[[Any, TensorReader], Any]
 
 
-# --- plain values ----------------------------------------------------------------------------------------------------------
+# --- plain values ---------------------------------------------------------------------------------
 
 
 def _exactly(kind: type) -> Callable[[Any, Any], Any]:
@@ -172,7 +201,7 @@ def _scalar(value: Any, _: Any = None) -> Scalar:
     return _integer(value) if isinstance(value, numbers.Integral) else _real(value)
 
 
-# --- collections -------------------------------------------------------------------------------------------------------------
+# --- collections ----------------------------------------------------------------------------------
 
 
 def _strings(value: Any) -> tuple[str, ...]:

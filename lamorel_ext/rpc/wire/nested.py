@@ -185,7 +185,9 @@ def _unpack_array(raw: dict[str, Any], tensors: Reader, depth: int) -> np.ndarra
         if not all(type(text) is str for text in values):
             raise ValueError("expected texts")
         if len(values) * max(map(len, values), default=0) > MAX_CHARACTERS:
-            raise ValueError("an array of texts that no memory holds: each is as long as the longest")
+            raise ValueError(
+                "an array of texts that no memory holds: each is as long as the longest"
+            )
         return np.array(values, dtype=np.str_).reshape(shape)
     array = np.empty(len(values), dtype=object)
     for place, item in enumerate(values):

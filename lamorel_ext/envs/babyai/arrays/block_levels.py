@@ -1,6 +1,8 @@
-"""What missions are drawn in the rooms of ``scene_blocks``: the laws of ``room_levels``, in the same order, for many seeds at once.
+"""What missions are drawn in the rooms of ``scene_blocks``: the laws of ``room_levels``, in the
+same order, for many seeds at once.
 
-Each law draws the rooms ``rows`` and gives those whose scene is valid; for them it has set flags and mission.
+Each law draws the rooms ``rows`` and gives those whose scene is valid; for them it has set flags
+and mission.
 """
 
 from __future__ import annotations
@@ -12,7 +14,15 @@ import numpy as np
 from minigrid.core.constants import COLOR_TO_IDX
 from minigrid.envs.babyai.core.verifier import LOC_NAMES
 
-from lamorel_ext.envs.babyai.arrays.room_codes import FIRST, KINDS, NUM_COLORS, SECOND, Start, kind_and_color, look_of
+from lamorel_ext.envs.babyai.arrays.room_codes import (
+    FIRST,
+    KINDS,
+    NUM_COLORS,
+    SECOND,
+    Start,
+    kind_and_color,
+    look_of,
+)
 from lamorel_ext.envs.babyai.arrays.room_draws import COLORS, said
 from lamorel_ext.envs.babyai.arrays.scene_blocks import Scenes
 
@@ -27,7 +37,8 @@ _MANY = 2
 
 
 def draw_block(law: Law, size: int, capacity: int, words: np.ndarray) -> list[Start | None]:
-    """The first state of each seed, None where its words do not suffice, or where few others need as many scenes.
+    """The first state of each seed, None where its words do not suffice, or where few others need
+    as many scenes.
 
     Args:
         law: Of the level.
@@ -76,7 +87,9 @@ def go_to_red_ball(scenes: Scenes, rows: np.ndarray, count: int, grey: bool) -> 
     scenes.add_things(rows, count, unique=False)
     if grey:
         looks = scenes.looks[rows, 1 : scenes.count]
-        scenes.looks[rows, 1 : scenes.count] = looks - (looks - look_of(0, 0)) % NUM_COLORS + COLOR_TO_IDX["grey"]
+        scenes.looks[rows, 1 : scenes.count] = (
+            looks - (looks - look_of(0, 0)) % NUM_COLORS + COLOR_TO_IDX["grey"]
+        )
     return _go_to(scenes, rows[scenes.reachable(rows)], 0)
 
 
@@ -104,7 +117,9 @@ def put_next(scenes: Scenes, rows: np.ndarray, count: int) -> np.ndarray:
     return rows
 
 
-def from_grammar(scenes: Scenes, rows: np.ndarray, task: str, count: int, colored: bool, located: bool) -> np.ndarray:
+def from_grammar(
+    scenes: Scenes, rows: np.ndarray, task: str, count: int, colored: bool, located: bool
+) -> np.ndarray:
     scenes.skip_float(rows)
     scenes.add_things(rows, count, unique=False)
     scenes.place_agents(rows)
@@ -113,35 +128,62 @@ def from_grammar(scenes: Scenes, rows: np.ndarray, task: str, count: int, colore
     parts = [*_described(scenes, rows, FIRST, task != "pickup", colored, located)]
     if both:
         parts += _described(scenes, rows, SECOND, True, colored, located)
-    _say(scenes, rows, {"goto_both": _go_to_both_words, "pickup": _pick_up_words}.get(task, _go_to_words), *parts)
+    _say(
+        scenes,
+        rows,
+        {"goto_both": _go_to_both_words, "pickup": _pick_up_words}.get(task, _go_to_words),
+        *parts,
+    )
     return rows
 
 
-def to_one(scenes: Scenes, rows: np.ndarray, task: str, count: int, excluded: tuple[str, ...]) -> np.ndarray:
+def to_one(
+    scenes: Scenes, rows: np.ndarray, task: str, count: int, excluded: tuple[str, ...]
+) -> np.ndarray:
     scenes.place_agents(rows)
     scenes.add_things(rows, count, unique=False)
     reachable = scenes.reachable(rows)
-    _go_to(scenes, rows, scenes.below(rows, count), _go_to_words if task == "goto" else _pick_up_words)
+    _go_to(
+        scenes, rows, scenes.below(rows, count), _go_to_words if task == "goto" else _pick_up_words
+    )
     return rows[reachable & _allowed(scenes, rows, excluded)]
 
 
-def put_next_to(scenes: Scenes, rows: np.ndarray, count: int, excluded: tuple[str, ...]) -> np.ndarray:
+def put_next_to(
+    scenes: Scenes, rows: np.ndarray, count: int, excluded: tuple[str, ...]
+) -> np.ndarray:
     reachable, first, means_first, second, means_second = _two_targets(scenes, rows, count)
     _say(scenes, rows, _put_words, first, _number(means_first), second, _number(means_second))
     apart = (first != second) & ~scenes.any_adjacent(rows, means_first, means_second)
     return rows[reachable & apart & _allowed(scenes, rows, excluded)]
 
 
-def pick_up_and(scenes: Scenes, rows: np.ndarray, task: str, orders: tuple[bool, ...], count: int, excluded: tuple[str, ...]) -> np.ndarray:
+def pick_up_and(
+    scenes: Scenes,
+    rows: np.ndarray,
+    task: str,
+    orders: tuple[bool, ...],
+    count: int,
+    excluded: tuple[str, ...],
+) -> np.ndarray:
     reachable, first, means_first, second, means_second = _two_targets(scenes, rows, count)
     ordered = np.array(orders)[scenes.below(rows, len(orders))]
     parts = (first, _number(means_first), second, _number(means_second), ordered)
-    _say(scenes, rows, _pick_up_and_go_to_words if task == "pickup_goto" else _pick_up_both_words, *parts)
+    _say(
+        scenes,
+        rows,
+        _pick_up_and_go_to_words if task == "pickup_goto" else _pick_up_both_words,
+        *parts,
+    )
     return rows[reachable & _allowed(scenes, rows, excluded)]
 
 
-def _two_targets(scenes: Scenes, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where everything can be reached, and both looks with the things that have them, which are flagged."""
+def _two_targets(
+    scenes: Scenes, rows: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Where everything can be reached, and both looks with the things that have them, which are
+    flagged.
+    """
     scenes.place_agents(rows)
     scenes.add_things(rows, count, unique=False)
     reachable = scenes.reachable(rows)
@@ -160,7 +202,9 @@ def _two_targets(scenes: Scenes, rows: np.ndarray, count: int) -> tuple[np.ndarr
 
 def _allowed(scenes: Scenes, rows: np.ndarray, excluded: tuple[str, ...]) -> np.ndarray:
     """True where the mission says none of these phrases."""
-    return np.array([not _says(scenes.missions[row], excluded) for row in rows.tolist()], dtype=bool)
+    return np.array(
+        [not _says(scenes.missions[row], excluded) for row in rows.tolist()], dtype=bool
+    )
 
 
 @lru_cache(maxsize=50_000)
@@ -168,7 +212,12 @@ def _says(mission: str, phrases: tuple[str, ...]) -> bool:
     return any(phrase in mission for phrase in phrases)
 
 
-def _go_to(scenes: Scenes, rows: np.ndarray, target: np.ndarray | int, words: Callable[..., str] | None = None) -> np.ndarray:
+def _go_to(
+    scenes: Scenes,
+    rows: np.ndarray,
+    target: np.ndarray | int,
+    words: Callable[..., str] | None = None,
+) -> np.ndarray:
     """To whatever looks like the target."""
     looks = scenes.looks[rows, : scenes.count]
     wanted = scenes.looks[rows, target]
@@ -182,10 +231,14 @@ def _go_to(scenes: Scenes, rows: np.ndarray, target: np.ndarray | int, words: Ca
 def _described(
     scenes: Scenes, rows: np.ndarray, flag: int, may_be_door: bool, colored: bool, located: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Descriptions that mean something; gives kinds, colours, locations and numbers. What they mean is flagged."""
+    """Descriptions that mean something; gives kinds, colours, locations and numbers. What they mean
+    is flagged.
+    """
     looks = scenes.looks[rows, : scenes.count] - look_of(0, 0)
     ahead, right = scenes.seen(rows)
-    at = np.stack([right < 0, right > 0, ahead > 0, ahead < 0])  # LOC_NAMES: left, right, front, behind
+    at = np.stack(
+        [right < 0, right > 0, ahead > 0, ahead < 0]
+    )  # LOC_NAMES: left, right, front, behind
     colors = np.array(COLORS if colored else (_ANY, *COLORS))
     kinds = np.array([2, 1, 0, _NO_KIND] if may_be_door else [2, 1, 0])
     chosen = np.full((3, len(rows)), _ANY)
@@ -196,7 +249,9 @@ def _described(
         color, kind = colors[scenes.below(some, len(colors))], kinds[scenes.below(some, len(kinds))]
         location = scenes.below(some, len(LOC_NAMES)) if located else np.full(len(some), _ANY)
         chosen[:, left] = kind, color, location
-        fits = (looks[left] // NUM_COLORS == kind[:, None]) & ((color == _ANY)[:, None] | (looks[left] % NUM_COLORS == color[:, None]))
+        fits = (looks[left] // NUM_COLORS == kind[:, None]) & (
+            (color == _ANY)[:, None] | (looks[left] % NUM_COLORS == color[:, None])
+        )
         meant[left] = fits & at[location, left] if located else fits
         left = left[~meant[left].any(axis=1) & ~scenes.lost(some)]
     scenes.flags[rows, : scenes.count] |= flag * meant
@@ -245,13 +300,23 @@ def _put_words(first: int, first_number: int, second: int, second_number: int) -
 
 
 @cache
-def _pick_up_and_go_to_words(first: int, first_number: int, second: int, second_number: int, ordered: bool) -> str:
-    return _in_order(f"pick up {_named(first, first_number)}", f"go to {_named(second, second_number)}", ordered)
+def _pick_up_and_go_to_words(
+    first: int, first_number: int, second: int, second_number: int, ordered: bool
+) -> str:
+    return _in_order(
+        f"pick up {_named(first, first_number)}", f"go to {_named(second, second_number)}", ordered
+    )
 
 
 @cache
-def _pick_up_both_words(first: int, first_number: int, second: int, second_number: int, ordered: bool) -> str:
-    return _in_order(f"pick up {_named(first, first_number)}", f"pick up {_named(second, second_number)}", ordered)
+def _pick_up_both_words(
+    first: int, first_number: int, second: int, second_number: int, ordered: bool
+) -> str:
+    return _in_order(
+        f"pick up {_named(first, first_number)}",
+        f"pick up {_named(second, second_number)}",
+        ordered,
+    )
 
 
 def _in_order(first: str, then: str, ordered: bool) -> str:
@@ -265,4 +330,9 @@ def _named(look: int, number: int) -> str:
 def _said(kind: int, color: int, location: int, number: int) -> str:
     if kind == _NO_KIND:
         return ""  # only where the words did not suffice
-    return said(kind, None if color == _ANY else color, number, None if location == _ANY else LOC_NAMES[location])
+    return said(
+        kind,
+        None if color == _ANY else color,
+        number,
+        None if location == _ANY else LOC_NAMES[location],
+    )

@@ -1,8 +1,10 @@
 """One byte per cell of a room: what lies there, and whether the mission speaks of it.
 
-The lower six bits are the look: 0 unseen, 1 empty, 2 wall, then key, ball and box in six colours each, then doors in six colours, each open,
-closed or locked. Two flags above them say that the thing belongs to the mission's first or second description. What a description means is
-settled when an episode starts, by identity; a thing carries its flags wherever it is taken, so that no other identity is needed.
+The lower six bits are the look: 0 unseen, 1 empty, 2 wall, then key, ball and box in six colours
+    each, then doors in six colours, each open,
+closed or locked. Two flags above them say that the thing belongs to the mission's first or second
+description. What a description means is settled when an episode starts, by identity; a thing
+carries its flags wherever it is taken, so that no other identity is needed.
 """
 
 from __future__ import annotations
@@ -70,9 +72,15 @@ def kind_and_color(look: int) -> tuple[int, int]:
 
 
 def wall_cells(size: int, columns: int = 1, rows: int = 1) -> tuple[int, ...]:
-    """Cells of the walls around rooms of side ``size``, walls included; neighbouring rooms share a wall."""
+    """Cells of the walls around rooms of side ``size``, walls included; neighbouring rooms share a
+    wall.
+    """
     width, height = maze_shape(size, columns, rows)
-    return tuple(cell for cell in range(width * height) if cell % width % (size - 1) == 0 or cell // width % (size - 1) == 0)
+    return tuple(
+        cell
+        for cell in range(width * height)
+        if cell % width % (size - 1) == 0 or cell // width % (size - 1) == 0
+    )
 
 
 def maze_shape(size: int, columns: int, rows: int) -> tuple[int, int]:

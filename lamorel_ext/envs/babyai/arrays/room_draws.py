@@ -1,6 +1,8 @@
-"""The first state of an episode of a single-room level: minigrid's random draws, in its order, without its objects.
+"""The first state of an episode of a single-room level: minigrid's random draws, in its order,
+without its objects.
 
-Cells are numbers and sets of cells are bits of one number, so that looking for a free cell or for what can be reached costs little.
+Cells are numbers and sets of cells are bits of one number, so that looking for a free cell or for
+what can be reached costs little.
 """
 
 from __future__ import annotations
@@ -11,7 +13,13 @@ from functools import cache
 
 from minigrid.core.constants import COLOR_NAMES, COLOR_TO_IDX
 
-from lamorel_ext.envs.babyai.arrays.room_codes import KINDS, NUM_COLORS, look_of, mask_of, wall_cells
+from lamorel_ext.envs.babyai.arrays.room_codes import (
+    KINDS,
+    NUM_COLORS,
+    look_of,
+    mask_of,
+    wall_cells,
+)
 from lamorel_ext.envs.babyai.arrays.streams import words_of
 
 COLORS = tuple(COLOR_TO_IDX[name] for name in COLOR_NAMES)
@@ -43,7 +51,9 @@ class Words:
         self._seed, self._words, self._place, self._drawn = seed, words, 0, len(words)
 
     def below(self, bound: int) -> int:
-        """``integers(0, bound)``: Lemire's method, which rejects the few words that would favour some numbers. A bound of 1 uses no word."""
+        """``integers(0, bound)``: Lemire's method, which rejects the few words that would favour
+        some numbers. A bound of 1 uses no word.
+        """
         if bound == 1:
             return 0
         if self._place >= len(self._words):
@@ -59,7 +69,8 @@ class Words:
     def free_cell(self, size: int, blocked: int) -> int:
         """Column and row below ``size``, drawn until the cell is none of the bits of ``blocked``.
 
-        Most of a scene's words end here, so ``below`` is written out; words that it might reject are left to it.
+        Most of a scene's words end here, so ``below`` is written out; words that it might reject
+        are left to it.
 
         Raises:
             Stuck: minigrid would give up.
@@ -83,7 +94,9 @@ class Words:
         raise Stuck
 
     def skip_float(self) -> None:
-        """``uniform()``, which uses a whole 64-bit number and leaves the upper half of the one before for the next integer."""
+        """``uniform()``, which uses a whole 64-bit number and leaves the upper half of the one
+        before for the next integer.
+        """
         while self._place + 3 > len(self._words):
             self._extend()
         if self._place % 2:
@@ -139,7 +152,10 @@ class Scene:
 
     def clear(self) -> None:
         """An empty room; the random words go on."""
-        self.agent, self.direction = self.size // 2 * (self.size + 1), 0  # until it is placed, it counts as standing in the middle
+        self.agent, self.direction = (
+            self.size // 2 * (self.size + 1),
+            0,
+        )  # until it is placed, it counts as standing in the middle
         self.taken = 0
         self.things: list[Thing] = []
 
@@ -153,7 +169,9 @@ class Scene:
                 return
 
     def add_things(self, count: int, unique: bool) -> None:
-        """``add_distractors``: colour and kind at random; unique ones differ from everything in the room."""
+        """``add_distractors``: colour and kind at random; unique ones differ from everything in the
+        room.
+        """
         wanted = len(self.things) + count
         while len(self.things) < wanted:
             color, kind = COLORS[self.words.below(6)], self.words.below(3)
@@ -168,7 +186,8 @@ class Scene:
         self.things.append((cell, look))
 
     def add_door(self, side: int, along: int, look: int) -> Thing:
-        """A door in the wall, of which the room's other side is not drawn; the same as ``add_thing`` for who looks for free cells.
+        """A door in the wall, of which the room's other side is not drawn; the same as
+        ``add_thing`` for who looks for free cells.
 
         Args:
             side: 0 right, 1 down, 2 left, 3 up.
@@ -199,7 +218,11 @@ class Scene:
     def matching(self, looks: frozenset[int], location: str | None = None) -> list[Thing]:
         """Things that a description means. Locations are as the agent sees them."""
         found = [thing for thing in self.things if thing[1] in looks]
-        return found if location is None else [thing for thing in found if self.is_at(thing[0], location)]
+        return (
+            found
+            if location is None
+            else [thing for thing in found if self.is_at(thing[0], location)]
+        )
 
     def adjacent(self, one: int, other: int) -> bool:
         """True where two different cells lie side by side."""
@@ -207,17 +230,26 @@ class Scene:
 
     def is_at(self, cell: int, location: str) -> bool:
         """True where the agent sees a cell on that side."""
-        x, y = cell % self.size - self.agent % self.size, cell // self.size - self.agent // self.size
+        x, y = (
+            cell % self.size - self.agent % self.size,
+            cell // self.size - self.agent // self.size,
+        )
         ahead_x, ahead_y = _STEP_X[self.direction], _STEP_Y[self.direction]
         ahead, right = x * ahead_x + y * ahead_y, y * ahead_x - x * ahead_y
-        return {"left": right < 0, "right": right > 0, "front": ahead > 0, "behind": ahead < 0}[location]
+        return {"left": right < 0, "right": right > 0, "front": ahead > 0, "behind": ahead < 0}[
+            location
+        ]
 
 
 @cache
 def room_masks(size: int) -> tuple[int, tuple[int, ...]]:
     """The walls, and each cell with its four neighbours."""
     around = [
-        mask_of(other for other in range(size * size) if abs(other % size - cell % size) + abs(other // size - cell // size) < 2)
+        mask_of(
+            other
+            for other in range(size * size)
+            if abs(other % size - cell % size) + abs(other // size - cell // size) < 2
+        )
         for cell in range(size * size)
     ]
     return mask_of(wall_cells(size)), tuple(around)

@@ -31,7 +31,9 @@ def path_actions(rooms: Rooms, rows: np.ndarray) -> np.ndarray:
     free = (rooms.cells[rows, : rooms.num_cells] == EMPTY)[:, table.ahead]
     distances = np.where(left[:, table.ahead] > 0, 0, _FAR)
     while True:
-        after = np.stack([distances[:, table.moves[action]] for action in (_LEFT, _RIGHT, _FORWARD)])
+        after = np.stack(
+            [distances[:, table.moves[action]] for action in (_LEFT, _RIGHT, _FORWARD)]
+        )
         after[_FORWARD] = np.where(free, after[_FORWARD], distances)
         shorter = np.minimum(distances, after.min(axis=0) + 1)
         if np.array_equal(shorter, distances):

@@ -1,4 +1,6 @@
-"""The levels that the vector backend knows: what their missions ask for, and how their episodes are drawn."""
+"""The levels that the vector backend knows: what their missions ask for, and how their episodes are
+drawn.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +26,42 @@ from minigrid.envs.babyai.core.verifier import LOC_NAMES
 
 from lamorel_ext.envs.babyai.arrays import block_levels
 from lamorel_ext.envs.babyai.arrays.door_levels import door_law, pick_up_and, put_next_to, to_one
-from lamorel_ext.envs.babyai.arrays.room_codes import FIRST, SECOND, Start, kind_and_color, look_of, wall_cells
-from lamorel_ext.envs.babyai.arrays.room_draws import COLORS, Mission, Rejected, Scene, Stuck, Thing, Words, looks_of, said
+from lamorel_ext.envs.babyai.arrays.room_codes import (
+    FIRST,
+    SECOND,
+    Start,
+    kind_and_color,
+    look_of,
+    wall_cells,
+)
+from lamorel_ext.envs.babyai.arrays.room_draws import (
+    COLORS,
+    Mission,
+    Rejected,
+    Scene,
+    Stuck,
+    Thing,
+    Words,
+    looks_of,
+    said,
+)
 from lamorel_ext.envs.babyai.arrays.scene_blocks import MAX_SIZE
 from lamorel_ext.envs.babyai.episodes import words_of_seeds
 from lamorel_ext.envs.babyai.levels import make_level
 from lamorel_ext.envs.babyai.original_levels import MAX_REJECTED, MAX_STUCK, OriginalLevelGen
 from lamorel_ext.errors import LevelError
 
-Task = Literal["goto", "pickup", "putnext", "pickup_goto", "pickup_pickup", "goto_both", "open", "open_open"]
+Task = Literal[
+    "goto", "pickup", "putnext", "pickup_goto", "pickup_pickup", "goto_both", "open", "open_open"
+]
 """What a mission asks for. ``goto_both`` is to be done in any order, the other pairs in theirs."""
 
 _KEY, _BALL, _BOX = range(3)
 _RED, _BLUE, _GREY = (COLOR_TO_IDX[name] for name in ("red", "blue", "grey"))
 _RED_BALL, _BLUE_BALL = look_of(_BALL, _RED), look_of(_BALL, _BLUE)
 _DESCRIBED = (_BOX, _BALL, _KEY, None)
-"""Kinds in the order in which missions draw them; None is a door, of which a single room has none."""
+"""Kinds in the order in which missions draw them; None is a door, of which a single room has none.
+"""
 _MAX_DESCRIPTIONS = 101
 _FIRST_WORDS = 128
 """Random words that most scenes do with."""
@@ -48,7 +70,9 @@ _BLOCK_WORDS = (192, 768, 3072, 12288)
 _MOST_WORDS = 2**22
 """Random words that are held at a time."""
 _WORTH_ARRAYS, _WORTH_MORE_WORDS = 100, 24
-"""Seeds from which on drawing them together is faster, and the same for seeds that need many scenes."""
+"""Seeds from which on drawing them together is faster, and the same for seeds that need many
+scenes.
+"""
 _MOST_THINGS = (MAX_SIZE - 2) ** 2
 
 
@@ -59,8 +83,10 @@ class RoomLevel:
     Attributes:
         size: Side of a room, walls included.
         tasks: What its missions ask for.
-        laws: Draw a scene and its mission; which of them does is the first draw of another generator with the episode's seed.
-        strict: Whether the wrong deed ends the episode: picking up the wrong thing, or toggling another door. Of the first and second part.
+        laws: Draw a scene and its mission; which of them does is the first draw of another
+            generator with the episode's seed.
+        strict: Whether the wrong deed ends the episode: picking up the wrong thing, or toggling
+            another door. Of the first and second part.
         columns: Rooms side by side.
         rows: Rooms below each other.
         name: Of the level, for messages.
@@ -84,7 +110,9 @@ class RoomLevel:
         return self.size**2 * rooms * (1 if task in ("goto", "pickup", "open") else 2)
 
     def draw_many(self, seeds: Sequence[int]) -> list[Start]:
-        """The first states of the episodes of many seeds: in arrays as far as these know the level, and where there are enough seeds."""
+        """The first states of the episodes of many seeds: in arrays as far as these know the level,
+        and where there are enough seeds.
+        """
         drawn: dict[int, Start] = {}
         left = list(dict.fromkeys(seeds))
         for num_words in _BLOCK_WORDS:
@@ -92,12 +120,19 @@ class RoomLevel:
             for place, chosen in self._by_law(left).items():
                 worth_it = fewest <= len(chosen) <= _MOST_WORDS // num_words
                 if worth_it and (law := self._law_in_arrays(place)) is not None:
-                    block = block_levels.draw_block(law, self.size, _MOST_THINGS, words_of_seeds(chosen, num_words))
-                    drawn |= {seed: self._placed(start, place) for seed, start in zip(chosen, block, strict=True) if start is not None}
+                    block = block_levels.draw_block(
+                        law, self.size, _MOST_THINGS, words_of_seeds(chosen, num_words)
+                    )
+                    drawn |= {
+                        seed: self._placed(start, place)
+                        for seed, start in zip(chosen, block, strict=True)
+                        if start is not None
+                    }
             left = [seed for seed in left if seed not in drawn]
         drawn |= {
-            seed: self.draw(seed, words) for seed, words in zip(left, words_of_seeds(left, _FIRST_WORDS).tolist(), strict=True)
-        }  # fmt: skip
+            seed: self.draw(seed, words)
+            for seed, words in zip(left, words_of_seeds(left, _FIRST_WORDS).tolist(), strict=True)
+        }
         return [drawn[seed] for seed in seeds]
 
     def draw(self, seed: int, words: list[int]) -> Start:
@@ -123,7 +158,10 @@ class RoomLevel:
                 stuck += 1
             else:
                 return self._start(scene, mission)
-        raise LevelError(f"{rejected + stuck} scenes of {self.name} were invalid; are there too many objects for the room?")
+        raise LevelError(
+            f"{rejected + stuck} scenes of {self.name} were invalid; are there too many objects for"
+            " the room?"
+        )
 
     def _law_of(self, seed: int, words: list[int]) -> int:
         return Words(seed, words).below(len(self.laws))
@@ -151,7 +189,9 @@ class RoomLevel:
         rooms = self.columns * self.rows if mission.rooms is None else mission.rooms
         limit = self._limit(task, rooms)
         start = Start(4 * scene.agent + scene.direction, tuple(codes.items()), mission.words)
-        return self._in_maze(start, mission.room)._replace(task=self.tasks.index(task), limit=0 if limit == self.max_steps else limit)
+        return self._in_maze(start, mission.room)._replace(
+            task=self.tasks.index(task), limit=0 if limit == self.max_steps else limit
+        )
 
     def _placed(self, start: Start, place: int) -> Start:
         """What was drawn in arrays by one of several laws, in the room on the left."""
@@ -159,7 +199,9 @@ class RoomLevel:
             return start
         law = cast(partial[Mission], self.laws[place])
         task: Task = law.keywords.get("task", "putnext")
-        return self._in_maze(start, (0, 0))._replace(task=self.tasks.index(task), limit=self._limit(task, 1))
+        return self._in_maze(start, (0, 0))._replace(
+            task=self.tasks.index(task), limit=self._limit(task, 1)
+        )
 
     def _in_maze(self, start: Start, room: tuple[int, int]) -> Start:
         """From cells of a room to cells of the maze."""
@@ -176,10 +218,12 @@ class RoomLevel:
 
 
 def room_level(level_id: str, num_distractors: int | None = None) -> RoomLevel | None:
-    """Look a level up; None where its missions lead through several rooms, or where it has other rules.
+    """Look a level up; None where its missions lead through several rooms, or where it has other
+    rules.
 
-    Known are the levels in a single room, and those in which things and doors are in one room only: OpenDoor and its like, OpenRedDoor,
-    OpenTwoDoors, OpenDoorsOrder, UnlockLocal, and the Mixed levels.
+    Known are the levels in a single room, and those in which things and doors are in one room only:
+    OpenDoor and its like, OpenRedDoor, OpenTwoDoors, OpenDoorsOrder, UnlockLocal, and the Mixed
+    levels.
 
     Raises:
         LevelError: As ``levels.make_level``.
@@ -189,12 +233,26 @@ def room_level(level_id: str, num_distractors: int | None = None) -> RoomLevel |
     if level.fixed_max_steps:
         return None
     if (level.num_rows, level.num_cols) == (1, 1) and (found := _known(level, kind)) is not None:
-        return RoomLevel(level.room_size, (found[0],), (found[1],), (getattr(level, "debug", False), False), name=level_id)
+        return RoomLevel(
+            level.room_size,
+            (found[0],),
+            (found[1],),
+            (getattr(level, "debug", False), False),
+            name=level_id,
+        )
     if (with_doors := door_law(level, kind)) is None:
         return None
     tasks, laws, strict = with_doors
     columns = 2 if "open" in getattr(level, "kinds", ()) else level.num_cols
-    return RoomLevel(level.room_size, cast(tuple[Task, ...], tasks), laws, strict, columns, level.num_rows, level_id)
+    return RoomLevel(
+        level.room_size,
+        cast(tuple[Task, ...], tasks),
+        laws,
+        strict,
+        columns,
+        level.num_rows,
+        level_id,
+    )
 
 
 def _known(level: Any, kind: type) -> tuple[Task, Callable[[Scene], Mission]] | None:
@@ -221,12 +279,20 @@ def _known(level: Any, kind: type) -> tuple[Task, Callable[[Scene], Mission]] | 
 def _generated(level: OriginalLevelGen) -> tuple[Task, Callable[[Scene], Mission]] | None:
     """Levels of the grammar of missions, as far as there are any with one room."""
     tasks: dict[tuple[Any, Any], Task] = {
-        (("action",), ("goto",)): "goto", (("action",), ("pickup",)): "pickup", (("and",), ("goto",)): "goto_both",
-    }  # fmt: skip
+        (("action",), ("goto",)): "goto",
+        (("action",), ("pickup",)): "pickup",
+        (("and",), ("goto",)): "goto_both",
+    }
     task = tasks.get((tuple(level.instr_kinds), tuple(level.action_kinds)))
     if task is None or level.locked_room_prob > 0 or level.unblocking:
         return None
-    return task, partial(_from_grammar, task=task, count=level.num_dists, colored=level.force_colors, located=level.locations)
+    return task, partial(
+        _from_grammar,
+        task=task,
+        count=level.num_dists,
+        colored=level.force_colors,
+        located=level.locations,
+    )
 
 
 def _named(scene: Scene, thing: Thing) -> tuple[list[Thing], str]:
@@ -265,7 +331,9 @@ def _go_to_red_ball(scene: Scene, count: int, grey: bool) -> Mission:
     scene.add_thing(_RED_BALL)
     scene.add_things(count, unique=False)
     if grey:
-        scene.things[1:] = [(cell, look_of(kind_and_color(look)[0], _GREY)) for cell, look in scene.things[1:]]
+        scene.things[1:] = [
+            (cell, look_of(kind_and_color(look)[0], _GREY)) for cell, look in scene.things[1:]
+        ]
     _must_be_reachable(scene)
     return _go_to(scene, scene.things[0])
 
@@ -289,7 +357,9 @@ def _put_next(scene: Scene, count: int) -> Mission:
     fixed = scene.chosen(rest)
     if scene.adjacent(moved[0], fixed[0]):
         raise Rejected
-    return Mission(f"put {_named(scene, moved)[1]} next to {_named(scene, fixed)[1]}", [moved], [fixed])
+    return Mission(
+        f"put {_named(scene, moved)[1]} next to {_named(scene, fixed)[1]}", [moved], [fixed]
+    )
 
 
 def _pickup_ball(scene: Scene) -> Mission:
@@ -299,7 +369,10 @@ def _pickup_ball(scene: Scene) -> Mission:
 
 
 def _pickup_any(scene: Scene) -> Mission:
-    """Named by kind, colour or both. minigrid counts the walls among the grey objects, which shows in the article."""
+    """Named by kind, colour or both.
+
+    minigrid counts the walls among the grey objects, which shows in the article.
+    """
     scene.add_things(5, unique=True)
     scene.place_agent()
     kind, color = kind_and_color(scene.chosen(scene.things)[1])
@@ -311,7 +384,10 @@ def _pickup_any(scene: Scene) -> Mission:
 
 
 def _from_grammar(scene: Scene, task: Task, count: int, colored: bool, located: bool) -> Mission:
-    """Here things are placed before the agent is. A level without a locked room still draws whether it has one."""
+    """Here things are placed before the agent is.
+
+    A level without a locked room still draws whether it has one.
+    """
     scene.words.skip_float()
     scene.add_things(count, unique=False)
     scene.place_agent()
@@ -324,7 +400,9 @@ def _from_grammar(scene: Scene, task: Task, count: int, colored: bool, located: 
     return Mission(f"go to {said_first} and go to {said_second}", first, second)
 
 
-def _described(scene: Scene, kinds: tuple[int | None, ...], colored: bool, located: bool) -> tuple[list[Thing], str]:
+def _described(
+    scene: Scene, kinds: tuple[int | None, ...], colored: bool, located: bool
+) -> tuple[list[Thing], str]:
     """A random description that means something."""
     below = scene.words.below
     colors: tuple[int | None, ...] = COLORS if colored else (None, *COLORS)
@@ -338,8 +416,14 @@ def _described(scene: Scene, kinds: tuple[int | None, ...], colored: bool, locat
 
 
 _IN_ARRAYS: dict[Callable[..., Mission], Callable[..., np.ndarray]] = {
-    _go_to_one: block_levels.go_to_one, _go_to_only: block_levels.go_to_only, _go_to_red_ball: block_levels.go_to_red_ball,
-    _go_to_red_or_blue: block_levels.go_to_red_or_blue, _put_next: block_levels.put_next, _from_grammar: block_levels.from_grammar,
-    pick_up_and: block_levels.pick_up_and, to_one: block_levels.to_one, put_next_to: block_levels.put_next_to,
-}  # fmt: skip
+    _go_to_one: block_levels.go_to_one,
+    _go_to_only: block_levels.go_to_only,
+    _go_to_red_ball: block_levels.go_to_red_ball,
+    _go_to_red_or_blue: block_levels.go_to_red_or_blue,
+    _put_next: block_levels.put_next,
+    _from_grammar: block_levels.from_grammar,
+    pick_up_and: block_levels.pick_up_and,
+    to_one: block_levels.to_one,
+    put_next_to: block_levels.put_next_to,
+}
 """The same laws in arrays; what is missing draws few words."""

@@ -1,7 +1,8 @@
-"""What is seen in rooms, for many agents at once: where to look is tabulated per pose, and every sentence is written beforehand.
+"""What is seen in rooms, for many agents at once: where to look is tabulated per pose, and every
+sentence is written beforehand.
 
-In a single room nothing hides anything but its walls, so that the cells that are seen follow from the agent's pose alone. Where there are
-doors, light is followed row by row as minigrid does.
+In a single room nothing hides anything but its walls, so that the cells that are seen follow from
+the agent's pose alone. Where there are doors, light is followed row by row as minigrid does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,18 @@ from functools import cache
 import numpy as np
 from minigrid.core.grid import Grid
 
-from lamorel_ext.envs.babyai.arrays.room_codes import CLOSED, EMPTY, FIRST_DOOR, LOOK, NUM_LOOKS, OPEN, UNSEEN, WALL, maze_shape, view_codes
+from lamorel_ext.envs.babyai.arrays.room_codes import (
+    CLOSED,
+    EMPTY,
+    FIRST_DOOR,
+    LOOK,
+    NUM_LOOKS,
+    OPEN,
+    UNSEEN,
+    WALL,
+    maze_shape,
+    view_codes,
+)
 from lamorel_ext.envs.babyai.describe import Language, describe
 from lamorel_ext.envs.babyai.levels import make_level
 from lamorel_ext.envs.babyai.view import light, symbolic_view
@@ -20,7 +32,9 @@ from lamorel_ext.envs.babyai.view import light, symbolic_view
 VIEW = 7
 _CELLS = VIEW * VIEW
 _OWN = 3 * VIEW + 6
-"""The agent's own cell in a view that is read column by column, which is the order of the sentences."""
+"""The agent's own cell in a view that is read column by column, which is the order of the
+sentences.
+"""
 _RAYS = (slice(_OWN - 6, _OWN), slice(_OWN - 21, _OWN, VIEW), slice(_OWN + VIEW, _OWN + 22, VIEW))
 """Cells of a view straight ahead, to the left and to the right."""
 _LEADING = 1 + len(_RAYS)
@@ -29,15 +43,17 @@ _PER_CELL = LOOK + 1
 
 @dataclass(frozen=True, eq=False)
 class ViewTable:
-    """The views of a room, or of a maze of rooms. Poses are ``4 * cell + direction``; poses inside walls hold nothing of use.
+    """The views of a room, or of a maze of rooms. Poses are ``4 * cell + direction``; poses inside
+    walls hold nothing of use.
 
     Attributes:
         width: Cells of a row.
         has_doors: True where what is seen also depends on doors.
-        cells: ``(poses, 49)`` int64, the cell of the room that each cell of a view shows; the number of cells where nothing is seen, one more
-            where the view shows what the agent carries.
-        walls: ``(poses, 3)`` uint8, distance of the wall ahead, to the left and to the right, plus 2; 0 where it is too far to be seen. Only
-            without doors.
+        cells: ``(poses, 49)`` int64, the cell of the room that each cell of a view shows; the
+            number of cells where nothing is seen, one more where the view shows what the agent
+            carries.
+        walls: ``(poses, 3)`` uint8, distance of the wall ahead, to the left and to the right, plus
+            2; 0 where it is too far to be seen. Only without doors.
         ahead: ``(poses,)`` int64, the cell ahead.
         moves: ``(7, poses)`` int64, the pose after each action where nothing is in the way.
     """
@@ -52,7 +68,10 @@ class ViewTable:
 
 @cache
 def view_table(size: int, columns: int = 1, rows: int = 1) -> ViewTable:
-    """Tables of ``columns`` times ``rows`` rooms with side ``size``, walls included. Do not write to them."""
+    """Tables of ``columns`` times ``rows`` rooms with side ``size``, walls included.
+
+    Do not write to them.
+    """
     width, height = maze_shape(size, columns, rows)
     num_cells = width * height
     pose = np.arange(4 * num_cells)
@@ -60,14 +79,21 @@ def view_table(size: int, columns: int = 1, rows: int = 1) -> ViewTable:
     dx, dy = np.array([1, 0, -1, 0])[direction], np.array([0, 1, 0, -1])[direction]
     ahead = np.clip(cell + dx + width * dy, 0, num_cells - 1)
     moves = np.repeat(pose[None], 7, axis=0)
-    moves[0], moves[1], moves[2] = 4 * cell + (direction - 1) % 4, 4 * cell + (direction + 1) % 4, 4 * ahead + direction
+    moves[0], moves[1], moves[2] = (
+        4 * cell + (direction - 1) % 4,
+        4 * cell + (direction + 1) % 4,
+        4 * ahead + direction,
+    )
     view_x, view_y = (part.reshape(-1) for part in np.indices((VIEW, VIEW)))
     right, forward = view_x - 3, 6 - view_y
     x = (cell % width)[:, None] + dx[:, None] * forward - dy[:, None] * right
     y = (cell // width)[:, None] + dy[:, None] * forward + dx[:, None] * right
     has_doors = columns * rows > 1
     if has_doors:
-        seen, walls = (x >= 0) & (x < width) & (y >= 0) & (y < height), np.zeros((0, len(_RAYS)), dtype=np.uint8)
+        seen, walls = (
+            (x >= 0) & (x < width) & (y >= 0) & (y < height),
+            np.zeros((0, len(_RAYS)), dtype=np.uint8),
+        )
     else:
         looks = _empty_looks(size)
         seen, walls = looks > 0, _wall_distances(looks)
@@ -78,7 +104,9 @@ def view_table(size: int, columns: int = 1, rows: int = 1) -> ViewTable:
     return ViewTable(width, has_doors, shown, walls, ahead, moves)
 
 
-def look_around(cells: np.ndarray, bases: np.ndarray, poses: np.ndarray, table: ViewTable) -> tuple[np.ndarray, np.ndarray]:
+def look_around(
+    cells: np.ndarray, bases: np.ndarray, poses: np.ndarray, table: ViewTable
+) -> tuple[np.ndarray, np.ndarray]:
     """What agents see.
 
     Args:
@@ -88,8 +116,8 @@ def look_around(cells: np.ndarray, bases: np.ndarray, poses: np.ndarray, table: 
         table: Of the room.
 
     Returns:
-        Looks ``(n, 49)``, and ``(n, 3)`` uint8: distance of the wall ahead, to the left and to the right, plus 2; 0 where another thing is seen
-        first, or nothing.
+        Looks ``(n, 49)``, and ``(n, 3)`` uint8: distance of the wall ahead, to the left and to the
+        right, plus 2; 0 where another thing is seen first, or nothing.
     """
     looks = views_of(cells, bases, poses, table)
     if not table.has_doors:
@@ -100,12 +128,16 @@ def look_around(cells: np.ndarray, bases: np.ndarray, poses: np.ndarray, table: 
     for place, ray in enumerate(_RAYS):
         outwards = looks[:, _outwards(ray)]
         first = (outwards > EMPTY).argmax(axis=1)
-        walls[:, place] = np.where(outwards[np.arange(len(looks)), first] == WALL, first + 1 + WALL, 0)
+        walls[:, place] = np.where(
+            outwards[np.arange(len(looks)), first] == WALL, first + 1 + WALL, 0
+        )
     return looks, walls
 
 
 def _lit_cells(looks: np.ndarray) -> np.ndarray:
-    """``(n, 49)`` uint8, 1 where minigrid lets the agent see: from the agent's row on, each row lights the one behind it."""
+    """``(n, 49)`` uint8, 1 where minigrid lets the agent see: from the agent's row on, each row
+    lights the one behind it.
+    """
     opaque = _OPAQUE.take(looks)
     opaque[:, _OWN] = 0
     rows = np.packbits(opaque.reshape(-1, VIEW, VIEW), axis=1, bitorder="little")[:, 0]
@@ -116,11 +148,14 @@ def _lit_cells(looks: np.ndarray) -> np.ndarray:
     return np.unpackbits(seen, axis=1, count=VIEW, bitorder="little").reshape(-1, _CELLS)
 
 
-def views_of(cells: np.ndarray, bases: np.ndarray, poses: np.ndarray, table: ViewTable) -> np.ndarray:
+def views_of(
+    cells: np.ndarray, bases: np.ndarray, poses: np.ndarray, table: ViewTable
+) -> np.ndarray:
     """Looks of what agents see.
 
     Args:
-        cells: Codes of all rooms, flat; a room's cells are followed by one unseen cell and by what the agent carries.
+        cells: Codes of all rooms, flat; a room's cells are followed by one unseen cell and by what
+            the agent carries.
         bases: ``(n,)`` int64, where each agent's room begins.
         poses: ``(n,)`` int64.
         table: Of the room's size.
@@ -169,17 +204,28 @@ _CODES = view_codes()
 
 
 def _opaque_looks() -> np.ndarray:
-    """``(64,)`` uint8, 1 for walls and doors that are not open; what lies beyond the map counts as wall."""
+    """``(64,)`` uint8, 1 for walls and doors that are not open; what lies beyond the map counts as
+    wall.
+    """
     opaque = np.zeros(LOOK + 1, dtype=np.uint8)
     opaque[[UNSEEN, WALL]] = 1
-    opaque[FIRST_DOOR:NUM_LOOKS] = [state >= CLOSED for state in range(OPEN, OPEN + 3)] * ((NUM_LOOKS - FIRST_DOOR) // 3)
+    opaque[FIRST_DOOR:NUM_LOOKS] = [state >= CLOSED for state in range(OPEN, OPEN + 3)] * (
+        (NUM_LOOKS - FIRST_DOOR) // 3
+    )
     return opaque
 
 
 def _light_table() -> np.ndarray:
-    """``(2, 2**14)`` int64: of each row's light and opaque cells, what is seen in it and what it lights behind it, all as bits."""
+    """``(2, 2**14)`` int64: of each row's light and opaque cells, what is seen in it and what it
+    lights behind it, all as bits.
+    """
     pairs = [light(lit, opaque, VIEW) for lit in range(1 << VIEW) for opaque in range(1 << VIEW)]
-    return np.array([[sum(1 << column for column in columns) for columns, _ in pairs], [behind for _, behind in pairs]])
+    return np.array(
+        [
+            [sum(1 << column for column in columns) for columns, _ in pairs],
+            [behind for _, behind in pairs],
+        ]
+    )
 
 
 _OPAQUE, _LIGHT = _opaque_looks(), _light_table()
@@ -187,7 +233,9 @@ _OPAQUE, _LIGHT = _opaque_looks(), _light_table()
 
 @cache
 def _all_sentences(language: Language) -> np.ndarray:
-    """Every sentence, at place ``64 * column + look``: what is carried, three walls (by distance plus 2), then things cell by cell."""
+    """Every sentence, at place ``64 * column + look``: what is carried, three walls (by distance
+    plus 2), then things cell by cell.
+    """
     texts = np.empty((_LEADING + _CELLS) * _PER_CELL, dtype=object)
     for look in range(WALL + 1, NUM_LOOKS):
         if look < FIRST_DOOR:
@@ -223,7 +271,9 @@ def _wall_distances(looks: np.ndarray) -> np.ndarray:
 
 
 def _empty_looks(size: int) -> np.ndarray:
-    """``(poses, 49)``: object codes of minigrid's views of an empty room; zero for poses inside walls."""
+    """``(poses, 49)``: object codes of minigrid's views of an empty room; zero for poses inside
+    walls.
+    """
     level = make_level("BabyAI-GoToObj-v0")
     level.grid = Grid(size, size)
     level.grid.wall_rect(0, 0, size, size)
@@ -232,5 +282,7 @@ def _empty_looks(size: int) -> np.ndarray:
         for x in range(1, size - 1):
             level.agent_pos = (x, y)
             for level.agent_dir in range(4):
-                looks[4 * (y * size + x) + level.agent_dir] = symbolic_view(level)[:, :, 0].reshape(-1)
+                looks[4 * (y * size + x) + level.agent_dir] = symbolic_view(level)[:, :, 0].reshape(
+                    -1
+                )
     return looks

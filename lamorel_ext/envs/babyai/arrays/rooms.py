@@ -1,4 +1,6 @@
-"""Many rooms stepped at once: arrays of cells and poses, minigrid's seven actions, and when missions are done."""
+"""Many rooms stepped at once: arrays of cells and poses, minigrid's seven actions, and when
+missions are done.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +44,19 @@ class Rooms:
         num_envs: Rooms.
 
     Attributes:
-        cells: ``(num_envs, num_cells + 2)`` uint8, codes of each room's cells; then one unseen cell, and what the agent carries.
-        goals: ``(num_envs, num_cells)`` uint8, 1 where a thing of the mission's first description counts as lying, 2 of its second. As in
-            minigrid, that is where they lay at the last attempt to drop something, or at the start.
+        cells: ``(num_envs, num_cells + 2)`` uint8, codes of each room's cells; then one unseen
+            cell, and what the agent carries.
+        goals: ``(num_envs, num_cells)`` uint8, 1 where a thing of the mission's first description
+            counts as lying, 2 of its second. As in minigrid, that is where they lay at the last
+            attempt to drop something, or at the start.
         poses: ``(num_envs,)`` int64, ``4 * cell + direction``.
         steps: ``(num_envs,)`` int64, actions taken.
         limits: ``(num_envs,)`` int64, actions allowed.
         tasks: ``(num_envs,)`` int64, what each mission asks for, as places among the level's tasks.
         progress: ``(num_envs,)`` uint8, parts of the mission that are done, as bits.
         missions: In words.
-        stale: ``(num_envs,)`` bool, True where anything but the pose has changed since somebody set it to False.
+        stale: ``(num_envs,)`` bool, True where anything but the pose has changed since somebody set
+            it to False.
     """
 
     def __init__(self, level: RoomLevel, num_envs: int) -> None:
@@ -71,12 +76,21 @@ class Rooms:
         self.flat = self.cells.reshape(-1)
         self._flat_goals = self.goals.reshape(-1)
         self._goal_bases = np.arange(num_envs, dtype=np.int64) * self.num_cells
-        self._empty = np.concatenate([empty_room(level.size, level.columns, level.rows), np.array([0, EMPTY], dtype=np.uint8)])
+        self._empty = np.concatenate(
+            [
+                empty_room(level.size, level.columns, level.rows),
+                np.array([0, EMPTY], dtype=np.uint8),
+            ]
+        )
 
     def start(self, rows: np.ndarray, starts: Sequence[Start]) -> None:
         """Put the rooms ``rows`` ``(m,)`` into the given first states."""
         self.cells[rows] = self._empty
-        places = [(base + cell, code) for base, start in zip(self.bases[rows].tolist(), starts, strict=True) for cell, code in start.things]
+        places = [
+            (base + cell, code)
+            for base, start in zip(self.bases[rows].tolist(), starts, strict=True)
+            for cell, code in start.things
+        ]
         if places:
             where, codes = zip(*places, strict=True)
             self.flat[list(where)] = codes
@@ -106,12 +120,14 @@ class Rooms:
         rewards = np.where(success, 1 - 0.9 * (self.steps / self.limits), 0.0)
         return rewards, success | failure, self.steps >= self.limits
 
-    def _use_hands(self, rows: np.ndarray, actions: np.ndarray, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _use_hands(
+        self, rows: np.ndarray, actions: np.ndarray, ahead: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Pick up, drop and toggle in the rooms ``rows``.
 
         Returns:
-            For each of them what was picked up, what was dropped, what a toggled cell holds now (0 for nothing), and whether a pick-up left
-            something in the hand.
+            For each of them what was picked up, what was dropped, what a toggled cell holds now (0
+            for nothing), and whether a pick-up left something in the hand.
         """
         there, hand = self.flat[ahead], self.cells[rows, -1]
         free_hand = hand == EMPTY
@@ -119,25 +135,41 @@ class Rooms:
         pick = (actions == _PICKUP) & free_hand & _PORTABLE[there]
         drop = (actions == _DROP) & ~free_hand & (there == EMPTY)
         unlocked = toggle & (_KEYS[there] == hand & LOOK) & (_KEYS[there] > 0)
-        toggled = np.where(unlocked, there - (LOCKED - OPEN), np.where(toggle, _TOGGLED[there], there))
+        toggled = np.where(
+            unlocked, there - (LOCKED - OPEN), np.where(toggle, _TOGGLED[there], there)
+        )
         self.flat[ahead] = np.where(pick, EMPTY, np.where(drop, hand, toggled))
         self.cells[rows, -1] = np.where(pick, there, np.where(drop, EMPTY, hand))
         attempts = rows[actions == _DROP]
         self.goals[attempts] = self.cells[attempts, : self.num_cells] >> FLAG_BITS
         self.stale[rows] |= pick | drop | (toggled != there) | (actions == _DROP)
         wrong = (actions == _PICKUP) & (~free_hand | pick)
-        return np.where(pick, there, 0), np.where(drop, hand, 0), np.where(toggle, toggled, 0), wrong
+        return (
+            np.where(pick, there, 0),
+            np.where(drop, hand, 0),
+            np.where(toggle, toggled, 0),
+            wrong,
+        )
 
     def _judge(
-        self, rows: np.ndarray, picked: np.ndarray, dropped: np.ndarray, toggled: np.ndarray, wrong: np.ndarray
+        self,
+        rows: np.ndarray,
+        picked: np.ndarray,
+        dropped: np.ndarray,
+        toggled: np.ndarray,
+        wrong: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """``(num_envs,)`` bool: where the mission is done, and where it has failed. Hands were used in the rooms ``rows``."""
+        """``(num_envs,)`` bool: where the mission is done, and where it has failed. Hands were used
+        in the rooms ``rows``.
+        """
         success, failure = (np.zeros(len(self.poses), dtype=bool) for _ in range(2))
         for place, task in enumerate(self.level.tasks):
             mine = slice(None) if len(self.level.tasks) == 1 else self.tasks[rows] == place
             own = rows[mine]
             if task in _BY_HAND:
-                success[own], failure[own] = self._judge_hands(task, own, picked[mine], dropped[mine], toggled[mine])
+                success[own], failure[own] = self._judge_hands(
+                    task, own, picked[mine], dropped[mine], toggled[mine]
+                )
             elif len(self.level.tasks) == 1:
                 success = self._judge_places(task, own, picked[mine])
             else:
@@ -147,7 +179,12 @@ class Rooms:
         return success, failure
 
     def _judge_hands(
-        self, task: Task, rows: np.ndarray, picked: np.ndarray, dropped: np.ndarray, toggled: np.ndarray
+        self,
+        task: Task,
+        rows: np.ndarray,
+        picked: np.ndarray,
+        dropped: np.ndarray,
+        toggled: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         never = np.zeros(len(rows), dtype=bool)
         if task == "pickup":
@@ -164,9 +201,13 @@ class Rooms:
             return first, is_door & ~first & strict_first
         before = self.progress[rows] > 0
         self.progress[rows] |= first
-        after = self.progress[rows] > 0  # the door that does the first part is also judged as an attempt at the second
+        after = (
+            self.progress[rows] > 0
+        )  # the door that does the first part is also judged as an attempt at the second
         second = after & open_now & (toggled & SECOND > 0)
-        return second, is_door & ~second & ((after & strict_second) | (~before & ~first & strict_first))
+        return second, is_door & ~second & (
+            (after & strict_second) | (~before & ~first & strict_first)
+        )
 
     def _judge_places(self, task: Task, rows: np.ndarray, picked: np.ndarray) -> np.ndarray:
         """``(num_envs,)`` bool: tasks that walking and turning can bring to an end."""
@@ -186,7 +227,11 @@ class Rooms:
     def _beside_second(self, rows: np.ndarray) -> np.ndarray:
         """Whether a thing of the second description lies beside the cell ahead."""
         places = (self._goal_bases + self.table.ahead[self.poses])[rows]
-        beside = np.clip(places[:, None] + np.array([1, -1, self.width, -self.width]), 0, self._flat_goals.size - 1)
+        beside = np.clip(
+            places[:, None] + np.array([1, -1, self.width, -self.width]),
+            0,
+            self._flat_goals.size - 1,
+        )
         found: np.ndarray = (self._flat_goals[beside] & _IS_SECOND > 0).any(axis=1)
         return found
 
@@ -205,10 +250,16 @@ _PORTABLE = _by_code((_LOOKS >= FIRST_THING) & (_LOOKS < FIRST_DOOR))
 
 
 def _toggled_codes() -> np.ndarray:
-    """``(256,)`` uint8: boxes vanish, doors that are not locked change between open and closed; all else stays."""
+    """``(256,)`` uint8: boxes vanish, doors that are not locked change between open and closed; all
+    else stays.
+    """
     codes = np.arange(256, dtype=np.uint8)
     looks, states = codes & LOOK, _by_code(_STATES)
-    after = np.where(states == OPEN, codes + (CLOSED - OPEN), np.where(states == CLOSED, codes - (CLOSED - OPEN), codes))
+    after = np.where(
+        states == OPEN,
+        codes + (CLOSED - OPEN),
+        np.where(states == CLOSED, codes - (CLOSED - OPEN), codes),
+    )
     return np.where((looks >= FIRST_BOX) & (looks < FIRST_DOOR), EMPTY, after).astype(np.uint8)
 
 

@@ -1,7 +1,9 @@
-"""The first states of many episodes of a single-room level at once: the draws of ``room_draws``, in arrays over all seeds.
+"""The first states of many episodes of a single-room level at once: the draws of ``room_draws``, in
+arrays over all seeds.
 
-Every seed reads its own words, at its own place. What is rare is left to ``room_draws``: a word that Lemire's method rejects, and seeds that
-need more words than they were given. Those are ``lost`` here.
+Every seed reads its own words, at its own place. What is rare is left to ``room_draws``: a word
+that Lemire's method rejects, and seeds that need more words than they were given. Those are
+``lost`` here.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Scenes:
     def __init__(self, size: int, words: np.ndarray, capacity: int) -> None:
         num_seeds, self._num_words = words.shape
         self.size = size
-        self._words = np.zeros((num_seeds, self._num_words + _PADDING), dtype=np.uint64)  # where words end, 0 means a wall
+        self._words = np.zeros(
+            (num_seeds, self._num_words + _PADDING), dtype=np.uint64
+        )  # where words end, 0 means a wall
         self._words[:, : self._num_words] = words
         self._flat = self._words.reshape(-1)
         self._drawn_cells = np.empty(0, dtype=np.uint8)
@@ -53,7 +57,9 @@ class Scenes:
         self._taken = np.zeros(num_seeds, dtype=np.uint64)
         self.agents = np.zeros(num_seeds, dtype=np.int64)
         self.directions = np.zeros(num_seeds, dtype=np.int64)
-        self.cells, self.looks, self.flags = (np.zeros((num_seeds, capacity), dtype=np.int64) for _ in range(3))
+        self.cells, self.looks, self.flags = (
+            np.zeros((num_seeds, capacity), dtype=np.int64) for _ in range(3)
+        )
         self.missions = [""] * num_seeds
         self.count = 0
 
@@ -74,13 +80,17 @@ class Scenes:
         if bound == 1:
             return np.zeros(len(rows), dtype=np.int64)
         places = self._places[rows]
-        products = self._flat.take(self._bases[rows] + np.minimum(places, self._num_words)) * np.uint64(bound)
+        products = self._flat.take(
+            self._bases[rows] + np.minimum(places, self._num_words)
+        ) * np.uint64(bound)
         self._places[rows] = places + 1
         self._lose_rejected(rows, products, bound)
         return (products >> _HALF).astype(np.int64)
 
     def skip_float(self, rows: np.ndarray) -> None:
-        """See ``Words.skip_float``: the half of a number that waits is moved behind the number that the float uses."""
+        """See ``Words.skip_float``: the half of a number that waits is moved behind the number that
+        the float uses.
+        """
         places = np.minimum(self._places[rows], self._num_words)
         waiting = places % 2 == 1
         begins = self._bases[rows] + places
@@ -94,7 +104,10 @@ class Scenes:
             self.agents[rows] = self._free_cells(rows, self._taken[rows] | self._walls)
             self.directions[rows] = self.below(rows, 4)
             ahead = self.agents[rows] + self._steps[self.directions[rows]]
-            rows = rows[(self._taken[rows] >> ahead.astype(np.uint64) & _ONE).astype(bool) & ~self.lost(rows)]
+            rows = rows[
+                (self._taken[rows] >> ahead.astype(np.uint64) & _ONE).astype(bool)
+                & ~self.lost(rows)
+            ]
 
     def add_things(self, rows: np.ndarray, count: int, unique: bool) -> None:
         """See ``Scene.add_things``."""
@@ -127,11 +140,16 @@ class Scenes:
             reached = grown
 
     def seen(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``(len(rows), things)`` int64: how far things lie ahead of the agent, and to its right."""
-        (dy, dx), directions = np.divmod(self.cells[rows, : self.count], self.size), self.directions[rows]
+        """``(len(rows), things)`` int64: how far things lie ahead of the agent, and to its right."""  # noqa: E501
+        (dy, dx), directions = (
+            np.divmod(self.cells[rows, : self.count], self.size),
+            self.directions[rows],
+        )
         y, x = np.divmod(self.agents[rows], self.size)
         dx, dy = dx - x[:, None], dy - y[:, None]
-        ahead_x, ahead_y = (np.array(part)[directions][:, None] for part in ((1, 0, -1, 0), (0, 1, 0, -1)))
+        ahead_x, ahead_y = (
+            np.array(part)[directions][:, None] for part in ((1, 0, -1, 0), (0, 1, 0, -1))
+        )
         return dx * ahead_x + dy * ahead_y, dy * ahead_x - dx * ahead_y
 
     def adjacent(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -139,10 +157,14 @@ class Scenes:
         return (self._around[ones] >> others.astype(np.uint64) & _ONE).astype(bool)
 
     def any_adjacent(self, rows: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """True where one of the things ``ones`` ``(len(rows), things)`` lies beside another one of ``others``; none may be in both."""
+        """True where one of the things ``ones`` ``(len(rows), things)`` lies beside another one of
+        ``others``; none may be in both.
+        """
         cells = self.cells[rows, : self.count]
         around = np.bitwise_or.reduce(np.where(ones, self._around[cells], np.uint64(0)), axis=1)
-        places = np.bitwise_or.reduce(np.where(others, _ONE << cells.astype(np.uint64), np.uint64(0)), axis=1)
+        places = np.bitwise_or.reduce(
+            np.where(others, _ONE << cells.astype(np.uint64), np.uint64(0)), axis=1
+        )
         beside: np.ndarray = around & places > 0
         return beside
 
@@ -170,14 +192,20 @@ class Scenes:
             found[left] = cells[np.arange(len(left)), first]
             used = np.where(ok, 2 * first + 2, 2 * _TRIES)
             over = ~ok & (places + 2 * _TRIES > self._num_words)
-            self._places[some] = np.where(over, self._num_words + 1, np.maximum(self._places[some], places + used))
+            self._places[some] = np.where(
+                over, self._num_words + 1, np.maximum(self._places[some], places + used)
+            )
             left = left[~ok & ~over]
         return found
 
     def _draw_cells(self) -> None:
         """The cell that each word would give with the word after it."""
         products = self._flat * np.uint64(self.size)
-        self._lose_rejected(np.arange(len(self._words)), products.reshape(self._words.shape)[:, : self._num_words], self.size)
+        self._lose_rejected(
+            np.arange(len(self._words)),
+            products.reshape(self._words.shape)[:, : self._num_words],
+            self.size,
+        )
         products >>= _HALF
         parts = products.astype(np.uint8)
         self._drawn_cells = np.zeros(len(parts), dtype=np.uint8)
@@ -188,12 +216,16 @@ class Scenes:
         if threshold := 2**32 % bound:
             rejected = (products & _WORD) < threshold
             if rejected.any():
-                self._places[rows[rejected.reshape(len(rows), -1).any(axis=1)]] = self._num_words + 1
+                self._places[rows[rejected.reshape(len(rows), -1).any(axis=1)]] = (
+                    self._num_words + 1
+                )
 
 
 @cache
 def _masks(size: int) -> tuple[np.uint64, np.ndarray, np.ndarray]:
-    """The walls, each cell with its neighbours and the walls, and how far a step leads in each direction."""
+    """The walls, each cell with its neighbours and the walls, and how far a step leads in each
+    direction.
+    """
     walls, around = room_masks(size)
     masks = np.array([mask | walls for mask in around], dtype=np.uint64)
     return np.uint64(walls), masks, np.array([1, size, -1, -size])

@@ -1,7 +1,8 @@
 """numpy's random words for many seeds at once: ``SeedSequence`` and ``PCG64``, in arrays.
 
-Building numpy's own objects takes longer than drawing a whole episode from them. Both algorithms are part of numpy's promise that a seed
-gives the same numbers in every release; a test holds these to them.
+Building numpy's own objects takes longer than drawing a whole episode from them. Both algorithms
+are part of numpy's promise that a seed gives the same numbers in every release; a test holds these
+to them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _MIX_LEFT, _MIX_RIGHT = np.uint32(0xCA01F9DD), np.uint32(0x4973F715)
 _SHIFT = np.uint32(16)
 _LCG = 0x2360ED051FC65DA44385DF649FCCF645
 _LANES = 8
-"""Numbers of each seed that are computed side by side: few enough for what is computed to stay in the processor's cache."""
+"""Numbers of each seed that are computed side by side: few enough for what is computed to stay in
+the processor's cache.
+"""
 _BITS_32, _BITS_64, _BITS_128 = 2**32 - 1, 2**64 - 1, 2**128 - 1
 
 
@@ -59,7 +62,8 @@ def seed_states(entropy: np.ndarray, num_words: int) -> np.ndarray:
 
 
 def random_words(seeds: np.ndarray, num_words: int) -> np.ndarray:
-    """The first 32-bit words of ``PCG64(seed)`` for every seed, in the order in which numpy's bounded integers use them.
+    """The first 32-bit words of ``PCG64(seed)`` for every seed, in the order in which numpy's
+    bounded integers use them.
 
     Args:
         seeds: ``(n,)`` integers below 2**32.
@@ -69,14 +73,18 @@ def random_words(seeds: np.ndarray, num_words: int) -> np.ndarray:
         ``(n, num_words)`` uint32: the lower half of each 64-bit number before its upper half.
     """
     state = seed_states(seeds.astype(np.uint32)[:, None], 8).astype(np.uint64)
-    first_high, first_low, stream_high, stream_low = (state[:, i] | state[:, i + 1] << np.uint64(32) for i in range(0, 8, 2))
+    first_high, first_low, stream_high, stream_low = (
+        state[:, i] | state[:, i + 1] << np.uint64(32) for i in range(0, 8, 2)
+    )
     stream_high = stream_high << np.uint64(1) | stream_low >> np.uint64(63)
     stream_low = stream_low << np.uint64(1) | np.uint64(1)
     first_low = first_low + stream_low
     first_high = first_high + stream_high + (first_low < stream_low)
     stream = stream_high[:, None], stream_low[:, None]
     powers, sums = _jumps(_LANES)
-    place = _sum(_product(first_high[:, None], first_low[:, None], *powers), _product(*stream, *sums))
+    place = _sum(
+        _product(first_high[:, None], first_low[:, None], *powers), _product(*stream, *sums)
+    )
     far, far_sum = _leap(_LANES)
     added = _product(*stream, *far_sum)
     numbers = np.empty((len(seeds), -(-num_words // 2 // _LANES) * _LANES), dtype="<u8")
@@ -95,7 +103,9 @@ def _output(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 
 def words_of(seed: int, start: int, count: int) -> list[int]:
-    """Words of one seed, from numpy itself: ``count`` of them from the place ``start`` on, both even. Any seed that numpy takes."""
+    """Words of one seed, from numpy itself: ``count`` of them from the place ``start`` on, both
+    even. Any seed that numpy takes.
+    """
     bits = np.random.PCG64(seed)
     if start:
         bits.advance(start // 2)
@@ -111,9 +121,11 @@ def _mixed(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 @cache
 def _jumps(count: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Upper and lower halves of what the start and the stream's constant are multiplied by to reach each of ``count`` numbers at once.
+    """Upper and lower halves of what the start and the stream's constant are multiplied by to reach
+    each of ``count`` numbers at once.
 
-    The generator's state s becomes a s + c at every step, after k steps a^k s + (1 + a + ... + a^(k-1)) c; its first number needs two steps.
+    The generator's state s becomes a s + c at every step, after k steps a^k s + (1 + a + ... +
+    a^(k-1)) c; its first number needs two steps.
     """
     powers, sums = [], []
     power, total = _LCG, 1
@@ -135,16 +147,22 @@ def _leap(count: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, 
 
 
 def _halves(values: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([value >> 64 for value in values], dtype=np.uint64), np.array([value & _BITS_64 for value in values], dtype=np.uint64)
+    return np.array([value >> 64 for value in values], dtype=np.uint64), np.array(
+        [value & _BITS_64 for value in values], dtype=np.uint64
+    )
 
 
-def _sum(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _sum(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """Sum of 128-bit numbers modulo 2**128, as upper and lower halves."""
     low = one[1] + other[1]
     return one[0] + other[0] + (low < one[1]), low
 
 
-def _product(high: np.ndarray, low: np.ndarray, other_high: np.ndarray, other_low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _product(
+    high: np.ndarray, low: np.ndarray, other_high: np.ndarray, other_low: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Product of 128-bit numbers modulo 2**128, as upper and lower halves."""
     half, mask = np.uint64(32), np.uint64(_BITS_32)
     a, b, c, d = low >> half, low & mask, other_low >> half, other_low & mask

@@ -1,4 +1,6 @@
-"""GoToRedBallNoDists for many environments at once: a step is a look-up, with no loop over environments but where episodes end."""
+"""GoToRedBallNoDists for many environments at once: a step is a look-up, with no loop over
+environments but where episodes end.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ import numpy as np
 
 from lamorel_ext.envs.babyai.batch_checks import EpisodeSeed, checked_actions, read_state
 from lamorel_ext.envs.babyai.describe import Language
-from lamorel_ext.envs.babyai.enumeration import MAX_STEPS, MISSION, NUM_ACTIONS, NUM_STATES, reward_at, start_states, state_table
+from lamorel_ext.envs.babyai.enumeration import (
+    MAX_STEPS,
+    MISSION,
+    NUM_ACTIONS,
+    NUM_STATES,
+    reward_at,
+    start_states,
+    state_table,
+)
 from lamorel_ext.envs.babyai.episodes import ComingEpisodes
 from lamorel_ext.errors import CheckpointError, LevelError
 from lamorel_ext.types import ObservationBatch, StepBatch
@@ -17,7 +27,8 @@ _REWARDS = np.array([0.0] + [reward_at(step) for step in range(1, MAX_STEPS + 1)
 
 
 class TableBatch:
-    """``BatchedEnv`` over the tables of ``enumeration``; gives the same steps as the minigrid backend.
+    """``BatchedEnv`` over the tables of ``enumeration``; gives the same steps as the minigrid
+    backend.
 
     Args:
         num_envs: Environments.
@@ -57,7 +68,9 @@ class TableBatch:
             LevelError: The actions do not fit, or there was no reset before.
         """
         self._check_running()
-        offered = np.minimum(checked_actions(actions, self.num_envs), NUM_ACTIONS - 1)  # 6 (done) does as little here as 5 (toggle)
+        offered = np.minimum(
+            checked_actions(actions, self.num_envs), NUM_ACTIONS - 1
+        )  # 6 (done) does as little here as 5 (toggle)
         self._states = self.table.next_state[self._states, offered]
         self._steps += 1
         terminated = self.table.terminal[self._states]
@@ -79,7 +92,11 @@ class TableBatch:
     def state(self) -> dict[str, list[int]]:
         """Episode numbers, steps taken in them, and states."""
         self._check_running()
-        return {"episodes": self._episodes.tolist(), "steps": self._steps.tolist(), "states": self._states.tolist()}
+        return {
+            "episodes": self._episodes.tolist(),
+            "steps": self._steps.tolist(),
+            "states": self._states.tolist(),
+        }
 
     def restore(self, state: dict[str, list[int]]) -> ObservationBatch:
         """Come back to a saved state.
@@ -87,11 +104,16 @@ class TableBatch:
         Raises:
             CheckpointError: The state is of another batch.
         """
-        saved = [np.array(values, dtype=np.int64) for values in read_state(state, self.num_envs, "episodes", "steps", "states")]
+        saved = [
+            np.array(values, dtype=np.int64)
+            for values in read_state(state, self.num_envs, "episodes", "steps", "states")
+        ]
         episodes, steps, states = saved
         fits = all(values.shape == (self.num_envs,) and (values >= 0).all() for values in saved)
         if not fits or (steps >= MAX_STEPS).any() or (states >= NUM_STATES).any():
-            raise CheckpointError(f"the saved state is not of {self.num_envs} environments of this level")
+            raise CheckpointError(
+                f"the saved state is not of {self.num_envs} environments of this level"
+            )
         self._episodes, self._steps, self._states = episodes, steps, states
         self._running = True
         return self._observe()
@@ -102,7 +124,9 @@ class TableBatch:
 
     def _start(self, indices: np.ndarray) -> None:
         """The numbers of the episodes are set before."""
-        self._states[indices] = self._starts.take(indices.tolist(), self._episodes[indices].tolist())
+        self._states[indices] = self._starts.take(
+            indices.tolist(), self._episodes[indices].tolist()
+        )
         self._steps[indices] = 0
 
     def _check_running(self) -> None:

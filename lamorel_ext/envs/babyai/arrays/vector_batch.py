@@ -1,4 +1,6 @@
-"""Levels in one room, and in one room with doors, for many environments at once: a step is a handful of operations on arrays over all of them."""
+"""Levels in one room, and in one room with doors, for many environments at once: a step is a
+handful of operations on arrays over all of them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ _DONE = 6
 
 
 class VectorBatch:
-    """``BatchedEnv`` over arrays; gives the same steps as the minigrid backend, and saves the same states.
+    """``BatchedEnv`` over arrays; gives the same steps as the minigrid backend, and saves the same
+    states.
 
     Args:
         level: Id of the level.
@@ -35,11 +38,19 @@ class VectorBatch:
     """
 
     def __init__(
-        self, level: str, num_envs: int, language: Language, episode_seed: EpisodeSeed, num_distractors: int | None = None
+        self,
+        level: str,
+        num_envs: int,
+        language: Language,
+        episode_seed: EpisodeSeed,
+        num_distractors: int | None = None,
     ) -> None:
         rules = room_level(level, num_distractors)
         if rules is None:
-            raise LevelError(f"the vector backend knows levels that lie in one room, with doors or without, not {level}")
+            raise LevelError(
+                "the vector backend knows levels that lie in one room, with doors or without, not"
+                f" {level}"
+            )
         self.num_envs = num_envs
         self.level = rules
         self.episode_seed = episode_seed
@@ -49,7 +60,11 @@ class VectorBatch:
         self._sentences = Sentences(language)
         self._episodes = np.zeros(num_envs, dtype=np.int64)
         self._taken = np.zeros((num_envs, rules.max_steps), dtype=np.uint8)
-        self._paths = np.zeros((num_envs, len(self.rooms.table.ahead)), dtype=np.int8) if knows_paths(self.rooms) else None
+        self._paths = (
+            np.zeros((num_envs, len(self.rooms.table.ahead)), dtype=np.int8)
+            if knows_paths(self.rooms)
+            else None
+        )
         self._copies: list[LevelCopy | None] = [None] * num_envs
         self._running = False
 
@@ -75,7 +90,9 @@ class VectorBatch:
         return StepBatch(reached, current, rewards, terminated, truncated)
 
     def expert_actions(self) -> np.ndarray:
-        """``(num_envs,)`` int64: the first action of a shortest path where walking is enough, else what the BabyAI bot would do."""
+        """``(num_envs,)`` int64: the first action of a shortest path where walking is enough, else
+        what the BabyAI bot would do.
+        """
         self._check_running()
         advice = np.full(self.num_envs, -1, dtype=np.int64)
         if self._paths is not None:
@@ -88,14 +105,22 @@ class VectorBatch:
         return advice
 
     def state(self) -> dict[str, list[int]]:
-        """Episode numbers, and the actions since each episode's start, one environment after the other."""
+        """Episode numbers, and the actions since each episode's start, one environment after the
+        other.
+        """
         self._check_running()
         lengths: list[int] = self.rooms.steps.tolist()
         return {
             "episodes": self._episodes.tolist(),
             "lengths": lengths,
-            "actions": [action for row, length in enumerate(lengths) for action in self._taken[row, :length].tolist()],
-            "experts": [value for row, length in enumerate(lengths) for value in self._bot_span(row, length)],
+            "actions": [
+                action
+                for row, length in enumerate(lengths)
+                for action in self._taken[row, :length].tolist()
+            ],
+            "experts": [
+                value for row, length in enumerate(lengths) for value in self._bot_span(row, length)
+            ],
         }
 
     def restore(self, state: dict[str, list[int]]) -> ObservationBatch:
@@ -109,8 +134,13 @@ class VectorBatch:
         self._episodes[:] = [episode.episode for episode in saved]
         self._start(np.arange(self.num_envs))
         if (lengths >= self.rooms.limits).any():
-            raise CheckpointError("the saved actions end an episode too early; is it another level?")
-        self._replay(lengths, np.array([action for episode in saved for action in episode.actions], dtype=np.int64))
+            raise CheckpointError(
+                "the saved actions end an episode too early; is it another level?"
+            )
+        self._replay(
+            lengths,
+            np.array([action for episode in saved for action in episode.actions], dtype=np.int64),
+        )
         for row, episode in enumerate(saved):
             self._bring_bot_back(row, episode.consulted)
         self._running = True
@@ -126,13 +156,17 @@ class VectorBatch:
         self.rooms.start(rows, self._starts.take(rows.tolist(), self._episodes[rows].tolist()))
 
     def _replay(self, lengths: np.ndarray, actions: np.ndarray) -> None:
-        """All episodes at once; those that are shorter wait with ``done``, which changes nothing."""
+        """All episodes at once; those that are shorter wait with ``done``, which changes nothing."""  # noqa: E501
         inside = np.arange(self.level.max_steps) < lengths[:, None]
         self._taken[inside] = actions
         for t in range(int(lengths.max(initial=0))):
-            _, terminated, _ = self.rooms.step(np.where(inside[:, t], self._taken[:, t], _DONE).astype(np.int64))
+            _, terminated, _ = self.rooms.step(
+                np.where(inside[:, t], self._taken[:, t], _DONE).astype(np.int64)
+            )
             if (terminated & inside[:, t]).any():
-                raise CheckpointError("the saved actions end an episode too early; is it another level?")
+                raise CheckpointError(
+                    "the saved actions end an episode too early; is it another level?"
+                )
         self.rooms.steps[:] = lengths
 
     def _ask_bot(self, row: int) -> int:
@@ -152,7 +186,11 @@ class VectorBatch:
 
     def _bot_span(self, row: int, length: int) -> tuple[int, int]:
         copy = self._copies[row]
-        return (-1, -1) if copy is None or copy.episode != self._episodes[row] else copy.expert.span(length)
+        return (
+            (-1, -1)
+            if copy is None or copy.episode != self._episodes[row]
+            else copy.expert.span(length)
+        )
 
     def _bring_bot_back(self, row: int, asked: range) -> None:
         """Ask the bot where it was asked without a gap, so that it knows what it knew."""
@@ -174,10 +212,17 @@ class VectorBatch:
 
     def _observe(self) -> ObservationBatch:
         looks, walls = self._look(slice(None))
-        return ObservationBatch(tuple(self.rooms.missions), tuple(self._sentences.of(looks, walls)), images_of(looks), self.rooms.poses & 3)
+        return ObservationBatch(
+            tuple(self.rooms.missions),
+            tuple(self._sentences.of(looks, walls)),
+            images_of(looks),
+            self.rooms.poses & 3,
+        )
 
     def _observe_both(self, ended: np.ndarray) -> tuple[ObservationBatch, ObservationBatch]:
-        """Observe, start the next episode where one has ended, and observe again; the work on both is done together."""
+        """Observe, start the next episode where one has ended, and observe again; the work on both
+        is done together.
+        """
         if not len(ended):
             return (observed := self._observe()), observed
         missions, directions = tuple(self.rooms.missions), self.rooms.poses & 3
@@ -185,11 +230,15 @@ class VectorBatch:
         self._episodes[ended] += 1
         self._start(ended)
         new_looks, new_walls = self._look(ended)
-        texts = self._sentences.of(np.concatenate([looks, new_looks]), np.concatenate([walls, new_walls]))
+        texts = self._sentences.of(
+            np.concatenate([looks, new_looks]), np.concatenate([walls, new_walls])
+        )
         images = images_of(looks)
         reached = ObservationBatch(missions, tuple(texts[: self.num_envs]), images, directions)
         images = images.copy()
         images[ended] = images_of(new_looks)
         for row, sentences in zip(ended.tolist(), texts[self.num_envs :], strict=True):
             texts[row] = sentences
-        return reached, ObservationBatch(tuple(self.rooms.missions), tuple(texts[: self.num_envs]), images, self.rooms.poses & 3)
+        return reached, ObservationBatch(
+            tuple(self.rooms.missions), tuple(texts[: self.num_envs]), images, self.rooms.poses & 3
+        )
