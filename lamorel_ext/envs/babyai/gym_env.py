@@ -102,6 +102,12 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
         """Free the window, if any."""
         self.level.close()
 
+    def __getattr__(self, name: str) -> Any:
+        """What minigrid's wrappers ask of the environment they are put around: the level has it."""
+        if name.startswith("_") or name == "level":  # a copy asks before there is a level
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.level, name)
+
     def _info(self, image: np.ndarray) -> dict[str, Any]:
         return {
             "descriptions": list(describe(image, language=self.language)),
