@@ -21,7 +21,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 # Two processes, each with every second run, take less time than one launch with two servers:
-# 31 instead of 51 CPU seconds for one seed and 512 steps of the demonstration's arms.
+# 46 instead of 51 CPU seconds for one seed and 512 steps of the demonstration's arms.
 define compare_in_halves
 	$(BIN)/python -m experiments.compare --config-name $(1) --part 1/2 $(ARGS) & first=$$!; \
 	$(BIN)/python -m experiments.compare --config-name $(1) --part 2/2 $(ARGS); second=$$?; \

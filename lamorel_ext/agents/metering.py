@@ -137,6 +137,8 @@ class MeteredClient:
             ask: Asks the servers.
         """
         known = _TABLES.setdefault(self._llm, {})
+        # A client that rewords what it is asked gives another answer in each wording.
+        question = (question, repr(getattr(self._llm, "wording", None)))
         if (self.weights, question) not in known:
             self.forget()
             answer = ask()

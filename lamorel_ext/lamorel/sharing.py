@@ -156,8 +156,10 @@ def can_share(model: Any) -> bool:
 
 def _is_special(module: nn.Module) -> bool:
     own = vars(module)
-    hooks = own["_forward_hooks"] or own["_forward_pre_hooks"]
-    return bool(module.training or "forward" in own or hooks)
+    hooks = [*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values()]
+    # transformers leaves hooks of its own behind a pass that was asked for hidden states.
+    of_others = [hook for hook in hooks if not hook.__module__.startswith("transformers.")]
+    return bool(module.training or "forward" in own or of_others)
 
 
 def _steps(tree: CandidateTree) -> list[list[int]]:

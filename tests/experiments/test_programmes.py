@@ -254,7 +254,7 @@ def test_parts_of_a_plan_are_every_run_once(
 ) -> None:
     trained: list[str] = []
     monkeypatch.setattr(
-        compare, "compare", lambda runs, llm, versions: trained.extend(run.name for run in runs)
+        compare, "compare", lambda runs, *others: trained.extend(run.name for run in runs)
     )
     words = [
         *tiny,
@@ -314,7 +314,7 @@ def test_what_a_comparison_sets_itself_cannot_be_set(override: str) -> None:
 def test_arms_that_want_other_servers_cannot_share_a_launch(tmp_path: Path) -> None:
     (tmp_path / "arm").mkdir()
     (tmp_path / "default.yaml").write_text(
-        "defaults: [_self_, {arm: one}]\ncompare: {arms: [one, two]}\n"
+        "defaults: [_self_, {arm: one}]\ncompare: {arms: [one, two], controls: []}\n"
     )
     (tmp_path / "arm" / "one.yaml").write_text("# @package _global_\narm: {name: one}\n")
     (tmp_path / "arm" / "two.yaml").write_text(
