@@ -102,6 +102,7 @@ def test_module_functions_find_values_and_gradients_of_the_own_pass(
     if pre_encode and name == "encoder's layers":
         pytest.skip("a pass that is given the encoder's states has no others")
     model = make(pre_encode, **{name: Reads(READS[name])})
+    assert can_share(model._LLM_model)
     shared, gradients = answers(model, name)
     monkeypatch.setattr(lamorel_model, "can_share", lambda model: False)
     own, expected = answers(model, name)
@@ -137,7 +138,9 @@ def test_the_encoder_reads_each_distinct_context_once(monkeypatch: pytest.Monkey
 
 def test_dropout_and_hooks_make_a_model_run_its_own_pass() -> None:
     model = make(True)._LLM_model
-    assert can_share(model)
+    tokens = torch.tensor([[3, 4]])
+    model(input_ids=tokens, decoder_input_ids=tokens, output_hidden_states=True)
+    assert can_share(model)  # whatever transformers has left on it
     model.decoder.train()
     assert not can_share(model)
     model.eval()
