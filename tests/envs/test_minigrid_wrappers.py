@@ -15,13 +15,20 @@ def wrapped(wrapper: type[gymnasium.Wrapper], level: str) -> gymnasium.Env:
 
 
 @pytest.mark.parametrize("level", ["GoToLocal-v0", "OpenDoor-v0"])
-@pytest.mark.parametrize("wrapper", [wrappers.FullyObsWrapper, wrappers.RGBImgPartialObsWrapper, wrappers.RGBImgObsWrapper])
-def test_the_picture_of_a_wrapper_is_the_one_it_makes_of_the_level_itself(wrapper: type[gymnasium.Wrapper], level: str) -> None:
+@pytest.mark.parametrize(
+    "wrapper",
+    [wrappers.FullyObsWrapper, wrappers.RGBImgPartialObsWrapper, wrappers.RGBImgObsWrapper],
+)
+def test_the_picture_of_a_wrapper_is_the_one_it_makes_of_the_level_itself(
+    wrapper: type[gymnasium.Wrapper], level: str
+) -> None:
     ours, theirs = wrapped(wrapper, level), wrapper(gymnasium.make(f"BabyAI-{level}"))
     assert ours.observation_space["image"] == theirs.observation_space["image"]
     np.testing.assert_array_equal(ours.reset(seed=3)[0]["image"], theirs.reset(seed=3)[0]["image"])
     for action in (0, 2, 2, 1):
-        np.testing.assert_array_equal(ours.step(action)[0]["image"], theirs.step(action)[0]["image"])
+        np.testing.assert_array_equal(
+            ours.step(action)[0]["image"], theirs.step(action)[0]["image"]
+        )
 
 
 def test_what_neither_the_environment_nor_its_level_has_is_refused() -> None:
