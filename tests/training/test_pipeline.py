@@ -398,7 +398,7 @@ def test_a_server_that_dies_with_two_calls_pending_is_reported_at_once():
         started = time.monotonic()
         with pytest.raises(PeerDiedError, match=r"rank 2 .llm server 1. died"):
             collect_in_halves(env, agent, Deaf(), scene, 5, draws())
-        assert 0.3 < time.monotonic() - started < 1.4
+        assert time.monotonic() - started < 10  # not after a timeout of minutes
 
 
 # --- saved environments ---------------------------------------------------------------------------
