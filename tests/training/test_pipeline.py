@@ -386,7 +386,7 @@ def test_a_server_that_dies_with_two_calls_pending_is_reported_at_once():
 
         def step(self, actions, step):
             return dataclasses.replace(
-                super().step(actions, step), current=("sleep 1.5",) * len(actions)
+                super().step(actions, step), current=("sleep 4",) * len(actions)
             )
 
     with threaded_launch(1, 2) as launch:
@@ -398,7 +398,7 @@ def test_a_server_that_dies_with_two_calls_pending_is_reported_at_once():
         started = time.monotonic()
         with pytest.raises(PeerDiedError, match=r"rank 2 .llm server 1. died"):
             collect_in_halves(env, agent, Deaf(), scene, 5, draws())
-        assert time.monotonic() - started < 10  # not after a timeout of minutes
+        assert time.monotonic() - started < 3  # before any answer
 
 
 # --- saved environments ---------------------------------------------------------------------------
