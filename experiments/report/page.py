@@ -12,9 +12,15 @@ from experiments.report.figures import Picture
 Row = Sequence[str]
 
 CSS = """
-:root { --ink: #1b1b1b; --soft: #5c5c5c; --line: #dcdfe3; --tint: #f4f6f8; --accent: #0072B2; --alarm: #B3400A; color-scheme: light; }
+:root { --ink: #1b1b1b; --soft: #5c5c5c; --line: #dcdfe3; --tint: #f4f6f8; --accent: #0072B2; --alarm: #B3400A;
+        --page: #fff; --warm: #fdf1ea; color-scheme: light dark; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ec; --soft: #a9b2bb; --line: #3a434c; --tint: #20272e; --accent: #6cb8e6; --alarm: #f0905a;
+          --page: #14191e; --warm: #35241a; }
+  figure img { background: #fff; border-radius: 4px; padding: 4px; }
+}
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 1.2rem 1rem 3rem; color: var(--ink); background: #fff; overflow-wrap: break-word;
+body { margin: 0 auto; max-width: 76rem; padding: 1.2rem 1rem 3rem; color: var(--ink); background: var(--page); overflow-wrap: break-word;
        font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .2rem 0 .9rem; letter-spacing: -.01em; }
 h2 { font-size: 1.2rem; line-height: 1.25; margin: 2.4rem 0 .6rem; padding-bottom: .25rem; border-bottom: 2px solid var(--line); }
@@ -23,7 +29,7 @@ p, figcaption, nav, .answer { max-width: 46rem; }
 .answer { background: var(--tint); border-left: 4px solid var(--accent); padding: .7rem 1rem; border-radius: 0 4px 4px 0; }
 .answer p { margin: .4rem 0; }
 .answer p:first-child { font-size: 1.1rem; line-height: 1.4; font-weight: 600; }
-.alarm { background: #fdf1ea; border-left: 4px solid var(--alarm); padding: .5rem 1rem; margin: .6rem 0; max-width: 46rem; font-size: .93rem; }
+.alarm { background: var(--warm); border-left: 4px solid var(--alarm); padding: .5rem 1rem; margin: .6rem 0; max-width: 46rem; font-size: .93rem; }
 .answer p.alarm { margin: .6rem -1rem .6rem calc(-1rem - 4px); }
 nav { margin: 1rem 0 0; font-size: .9rem; line-height: 1.8; }
 nav p { margin: .2rem 0; }
@@ -34,10 +40,11 @@ figure img { width: 100%; max-width: 34rem; height: auto; display: block; }
 figure .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .6rem 1.2rem; }
 figure .panels img { max-width: none; }
 figcaption, .note { color: var(--soft); font-size: .88rem; margin-top: .4rem; }
+a { color: var(--accent); }
 .wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .9rem .28rem 0; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; min-width: 9rem; position: sticky; left: 0; background: #fff; }
+th:first-child, td:first-child { text-align: left; min-width: 9rem; position: sticky; left: 0; background: var(--page); }
 tbody tr:hover td { background: var(--tint); }
 th { vertical-align: bottom; white-space: normal; min-width: 4.5em; color: var(--soft); font-weight: 600; line-height: 1.25; }
 pre { background: var(--tint); padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .84rem; }
@@ -88,8 +95,8 @@ def page(
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'  # noqa: E501
-        f"<title>{html.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
-        f'<div class="answer">\n{first_lines}\n</div>\n<nav aria-label="contents">\n{_contents(body)}\n</nav>\n{body}\n</body>\n</html>\n'  # noqa: E501
+        f"<title>{html.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{html.escape(title)}</h1>\n"
+        f'<div class="answer">\n{first_lines}\n</div>\n<nav aria-label="contents">\n{_contents(body)}\n</nav>\n{body}\n</main>\n</body>\n</html>\n'  # noqa: E501
     )
 
 

@@ -75,7 +75,19 @@ class TensorBoard:
 
     def _add(self, row: Mapping[str, float], step: int) -> None:
         for name, value in _measured(row).items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(tag(name), value, step)
+
+
+_GROUPS = ("train", "student", "teacher", "feedback", "ppo", "llm")
+_EVALUATED = ("success", "return", "eval_exact")
+
+
+def tag(column: str) -> str:
+    """A column of ``metrics.csv`` in TensorBoard's groups: ``eval/success``, ``feedback/kl``."""
+    if column in _EVALUATED:
+        return f"eval/{column.removeprefix('eval_')}"
+    group, separator, rest = column.partition("_")
+    return f"{group}/{rest}" if separator and group in _GROUPS else f"run/{column}"
 
 
 class WeightsAndBiases:

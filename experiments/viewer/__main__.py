@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 from experiments.runs.entry import run_main, start_log
 from experiments.runs.files import file_to_write, replace_text, writing
+from experiments.viewer.page import MARK
 
 
 def make_viewer(
@@ -54,6 +56,7 @@ def make_viewer(
         replace_text(
             part, make_page({**json.loads(zlib.decompress(page)), "pages": listed, "page": number})
         )
+    _remove_later_parts(target, len(parts))
     if len(parts) > 1:
         print(f"pages: {len(parts)}, each with a list of all of them")
     return target
@@ -61,6 +64,22 @@ def make_viewer(
 
 def _part(target: Path, number: int) -> Path:
     return target if number == 1 else target.with_name(f"{target.stem}_{number}{target.suffix}")
+
+
+def _remove_later_parts(target: Path, number: int) -> None:
+    """Pages of an earlier, longer viewer: nothing leads to them any more, and what they show is old."""  # noqa: E501
+    named = re.compile(re.escape(target.stem) + r"_(\d+)" + re.escape(target.suffix))
+    for path in target.parent.iterdir():
+        found = named.fullmatch(path.name)
+        if found and int(found[1]) > max(number, 1) and path.is_file() and MARK in _beginning(path):
+            with writing(path):
+                path.unlink()
+
+
+def _beginning(path: Path) -> str:
+    """Enough of a page to tell whether it is a viewer's: a file of somebody else's is left alone."""  # noqa: E501
+    with writing(path), path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(2000)
 
 
 def _what_it_holds(data: Mapping[str, Any]) -> str:

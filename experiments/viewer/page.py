@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+MARK = "<title>Loop viewer: "
+"""In the head of every page of a viewer."""
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 

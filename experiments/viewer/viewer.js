@@ -222,18 +222,18 @@ function drawStrip() {
   const height = (one) => sent ? one.signal : one.error;
   const largest = Math.max(sent ? 1 : 1e-9, ...steps.map((one) => Math.abs(height(one) ?? 0)));
   const count = { plus: 0, minus: 0, none: 0 };
-  svg.append(shape("rect", { x: state.t, y: 0, width: 1, height: 34, fill: "#17202a", opacity: 0.22, id: "cursor" }));
-  svg.append(shape("path", { d: `M0 17H${n}`, stroke: "#b5bcc4", "stroke-width": 1, "vector-effect": "non-scaling-stroke" }));
+  svg.append(shape("rect", { x: state.t, y: 0, width: 1, height: 34, fill: "var(--ink)", opacity: 0.22, id: "cursor" }));
+  svg.append(shape("path", { d: `M0 17H${n}`, stroke: "var(--mix)", "stroke-width": 1, "vector-effect": "non-scaling-stroke" }));
   steps.forEach((one, place) => {
     const value = height(one), sign = signOf(value);
     if (known(value)) {
       count[sign] += 1;
       const tall = value === 0 ? 2 : Math.max(1.5, 14 * Math.abs(value) / largest);
-      const colour = sent ? { plus: "#0072b2", minus: "#b34700", none: "#6a727b" }[sign] : "#8a929b";
+      const colour = sent ? { plus: "var(--up)", minus: "var(--down)", none: "var(--zero)" }[sign] : "var(--zero)";
       svg.append(shape("rect", { x: place + 0.17, width: 0.66, height: tall, fill: colour, y: value > 0 ? 17 - tall : value < 0 ? 17 : 16 }));
     }
-    if (one.reward > 0) svg.append(shape("rect", { x: place + 0.05, y: 30, width: 0.9, height: 4, fill: "#007a5a" }));
-    else if (one.end) svg.append(shape("rect", { x: place + 0.05, y: 30, width: 0.9, height: 4, fill: "#8a929b" }));
+    if (one.reward > 0) svg.append(shape("rect", { x: place + 0.05, y: 30, width: 0.9, height: 4, fill: "var(--good)" }));
+    else if (one.end) svg.append(shape("rect", { x: place + 0.05, y: 30, width: 0.9, height: 4, fill: "var(--zero)" }));
   });
   const counted = `${count.plus} positive, ${count.minus} negative, ${count.none} zero`;
   svg.setAttribute("aria-label", `${n} steps; ${sent ? "signs f" : "no signs; TD errors"}: ${counted}. A mark below stands for a reward, or the end.`);
@@ -353,7 +353,7 @@ function explain(now) {
 
 function drawOutcome(now) {
   const f = now.signal, word = known(f) ? signWord(f) : "–";
-  const badge = element("span", { class: `sign ${known(f) ? signOf(f) : ""}${word.length > 2 ? " wide" : ""}`, "aria-label": `f = ${signWord(f)}` }, word);
+  const badge = element("span", { class: `sign ${known(f) ? signOf(f) : ""}${word.length > 2 ? " wide" : ""}`, role: "img", "aria-label": `f = ${signWord(f)}` }, word);
   const ends = { terminated: "the task is solved", truncated: "the step limit" };
   const by = run().facts.signal;
   fill("outcome", element("div", { class: "verdict" }, badge, element("p", {}, explain(now))), facts([

@@ -19,6 +19,7 @@ from made_runs import VERSIONS, make_config, make_row, make_run
 from experiments import checkpoint_files
 from experiments.report.results import read_columns, read_run
 from experiments.runs.run_folder import RunFolder, check_folders, read_checkpoint, run_state
+from experiments.runs.trackers import tag
 from lamorel_ext.config import Config, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.training.recorder import Checkpoint
@@ -65,7 +66,7 @@ def test_the_rows_are_events_of_tensorboard_too(config: Config) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(make_run(config, [0.25, 0.5]) / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("success")] == [
+    assert [(event.step, event.value) for event in events.Scalars("eval/success")] == [
         (0, 0.25),
         (10, 0.5),
     ]
@@ -457,3 +458,12 @@ def test_weights_and_biases_gets_every_measured_value_with_its_step(
     assert [value for value, _ in logged] == [0.25, 0.5]
     assert [step for _, step in logged] == sorted({step for _, step in logged})
     run.finish.assert_called_once_with()
+
+
+@pytest.mark.parametrize(
+    "column, expected",
+    [("success", "eval/success"), ("eval_exact", "eval/exact"), ("feedback_kl", "feedback/kl"), ("train_return", "train/return"),
+     ("student_grad_norm", "student/grad_norm"), ("llm_calls", "llm/calls"), ("seconds", "run/seconds"), ("env_steps", "run/env_steps")],
+)  # fmt: skip
+def test_tensorboard_shows_columns_in_groups(column: str, expected: str) -> None:
+    assert tag(column) == expected

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from made_runs import VERSIONS
 
+from experiments.report.page import CSS
 from experiments.runs.entry import run_main
 from experiments.runs.run_folder import RunFolder, trace_files
 from experiments.viewer import __main__ as viewer
@@ -168,6 +170,83 @@ def test_every_recorded_rollout_is_on_one_of_the_pages_ends_first(
     assert len(set(shown)) == len(shown) == 9
     printed = ["pages: 9, each with a list of all of them", f"viewer: {tmp_path / 'small.html'}"]
     assert capsys.readouterr().out.splitlines() == printed
+
+
+@pytest.mark.parametrize("name", ["small.html", "a.b_2.html", "[x].html"])
+def test_a_shorter_viewer_removes_the_pages_of_a_longer_one_and_nothing_else(
+    name: str, compared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    target = tmp_path / name
+    monkeypatch.setattr(content, "MAX_BYTES", 1)
+    viewer.make_viewer(compared, target)
+    others = {
+        tmp_path / f"{target.stem}_77.html": "mine",
+        tmp_path / f"{target.stem}_notes.html": "x",
+    }
+    for path, words in others.items():
+        path.write_text(words)
+    assert len(list(tmp_path.iterdir())) == 9 + len(others)
+    monkeypatch.undo()
+    viewer.make_viewer(compared, target)
+    assert set(tmp_path.iterdir()) == {target, *others}
+
+
+def test_a_thousand_recorded_rollouts_are_all_reachable(
+    compared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By what a page links to, from the first page on."""
+    shutil.copytree(compared / ARMS[0], tmp_path / "runs" / ARMS[0])
+    traces = tmp_path / "runs" / ARMS[0] / "seed_0" / "traces"
+    header, rest = (traces / "step_000016.jsonl").read_text().split("\n", 1)
+    for number in range(3, 1000):
+        line = json.dumps({**json.loads(header), "env_steps": 16 * number, "rollout": number})
+        (traces / f"step_{16 * number:06d}.jsonl").write_text(f"{line}\n{rest}")
+    monkeypatch.setattr(content, "MAX_BYTES", 300_000)
+    first = data_of(viewer.make_viewer(tmp_path / "runs"))
+    pages = [data_of(tmp_path / "runs" / page["file"]) for page in first["pages"]]
+    assert len(pages) > 1
+    shown = [one["env_steps"] for data in pages for run in data["runs"] for one in run["rollouts"]]
+    assert sorted(shown) == [16 * number for number in range(1000)]
+
+
+# --- contrasts ------------------------------------------------------------------------------------
+
+AA = 4.5
+"""WCAG's ratio for text of any size."""
+SHEETS = {
+    "report": (CSS, [*((ink, on) for ink in ("ink", "soft", "accent") for on in ("page", "tint")), ("ink", "warm")]),
+    "viewer": (
+        resources.files("experiments.viewer").joinpath("viewer.css").read_text(encoding="utf-8"),
+        [
+            *((ink, on) for ink in ("ink", "soft", "up", "down") for on in ("card", "tint")),
+            *(("on", badge) for badge in ("ink", "up", "down", "zero")),
+        ],
+    ),
+}  # fmt: skip
+
+
+def luminance(colour: str) -> float:
+    whole = colour if len(colour) == 7 else "#" + "".join(2 * digit for digit in colour[1:])
+    parts = [int(whole[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("sheet", SHEETS)
+def test_every_pair_of_text_and_ground_has_enough_contrast(sheet: str, theme: str) -> None:
+    css, pairs = SHEETS[sheet]
+    roots = [
+        dict(re.findall(r"--(\w+): (#\w+)", block))
+        for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)
+    ]
+    assert len(roots) == 2
+    colours = roots[0] if theme == "light" else {**roots[0], **roots[1]}
+    for ink, ground in pairs:
+        low, high = sorted((luminance(colours[ink]), luminance(colours[ground])))
+        assert (high + 0.05) / (low + 0.05) >= AA, (ink, ground)
 
 
 def test_arms_are_chosen_by_label_or_folder_and_an_empty_choice_is_an_error(
