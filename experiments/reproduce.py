@@ -28,7 +28,7 @@ from experiments.runs.provenance import PROVENANCE, read_configs
 from experiments.runs.run_folder import check_folders
 from experiments.runs.versions import describe_versions
 from lamorel_ext.config import Config
-from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 from lamorel_ext.types import LlmClient
 
 TOLERANCE = 0.05
@@ -45,7 +45,7 @@ def read_curves(folder: Path) -> dict[Key, Curve]:
     """The published curves by task, arm and seed.
 
     Raises:
-        CheckpointError: There is no such table, or a row of it lacks what a curve needs.
+        NotThereError: There is no such table, or a row of it lacks what a curve needs.
     """
     path = (
         folder / "curves.csv"
@@ -62,7 +62,7 @@ def read_curves(folder: Path) -> dict[Key, Curve]:
                 for name, values in curve.items():
                     values.append(float(row[name]))
     except (OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no published curves: {error!r}") from error
+        raise NotThereError(f"{path} holds no published curves: {error!r}") from error
     return found
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +184,3 @@ def report(argv: Sequence[str]) -> int:
 def main() -> int:
     """Entry of ``lamorel-ext-report``."""
     return run_main(report, reads=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

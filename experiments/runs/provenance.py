@@ -15,7 +15,7 @@ from experiments.report.summary import Summary
 from experiments.runs.files import replace_json
 from experiments.runs.versions import config_hash
 from lamorel_ext.config import Config, from_mapping, to_mapping
-from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.errors import ConfigError, NotThereError
 
 PROVENANCE, CONFIGS = "provenance.json", "configs.json"
 OF_ONE_RUN = ("config_sha256", "started")
@@ -88,12 +88,12 @@ def read_configs(folder: Path) -> dict[tuple[str, str], Config]:
     its own yet.
 
     Raises:
-        CheckpointError: There is no such file, or it does not hold configurations.
+        NotThereError: There is no such file, or it does not hold configurations.
     """
     path = folder / CONFIGS
     found = read_json(path)
     if not found:
-        raise CheckpointError(
+        raise NotThereError(
             f"{path}: expected the configurations that python -m experiments.publish writes, found"
             " no such file"
         )
@@ -105,11 +105,11 @@ def read_configs(folder: Path) -> dict[tuple[str, str], Config]:
             for entry in found["arms"]
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
+        raise NotThereError(
             f"{path}: expected shared and arms, each arm with task, arm and config: {error!r}"
         ) from error
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise NotThereError(f"{path}: {error}") from error
 
 
 def _anywhere(config: Config) -> Config:

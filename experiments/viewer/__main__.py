@@ -41,13 +41,14 @@ def make_viewer(
     from experiments.viewer.content import make_content
     from experiments.viewer.page import make_page
 
+    recorded = make_content(folder, arms, seeds)  # a folder that is not there is not made
     target = output or folder / "viewer.html"
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     # What each page holds must be known before the first is written; compressed, they take little
     # room until then.
     packed, contents = [], []
-    for data in make_content(folder, arms, seeds):
+    for data in recorded:
         contents.append(_what_it_holds(data))
         packed.append(zlib.compress(json.dumps(data).encode()))
     parts = [_part(target, number) for number in range(1, len(packed) + 1)]

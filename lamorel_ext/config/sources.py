@@ -37,8 +37,14 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def search_folders(config_dir: Path | str = CONFIG_DIR, more: Sequence[str] = ()) -> list[Path]:
     """Where files are looked for, the first first: the named folder, what ``hydra.searchpath``
-    adds, ``configs/`` of the working folder, and the project's own."""
+    adds, ``configs/`` of the working folder, and the project's own.
+
+    Raises:
+        ConfigError: The named folder is none: every file of its owner's would be passed over.
+    """
     own = Path(config_dir).expanduser()
+    if not own.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder")
     added = [Path(folder.removeprefix("file://")).expanduser() for folder in more]
     named = [own] if own.resolve() != CONFIG_DIR else []
     here = Path.cwd() / "configs"
