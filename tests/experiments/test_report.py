@@ -323,7 +323,7 @@ def test_the_same_run_twice_is_refused(runs: Path, tmp_path: Path) -> None:
 def report_command(folder: Path) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[2]
     return subprocess.run(
-        [sys.executable, "-m", "experiments.report.making", str(folder)],
+        [sys.executable, "-m", "experiments.report", str(folder)],
         cwd=root,
         env=os.environ,
         capture_output=True,
