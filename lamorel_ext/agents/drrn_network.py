@@ -29,14 +29,31 @@ class DrrnNetwork(nn.Module):
 
     def __init__(self, embedding_size: int, hidden_size: int, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        # Made without values and then filled from a generator of its own: torch's global one is not
+        # this thread's alone.
+        with torch.device("meta"):
             self.embedding = nn.Embedding(VOCABULARY_SIZE, embedding_size, padding_idx=0)
             self.state_encoder = nn.GRU(embedding_size, hidden_size, batch_first=True)
             self.action_encoder = nn.GRU(embedding_size, hidden_size, batch_first=True)
             self.join_state = nn.Linear(hidden_size, hidden_size)
             self.join_action = nn.Linear(hidden_size, hidden_size, bias=False)
             self.score = nn.Linear(hidden_size, 1)
+        self.to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.embedding.weight, generator=generator)
+        with torch.no_grad():
+            self.embedding.weight[0] = 0.0  # padding
+        # As torch itself starts these layers: uniform within one over the root of the inputs.
+        for layer, inputs in (
+            (self.state_encoder, hidden_size),
+            (self.action_encoder, hidden_size),
+            (self.join_state, hidden_size),
+            (self.join_action, hidden_size),
+            (self.score, hidden_size),
+        ):
+            bound = inputs**-0.5
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     def forward(self, states: Sequence[Sequence[int]]) -> Tensor:
         """Q of every action, in the order of ``ACTION_NAMES``.

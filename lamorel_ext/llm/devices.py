@@ -4,12 +4,15 @@ right attention kernels.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_GENERATORS = threading.RLock()
 
 
 def put(values: np.ndarray, device: torch.device) -> Tensor:
@@ -35,9 +38,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     it was.
 
     ``torch.manual_seed`` would also reseed the generators of all other GPUs, which nothing puts
-    back.
+    back. The generators are the process's: its threads draw one after the other.
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _GENERATORS, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):

@@ -4,6 +4,7 @@ that it learns.
 
 import dataclasses
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -320,3 +321,12 @@ def test_values_approach_those_of_value_iteration(target_every):
     np.testing.assert_allclose(
         found, expected, atol=0.03
     )  # stochastic gradient steps of a fixed size do not settle exactly
+
+
+def test_weights_come_from_the_seed_however_many_threads_make_networks() -> None:
+    alone = DrrnNetwork(8, 12, seed=3).state_dict()
+    state = torch.random.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: DrrnNetwork(8, 12, seed=3).state_dict(), range(64)))
+    assert all(torch.equal(each[name], alone[name]) for each in made for name in alone)
+    assert torch.equal(torch.random.get_rng_state(), state)

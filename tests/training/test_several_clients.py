@@ -105,6 +105,7 @@ def test_the_curve_of_several_clients_is_that_of_one(name: str, tmp_path: Path) 
     ):
         several = MemoryRecorder(tmp_path / str(size))
         summaries = run(size, several, **EVERYTHING[name])
+        assert not [each for each in summaries if isinstance(each, BaseException)]
         assert without_seconds(several.rows) == without_seconds(one.rows), size
         assert several.last is not None and one.last is not None
         assert [summary.env_steps for summary in summaries] == [one.last.env_steps] * size
