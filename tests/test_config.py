@@ -454,7 +454,7 @@ def mapping_with(key: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("key", NUMERIC)
 def test_every_number_declares_its_bounds_and_no_key_takes_what_is_not_a_number(key: str) -> None:
     spec = NUMERIC[key]
-    assert "bounds" in spec.metadata, f"{key} must be made with config.bounds.number"
+    assert "bounds" in spec.metadata, f"{key} must be made with options.number"
     for value in (math.nan, math.inf, -math.inf):
         mapping = mapping_with(key, value)
         if value == math.inf and not spec.metadata["bounds"]["finite"]:

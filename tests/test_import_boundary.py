@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASICS = {"types", "errors", "config", "finite", "processes"}
+BASICS = {"types", "errors", "options", "options of methods", "config", "finite", "processes"}
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "randomness": {"errors"},
     "processes": {"errors"},
     "portable": {"errors"},
-    "config": {"errors"},
+    "options": set(),
+    "options of methods": {"options"},
+    "config": {"errors", "options", "options of methods"},
     "envs": BASICS,
     "prompts": BASICS,
     "experience": BASICS | {"rl", "randomness", "prompts"},
@@ -99,6 +101,8 @@ def part_of(name: str) -> str | None:
     pieces = name.split(".")
     if pieces[:2] == ["lamorel_ext", "methods"] and "updater" in pieces:
         return "updaters of methods"  # the server's half of a method
+    if pieces[:2] == ["lamorel_ext", "methods"] and "options" in pieces:
+        return "options of methods"
     return pieces[1] if pieces[0] == "lamorel_ext" and len(pieces) > 1 else None
 
 
@@ -121,7 +125,7 @@ def test_every_part_of_the_package_has_its_arrows() -> None:
         for path in (ROOT / "lamorel_ext").iterdir()
         if (path.suffix == ".py" or (path / "__init__.py").exists())
     }
-    assert parts - {"__init__", "__pycache__"} == set(MAY_IMPORT) - {"updaters of methods"}
+    assert parts - {"__init__", "__pycache__"} == set(MAY_IMPORT) - {"updaters of methods", "options of methods"}
 
 
 def test_parts_import_only_along_the_arrows() -> None:

@@ -12,6 +12,8 @@ from lamorel_ext.agents.actors import ExpertActor
 from lamorel_ext.agents.llm_teachers import candidate_table, distribution_over
 from lamorel_ext.config import CloningArgs
 from lamorel_ext.experience import Actor, Decision, Discount, Rollout, Scene
+from lamorel_ext.methods.cloning.options import SupervisedOptions
+from lamorel_ext.options import in_common
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.randomness import Draws, sample_rows
 from lamorel_ext.types import LlmClient, Scalar, UpdateRequest
@@ -77,14 +79,7 @@ def cloning_request(rollout: Rollout, args: CloningArgs, seed: int) -> UpdateReq
     """
     prompts = tuple(prompt for turn in rollout.turns for prompt in turn.prompts)
     targets = torch.from_numpy(np.concatenate([turn.decision.actions for turn in rollout.turns]))
-    options: dict[str, Scalar] = {
-        "lr": args.lr,
-        "epochs": args.epochs,
-        "minibatch_size": args.minibatch_size,
-        "gradient_minibatch_size": args.gradient_minibatch_size,
-        "max_grad_norm": args.max_grad_norm,
-        "seed": seed,
-    }
+    options: dict[str, Scalar] = in_common(SupervisedOptions, args) | {"seed": seed}
     candidates = (ACTION_NAMES,) * len(prompts)
     return UpdateRequest(
         "supervised",

@@ -9,6 +9,8 @@ from torch import Tensor
 from lamorel_ext.agents.llm_teachers import distribution_over, normalised_scores, summed_scores
 from lamorel_ext.config import PpoArgs
 from lamorel_ext.experience import Actor, Decision, Discount, PendingDecision, Rollout, Said, Scene
+from lamorel_ext.methods.ppo.options import PPOOptions
+from lamorel_ext.options import in_common
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.randomness import Draws, entropies, sample_rows
 from lamorel_ext.rl import normalise
@@ -114,18 +116,7 @@ def ppo_request(rollout: Rollout, args: PpoArgs, seed: int) -> UpdateRequest:
     """
     said = [turn.decision.said for turn in rollout.turns if turn.decision.said is not None]
     prompts = tuple(prompt for words in said for prompt in words.prompts)
-    options: dict[str, Scalar] = {
-        "lr": args.lr,
-        "adam_eps": args.adam_eps,
-        "epochs": args.epochs,
-        "minibatch_size": args.minibatch_size,
-        "gradient_minibatch_size": args.gradient_minibatch_size,
-        "clip_eps": args.clip_eps,
-        "entropy_coef": args.entropy_coef,
-        "value_loss_coef": args.value_loss_coef,
-        "max_grad_norm": args.max_grad_norm,
-        "seed": seed,
-    }
+    options: dict[str, Scalar] = in_common(PPOOptions, args) | {"seed": seed}
     data = {
         "actions": torch.from_numpy(np.concatenate([words.chosen for words in said])),
         "old_log_probs": torch.from_numpy(np.concatenate([words.log_probs for words in said])),

@@ -11,8 +11,6 @@ from lamorel_ext.config.reading import (
     to_yaml,
 )
 from lamorel_ext.config.schema import (
-    CREDITS_OF_CANDIDATES,
-    ONLINE_SIGNALS,
     AccelerateArgs,
     ArmArgs,
     CloningArgs,
@@ -30,11 +28,11 @@ from lamorel_ext.config.schema import (
     PpoArgs,
     RunArgs,
     Shards,
-    Signal,
     StageArgs,
     StudentArgs,
 )
 from lamorel_ext.config.sources import CONFIG_DIR, groups, search_folders
+from lamorel_ext.methods.feedback.options import CREDITS_OF_CANDIDATES, ONLINE_SIGNALS, Signal
 
 __all__ = [
     "AccelerateArgs",

@@ -17,8 +17,9 @@ from typing import Any
 
 import yaml
 
-from lamorel_ext.config.schema import Config, Sign
+from lamorel_ext.config.schema import Config
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.methods.feedback.options import Sign
 
 USUAL_GROUP = "feedback."
 BARE = ("signal", "credit", "loss", "channel", "kappa_mode")

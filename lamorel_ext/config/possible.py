@@ -7,15 +7,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from lamorel_ext.config.bounds import why_out_of_bounds
-from lamorel_ext.config.schema import (
-    CREDITS_OF_CANDIDATES,
-    ONLINE_SIGNALS,
-    CompareArgs,
-    Config,
-    EnvArgs,
-    StageArgs,
-)
+from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs, StageArgs
+from lamorel_ext.methods.feedback.options import CREDITS_OF_CANDIDATES, ONLINE_SIGNALS
+from lamorel_ext.options import why_out_of_bounds
 
 PATH_KEYS = (
     "run.output_dir",

@@ -5,18 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lamorel_ext.config.bounds import number
+from lamorel_ext.methods.cloning.options import CloningArgs
+from lamorel_ext.methods.feedback.options import FeedbackArgs
+from lamorel_ext.methods.ppo.options import PpoArgs
+from lamorel_ext.options import number
 
-Signal = Literal["previous", "td", "gae", "state", "weighted", "constant", "none"]
-ONLINE_SIGNALS = ("previous", "td", "state", "constant", "none")
-"""Signals that need nothing later than the step itself: the ones that ``feedback.every: 1`` can
-have.
-"""
-Sign = Literal["own", "random", "shuffled", "inverted", "positive"]
-Credit = Literal["chosen", "followed", "ratio", "posterior", "rival"]
-CREDITS_OF_CANDIDATES = ("ratio", "posterior", "rival")
-"""Credits that need everything that could have been said, and how likely the action was after it.
-"""
 MAX_SEED = 2**63 - 1
 """What fits into the numbers that seeds travel in."""
 
@@ -276,32 +269,6 @@ class StudentArgs:
 
 
 @dataclass(frozen=True)
-class PpoArgs:
-    """PPO of the LLM policy; the defaults are GLAM's (Carta et al. 2023, appendix), rewards times
-    20.
-
-    Attributes:
-        num_steps: Steps of each environment between two updates.
-        gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means the
-            whole minibatch.
-    """
-
-    num_steps: int = number(40, at_least=1)
-    epochs: int = number(4, at_least=1)
-    minibatch_size: int = number(64, at_least=1)
-    gradient_minibatch_size: int = number(0, at_least=0)
-    lr: float = number(1e-6, at_least=0)
-    adam_eps: float = number(1e-5, above=0)
-    gamma: float = number(0.99, at_least=0, at_most=1)
-    lam: float = number(0.99, at_least=0, at_most=1)
-    clip_eps: float = number(0.2, above=0)
-    entropy_coef: float = number(0.01, at_least=0)
-    value_loss_coef: float = number(0.5, at_least=0)
-    max_grad_norm: float = number(0.5, above=0, finite=False)
-    reward_scale: float = number(20.0, above=0)
-
-
-@dataclass(frozen=True)
 class DrrnArgs:
     """Q-learning over texts: the Deep Reinforcement Relevance Network (He et al. 2016), as GLAM
     uses it (Carta et al. 2023).
@@ -333,76 +300,6 @@ class DrrnArgs:
     lr: float = number(1e-4, at_least=0)
     max_grad_norm: float = number(5.0, above=0, finite=False)
     reward_scale: float = number(20.0, above=0)
-
-
-@dataclass(frozen=True)
-class CloningArgs:
-    """Behavioural cloning of the BabyAI bot by the LLM: cross-entropy over the actions' texts.
-
-    Attributes:
-        num_steps: Steps of each environment between two updates.
-        epochs: Passes over them.
-        minibatch_size: Transitions of a step of Adam, over all servers.
-        gradient_minibatch_size: As in ``ppo``.
-    """
-
-    num_steps: int = number(32, at_least=1)
-    epochs: int = number(1, at_least=1)
-    minibatch_size: int = number(64, at_least=1)
-    gradient_minibatch_size: int = number(0, at_least=0)
-    lr: float = number(5e-4, at_least=0)
-    max_grad_norm: float = number(1.0, above=0, finite=False)
-
-
-@dataclass(frozen=True)
-class FeedbackArgs:
-    """The feedback edge (docs/method.md).
-
-    Attributes:
-        signal: What f_t is; ``none`` cuts the edge, ``constant`` is 1 always and says nothing.
-        sign: What is done to f_t before it is sent: nothing, or a control that keeps magnitudes and
-            mechanism and takes the meaning. ``random``: a fair coin for the sign; ``shuffled``:
-            permuted over the rollout, or over the environments of a step where f_t is needed at
-            once; ``inverted``: -f_t; ``positive``: its magnitude.
-        credit: Whom f_t is given to: the guidance that was ``chosen``; the same only where the
-            student ``followed`` it; weighted by the ``ratio`` of the action's probability after it
-            and on average; every guidance by its ``posterior`` given the action; or the better one
-            of the chosen guidance and a ``rival`` drawn in the same state.
-        ties: What the sign of an exact tie is, for ``previous``.
-        warmup_steps: Environment steps, over all environments, before the first feedback: the
-            student's critic learns meanwhile.
-        every: Steps of the environments between two teacher updates, or ``rollout``. 1 is Algorithm
-            1 as written.
-        lr: Step size of Adam for one update per rollout.
-        lr_online: The same where ``every`` is a number of steps: many small, noisy updates want a
-            smaller one.
-        epochs: Passes over the same feedback.
-        minibatch_size: Samples of an optimiser step, over all servers; 0 means all that were sent.
-            With one step in all ``clipped`` is ``reinforce``: nothing has moved yet that could be
-            clipped.
-        baseline: Whether the mean of an update's f is subtracted from those that are not 0.
-        kl_coef: Weight of the KL divergence to the initial teacher.
-        gradient_minibatch_size: As in ``ppo``.
-    """
-
-    signal: Signal = "gae"
-    sign: Sign = "own"
-    credit: Credit = "chosen"
-    loss: Literal["reinforce", "unlikelihood", "clipped"] = "reinforce"
-    channel: Literal["loss", "prompt", "both"] = "loss"
-    every: int | Literal["rollout"] = number("rollout", at_least=1)
-    ties: Literal["positive", "zero"] = "positive"
-    warmup_steps: int = number(0, at_least=0)
-    lr: float = number(1e-4, at_least=0)
-    lr_online: float = number(1e-5, at_least=0)
-    epochs: int = number(1, at_least=1)
-    minibatch_size: int = number(0, at_least=0)
-    baseline: bool = False
-    entropy_coef: float = number(0.0, at_least=0)
-    kl_coef: float = number(0.0, at_least=0)
-    clip_eps: float = number(0.2, above=0)
-    max_grad_norm: float = number(1.0, above=0, finite=False)
-    gradient_minibatch_size: int = number(0, at_least=0)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,3 @@
-"""Ways in which one side teaches the other: one folder each, with a client half and a server half."""  # noqa: E501
+"""The ways in which the LLM and the agent teach each other, one folder each: its options, its half
+on the client, its half on the servers.
+"""

@@ -4,7 +4,7 @@ for updates of one's own.
 
 from lamorel_ext.llm.updaters.base import BaseUpdater
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
-from lamorel_ext.llm.updaters.supervised import SupervisedUpdater
+from lamorel_ext.methods.cloning.updater import SupervisedUpdater
 from lamorel_ext.methods.feedback.updater import FeedbackUpdater
 from lamorel_ext.methods.ppo.updater import PPOUpdater
 

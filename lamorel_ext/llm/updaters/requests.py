@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from lamorel_ext.config.bounds import why_out_of_bounds
 from lamorel_ext.errors import RequestError
+from lamorel_ext.options import why_out_of_bounds
 from lamorel_ext.types import Scalar, UpdateRequest
 
 OptionsT = TypeVar("OptionsT")

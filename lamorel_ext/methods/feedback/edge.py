@@ -15,7 +15,9 @@ from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Discount, Rollout, Said, Turn
 from lamorel_ext.methods.feedback.credit import Credit, Lesson, credit_chosen
+from lamorel_ext.methods.feedback.options import FeedbackOptions
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
+from lamorel_ext.options import in_common
 from lamorel_ext.types import LlmClient, Scalar, UpdateRequest
 
 UPDATE_STATS = ("loss", "log_prob", "entropy", "kl", "grad_norm")
@@ -239,16 +241,8 @@ def feedback_request(lessons: Sequence[Lesson], options: dict[str, Scalar]) -> U
 
 def _options(config: Config) -> dict[str, Scalar]:
     args = config.feedback
-    return {
-        "loss": args.loss,
+    return in_common(FeedbackOptions, args) | {
         "lr": args.lr if args.every == "rollout" else args.lr_online,
-        "epochs": args.epochs,
-        "minibatch_size": args.minibatch_size,
         "posterior": args.credit == "posterior",
-        "entropy_coef": args.entropy_coef,
-        "kl_coef": args.kl_coef,
-        "clip_eps": args.clip_eps,
-        "max_grad_norm": args.max_grad_norm,
-        "gradient_minibatch_size": args.gradient_minibatch_size,
         "normalise": config.guidance.vocabulary != "free",
     }

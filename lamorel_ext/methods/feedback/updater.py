@@ -5,18 +5,17 @@ again (docs/method.md).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lamorel_ext.config.bounds import number
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.updaters.batches import Minibatch, draw_minibatches
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
 from lamorel_ext.llm.updaters.requests import DataSpec
 from lamorel_ext.llm.updaters.scored import Scored
+from lamorel_ext.methods.feedback.options import FeedbackOptions
 from lamorel_ext.rl import (
     candidate_log_softmax,
     chosen_log_probs,
@@ -30,41 +29,6 @@ from lamorel_ext.rl import (
     unlikelihood_loss,
 )
 from lamorel_ext.types import UpdateRequest
-
-
-@dataclass(frozen=True)
-class FeedbackOptions:
-    """Options of ``FeedbackUpdater``.
-
-    Attributes:
-        loss: Form of the loss.
-        lr: Adam's step size.
-        epochs: Passes over the batch. In the first step ``clipped`` is ``reinforce``, as nothing
-            has moved yet.
-        minibatch_size: Samples of an optimiser step, over all servers; 0 takes the whole batch.
-        seed: Fixes the shuffling into minibatches.
-        posterior: True: p is the probability of the student's action under teacher and student
-            together (``pair_log_probs``), in place of the teacher's probability of what it said.
-        kl_coef: Weight of KL(current || initial teacher).
-        clip_eps: Of ``clipped`` alone.
-        gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means all.
-        normalise: True: p is normalised over the candidates. False, for generated guidance: p is
-            the product over the text's tokens.
-    """
-
-    loss: Literal["reinforce", "unlikelihood", "clipped"] = "reinforce"
-    lr: float = number(1e-4, at_least=0.0)
-    adam_eps: float = number(1e-8, above=0.0)
-    epochs: int = number(1, at_least=1)
-    minibatch_size: int = number(0, at_least=0)
-    seed: int = number(0, at_least=0)
-    entropy_coef: float = number(0.0, at_least=0.0)
-    kl_coef: float = number(0.0, at_least=0.0)
-    clip_eps: float = number(0.2, above=0.0)
-    max_grad_norm: float = number(1.0, above=0.0, finite=False)
-    gradient_minibatch_size: int = number(0, at_least=0)
-    normalise: bool = True
-    posterior: bool = False
 
 
 class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):

@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from lamorel_ext.config.bounds import number
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.updaters.batches import Minibatch, draw_minibatches
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater, StepReport
 from lamorel_ext.llm.updaters.requests import DataSpec
 from lamorel_ext.llm.updaters.scored import Scored
+from lamorel_ext.methods.ppo.options import PPOOptions
 from lamorel_ext.rl import (
     MAX_LOG_RATIO,
     candidate_log_softmax,
@@ -25,34 +24,6 @@ from lamorel_ext.rl import (
     clipped_value_loss,
     entropy,
 )
-
-
-@dataclass(frozen=True)
-class PPOOptions:
-    """Options of ``PPOUpdater``; the defaults are GLAM's.
-
-    Attributes:
-        lr: Adam's step size.
-        epochs: Passes over the batch.
-        minibatch_size: Samples of an optimiser step, over all servers.
-        gradient_minibatch_size: Distinct prompts whose activations are held at a time; 0 means the
-            whole minibatch.
-        seed: Fixes the shuffling.
-        policy_module: Module function that gives a logit per candidate, in the candidates' order;
-            empty takes the scores of their texts.
-    """
-
-    lr: float = number(1e-6, at_least=0.0)
-    adam_eps: float = number(1e-5, above=0.0)
-    epochs: int = number(4, at_least=1)
-    minibatch_size: int = number(64, at_least=1)
-    gradient_minibatch_size: int = number(0, at_least=0)
-    clip_eps: float = number(0.2, above=0.0)
-    entropy_coef: float = number(0.01)
-    value_loss_coef: float = number(0.5, at_least=0.0)
-    max_grad_norm: float = number(0.5, above=0.0, finite=False)
-    seed: int = number(0, at_least=0)
-    policy_module: str = ""
 
 
 class PPOUpdater(CandidateUpdater[PPOOptions]):

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from lamorel_ext.config.bounds import number
 from lamorel_ext.llm.updaters.batches import Minibatch, draw_minibatches
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
 from lamorel_ext.llm.updaters.requests import DataSpec
 from lamorel_ext.llm.updaters.scored import Scored
+from lamorel_ext.methods.cloning.options import SupervisedOptions
 from lamorel_ext.rl import candidate_log_softmax, chosen_log_probs, entropy
-
-
-@dataclass(frozen=True)
-class SupervisedOptions:
-    """Options of ``SupervisedUpdater``; see ``PPOOptions``."""
-
-    lr: float = number(1e-4, at_least=0.0)
-    adam_eps: float = number(1e-8, above=0.0)
-    epochs: int = number(1, at_least=1)
-    minibatch_size: int = number(64, at_least=1)
-    gradient_minibatch_size: int = number(0, at_least=0)
-    max_grad_norm: float = number(1.0, above=0.0, finite=False)
-    seed: int = number(0, at_least=0)
 
 
 class SupervisedUpdater(CandidateUpdater[SupervisedOptions]):

@@ -1,10 +1,12 @@
-"""Bounds of a number, declared beside the field that holds it."""
+"""Declared options: one dataclass field says type, bounds and default to the configuration, to the
+request on the wire and to the updater that reads it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any
 
 
@@ -56,3 +58,9 @@ def _range(at_least: float, above: float, at_most: float) -> str:
             return f"be above {above:g} and at most {at_most:.17g}"
         return f"be between {at_least:g} and {at_most:.17g}"
     return f"be above {above:g}" if above >= at_least else f"be at least {at_least:g}"
+
+
+def in_common(kind: type, args: Any) -> dict[str, Any]:
+    """The values of ``args`` by those names of its fields that the dataclass ``kind`` has too."""
+    own = {spec.name for spec in fields(args)}
+    return {spec.name: getattr(args, spec.name) for spec in fields(kind) if spec.name in own}
