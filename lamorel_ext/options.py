@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import field, fields, is_dataclass
 from typing import Any
 
 
@@ -50,6 +50,27 @@ def why_out_of_bounds(value: float, bounds: Mapping[str, Any]) -> str:
     if value < at_least == 0:
         return f"must not be negative, got {value}"
     return f"must {_range(at_least, above, at_most)}, got {value}"
+
+
+def out_of_bounds(group: Any, prefix: str = "") -> list[str]:
+    """Every number below a dataclass that its field's bounds do not admit, by its
+    key.
+    """
+    problems: list[str] = []
+    for spec in fields(group):
+        value, bounds = getattr(group, spec.name), spec.metadata.get("bounds", {})
+        several = isinstance(value, tuple)
+        for place, item in enumerate(value if several else (value,)):
+            key = f"{prefix}{spec.name}" + (f"[{place}]" if several and is_dataclass(item) else "")
+            if is_dataclass(item):
+                problems += out_of_bounds(item, f"{key}.")
+            elif isinstance(item, (int, float)) and not isinstance(item, bool):
+                if problem := why_out_of_bounds(item, bounds):
+                    word = (
+                        f" or {spec.default!r}, got" if isinstance(spec.default, str) else ", got"
+                    )
+                    problems.append(f"{key}: {problem.replace(', got', word)}")
+    return problems
 
 
 def _range(at_least: float, above: float, at_most: float) -> str:

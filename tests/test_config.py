@@ -166,6 +166,8 @@ def test_the_default_file_names_every_key_of_the_schema_with_the_schemas_default
     written = yaml.safe_load((CONFIG_DIR / "default.yaml").read_text())
     del written["defaults"]
     expected = leaves(to_mapping(Config()))
+    no_plugs = ("agent", "method", "lamorel_args.llm_args.initializer")  # null: not written
+    expected |= dict.fromkeys(no_plugs)
     assert leaves(written) == {
         key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()
     }

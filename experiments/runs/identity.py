@@ -69,8 +69,9 @@ def method(config: Config) -> dict[str, Any]:
 
 def differing_keys(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys that do not have the same value everywhere."""
+    every = dict.fromkeys(key for mapping in mappings for key in mapping)
     return [
         key
-        for key in mappings[0]
-        if any(mapping[key] != mappings[0][key] for mapping in mappings[1:])
+        for key in every
+        if any(mapping.get(key) != mappings[0].get(key) for mapping in mappings[1:])
     ]

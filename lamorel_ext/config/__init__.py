@@ -1,5 +1,6 @@
 """The typed configuration: one schema, read from YAML, checked as a whole."""
 
+from lamorel_ext.config.plugs import Plug, Plugs, check_trust, plugs_of
 from lamorel_ext.config.reading import (
     compose_mapping,
     from_mapping,
@@ -52,17 +53,21 @@ __all__ = [
     "LoraArgs",
     "ONLINE_SIGNALS",
     "ParallelismArgs",
+    "Plug",
+    "Plugs",
     "PpoArgs",
     "RunArgs",
     "Shards",
     "Signal",
     "StageArgs",
     "StudentArgs",
+    "check_trust",
     "compose_mapping",
     "from_mapping",
     "groups",
     "load_config",
     "load_matrix",
+    "plugs_of",
     "read_config",
     "save_config",
     "search_folders",

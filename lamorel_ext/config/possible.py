@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs, StageArgs
 from lamorel_ext.methods.feedback.options import CREDITS_OF_CANDIDATES, ONLINE_SIGNALS
-from lamorel_ext.options import why_out_of_bounds
+from lamorel_ext.options import out_of_bounds
 
 PATH_KEYS = (
     "run.output_dir",
@@ -33,34 +31,12 @@ def impossible_values(config: Config) -> list[str]:
         *_impossible_workers(config.env),
         *_impossible_curriculum(config.env.curriculum),
         *_impossible_method(config),
+        *_impossible_plugs(config),
         *_impossible_llm(config),
         *_impossible_comparison(config.compare),
         *_impossible_portability(config),
         *_impossible_paths(config),
     ]
-
-
-def out_of_bounds(group: Any, prefix: str = "") -> list[str]:
-    """Every number below a group of the configuration that its field's bounds do not admit, by its
-    key.
-    """
-    problems: list[str] = []
-    for spec in dataclasses.fields(group):
-        value, bounds = getattr(group, spec.name), spec.metadata.get("bounds", {})
-        several = isinstance(value, tuple)
-        for place, item in enumerate(value if several else (value,)):
-            key = f"{prefix}{spec.name}" + (
-                f"[{place}]" if several and dataclasses.is_dataclass(item) else ""
-            )
-            if dataclasses.is_dataclass(item):
-                problems += out_of_bounds(item, f"{key}.")
-            elif isinstance(item, (int, float)) and not isinstance(item, bool):
-                if problem := why_out_of_bounds(item, bounds):
-                    word = (
-                        f" or {spec.default!r}, got" if isinstance(spec.default, str) else ", got"
-                    )
-                    problems.append(f"{key}: {problem.replace(', got', word)}")
-    return problems
 
 
 def _impossible_paths(config: Config) -> list[str]:
@@ -170,6 +146,13 @@ def _impossible_method(config: Config) -> list[str]:
                 f"with {' and '.join(weighing)} it can be reinforce or clipped"
             )
     return problems
+
+
+def _impossible_plugs(config: Config) -> list[str]:
+    """Names without what they name."""
+    if config.arm.agent == "own" and not config.agent:
+        return ["agent._target_: must name the agent where arm.agent is own"]
+    return []
 
 
 def _impossible_credit(config: Config) -> list[str]:

@@ -22,6 +22,7 @@ from yaml import YAMLError
 from lamorel_ext.config.cells import Cell, expand_cells, named, read_cell
 from lamorel_ext.config.former import translated
 from lamorel_ext.config.overrides import Parsed, parse_override, search_path
+from lamorel_ext.config.plugs import plain
 from lamorel_ext.config.possible import PATH_KEYS, impossible_values
 from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs
 from lamorel_ext.config.sources import (
@@ -193,7 +194,9 @@ def from_mapping(mapping: Mapping[str, Any]) -> Config:
 def _checked(mapping: Mapping[str, Any], known: Sequence[str]) -> Config:
     problems = list(known)
     mapping = _expanded(mapping, problems)
-    config = build(Config, mapping, "", problems)
+    config: Config = build(Config, mapping, "", problems)
+    if config.agent:
+        config = dataclasses.replace(config, arm=dataclasses.replace(config.arm, agent="own"))
     problems += impossible_values(config)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
@@ -231,7 +234,7 @@ def _compose(
     try:
         composed = _compose_groups(config_name, groups, folders)
         problems += [problem for key, value in values if (problem := _set(composed, key, value))]
-        plain = OmegaConf.to_container(composed, resolve=True)
+        values_of_all = OmegaConf.to_container(composed, resolve=True)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
@@ -241,8 +244,8 @@ def _compose(
         raise ConfigError(
             [*problems, f"{primary}: nested too deeply, or a value that holds itself"]
         ) from error
-    assert isinstance(plain, dict)  # what Hydra composes is one
-    mapping = {str(key): value for key, value in plain.items()}
+    assert isinstance(values_of_all, dict)  # what Hydra composes is one
+    mapping = {str(key): value for key, value in values_of_all.items()}
     _expand_home(mapping)
     return mapping, problems
 
@@ -315,8 +318,8 @@ def _expand_home(mapping: dict[str, Any]) -> None:
 
 def to_mapping(config: Config) -> dict[str, Any]:
     """Plain dictionaries and lists, as ``from_mapping`` takes them."""
-    plain: dict[str, Any] = dataclasses.asdict(config)
-    return plain
+    found: dict[str, Any] = plain(config)
+    return found
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -336,11 +339,11 @@ def read_config(path: Path) -> Config:
         ConfigError: The file is missing, no YAML, or does not fit the schema.
     """
     try:
-        plain = OmegaConf.to_container(read_yaml(path), resolve=True)
+        values = OmegaConf.to_container(read_yaml(path), resolve=True)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    assert isinstance(plain, dict)  # what read_yaml reads is one
-    return from_mapping({str(key): value for key, value in plain.items()})
+    assert isinstance(values, dict)  # what read_yaml reads is one
+    return from_mapping({str(key): value for key, value in values.items()})
 
 
 def _lists(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lamorel_ext.config.plugs import Plug, Plugs
 from lamorel_ext.methods.cloning.options import CloningArgs
 from lamorel_ext.methods.feedback.options import FeedbackArgs
 from lamorel_ext.methods.ppo.options import PpoArgs
@@ -92,6 +93,7 @@ class LlmArgs:
             under the launchers, and in a single process the client's ``run.num_threads``.
         value_head_hidden: Width of the two hidden layers of the value head, and of the action
             heads.
+        initializer: A ``BaseModelInitializer`` of the user's own, which changes the loaded model.
     """
 
     model_type: Literal["auto", "seq2seq", "causal"] = "auto"
@@ -110,6 +112,7 @@ class LlmArgs:
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
     parallelism: ParallelismArgs = field(default_factory=ParallelismArgs)
     lora: LoraArgs = field(default_factory=LoraArgs)
+    initializer: Plug = field(default_factory=Plug)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ class EnvArgs:
             minigrid itself, in this process (``minigrid``) or in others (``processes``).
         num_workers: Processes of each RL client that step levels that only minigrid knows; 0 means
             none.
+        own: An environment of the user's own in place of the level: ``_target_`` and its arguments,
+            beside the keys above.
     """
 
     name: str = ""
@@ -189,6 +194,7 @@ class EnvArgs:
     history: int = number(3, at_least=1)
     backend: Literal["auto", "minigrid", "vector", "table", "processes"] = "auto"
     num_workers: int = number(0, at_least=0)
+    own: Plug = field(default_factory=Plug, metadata={"beside": True})
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,8 @@ class ArmArgs:
         agent: ``llm_policy`` (the LLM scores the actions, PPO trains it), ``student`` (a network
             acts, a teacher guides), or one to compare with: ``drrn`` (Q-learning over texts),
             ``cloning`` (the LLM learns the actions of the BabyAI bot, which acts meanwhile),
-            ``random`` (every action alike) and ``bot``, which learn nothing.
+            ``random`` (every action alike) and ``bot``, which learn nothing; ``own`` where
+            ``agent`` names one of the user's.
         teacher: Of a student: the LLM, nobody, uniformly random guidance, or the BabyAI bot.
         action_heads: Of an LLM as policy: whether the actions' logits come from a head of their own
             on the state that predicts the first token, in place of the scores of the actions'
@@ -210,7 +217,7 @@ class ArmArgs:
     """
 
     name: str = "teacher_feedback"
-    agent: Literal["llm_policy", "student", "drrn", "cloning", "random", "bot"] = "student"
+    agent: Literal["llm_policy", "student", "drrn", "cloning", "random", "bot", "own"] = "student"
     teacher: Literal["llm", "none", "random", "oracle"] = "llm"
     action_heads: bool = False
     weights: Literal["pretrained", "embeddings", "fresh"] = "pretrained"
@@ -383,7 +390,15 @@ class CompareArgs:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run needs."""
+    """Everything a run needs.
+
+    Attributes:
+        agent: An agent of the user's own (``lamorel_ext.agents.making.AgentSetting``).
+        method: Another way in which LLM and agent teach each other
+            (``lamorel_ext.methods.base.Method``), beside the feedback edge.
+        updaters: What else the servers can be asked to change, by name: ``BaseUpdater``.
+        heads: What else they can be asked about a prompt, by name: ``BaseModuleFunction``.
+    """
 
     lamorel_args: LamorelArgs = field(default_factory=LamorelArgs)
     env: EnvArgs = field(default_factory=EnvArgs)
@@ -394,6 +409,10 @@ class Config:
     drrn: DrrnArgs = field(default_factory=DrrnArgs)
     cloning: CloningArgs = field(default_factory=CloningArgs)
     feedback: FeedbackArgs = field(default_factory=FeedbackArgs)
+    agent: Plug = field(default_factory=Plug)
+    method: Plug = field(default_factory=Plug)
+    updaters: Plugs = field(default_factory=Plugs)
+    heads: Plugs = field(default_factory=Plugs)
     run: RunArgs = field(default_factory=RunArgs)
     compare: CompareArgs = field(default_factory=CompareArgs)
 
@@ -410,8 +429,10 @@ class Config:
     @property
     def asks_llm(self) -> bool:
         """True where the arm asks a language model anything."""
-        return self.arm.agent in ("llm_policy", "cloning") or (
-            self.arm.agent == "student" and self.arm.teacher == "llm"
+        return (
+            self.arm.agent in ("llm_policy", "cloning", "own")
+            or (self.arm.agent == "student" and self.arm.teacher == "llm")
+            or bool(self.method)
         )
 
     @property

@@ -11,6 +11,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
+    """A dataclass from plain values. A type that has ``read_plain`` reads them itself, and a field
+    ``beside`` gets the keys that the class does not know, where ``_target_`` is among them.
+    """
+    if hasattr(kind, "read_plain"):
+        return kind.read_plain(mapping, prefix.removesuffix("."), problems)
     if not isinstance(mapping, Mapping):
         problems.append(
             f"{prefix.removesuffix('.') or 'the configuration'}: expected a group of keys, got"
@@ -18,10 +23,17 @@ def build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
         )
         return kind()
     hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for spec in dataclasses.fields(kind):
+        if spec.metadata.get("beside"):
+            own = hints.pop(spec.name)
+            if "_target_" in mapping:
+                beside = {key: value for key, value in mapping.items() if key not in hints}
+                values[spec.name] = build(own, beside, prefix, problems)
+                mapping = {key: value for key, value in mapping.items() if key in hints}
     for key in mapping:
         if key not in hints:
             problems.append(f"{prefix}{key}: unknown key{did_you_mean(str(key), list(hints))}")
-    values = {}
     for name, hint in hints.items():
         if name not in mapping:
             continue
