@@ -364,6 +364,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=folder_to_write, default=Path("runs/balrog"), help="where to write"
     )
+    entry.add_trust_argument(parser)
     return parser
 
 
@@ -386,7 +387,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(problems)
     shown = PROTOCOL_PROMPT if policy == ZERO_SHOT else ()
     config, checkpoint = read_policy(
-        policy, [*shown, *overrides], options.config_name, options.config_dir
+        policy, [*shown, *overrides], options.config_name, options.config_dir, options.trust
     )
     entry.start_log(config.lamorel_args.log_level)
     if options.choose == "generate" and config.arm.agent != "llm_policy":

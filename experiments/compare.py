@@ -116,7 +116,8 @@ def run(argv: Sequence[str]) -> int:
         print(f"report: {make_report(folder)}")
         return 0
 
-    return run_as_ranked(config, client, every_client=True)
+    others = [planned.config for planned in whole]
+    return run_as_ranked(config, client, every_client=True, others=others)
 
 
 def main() -> int:

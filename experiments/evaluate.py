@@ -22,7 +22,7 @@ import numpy as np
 from experiments.report.statistics import Interval, mean_interval, wilson_interval
 from experiments.runs.build import llm_of, needs_llm, run_as_ranked
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import make_parser, run_main, start_log
+from experiments.runs.entry import add_trust_argument, make_parser, run_main, start_log
 from experiments.runs.planning import ZERO_SHOT, policy_config, split_policy
 from lamorel_ext.config import Config
 
@@ -58,7 +58,11 @@ class Score:
 
 
 def read_policy(
-    policy: str, overrides: Sequence[str], config_name: str, config_dir: str | Path
+    policy: str,
+    overrides: Sequence[str],
+    config_name: str,
+    config_dir: str | Path,
+    trusted: Sequence[str] = (),
 ) -> tuple[Config, Checkpoint | None]:
     """Configuration and checkpoint of ``zero_shot`` or of a run folder, on which the overrides then
     work.
@@ -69,7 +73,7 @@ def read_policy(
     """
     from experiments.runs.run_folder import read_checkpoint
 
-    config = policy_config(policy, overrides, config_name, config_dir)
+    config = policy_config(policy, overrides, config_name, config_dir, trusted)
     check_configs([config])
     return config, None if policy == ZERO_SHOT else read_checkpoint(Path(policy))
 
@@ -175,11 +179,15 @@ def as_json(config: Config, policy: str, scores: Sequence[Score]) -> str:
 
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
-    options = make_parser("lamorel-ext-evaluate", __doc__ or "").parse_intermixed_args(argv)
+    parser = make_parser("lamorel-ext-evaluate", __doc__ or "")
+    add_trust_argument(parser)
+    options = parser.parse_intermixed_args(argv)
     from lamorel_ext.envs.babyai.expert import expert_shortfall
 
     policy, overrides = split_policy(options.overrides)
-    config, checkpoint = read_policy(policy, overrides, options.config_name, options.config_dir)
+    config, checkpoint = read_policy(
+        policy, overrides, options.config_name, options.config_dir, options.trust
+    )
     start_log(config.lamorel_args.log_level)
 
     if shortfall := expert_shortfall(config.env.level):

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from experiments.report.results import Run, group_arms, read_runs
 from experiments.runs.build import needs_llm, run_as_ranked
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import run_main, start_log
+from experiments.runs.entry import add_trust_argument, run_main, start_log
 from experiments.runs.files import folder_to_write
 from experiments.runs.planning import policy_config
 from experiments.suites.generalisation.conditions import CONDITIONS, GROUPS, Condition, choose
@@ -50,6 +50,7 @@ def plan(
     episodes: int,
     overrides: Sequence[str],
     zero_shot: bool = True,
+    trusted: Sequence[str] = (),
 ) -> list[Policy]:
     """Who is to be tested: every complete run below a folder, the language model before training,
     and random actions.
@@ -60,6 +61,7 @@ def plan(
         episodes: Of a simulated evaluation.
         overrides: Work on the configuration of every run.
         zero_shot: False leaves the untrained language model out.
+        trusted: See ``policy_config``.
 
     Raises:
         CheckpointError: There is no complete run.
@@ -85,7 +87,7 @@ def plan(
     policies = [
         Policy(
             arm.label,
-            _config(run.folder, episodes, overrides),
+            _config(run.folder, episodes, overrides, trusted),
             partial(read_checkpoint, run.folder),
         )
         for arm in groups
@@ -99,8 +101,10 @@ def _folder_name(run: Run) -> str:
     return run.folder.absolute().parent.name
 
 
-def _config(folder: Path, episodes: int, overrides: Sequence[str]) -> Config:
-    config = policy_config(str(folder), overrides)
+def _config(
+    folder: Path, episodes: int, overrides: Sequence[str], trusted: Sequence[str]
+) -> Config:
+    config = policy_config(str(folder), overrides, trusted=trusted)
     return dataclasses.replace(
         config, run=dataclasses.replace(config.run, eval_episodes=episodes, evaluation="auto")
     )
@@ -188,6 +192,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-zero-shot", action="store_true", help="leave the language model before training out"
     )
+    add_trust_argument(parser)
     return parser
 
 
@@ -206,6 +211,7 @@ def run(argv: Sequence[str]) -> int:
         options.episodes,
         options.overrides,
         not options.no_zero_shot,
+        options.trust,
     )
     config = next(
         (policy.config for policy in policies if needs_llm(policy.config)), policies[0].config

@@ -20,14 +20,14 @@ from experiments.report.results import STEPS, SUCCESS, read_json, read_run
 from experiments.report.statistics import TIE
 from experiments.runs.build import run_as_ranked
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import run_main, start_log
+from experiments.runs.entry import add_trust_argument, run_main, start_log
 from experiments.runs.files import folder_to_write
 from experiments.runs.identity import flat
 from experiments.runs.planning import Planned
 from experiments.runs.provenance import PROVENANCE, read_configs
 from experiments.runs.run_folder import check_folders
 from experiments.runs.versions import describe_versions
-from lamorel_ext.config import Config
+from lamorel_ext.config import Config, check_trust
 from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 from lamorel_ext.types import LlmClient
 
@@ -66,7 +66,9 @@ def read_curves(folder: Path) -> dict[Key, Curve]:
     return found
 
 
-def plan(folder: Path, seeds: int, arms: Sequence[str], output: Path) -> dict[Key, Planned]:
+def plan(
+    folder: Path, seeds: int, arms: Sequence[str], output: Path, trusted: Sequence[str] = ()
+) -> dict[Key, Planned]:
     """The first seeds of each task and arm, or of the arms named.
 
     Raises:
@@ -81,6 +83,7 @@ def plan(folder: Path, seeds: int, arms: Sequence[str], output: Path) -> dict[Ke
     for place, ((task, arm), config) in enumerate(configs.items()):
         if arms and arm not in arms:
             continue
+        check_trust(config, str(folder), trusted)
         published = sorted(
             seed for of_task, of_arm, seed in curves if (of_task, of_arm) == (task, arm)
         )
@@ -155,11 +158,12 @@ def run(argv: Sequence[str]) -> int:
         default=None,
         help="where the runs go; runs/reproduce/NAME if not given",
     )
+    add_trust_argument(parser)
     options = parser.parse_args(argv)
     if options.seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {options.seeds}")
     output = options.output or Path("runs") / "reproduce" / options.folder.resolve().name
-    planned = plan(options.folder, options.seeds, options.arms, output)
+    planned = plan(options.folder, options.seeds, options.arms, output, options.trust)
     servers: dict[object, list[Key]] = {}
     for key, one in planned.items():
         args = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from lamorel_ext.errors import CheckpointError, UpdateError
 
-PURPOSES = ("actions", "guidance", "feedback", "updates", "weights", "evaluation")
+PURPOSES = ("actions", "guidance", "feedback", "updates", "weights", "evaluation", "method")
 
 
 def make_rng(seed: int, purpose: str) -> np.random.Generator:

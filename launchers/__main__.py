@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import ConfigParser, add_config_arguments, run_main
+from experiments.runs.entry import ConfigParser, add_config_arguments, add_trust_argument, run_main
 from experiments.runs.planning import plan, policy_config, split_policy
 from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
 from lamorel_ext.errors import ConfigError
@@ -55,17 +55,24 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="a further #SBATCH option, such as time=02:00:00",
     )
+    add_trust_argument(parser)
     return parser
 
 
 def checked_config(
-    task: str, overrides: Sequence[str], config_name: str, config_dir: str, array: bool = False
+    task: str,
+    overrides: Sequence[str],
+    config_name: str,
+    config_dir: str,
+    array: bool = False,
+    trusted: Sequence[str] = (),
 ) -> Config:
     """The configuration, for a comparison of its first run. All of them are read and checked, so
     that a mistake is found before any rank starts.
 
     Args:
         array: True for jobs of their own, which need not share servers.
+        trusted: See ``policy_config``.
 
     Raises:
         ConfigError: With every problem.
@@ -76,10 +83,10 @@ def checked_config(
     elif task == "compare":
         configs = [planned.config for planned in plan(overrides, config_name, config_dir)]
     elif task == "evaluate":
-        configs = [policy_config(*split_policy(overrides), config_name, config_dir)]
+        configs = [policy_config(*split_policy(overrides), config_name, config_dir, trusted)]
     else:
         configs = [load_config(overrides, config_name, config_dir)]
-    check_configs(configs)
+    check_configs(configs, imports=False)
     placements(configs[0].lamorel_args)
     return configs[0]
 
@@ -97,11 +104,14 @@ def launch(argv: Sequence[str]) -> int:
         options.config_name,
         options.config_dir,
         options.slurm_array,
+        options.trust,
     )
     sbatch = dict(_option(text) for text in options.sbatch)
     arguments = ["--config-name", options.config_name, *options.overrides]
     if options.config_dir != str(CONFIG_DIR):
         arguments = ["--config-dir", options.config_dir, *arguments]
+    for package in options.trust:
+        arguments = ["--trust", package, *arguments]
     if options.slurm_array:
         print(array_script(config, arguments, sbatch), end="")
     elif options.slurm:

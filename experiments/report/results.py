@@ -390,5 +390,5 @@ def _distinct_label(arm: Arm, arms: Sequence[Arm]) -> str:
     """The arm's name, with the values that set it apart from others of that name."""
     namesakes = [method(other.config) for other in arms if other.label == arm.label]
     values = method(arm.config)
-    apart = ", ".join(f"{key}={values[key]}" for key in differing_keys(namesakes))
+    apart = ", ".join(f"{key}={values.get(key)}" for key in differing_keys(namesakes))
     return f"{arm.label} ({apart})" if apart else arm.label

@@ -104,6 +104,7 @@ def without_edge(arm: Arm, arms: Iterable[Arm]) -> Arm | None:
         for other in arms
         if (other.config.arm.agent, other.config.arm.teacher, other.config.feedback.signal)
         == (config.arm.agent, config.arm.teacher, "none")
+        and other.config.method == config.method
     ]
     return _nearest(arm, alike)
 

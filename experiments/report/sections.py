@@ -491,7 +491,7 @@ def _config_differences(arms: Mapping[str, Arm], what: str = "arm") -> str:
     if not keys:
         return page.note("Nothing but their seeds.")
     rows = [
-        [label, *(str(value[key]) for key in keys)]
+        [label, *(str(value.get(key, "–")) for key in keys)]
         for label, value in zip(arms, values, strict=True)
     ]
     return page.table([what, *keys], rows)

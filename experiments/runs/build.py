@@ -4,10 +4,11 @@ that talks to the servers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from lamorel_ext.config import Config, LamorelArgs
+from lamorel_ext.config import Config, LamorelArgs, Plug
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.portable import hold_portable
 from lamorel_ext.rpc.topology import Placement, Role
 
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 Client = Callable[["Caller"], int]
 """What the RL client does with the servers; gives the exit status."""
 
+INITIALIZER = "lamorel_args.llm_args.initializer"
 
-def run_as_ranked(config: Config, client: Client, every_client: bool = False) -> int:
+
+def run_as_ranked(
+    config: Config, client: Client, every_client: bool = False, others: Iterable[Config] = ()
+) -> int:
     """Be what this rank is: an LLM server until every client is done, or the client.
 
     A process that was started on its own is both: one server in a thread of its own, behind the
@@ -32,6 +37,7 @@ def run_as_ranked(config: Config, client: Client, every_client: bool = False) ->
         client: What rank 0 does.
         every_client: True where the other RL clients do it too, together with rank 0; else they
             have nothing to do.
+        others: Further runs that the same servers are for: they get what all of them bring.
 
     Raises:
         ConfigError: The launch is not the one that is configured, or ``run.portable`` cannot be had
@@ -51,18 +57,22 @@ def run_as_ranked(config: Config, client: Client, every_client: bool = False) ->
     from lamorel_ext.llm.serving import in_process, serve  # never in a client, as below
 
     if role is not None:
-        serve(args, lambda placement: build_server(args, placement))
+        serve(args, lambda placement: build_server(args, placement, [config, *others]))
         return 0
     use_threads(config.run.num_threads)
-    with in_process([build_server(args, alone(args))]) as caller:
+    with in_process([build_server(args, alone(args), [config, *others])]) as caller:
         return client(caller)
 
 
-def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
+def build_server(args: LamorelArgs, placement: Placement, runs: Iterable[Config] = ()) -> Hosted:
     """Load the model with its heads, and make the updaters.
+
+    Args:
+        runs: Their ``updaters``, ``heads`` and methods are added to the project's own.
 
     Raises:
         ModelLoadError: The model cannot be had.
+        ConfigError: What a run brings cannot be had, or two bring something else by one name.
     """
     # Here, so that a client never imports them: that takes longer than all the rest of its start.
     import torch
@@ -80,9 +90,45 @@ def build_server(args: LamorelArgs, placement: Placement) -> Hosted:
     use_threads(llm.num_threads)
     disable_progress_bar()  # one per checkpoint would bury the log
     width = llm.value_head_hidden
+    updaters, brought = servers_half(runs)
     heads = {VALUE: ValueHead(width), ACTION_HEADS: ActionHeads(width, NUM_ACTIONS)}
-    host = load_host(llm, torch.device(placement.device), heads)
-    return Hosted(host, make_updaters())
+    heads |= {name: plug.make(f"heads.{name}") for name, plug in brought.items()}
+    initializer = llm.initializer.make(INITIALIZER) if llm.initializer else None
+    host = load_host(llm, torch.device(placement.device), heads, initializer)
+    made = make_updaters()
+    for name, plug in updaters.items():
+        made[name] = plug.make(f"updaters.{name}")
+        made[name].name = name
+    return Hosted(host, made)
+
+
+def servers_half(runs: Iterable[Config]) -> tuple[dict[str, Plug], dict[str, Plug]]:
+    """The updaters and the heads that runs bring to their servers, by name.
+
+    Raises:
+        ConfigError: A method cannot be imported, or two bring something else by one name.
+    """
+    updaters: dict[str, Plug] = {}
+    heads: dict[str, Plug] = {}
+    for config in runs:
+        of_method: dict[str, str] = {}
+        if config.method:
+            of_method = getattr(config.method.locate("method"), "updaters", {})
+        for name, target in of_method.items():
+            _add(updaters, "updaters", name, Plug(target))
+        for name, plug in config.updaters.named:
+            _add(updaters, "updaters", name, plug)
+        for name, plug in config.heads.named:
+            _add(heads, "heads", name, plug)
+    return updaters, heads
+
+
+def _add(found: dict[str, Plug], group: str, name: str, plug: Plug) -> None:
+    if found.setdefault(name, plug) != plug:
+        raise ConfigError(
+            f"{group}.{name}: one launch has one set of servers, but it is {found[name]} in one run"
+            f" and {plug} in another"
+        )
 
 
 def alone(args: LamorelArgs) -> Placement:

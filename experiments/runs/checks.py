@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Iterator
 
-from lamorel_ext.config import Config, EnvArgs, StageArgs
+from lamorel_ext.config import Config, EnvArgs, Plug, StageArgs, plugs_of
 from lamorel_ext.errors import ConfigError, LevelError
 from lamorel_ext.prompts.templates import can_say
 
@@ -19,19 +19,26 @@ TRIED = 20
 """Episodes of a level whose missions are put to the prompt's template."""
 
 
-def check_configs(configs: Iterable[Config]) -> None:
+def check_configs(configs: Iterable[Config], imports: bool = True) -> None:
     """Make sure that what the runs ask for can be had. Loads no model, reads no folder, needs no
     other rank.
+
+    Args:
+        imports: False leaves alone what the configuration names by ``_target_``, but for whether
+            there is such a package: a launcher imports nobody's code.
 
     Raises:
         ConfigError: With every problem of every run; what several have in common is said once.
     """
-    problems = dict.fromkeys(problem for config in configs for problem in _problems(config))
+    found = (problem for config in configs for problem in _problems(config, imports))
+    problems = dict.fromkeys(found)
     if problems:
         raise ConfigError(list(problems))
 
 
-def _problems(config: Config) -> Iterator[str]:
+def _problems(config: Config, imports: bool) -> Iterator[str]:
+    for key, plug in plugs_of(config):
+        yield from _plug_problems(key, plug, imports)
     stages: dict[str, EnvArgs | StageArgs] = {
         f"env.curriculum[{place}]": stage for place, stage in enumerate(config.env.curriculum)
     }
@@ -41,6 +48,17 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"run.evaluation: exact is not possible: {hindrance}"
     if config.run.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
         yield "run.tracker: wandb is not installed: pip install 'lamorel-ext[trackers]'"
+
+
+def _plug_problems(key: str, plug: Plug, imports: bool) -> Iterator[str]:
+    """Whether what the configuration names is there and takes the arguments beside it."""
+    if imports:
+        try:
+            plug.check(key, 1 if key in ("agent", "method") else 0)
+        except ConfigError as error:
+            yield from error.problems
+    elif importlib.util.find_spec(plug.package) is None:
+        yield f"{key}._target_: {plug.target}: No module named {plug.package!r}"
 
 
 def _level_problems(group: str, chosen: EnvArgs | StageArgs, env: EnvArgs) -> Iterator[str]:

@@ -123,6 +123,17 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", choices=("job",), help="print the configuration and end")
 
 
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """``--trust``, of the programs that read runs which somebody may have sent."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="let the configuration of a run that is read import this package (its _target_s)",
+    )
+
+
 class ConfigParser(argparse.ArgumentParser):
     """Knows the groups of the configuration, and prints the configuration where ``--cfg`` asks for
     it.

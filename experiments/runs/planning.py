@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
+from lamorel_ext.config import CONFIG_DIR, Config, check_trust, load_config, load_matrix
 from lamorel_ext.errors import ConfigError, NotThereError
 
 ZERO_SHOT = "zero_shot"
@@ -110,11 +110,15 @@ def policy_config(
     overrides: Sequence[str],
     config_name: str = "default",
     config_dir: str | Path = CONFIG_DIR,
+    trusted: Sequence[str] = (),
 ) -> Config:
     """Configuration of ``zero_shot`` or of a run folder, on which the overrides then work.
 
+    Args:
+        trusted: Packages that the folder's configuration may name by ``_target_``.
+
     Raises:
-        ConfigError: The overrides do not fit.
+        ConfigError: The overrides do not fit, or the folder names code of somebody's own.
         NotThereError: It is no run folder.
     """
     if policy == ZERO_SHOT:
@@ -124,4 +128,5 @@ def policy_config(
         raise NotThereError(
             f"policy={policy}: neither {ZERO_SHOT} nor a run folder: no config.yaml in it"
         )
+    check_trust(load_config([], "config", folder), str(folder / "config.yaml"), trusted)
     return load_config(overrides, "config", folder)

@@ -100,7 +100,7 @@ def differences(folder: Path, config: Config) -> list[str]:
         return []
     stored, asked = run_identity(read_config(folder / "config.yaml")), run_identity(config)
     return [
-        f"{key}: {folder} was made with {stored[key]!r}, asked for is {asked[key]!r}"
+        f"{key}: {folder} was made with {stored.get(key)!r}, asked for is {asked.get(key)!r}"
         for key in differing_keys([stored, asked])
     ]
 

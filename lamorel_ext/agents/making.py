@@ -4,6 +4,7 @@ and the choice between them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -48,13 +49,31 @@ class Agent(Actor, Protocol):
         """Come back to saved ``tensors``."""
 
 
+@dataclass(frozen=True)
+class AgentSetting:
+    """What an agent of the user's own is made from, which ``agent._target_`` names.
+
+    Attributes:
+        config: The run.
+        llm: The servers.
+        seed: For its initial weights.
+    """
+
+    config: Config
+    llm: LlmClient
+    seed: int
+
+
 def make_agent(config: Config, llm: LlmClient | None) -> Agent:
     """The agent that the configuration names.
 
     Raises:
-        ConfigError: It needs an LLM and there is none, or its teacher cannot speak the vocabulary.
+        ConfigError: It needs an LLM and there is none, its teacher cannot speak the vocabulary, or
+            it is one of the user's own that cannot be had or is no ``Agent``.
     """
     kind = config.arm.agent
+    if kind == "own":
+        return _own_agent(config, llm)
     if kind in ("random", "bot"):
         return FixedAgent(UniformActor() if kind == "random" else ExpertActor())
     if kind in ("llm_policy", "cloning"):
@@ -67,7 +86,7 @@ def make_agent(config: Config, llm: LlmClient | None) -> Agent:
             if config.arm.action_heads
             else LlmPolicyAgent(llm, config.ppo)
         )
-    seed = int(make_rng(config.run.seed, "weights").integers(2**31))
+    seed = _weights_seed(config)
     if kind == "drrn":
         return DrrnAgent(config.drrn, seed)
     teacher, args = make_teacher(config, llm), config.student
@@ -77,3 +96,25 @@ def make_agent(config: Config, llm: LlmClient | None) -> Agent:
         teacher.guidance_codes, args.hidden_size, args.guidance_size, args.kappa, generator, shared
     )
     return StudentAgent(network, teacher, args, reads_prompts=config.arm.teacher == "llm")
+
+
+def _own_agent(config: Config, llm: LlmClient | None) -> Agent:
+    if llm is None:
+        raise ConfigError("arm.agent: own needs an LLM server")
+    made: Agent = config.agent.make("agent", AgentSetting(config, llm, _weights_seed(config)))
+    needed = (*Actor.__annotations__, *Agent.__annotations__, *_methods(Actor), *_methods(Agent))
+    missing = [name for name in needed if not hasattr(made, name)]
+    if missing:
+        raise ConfigError(
+            f"agent: {config.agent.target} lacks {', '.join(missing)}; see"
+            " lamorel_ext.agents.making.Agent"
+        )
+    return made
+
+
+def _methods(protocol: type) -> list[str]:
+    return [name for name in vars(protocol) if not name.startswith("_")]
+
+
+def _weights_seed(config: Config) -> int:
+    return int(make_rng(config.run.seed, "weights").integers(2**31))

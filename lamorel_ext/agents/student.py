@@ -10,7 +10,7 @@ from lamorel_ext.agents.features import encode_observations
 from lamorel_ext.agents.guidance import NUM_ACTIONS, AskingTeacher, Teacher
 from lamorel_ext.agents.network import StudentNetwork
 from lamorel_ext.agents.optimizer import FlatAdam
-from lamorel_ext.agents.student_ppo import STATS, StudentBatch, update_student
+from lamorel_ext.agents.student_ppo import STATS, LossTerm, StudentBatch, update_student
 from lamorel_ext.config import StudentArgs
 from lamorel_ext.errors import CheckpointError
 from lamorel_ext.experience import (
@@ -119,12 +119,14 @@ class StudentAgent:
         taken: np.ndarray = policy[np.arange(n), :, decision.actions]
         return taken
 
-    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
-        """See ``Agent``."""
+    def update(
+        self, rollout: Rollout, rng: np.random.Generator, term: LossTerm | None = None
+    ) -> dict[str, float]:
+        """See ``Agent``; ``term`` is what a method adds to the loss."""
         kappa = self.network.kappa
         batch = student_batch(rollout)
         stats = update_student(
-            self.network, self.optimizer, batch, self.args, rng, self.trust_optimizer
+            self.network, self.optimizer, batch, self.args, rng, self.trust_optimizer, term
         )
         numbers = {f"student_{name}": value for name, value in stats.items()} | {
             "student_kappa": kappa

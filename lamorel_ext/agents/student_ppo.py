@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +25,12 @@ STATS = (
     "explained_variance",
 )
 """Names of the numbers that an update gives."""
+
+LossTerm = Callable[[Tensor, Tensor], Tensor]
+"""What is added to a student's loss on a minibatch: from the rows of the flattened rollout,
+``(n,)`` int64, and the log-probabilities of the actions there, ``(n, actions)`` in nats with
+gradient, to a mean, ``()``. Row ``t * num_envs + e`` is step ``t`` of environment ``e``.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,17 @@ class Losses:
     clip_fraction: Tensor
 
 
-def ppo_losses(network: StudentNetwork, batch: StudentBatch, args: StudentArgs) -> Losses:
+def ppo_losses(
+    network: StudentNetwork,
+    batch: StudentBatch,
+    args: StudentArgs,
+    term: Callable[[Tensor], Tensor] | None = None,
+) -> Losses:
     """Clipped surrogate, squared value error and entropy; advantages are normalised over the
     minibatch.
+
+    Args:
+        term: What a method adds to the loss, from the actions' log-probabilities.
     """
     log_probs = network.policy(batch.features, batch.codes, batch.hints)
     log_ratio = log_probs.gather(1, batch.actions[:, None]).squeeze(1) - batch.old_log_probs
@@ -79,6 +95,8 @@ def ppo_losses(network: StudentNetwork, batch: StudentBatch, args: StudentArgs) 
     value_loss = F.mse_loss(network.value(batch.features), batch.returns)
     entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean()
     total = policy_loss + args.value_loss_coef * value_loss - args.entropy_coef * entropy
+    if term is not None:
+        total = total + term(log_probs)
     with torch.no_grad():
         kl = (
             ratio - 1 - log_ratio
@@ -94,12 +112,14 @@ def update_student(
     args: StudentArgs,
     rng: np.random.Generator,
     trust: FlatAdam | None = None,
+    term: LossTerm | None = None,
 ) -> dict[str, float]:
     """Run ``args.epochs`` passes over a rollout.
 
     Args:
         rng: Draws the minibatches.
         trust: Optimiser of ``network.trust`` where that is learnt, with a step size of its own.
+        term: What a method adds to the loss.
 
     Returns:
         Means over all minibatches, by ``STATS``; ``explained_variance`` is of the values before the
@@ -109,7 +129,8 @@ def update_student(
     for _ in range(args.epochs):
         order = torch.from_numpy(rng.permutation(len(batch.actions)))
         for indices in torch.tensor_split(order, min(args.num_minibatches, len(order))):
-            losses = ppo_losses(network, batch.take(indices), args)
+            added = None if term is None else functools.partial(term, indices)
+            losses = ppo_losses(network, batch.take(indices), args, added)
             if trust is not None:
                 trust.zero_grad()
             norm = optimizer.minimise(losses.total, args.lr, args.max_grad_norm)

@@ -55,6 +55,11 @@ class Plug:
             return cls()
 
     @property
+    def package(self) -> str:
+        """The top-level package of its code."""
+        return self.target.replace(":", ".").split(".")[0]
+
+    @property
     def keywords(self) -> dict[str, Any]:
         """The arguments by name."""
         found: dict[str, Any] = json.loads(self.arguments)
@@ -198,16 +203,12 @@ def check_trust(config: Any, place: str, trusted: Sequence[str]) -> None:
     packages = {*OWN_PACKAGES, *trusted}
     problems = [
         f"{place}: {key}.{TARGET} is {plug.target}, code that does not belong to the project;"
-        f" --trust {_package(plug.target)} lets it be imported"
+        f" --trust {plug.package} lets it be imported"
         for key, plug in plugs_of(config)
         if not any(_within(plug.target, package) for package in packages)
     ]
     if problems:
         raise ConfigError(problems)
-
-
-def _package(target: str) -> str:
-    return target.replace(":", ".").split(".")[0]
 
 
 def _within(target: str, package: str) -> bool:

@@ -44,7 +44,7 @@ class BaseModuleFunction(nn.Module):
                 ``["hidden_states"][-1]`` of a decoder-only model; with ``"state"`` the length is 1.
             minibatch: With ``"full"``, what the model was given: ``decoder_input_ids`` and
                 ``input_ids`` ``(n, length)``; else empty.
-            tokenized_contexts: ``{"input_ids", "attention_mask"}`` of each row's prompt.
+            tokenized_contexts: List of ``{"input_ids", "attention_mask"}``, of each row's prompt.
             **kwargs: Nothing so far.
 
         Returns:

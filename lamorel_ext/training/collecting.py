@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from lamorel_ext.experience import Actor, Rollout, Scene, StepListener, Turn
+from lamorel_ext.errors import UpdateError
+from lamorel_ext.experience import Actor, Discount, Rollout, Scene, StepListener, Turn
 from lamorel_ext.randomness import Draws
 from lamorel_ext.rl import gae, td_errors
 from lamorel_ext.training.joining import join
@@ -53,6 +55,26 @@ def make_rollout(turns: Sequence[Turn], actor: Actor) -> Rollout:
     )
     advantages = gae(errors, done, discount.gamma, discount.lam)
     return Rollout(tuple(turns), rewards, terminated, done, values, errors, advantages)
+
+
+def with_rewards(rollout: Rollout, rewards: np.ndarray, discount: Discount) -> Rollout:
+    """What the agent learns from where a method gives other rewards; ``rewards`` of the rollout
+    itself stay the environment's.
+
+    Args:
+        rewards: ``(num_steps, num_envs)``, unscaled.
+
+    Raises:
+        UpdateError: They have another shape, or are not finite.
+    """
+    if rewards.shape != rollout.rewards.shape or not np.isfinite(rewards).all():
+        raise UpdateError(
+            f"rewards of a method: expected finite numbers of shape {rollout.rewards.shape}, got"
+            f" shape {rewards.shape} with {int((~np.isfinite(rewards)).sum())} that are not finite"
+        )
+    errors = rollout.errors + (rewards - rollout.rewards) * discount.reward_scale
+    advantages = gae(errors, rollout.done, discount.gamma, discount.lam)
+    return dataclasses.replace(rollout, errors=errors, advantages=advantages)
 
 
 def _next_values(turns: Sequence[Turn], actor: Actor, values: np.ndarray) -> np.ndarray:

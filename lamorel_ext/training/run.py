@@ -16,15 +16,18 @@ from torch import Tensor
 from lamorel_ext.agents.action_heads import ACTION_HEADS
 from lamorel_ext.agents.making import make_agent
 from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient
+from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.config import Config
-from lamorel_ext.errors import CheckpointError, UpdateError
-from lamorel_ext.experience import Scene
+from lamorel_ext.errors import CheckpointError, ConfigError, UpdateError
+from lamorel_ext.experience import Rollout, Scene
+from lamorel_ext.methods.base import Method, make_method
 from lamorel_ext.methods.feedback.credit import make_credit
 from lamorel_ext.methods.feedback.edge import FeedbackEdge
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
 from lamorel_ext.randomness import Draws, make_rng, restore_rng_states, rng_states
 from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.training.building import EnvFactory, make_evaluator, make_training_env
+from lamorel_ext.training.collecting import with_rewards
 from lamorel_ext.training.curriculum import Curriculum
 from lamorel_ext.training.pipeline import HalvedEnv, collect_rollout
 from lamorel_ext.training.progress import Progress
@@ -38,6 +41,8 @@ COUNTERS = ("env_steps", "episodes", *LLM_COUNTERS, "seconds")
 EVALUATION = ("success", "return", "eval_exact")
 TRAINING = ("train_success", "train_return")
 FOLLOWED = ("teacher_success", "teacher_return")
+METHOD = "method."
+"""Before the names of a method's tensors in a checkpoint."""
 
 
 class TrainingRun:
@@ -71,6 +76,7 @@ class TrainingRun:
         self.edge = FeedbackEdge(
             config, self.llm, signals, make_credit(config, self.agent, self._streams["feedback"])
         )
+        self.method = self._make_method()
         self.tracer = self.edge.watcher = Tracer(config, self.llm)
         self.curriculum = Curriculum(config)
         self._env_factory = shared_factory(env_factory, clients)
@@ -172,20 +178,40 @@ class TrainingRun:
             self.env, self.agent, self.edge, self._scene, num_steps, self._draws
         )
         self.tracer.collected(rollout, self.agent)
-        feedback = {
-            f"feedback_{name}": value for name, value in self.edge.after_rollout(rollout).items()
-        }
         try:
-            learning = self.agent.update(rollout, self._streams["updates"])
+            numbers = self._learn(rollout)
         except UpdateError as error:
             taken = self.progress.env_steps + rollout.rewards.size
             raise UpdateError(f"after {taken} environment steps: {error}") from error
         trace = self.tracer.finish(rollout)
-        self.progress.averages.add(feedback | learning)
+        self.progress.averages.add(numbers)
         self.progress.note(rollout, time.perf_counter() - begin - self.tracer.seconds)
         if self.curriculum.note(rollout):
             self._change_env()
         return trace
+
+    def _learn(self, rollout: Rollout) -> dict[str, float]:
+        """Teacher, agent and method learn from a rollout; gives their numbers by column."""
+        method, streams = self.method, self._streams
+        if method is not None:
+            rewards = method.rewards(rollout.turns)
+            if rewards is not None:
+                rollout = with_rewards(rollout, rewards, self.agent.discount)
+        told = self.edge.after_rollout(rollout).items()
+        feedback = {f"feedback_{name}": value for name, value in told}
+        term = None if method is None else method.loss_term(rollout)
+        if term is not None and isinstance(self.agent, StudentAgent):
+            learning = self.agent.update(rollout, streams["updates"], term)
+        else:
+            learning = self.agent.update(rollout, streams["updates"])
+        taught = {} if method is None else method.learn(rollout)
+        return feedback | learning | self._own(taught)
+
+    def _own(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """The method's numbers, by column."""
+        if self.method is None:
+            return {}
+        return {f"{self.method.name}_{name}": value for name, value in numbers.items()}
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate the policy, and the teacher followed blindly; gives the next row of the learning
@@ -207,6 +233,7 @@ class TrainingRun:
             *TRAINING,
             *self.agent.columns,
             *(f"feedback_{name}" for name in self.edge.columns),
+            *self._own(dict.fromkeys(() if self.method is None else self.method.columns, 0.0)),
         )
         row |= self.progress.averages.take(columns)
         self.progress.last_row = {
@@ -260,7 +287,11 @@ class TrainingRun:
             "trace": self.tracer.state(),
             "llm": {} if self.llm is None else dict(self.llm.counts),
         }
-        checkpoint = Checkpoint(self.progress.env_steps, self.agent.tensors(), state)
+        tensors = self.agent.tensors()
+        if self.method is not None:
+            state["method"] = self.method.state()
+            tensors |= {f"{METHOD}{name}": own for name, own in self.method.tensors().items()}
+        checkpoint = Checkpoint(self.progress.env_steps, tensors, state)
         checkpoint.check_finite()  # before anything is written: the last good one stays
         recorder.checkpoint(checkpoint, None if self.llm is None else self.llm.save)
 
@@ -281,6 +312,8 @@ class TrainingRun:
             )
             if self.llm is not None:
                 self.llm.counts.update(state["llm"])
+            if self.method is not None:
+                self.method.restore(state["method"])
         except KeyError as error:
             raise CheckpointError(
                 f"the checkpoint at step {checkpoint.env_steps} lacks {error}"
@@ -300,13 +333,37 @@ class TrainingRun:
 
     def _load_agent(self, checkpoint: Checkpoint) -> None:
         checkpoint.check_finite()
-        self.agent.load_tensors(checkpoint.tensors)
+        of_method, of_agent = {}, {}
+        for name, tensor in checkpoint.tensors.items():
+            if name.startswith(METHOD):
+                of_method[name.removeprefix(METHOD)] = tensor
+            else:
+                of_agent[name] = tensor
+        self.agent.load_tensors(of_agent)
+        if self.method is not None:
+            self.method.load_tensors(of_method)
         if self.llm is not None:
             if checkpoint.llm_folder is None:
                 raise CheckpointError(
                     f"the checkpoint at step {checkpoint.env_steps} has no LLM, this run has one"
                 )
             self.llm.load(checkpoint.llm_folder)
+
+    def _make_method(self) -> Method | None:
+        """The method of ``method._target_``, with a random stream of its own."""
+        config, llm = self.config, self.llm
+        if not config.method:
+            return None
+        if llm is None:
+            raise ConfigError("method: needs an LLM server")
+        self._streams["method"] = make_rng(config.run.seed, "method")
+        method = make_method(config, llm, self.agent, self._streams["method"])
+        if self.edge.online and type(method).rewards is not Method.rewards:
+            raise ConfigError(
+                f"method: {config.method.target} gives rewards when a rollout is over, but"
+                " feedback.every and feedback.channel need them at once"
+            )
+        return method
 
     def _make_env(self) -> PromptedEnv | HalvedEnv:
         """The training environments of the curriculum's stage."""
@@ -321,6 +378,8 @@ class TrainingRun:
         self.env = self._make_env()
         self._scene = self.env.reset()
         self.edge.signals.forget_episodes()
+        if self.method is not None:
+            self.method.forget_episodes()
         self.tracer.forget_episodes()
         self.progress.running_returns = []
 

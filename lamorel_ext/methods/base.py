@@ -1,0 +1,111 @@
+"""What a method is: one way in which the LLM and the agent teach each other, beside the feedback
+edge. A method is a folder here, or a class of the user's own: ``method._target_`` names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from lamorel_ext.agents.making import Agent
+from lamorel_ext.agents.student_ppo import LossTerm
+from lamorel_ext.config import Config
+from lamorel_ext.experience import Rollout, Turn
+from lamorel_ext.types import LlmClient
+
+
+@dataclass(frozen=True)
+class MethodSetting:
+    """What a method works with.
+
+    Attributes:
+        config: The run.
+        llm: The servers; calls of a method are counted as all others are.
+        agent: Who learns to act.
+        rng: The method's own stream of random numbers, saved with the run.
+    """
+
+    config: Config
+    llm: LlmClient
+    agent: Agent
+    rng: np.random.Generator
+
+
+class Method:
+    """The half on the client. A subclass overrides what it needs; as it stands nothing happens.
+
+    For each rollout the calls come in the order ``rewards``, ``loss_term``, ``learn``.
+
+    Args:
+        setting: What it works with.
+        options: Where the class declares ``options_type``, a dataclass: the arguments beside
+            ``_target_``, checked by its types and bounds. Else they are keyword arguments.
+
+    Attributes:
+        name: Before the names of its columns, as in ``prior_kl``.
+        columns: Names of the numbers that ``learn`` gives.
+        options_type: The dataclass of its options, with ``options.number`` for bounds.
+        updaters: The half on the servers: dotted names of ``BaseUpdater`` classes, by the names
+            that its update requests have. The client never imports them.
+    """
+
+    name: ClassVar[str] = "method"
+    columns: ClassVar[tuple[str, ...]] = ()
+    options_type: ClassVar[type | None] = None
+    updaters: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, setting: MethodSetting, options: Any = None) -> None:
+        self.setting, self.options = setting, options
+
+    def rewards(self, turns: Sequence[Turn]) -> np.ndarray | None:
+        """What the agent learns from in place of the environment's rewards.
+
+        Evaluations and the columns of training stay with the environment's.
+
+        Returns:
+            ``(num_steps, num_envs)``, unscaled; None leaves them as they are.
+        """
+        return None
+
+    def loss_term(self, rollout: Rollout) -> LossTerm | None:
+        """What is added to the student's loss while it learns from this rollout."""
+        return None
+
+    def learn(self, rollout: Rollout) -> dict[str, float]:
+        """Teach the LLM, or learn how to ask it; the agent has learnt by then.
+
+        Returns:
+            Numbers by ``columns``; absent ones were not measured.
+        """
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What changes while a run goes on, as JSON can hold it."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Come back to a saved ``state``."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The same, of weights."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Come back to saved ``tensors``."""
+
+    def forget_episodes(self) -> None:
+        """The environments begin anew: nothing is left of the unfinished episodes."""
+
+
+def make_method(config: Config, llm: LlmClient, agent: Agent, rng: np.random.Generator) -> Method:
+    """The method that ``method._target_`` names.
+
+    Raises:
+        ConfigError: It cannot be had, or refuses this configuration.
+    """
+    made: Method = config.method.make("method", MethodSetting(config, llm, agent, rng))
+    return made
