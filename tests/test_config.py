@@ -57,14 +57,14 @@ def problems(*overrides: str, name: str = "default") -> str:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_is_valid_and_changes_nothing_but_arm_feedback_and_method(arm: str) -> None:
+def test_every_arm_is_valid_and_changes_nothing_but_arm_and_method(arm: str) -> None:
     base, config = arm_config("teacher_feedback_gae"), arm_config(arm)
     changed = {
         field.name
         for field in dataclasses.fields(Config)
         if getattr(base, field.name) != getattr(config, field.name)
     }
-    assert changed <= {"arm", "feedback", "method"}
+    assert changed <= {"arm", "feedback", "method", "agent"}
     assert "".join(re.findall("[a-z]+", config.arm.name)) == arm.replace("_", "")
 
 
@@ -76,7 +76,10 @@ def test_no_two_arms_have_the_same_label_or_the_same_values() -> None:
     assert len({arm_config(arm).arm.name for arm in ARMS}) == len(ARMS)
     configs = [arm_config(arm) for arm in ARMS if arm not in bases]
     assert len(
-        {(dataclasses.replace(config.arm, name=""), config.feedback) for config in configs}
+        {
+            (dataclasses.replace(config.arm, name=""), config.feedback, config.method, config.agent)
+            for config in configs
+        }
     ) == len(configs)
 
 

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "experience": BASICS | {"rl", "randomness", "prompts"},
     "rpc": BASICS,
     "llm": BASICS | {"rl", "rpc", "updaters of methods"},
-    "methods": BASICS | {"rl", "randomness", "experience", "agents"},
+    "methods": BASICS | {"rl", "randomness", "experience", "prompts", "agents"},
     "updaters of methods": BASICS | {"rl", "llm"},
     "agents": BASICS | {"rl", "randomness", "experience", "prompts", "rpc"},
     "training": BASICS

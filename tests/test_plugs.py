@@ -40,7 +40,7 @@ class Options:
 
 
 class Declared:
-    options_type = Options
+    arguments_type = Options
 
     def __init__(self, setting: object, options: Options) -> None:
         self.options = options
@@ -139,3 +139,8 @@ def test_code_named_by_somebody_elses_configuration_needs_trust() -> None:
     check_trust(load_config(["method._target_=lamorel_ext.methods.x.Y"]), "run", [])
     with pytest.raises(ConfigError):
         check_trust(load_config(["method._target_=lamorel_extra.Y"]), "run", [])
+
+
+def test_an_updater_with_options_of_its_requests_is_made_without_them() -> None:
+    made = Plug("lamorel_ext.methods.preferences.updater.PairUpdater").make("updaters.mine")
+    assert made.name == "preferences"

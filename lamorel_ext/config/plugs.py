@@ -108,11 +108,11 @@ class Plug:
     def _bound(
         self, key: str, args: tuple[Any, ...]
     ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """What to call, and with what. What declares ``options_type``, a dataclass, gets its
+        """What to call, and with what. What declares ``arguments_type``, a dataclass, gets its
         arguments as one of these, checked as the configuration's own groups are.
         """
         made, keywords = self.locate(key), self.keywords
-        declared = getattr(made, "options_type", None)
+        declared = getattr(made, "arguments_type", None)
         if declared is not None and dataclasses.is_dataclass(declared):
             problems: list[str] = []
             options = build(declared, keywords, f"{key}.", problems)  # type: ignore[arg-type]

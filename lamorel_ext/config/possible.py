@@ -129,7 +129,7 @@ def _impossible_method(config: Config) -> list[str]:
             f"feedback.signal: must be none where arm.agent is {arm.agent}: nobody gives guidance,"
             f" got {feedback.signal}"
         )
-    if arm.agent != "student" and config.guidance.vocabulary != "action_hint":
+    if arm.agent not in ("student", "own") and config.guidance.vocabulary != "action_hint":
         problems.append(
             f"guidance.vocabulary: must be action_hint where arm.agent is {arm.agent}, got"
             f" {config.guidance.vocabulary}"

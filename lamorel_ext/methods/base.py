@@ -4,7 +4,7 @@ edge. A method is a folder here, or a class of the user's own: ``method._target_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from lamorel_ext.agents.making import Agent
 from lamorel_ext.agents.student_ppo import LossTerm
 from lamorel_ext.config import Config
 from lamorel_ext.experience import Rollout, Turn
+from lamorel_ext.prompts import Wording
 from lamorel_ext.types import LlmClient
 
 
@@ -27,12 +28,14 @@ class MethodSetting:
         llm: The servers; calls of a method are counted as all others are.
         agent: Who learns to act.
         rng: The method's own stream of random numbers, saved with the run.
+        reword: Has the LLM read everything in another wording from now on.
     """
 
     config: Config
     llm: LlmClient
     agent: Agent
     rng: np.random.Generator
+    reword: Callable[[Wording], None]
 
 
 class Method:
@@ -42,20 +45,20 @@ class Method:
 
     Args:
         setting: What it works with.
-        options: Where the class declares ``options_type``, a dataclass: the arguments beside
+        options: Where the class declares ``arguments_type``, a dataclass: the arguments beside
             ``_target_``, checked by its types and bounds. Else they are keyword arguments.
 
     Attributes:
         name: Before the names of its columns, as in ``prior_kl``.
         columns: Names of the numbers that ``learn`` gives.
-        options_type: The dataclass of its options, with ``options.number`` for bounds.
+        arguments_type: The dataclass of its options, with ``options.number`` for bounds.
         updaters: The half on the servers: dotted names of ``BaseUpdater`` classes, by the names
             that its update requests have. The client never imports them.
     """
 
     name: ClassVar[str] = "method"
     columns: ClassVar[tuple[str, ...]] = ()
-    options_type: ClassVar[type | None] = None
+    arguments_type: ClassVar[type | None] = None
     updaters: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, setting: MethodSetting, options: Any = None) -> None:
@@ -101,11 +104,11 @@ class Method:
         """The environments begin anew: nothing is left of the unfinished episodes."""
 
 
-def make_method(config: Config, llm: LlmClient, agent: Agent, rng: np.random.Generator) -> Method:
+def make_method(setting: MethodSetting) -> Method:
     """The method that ``method._target_`` names.
 
     Raises:
         ConfigError: It cannot be had, or refuses this configuration.
     """
-    made: Method = config.method.make("method", MethodSetting(config, llm, agent, rng))
+    made: Method = setting.config.method.make("method", setting)
     return made

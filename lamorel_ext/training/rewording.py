@@ -42,6 +42,10 @@ class RewordedClient:
         self._llm = llm
         self.wording = PLAIN
 
+    def reword(self, wording: Wording) -> None:
+        """Use ``wording`` from now on."""
+        self.wording = wording
+
     @contextmanager
     def speaking(self, wording: Wording) -> Iterator[None]:
         """Use ``wording`` meanwhile."""

@@ -20,7 +20,7 @@ from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError, ConfigError, UpdateError
 from lamorel_ext.experience import Rollout, Scene
-from lamorel_ext.methods.base import Method, make_method
+from lamorel_ext.methods.base import Method, MethodSetting, make_method
 from lamorel_ext.methods.feedback.credit import make_credit
 from lamorel_ext.methods.feedback.edge import FeedbackEdge
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
@@ -32,6 +32,7 @@ from lamorel_ext.training.curriculum import Curriculum
 from lamorel_ext.training.pipeline import HalvedEnv, collect_rollout
 from lamorel_ext.training.progress import Progress
 from lamorel_ext.training.recorder import Checkpoint, Recorder
+from lamorel_ext.training.rewording import RewordedClient
 from lamorel_ext.training.scenes import PromptedEnv
 from lamorel_ext.training.shared import ONE_CLIENT, shared_factory
 from lamorel_ext.training.trace import Trace, Tracer
@@ -65,7 +66,8 @@ class TrainingRun:
     ) -> None:
         self.config = config
         self._clients = clients
-        self.llm = None if llm is None else MeteredClient(llm)
+        reworded = RewordedClient(llm) if config.method and llm is not None else None
+        self.llm = None if llm is None else MeteredClient(reworded or llm)
         self._streams = {
             name: make_rng(config.run.seed, name)
             for name in ("actions", "guidance", "feedback", "updates")
@@ -76,7 +78,7 @@ class TrainingRun:
         self.edge = FeedbackEdge(
             config, self.llm, signals, make_credit(config, self.agent, self._streams["feedback"])
         )
-        self.method = self._make_method()
+        self.method = None if reworded is None else self._make_method(reworded)
         self.tracer = self.edge.watcher = Tracer(config, self.llm)
         self.curriculum = Curriculum(config)
         self._env_factory = shared_factory(env_factory, clients)
@@ -349,15 +351,13 @@ class TrainingRun:
                 )
             self.llm.load(checkpoint.llm_folder)
 
-    def _make_method(self) -> Method | None:
+    def _make_method(self, reworded: RewordedClient) -> Method:
         """The method of ``method._target_``, with a random stream of its own."""
         config, llm = self.config, self.llm
-        if not config.method:
-            return None
         if llm is None:
             raise ConfigError("method: needs an LLM server")
-        self._streams["method"] = make_rng(config.run.seed, "method")
-        method = make_method(config, llm, self.agent, self._streams["method"])
+        self._streams["method"] = rng = make_rng(config.run.seed, "method")
+        method = make_method(MethodSetting(config, llm, self.agent, rng, reworded.reword))
         if self.edge.online and type(method).rewards is not Method.rewards:
             raise ConfigError(
                 f"method: {config.method.target} gives rewards when a rollout is over, but"

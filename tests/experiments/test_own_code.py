@@ -38,7 +38,7 @@ class NudgeOptions:
 class Nudge(Method):
     name = "nudge"
     columns = ("moved",)
-    options_type = NudgeOptions
+    arguments_type = NudgeOptions
     updaters = {"nudge": "mine.Nudger"}
 
     def learn(self, rollout):

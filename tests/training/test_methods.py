@@ -44,7 +44,8 @@ def run_of(method: Plug, llm: TableLlm | None = None, **groups: Any) -> MemoryRe
 def prior_of(llm: TableLlm, **options: Any) -> Prior:
     config = config_with(Plug(PRIOR))
     with TrainingRun(config, llm, make_corridor) as run:
-        setting = MethodSetting(config, llm, run.agent, np.random.default_rng(0))
+        rng = np.random.default_rng(0)
+        setting = MethodSetting(config, llm, run.agent, rng, lambda wording: None)
         return Prior(setting, PriorOptions(**options))
 
 

@@ -52,7 +52,7 @@ class Prior(Method):
 
     name = "prior"
     columns = ("kl", "weight")
-    options_type: ClassVar[type | None] = PriorOptions
+    arguments_type: ClassVar[type | None] = PriorOptions
 
     def __init__(self, setting: MethodSetting, options: PriorOptions) -> None:
         super().__init__(setting, options)

@@ -1,0 +1,180 @@
+"""The LLM sets goals: it is asked what the agent should reach from what it sees, and the agent is
+paid once an episode for each goal that a transition's description comes close to (Du et al. 2023,
+ELLM, arXiv 2302.06692).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
+from lamorel_ext.agents.llm_teachers import candidate_table
+from lamorel_ext.experience import Rollout, Turn
+from lamorel_ext.methods.base import Method, MethodSetting
+from lamorel_ext.methods.goals.sentences import sentence_encoder
+from lamorel_ext.options import number
+
+_THING = r"(?:open |closed |locked )?((?:red|green|blue|purple|yellow|grey) (?:ball|box|key|door))"
+_SEEN = re.compile(rf"You see an? {_THING} (.+)")
+_CARRIED = re.compile(rf"You carry an? {_THING}")
+AT_HAND = "1 step forward"
+
+
+@dataclass(frozen=True)
+class GoalsOptions:
+    """Options of ``Goals``.
+
+    Attributes:
+        coef: Bonus of a goal reached, in units of reward.
+        num_goals: Goals that the LLM sets in each state.
+        threshold: Cosine similarity from which on a description counts as the goal.
+        encoder: ``words`` compares hashed words; ``minilm`` sentences, by all-MiniLM-L6-v2 (extra
+            ``goals``).
+        choice: ``random`` draws the goals from the same list, as a control; it asks no LLM.
+    """
+
+    coef: float = number(0.1, at_least=0)
+    num_goals: int = number(1, at_least=1)
+    threshold: float = number(0.99, at_least=-1, at_most=1)
+    encoder: Literal["words", "minilm"] = "words"
+    choice: Literal["llm", "random"] = "llm"
+
+
+class Goals(Method):
+    """See the module. Its columns: ``reached``, goals paid per step, and ``bonus``, the mean of
+    what is added to a step's reward.
+    """
+
+    name = "goals"
+    columns = ("reached", "bonus")
+    arguments_type: ClassVar[type | None] = GoalsOptions
+
+    def __init__(self, setting: MethodSetting, options: GoalsOptions) -> None:
+        super().__init__(setting, options)
+        self._args = options
+        self._encode: Callable[[str], np.ndarray] = (
+            _words if options.encoder == "words" else sentence_encoder()
+        )
+        self._numbers: dict[str, float] = {}
+        self.forget_episodes()
+
+    def forget_episodes(self) -> None:
+        """See ``Method``."""
+        copies = self.setting.config.env.num_envs
+        self._paid: list[set[str]] = [set() for _ in range(copies)]
+        self._carried: list[tuple[str, ...]] = [()] * copies
+        self._seen: list[tuple[str, ...]] | None = None
+
+    def rewards(self, turns: Sequence[Turn]) -> np.ndarray:
+        """See ``Method``."""
+        goals = self._set_goals(turns)
+        bonus = np.zeros((len(turns), len(turns[0].prompts)))
+        for step, turn in enumerate(turns):
+            reached = turn.stepped.reached.observations.descriptions
+            for env, sentences in enumerate(reached):
+                told = captions(sentences, self._carried[env])
+                self._carried[env] = carried(sentences)
+                for goal in goals[step][env]:
+                    if goal not in self._paid[env] and self._close(goal, told):
+                        self._paid[env].add(goal)
+                        bonus[step, env] += self._args.coef
+                if turn.step.done[env]:
+                    self._paid[env], self._carried[env] = set(), ()
+        paid = bonus / self._args.coef if self._args.coef else bonus
+        self._numbers = {"reached": float(paid.mean()), "bonus": float(bonus.mean())}
+        return np.stack([turn.step.rewards for turn in turns]) + bonus
+
+    def learn(self, rollout: Rollout) -> dict[str, float]:
+        """See ``Method``; nobody teaches the LLM."""
+        return self._numbers
+
+    def state(self) -> dict[str, Any]:
+        """See ``Method``."""
+        return {"paid": [sorted(paid) for paid in self._paid], "carried": self._carried}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See ``Method``."""
+        self._paid = [set(paid) for paid in state["paid"]]
+        self._carried = [tuple(carried) for carried in state["carried"]]
+
+    def _set_goals(self, turns: Sequence[Turn]) -> list[list[tuple[str, ...]]]:
+        """The goals in each step and environment, in the states acted in."""
+        prompts = [prompt for turn in turns for prompt in turn.prompts]
+        offered = [goals_of(prompt) for prompt in prompts]
+        if self._args.choice == "random":
+            ranked = [self.setting.rng.permutation(len(texts)) for texts in offered]
+        else:
+            asked = tuple(f"{prompt.removesuffix('Action:')}Next goal:" for prompt in prompts)
+            table = _table(self.setting, asked, offered)
+            ranked = [np.argsort(-scores, kind="stable") for scores in table]
+        chosen = [
+            tuple(texts[place] for place in order[: self._args.num_goals])
+            for texts, order in zip(offered, ranked, strict=True)
+        ]
+        copies = len(turns[0].prompts)
+        return [chosen[place : place + copies] for place in range(0, len(chosen), copies)]
+
+    def _close(self, goal: str, told: Sequence[str]) -> bool:
+        return any(
+            float(self._encode(goal) @ self._encode(caption)) >= self._args.threshold
+            for caption in told
+        )
+
+
+def goals_of(prompt: str) -> tuple[str, ...]:
+    """What could be set as a goal where a prompt's observation is seen, in the order seen."""
+    objects = dict.fromkeys(name for name, _ in _SEEN.findall(_one_per_line(prompt)))
+    near = [text for name in objects for text in (f"go to the {name}", f"pick up the {name}")]
+    return (*near, "look around")
+
+
+def captions(sentences: Sequence[str], carried_before: Sequence[str]) -> list[str]:
+    """What a transition came to, in the words that goals have.
+
+    Args:
+        sentences: Of the state reached.
+        carried_before: What was carried in the state before.
+    """
+    told = [f"pick up the {name}" for name in carried(sentences) if name not in carried_before]
+    for sentence in sentences:
+        found = _SEEN.fullmatch(sentence)
+        if found and found[2] == AT_HAND:
+            told.append(f"go to the {found[1]}")
+    return told
+
+
+def carried(sentences: Sequence[str]) -> tuple[str, ...]:
+    """What the agent carries, by the sentences of a state."""
+    found = [_CARRIED.fullmatch(sentence) for sentence in sentences]
+    return tuple(match[1] for match in found if match)
+
+
+def _table(
+    setting: MethodSetting, prompts: tuple[str, ...], offered: Sequence[tuple[str, ...]]
+) -> list[np.ndarray]:
+    """Log-probabilities of each prompt's own goals; those with as many goals are asked at once."""
+    found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
+    for size in sorted({len(texts) for texts in offered}):
+        places = [place for place, texts in enumerate(offered) if len(texts) == size]
+        table = candidate_table(
+            setting.llm,
+            tuple(prompts[place] for place in places),
+            tuple(offered[place] for place in places),
+        )
+        for place, scores in zip(places, table, strict=True):
+            found[place] = scores
+    return found
+
+
+def _one_per_line(prompt: str) -> str:
+    """The sentences of a prompt's observation, each in a line."""
+    return prompt.replace("Observation: ", "\n").replace(", You ", "\nYou ")
+
+
+def _words(text: str) -> np.ndarray:
+    return hashed_words(text, TEXT_SIZE)

@@ -1,0 +1,173 @@
+"""The LLM and learnt values choose skills together: what the LLM finds useful for the mission,
+times what the student has learnt that it can do from here (Ahn et al. 2022, SayCan, arXiv
+2204.01691). Neither trains the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lamorel_ext.agents.features import FEATURE_SIZE, encode_observations
+from lamorel_ext.agents.guidance import Vocabulary, choose_guidance, every_guidance, make_vocabulary
+from lamorel_ext.agents.llm_teachers import LlmTeacher
+from lamorel_ext.agents.making import AgentSetting
+from lamorel_ext.agents.network import StudentNetwork
+from lamorel_ext.agents.optimizer import FlatAdam
+from lamorel_ext.agents.student import StudentAgent, expect_tensor
+from lamorel_ext.agents.student_ppo import LossTerm
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.experience import Guidance, Rollout, Scene
+from lamorel_ext.options import number
+from lamorel_ext.randomness import Draws, sample_rows
+from lamorel_ext.types import LlmClient
+
+
+@dataclass(frozen=True)
+class SkillsOptions:
+    """Options of ``Skills``.
+
+    Attributes:
+        choose: By the ``product``, or, as controls, by the ``llm`` or the ``values`` alone.
+        lr: Adam's step size of the values.
+        epochs: Passes of the values over a rollout.
+        hidden_size: Width of the values' hidden layer.
+    """
+
+    choose: Literal["product", "llm", "values"] = "product"
+    lr: float = number(2e-3, at_least=0)
+    epochs: int = number(4, at_least=1)
+    hidden_size: int = number(64, at_least=1)
+
+
+class SkillValues(nn.Module):
+    """How well each skill does from a state: an estimate of the return, between 0 and 1.
+
+    Args:
+        num_skills: Skills there are.
+        hidden_size: Of the hidden layer.
+        generator: Draws the initial weights.
+    """
+
+    def __init__(self, num_skills: int, hidden_size: int, generator: torch.Generator) -> None:
+        super().__init__()
+
+        def weight(rows: int, columns: int, gain: float) -> nn.Parameter:
+            drawn = nn.init.orthogonal_(torch.empty(rows, columns), gain, generator=generator)
+            return nn.Parameter(drawn)
+
+        self.first, self.first_bias = (
+            weight(hidden_size, FEATURE_SIZE, 2.0**0.5),
+            nn.Parameter(torch.zeros(hidden_size)),
+        )
+        self.last, self.last_bias = (
+            weight(num_skills, hidden_size, 0.01),
+            nn.Parameter(torch.zeros(num_skills)),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(n, skills)``, logits of the estimates, from ``(n, FEATURE_SIZE)``."""
+        hidden = torch.relu(F.linear(features, self.first, self.first_bias))
+        return F.linear(hidden, self.last, self.last_bias)
+
+
+class SkillTeacher:
+    """Draws a skill in proportion to the LLM's probability times the value. See ``Teacher``."""
+
+    def __init__(
+        self, llm: LlmClient, vocabulary: Vocabulary, values: SkillValues, choose: str
+    ) -> None:
+        self._speaker = LlmTeacher(llm, vocabulary)
+        self._vocabulary, self._values, self._choose = vocabulary, values, choose
+        self.guidance_codes = vocabulary.size
+        self.options: Guidance | None = every_guidance(vocabulary)
+
+    def guide(self, scene: Scene, draws: Draws) -> Guidance:
+        """See ``Teacher``."""
+        chosen = sample_rows(np.log(self.distribution(scene)), draws.guidance)
+        return choose_guidance(self._vocabulary, chosen)
+
+    def distribution(self, scene: Scene) -> np.ndarray:
+        """See ``Teacher``."""
+        probs = np.ones((len(scene), self.guidance_codes))
+        if self._choose != "values":
+            probs = probs * self._speaker.distribution(scene)
+        if self._choose != "llm":
+            features = torch.from_numpy(encode_observations(scene.observations))
+            with torch.inference_mode():
+                probs = probs * torch.sigmoid(self._values(features)).double().numpy()
+        normalised: np.ndarray = probs / probs.sum(axis=1, keepdims=True)
+        return normalised
+
+
+class Skills(StudentAgent):
+    """A student whose guidance is a skill, chosen anew in each state. See the module."""
+
+    arguments_type: ClassVar[type | None] = SkillsOptions
+
+    def __init__(self, setting: AgentSetting, options: SkillsOptions) -> None:
+        config, args = setting.config, setting.config.student
+        kind = config.guidance.vocabulary
+        if kind == "free":
+            raise ConfigError("guidance.vocabulary: skills are a list, free text is none")
+        vocabulary = make_vocabulary(kind)
+        generator = torch.Generator().manual_seed(setting.seed)
+        network = StudentNetwork(
+            vocabulary.size,
+            args.hidden_size,
+            args.guidance_size,
+            args.kappa,
+            generator,
+            args.kappa_mode != "initial",
+        )
+        self.skill_values = SkillValues(vocabulary.size, options.hidden_size, generator)
+        teacher = SkillTeacher(setting.llm, vocabulary, self.skill_values, options.choose)
+        super().__init__(network, teacher, args, reads_prompts=options.choose != "values")
+        self._options = options
+        self._skill_optimizer = FlatAdam(list(self.skill_values.parameters()))
+        self.columns = (*self.columns, "skills_loss")
+
+    def update(
+        self, rollout: Rollout, rng: np.random.Generator, term: LossTerm | None = None
+    ) -> dict[str, float]:
+        """See ``Agent``; the values learn the returns of the skills that were chosen."""
+        heard = [turn.decision.heard for turn in rollout.turns if turn.decision.heard is not None]
+        seen = [
+            turn.decision.features for turn in rollout.turns if turn.decision.features is not None
+        ]
+        features = torch.from_numpy(np.concatenate(seen))
+        codes = torch.from_numpy(np.concatenate([guidance.codes for guidance in heard]))
+        returns = torch.from_numpy(np.clip(rollout.returns.ravel(), 0.0, 1.0)).float()
+        losses = []
+        for _ in range(self._options.epochs):
+            logits = (self.skill_values(features) * codes).sum(dim=1)
+            loss = F.binary_cross_entropy_with_logits(logits, returns)
+            self._skill_optimizer.minimise(loss, self._options.lr, self.args.max_grad_norm)
+            losses.append(float(loss.detach()))
+        numbers = super().update(rollout, rng, term)
+        return numbers | {"skills_loss": float(np.mean(losses))}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See ``Agent``."""
+        found = super().tensors()
+        for name, parameter in self.skill_values.named_parameters():
+            found[f"skills.{name}"] = parameter.detach().clone()
+        for key, tensor in self._skill_optimizer.tensors().items():
+            found[f"adam_skills.{key}"] = tensor
+        return found
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """See ``Agent``."""
+        super().load_tensors(tensors)
+        for name, parameter in self.skill_values.named_parameters():
+            with torch.no_grad():
+                parameter.copy_(expect_tensor(tensors, f"skills.{name}", parameter.shape))
+        state = self._skill_optimizer.tensors().items()
+        self._skill_optimizer.load(
+            {key: expect_tensor(tensors, f"adam_skills.{key}", own.shape) for key, own in state}
+        )

@@ -1,0 +1,463 @@
+"""The recipes of docs/methods.md: every bonus, score and loss by hand, and each of them in runs that
+are stopped and resumed.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lamorel_ext.agents.making import AgentSetting
+from lamorel_ext.config import Config, Plug, load_config
+from lamorel_ext.errors import ConfigError, NotThereError, RequestError
+from lamorel_ext.llm.updaters.scored import Scored
+from lamorel_ext.methods.base import MethodSetting
+from lamorel_ext.methods.constitution import (
+    Constitution,
+    ConstitutionOptions,
+    judge_question,
+    verdicts,
+)
+from lamorel_ext.methods.goals import Goals, GoalsOptions, captions, goals_of
+from lamorel_ext.methods.preferences import Pair, ranked, read_rankings
+from lamorel_ext.methods.preferences.options import PairOptions
+from lamorel_ext.methods.preferences.updater import PairUpdater
+from lamorel_ext.methods.prompt_search import PromptSearch, PromptSearchOptions
+from lamorel_ext.methods.proxy_reward import ProxyReward, ProxyRewardOptions, question
+from lamorel_ext.methods.skills import Skills, SkillsOptions
+from lamorel_ext.randomness import Draws, make_rng
+from lamorel_ext.training.loop import train
+from lamorel_ext.training.recorder import MemoryRecorder
+from lamorel_ext.types import UpdateRequest, UpdateResult
+from tests.training.student_fakes import TableLlm, make_corridor, small_config
+from tests.training.test_training import FragileRecorder, Stops, without_seconds
+from tests.updaters.updater_fakes import FakeHost
+
+RECIPES = (
+    "prior",
+    "proxy_reward",
+    "goals",
+    "preferences",
+    "constitution",
+    "prompt_search",
+    "skills",
+)
+GAMMA = 0.9
+
+
+class PairLlm(TableLlm):
+    """Also learns from pairs: the better text's score goes up, the worse one's down."""
+
+    def update_batch(self, request: UpdateRequest) -> UpdateResult:
+        if request.updater != "preferences":
+            return super().update_batch(request)
+        self.requests.append(request)
+        for prompt, texts in zip(request.prompts, request.candidates, strict=True):
+            for text, sign in zip(texts, (1.0, -1.0), strict=True):
+                moved = self._score(prompt, text) + sign * float(request.options["lr"])
+                self.scores[f"{prompt}|{text}"] = moved
+        return UpdateResult({"loss": 0.7, "margin": 0.0, "accuracy": 0.0, "steps": 1.0})
+
+
+def setting(llm: TableLlm | None = None, num_envs: int = 1, **more: Any) -> MethodSetting:
+    config = small_config(env={"num_envs": num_envs})
+    agent: Any = SimpleNamespace(discount=SimpleNamespace(gamma=GAMMA), reads_prompts=True)
+    rng = np.random.default_rng(0)
+    told: dict[str, Any] = {"reword": lambda wording: None, **more}
+    return MethodSetting(config, llm or PairLlm(), agent, rng, **told)
+
+
+def turn(
+    seen: str = "You see a wall 1 step forward",
+    ended: str = "",
+    prompt: str = "prompt",
+    action: int = 2,
+    reward: float = 0.0,
+) -> Any:
+    """One step of one environment; it ended by the task or by the step limit."""
+    observations = SimpleNamespace(missions=("go",), descriptions=((*seen.split(", "),),))
+    step = SimpleNamespace(
+        rewards=np.array([reward]),
+        terminated=np.array([ended == "task"]),
+        done=np.array([bool(ended)]),
+    )
+    return SimpleNamespace(
+        prompts=(prompt,),
+        step=step,
+        stepped=SimpleNamespace(reached=SimpleNamespace(observations=observations)),
+        decision=SimpleNamespace(actions=np.array([action])),
+    )
+
+
+def config_of(recipe: str, **groups: Any) -> Config:
+    chosen = load_config([f"arm={recipe}"])
+    config = small_config(**groups)
+    return dataclasses.replace(
+        config, arm=chosen.arm, feedback=chosen.feedback, method=chosen.method, agent=chosen.agent
+    )
+
+
+# --- in a run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_that_was_stopped_goes_on_as_if_it_had_not_been(
+    recipe: str, tmp_path: Path
+) -> None:
+    config = config_of(recipe)
+    one = MemoryRecorder(tmp_path / "one")
+    train(config, PairLlm(), one, make_corridor)
+    fragile = FragileRecorder(tmp_path / "two")
+    with pytest.raises(Stops):
+        train(config, PairLlm(), fragile, make_corridor)
+    fragile.rollouts_left = 9
+    train(config, PairLlm(), fragile, make_corridor)
+    assert without_seconds(fragile.rows) == without_seconds(one.rows)
+    assert one.last is not None and fragile.last is not None
+    assert all(
+        torch.equal(tensor, fragile.last.tensors[key]) for key, tensor in one.last.tensors.items()
+    )
+
+
+# --- proxy_reward ---------------------------------------------------------------------------------
+
+
+def proxy(llm: TableLlm, **options: Any) -> ProxyReward:
+    return ProxyReward(setting(llm), ProxyRewardOptions(**options))
+
+
+def odds_of(llm: TableLlm, told: list[str]) -> float:
+    asked = question("go", told)
+    return llm._score(asked, "yes") - llm._score(asked, "no")
+
+
+def test_shaped_rewards_by_hand_also_across_rollouts() -> None:
+    llm = TableLlm()
+    method = proxy(llm, coef=2.0, every=2, window=2)
+    line = "go forward: You see a wall 1 step forward"
+    phi = odds_of(llm, [line, line])
+    # a question after every second step; nothing is known before it
+    assert method.rewards([turn(reward=0.5)])[:, 0].tolist() == [0.5]
+    again = proxy(llm, coef=2.0, every=2, window=2)
+    again.restore(json.loads(json.dumps(method.state())))
+    rest = [turn(), turn(), turn(ended="task", reward=1.0), turn()]
+    expected = [
+        2 * GAMMA * phi,  # the question's answer comes in
+        2 * (GAMMA * phi - phi),  # it stands
+        1.0 - 2 * phi,  # the task's end is worth nothing
+        0.0,  # a new episode begins
+    ]
+    assert again.rewards(rest)[:, 0] == pytest.approx(expected)
+
+
+def test_a_potential_changes_no_return_from_an_episodes_start() -> None:
+    method = proxy(TableLlm(favourite="yes", strength=2.0), every=1)
+    turns = [turn(f"You see a wall {step} steps forward") for step in range(2, 7)]
+    bonus = method.rewards([*turns, turn(ended="task")])[:, 0]
+    assert np.abs(bonus).max() > 0.05
+    assert float(bonus @ GAMMA ** np.arange(6)) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_cut_off_episode_keeps_its_potential_for_the_value_behind_it() -> None:
+    llm = TableLlm()
+    method = proxy(llm, coef=1.0, every=1)
+    line = "go forward: You see a wall 1 step forward"
+    phi = odds_of(llm, [line])
+    assert method.rewards([turn(ended="limit"), turn()])[:, 0] == pytest.approx(
+        [GAMMA * phi, GAMMA * phi]
+    )
+
+
+def test_the_papers_own_form_pays_the_log_odds_at_questions_and_at_the_end() -> None:
+    llm = TableLlm(favourite="yes", strength=50.0)
+    method = proxy(llm, coef=0.1, every=3, limit=4.0, potential=False)
+    paid = method.rewards([turn(), turn(ended="task"), turn(), turn(), turn()])[:, 0]
+    assert paid == pytest.approx([0.0, 0.4, 0.0, 0.0, 0.4])  # 50 nats and more are cut off at 4
+
+
+def test_shuffled_transcripts_pay_the_same_in_another_order() -> None:
+    llm = TableLlm()
+    turns = [turn(f"You see a wall {step} steps forward") for step in range(2, 40)]
+    paid = {
+        kind: proxy(llm, every=1, potential=False, transcripts=kind).rewards(turns)[:, 0]
+        for kind in ("own", "shuffled")
+    }
+    assert sorted(paid["own"]) == pytest.approx(sorted(paid["shuffled"]))
+    assert paid["own"].tolist() != paid["shuffled"].tolist()
+
+
+# --- goals ----------------------------------------------------------------------------------------
+
+
+RED = "Goal of the agent: go\nObservation: You see a red ball 2 steps forward, You see a wall\nAction:"
+
+
+def test_goals_are_about_the_objects_seen() -> None:
+    assert goals_of(RED) == ("go to the red ball", "pick up the red ball", "look around")
+    assert goals_of("Observation: You see a wall 1 step left") == ("look around",)
+
+
+def test_captions_tell_what_is_at_hand_and_what_was_picked_up() -> None:
+    assert captions(("You see a red ball 1 step forward",), ()) == ["go to the red ball"]
+    assert captions(("You carry a red ball",), ()) == ["pick up the red ball"]
+    assert captions(("You carry a red ball",), ("red ball",)) == []
+    assert captions(("You see a red ball 1 step left",), ()) == []
+
+
+def test_a_goal_pays_once_an_episode() -> None:
+    llm = TableLlm(favourite="go to the red ball", strength=9.0)
+    method = Goals(setting(llm), GoalsOptions(coef=0.25))
+    near = "You see a red ball 1 step forward"
+    turns = [
+        turn(near, prompt=RED),
+        turn(near, prompt=RED),
+        turn(near, prompt=RED, ended="task", reward=1.0),
+        turn(near, prompt=RED),
+    ]
+    assert method.rewards(turns)[:, 0].tolist() == [0.25, 0.0, 1.0, 0.25]
+    assert method.learn(None) == {"reached": 0.5, "bonus": 0.125}  # type: ignore[arg-type]
+
+
+def test_a_goal_that_the_llm_does_not_set_pays_nothing() -> None:
+    llm = TableLlm(favourite="look around", strength=9.0)
+    method = Goals(setting(llm), GoalsOptions())
+    turns = [turn("You see a red ball 1 step forward", prompt=RED)]
+    assert method.rewards(turns)[:, 0].tolist() == [0.0]
+
+
+def test_random_goals_ask_no_llm() -> None:
+    llm = TableLlm()
+    method = Goals(setting(llm), GoalsOptions(choice="random"))
+    near = turn("You see a red ball 1 step forward", prompt=RED, ended="task")
+    paid = method.rewards([near] * 300)[:, 0]
+    assert llm.requests == [] and 0.2 < float((paid > 0).mean()) < 0.47  # one goal in three
+
+
+def test_a_missing_sentence_encoder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"method.encoder: minilm is not installed"):
+        Goals(setting(), GoalsOptions(encoder="minilm"))
+
+
+# --- preferences and constitution -----------------------------------------------------------------
+
+
+def said(prompt: str, chosen: int) -> Any:
+    texts = ("left", "right", "")
+    words = SimpleNamespace(prompts=(prompt,), candidates=(texts,), chosen=np.array([chosen]))
+    return SimpleNamespace(decision=SimpleNamespace(said=words))
+
+
+def test_a_states_best_guidance_is_ranked_above_its_worst() -> None:
+    turns = [said("a", 0), said("a", 1), said("a", 0), said("b", 0), said("c", 0), said("c", 1)]
+    turns.append(said("b", 2))  # an empty text is no guidance
+    advantages = np.array([[0.5], [0.1], [-0.5], [9.0], [1.0], [1.0], [0.0]])
+    rollout: Any = SimpleNamespace(turns=turns, advantages=advantages)
+    # a: left has (.5 - .5) / 2 = 0, right .1; b: one text; c: a tie
+    assert ranked(rollout) == [Pair("a", "right", "left")]
+
+
+def test_the_loss_of_a_pair_by_hand() -> None:
+    scores = torch.tensor([[-1.0, -3.0], [-2.0, -1.0]], dtype=torch.float64)
+    reference = torch.tensor([[-2.0, -2.0], [-2.0, -2.0]], dtype=torch.float64)
+    terms = PairUpdater().loss(Scored(scores, {}, reference), {}, PairOptions(beta=0.5))
+    # margins 2 and -1: log(1 + e^-1) and log(1 + e^.5)
+    assert terms["loss"].tolist() == pytest.approx([0.3132616875, 0.9740769842])
+    assert terms["margin"].tolist() == [2.0, -1.0] and terms["accuracy"].tolist() == [1.0, 0.0]
+    alone = PairUpdater().loss(Scored(scores, {}, reference), {}, PairOptions(loss="filtered"))
+    assert alone["loss"].tolist() == [1.0, 2.0]
+
+
+def test_the_gradient_of_a_pair_against_finite_differences() -> None:
+    reference = torch.tensor([[-2.0, -1.5]], dtype=torch.float64)
+    scores = torch.tensor([[-1.0, -1.7]], dtype=torch.float64, requires_grad=True)
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        return PairUpdater().loss(Scored(values, {}, reference), {}, PairOptions(beta=1.3))["loss"]
+
+    assert torch.autograd.gradcheck(loss, (scores,))
+
+
+def pair_request(*candidates: tuple[str, ...], **options: Any) -> UpdateRequest:
+    prompts = tuple(f"prompt {place}" for place in range(len(candidates)))
+    rows = torch.arange(len(candidates))
+    return UpdateRequest("preferences", prompts, candidates, rows, len(candidates), {}, options)
+
+
+def test_pairs_move_the_better_text_ahead_of_the_worse() -> None:
+    host, updater = FakeHost(), PairUpdater()
+    updater.set_llm_module(host)
+    request = pair_request(("left", "right"), ("up", "down"), lr=0.05, epochs=20)
+    first = updater.update(dataclasses.replace(request, options={"lr": 0.0})).stats
+    assert first["loss"] == pytest.approx(math.log(2)) and first["margin"] == 0.0
+    updater.update(request)
+    assert updater.update(request).stats["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("texts", [("left",), ("left", "left"), ("a", "b", "c")])
+def test_what_is_no_pair_is_refused(texts: tuple[str, ...]) -> None:
+    updater = PairUpdater()
+    updater.set_llm_module(FakeHost())
+    with pytest.raises(RequestError, match=r"candidates\[1\]: expected two different texts"):
+        updater.update(pair_request(("left", "right"), texts))
+
+
+def test_a_file_of_rankings_is_read_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "p", "better": "a", "worse": "b"}\n\n')
+    assert read_rankings(path) == [Pair("p", "a", "b")]
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ('{"prompt": "p", "better": "a", "worse": "a"}', "line 2: a tie: 'a'"),
+        ('{"prompt": "p", "better": "a"}', "line 2: expected an object with prompt, better, worse"),
+        ('{"prompt": "p", "better": "a", "worse": 3}', "line 2: prompt, better and worse must be"),
+        ("better", "line 2: no JSON"),
+    ],
+)
+def test_a_ranking_that_is_none_is_told_by_its_line(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "p", "better": "a", "worse": "b"}\n' + line + "\n")
+    with pytest.raises(ConfigError) as caught:
+        read_rankings(path)
+    assert words in str(caught.value)
+
+
+def test_a_file_of_rankings_that_is_missing_or_empty_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotThereError, match="no such file"):
+        read_rankings(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ConfigError, match="no rankings in it"):
+        read_rankings(tmp_path / "empty.jsonl")
+
+
+def test_coins_turn_half_of_the_ranks(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    line = {"prompt": "p", "better": "a", "worse": "b"}
+    path.write_text("\n".join([json.dumps(line)] * 200))
+    arguments = json.dumps({"rankings": str(path), "ranks": "coin"})
+    made = Plug("lamorel_ext.methods.preferences.Preferences", arguments).make("method", setting())
+    turned = sum(pair.better == "b" for pair in made.pairs(None))
+    assert 70 < turned < 130
+
+
+def test_verdicts_cancel_a_liking_for_a_letter() -> None:
+    proposed = [Pair("p", "a", "b"), Pair("q", "c", "d"), Pair("r", "e", "f")]
+    odds = np.array([3.0, 2.0, 2.0, 3.0, 5.0, 5.0])  # A is liked throughout
+    assert verdicts(proposed, odds) == [Pair("p", "a", "b"), Pair("q", "d", "c")]
+
+
+def test_a_question_to_the_judge_has_its_principles_or_none() -> None:
+    assert judge_question(("Be kind.",), "Goal: go\nAction:", "left", "right") == (
+        "Be kind.\nGoal: go\nAdvice A: left\nAdvice B: right\nBetter advice:"
+    )
+    assert judge_question((), "Goal: go\nAction:", "l", "r").startswith("Goal: go")
+    made = Constitution(setting(), ConstitutionOptions(with_principles=False))
+    assert made._principles == ()
+
+
+# --- prompt_search --------------------------------------------------------------------------------
+
+
+def search(**options: Any) -> tuple[PromptSearch, list[str]]:
+    used: list[str] = []
+    made = setting(reword=lambda wording: used.append(wording.prompt("p")))
+    return PromptSearch(made, PromptSearchOptions(edits=("", "x", "y"), **options)), used
+
+
+def paying(reward: float) -> Any:
+    return SimpleNamespace(rewards=np.full((4, 2), reward))
+
+
+def test_the_bandit_by_hand() -> None:
+    method, used = search(exploration=0.0)
+    numbers = [method.learn(paying(reward)) for reward in (0.1, 0.5, 0.2)]
+    # against the mean so far: nothing yet, .5 - .1, .2 - .3
+    assert [row["worth"] for row in numbers] == pytest.approx([0.0, 0.4, -0.1])
+    assert used == ["p", "x\np", "y\np", "x\np"]
+
+
+def test_the_bandits_state_comes_back() -> None:
+    method, _ = search()
+    for reward in (0.1, 0.5, 0.2):
+        method.learn(paying(reward))
+    again, used = search()
+    again.restore(json.loads(json.dumps(method.state())))
+    assert again.learn(paying(0.3)) == method.learn(paying(0.3)) and len(used) == 3
+
+
+def test_random_edits_come_whatever_they_were_worth() -> None:
+    method, _ = search(choice="random")
+    drawn = [method.learn(paying(0.0))["edit"] for _ in range(60)]
+    assert set(drawn) == {0.0, 1.0, 2.0}
+
+
+def test_the_llm_reads_the_instruction(tmp_path: Path) -> None:
+    llm = PairLlm()
+    train(config_of("prompt_search"), llm, MemoryRecorder(tmp_path), make_corridor)
+    prompts = {prompt for request in llm.requests for prompt in request.prompts}
+    assert any(prompt.startswith("You guide a robot in a room.\nGoal") for prompt in prompts)
+
+
+@pytest.mark.parametrize("edits", [(), ("a", "a")])
+def test_edits_must_differ(edits: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"method.edits: expected different instructions"):
+        PromptSearch(setting(), PromptSearchOptions(edits=edits))
+
+
+# --- skills ---------------------------------------------------------------------------------------
+
+
+def skills(llm: TableLlm, **options: Any) -> Skills:
+    return Skills(AgentSetting(config_of("skills"), llm, 3), SkillsOptions(**options))
+
+
+def test_skills_are_chosen_by_the_product_of_probability_and_value() -> None:
+    from lamorel_ext.training.building import make_prompted_env
+
+    llm, config = TableLlm(), config_of("skills")
+    scene = make_prompted_env(config, make_corridor(config, False)).reset()
+    chosen = {
+        kind: skills(llm, choose=kind).teacher.distribution(scene)
+        for kind in ("product", "llm", "values")
+    }
+    product = chosen["llm"] * chosen["values"]
+    assert chosen["product"] == pytest.approx(product / product.sum(axis=1, keepdims=True))
+    assert np.allclose(chosen["product"].sum(axis=1), 1.0)
+
+
+def test_values_learn_which_skill_pays() -> None:
+    agent = skills(TableLlm(), lr=0.05, epochs=30)
+    features = np.ones((6, agent.skill_values.first.shape[1]), dtype=np.float32) / 100
+    from lamorel_ext.experience import Decision, Guidance
+
+    codes = np.eye(6, dtype=np.float32)
+    heard = Guidance(codes, np.arange(6))
+    decision = Decision(
+        np.zeros(6, dtype=np.int64), np.full(6, -1.8), np.zeros(6), None, features, heard
+    )
+    returns = np.array([[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    rollout: Any = SimpleNamespace(
+        turns=(SimpleNamespace(decision=decision),), returns=returns, advantages=returns
+    )
+    agent.update(rollout, make_rng(0, "updates"))
+    values = torch.sigmoid(agent.skill_values(torch.from_numpy(features[:1])))[0]
+    assert values[0] > 0.8 and values[1:].max() < 0.2
+
+
+def test_an_agent_of_skills_acts() -> None:
+    from lamorel_ext.training.building import make_prompted_env
+
+    config = config_of("skills")
+    scene = make_prompted_env(config, make_corridor(config, False)).reset()
+    draws = Draws(np.random.default_rng(0), np.random.default_rng(1))
+    decision = skills(TableLlm()).decide(scene, draws)
+    assert decision.actions.shape == (4,) and decision.said is None
