@@ -15,6 +15,7 @@ import pytest
 from tests.cluster.slurm_cluster import ADDRESS
 
 ROOT = Path(__file__).parents[2]
+SHARED = Path("/mnt")
 SMALL = (
     "--config-name", "demo", "arm=teacher_feedback_gae", "run.total_steps=1024",
     "lamorel_args.distributed_setup_args.n_llm_processes=3",
@@ -52,10 +53,11 @@ def host_network() -> None:
         "link set lan1 up",
     ):
         subprocess.run(["ip", *words.split()], check=True)
-    hosts = Path("/run/lamorel-ext-hosts")
+    # These mounts end with this process; Munge's own user must get in, unlike in pytest's folders.
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(SHARED)], check=True)
+    hosts = SHARED / "hosts"
     hosts.write_text(f"127.0.0.1 localhost\n{ADDRESS} box n1 n2\n")
     subprocess.run(["mount", "--bind", str(hosts), "/etc/hosts"], check=True)
-    hosts.unlink()
 
 
 @pytest.fixture(scope="session")

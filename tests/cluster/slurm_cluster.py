@@ -12,6 +12,8 @@ from pathlib import Path
 
 ADDRESS = "10.77.0.1"
 NODES = ("n1", "n2")
+PATIENCE_S = 600.0
+"""A busy machine takes two minutes to start four ranks."""
 CONF = """\
 ClusterName=two
 SlurmctldHost=box({address})
@@ -62,7 +64,7 @@ class SlurmCluster:
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         assert done.returncode == 0, f"{' '.join(words[:4])}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -76,7 +78,7 @@ class SlurmCluster:
         """State of the job, of an array's jobs each."""
         return re.findall(r"\bJobState=(\S*)", self.run("scontrol", "show", "job", job))
 
-    def wait_for(self, job: str, *wanted: str, timeout_s: float = 240.0) -> None:
+    def wait_for(self, job: str, *wanted: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until every job of the array, or the one, is in one of the states."""
         deadline = time.monotonic() + timeout_s
         while not all(state in wanted for state in self.states(job)):
@@ -86,6 +88,12 @@ class SlurmCluster:
                 + "\n".join(self.run("squeue", "--all").splitlines())
             )
             time.sleep(0.5)
+
+    def end_jobs(self) -> None:
+        """At once."""
+        self.run("scancel", "--user=root", "--state=PENDING")
+        self.run("scancel", "--full", "--signal=KILL", "--user=root")
+        self.run("scancel", "--user=root")
 
 
 @contextmanager
@@ -107,7 +115,7 @@ def running_cluster(folder: Path) -> Iterator[SlurmCluster]:
                 )
         _wait_for_nodes(cluster)
         yield cluster
-        cluster.run("scancel", "--full", "--signal=KILL", "--user=root")
+        cluster.end_jobs()
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
@@ -135,7 +143,7 @@ def _munge(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _wait_for_nodes(cluster: SlurmCluster) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         done = subprocess.run(
             ["sinfo", "--noheader", "--Node", "--format=%T"],
