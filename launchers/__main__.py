@@ -21,9 +21,10 @@ from experiments.runs.entry import ConfigParser, add_config_arguments, add_trust
 from experiments.runs.planning import plan, policy_config, split_policy
 from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.processes.secret import VARIABLE
 from lamorel_ext.rpc.topology import format_table, placements
 from launchers import script
-from launchers.command import MODULES, Command, accelerate_launch, one_process
+from launchers.command import MODULES, accelerate_launch, machine_commands, one_process
 from launchers.local import run_here
 from launchers.slurm import SlurmOptions, array_script, batch_script, read_option, report_script
 from launchers.submit import Job, submit
@@ -108,15 +109,28 @@ def launch(argv: Sequence[str]) -> int:
             return submit(jobs)
         print("\n".join(job.shell() for job in jobs) if options.submit else jobs[0].text.rstrip())
         return 0
-    command = (
-        one_process(options.task, arguments, sys.executable)
-        if options.one_process
-        else accelerate_launch(config, options.task, arguments)
-    )
-    if not options.dry_run:
-        return run_here(command)
-    print(_dry_run(config, command, batch_script(config, options.task, arguments, slurm)))
-    return 0
+    if options.dry_run:
+        text = batch_script(config, options.task, arguments, slurm)
+        print(_dry_run(config, _by_hand(options, config, arguments), text))
+        return 0
+    if options.one_process:
+        return run_here(one_process(options.task, arguments, sys.executable))
+    return run_here(accelerate_launch(config, options.task, arguments))
+
+
+def _by_hand(options: argparse.Namespace, config: Config, arguments: Sequence[str]) -> str:
+    """What is typed on each machine where no scheduler does it."""
+    if options.one_process:
+        return f"# on this machine\n{one_process(options.task, arguments, sys.executable).shell()}"
+    try:
+        commands = machine_commands(config, options.task, arguments)
+    except ConfigError as error:
+        return "\n".join(f"# by hand: {problem}" for problem in error.problems)
+    if len(commands) == 1:
+        return f"# on this machine\n{commands[0].shell()}"
+    lines = [f"# on machine {place}\n{each.shell()}" for place, each in enumerate(commands)]
+    secret = f"# first, with the same random text on every machine: export {VARIABLE}=..."
+    return "\n\n".join([secret, *lines])
 
 
 def _jobs(
@@ -169,12 +183,9 @@ def _writes_batch_script(options: argparse.Namespace) -> bool:
     return bool(options.slurm or options.slurm_array or options.slurm_report)
 
 
-def _dry_run(config: Config, command: Command, script: str) -> str:
+def _dry_run(config: Config, by_hand: str, script: str) -> str:
     table = format_table(placements(config.lamorel_args), config.env.num_envs)
-    return (
-        f"# ranks\n{table}\n\n# on this machine\n{command.shell()}\n\n# for"
-        f" sbatch\n{script.rstrip()}"
-    )
+    return f"# ranks\n{table}\n\n{by_hand}\n\n# for sbatch\n{script.rstrip()}"
 
 
 def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,14 @@ from dataclasses import dataclass, field
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.processes.secret import VARIABLE
-from lamorel_ext.rpc.topology import placements, world_size
-from launchers.command import MODULES, accelerate_arguments, rank_environment, threads_per_process
+from lamorel_ext.rpc.topology import placements, ranks_by_machine
+from launchers.command import (
+    MODULES,
+    accelerate_arguments,
+    num_processes,
+    rank_environment,
+    threads_per_process,
+)
 
 SRUN = 'srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1'
 """Since Slurm 22.05 a step does not inherit the job's ``--cpus-per-task``: without it every rank of
@@ -205,18 +211,18 @@ def _script(
     body: Sequence[str],
     module: str,
 ) -> str:
-    nodes, ranks = (
-        config.lamorel_args.accelerate_args.num_machines,
-        world_size(config.lamorel_args.distributed_setup_args),
+    ranks = ranks_by_machine(config.lamorel_args)
+    # By hand a server may use the last GPU of a node alone; all before it must be there.
+    gpus = 1 + max(
+        (gpu for place in placements(config.lamorel_args) for gpu in place.gpus), default=-1
     )
-    gpus = max(len(gpus_of) for gpus_of in _gpus_by_node(config))
     by_hand = any(key in options.sbatch for key in GPU_OPTIONS)
     asks = {"signal": f"USR1@{options.save_before_limit_s}"} if options.save_before_limit_s else {}
     header: dict[str, str | None] = {
         "job-name": name,
-        "nodes": str(nodes),
+        "nodes": str(len(ranks)),
         "ntasks-per-node": "1",
-        "cpus-per-task": str(-(-ranks // nodes) * threads_per_process(config)),
+        "cpus-per-task": str(max(map(len, ranks)) * threads_per_process(config)),
         "output": "%x-%j.out",
         "open-mode": "append",
         **({"gpus-per-node": str(gpus)} if gpus and not by_hand else {}),
@@ -266,15 +272,6 @@ def _text(header: Mapping[str, str | None], options: SlurmOptions, lines: Sequen
     )
 
 
-def _gpus_by_node(config: Config) -> list[set[int]]:
-    """The GPUs in use on each node."""
-    table = placements(config.lamorel_args)
-    return [
-        {gpu for place in table if place.node == node for gpu in place.gpus}
-        for node in {place.node for place in table}
-    ]
-
-
 def _launch_lines(config: Config, module: str, options: SlurmOptions) -> list[str]:
     """On one node accelerate finds a free port; several nodes agree on one that the job's number
     gives.
@@ -282,6 +279,7 @@ def _launch_lines(config: Config, module: str, options: SlurmOptions) -> list[st
     ``launchers.elastic`` is ``accelerate launch`` that hands signals on to the ranks.
     """
     srun = " ".join([SRUN, *(shlex.quote(word) for word in options.srun)])
+    counts = _counts(config)
     inner = f"{shlex.quote(options.python)} -m launchers.elastic {_spread(config)} {module}"
     if config.lamorel_args.accelerate_args.num_machines == 1:
         return [f"{srun} {inner}"]
@@ -290,8 +288,17 @@ def _launch_lines(config: Config, module: str, options: SlurmOptions) -> list[st
         f"main_port=$(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))",
         "export main_ip main_port",
         # The signal before the time limit reaches every process of a step: a shell would end.
-        f"{srun} bash -c {shlex.quote(f'exec {inner}')}",
+        f"{srun} bash -c {shlex.quote(f'{counts}exec {inner}')}",
     ]
+
+
+def _counts(config: Config) -> str:
+    """An array of ``--num_processes`` by node, where nodes differ."""
+    counts = [
+        num_processes(config, machine)
+        for machine in range(config.lamorel_args.accelerate_args.num_machines)
+    ]
+    return "" if len(set(counts)) == 1 else f"processes=({' '.join(map(str, counts))}); "
 
 
 def _spread(config: Config) -> str:
@@ -306,6 +313,7 @@ def _spread(config: Config) -> str:
         config, lamorel_args=dataclasses.replace(config.lamorel_args, accelerate_args=fixed)
     )
     variables = {
+        **({"--num_processes": '"${processes[SLURM_NODEID]}"'} if _counts(config) else {}),
         "--machine_rank": '"$SLURM_NODEID"',
         "--main_process_ip": '"$main_ip"',
         "--main_process_port": '"$main_port"',

@@ -21,7 +21,7 @@ from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
 from lamorel_ext.rpc.link import Peer
 from lamorel_ext.rpc.rendezvous import meet_peers, peer_of
 from lamorel_ext.rpc.tcp_listener import TcpListener, end_process
-from lamorel_ext.rpc.topology import Placement, placements_on, world_size
+from lamorel_ext.rpc.topology import Placement, placements_on, ranks_by_machine
 from lamorel_ext.rpc.transport import InProcessTransport
 from lamorel_ext.types import ServerGroup
 
@@ -124,9 +124,9 @@ def in_process(hosted: Sequence[Hosted], shards: Shards = "contiguous") -> Calle
 
 
 def _placement(rank: int, args: LamorelArgs) -> Placement:
-    per_node = world_size(args.distributed_setup_args) // args.accelerate_args.num_machines
+    machine = next(node for node, ranks in enumerate(ranks_by_machine(args)) if rank in ranks)
     num_gpus = torch.cuda.device_count() if args.llm_args.parallelism.use_gpu else 0
-    return placements_on(rank // per_node, args, num_gpus)[rank % per_node]
+    return next(each for each in placements_on(machine, args, num_gpus) if each.rank == rank)
 
 
 def _group(launch: Launch) -> ServerGroup:

@@ -18,9 +18,8 @@ ROOT = Path(__file__).parents[2]
 SHARED = Path("/mnt")
 SMALL = (
     "--config-name", "demo", "arm=teacher_feedback_gae", "run.total_steps=1024",
-    "lamorel_args.distributed_setup_args.n_llm_processes=3",
 )  # fmt: skip
-"""A run of two rollouts with one client and three servers."""
+"""A run of two rollouts with one client and two servers; on two machines, two ranks and one."""
 
 
 def launch_words(*arguments: str) -> list[str]:

@@ -15,7 +15,13 @@ import pytest
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.errors import CheckpointError, ConfigError, LamorelExtError
 from launchers.__main__ import launch
-from launchers.command import Command, accelerate_arguments, accelerate_launch, one_process
+from launchers.command import (
+    Command,
+    accelerate_arguments,
+    accelerate_launch,
+    machine_commands,
+    one_process,
+)
 from launchers.local import run_here
 from launchers.slurm import SlurmOptions, array_script, batch_script, report_script
 from launchers.submit import Job, submit
@@ -115,6 +121,51 @@ def test_several_machines_meet_at_the_address_given() -> None:
     assert (pairs["--main_process_ip"], pairs["--main_process_port"]) == ("10.0.0.5", "29501")
 
 
+NINE_PROCESSES = [
+    "lamorel_args.distributed_setup_args.n_llm_processes=8",
+    "lamorel_args.accelerate_args.num_machines=2",
+]
+
+
+def test_uneven_machines_are_each_told_their_own_share(tmp_path: Path) -> None:
+    # accelerate starts num_processes / num_machines on each: 10 / 2 and 8 / 2.
+    port = "lamorel_args.accelerate_args.main_process_port=20000"
+    commands = machine_commands(demo(*NINE_PROCESSES, port), "train", arguments(*NINE_PROCESSES))
+    assert [each.argv[each.argv.index("--num_processes") + 1] for each in commands] == ["10", "8"]
+    assert [each.argv[each.argv.index("--machine_rank") + 1] for each in commands] == ["0", "1"]
+    assert commands[1].argv[-1] == "lamorel_args.accelerate_args.machine_rank=1"
+
+    script = batch_script(demo(*NINE_PROCESSES), "train", arguments(*NINE_PROCESSES))
+    assert "#SBATCH --cpus-per-task=5\n" in script
+    started = run_on_fake_cluster(script, tmp_path, FAKE_NODES="2")
+    assert ["--num_processes 10 " in line for line in started] == [True, False]
+    assert ["--num_processes 8 " in line for line in started] == [False, True]
+
+
+def test_a_dry_run_prints_the_line_of_every_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    port = "lamorel_args.accelerate_args.main_process_port=20000"
+    assert launch(["--dry-run", "train", "--config-name", "demo", *NINE_PROCESSES, port]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"# on machine {number}\n" in printed for number in (0, 1))
+    assert (
+        "machine: export LAMOREL_EXT_TOKEN=..." in printed
+        and "8     llm server 7  1     3" in printed
+    )
+    # Slurm gives them a port; by hand there is none yet.
+    assert launch(["--dry-run", "train", "--config-name", "demo", *NINE_PROCESSES]) == 0
+    printed = capsys.readouterr().out
+    assert "# by hand: lamorel_args.accelerate_args.main_process_port: must be" in printed
+    assert "main_port=$((10000 + SLURM_JOB_ID % 20000))" in printed
+
+
+def test_a_node_has_every_gpu_up_to_the_last_one_in_use() -> None:
+    by_hand = demo(
+        "lamorel_args.llm_args.parallelism.use_gpu=true",
+        "lamorel_args.distributed_setup_args.devices_per_process=[[0],[3]]",
+    )
+    assert "#SBATCH --gpus-per-node=4\n" in batch_script(by_hand, "train", [])
+
+
 def test_servers_on_gpus_are_not_kept_off_them() -> None:
     assert accelerate_launch(demo(), "train", []).environment == {"ACCELERATE_USE_CPU": "true"}
     assert (
@@ -159,7 +210,7 @@ def test_words_with_spaces_survive_the_shell() -> None:
         (["compare", "compare.arms=[llm_polic]"], "arm=llm_polic: no such file in"),
         (
             ["compare", "lamorel_args.accelerate_args.num_machines=3"],
-            "2 processes do not divide over 3 machines",
+            "2 processes cannot be shared among 3 machines",
         ),
         (
             ["compare", "lamorel_args.distributed_setup_args.n_llm_processes=0"],
