@@ -2,8 +2,9 @@
 feedback.lr=1e-5``.
 
 Without options the ranks start on this machine. ``--slurm`` prints a batch script instead,
-``--slurm-array`` one with a job per task, arm and seed. ``--dry-run`` starts nothing and prints the
-command, the batch script and who is who among the ranks.
+``--slurm-array`` one with a job per task, arm and seed, ``--submit`` hands it to ``sbatch``
+(``docs/clusters.md``). ``--dry-run`` starts nothing and prints the command, the batch script and
+who is who among the ranks.
 
 ``script`` starts a script written for Lamorel, ``alias`` runs a command under Lamorel's names; see
 ``launchers.script``.
@@ -20,11 +21,13 @@ from experiments.runs.entry import ConfigParser, add_config_arguments, add_trust
 from experiments.runs.planning import plan, policy_config, split_policy
 from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.processes.secret import VARIABLE
 from lamorel_ext.rpc.topology import format_table, placements
 from launchers import script
-from launchers.command import MODULES, Command, accelerate_launch, one_process
+from launchers.command import MODULES, accelerate_launch, machine_commands, one_process
 from launchers.local import run_here
-from launchers.slurm import array_script, batch_script
+from launchers.slurm import SlurmOptions, array_script, batch_script, read_option, report_script
+from launchers.submit import Job, submit
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -42,20 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--one-process", action="store_true", help="both roles in one process, without accelerate"
     )
-    parser.add_argument("--slurm", action="store_true", help="print a batch script for sbatch")
-    parser.add_argument(
-        "--slurm-array",
-        action="store_true",
-        help="print a batch script with one job per task, arm and seed",
-    )
-    parser.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a further #SBATCH option, such as time=02:00:00",
-    )
     add_trust_argument(parser)
+    _add_slurm_arguments(parser)
     return parser
 
 
@@ -106,41 +97,150 @@ def launch(argv: Sequence[str]) -> int:
         options.slurm_array,
         options.trust,
     )
-    sbatch = dict(_option(text) for text in options.sbatch)
+    slurm = _slurm_options(options)
     arguments = ["--config-name", options.config_name, *options.overrides]
     if options.config_dir != str(CONFIG_DIR):
         arguments = ["--config-dir", options.config_dir, *arguments]
     for package in options.trust:
         arguments = ["--trust", package, *arguments]
-    if options.slurm_array:
-        print(array_script(config, arguments, sbatch), end="")
-    elif options.slurm:
-        print(batch_script(config, options.task, arguments, sbatch), end="")
-    else:
-        command = (
-            one_process(options.task, arguments, sys.executable)
-            if options.one_process
-            else accelerate_launch(config, options.task, arguments)
+    if options.slurm or options.slurm_array or options.slurm_report:
+        jobs = _jobs(options, config, arguments, slurm)
+        if options.submit and not options.dry_run:
+            return submit(jobs)
+        print("\n".join(job.shell() for job in jobs) if options.submit else jobs[0].text.rstrip())
+        return 0
+    if options.dry_run:
+        text = batch_script(config, options.task, arguments, slurm)
+        print(_dry_run(config, _by_hand(options, config, arguments), text))
+        return 0
+    if options.one_process:
+        return run_here(one_process(options.task, arguments, sys.executable))
+    return run_here(accelerate_launch(config, options.task, arguments))
+
+
+def _by_hand(options: argparse.Namespace, config: Config, arguments: Sequence[str]) -> str:
+    """What is typed on each machine where no scheduler does it."""
+    if options.one_process:
+        return f"# on this machine\n{one_process(options.task, arguments, sys.executable).shell()}"
+    try:
+        commands = machine_commands(config, options.task, arguments)
+    except ConfigError as error:
+        return "\n".join(f"# by hand: {problem}" for problem in error.problems)
+    if len(commands) == 1:
+        return f"# on this machine\n{commands[0].shell()}"
+    lines = [f"# on machine {place}\n{each.shell()}" for place, each in enumerate(commands)]
+    secret = f"# first, with the same random text on every machine: export {VARIABLE}=..."
+    return "\n\n".join([secret, *lines])
+
+
+def _jobs(
+    options: argparse.Namespace, config: Config, arguments: Sequence[str], slurm: SlurmOptions
+) -> list[Job]:
+    """The jobs that the command line asks for, in order; an array that trains has its report behind
+    it.
+    """
+    report = Job("report", report_script(config, slurm))
+    if options.slurm_report:
+        return [report]
+    write = array_script if options.slurm_array else batch_script
+    job = Job(
+        "array" if options.slurm_array else "job", write(config, options.task, arguments, slurm)
+    )
+    reports = options.slurm_array and options.task != "evaluate"
+    return [job] * options.chain + ([report] if reports else [])
+
+
+def _slurm_options(options: argparse.Namespace) -> SlurmOptions:
+    problems = [
+        f"{name}: must be at least {least}, got {value}"
+        for name, value, least in (
+            ("--chain", options.chain, 1),
+            ("--max-concurrent", options.max_concurrent, 0),
+            ("--save-before-limit", options.save_before_limit, 0),
         )
-        if not options.dry_run:
-            return run_here(command)
-        print(_dry_run(config, command, batch_script(config, options.task, arguments, sbatch)))
-    return 0
-
-
-def _dry_run(config: Config, command: Command, script: str) -> str:
-    table = format_table(placements(config.lamorel_args), config.env.num_envs)
-    return (
-        f"# ranks\n{table}\n\n# on this machine\n{command.shell()}\n\n# for"
-        f" sbatch\n{script.rstrip()}"
+        if value < least
+    ]
+    if (options.submit or options.chain > 1) and not _writes_batch_script(options):
+        problems.append("--submit, --chain: need --slurm, --slurm-array or --slurm-report")
+    elif options.chain > 1 and not options.submit:
+        problems.append("--chain: needs --submit; the text of every job in the chain is the same")
+    if options.max_concurrent and not options.slurm_array:
+        problems.append("--max-concurrent: needs --slurm-array")
+    if problems:
+        raise ConfigError(problems)
+    return SlurmOptions(
+        dict(read_option(text) for text in options.sbatch),
+        tuple(options.setup),
+        tuple(options.srun),
+        options.max_concurrent,
+        options.save_before_limit,
+        options.chain == 1,
+        options.python,
     )
 
 
-def _option(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise ConfigError(f"--sbatch {text}: expected KEY=VALUE")
-    return key, value
+def _writes_batch_script(options: argparse.Namespace) -> bool:
+    return bool(options.slurm or options.slurm_array or options.slurm_report)
+
+
+def _dry_run(config: Config, by_hand: str, script: str) -> str:
+    table = format_table(placements(config.lamorel_args), config.env.num_envs)
+    return f"# ranks\n{table}\n\n{by_hand}\n\n# for sbatch\n{script.rstrip()}"
+
+
+def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``docs/clusters.md`` describes."""
+    add = parser.add_argument_group("Slurm").add_argument
+    add("--slurm", action="store_true", help="print a batch script for sbatch")
+    add(
+        "--slurm-array",
+        action="store_true",
+        help="print a batch script with one job per task, arm and seed; evaluate: of each run",
+    )
+    add("--slurm-report", action="store_true", help="print a batch script that makes the report")
+    add("--submit", action="store_true", help="hand it to sbatch; an array's report comes after it")
+    add(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="KEY[=VALUE]",
+        help="a further #SBATCH option, such as time=02:00:00 or exclusive",
+    )
+    add(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="a line of shell before everything else, such as 'module load cuda'",
+    )
+    add(
+        "--srun",
+        action="append",
+        default=[],
+        metavar="ARGUMENT",
+        help="a further argument of srun, such as --srun=--container-image=image.sqsh",
+    )
+    add("--max-concurrent", type=int, default=0, metavar="N", help="jobs of an array at a time")
+    add(
+        "--save-before-limit",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="so long before the time limit the run saves, ends and goes back into the queue",
+    )
+    add(
+        "--chain",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --submit: N times the same job, each after the one before, in place of requeues",
+    )
+    add(
+        "--python",
+        default=sys.executable,
+        metavar="PATH",
+        help="the interpreter on the nodes; otherwise the one that runs this command",
+    )
 
 
 def main() -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.rpc.topology import world_size
+from lamorel_ext.rpc.topology import ranks_by_machine, world_size
 
 MODULES = {
     "train": "experiments.train",
@@ -53,7 +53,7 @@ def accelerate_arguments(config: Config) -> list[str]:
     arguments += [
         "--multi_gpu",
         "--num_processes",
-        str(world_size(config.lamorel_args.distributed_setup_args)),
+        str(num_processes(config, accelerate.machine_rank)),
         "--num_machines",
         str(accelerate.num_machines),
     ]
@@ -73,6 +73,33 @@ def accelerate_arguments(config: Config) -> list[str]:
         "no",
     ]
     return [*arguments, "--num_cpu_threads_per_process", str(threads_per_process(config))]
+
+
+def num_processes(config: Config, machine: int) -> int:
+    """accelerate starts a share of ``--num_processes`` on each machine: where the shares differ, it
+    is told the number that gives this machine its own.
+    """
+    ranks = ranks_by_machine(config.lamorel_args)
+    if len({len(each) for each in ranks}) == 1:
+        return world_size(config.lamorel_args.distributed_setup_args)
+    return len(ranks[machine]) * len(ranks)
+
+
+def machine_commands(config: Config, task: str, arguments: Sequence[str]) -> list[Command]:
+    """The line of each machine.
+
+    Raises:
+        ConfigError: Several machines have no fixed port to meet on.
+    """
+    key = "lamorel_args.accelerate_args.machine_rank"
+    commands = []
+    for machine in range(config.lamorel_args.accelerate_args.num_machines):
+        accelerate = replace(config.lamorel_args.accelerate_args, machine_rank=machine)
+        lamorel = replace(config.lamorel_args, accelerate_args=accelerate)
+        words = [word for word in arguments if word.split("=")[0].lstrip("+") != key]
+        words += [f"{key}={machine}"] if machine else []
+        commands.append(accelerate_launch(replace(config, lamorel_args=lamorel), task, words))
+    return commands
 
 
 def accelerate_launch(config: Config, task: str, arguments: Sequence[str]) -> Command:
@@ -105,7 +132,7 @@ def _check_machines(config: Config) -> None:
     if accelerate.num_machines > 1 and not accelerate.main_process_port:
         problems.append(
             "lamorel_args.accelerate_args.main_process_port: must be a fixed port with several"
-            " machines, got 0"
+            " machines, got 0; a Slurm job takes one from its number"
         )
     if not 0 <= accelerate.machine_rank < accelerate.num_machines:
         problems.append(

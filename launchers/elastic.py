@@ -6,6 +6,7 @@ The exit status is the failed rank's.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import os
@@ -16,10 +17,14 @@ import threading
 import time
 
 from lamorel_ext.processes import identity, stopping
+from lamorel_ext.processes.network import is_here, why_nobody_meets_there
+from lamorel_ext.processes.presence import share_a_host
 
 SHUTDOWN_S = 45
 """Seconds that the ranks have after a signal: more than ``stopping.Stop`` gives them."""
 ORPHAN_S = 9.0
+TOGETHER_S = 15.0
+"""Seconds in which the launchers of a trial on one host are started."""
 SIGNALS = {int(each) for each in signal.Signals}
 
 
@@ -31,13 +36,27 @@ def main() -> int:
         os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
     threading.Thread(target=_end_with_launcher, name="launcher", daemon=True).start()
+    # Before torch is imported, which takes seconds.
+    meeting = _meeting_options()
+    if problem := _meeting_problem(meeting):
+        print(f"launch: {problem}", file=sys.stderr)
+        return 2
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import DistNetworkError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         launch_command(launch_command_parser().parse_args())
+    except DistNetworkError as error:
+        print(
+            f"launch: machine {meeting.machine_rank} ({socket.gethostname()}) and the others of"
+            f" {meeting.num_machines} did not meet at {meeting.main_process_ip}:"
+            f"{meeting.main_process_port}: {str(error).splitlines()[0]}",
+            file=sys.stderr,
+        )
+        return 1
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
@@ -57,6 +76,27 @@ def main() -> int:
         )
         return 128 + error.sigval
     return 0
+
+
+def _meeting_options() -> argparse.Namespace:
+    """Those of accelerate's options that say where the machines meet."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, default in {"machine_rank": 0, "num_machines": 1, "main_process_port": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--main_process_ip", default="")
+    return parser.parse_known_args()[0]
+
+
+def _meeting_problem(options: argparse.Namespace) -> str:
+    """Why the machines cannot meet; empty where nothing speaks against it."""
+    machine, machines = options.machine_rank, options.num_machines
+    address, port = options.main_process_ip, str(options.main_process_port)
+    if machines == 1 or not address:
+        return ""
+    problem = why_nobody_meets_there(machine, address)
+    if not problem or (is_here(address) and share_a_host(port, machine, machines, TOGETHER_S)):
+        return ""
+    return f"lamorel_args.accelerate_args.main_process_ip: {address} {problem}"
 
 
 def _tell_other_machines(line: str) -> None:

@@ -1,18 +1,29 @@
-"""Batch scripts for Slurm, as pure text: one job on one or several nodes, or an array over tasks,
-arms and seeds.
+"""Batch scripts for Slurm, as pure text: one job on one or several nodes, an array over tasks, arms
+and seeds, and the report that follows it.
+
+What a cluster asks for besides stands in ``SlurmOptions``. ``launchers.submit`` hands the texts to
+``sbatch``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.processes.secret import VARIABLE
-from lamorel_ext.rpc.topology import placements, world_size
-from launchers.command import MODULES, accelerate_arguments, rank_environment, threads_per_process
+from lamorel_ext.rpc.topology import placements, ranks_by_machine
+from launchers.command import (
+    MODULES,
+    accelerate_arguments,
+    num_processes,
+    rank_environment,
+    threads_per_process,
+)
 
 SRUN = 'srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1'
 """Since Slurm 22.05 a step does not inherit the job's ``--cpus-per-task``: without it every rank of
@@ -20,10 +31,65 @@ a node would share one core.
 """
 PLACEHOLDER_PORT = 1
 """Stands for the port in the text until it is replaced by a variable of the script."""
+FIRST_PORT, NUM_PORTS = 10000, 20000
+"""Below 32768, where Linux begins to take ports for outgoing connections."""
+ASKED = 138
+"""Exit status after SIGUSR1, as a shell counts: the run was asked to end, and has saved."""
+MAX_REQUEUES = 50
+"""A job whose limit is too short for a single checkpoint must not come back forever."""
+GPU_OPTIONS = ("gpus", "gres", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
+ABOUT_QUEUES = (
+    "account", "chdir", "clusters", "constraint", "export", "mail-type", "mail-user", "partition",
+    "qos", "reservation", "time",
+)  # fmt: skip
+"""Options that the report's job takes over from the array's; the others are about its size."""
+OWN_KEYS = ("arm", "run.seed", "run.output_dir")
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """What a cluster and its user ask for.
+
+    Attributes:
+        sbatch: Further ``#SBATCH`` options, such as ``{"time": "02:00:00", "exclusive": None}``,
+            None where there is no value; they win over the ones chosen here.
+        setup: Lines of shell before everything else (``module load cuda``). They may use variables
+            that are not set; one that fails ends the job.
+        srun: Further arguments of ``srun``.
+        max_concurrent: Jobs of an array that run at the same time; 0 means any number.
+        save_before_limit_s: Seconds before the time limit at which the run is asked to save and to
+            end; 0 never asks.
+        requeue: True where the job then goes back into the queue by itself.
+        python: The interpreter, on every node.
+    """
+
+    sbatch: Mapping[str, str | None] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()
+    srun: tuple[str, ...] = ()
+    max_concurrent: int = 0
+    save_before_limit_s: int = 0
+    requeue: bool = True
+    python: str = "python"
+
+
+def read_option(text: str) -> tuple[str, str | None]:
+    """``time=02:00:00`` or ``exclusive`` as an ``#SBATCH`` option; leading dashes do no harm.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    key, separator, value = text.partition("=")
+    key = key.strip().removeprefix("--")
+    if not re.fullmatch("[a-z][a-z0-9-]+", key) or "\n" in value or (separator and not value):
+        raise ConfigError(
+            f"--sbatch {text}: expected KEY=VALUE, or KEY for an option without a value, with"
+            " sbatch's long names, such as time=02:00:00 or exclusive"
+        )
+    return key, value if separator else None
 
 
 def batch_script(
-    config: Config, task: str, arguments: Sequence[str], options: Mapping[str, str] | None = None
+    config: Config, task: str, arguments: Sequence[str], options: SlurmOptions | None = None
 ) -> str:
     """One job that runs ``task``.
 
@@ -32,33 +98,34 @@ def batch_script(
             (``lamorel_args.accelerate_args.num_machines``).
         task: Key of ``MODULES``.
         arguments: Of the module.
-        options: Further ``#SBATCH`` options, such as ``{"time": "02:00:00"}``; they win over the
-            ones chosen here.
+        options: See ``SlurmOptions``.
     """
-    return _script(
-        config,
-        f"lamorel-ext-{task}",
-        options,
-        [],
-        f"-m {MODULES[task]} {shlex.join(arguments)}".rstrip(),
-    )
+    module = f"-m {MODULES[task]} {shlex.join(arguments)}".rstrip()
+    return _script(config, f"lamorel-ext-{task}", options or SlurmOptions(), {}, [], module)
 
 
 def array_script(
-    config: Config, arguments: Sequence[str], options: Mapping[str, str] | None = None
+    config: Config,
+    task: str,
+    arguments: Sequence[str],
+    options: SlurmOptions | None = None,
 ) -> str:
-    """An array with one training run per task, arm and seed of the comparison; folders are those of
+    """An array with one job per task, arm and seed of the comparison; folders are those of
     ``experiments.compare``.
 
-    ``experiments.report.making`` on the comparison's folder makes the report once the array is
-    through.
+    Args:
+        config: The comparison's first run.
+        task: ``evaluate`` evaluates the runs, anything else trains them.
+        arguments: Of the module, without what differs from job to job.
+        options: See ``SlurmOptions``.
 
     Raises:
         ConfigError: A task, an arm, a seed or a folder is also set in ``arguments``.
     """
-    compare = config.compare
-    own_keys = ("arm", "run.seed", "run.output_dir", *(["task"] if compare.tasks else []))
-    taken = [text for text in arguments if text.split("=")[0] in own_keys]
+    options, compare = options or SlurmOptions(), config.compare
+    own_keys = (*OWN_KEYS, *(["task"] if compare.tasks else []))
+    own_keys += ("policy",) if task == "evaluate" else ()
+    taken = [text for text in arguments if text.split("=")[0].lstrip("+") in own_keys]
     if taken:
         raise ConfigError(
             [
@@ -67,11 +134,51 @@ def array_script(
                 for text in taken
             ]
         )
+    jobs = max(len(compare.tasks), 1) * len(compare.arms) * len(compare.seeds)
+    at_once = f"%{options.max_concurrent}" if options.max_concurrent else ""
+    own = {"array": f"0-{jobs - 1}{at_once}", "output": "%x-%A_%a.out"}
+    if task == "evaluate":
+        name, last = task, f'-m {MODULES[task]} "policy=$folder" {shlex.join(_of_run(arguments))}'
+    else:
+        name = "train"
+        choice = '"task=$task" "arm=$arm"' if compare.tasks else '"arm=$arm"'
+        last = (
+            f'-m {MODULES["train"]} {shlex.join(arguments)} {choice} "run.seed=$seed"'
+            ' "run.output_dir=$folder"'
+        )
+    return _script(config, f"lamorel-ext-{name}", options, own, _array_lines(config), last.rstrip())
+
+
+def report_script(config: Config, options: SlurmOptions | None = None) -> str:
+    """A job on one core that makes viewer and report of the comparison's folder."""
+    options = options or SlurmOptions()
+    own: dict[str, str | None] = {
+        "job-name": "lamorel-ext-report",
+        "ntasks": "1",
+        "output": "%x-%j.out",
+        "open-mode": "append",
+    }
+    taken = {key: value for key, value in options.sbatch.items() if key in ABOUT_QUEUES}
+    folder = shlex.quote(config.compare.output_dir)
+    python = shlex.quote(options.python)
+    return _text(
+        {**own, **taken},
+        options,
+        [
+            f'{python} -m experiments.viewer {folder} || echo "no viewer: nothing was recorded"',
+            f"{python} -m experiments.report {folder}",
+        ],
+    )
+
+
+def _array_lines(config: Config) -> list[str]:
+    """From the number of a job in the array to its task, arm, seed and folder."""
+    compare = config.compare
     task_lines = [
         f"tasks=({shlex.join(compare.tasks)})",
         "task=${tasks[SLURM_ARRAY_TASK_ID / (${#arms[@]} * ${#seeds[@]})]}",
     ]
-    body = [
+    return [
         f"arms=({shlex.join(compare.arms)})",
         f"seeds=({' '.join(str(seed) for seed in compare.seeds)})",
         *(task_lines if compare.tasks else []),
@@ -85,72 +192,113 @@ def array_script(
         ),
         f"export {'task ' if compare.tasks else ''}arm seed folder",
     ]
-    jobs = max(len(compare.tasks), 1) * len(compare.arms) * len(compare.seeds)
-    own = {"array": f"0-{jobs - 1}", "output": "%x-%A_%a.out"}
-    choice = '"task=$task" "arm=$arm"' if compare.tasks else '"arm=$arm"'
-    last = (
-        f'-m {MODULES["train"]} {shlex.join(arguments)} {choice} "run.seed=$seed"'
-        ' "run.output_dir=$folder"'
-    )
-    return _script(config, "lamorel-ext-train", {**own, **(options or {})}, body, last)
+
+
+def _of_run(arguments: Sequence[str]) -> list[str]:
+    """What is left of a comparison's command line where a run's own configuration is the base."""
+    words = list(arguments)
+    if "--config-name" in words:
+        place = words.index("--config-name")
+        del words[place : place + 2]
+    return [word for word in words if not word.lstrip("+").startswith("compare.")]
 
 
 def _script(
-    config: Config, name: str, options: Mapping[str, str] | None, body: Sequence[str], module: str
+    config: Config,
+    name: str,
+    options: SlurmOptions,
+    own: Mapping[str, str | None],
+    body: Sequence[str],
+    module: str,
 ) -> str:
-    nodes, ranks = (
-        config.lamorel_args.accelerate_args.num_machines,
-        world_size(config.lamorel_args.distributed_setup_args),
+    ranks = ranks_by_machine(config.lamorel_args)
+    # By hand a server may use the last GPU of a node alone; all before it must be there.
+    gpus = 1 + max(
+        (gpu for place in placements(config.lamorel_args) for gpu in place.gpus), default=-1
     )
-    gpus = max(len(gpus_of) for gpus_of in _gpus_by_node(config))
-    own = {
+    by_hand = any(key in options.sbatch for key in GPU_OPTIONS)
+    asks = {"signal": f"USR1@{options.save_before_limit_s}"} if options.save_before_limit_s else {}
+    header: dict[str, str | None] = {
         "job-name": name,
-        "nodes": str(nodes),
+        "nodes": str(len(ranks)),
         "ntasks-per-node": "1",
-        "cpus-per-task": str(-(-ranks // nodes) * threads_per_process(config)),
+        "cpus-per-task": str(max(map(len, ranks)) * threads_per_process(config)),
         "output": "%x-%j.out",
-        **({"gpus-per-node": str(gpus)} if gpus else {}),
+        "open-mode": "append",
+        **({"gpus-per-node": str(gpus)} if gpus and not by_hand else {}),
+        **asks,
+        **({"requeue": None} if asks and options.requeue else {}),
+        **own,
+        **options.sbatch,
     }
-    header = [f"#SBATCH --{key}={value}" for key, value in {**own, **(options or {})}.items()]
     exports = [f"export {key}={value}" for key, value in rank_environment(config).items()]
     # Srun hands the environment on to all nodes; nobody else can read it there, as they could a
     # command line.
     exports.append(
         f'export {VARIABLE}="${{{VARIABLE}:-$(od -An -N32 -tx1 /dev/urandom | tr -d " \\n")}}"'
     )
-    lines = [
-        "#!/usr/bin/env bash",
-        *header,
-        "",
-        "set -euo pipefail",
-        *exports,
-        *body,
-        *_launch_lines(config, module),
-    ]
-    return "\n".join(lines) + "\n"
+    launch = _launch_lines(config, module, options)
+    if asks and options.requeue:
+        launch[-1] += " || status=$?"
+        launch = ["status=0", *launch, *REQUEUE_LINES]
+    return _text(header, options, [*exports, *body, *launch])
 
 
-def _gpus_by_node(config: Config) -> list[set[int]]:
-    """The GPUs in use on each node."""
-    table = placements(config.lamorel_args)
-    return [
-        {gpu for place in table if place.node == node for gpu in place.gpus}
-        for node in {place.node for place in table}
-    ]
+REQUEUE_LINES = (
+    f"# {ASKED} is the signal before the time limit: the run has saved, and goes on later.",
+    f'if [ "$status" = {ASKED} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_REQUEUES} ]; then',
+    '    scontrol requeue "$SLURM_JOB_ID"',
+    "fi",
+    'exit "$status"',
+)
 
 
-def _launch_lines(config: Config, module: str) -> list[str]:
+def _text(header: Mapping[str, str | None], options: SlurmOptions, lines: Sequence[str]) -> str:
+    """The whole file. ``set -u`` comes after the lines of the setup, which are not ours."""
+    return "\n".join(
+        [
+            "#!/usr/bin/env bash",
+            *(
+                f"#SBATCH --{key}" + ("" if value is None else f"={value}")
+                for key, value in header.items()
+            ),
+            "",
+            "set -eo pipefail",
+            *options.setup,
+            "set -u",
+            *lines,
+            "",
+        ]
+    )
+
+
+def _launch_lines(config: Config, module: str, options: SlurmOptions) -> list[str]:
     """On one node accelerate finds a free port; several nodes agree on one that the job's number
     gives.
+
+    ``launchers.elastic`` is ``accelerate launch`` that hands signals on to the ranks.
     """
+    srun = " ".join([SRUN, *(shlex.quote(word) for word in options.srun)])
+    counts = _counts(config)
+    inner = f"{shlex.quote(options.python)} -m launchers.elastic {_spread(config)} {module}"
     if config.lamorel_args.accelerate_args.num_machines == 1:
-        return [f"{SRUN} accelerate launch {_spread(config)} {module}"]
-    inner = f"accelerate launch {_spread(config)} {module}"
+        return [f"{srun} {inner}"]
     return [
-        'export main_ip=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-        "export main_port=$((20000 + SLURM_JOB_ID % 20000))",
-        f"{SRUN} bash -c {shlex.quote(inner)}",
+        'main_ip=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        f"main_port=$(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))",
+        "export main_ip main_port",
+        # The signal before the time limit reaches every process of a step: a shell would end.
+        f"{srun} bash -c {shlex.quote(f'{counts}exec {inner}')}",
     ]
+
+
+def _counts(config: Config) -> str:
+    """An array of ``--num_processes`` by node, where nodes differ."""
+    counts = [
+        num_processes(config, machine)
+        for machine in range(config.lamorel_args.accelerate_args.num_machines)
+    ]
+    return "" if len(set(counts)) == 1 else f"processes=({' '.join(map(str, counts))}); "
 
 
 def _spread(config: Config) -> str:
@@ -165,6 +313,7 @@ def _spread(config: Config) -> str:
         config, lamorel_args=dataclasses.replace(config.lamorel_args, accelerate_args=fixed)
     )
     variables = {
+        **({"--num_processes": '"${processes[SLURM_NODEID]}"'} if _counts(config) else {}),
         "--machine_rank": '"$SLURM_NODEID"',
         "--main_process_ip": '"$main_ip"',
         "--main_process_port": '"$main_port"',

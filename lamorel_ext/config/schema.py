@@ -29,20 +29,28 @@ class DistributedSetupArgs:
         shards: How a batch of prompts is cut for several servers. ``contiguous``: where it is.
             ``distinct``: equal prompts go to one server, and to the one that remembers them; less
             is computed, and last digits of scores are others.
+        devices_per_process: GPUs of each LLM server on its machine, ``()`` for the CPU; none
+            divides the GPUs evenly.
     """
 
     n_rl_processes: int = number(1, at_least=1)
     n_llm_processes: int = number(1, at_least=1)
     shards: Shards = "contiguous"
+    devices_per_process: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
 class AccelerateArgs:
-    """What the launchers write into the ``accelerate launch`` line. Port 0 means a free one."""
+    """What the launchers write into the ``accelerate launch`` line. Port 0 means a free one.
+
+    Attributes:
+        processes_per_machine: Ranks on each machine, in order; none shares them out evenly.
+    """
 
     config_file: str | None = None
     machine_rank: int = number(0, at_least=0)
     num_machines: int = number(1, at_least=1)
+    processes_per_machine: tuple[int, ...] = number((), at_least=1)
     main_process_ip: str = "127.0.0.1"
     main_process_port: int = number(0, at_least=0, at_most=65535)
 

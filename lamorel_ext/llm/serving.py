@@ -19,9 +19,9 @@ from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.distributed import Launch, TorchGroup, join
 from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
 from lamorel_ext.rpc.link import Peer
-from lamorel_ext.rpc.rendezvous import meet_peers, peer_of, reachable_address
+from lamorel_ext.rpc.rendezvous import meet_peers, peer_of
 from lamorel_ext.rpc.tcp_listener import TcpListener, end_process
-from lamorel_ext.rpc.topology import Placement, placements_on, world_size
+from lamorel_ext.rpc.topology import Placement, placements_on, ranks_by_machine
 from lamorel_ext.rpc.transport import InProcessTransport
 from lamorel_ext.types import ServerGroup
 
@@ -56,10 +56,10 @@ def serve(
         raise ConfigError(f"rank {launch.rank} is {launch.role}; only an LLM server serves")
     setup = args.distributed_setup_args
     me = peer_of(launch.rank, setup)
-    address = reachable_address(launch.one_machine, launch.master_address)
     token = secret_of_environment(launch.one_machine)
+    rank, store = launch.rank, launch.store
     links = meet_peers(
-        launch.store, setup, launch.rank, address, args.gloo_timeout, token, args.peer_timeout
+        store, setup, rank, launch.address, args.gloo_timeout, token, args.peer_timeout
     )
     listener = TcpListener(*links, me)
     met()
@@ -124,9 +124,9 @@ def in_process(hosted: Sequence[Hosted], shards: Shards = "contiguous") -> Calle
 
 
 def _placement(rank: int, args: LamorelArgs) -> Placement:
-    per_node = world_size(args.distributed_setup_args) // args.accelerate_args.num_machines
+    machine = next(node for node, ranks in enumerate(ranks_by_machine(args)) if rank in ranks)
     num_gpus = torch.cuda.device_count() if args.llm_args.parallelism.use_gpu else 0
-    return placements_on(rank // per_node, args, num_gpus)[rank % per_node]
+    return next(each for each in placements_on(machine, args, num_gpus) if each.rank == rank)
 
 
 def _group(launch: Launch) -> ServerGroup:

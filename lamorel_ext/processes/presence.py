@@ -61,6 +61,26 @@ def on_death(listener: Callable[[str], None]) -> None:
     _listeners.append(listener)
 
 
+def share_a_host(port: str, machine: int, machines: int, patience_s: float) -> bool:
+    """Whether the launchers of all "machines" run on this host, as in a trial.
+
+    Args:
+        port: Where they meet.
+        machine: Number of this one.
+        machines: How many there are.
+        patience_s: Seconds to wait for the others to be started.
+    """
+    files = {each: private_folder() / f"launch-{port}-machine-{each}" for each in range(machines)}
+    files[machine].write_text(this_process().text, encoding="ascii")
+    deadline, seen = time.monotonic() + patience_s, dict[int, Process]()
+    while time.monotonic() < deadline:
+        dead_peer(files, seen)
+        if len(seen) == machines:
+            return True
+        time.sleep(LOOK_S)
+    return False
+
+
 def dead_peer(files: dict[int, Path], seen: dict[int, Process]) -> int | None:
     """The first rank that was seen alive before and is dead now.
 

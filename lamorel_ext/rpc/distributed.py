@@ -25,7 +25,11 @@ from lamorel_ext.errors import ConfigError, RpcError
 from lamorel_ext.processes.heartbeat import SILENCE_S, SPACE, Heart, tell_death
 from lamorel_ext.processes.presence import announce, have_met, on_death
 from lamorel_ext.processes.ranks import rank_and_size
+from lamorel_ext.rpc.machines import agree_on_addresses, machine_of_environment
 from lamorel_ext.rpc.topology import Role, check_world_size, client_ranks, role_of, server_ranks
+
+LOOPBACK = "127.0.0.1"
+_found_address: list[str] = []
 
 
 def launched_role(args: LamorelArgs) -> Role | None:
@@ -53,6 +57,7 @@ class Launch:
         server_groups: The LLM servers among themselves: gloo, and NCCL where they use GPUs and
             there are several.
         one_machine: True where every rank is on this machine.
+        address: Of this machine, for the other ranks.
     """
 
     rank: int
@@ -61,7 +66,7 @@ class Launch:
     client_group: Any
     server_groups: tuple[Any, Any]
     one_machine: bool
-    master_address: str
+    address: str
 
     def leave(self) -> None:
         """Free the process groups."""
@@ -85,7 +90,7 @@ def join(args: LamorelArgs) -> Launch:
     announce()
     timeout = timedelta(seconds=args.gloo_timeout)
     _show_life(args.peer_timeout)
-    store, rank, ranks = _default_store(timeout)
+    store, rank, ranks, address = _default_store(timeout, args.accelerate_args.num_machines)
     setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
     client_group = dist.new_group(list(client_ranks(setup)), timeout=timeout, backend="gloo")
     gloo = nccl = None
@@ -93,8 +98,6 @@ def join(args: LamorelArgs) -> Launch:
         gloo = dist.new_group(list(server_ranks(setup)), timeout=timeout, backend="gloo")
         if parallelism.use_gpu and dist.is_nccl_available():
             nccl = dist.new_group(list(server_ranks(setup)), timeout=timeout, backend="nccl")
-    machines = args.accelerate_args.num_machines
-    one_machine = int(os.environ.get("LOCAL_WORLD_SIZE") or ranks // machines) == ranks
     store = dist.PrefixStore("lamorel_ext", store)
     return Launch(
         rank,
@@ -102,8 +105,8 @@ def join(args: LamorelArgs) -> Launch:
         store,
         client_group,
         (gloo, nccl),
-        one_machine,
-        os.environ.get("MASTER_ADDR", "localhost"),
+        address == LOOPBACK,
+        address,
     )
 
 
@@ -232,11 +235,19 @@ def signs_of_life(address: str, port: int, timeout_s: float) -> Any:
     return dist.PrefixStore(SPACE, store)
 
 
-def _default_store(timeout: timedelta) -> tuple[Any, int, int]:
+def _default_store(timeout: timedelta, num_machines: int = 1) -> tuple[Any, int, int, str]:
+    """The launch's store, this rank, the number of ranks, and the address of this machine."""
     if dist.is_initialized():
-        return dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+        store, rank, ranks = (
+            dist.distributed_c10d._get_default_store(),
+            dist.get_rank(),
+            dist.get_world_size(),
+        )
+        return store, rank, ranks, _address(store, ranks, num_machines, timeout)
     store, rank, ranks = next(iter(dist.rendezvous("env://", timeout=timeout)))
     store.set_timeout(timeout)
+    # Before the process group, which takes its interface from the environment.
+    address = _address(store, ranks, num_machines, timeout)
     dist.init_process_group(
         "gloo",
         store=dist.PrefixStore("default", store),
@@ -244,4 +255,21 @@ def _default_store(timeout: timedelta) -> tuple[Any, int, int]:
         world_size=ranks,
         timeout=timeout,
     )
-    return store, rank, ranks
+    return store, rank, ranks, address
+
+
+def _address(store: Any, ranks: int, num_machines: int, timeout: timedelta) -> str:
+    """Address of this machine, found once for each launch."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or ranks // num_machines)
+    if local == ranks:
+        return LOOPBACK
+    if not _found_address:
+        _found_address.append(
+            agree_on_addresses(
+                dist.PrefixStore("lamorel_ext machines", store),
+                machine_of_environment(num_machines, ranks),
+                timeout.total_seconds(),
+                lambda line: tell_death(dist.PrefixStore(SPACE, store), line),
+            )
+        )
+    return _found_address[0]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import queue
 import socket
 import threading
@@ -72,7 +71,7 @@ def connect_to_servers(
         RpcError: A server cannot be reached within ``timeout_s`` seconds, or is not what it should
             be.
     """
-    token = token or read_secret(_read_text(store, SECRET_FILE, timeout_s))
+    token = token or read_secret(read_text(store, SECRET_FILE, timeout_s))
     return _connect(store, setup, rank, server_ranks(setup), token, timeout_s, silence_s)
 
 
@@ -100,7 +99,7 @@ def meet_peers(
     if name:
         token = write_secret(name)
         store.set(SECRET_FILE, name)
-    token = token or read_secret(_read_text(store, SECRET_FILE, timeout_s))
+    token = token or read_secret(read_text(store, SECRET_FILE, timeout_s))
     try:
         return _meet(store, setup, rank, host, timeout_s, token, silence_s)
     finally:
@@ -190,37 +189,6 @@ def accept_peers(
     return links
 
 
-def reachable_address(one_machine: bool, master_address: str) -> str:
-    """The address of this machine that the other ranks can reach: loopback where all are here, else
-    the one towards ``MASTER_ADDR``.
-
-    Raises:
-        RpcError: There is none but loopback.
-    """
-    if one_machine:
-        return "127.0.0.1"
-    # The second one is reserved for documentation: asking for the way to it sends no packet and
-    # gives the address of the default route.
-    for target in (master_address, "192.0.2.1"):
-        address = _address_towards(target)
-        if address is not None and not ipaddress.ip_address(address).is_loopback:
-            return address
-    raise RpcError(
-        f"no address of this machine leads to MASTER_ADDR={master_address}; the ranks are on"
-        " several machines"
-    )
-
-
-def _address_towards(target: str) -> str | None:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    except OSError:
-        return None
-
-
 def _examine(
     sock: socket.socket, token: bytes, rank: int, arrived: queue.Queue[tuple[int, socket.socket]]
 ) -> None:
@@ -250,7 +218,7 @@ def _connect(
     deadline = time.monotonic() + timeout_s
     for server in servers:
         peer = peer_of(server, setup)
-        port, host = _read_text(store, f"address of rank {server}", timeout_s).split(" ", 1)
+        port, host = read_text(store, f"address of rank {server}", timeout_s).split(" ", 1)
         try:
             sock = _introduced((host, int(port)), token, rank, server, deadline)
         except OSError as error:
@@ -288,7 +256,12 @@ def _introduced(
             raise
 
 
-def _read_text(store: Store, key: str, timeout_s: float) -> str:
+def read_text(store: Store, key: str, timeout_s: float) -> str:
+    """The text under a key that another rank sets.
+
+    Raises:
+        RpcError: Nobody did within ``timeout_s`` seconds.
+    """
     try:
         store.wait([key], timedelta(seconds=timeout_s))
         return store.get(key).decode("ascii")

@@ -2,13 +2,15 @@
 launcher can print it beforehand.
 
 Lamorel's rule: the first ``n_rl_processes`` ranks are RL clients, the next ``n_llm_processes`` are
-LLM servers. Ranks fill the machines one after the other, as many on each. The GPUs of a machine are
-divided evenly among the LLM servers on it, and each takes the first ``model_parallelism_size`` of
-its share.
+LLM servers. Ranks fill the machines one after the other, as many on each, the first machines one
+more where that does not come out even, or as ``processes_per_machine`` says. The GPUs of a machine
+are divided evenly among the LLM servers on it, and each takes the first ``model_parallelism_size``
+of its share; ``devices_per_process`` names them by hand instead.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +18,7 @@ from typing import Literal
 from lamorel_ext.config import DistributedSetupArgs, LamorelArgs
 from lamorel_ext.errors import ConfigError
 
+DEVICES = "lamorel_args.distributed_setup_args.devices_per_process"
 RoleKind = Literal["rl client", "llm server"]
 
 
@@ -76,6 +79,21 @@ def world_size(setup: DistributedSetupArgs) -> int:
     return setup.n_rl_processes + setup.n_llm_processes
 
 
+def ranks_by_machine(args: LamorelArgs) -> tuple[range, ...]:
+    """The global ranks of each machine.
+
+    Raises:
+        ConfigError: The processes cannot be shared out so.
+    """
+    _check_counts(args)
+    counts = args.accelerate_args.processes_per_machine
+    if not counts:
+        size = world_size(args.distributed_setup_args)
+        return tuple(split_evenly(size, args.accelerate_args.num_machines))
+    starts = [sum(counts[:machine]) for machine in range(len(counts) + 1)]
+    return tuple(range(start, stop) for start, stop in itertools.pairwise(starts))
+
+
 def client_ranks(setup: DistributedSetupArgs) -> range:
     """Global ranks of the RL clients."""
     return range(setup.n_rl_processes)
@@ -121,8 +139,8 @@ def placements(args: LamorelArgs, gpus_per_node: int | None = None) -> tuple[Pla
             as are needed.
 
     Raises:
-        ConfigError: With every problem: a role without a process, processes that do not divide over
-            the machines, too few GPUs.
+        ConfigError: With every problem: a role without a process, processes that cannot be shared
+            out over the machines, too few GPUs.
     """
     _check_counts(args)
     table: list[Placement] = []
@@ -144,13 +162,13 @@ def placements_on(
 
     See ``placements``.
     """
-    _check_counts(args)
+    ranks = ranks_by_machine(args)[node]
     setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
-    per_node = world_size(setup) // args.accelerate_args.num_machines
-    ranks = range(node * per_node, (node + 1) * per_node)
     servers = [rank for rank in ranks if role_of(rank, setup).is_server]
     shares: Mapping[int, tuple[int, ...]] = {}
-    if parallelism.use_gpu and servers:
+    if setup.devices_per_process:
+        shares = _devices_by_hand(node, servers, setup, num_gpus)
+    elif parallelism.use_gpu and servers:
         needed = len(servers) * parallelism.model_parallelism_size
         shares = _share_gpus(
             node,
@@ -204,6 +222,23 @@ def _share_gpus(
     return {rank: tuple(share[:size]) for rank, share in zip(servers, shares, strict=True)}
 
 
+def _devices_by_hand(
+    node: int, servers: Sequence[int], setup: DistributedSetupArgs, available: int | None
+) -> Mapping[int, tuple[int, ...]]:
+    """``devices_per_process`` by rank. Servers may share a GPU."""
+    shares = {rank: setup.devices_per_process[rank - setup.n_rl_processes] for rank in servers}
+    missing = [
+        f"{DEVICES}: {role_of(rank, setup)} is to use GPU {gpu} of machine {node}, which has"
+        f" {available}"
+        for rank, gpus in shares.items()
+        for gpu in gpus
+        if available is not None and gpu >= available
+    ]
+    if missing:
+        raise ConfigError(missing)
+    return shares
+
+
 def _check_counts(args: LamorelArgs) -> None:
     setup, machines = args.distributed_setup_args, args.accelerate_args.num_machines
     counts = {
@@ -217,13 +252,52 @@ def _check_counts(args: LamorelArgs) -> None:
     problems = [
         f"{key}: must be at least 1, got {count}" for key, count in counts.items() if count < 1
     ]
-    if not problems and world_size(setup) % machines:
-        problems.append(
-            f"lamorel_args.accelerate_args.num_machines: {world_size(setup)} processes do not"
-            f" divide over {machines} machines; accelerate starts as many on each"
-        )
+    if not problems:
+        problems = [*_machine_problems(args), *_device_problems(args)]
     if problems:
         raise ConfigError(problems)
+
+
+def _machine_problems(args: LamorelArgs) -> list[str]:
+    setup, accelerate = args.distributed_setup_args, args.accelerate_args
+    machines, counts = accelerate.num_machines, accelerate.processes_per_machine
+    if world_size(setup) < machines:
+        return [
+            f"lamorel_args.accelerate_args.num_machines: {world_size(setup)} processes cannot be"
+            f" shared among {machines} machines; each needs one"
+        ]
+    if counts and (len(counts) != machines or sum(counts) != world_size(setup)):
+        return [
+            f"lamorel_args.accelerate_args.processes_per_machine: {list(counts)} are {sum(counts)}"
+            f" processes on {len(counts)} machines; expected {machines} machines and"
+            f" {_processes(setup)}"
+        ]
+    return []
+
+
+def _device_problems(args: LamorelArgs) -> list[str]:
+    setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
+    devices = setup.devices_per_process
+    if not devices:
+        return []
+    problems = []
+    if len(devices) != setup.n_llm_processes:
+        problems.append(
+            f"{DEVICES}: expected an entry for each of the n_llm_processes={setup.n_llm_processes}"
+            f" servers, got {len(devices)}"
+        )
+    if any(devices) and not parallelism.use_gpu:
+        problems.append(
+            f"{DEVICES}: names GPUs, but lamorel_args.llm_args.parallelism.use_gpu is false"
+        )
+    size = parallelism.model_parallelism_size
+    problems += [
+        f"{DEVICES}[{place}]: expected {size} GPUs (model_parallelism_size), or none for the CPU,"
+        f" got {list(gpus)}"
+        for place, gpus in enumerate(devices)
+        if gpus and (len(set(gpus)) != size or len(gpus) != size or min(gpus) < 0)
+    ]
+    return problems
 
 
 def _processes(setup: DistributedSetupArgs) -> str:

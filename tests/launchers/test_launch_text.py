@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,11 +13,18 @@ from pathlib import Path
 import pytest
 
 from lamorel_ext.config import Config, load_config
-from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.errors import CheckpointError, ConfigError, LamorelExtError
 from launchers.__main__ import launch
-from launchers.command import Command, accelerate_arguments, accelerate_launch, one_process
+from launchers.command import (
+    Command,
+    accelerate_arguments,
+    accelerate_launch,
+    machine_commands,
+    one_process,
+)
 from launchers.local import run_here
-from launchers.slurm import array_script, batch_script
+from launchers.slurm import SlurmOptions, array_script, batch_script, report_script
+from launchers.submit import Job, submit
 
 GOLDEN = Path(__file__).parent / "golden"
 THREE_NODES = [
@@ -46,7 +54,17 @@ def arguments(*overrides: str) -> list[str]:
         ),
         (
             "one_node.sbatch",
-            batch_script(demo(), "compare", arguments(), {"time": "02:00:00", "output": "log.txt"}),
+            batch_script(
+                demo(),
+                "compare",
+                arguments(),
+                SlurmOptions(
+                    {"time": "02:00:00", "output": "log.txt", "exclusive": None},
+                    setup=("module load cuda", "conda activate me"),
+                    srun=("--container-image=my image.sqsh",),
+                    save_before_limit_s=120,
+                ),
+            ),
         ),
         (
             "three_nodes.sbatch",
@@ -54,8 +72,20 @@ def arguments(*overrides: str) -> list[str]:
         ),
         (
             "array.sbatch",
-            array_script(demo("compare.seeds=[0,4]"), arguments("compare.seeds=[0,4]")),
+            array_script(
+                demo("compare.seeds=[0,4]"),
+                "compare",
+                arguments("compare.seeds=[0,4]"),
+                SlurmOptions(max_concurrent=3),
+            ),
         ),
+        (
+            "evaluation.sbatch",
+            array_script(
+                demo("compare.seeds=[0,4]"), "evaluate", arguments("compare.seeds=[0,4]", "a=1")
+            ),
+        ),
+        ("report.sbatch", report_script(demo(), SlurmOptions({"time": "9", "gres": "gpu:1"}))),
     ],
 )
 def test_the_text_is_the_golden_one(name: str, text: str) -> None:
@@ -69,7 +99,8 @@ def test_a_dry_run_prints_ranks_command_and_script_and_starts_nothing(
     printed = capsys.readouterr().out
     assert "2     llm server 1  0     2           cpu" in printed
     assert accelerate_launch(demo(), "compare", arguments()).shell() in printed
-    assert batch_script(demo(), "compare", arguments()).rstrip() in printed
+    here = SlurmOptions(python=sys.executable)
+    assert batch_script(demo(), "compare", arguments(), here).rstrip() in printed
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -88,6 +119,51 @@ def test_several_machines_meet_at_the_address_given() -> None:
         "2",
     )
     assert (pairs["--main_process_ip"], pairs["--main_process_port"]) == ("10.0.0.5", "29501")
+
+
+NINE_PROCESSES = [
+    "lamorel_args.distributed_setup_args.n_llm_processes=8",
+    "lamorel_args.accelerate_args.num_machines=2",
+]
+
+
+def test_uneven_machines_are_each_told_their_own_share(tmp_path: Path) -> None:
+    # accelerate starts num_processes / num_machines on each: 10 / 2 and 8 / 2.
+    port = "lamorel_args.accelerate_args.main_process_port=20000"
+    commands = machine_commands(demo(*NINE_PROCESSES, port), "train", arguments(*NINE_PROCESSES))
+    assert [each.argv[each.argv.index("--num_processes") + 1] for each in commands] == ["10", "8"]
+    assert [each.argv[each.argv.index("--machine_rank") + 1] for each in commands] == ["0", "1"]
+    assert commands[1].argv[-1] == "lamorel_args.accelerate_args.machine_rank=1"
+
+    script = batch_script(demo(*NINE_PROCESSES), "train", arguments(*NINE_PROCESSES))
+    assert "#SBATCH --cpus-per-task=5\n" in script
+    started = run_on_fake_cluster(script, tmp_path, FAKE_NODES="2")
+    assert ["--num_processes 10 " in line for line in started] == [True, False]
+    assert ["--num_processes 8 " in line for line in started] == [False, True]
+
+
+def test_a_dry_run_prints_the_line_of_every_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    port = "lamorel_args.accelerate_args.main_process_port=20000"
+    assert launch(["--dry-run", "train", "--config-name", "demo", *NINE_PROCESSES, port]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"# on machine {number}\n" in printed for number in (0, 1))
+    assert (
+        "machine: export LAMOREL_EXT_TOKEN=..." in printed
+        and "8     llm server 7  1     3" in printed
+    )
+    # Slurm gives them a port; by hand there is none yet.
+    assert launch(["--dry-run", "train", "--config-name", "demo", *NINE_PROCESSES]) == 0
+    printed = capsys.readouterr().out
+    assert "# by hand: lamorel_args.accelerate_args.main_process_port: must be" in printed
+    assert "main_port=$((10000 + SLURM_JOB_ID % 20000))" in printed
+
+
+def test_a_node_has_every_gpu_up_to_the_last_one_in_use() -> None:
+    by_hand = demo(
+        "lamorel_args.llm_args.parallelism.use_gpu=true",
+        "lamorel_args.distributed_setup_args.devices_per_process=[[0],[3]]",
+    )
+    assert "#SBATCH --gpus-per-node=4\n" in batch_script(by_hand, "train", [])
 
 
 def test_servers_on_gpus_are_not_kept_off_them() -> None:
@@ -134,7 +210,7 @@ def test_words_with_spaces_survive_the_shell() -> None:
         (["compare", "compare.arms=[llm_polic]"], "arm=llm_polic: no such file in"),
         (
             ["compare", "lamorel_args.accelerate_args.num_machines=3"],
-            "2 processes do not divide over 3 machines",
+            "2 processes cannot be shared among 3 machines",
         ),
         (
             ["compare", "lamorel_args.distributed_setup_args.n_llm_processes=0"],
@@ -164,7 +240,14 @@ def test_words_with_spaces_survive_the_shell() -> None:
         ),
         (["evaluate", "policy=a", "policy=b"], "policy: one at a time, got a, b"),
         (["--slurm-array", "compare", "run.seed=3"], "run.seed=3: an array sets this itself"),
-        (["--slurm", "--sbatch", "time", "compare"], "--sbatch time: expected KEY=VALUE"),
+        (["--slurm-array", "evaluate", "arm=bot"], "arm=bot: an array sets this itself"),
+        (["--slurm", "--sbatch", "time=", "compare"], "--sbatch time=: expected KEY=VALUE"),
+        (["--slurm", "--sbatch=-p", "compare"], "with sbatch's long names"),
+        (["--slurm", "--sbatch", "comment=a\nb", "compare"], "expected KEY=VALUE"),
+        (["--submit", "compare"], "need --slurm, --slurm-array or --slurm-report"),
+        (["--slurm", "--chain=2", "compare"], "--chain: needs --submit"),
+        (["--slurm", "--max-concurrent=2", "compare"], "--max-concurrent: needs --slurm-array"),
+        (["--slurm", "--save-before-limit=-1", "compare"], "must be at least 0, got -1"),
     ],
 )
 def test_a_mistake_is_reported_before_any_rank_starts(argv: list[str], message: str) -> None:
@@ -215,19 +298,21 @@ shift 2
 for node in $(seq 0 $((FAKE_NODES - 1))); do SLURM_NODEID=$node "$@" & done
 wait
 """
-ACCELERATE = """#!/usr/bin/env bash
+PYTHON = """#!/usr/bin/env bash
+[ "$1 $2" = "-m launchers.elastic" ] || exit 1
+shift 2
 echo "$SLURM_NODEID $ACCELERATE_USE_CPU: $*" >> "$FAKE_LOG"
 """
 
 
 def run_on_fake_cluster(script: str, folder: Path, **environment: str) -> list[str]:
-    """Run a batch script with ``srun``, ``scontrol`` and ``accelerate`` replaced; gives what each
+    """Run a batch script with ``srun``, ``scontrol`` and ``python`` replaced; gives what each
     node would start, in order.
     """
     programs = {
         "srun": SRUN,
         "scontrol": "#!/usr/bin/env bash\nprintf 'node7\\nnode8\\n'\n",
-        "accelerate": ACCELERATE,
+        "python": PYTHON,
     }
     for name, text in programs.items():
         (folder / name).write_text(text)
@@ -258,9 +343,9 @@ def test_each_node_starts_its_share_and_meets_the_others_at_the_first_node(tmp_p
     started = run_on_fake_cluster(script, tmp_path, FAKE_NODES="3")
     assert [line[:1] for line in started] == ["0", "1", "2"]
     for node, line in enumerate(started):
-        # The port follows from the job's number: 20000 + 123456 % 20000.
+        # The port follows from the job's number: 10000 + 123456 % 20000.
         assert (
-            f"--num_machines 3 --machine_rank {node} --main_process_ip node7 --main_process_port 23456"
+            f"--num_machines 3 --machine_rank {node} --main_process_ip node7 --main_process_port 13456"
             in line
         )
         assert line.endswith("-m experiments.compare --config-name demo compare.name=two words")
@@ -268,7 +353,7 @@ def test_each_node_starts_its_share_and_meets_the_others_at_the_first_node(tmp_p
 
 def test_an_array_covers_every_arm_and_seed_once(tmp_path: Path) -> None:
     overrides = ["compare.arms=[llm_policy,student_alone]", "compare.seeds=[0,4,7]"]
-    script = array_script(demo(*overrides), arguments(*overrides))
+    script = array_script(demo(*overrides), "compare", arguments(*overrides))
     assert "#SBATCH --array=0-5\n" in script
     for task in range(6):
         run_on_fake_cluster(script, tmp_path, FAKE_NODES="1", SLURM_ARRAY_TASK_ID=str(task))
@@ -290,7 +375,7 @@ def test_an_array_over_tasks_covers_every_task_arm_and_seed_once(tmp_path: Path)
         "compare.seeds=[0,4]",
     ]
     script = array_script(
-        load_config([*overrides, "task=go_to_local"], "demo"), arguments(*overrides)
+        load_config([*overrides, "task=go_to_local"], "demo"), "compare", arguments(*overrides)
     )
     assert "#SBATCH --array=0-11\n" in script
     for task in range(12):
@@ -304,6 +389,95 @@ def test_an_array_over_tasks_covers_every_task_arm_and_seed_once(tmp_path: Path)
         for arm in ("llm_policy", "student_alone", "teacher_frozen")
         for seed in (0, 4)
     }
+
+
+@pytest.mark.parametrize("status", [0, 7, 138, 143])
+def test_only_the_signal_before_the_time_limit_puts_a_job_back_into_the_queue(
+    tmp_path: Path, status: int
+) -> None:
+    options = SlurmOptions(save_before_limit_s=60)
+    script = batch_script(demo(), "train", arguments(), options)
+    assert "#SBATCH --signal=USR1@60\n#SBATCH --requeue\n" in script
+    assert end_on_fake_cluster(script, tmp_path, status) == (status, status == 138)
+    assert end_on_fake_cluster(script, tmp_path, status, SLURM_RESTART_COUNT="50")[1] is False
+    chained = batch_script(
+        demo(), "train", arguments(), dataclasses.replace(options, requeue=False)
+    )
+    assert "requeue" not in chained and "#SBATCH --signal=USR1@60\n" in chained
+    assert end_on_fake_cluster(chained, tmp_path, status) == (status, False)
+
+
+def end_on_fake_cluster(
+    script: str, folder: Path, status: int, **environment: str
+) -> tuple[int, bool]:
+    """Exit status of a batch script whose step ends with ``status``, and whether it was requeued."""
+    requeued = folder / "requeued"
+    requeued.unlink(missing_ok=True)
+    for name, line in {"srun": f"exit {status}", "scontrol": f"touch {requeued}"}.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
+        (folder / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "5", "SLURM_CPUS_PER_TASK": "3", **environment}
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], env={**path, **job}, timeout=30)
+    return done.returncode, requeued.exists()
+
+
+def test_setup_lines_may_use_variables_that_are_not_set_and_a_failing_one_ends_the_job(
+    tmp_path: Path,
+) -> None:
+    loose = SlurmOptions(setup=('PS1="$PS1"',))
+    assert end_on_fake_cluster(batch_script(demo(), "train", [], loose), tmp_path, 0)[0] == 0
+    failing = SlurmOptions(setup=("false",))
+    assert end_on_fake_cluster(batch_script(demo(), "train", [], failing), tmp_path, 0)[0] == 1
+
+
+@pytest.mark.parametrize("key", ["gres", "gpus", "gpus-per-task"])
+def test_gpus_asked_for_by_hand_are_not_asked_for_twice(key: str) -> None:
+    config = demo("lamorel_args.llm_args.parallelism.use_gpu=true")
+    assert "--gpus-per-node=2\n" in batch_script(config, "train", [])
+    by_hand = batch_script(config, "train", [], SlurmOptions({key: "gpu:2"}))
+    assert f"#SBATCH --{key}=gpu:2\n" in by_hand and "gpus-per-node" not in by_hand
+
+
+SBATCH = """#!/usr/bin/env bash
+echo "$*" >> "$FAKE_LOG"
+cat >> "$FAKE_LOG"
+[ -z "${FAKE_REFUSAL:-}" ] || { echo "$FAKE_REFUSAL" >&2; exit 1; }
+echo "$((10 + $(grep -c parsable "$FAKE_LOG")));cluster"
+"""
+
+
+def test_jobs_are_submitted_each_after_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [Job("array", "first\n"), Job("array", "first\n"), Job("report", "last\n")]
+    (tmp_path / "sbatch").write_text(SBATCH)
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    assert submit(jobs) == 0
+    lines = ["--parsable", "first", "--parsable --dependency=afterany:11", "first",
+             "--parsable --dependency=afterany:12", "last"]  # fmt: skip
+    assert (tmp_path / "log").read_text().splitlines() == lines
+    assert capsys.readouterr().out == "array: 11\narray: 12, after 11\nreport: 13, after 12\n"
+
+    # The lines of shell that a dry run prints do the same.
+    (tmp_path / "log").unlink()
+    text = "\n".join(job.shell() for job in jobs)
+    subprocess.run(
+        ["bash", "-c", text.replace('afterany:"$id"', 'afterany:"${id%;*}"')], check=True
+    )
+    assert (tmp_path / "log").read_text().splitlines() == lines
+
+    monkeypatch.setenv("FAKE_REFUSAL", "sbatch: error: Invalid account")
+    with pytest.raises(LamorelExtError, match="refused the array: sbatch: error: Invalid account"):
+        submit(jobs)
+
+
+def test_without_sbatch_nothing_is_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="no sbatch on PATH"):
+        submit([Job("job", "text")])
 
 
 # --- real ranks -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from lamorel_ext.errors import PeerDiedError, ProtocolError, RemoteError, Reques
 from lamorel_ext.rpc import rendezvous
 from lamorel_ext.rpc.handshake import examine, introduce
 from lamorel_ext.rpc.link import SILENCE_S, Link, Peer
-from lamorel_ext.rpc.rendezvous import accept_peers, connect_to_servers, reachable_address
+from lamorel_ext.rpc.rendezvous import accept_peers, connect_to_servers
 from lamorel_ext.rpc.tcp_transport import TcpTransport
 from lamorel_ext.rpc.wire.codec import MAGIC, PREFIX, VERSION
 from lamorel_ext.types import ScoreRequest, UpdateRequest
@@ -469,20 +469,6 @@ def test_a_server_that_never_tells_its_address_is_waited_for_only_so_long() -> N
         RpcError, match="no file of the secret in the store of the launch within 0.1 s"
     ):
         connect_to_servers(dist.HashStore(), DistributedSetupArgs(1, 1), 0, 0.1)
-
-
-def test_one_machine_listens_on_loopback_and_several_do_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert reachable_address(True, "somewhere") == "127.0.0.1"
-    ways = {"head-node": "10.1.2.3", "127.0.1.1": "127.0.0.1", "192.0.2.1": "10.9.8.7"}
-    monkeypatch.setattr(rendezvous, "_address_towards", ways.get)
-    assert reachable_address(False, "head-node") == "10.1.2.3"
-    # The head node's own name often leads to loopback there.
-    assert reachable_address(False, "127.0.1.1") == "10.9.8.7"
-    ways.pop("192.0.2.1")
-    with pytest.raises(RpcError, match="MASTER_ADDR=127.0.1.1"):
-        reachable_address(False, "127.0.1.1")
 
 
 def test_a_crowd_of_silent_strangers_locks_no_rank_out() -> None:

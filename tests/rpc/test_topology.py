@@ -109,6 +109,75 @@ def test_too_few_gpus_are_reported_for_every_machine() -> None:
     )
 
 
+def laid_out(
+    args: LamorelArgs, counts: tuple[int, ...] = (), devices: tuple[tuple[int, ...], ...] = ()
+) -> LamorelArgs:
+    return replace(
+        args,
+        accelerate_args=replace(args.accelerate_args, processes_per_machine=counts),
+        distributed_setup_args=replace(args.distributed_setup_args, devices_per_process=devices),
+    )
+
+
+def test_nine_processes_on_two_machines_with_four_gpus_each() -> None:
+    table = placements(lamorel_args(1, 8, machines=2, use_gpu=True), gpus_per_node=4)
+    assert [place.node for place in table] == [0] * 5 + [1] * 4
+    assert [place.local_rank for place in table] == [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert [place.gpus for place in table] == [(), (0,), (1,), (2,), (3,), (0,), (1,), (2,), (3,)]
+
+
+def test_clients_may_have_a_machine_of_their_own() -> None:
+    args = laid_out(lamorel_args(2, 4, machines=3, use_gpu=True), (2, 1, 3))
+    table = placements(args, gpus_per_node=3)
+    assert [(place.node, str(place.role), place.gpus) for place in table] == [
+        (0, "rl client 0", ()),
+        (0, "rl client 1", ()),
+        (1, "llm server 0", (0,)),
+        (2, "llm server 1", (0,)),
+        (2, "llm server 2", (1,)),
+        (2, "llm server 3", (2,)),
+    ]
+    # Two machines cut evenly would give the first one two servers of four.
+    uneven = laid_out(lamorel_args(2, 8, machines=2, use_gpu=True), (6, 4))
+    assert [len(place.gpus) for place in placements(uneven, gpus_per_node=4)] == [0, 0, *[1] * 8]
+
+
+def test_devices_may_be_named_by_hand_and_shared() -> None:
+    args = lamorel_args(1, 4, machines=2, use_gpu=True)
+    table = placements(laid_out(args, (3, 2), ((3,), (3,), (), (1,))), gpus_per_node=4)
+    assert [place.device for place in table] == ["cpu", "cuda:3", "cuda:3", "cpu", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (laid_out(lamorel_args(1, 3, 2), (3,)), r"\[3\] are 3 processes on 1 machines; expected 2"),
+        (laid_out(lamorel_args(1, 3, 2), (3, 2)), r"\[3, 2\] are 5 processes on 2 machines"),
+        (laid_out(lamorel_args(1, 2, use_gpu=True), (), ((0,),)), "an entry for each of the n_llm"),
+        (laid_out(lamorel_args(1, 1), (), ((0,),)), "use_gpu is false"),
+        (laid_out(lamorel_args(1, 1, use_gpu=True), (), ((0, 1),)), "expected 1 GPUs"),
+        (laid_out(lamorel_args(1, 1, use_gpu=True), (), ((-1,),)), "expected 1 GPUs"),
+        (
+            laid_out(lamorel_args(1, 1, use_gpu=True), (), ((4,),)),
+            "llm server 0 is to use GPU 4 of machine 0, which has 4",
+        ),
+    ],
+)
+def test_a_layout_by_hand_that_cannot_be_is_said(args: LamorelArgs, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        placements(args, gpus_per_node=4)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6))
+def test_every_rank_has_one_place(clients: int, servers: int, machines: int) -> None:
+    if clients + servers < machines:
+        return
+    table = placements(lamorel_args(clients, servers, machines))
+    assert [place.rank for place in table] == list(range(clients + servers))
+    assert {place.node for place in table} == set(range(machines))
+    assert [place.local_rank for place in table if place.local_rank == 0] == [0] * machines
+
+
 def test_a_machine_is_placed_whatever_the_other_machines_have() -> None:
     table = placements_on(0, lamorel_args(1, 3, machines=2, use_gpu=True), num_gpus=1)
     assert [(place.rank, place.gpus) for place in table] == [(0, ()), (1, (0,))]
@@ -120,7 +189,7 @@ def test_a_machine_is_placed_whatever_the_other_machines_have() -> None:
         (lamorel_args(0, 1), "n_rl_processes"),
         (lamorel_args(1, 0), "n_llm_processes"),
         (lamorel_args(1, 1, size=0), "model_parallelism_size"),
-        (lamorel_args(1, 2, machines=2), "num_machines"),
+        (lamorel_args(1, 1, machines=3), "2 processes cannot be shared among 3 machines"),
         (lamorel_args(1, 1, machines=0), "num_machines"),
     ],
 )

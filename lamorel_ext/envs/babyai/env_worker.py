@@ -15,6 +15,7 @@ import numpy as np
 from lamorel_ext.envs.babyai.batch_checks import SavedEpisode
 from lamorel_ext.envs.babyai.level_copies import LevelCopies
 from lamorel_ext.envs.babyai.worker_messages import packed, unpacked
+from lamorel_ext.processes.stopping import HEARD
 
 
 def serve(handle: int) -> None:
@@ -24,9 +25,9 @@ def serve(handle: int) -> None:
     Args:
         handle: File descriptor of the connection to the process that started this one.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # an interruption reaches every process of a terminal; the one that started us decides
+    # A terminal, or a batch system, signals every process; the one that started us decides.
+    for signum in HEARD:
+        signal.signal(signum, signal.SIG_IGN)
     with Connection(handle) as connection:
         try:
             _answer_all(connection)
