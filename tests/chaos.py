@@ -382,8 +382,10 @@ def main() -> int:
         "--jobs", type=int, default=4, help="runs side by side; twice as many as cores"
     )
     options = parser.parse_args()
-    # A job in a shell's background ignores SIGINT, and so would all that it starts.
+    # A job in a shell's background ignores SIGINT, one under nohup SIGHUP, and all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda signum, frame: None)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     say(f"logs: {folder}")
     chaos = Chaos(folder, options.seed, options.stop_seconds, options.slow, options.jobs)
