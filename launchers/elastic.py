@@ -87,4 +87,4 @@ def _end_with_launcher() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.end_now(main())
