@@ -127,4 +127,4 @@ def _end_with_launcher() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stopping.end_now(main())

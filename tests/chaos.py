@@ -1,16 +1,17 @@
-"""Faults thrown at real launches: ``make chaos ARGS='--faults 200 --seed 0'``; about a minute each,
-so that 200 take three to four hours.
+"""Faults thrown at real launches: ``make chaos ARGS='--faults 200 --seed 0 --jobs 2'``.
 
 A run under ``launchers`` (one client, two servers) is disturbed at start-up, in rollouts and
 updates, and around its checkpoints; after each fault the same command is given again. A run that
-gets through is compared with an undisturbed one. Ends with one line of JSON:
+gets through is compared with an undisturbed one. What a fault is depends on the seed and the
+fault's number alone, not on how many runs are disturbed side by side. Ends with one line of JSON:
 
     faults        how many were thrown
     hangs         launches that did not end, or a resumed run that did not move, within ``LIMIT_S``
     orphans       ranks that outlived their launch by more than ``ORPHAN_S``
     lost          runs that could not be resumed by the same command
     wrong_curves  curves that are not those of the undisturbed run
-    unnamed       deaths whose message names neither a rank nor a signal
+    unnamed       deaths whose message names neither a rank nor a signal, or a status that is not
+                  the signal's
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,10 +43,68 @@ SIGNALS = ("SIGKILL", "SIGSTOP", "SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 FILES = ("full disk", "cut row", "flipped bit")
 WHEN = ("start-up", "training", "checkpoint")
 COUNTS = ("faults", "hangs", "orphans", "lost", "wrong_curves", "unnamed")
+TRIES = 3
+"""Launches in which a fault may miss its moment before it is given up."""
 TRAINING = (
     "arm=teacher_feedback_gae env.num_envs=2 student.num_steps=8 run.total_steps=160 run.eval_every=80 run.checkpoint_every=2"
     " run.evaluation=episodes run.eval_episodes=2 lamorel_args.distributed_setup_args.n_llm_processes=2"
 )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to a run.
+
+    Attributes:
+        number: From 1.
+        kind: One of ``SIGNALS`` or ``FILES``.
+        who: Gets the signal; one of ``WHO``.
+        when: One of ``WHEN``, for a signal.
+        delay_s: Seconds from the moment's begin.
+        room: Bytes that a file may have on a full disk.
+        instead: Signal in place of a harm to files that are not there yet.
+        seed: Of the byte that is harmed.
+    """
+
+    number: int
+    kind: str
+    who: str
+    when: str
+    delay_s: float
+    room: int
+    instead: str
+    seed: int
+
+    def __str__(self) -> str:
+        where = f" {self.who} at {self.when}" if self.kind in SIGNALS else ""
+        return f"{self.number}: {self.kind}{where}"
+
+
+def make_fault(seed: int, number: int) -> Fault:
+    """The fault with this number."""
+    draw = random.Random(f"{seed} {number}")
+    kinds = [each for each in SIGNALS for _ in WHO] + [each for each in FILES for _ in range(2)]
+    when = draw.choice(WHEN)
+    return Fault(
+        number=number,
+        kind=draw.choice(kinds),
+        who=draw.choice(WHO),
+        when=when,
+        delay_s=draw.uniform(0.0, {"start-up": 8.0, "training": 3.0, "checkpoint": 0.0}[when]),
+        room=draw.choice((2, 16, 64)) * 1024,
+        instead=draw.choice(SIGNALS),
+        seed=draw.getrandbits(32),
+    )
+
+
+def make_runs(seed: int, num_faults: int) -> list[list[Fault]]:
+    """Two to five faults for each run."""
+    draw, runs, first = random.Random(f"{seed} runs"), [], 1
+    while first <= num_faults:
+        end = min(first + draw.randint(2, 5), num_faults + 1)
+        runs.append([make_fault(seed, number) for number in range(first, end)])
+        first = end
+    return runs
 
 
 class Launch:
@@ -64,7 +127,6 @@ class Launch:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=stream,
                 stderr=stream,
-                preexec_fn=hear_interrupts,
             )
 
     def members(self) -> dict[str, int]:
@@ -120,13 +182,17 @@ class Chaos:
         seed: Of the faults.
         stop_s: Seconds that a stopped process stays so.
         slow: Multiplies every limit, for a machine that is shared with other work.
+        jobs: Runs that are disturbed side by side.
     """
 
-    def __init__(self, folder: Path, seed: int, stop_s: float, slow: float = 1.0) -> None:
-        self.folder, self.stop_s, self.slow = folder, stop_s, slow
-        self.random = random.Random(seed)
-        self.counts = Counter(dict.fromkeys(COUNTS, 0))
+    def __init__(
+        self, folder: Path, seed: int, stop_s: float, slow: float = 1.0, jobs: int = 1
+    ) -> None:
+        self.folder, self.seed, self.stop_s, self.slow = folder, seed, stop_s, slow
+        self.jobs = jobs
         self.curve: list[list[str]] = []
+        self._counts = Counter(dict.fromkeys(COUNTS, 0))
+        self._counting = threading.Lock()
 
     def run(self, num_faults: int) -> dict[str, int]:
         """Throw the faults, and give the counts."""
@@ -135,70 +201,74 @@ class Chaos:
             calm.kill()
             raise SystemExit(f"the undisturbed run does not end: {calm.log}")
         self.curve = curve(calm.folder)
-        number = 0
-        while self.counts["faults"] < num_faults:
-            number += 1
-            self.disturb(
-                self.folder / f"run-{number}",
-                min(self.random.randint(2, 5), num_faults - self.counts["faults"]),
-            )
-        return {name: self.counts[name] for name in COUNTS}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            disturbed = pool.map(self.disturb, make_runs(self.seed, num_faults))
+            for _ in disturbed:
+                pass  # an error of ours is raised here
+        return {name: self._counts[name] for name in COUNTS}
 
-    def disturb(self, folder: Path, num_faults: int) -> None:
-        """One run with some faults, then its end."""
-        for _ in range(num_faults):
-            files = FILES if any(folder.glob("checkpoints/step-*")) else FILES[:1]
-            faults = [f"{each} {who}" for each in SIGNALS for who in WHO]
-            fault = self.random.choice([*faults, *2 * files])
-            when = self.random.choice(WHEN)
-            self.counts["faults"] += 1
-            log = folder.with_name(f"{folder.name}-{self.counts['faults']}.log")
-            note = self.throw(fault, when, folder, log)
-            print(
-                f"{self.counts['faults']}: {fault} at {when}: {note}", file=sys.stderr, flush=True
-            )
-            if complete(folder):
-                break
+    def count(self, name: str) -> None:
+        """One more of ``COUNTS``."""
+        with self._counting:
+            self._counts[name] += 1
+
+    def disturb(self, faults: Sequence[Fault]) -> None:
+        """One run with these faults, then its end; where it ends before, another one."""
+        folder, tries = self.folder / f"run-{faults[0].number}", 0
+        waiting = list(faults)
+        while waiting:
+            fault, tries = waiting[0], tries + 1
+            log = self.folder / f"{folder.name}-{fault.number}-{tries}.log"
+            note = self.throw(fault, folder, log)
+            if note is not None:
+                self.count("faults")
+            say(f"{fault}: {note or 'came too late'}")
+            if note is not None or tries == TRIES:
+                waiting.pop(0)
+                tries = 0
+            if complete(folder) and waiting:
+                self.finish(folder)
+                folder = self.folder / f"run-{waiting[0].number}-{tries}"
         self.finish(folder)
 
-    def throw(self, fault: str, when: str, folder: Path, log: Path) -> str:
-        """Start the command, harm it, see it end; gives a word on how."""
-        if fault in ("cut row", "flipped bit"):
-            return harm_files(fault, folder, self.random)
-        room = self.random.choice((2, 16, 64)) * 1024 if fault == "full disk" else 0
-        launch = Launch(folder, log, room)
-        if fault == "full disk":
-            return self.judge(launch, START_S, fault)
-        name, _, who = fault.partition(" ")
-        if not self.reached(launch, when, who):
-            return self.judge(launch, RUN_S, "none")
-        pid = launch.members().get(who)
-        if pid is None:
-            return self.judge(launch, RUN_S, "none")
-        send(pid, signal.Signals[name])
-        if name == "SIGSTOP":
+    def throw(self, fault: Fault, folder: Path, log: Path) -> str | None:
+        """Start the command, harm it, see it end; gives a word on how, None where there was nothing
+        left to harm.
+        """
+        kind = fault.kind
+        if kind in ("cut row", "flipped bit"):
+            done = harm_files(kind, folder, random.Random(fault.seed))
+            if done:
+                return done
+            kind = fault.instead
+        launch = Launch(folder, log, fault.room if kind == "full disk" else 0)
+        if kind == "full disk":
+            return self.judge(launch, START_S, kind)
+        reached = self.reached(launch, fault)
+        pid = launch.members().get(fault.who) if reached else None
+        if pid is None or not send(pid, signal.Signals[kind]):
+            self.judge(launch, RUN_S, "none")
+            return None
+        if kind == "SIGSTOP":
             time.sleep(self.stop_s)
             send(pid, signal.SIGCONT)
             return self.judge(launch, RUN_S, "none")
-        return self.judge(launch, LIMIT_S, fault)
+        return self.judge(launch, LIMIT_S, kind)
 
-    def reached(self, launch: Launch, when: str, who: str) -> bool:
+    def reached(self, launch: Launch, fault: Fault) -> bool:
         """Wait for the moment; False where the launch ended before it."""
         deadline, before = time.monotonic() + START_S * self.slow, launch.steps()
-        if when == "start-up":
-            while who not in launch.members() and time.monotonic() < deadline:
-                time.sleep(0.1)
-            time.sleep(self.random.uniform(0.0, 8.0))
-            return launch.process.poll() is None
         while launch.process.poll() is None and time.monotonic() < deadline:
-            if when == "checkpoint" and (
-                launch.steps() > before or any(launch.folder.glob("checkpoints/*/llm/.*"))
-            ):
-                return True
-            if when == "training" and "steps" in launch.log.read_text(errors="replace"):
-                time.sleep(self.random.uniform(0.0, 3.0))
+            if fault.when == "start-up":
+                reached = fault.who in launch.members()
+            elif fault.when == "training":
+                reached = "steps" in launch.log.read_text(errors="replace")
+            else:
+                reached = launch.steps() > before or any(launch.folder.glob("checkpoints/*/llm/.*"))
+            if reached:
+                time.sleep(fault.delay_s)
                 return launch.process.poll() is None
-            time.sleep(0.05)
+            time.sleep(0.2 if fault.when == "start-up" else 0.05)
         return False
 
     def judge(self, launch: Launch, limit_s: float, fault: str) -> str:
@@ -209,18 +279,15 @@ class Chaos:
         ended = time.monotonic()
         if launch.process.poll() is None or not launch.wait(ORPHAN_S * self.slow):
             left = launch.members()
-            self.counts["orphans" if launch.process.poll() is not None else "hangs"] += 1
+            self.count("orphans" if launch.process.poll() is not None else "hangs")
             launch.kill()
             return f"NOT ENDED: {left}, {launch.log}"
         took = f"{ended - started:.1f} s, ranks {time.monotonic() - ended:.1f} s more"
         said, status = launch.log.read_text(errors="replace"), launch.process.returncode
         # Who kills the launcher itself hears from the shell what it was.
-        if (
-            status > 0
-            and fault != "none"
-            and not re.search(r"rank \d|SIG[A-Z0-9]+|cannot be written|the loss of process", said)
-        ):
-            self.counts["unnamed"] += 1
+        named = re.search(r"rank \d|SIG[A-Z0-9]+|cannot be written|the loss of process", said)
+        if (status > 0 and fault != "none" and not named) or not fits(status, fault):
+            self.count("unnamed")
             return f"UNNAMED, status {status}: {launch.log}"
         return f"status {status}, step {launch.steps()}, {took}"
 
@@ -229,37 +296,47 @@ class Chaos:
         log = folder.with_name(f"{folder.name}-end.log")
         launch = Launch(folder, log)
         if not launch.wait(RUN_S * self.slow):
-            self.counts["hangs"] += 1
+            self.count("hangs")
             launch.kill()
         elif launch.process.returncode or not complete(folder):
-            self.counts["lost"] += 1
-            print(f"LOST: {log}", file=sys.stderr, flush=True)
+            self.count("lost")
+            say(f"LOST: {log}")
         elif curve(folder) != self.curve:
-            self.counts["wrong_curves"] += 1
-            print(f"WRONG CURVE: {folder}", file=sys.stderr, flush=True)
+            self.count("wrong_curves")
+            say(f"WRONG CURVE: {folder}")
         else:
             shutil.rmtree(folder)
 
 
-def hear_interrupts() -> None:
-    """A job in a shell's background ignores SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def fits(status: int, fault: str) -> bool:
+    """Whether a launch that suffered this may end with this exit status."""
+    if fault == "none":
+        return status == 0
+    if fault not in SIGNALS:
+        return status >= 0
+    return status in (0, 128 + signal.Signals[fault], -signal.Signals[fault])
 
 
-def send(pid: int, signum: int) -> None:
-    """A signal to a process that may have gone."""
+def say(line: str) -> None:
+    """For whoever watches."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def send(pid: int, signum: int) -> bool:
+    """A signal to a process; False where it has gone."""
     try:
         os.kill(pid, signum)
     except ProcessLookupError:
-        return
+        return False
+    return True
 
 
 def harm_files(fault: str, folder: Path, draw: random.Random) -> str:
-    """Cut the last row of the curve, or flip a bit of a checkpoint."""
+    """Cut the last row of the curve, or flip a bit of a checkpoint; empty where there is none."""
     if fault == "cut row":
         path = folder / "metrics.csv"
         if not path.exists():
-            return "no curve yet"
+            return ""
         os.truncate(path, max(0, path.stat().st_size - draw.randint(1, 20)))
         return f"{path} cut"
     files = sorted(
@@ -268,7 +345,7 @@ def harm_files(fault: str, folder: Path, draw: random.Random) -> str:
         if path.is_file() and path.stat().st_size
     )
     if not files:
-        return "no checkpoint yet"
+        return ""
     path = draw.choice(files)
     content = bytearray(path.read_bytes())
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
@@ -299,7 +376,7 @@ def main() -> int:
         prog="chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--faults", type=int, default=200, help="how many; each takes about a minute on two cores"
+        "--faults", type=int, default=200, help="how many; each takes 20 seconds of a core"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument(
@@ -308,12 +385,21 @@ def main() -> int:
     parser.add_argument(
         "--slow", type=float, default=1.0, help="multiplies the limits, for a shared machine"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="runs side by side; each has five processes"
+    )
     options = parser.parse_args()
+    # A job in a shell's background ignores SIGINT, one under nohup SIGHUP, and all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda signum, frame: None)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    counts = Chaos(folder, options.seed, options.stop_seconds, options.slow).run(options.faults)
-    print(f"logs: {folder}", file=sys.stderr)
+    say(f"logs: {folder}")
+    chaos = Chaos(folder, options.seed, options.stop_seconds, options.slow, options.jobs)
+    counts = chaos.run(options.faults)
     print(json.dumps(counts))
-    return int(any(count for name, count in counts.items() if name != "faults"))
+    broken = any(count for name, count in counts.items() if name != "faults")
+    return int(broken or counts["faults"] < options.faults)
 
 
 if __name__ == "__main__":

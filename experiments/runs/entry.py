@@ -78,6 +78,8 @@ def run_main(
     except stopping.Stopped as stopped:
         if speaks():
             print(stopped, file=sys.stderr, flush=True)
+        if argv is None:
+            stopping.end_with(stopped.stop.exit_status)
         return stopped.stop.exit_status
     except KeyboardInterrupt:
         if speaks():

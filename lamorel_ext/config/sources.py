@@ -27,7 +27,7 @@ MAX_VALUES = 20_000
 """Keys and values of a file at most, with its anchors written out."""
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
-_NO_MAPPING = "{path}, line 1: expected keys with values, got a list or a single value"
+_NO_MAPPING = "{path}, line {line}: expected keys with values, got a list or a single value"
 _READ: dict[tuple[str, str, str, str], ConfigResult] = {}
 """Files read before, by provider, folder, name and text: a comparison composes the same files for
 each arm.
@@ -82,8 +82,7 @@ def read_yaml(path: Path) -> DictConfig:
         found = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
-    if not isinstance(found, DictConfig):
-        raise ConfigError(_NO_MAPPING.format(path=path))
+    assert isinstance(found, DictConfig)  # anything else was refused above
     return found
 
 
@@ -130,10 +129,7 @@ class _CheckedFiles(FileConfigSource):
         key = (self.provider, self.path, config_path, text)
         if key not in _READ:
             _check_size(path, text)
-            found = super().load_config(config_path)
-            if not isinstance(found.config, DictConfig):
-                raise ConfigError(_NO_MAPPING.format(path=path))
-            _READ[key] = found
+            _READ[key] = super().load_config(config_path)
         return copy.deepcopy(_READ[key])  # Hydra takes the defaults list out of what it gets
 
 
@@ -191,6 +187,8 @@ def _count_values(path: Path, text: str) -> int:
     size = 0
     for event in yaml.parse(text, Loader=_LOADER):
         line = event.start_mark.line + 1
+        if not opened and isinstance(event, (yaml.ScalarEvent, yaml.SequenceStartEvent)):
+            raise ConfigError(_NO_MAPPING.format(path=path, line=line))
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in (name for name, _ in opened):
                 raise ConfigError(

@@ -63,6 +63,52 @@ def test_a_second_signal_ends_work_at_once() -> None:
     assert "at once" in said and child.returncode == 143
 
 
+SLOW_END = """
+import atexit, sys, time
+from lamorel_ext.processes import stopping
+stopping.begin()
+from experiments.runs.entry import run_main
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(60)
+
+slow = Slow()
+atexit.register(print, "tidied up", flush=True)
+
+def work(_):
+    with stopping.deferring():
+        print("working", flush=True)
+        while stopping.asked() is None:
+            time.sleep(0.01)
+        if sys.argv[1] == "complete":
+            stopping.settled()
+            return 0
+        raise stopping.leave("saved")
+
+status = run_main(work)
+if sys.argv[1] == "complete":
+    del slow.__class__.__del__
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "status"),
+    [("SIGTERM", "", 143), ("SIGUSR1", "", 138), ("SIGTERM", "complete", 0)],
+)
+def test_the_exit_status_is_the_signals_also_where_pythons_own_end_takes_long(
+    name: str, argument: str, status: int
+) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW_END, argument], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == "working\n"
+    child.send_signal(signal.Signals[name])
+    said, _ = child.communicate(timeout=40)
+    assert said == "tidied up\n" and child.returncode == status
+
+
 def test_an_interrupt_during_imports_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import sys; sys.argv[0] = '-m'\nimport experiments\nprint('importing', flush=True)\nimport time; time.sleep(60)\n"
