@@ -1,19 +1,20 @@
-"""Every error that this package raises on purpose.
+"""Every error that this package raises on purpose::
 
-    LamorelExtError ├── ConfigError            a key is unknown, has the wrong type or an impossible
-    value (all problems at once) ├── RequestError           a request that cannot be answered: empty
-    prompts, wrong candidate lists, prompt too long ├── ModelLoadError         a model, tokenizer or
-    weights file is missing, corrupt or of another shape ├── CheckpointError        a checkpoint
-    cannot be written or read │   ├── NotThereError      the run folder that the user named is none
-    │   └── WriteError         a file cannot be written ├── UpdateError            an update was
-    given up on the way: a loss or gradient that is not finite, or another server failed in it ├──
-    LevelError             a level does not exist, or calls come in an illegal order ├──
-    EnvWorkerError         a process that steps environments raised, died or fell silent └──
-    RpcError
-        ├── RemoteError        the peer raised; carries its rank, type and traceback
-        ├── PeerDiedError      the peer's process is gone
-        ├── ProtocolError      bytes on the wire that are not ours
-        └── RequestTimeout     no answer within the time allowed
+    LamorelExtError
+    ├── ConfigError         a key is unknown, has the wrong type or an impossible value
+    ├── RequestError        cannot be answered: empty prompts, wrong candidates, prompt too long
+    ├── ModelLoadError      a model, tokenizer or weights file is missing, corrupt or unfitting
+    ├── CheckpointError     a checkpoint cannot be written or read
+    │   ├── NotThereError   the run folder that the user named is none
+    │   └── WriteError      a file cannot be written
+    ├── UpdateError         given up on the way: not finite, or another server failed in it
+    ├── LevelError          a level does not exist, or calls come in an illegal order
+    ├── EnvWorkerError      a process that steps environments raised, died or fell silent
+    └── RpcError
+        ├── RemoteError     the peer raised; carries its rank, type and traceback
+        ├── PeerDiedError   the peer's process is gone
+        ├── ProtocolError   bytes on the wire that are not ours
+        └── RequestTimeout  no answer within the time allowed
 
 Everything a user can cause ends in one of these, with a message that names the key, file or rank.
 ``exit_status`` is what a program ends with (``experiments/runs/entry.py`` has the table): 2 for

@@ -13,7 +13,7 @@ def translated(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     ``sign: inverted``.
 
     The random and the positive sign had no signal beneath: theirs is ``constant``, which gives the
-        same numbers.
+    same numbers.
     """
     feedback = mapping.get("feedback")
     if not isinstance(feedback, Mapping):

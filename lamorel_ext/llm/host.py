@@ -49,7 +49,7 @@ class ModelHost(nn.Module):
     """A language model with its tokenizer and module functions.
 
     Nothing here ever applies dropout, not with gradients either: what is trained is the very
-        distribution that was sampled from.
+    distribution that was sampled from.
 
     Args:
         model: On its device, in its precision.
@@ -140,10 +140,9 @@ class ModelHost(nn.Module):
 
         Returns:
             Results on the CPU, float32 (float64 from a float64 model). A module function that needs
-            states gives one row per prompt, one that needs
-            whole passes gives one per candidate. ``stats``: ``prompts``; ``distinct_prompts`` read
-                by the model; ``cached_prompts`` answered from
-            memory; ``tokens``, the positions that the model computed; ``seconds``.
+            states gives one row per prompt, one that needs whole passes gives one per candidate.
+            ``stats``: ``prompts``; ``distinct_prompts`` read by the model; ``cached_prompts``
+            answered from memory; ``tokens``, the positions that the model computed; ``seconds``.
 
         Raises:
             RequestError: The lists do not fit, a prompt is too long, or a module function is

@@ -2,9 +2,9 @@
 success hangs on.
 
 A wording changes texts and nothing else: the episode, its law and the number of candidates stay.
-    The tests are those of Carta et al. 2023 (arXiv
-2302.02662, section 4.3, with the words of its public code). There, words are replaced as substrings
-of the finished prompt; here only whole words are.
+The tests are those of Carta et al. 2023 (arXiv 2302.02662, section 4.3, with the words of its
+public code). There, words are replaced as substrings of the finished prompt; here only whole words
+are.
 """
 
 from __future__ import annotations

@@ -103,11 +103,10 @@ class LockstepGroup:
     """A group in which no server waits for one that failed.
 
     Every sum is preceded by a word from each server: "I am well, and my tensor has so many
-        elements". A server that fails in work they do
-    together says so in the place of its next word, so that the others leave at the very point where
-    they would have waited for it; all have made the same optimiser steps by then. Sums of different
-    sizes, the usual mistake of an updater with an empty shard, fail the same way instead of
-    hanging.
+    elements". A server that fails in work they do together says so in the place of its next word,
+    so that the others leave at the very point where they would have waited for it; all have made
+    the same optimiser steps by then. Sums of different sizes, the usual mistake of an updater with
+    an empty shard, fail the same way instead of hanging.
 
     Args:
         inner: Does the sums.

@@ -46,7 +46,7 @@ def train(
     """Train one arm with one seed, from the recorder's last checkpoint where it has one.
 
     Everything follows from ``config.run.seed``: two runs give the same curve, and so does one that
-        was stopped and resumed.
+    was stopped and resumed.
 
     Args:
         config: The run.

@@ -53,9 +53,8 @@ class Recorder(Protocol):
     """The plug point for whoever keeps a run's results.
 
     A checkpoint replaces the one before as a whole: ``checkpoint`` writes everything beside the old
-        one, the LLM too, and only then makes
-    the new one the one that ``resume`` finds. A run killed at any moment finds the old one or the
-    new one.
+    one, the LLM too, and only then makes the new one the one that ``resume`` finds. A run killed at
+    any moment finds the old one or the new one.
     """
 
     def write(self, row: Mapping[str, float]) -> None:

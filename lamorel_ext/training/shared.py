@@ -163,9 +163,8 @@ class SharedClient:
     """An ``LlmClient`` for the same requests from every client, each of which is made once.
 
     Scores are asked for together: a batch is cut into one shard per server as always, and the
-        shards are asked for in turn by the
-    clients. All else is asked for by the first client. Every client gets the whole answer, and
-    counts it as one client would.
+    shards are asked for in turn by the clients. All else is asked for by the first client. Every
+    client gets the whole answer, and counts it as one client would.
 
     Args:
         llm: This client's way to the servers.

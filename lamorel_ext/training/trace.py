@@ -3,7 +3,7 @@ was said and done, and what was learnt from it.
 
 A trace is a file of JSON lines, numbers rounded to six digits. The first line is the header, then
 come the episodes, each followed by its steps, and last the updates of the teacher. Every line has a
-``kind``:
+``kind``::
 
     trace    version; env_steps and rollout before it began, env (always 0); seed, level, num_distractors, arm, agent, teacher, vocabulary, signal,
              loss, channel, every; gamma, lam, reward_scale; actions (texts by id); left_out (steps
@@ -113,8 +113,8 @@ class Tracer:
     and what remains after it. An ``EdgeWatcher``.
 
     The run does not notice: nothing is drawn from its random streams, no call is counted, and the
-        servers are asked only next to an update, when
-    they forget their answers anyway; then they are told to forget what they were asked.
+    servers are asked only next to an update, when they forget their answers anyway; then they are
+    told to forget what they were asked.
 
     Args:
         config: The run.

@@ -1,8 +1,8 @@
 """Level generators of the original BabyAI-Text that minigrid lacks or draws differently.
 
 Source of the laws: the public repository flowersteam/Grounding_LLMs_with_online_RL, commit
-    31847fb8. A seed gives the original's level, because the
-random draws happen in its order; that order is what looks odd below.
+31847fb8. A seed gives the original's level, because the random draws happen in its order; that
+order is what looks odd below.
 """
 
 from __future__ import annotations

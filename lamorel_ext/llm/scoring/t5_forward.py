@@ -7,8 +7,8 @@ to the encoder's states directly instead of projecting every one of them to a ke
 every layer.
 
 Architecture: Raffel et al. 2020 (arXiv 1910.10683) for relu, Shazeer 2020 (arXiv 2002.05202) for
-    gated-gelu; positions enter by a learned
-bias on attention scores, one per head and bucket of distance; scores are not scaled.
+gated-gelu; positions enter by a learned bias on attention scores, one per head and bucket of
+distance; scores are not scaled.
 """
 
 from __future__ import annotations

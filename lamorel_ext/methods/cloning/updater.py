@@ -19,8 +19,8 @@ class SupervisedUpdater(CandidateUpdater[SupervisedOptions]):
     """Makes the target candidates likely.
 
     Data: ``targets`` ``(n,)``, places of candidates. Options: ``SupervisedOptions``. Statistics,
-        means over all samples of all steps:
-    ``loss``, ``accuracy`` (share of targets that score highest) and ``entropy``.
+    means over all samples of all steps: ``loss``, ``accuracy`` (share of targets that score
+    highest) and ``entropy``.
     """
 
     name = "supervised"

@@ -36,15 +36,14 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
 
     Data, each ``(n,)``: ``chosen`` (places of candidates), ``signals`` (f), ``old_log_probs`` (log
     p when it was said; only ``clipped`` needs it); with ``posterior`` also ``likelihoods``, ``(n,
-    k)``: the student's log-probability of its
-    action after each candidate. Options: ``FeedbackOptions``. Samples with f = 0 count in the mean
-        and pull nowhere; where no sample pulls, no step is
-    taken.
+    k)``: the student's log-probability of its action after each candidate. Options:
+    ``FeedbackOptions``. Samples with f = 0 count in the mean and pull nowhere; where no sample
+    pulls, no step is taken.
 
     Statistics, means over the steps, before each: ``loss``, ``log_prob`` (of what was said),
-        ``entropy`` and ``kl`` (from the initial teacher), exact over
-    the candidates. Without ``normalise`` those two are one-sample estimates, ``-log p`` and ``log p
-    - log p_initial`` of what was said.
+    ``entropy`` and ``kl`` (from the initial teacher), exact over the candidates. Without
+    ``normalise`` those two are one-sample estimates, ``-log p`` and ``log p - log p_initial`` of
+    what was said.
     """
 
     name = "feedback"

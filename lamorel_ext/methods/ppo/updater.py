@@ -34,9 +34,9 @@ class PPOUpdater(CandidateUpdater[PPOOptions]):
     ``values`` (when the actions were taken). Options: ``PPOOptions``.
 
     Statistics are means over all samples of all steps, except: ``initial_ratio_error`` is the mean
-        of ``|ratio - 1|`` in the first
-    minibatch, before any step, and should be near zero; ``scored_pairs`` and ``scored_tokens`` are
-    totals; ``grad_norm`` is the mean over steps, before clipping.
+    of ``|ratio - 1|`` in the first minibatch, before any step, and should be near zero;
+    ``scored_pairs`` and ``scored_tokens`` are totals; ``grad_norm`` is the mean over steps, before
+    clipping.
 
     Args:
         value_module: Name of the module function that is the critic.

@@ -13,11 +13,10 @@ bytes     field   meaning
 ========  ======  ==================================================================================================
 
 The header is ASCII JSON: ``{"type": ..., "fields": {...}, "tensors": [{"dtype": ..., "shape":
-    [...]}, ...]}``; the payload holds the tensors one
-after the other, each at a multiple of 16 bytes, little-endian as every machine that runs PyTorch
-has them. Only the message types of
+[...]}, ...]}``; the payload holds the tensors one after the other, each at a multiple of 16 bytes,
+little-endian as every machine that runs PyTorch has them. Only the message types of
 ``lamorel_ext.types`` can be built from it: no byte that arrives can make code run, and whatever
-    does not fit is a ``ProtocolError``.
+does not fit is a ``ProtocolError``.
 """  # noqa: E501
 
 from __future__ import annotations

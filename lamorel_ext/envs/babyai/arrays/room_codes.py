@@ -1,10 +1,10 @@
 """One byte per cell of a room: what lies there, and whether the mission speaks of it.
 
 The lower six bits are the look: 0 unseen, 1 empty, 2 wall, then key, ball and box in six colours
-    each, then doors in six colours, each open,
-closed or locked. Two flags above them say that the thing belongs to the mission's first or second
-description. What a description means is settled when an episode starts, by identity; a thing
-carries its flags wherever it is taken, so that no other identity is needed.
+each, then doors in six colours, each open, closed or locked. Two flags above them say that the
+thing belongs to the mission's first or second description. What a description means is settled when
+an episode starts, by identity; a thing carries its flags wherever it is taken, so that no other
+identity is needed.
 """
 
 from __future__ import annotations
