@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from lamorel_ext.agents.action_heads import ACTION_HEADS
+from lamorel_ext.agents.kept_answers import MOST_ANSWERS, KeptAnswers
 from lamorel_ext.agents.making import make_agent
 from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient
 from lamorel_ext.config import Config
@@ -126,6 +127,10 @@ class TrainingRun:
             CheckpointError: It does not belong to this configuration.
         """
         self._reset_llm()
+        if self.llm is not None and self.config.arm.agent == "student":
+            if not self.config.feedback_trains:
+                most = self.config.lamorel_args.llm_args.cache_size
+                self.llm.kept = KeptAnswers(min(MOST_ANSWERS, most))
         if checkpoint is None:
             self._scene = self.env.reset()
         else:
@@ -201,6 +206,9 @@ class TrainingRun:
             f"at step {self.progress.env_steps} the agent",
         )
         row = dict.fromkeys(COUNTERS, 0.0) | self.counters() | self._clients.lead(self._evaluate)
+        kept = None if self.llm is None else self.llm.kept
+        if kept is not None and self._clients.size > 1:
+            kept.load(self._clients.lead(kept.tensors))
         if self.config.env.curriculum:
             row["stage"] = float(self.curriculum.stage)
         columns = (
@@ -260,7 +268,9 @@ class TrainingRun:
             "trace": self.tracer.state(),
             "llm": {} if self.llm is None else dict(self.llm.counts),
         }
-        checkpoint = Checkpoint(self.progress.env_steps, self.agent.tensors(), state)
+        kept = None if self.llm is None else self.llm.kept
+        tensors = self.agent.tensors() | ({} if kept is None else kept.tensors())
+        checkpoint = Checkpoint(self.progress.env_steps, tensors, state)
         checkpoint.check_finite()  # before anything is written: the last good one stays
         recorder.checkpoint(checkpoint, None if self.llm is None else self.llm.save)
 
@@ -307,6 +317,8 @@ class TrainingRun:
                     f"the checkpoint at step {checkpoint.env_steps} has no LLM, this run has one"
                 )
             self.llm.load(checkpoint.llm_folder)
+            if self.llm.kept is not None:
+                self.llm.kept.load(checkpoint.tensors)
 
     def _make_env(self) -> PromptedEnv | HalvedEnv:
         """The training environments of the curriculum's stage."""
