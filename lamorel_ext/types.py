@@ -114,12 +114,15 @@ class ScoreRequest:
             may be ``()``.
         modules: Names of module functions to evaluate besides, such as ``("value",)``.
         score: False to evaluate the module functions only.
+        known: Places of prompts whose scores the client has already. They are counted in ``tokens``
+            as if they were asked for, and get none. Not with ``modules``.
     """
 
     prompts: tuple[str, ...]
     candidates: tuple[tuple[str, ...], ...]
     modules: tuple[str, ...] = ()
     score: bool = True
+    known: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

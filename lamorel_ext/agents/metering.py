@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from lamorel_ext.agents.kept_answers import KeptAnswers, PartlyKnown
 from lamorel_ext.types import (
     GenerateRequest,
     GenerateResult,
@@ -33,7 +34,8 @@ LLM_COUNTERS = (
 PRETRAINED = "pretrained"
 """The weights of every run's start but those that draw fresh ones."""
 
-Tables = dict[tuple[Hashable, Hashable], np.ndarray]
+Heard = list[tuple[ScoreRequest, ScoreResult]]
+Tables = dict[tuple[Hashable, Hashable], tuple[np.ndarray, Heard]]
 _TABLES: WeakKeyDictionary[LlmClient, Tables] = WeakKeyDictionary()
 
 
@@ -50,6 +52,7 @@ class MeteredClient:
             ``llm_update_samples`` samples, each counted as often as it was used.
         weights: Tells the model's weights apart: equal as long as nothing changed them, and again
             after each reset to the pretrained ones.
+        kept: What is not asked again while the weights stay; None where everything is.
     """
 
     def __init__(self, llm: LlmClient) -> None:
@@ -57,6 +60,8 @@ class MeteredClient:
         self._counting = True
         self.counts = dict.fromkeys(LLM_COUNTERS, 0.0)
         self.weights: Hashable = object()
+        self.kept: KeptAnswers | None = None
+        self._heard: Heard | None = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -74,13 +79,20 @@ class MeteredClient:
 
     def submit_score(self, request: ScoreRequest) -> PendingScores:
         """See ``LlmClient``; counted when the scores are taken."""
-        return _MeteredScores(self, self._llm.submit_score(request), request.prompts)
+        asked = self._look_up(request)
+        pending = self._llm.submit_score(request if asked is None else asked.request)
+        return _MeteredScores(self, pending, request.prompts, asked)
 
     def score_batch(self, request: ScoreRequest) -> ScoreResult:
         """See ``LlmClient``."""
-        result = self._llm.score_batch(request)
+        asked = self._look_up(request)
+        if asked is not None and asked.complete and not self._counting:
+            return self.fill(asked, None)
+        result = self._llm.score_batch(request if asked is None else asked.request)
         self.count(request.prompts, result.stats.get("tokens", 0.0))
-        return result
+        if self._heard is not None:
+            self._heard.append((request, result))
+        return result if asked is None else self.fill(asked, result)
 
     def generate_batch(self, request: GenerateRequest) -> GenerateResult:
         """See ``LlmClient``."""
@@ -90,7 +102,7 @@ class MeteredClient:
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult:
         """See ``LlmClient``."""
-        self.weights = object()
+        self._change()
         result = self._llm.update_batch(request)
         self.count(request.prompts, result.stats.get("scored_tokens", 0.0))
         if self._counting:
@@ -103,7 +115,7 @@ class MeteredClient:
         self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()
     ) -> None:
         """See ``LlmClient``."""
-        self.weights = object()
+        self._change()
         self._llm.reset(seed, weights, unused)
         if weights == PRETRAINED:
             self.weights = PRETRAINED
@@ -114,7 +126,7 @@ class MeteredClient:
 
     def load(self, folder: str) -> None:
         """See ``LlmClient``."""
-        self.weights = object()
+        self._change()
         self._llm.load(folder)
 
     def forget(self) -> None:
@@ -137,16 +149,52 @@ class MeteredClient:
             ask: Asks the servers.
         """
         known = _TABLES.setdefault(self._llm, {})
-        # A client that rewords what it is asked gives another answer in each wording.
-        question = (question, repr(getattr(self._llm, "wording", None)))
+        question = (question, self._about)
         if (self.weights, question) not in known:
             self.forget()
-            answer = ask()
+            with self._hearing() as heard:
+                answer = ask()
             answer.flags.writeable = False
             for stale in [key for key in known if key[0] not in (self.weights, PRETRAINED)]:
                 del known[stale]
-            known[self.weights, question] = answer
-        return known[self.weights, question]
+            known[self.weights, question] = answer, heard
+        answer, heard = known[self.weights, question]
+        if self.kept is not None:
+            for request, result in heard:
+                self.kept.keep(request, self._about, result)
+        return answer
+
+    def fill(self, asked: PartlyKnown, result: ScoreResult | None) -> ScoreResult:
+        """Add what was known to what the servers say."""
+        kept = KeptAnswers(0) if self.kept is None else self.kept
+        return kept.fill(asked, result)
+
+    def _look_up(self, request: ScoreRequest) -> PartlyKnown | None:
+        """What is known of a request; None where nothing can be, or it is to be asked anew."""
+        if self.kept is None or self._heard is not None or request.modules or not request.score:
+            return None
+        return self.kept.look_up(request, self._about)
+
+    @property
+    def _about(self) -> str:
+        """A client that rewords what it is asked gives another answer in each wording."""
+        return repr(getattr(self._llm, "wording", None))
+
+    @contextmanager
+    def _hearing(self) -> Iterator[Heard]:
+        """Ask everything meanwhile, and note it."""
+        heard: Heard = []
+        self._heard = heard
+        try:
+            yield heard
+        finally:
+            self._heard = None
+
+    def _change(self) -> None:
+        """The weights are about to change."""
+        self.weights = object()
+        if self.kept is not None:
+            self.kept.clear()
 
     def count(self, prompts: tuple[str, ...], tokens: float) -> None:
         """Count one call."""
@@ -160,12 +208,16 @@ class _MeteredScores:
     """Scores under way; taking them counts the call, on the thread of whoever takes them."""
 
     def __init__(
-        self, meter: MeteredClient, pending: PendingScores, prompts: tuple[str, ...]
+        self,
+        meter: MeteredClient,
+        pending: PendingScores,
+        prompts: tuple[str, ...],
+        asked: PartlyKnown | None,
     ) -> None:
-        self._meter, self._pending, self._prompts = meter, pending, prompts
+        self._meter, self._pending, self._prompts, self._asked = meter, pending, prompts, asked
 
     def result(self) -> ScoreResult:
         """See ``PendingScores``."""
         result = self._pending.result()
         self._meter.count(self._prompts, result.stats.get("tokens", 0.0))
-        return result
+        return result if self._asked is None else self._meter.fill(self._asked, result)

@@ -36,6 +36,10 @@ class Answer:
     modules: dict[str, Tensor] = field(default_factory=dict)
 
 
+ELSEWHERE = Answer(torch.zeros(0))
+"""Remembered in place of an answer that the client has."""
+
+
 class Answerer:
     """Answers distinct questions with one model.
 
@@ -105,6 +109,16 @@ class Answerer:
             log_probs, counts if with_score else [0] * len(questions), found, self.scorer.dtype
         )
         return answers, {"distinct_prompts": float(len(asked.merged)), "tokens": float(tokens)}
+
+    def count(self, questions: Sequence[Question]) -> dict[str, float]:
+        """The counters that ``answer`` would give of distinct questions, asked for scores alone.
+
+        Raises:
+            RequestError: A prompt is too long.
+        """
+        merged = self._tokenise(questions, range(len(questions)), True).merged
+        tokens = self.scorer.count(list(merged), [tuple(own) for own in merged.values()])
+        return {"distinct_prompts": float(len(merged)), "tokens": float(tokens)}
 
     def _tokenise(
         self, questions: Sequence[Question], places: Sequence[int], with_score: bool

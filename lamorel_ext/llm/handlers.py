@@ -60,6 +60,7 @@ class Host(Protocol):
         candidates: Sequence[Sequence[str]],
         modules: Sequence[str] = (),
         with_score: bool = True,
+        known: Sequence[int] = (),
     ) -> ScoreResult: ...
 
     def generate(self, request: GenerateRequest) -> GenerateResult: ...
@@ -138,7 +139,12 @@ def score(handler: RequestHandler, request: ScoreRequest) -> ScoreResult:
     check_score(request)
     started = time.perf_counter()
     result = handler.host.score(
-        request.prompts, request.candidates, modules=request.modules, with_score=request.score
+        request.prompts,
+        request.candidates,
+        modules=request.modules,
+        with_score=request.score,
+        # Named only where there are any: a host of the user's own need not take them.
+        **({"known": request.known} if request.known else {}),
     )
     return replace(result, stats=_timed(result.stats, started))
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import RequestError
-from lamorel_ext.llm.answers import Answer, Answerer, Question, distinct, join
+from lamorel_ext.llm.answers import ELSEWHERE, Answer, Answerer, Question, distinct, join
 from lamorel_ext.llm.devices import seeded
 from lamorel_ext.llm.fresh import draw_model
 from lamorel_ext.llm.generation import Generator
@@ -124,6 +124,7 @@ class ModelHost(nn.Module):
         modules: Sequence[str] = (),
         with_score: bool = True,
         require_grad: bool = False,
+        known: Sequence[int] = (),
     ) -> ScoreResult:
         """Score candidates after prompts and evaluate module functions.
 
@@ -137,6 +138,7 @@ class ModelHost(nn.Module):
             modules: Names of module functions.
             with_score: False to evaluate the module functions only.
             require_grad: Whether gradients are to flow into the weights. No dropout in either case.
+            known: See ``ScoreRequest``. Not with gradients.
 
         Returns:
             Results on the CPU, float32 (float64 from a float64 model). A module function that needs
@@ -158,30 +160,40 @@ class ModelHost(nn.Module):
         )
         places = distinct(questions)
         names = tuple(modules)
-        known: dict[Question, Answer] = {}
+        answers: dict[Question, Answer] = {}
         settings = self._present_settings()
         if not require_grad:
-            known = {
+            answers = {
                 question: answer
                 for question in places
                 if (answer := self._memory.get((question, names, with_score, settings))) is not None
             }
-        cached = sum(question in known for question in questions)
+        cached = sum(question in answers for question in questions)
+        unasked = [question for question in places if question not in answers]
+        given = {questions[place] for place in known}
+        answers |= dict.fromkeys(given, ELSEWHERE)
+        missing = [
+            question
+            for question in places
+            if question not in given and answers.get(question, ELSEWHERE) is ELSEWHERE
+        ]
         stats = {"distinct_prompts": 0.0, "tokens": 0.0}
-        if missing := [question for question in places if question not in known]:
+        if missing:
             with torch.set_grad_enabled(require_grad):
                 fresh, stats = self._answerer.answer(
                     missing, [places[question] for question in missing], functions, with_score
                 )
-            for question, answer in zip(missing, fresh, strict=True):
-                known[question] = answer
-                if not require_grad:
-                    self._memory.put((question, names, with_score, settings), answer)
+            answers |= zip(missing, fresh, strict=True)
             self._settings.put(
                 self._state().settings, settings
             )  # a module may count its calls: that is no other model
+        if given and unasked:
+            with torch.no_grad():  # what is read together depends on it
+                stats = self._answerer.count(unasked)
+        for question in () if require_grad else dict.fromkeys((*unasked, *missing)):
+            self._memory.put((question, names, with_score, settings), answers[question])
         log_probs, counts, results = join(
-            [known[question] for question in questions], names, self.score_dtype
+            [answers[question] for question in questions], names, self.score_dtype
         )
         self._tidy_device()
         stats |= {

@@ -21,6 +21,14 @@ def check_score(request: ScoreRequest) -> None:
     if not request.score and not request.modules:
         raise RequestError("nothing is asked for: score is False and modules is empty")
     _check_strings(request.modules, "modules")
+    if request.known and (request.modules or not request.score):
+        raise RequestError("known is for scores alone: modules is not empty, or score is False")
+    for index, place in enumerate(request.known):
+        if not isinstance(place, int) or not 0 <= place < len(request.prompts):
+            raise RequestError(
+                f"known[{index}] is {place!r:.80}, expected the place of one of"
+                f" {len(request.prompts)} prompts"
+            )
 
 
 def check_generate(request: GenerateRequest) -> None:

@@ -31,6 +31,7 @@ def split_score(request: ScoreRequest, num_shards: int) -> list[ScoreRequest]:
             request,
             prompts=request.prompts[part.start : part.stop],
             candidates=request.candidates[part.start : part.stop],
+            known=tuple(place - part.start for place in request.known if place in part),
         )
         for part in split_evenly(len(request.prompts), num_shards)
     ]
@@ -76,8 +77,12 @@ MAX_PLACES = 2**17
 def take_score(request: ScoreRequest, rows: Sequence[int]) -> ScoreRequest:
     """The part of a request that asks about some of its prompts."""
     candidates = tuple(request.candidates[row] for row in rows) if request.candidates else ()
+    known = frozenset(request.known)
     return replace(
-        request, prompts=tuple(request.prompts[row] for row in rows), candidates=candidates
+        request,
+        prompts=tuple(request.prompts[row] for row in rows),
+        candidates=candidates,
+        known=tuple(place for place, row in enumerate(rows) if row in known),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from lamorel_ext.agents.action_heads import ACTION_HEADS
+from lamorel_ext.agents.kept_answers import MOST_ANSWERS, KeptAnswers
 from lamorel_ext.agents.making import make_agent
 from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient
 from lamorel_ext.agents.student import StudentAgent
@@ -134,6 +135,10 @@ class TrainingRun:
             CheckpointError: It does not belong to this configuration.
         """
         self._reset_llm()
+        if self.llm is not None and self.config.arm.agent == "student":
+            if not self.config.feedback_trains:
+                most = self.config.lamorel_args.llm_args.cache_size
+                self.llm.kept = KeptAnswers(min(MOST_ANSWERS, most))
         if checkpoint is None:
             self._scene = self.env.reset()
         else:
@@ -229,6 +234,9 @@ class TrainingRun:
             f"at step {self.progress.env_steps} the agent",
         )
         row = dict.fromkeys(COUNTERS, 0.0) | self.counters() | self._clients.lead(self._evaluate)
+        kept = None if self.llm is None else self.llm.kept
+        if kept is not None and self._clients.size > 1:
+            kept.load(self._clients.lead(kept.tensors))
         if self.config.env.curriculum:
             row["stage"] = float(self.curriculum.stage)
         columns = (
@@ -289,7 +297,8 @@ class TrainingRun:
             "trace": self.tracer.state(),
             "llm": {} if self.llm is None else dict(self.llm.counts),
         }
-        tensors = self.agent.tensors()
+        kept = None if self.llm is None else self.llm.kept
+        tensors = self.agent.tensors() | ({} if kept is None else kept.tensors())
         if self.method is not None:
             state["method"] = self.method.state()
             tensors |= {f"{METHOD}{name}": own for name, own in self.method.tensors().items()}
@@ -350,6 +359,8 @@ class TrainingRun:
                     f"the checkpoint at step {checkpoint.env_steps} has no LLM, this run has one"
                 )
             self.llm.load(checkpoint.llm_folder)
+            if self.llm.kept is not None:
+                self.llm.kept.load(checkpoint.tensors)
 
     def _make_method(self, reworded: RewordedClient) -> Method:
         """The method of ``method._target_``, with a random stream of its own."""

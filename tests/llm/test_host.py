@@ -107,6 +107,34 @@ def test_states_are_the_same_on_the_fast_and_the_full_way(name: str) -> None:
         assert result.counts == ((1,) * 5 if with_score else (0,) * 5)
 
 
+@pytest.mark.parametrize("name", ["t5", "llama", "bloom", "gpt2"])
+@pytest.mark.parametrize("cache_size", [0, 3, 100])
+def test_known_prompts_are_counted_as_if_they_were_asked(name: str, cache_size: int) -> None:
+    def host() -> Any:
+        model = make_t5() if name == "t5" else make_causal(name)
+        return make_host(model, minibatch_size=4, cache_size=cache_size)
+
+    several = (ACTIONS, ("drop",), ("go forward and turn left", "go forward"), ACTIONS, ("",))
+    asked, told = host(), host()
+    batches: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
+        ((0, 1, 2, 1), (1, 3)),
+        ((3, 4, 0), (0, 1, 2)),
+        ((1, 2, 4), ()),
+        ((0, 3, 2), (0, 1)),
+    ]
+    for rows, known in batches:
+        prompts, candidates = [PROMPTS[row] for row in rows], [several[row] for row in rows]
+        whole = asked.score(prompts, candidates)
+        part = told.score(prompts, candidates, known=known)
+        for row, (own, answer) in enumerate(zip(part.split(), whole.split(), strict=True)):
+            expected = answer[:0] if row in known else answer
+            torch.testing.assert_close(own, expected, rtol=0, atol=1e-9)
+        if rows != (1, 2, 4):  # here 1 and 4 are computed after all
+            assert part.stats["tokens"] == whole.stats["tokens"], rows
+            assert part.stats["distinct_prompts"] == whole.stats["distinct_prompts"]
+            assert part.stats["cached_prompts"] == whole.stats["cached_prompts"]
+
+
 def test_value_head_is_glams() -> None:
     host = make_host(make_t5(), {"value": ValueHead(8)})
     layers = host.module_functions["value"].layers

@@ -47,6 +47,18 @@ def score_alone(request: ScoreRequest) -> ScoreResult:
     )
 
 
+@given(st.lists(st.booleans(), min_size=1, max_size=9), shard_numbers)
+@settings(deadline=None)
+def test_known_prompts_stay_known_in_their_shards(known: list[bool], num_shards: int) -> None:
+    prompts = tuple(f"p{i % 5} {known[i]}" for i in range(len(known)))
+    places = tuple(i for i, flag in enumerate(known) if flag)
+    request = ScoreRequest(prompts, (("a",),) * len(prompts), known=places)
+    rows = PromptPlaces(num_shards).cut(request)
+    for shard in (*split_score(request, num_shards), *(take_score(request, part) for part in rows)):
+        told = [shard.prompts[place] for place in shard.known]
+        assert told == [prompt for prompt in shard.prompts if prompt.endswith("True")]
+
+
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=7), shard_numbers)
 @settings(deadline=None)
 def test_merged_scores_are_those_of_one_server(widths: list[int], num_shards: int) -> None:

@@ -27,12 +27,10 @@ class PlainEngine:
         rounds: Sequence[Sequence[CandidateTree]],
         with_states: bool,
     ) -> Reading:
-        edges, states, num_tokens = [], None, 0
+        edges, states = [], None
         for trees in rounds:
             pairs, rows, depths = _pairs(prompts, trees)
-            token_log_probs, firsts, counted = self._read_pairs(
-                pairs, with_states and states is None
-            )
+            token_log_probs, firsts = self._read_pairs(pairs, with_states and states is None)
             edges.append(
                 token_log_probs[
                     put(rows, token_log_probs.device), put(depths, token_log_probs.device)
@@ -41,12 +39,14 @@ class PlainEngine:
             if firsts is not None:
                 starts = np.cumsum([0, *[max(1, len(tree.leaves)) for tree in trees[:-1]]])
                 states = firsts[put(starts, firsts.device)]
-            num_tokens += counted
-        return Reading(edges, states, num_tokens)
+        return Reading(edges, states, self.count(prompts, rounds))
 
-    def _read_pairs(
-        self, pairs: Sequence[Pair], with_states: bool
-    ) -> tuple[Tensor, Tensor | None, int]:
+    def count(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]]) -> int:
+        """See ``scoring.Engine``."""
+        pairs = [pair for trees in rounds for pair in _pairs(prompts, trees)[0]]
+        return sum(len(prompt) + len(candidate) for prompt, candidate in pairs)
+
+    def _read_pairs(self, pairs: Sequence[Pair], with_states: bool) -> tuple[Tensor, Tensor | None]:
         """``(n, longest)`` token log-probabilities, and the hidden states that predicted the first
         tokens.
         """
@@ -67,12 +67,7 @@ class PlainEngine:
                 states.append(hidden[-1][:, one.first])
             places += one.places
         order = put(np.argsort(places), values[0].device)
-        num_tokens = sum(len(prompt) + len(candidate) for prompt, candidate in pairs)
-        return (
-            torch.cat(values)[order],
-            torch.cat(states)[order] if with_states else None,
-            num_tokens,
-        )
+        return torch.cat(values)[order], torch.cat(states)[order] if with_states else None
 
 
 def _pairs(

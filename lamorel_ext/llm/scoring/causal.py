@@ -85,9 +85,7 @@ class CausalEngine:
         rounds: Sequence[Sequence[CandidateTree]],
         with_states: bool,
     ) -> Reading:
-        shared = _shared_length(prompts)
-        if shared < MIN_SHARED or (len(prompts) == 1 and len(rounds) == 1):
-            shared = 0
+        shared = _shared(prompts, rounds)
         past = self._read_shared(prompts[0][:shared]) if shared else None
         head = partial(compute_logits, self._model.get_output_embeddings())
         edges: list[Tensor] = []
@@ -108,8 +106,14 @@ class CausalEngine:
                     states.append(nodes[batch.roots])
             edges.append(torch.cat(pieces))
         return Reading(
-            edges, torch.cat(states) if with_states else None, _count(prompts, rounds, shared)
+            edges, torch.cat(states) if with_states else None, self.count(prompts, rounds)
         )
+
+    def count(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]]) -> int:
+        """See ``scoring.Engine``."""
+        shared = _shared(prompts, rounds)
+        reread = sum(len(prompt) - shared for prompt in prompts) * len(rounds)
+        return shared + reread + sum(tree.num_nodes - 1 for trees in rounds for tree in trees)
 
     def _row_budget(self) -> int:
         if self._device.type != "cpu":
@@ -201,6 +205,13 @@ def _repeat(past: Any, times: int) -> Any:
     return repeated
 
 
+def _shared(prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]]) -> int:
+    """Tokens that are read once for all prompts."""
+    shared = _shared_length(prompts)
+    alone = len(prompts) == 1 and len(rounds) == 1
+    return 0 if alone or shared < MIN_SHARED else shared
+
+
 def _shared_length(prompts: Sequence[Tokens]) -> int:
     """Tokens that all prompts begin with, short of the last one of the shortest."""
     first, last = min(prompts), max(prompts)
@@ -219,10 +230,3 @@ def _chunks(
             yield slice(start, stop)
             start, widest = stop, tree.num_nodes
     yield slice(start, len(prompts))
-
-
-def _count(
-    prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]], shared: int
-) -> int:
-    reread = sum(len(prompt) - shared for prompt in prompts) * len(rounds)
-    return shared + reread + sum(tree.num_nodes - 1 for trees in rounds for tree in trees)

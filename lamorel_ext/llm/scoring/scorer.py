@@ -63,6 +63,9 @@ class Engine(Protocol):
             with_states: Whether ``Reading.states`` is wanted.
         """
 
+    def count(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]]) -> int:
+        """``Reading.num_tokens`` of the same call of ``read``, which is not made."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -111,12 +114,7 @@ class Scorer:
             with_states: Whether ``Scores.states`` is wanted.
             per_token: Whether the tokens' log-probabilities are wanted instead of their sums.
         """
-        largest = MAX_TREE if torch.is_grad_enabled() else min(MAX_TREE, self.minibatch_size)
-        units = [
-            _Unit(i, prompt, *_grow(own, largest))
-            for i, (prompt, own) in enumerate(zip(prompts, candidates, strict=True))
-        ]
-        units.sort(key=lambda unit: (len(unit.trees), len(unit.prompt)))
+        units = self._units(prompts, candidates)
         values, states, num_tokens = [], [], 0
         places: list[list[int]] = [[] for _ in units]
         total = 0
@@ -143,13 +141,34 @@ class Scorer:
             num_tokens,
         )
 
+    def count(self, prompts: Sequence[Tokens], candidates: Sequence[tuple[Tokens, ...]]) -> int:
+        """``Scores.num_tokens`` that ``score`` would give, without states; nothing is computed."""
+        total = 0
+        for batch in self._minibatches(self._units(prompts, candidates)):
+            rounds = list(zip(*(unit.trees for unit in batch), strict=True))
+            if _has_edges(rounds):
+                total += self.engine.count([unit.prompt for unit in batch], rounds)
+        return total
+
+    def _units(
+        self, prompts: Sequence[Tokens], candidates: Sequence[tuple[Tokens, ...]]
+    ) -> list[_Unit]:
+        """Prompts with their trees, in the order in which they are read."""
+        largest = MAX_TREE if torch.is_grad_enabled() else min(MAX_TREE, self.minibatch_size)
+        units = [
+            _Unit(i, prompt, *_grow(own, largest))
+            for i, (prompt, own) in enumerate(zip(prompts, candidates, strict=True))
+        ]
+        units.sort(key=lambda unit: (len(unit.trees), len(unit.prompt)))
+        return units
+
     def _read(
         self,
         prompts: Sequence[Tokens],
         rounds: Sequence[Sequence[CandidateTree]],
         with_states: bool,
     ) -> Reading:
-        if with_states or any(tree.num_edges for trees in rounds for tree in trees):
+        if with_states or _has_edges(rounds):
             return self.engine.read(prompts, rounds, with_states)
         return Reading([torch.zeros(0, dtype=self.dtype) for _ in rounds], None, 0)
 
@@ -210,6 +229,10 @@ class _Unit:
     def positions(self) -> int:
         """Of the decoder, in the round that has the most."""
         return max(tree.num_nodes for tree in self.trees)
+
+
+def _has_edges(rounds: Sequence[Sequence[CandidateTree]]) -> bool:
+    return any(tree.num_edges for trees in rounds for tree in trees)
 
 
 @lru_cache(maxsize=512)

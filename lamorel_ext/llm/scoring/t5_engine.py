@@ -30,7 +30,7 @@ class T5Engine:
         words = forward.words(prompts, itertools.chain(*rounds))
         memory, packing = forward.encode(prompts, words)
         edges: list[Tensor] = []
-        states, num_tokens = None, sum(map(len, prompts))
+        states = None
         for trees in rounds:
             batch = batch_trees(trees, forward.device)
             nodes = forward.decode(memory, packing, batch, words)
@@ -45,5 +45,9 @@ class T5Engine:
                     forward.config.vocab_size,
                 )
             )
-            num_tokens += sum(batch.counts)
-        return Reading(edges, states, num_tokens)
+        return Reading(edges, states, self.count(prompts, rounds))
+
+    def count(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]]) -> int:
+        """See ``scoring.Engine``."""
+        nodes = sum(tree.num_nodes for tree in itertools.chain(*rounds))
+        return sum(map(len, prompts)) + nodes
