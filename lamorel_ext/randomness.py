@@ -66,9 +66,9 @@ def sample_rows(log_probs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     check_distributions(cumulative[:, -1], log_probs)
     threshold = rng.random(len(log_probs))[:, None] * cumulative[:, -1:]
     columns = np.sum(cumulative <= threshold, axis=1)
-    return np.minimum(
-        columns, log_probs.shape[1] - 1
-    )  # rounding can lift the threshold to the very end
+    # Rounding can lift the threshold to the very end.
+    chosen: np.ndarray = np.minimum(columns, log_probs.shape[1] - 1)
+    return chosen
 
 
 def check_distributions(totals: np.ndarray, rows: np.ndarray) -> None:

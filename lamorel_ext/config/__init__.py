@@ -14,26 +14,30 @@ from lamorel_ext.config.reading import (
 from lamorel_ext.config.schema import (
     AccelerateArgs,
     ArmArgs,
-    CloningArgs,
     CompareArgs,
     Config,
     DistributedSetupArgs,
     DrrnArgs,
     EnvArgs,
-    FeedbackArgs,
     GuidanceArgs,
     LamorelArgs,
     LlmArgs,
     LoraArgs,
     ParallelismArgs,
-    PpoArgs,
     RunArgs,
     Shards,
     StageArgs,
     StudentArgs,
 )
 from lamorel_ext.config.sources import CONFIG_DIR, groups, search_folders
-from lamorel_ext.methods.feedback.options import CREDITS_OF_CANDIDATES, ONLINE_SIGNALS, Signal
+from lamorel_ext.methods.cloning.options import CloningArgs
+from lamorel_ext.methods.feedback.options import (
+    CREDITS_OF_CANDIDATES,
+    ONLINE_SIGNALS,
+    FeedbackArgs,
+    Signal,
+)
+from lamorel_ext.methods.ppo.options import PpoArgs
 
 __all__ = [
     "AccelerateArgs",

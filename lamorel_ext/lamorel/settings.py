@@ -258,9 +258,8 @@ def _llm_args(
     lora["target_modules"] = tuple(lora.get("target_modules") or ())
     adapters = _take(LoraArgs, lora, f"{where}.lora", problems, unused)
     options = _take(ParallelismArgs, parallelism, f"{where}.parallelism", problems, unused)
-    return replace(
-        _take(LlmArgs, values, where, problems, unused), parallelism=options, lora=adapters
-    )
+    taken: LlmArgs = _take(LlmArgs, values, where, problems, unused)
+    return replace(taken, parallelism=options, lora=adapters)
 
 
 def _take(

@@ -85,7 +85,8 @@ class Scenes:
         ) * np.uint64(bound)
         self._places[rows] = places + 1
         self._lose_rejected(rows, products, bound)
-        return (products >> _HALF).astype(np.int64)
+        drawn: np.ndarray = (products >> _HALF).astype(np.int64)
+        return drawn
 
     def skip_float(self, rows: np.ndarray) -> None:
         """See ``Words.skip_float``: the half of a number that waits is moved behind the number that
@@ -154,7 +155,8 @@ class Scenes:
 
     def adjacent(self, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         """True where two different cells lie side by side."""
-        return (self._around[ones] >> others.astype(np.uint64) & _ONE).astype(bool)
+        beside: np.ndarray = (self._around[ones] >> others.astype(np.uint64) & _ONE).astype(bool)
+        return beside
 
     def any_adjacent(self, rows: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         """True where one of the things ``ones`` ``(len(rows), things)`` lies beside another one of
@@ -170,7 +172,8 @@ class Scenes:
 
     def _random_looks(self, rows: np.ndarray) -> np.ndarray:
         colors = _COLOR_CODES[self.below(rows, NUM_COLORS)]
-        return look_of(0, 0) + self.below(rows, 3) * NUM_COLORS + colors
+        looks: np.ndarray = look_of(0, 0) + self.below(rows, 3) * NUM_COLORS + colors
+        return looks
 
     def _present(self, rows: np.ndarray, looks: np.ndarray) -> np.ndarray:
         found: np.ndarray = (self.looks[rows, : self.count] == looks[:, None]).any(axis=1)

@@ -115,8 +115,9 @@ def words_of(seed: int, start: int, count: int) -> list[int]:
 
 
 def _mixed(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    result: np.ndarray = left * _MIX_LEFT - right * _MIX_RIGHT
-    return result ^ (result >> _SHIFT)
+    product: np.ndarray = left * _MIX_LEFT - right * _MIX_RIGHT
+    mixed: np.ndarray = product ^ (product >> _SHIFT)
+    return mixed
 
 
 @cache
