@@ -17,8 +17,10 @@ from tests.cluster.slurm_cluster import PATIENCE_S, SlurmCluster, running_cluste
 DONE = ("COMPLETED",)
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 TWO_NODES = ("lamorel_args.accelerate_args.num_machines=2",)
-LONG = ("run.total_steps=200000", "run.eval_every=512")
-"""Enough for a run to be interrupted; a checkpoint after each rollout."""
+LONG = ("run.total_steps=200000", "run.eval_every=512", "student.num_steps=8")
+"""Enough for a run to be interrupted; a checkpoint after each rollout, which is short: on a busy
+machine too a run that is asked to end has to reach it within 20 s.
+"""
 
 
 @pytest.fixture(scope="module")
