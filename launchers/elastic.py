@@ -25,6 +25,7 @@ SHUTDOWN_S = 45
 ORPHAN_S = 9.0
 TOGETHER_S = 15.0
 """Seconds in which the launchers of a trial on one host are started."""
+ASKING = (*stopping.HEARD, stopping.INSISTS)
 SIGNALS = {int(each) for each in signal.Signals}
 
 
@@ -33,9 +34,10 @@ def main() -> int:
     stopping.release()
     # PyTorch's launcher overwrites the first with its own option, which it takes from the second.
     for name in ("TORCHELASTIC_SIGNALS_TO_HANDLE", "PET_SIGNALS_TO_HANDLE"):
-        os.environ.setdefault(name, "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGQUIT")
+        os.environ.setdefault(name, ",".join(each.name for each in ASKING))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
     threading.Thread(target=_end_with_launcher, name="launcher", daemon=True).start()
+    heard = _hear_signals()
     # Before torch is imported, which takes seconds.
     meeting = _meeting_options()
     if problem := _meeting_problem(meeting):
@@ -69,13 +71,30 @@ def main() -> int:
         _tell_other_machines(f"rank {rank} {ended} on {socket.gethostname()}")
         return status
     except SignalException as error:
+        # Slurm ends the other nodes of a step when one has ended; the first signal says why.
+        first = _first_signal(heard) or error.sigval
         print(
-            f"launch: stopped by {error.sigval.name}; the same command goes on from the last"
-            " checkpoint",
+            f"launch: stopped by {first.name}; the same command goes on from the last checkpoint",
             file=sys.stderr,
         )
-        return 128 + error.sigval
+        return 128 + first
     return 0
+
+
+def _hear_signals() -> socket.socket:
+    """A socket into which Python writes the number of each signal that has a handler."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
+    return ours
+
+
+def _first_signal(heard: socket.socket) -> signal.Signals | None:
+    with contextlib.suppress(BlockingIOError):
+        numbers = heard.recv(100)
+        return next((signal.Signals(each) for each in numbers if each in ASKING), None)
+    return None
 
 
 def _meeting_options() -> argparse.Namespace:

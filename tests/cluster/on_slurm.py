@@ -17,8 +17,10 @@ from tests.cluster.slurm_cluster import PATIENCE_S, SlurmCluster, running_cluste
 DONE = ("COMPLETED",)
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 TWO_NODES = ("lamorel_args.accelerate_args.num_machines=2",)
-LONG = ("run.total_steps=200000", "run.eval_every=512")
-"""Enough for a run to be interrupted; a checkpoint after each rollout."""
+LONG = ("run.total_steps=200000", "run.eval_every=512", "student.num_steps=8")
+"""Enough for a run to be interrupted; a checkpoint after each rollout, which is short: on a busy
+machine too a run that is asked to end has to reach it within 20 s.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -180,13 +182,14 @@ def test_a_requeued_job_goes_on_from_its_checkpoint(
     assert curve(run) == expected
 
 
+@pytest.mark.parametrize("nodes", [(), TWO_NODES], ids=["one node", "two nodes"])
 def test_before_its_time_limit_a_run_saves_and_goes_back_into_the_queue(
-    slurm: SlurmCluster, tmp_path: Path
+    slurm: SlurmCluster, tmp_path: Path, nodes: tuple[str, ...]
 ) -> None:
     run = tmp_path / "run"
     (job,) = submit(
         slurm, tmp_path, "--slurm", "--save-before-limit=30", "--sbatch=time=01:00:00", "train",
-        *SMALL, *LONG, f"run.output_dir={run}",
+        *SMALL, *LONG, *nodes, f"run.output_dir={run}",
     )  # fmt: skip
     wait_for_checkpoint(run)
     hours, minutes, _ = map(int, slurm.field(job, "RunTime").split(":"))

@@ -9,6 +9,7 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import struct
 import subprocess
 import threading
@@ -120,10 +121,18 @@ class Cable:
 class Line:
     """A slow line: this process carries every packet, ``delay_s`` seconds late, in order. While it
     is pulled, packets vanish without a word, as in a switch that restarts.
+
+    Args:
+        only_port: A firewall that lets through TCP from and to this port alone; None has none.
     """
 
-    def __init__(self, machines: tuple[Machine, Machine], delay_s: float = 0.0) -> None:
-        self.delay_s = delay_s
+    def __init__(
+        self,
+        machines: tuple[Machine, Machine],
+        delay_s: float = 0.0,
+        only_port: int | None = None,
+    ) -> None:
+        self.delay_s, self._only_port = delay_s, only_port
         self._pulled = False
         self._ends = [self._open(machine) for machine in machines]
         self._open_still = True
@@ -161,6 +170,12 @@ class Line:
         machine.run("ip", "link", "set", "eth0", "txqueuelen", "10000", "up")
         return end
 
+    def _passes(self, packet: bytes) -> bool:
+        if self._only_port is None or packet[0] >> 4 != 4 or packet[9] != socket.IPPROTO_TCP:
+            return True
+        ports = struct.unpack_from("!HH", packet, 4 * (packet[0] & 15))
+        return self._only_port in ports
+
     def _carry(self, end: int, other: int) -> None:
         waiting: deque[tuple[float, bytes]] = deque()
         while self._open_still:
@@ -168,7 +183,7 @@ class Line:
             pause = min(0.2, max(0.0, waiting[0][0] - now)) if waiting else 0.2
             if select.select([end], [], [], pause)[0]:
                 packet = os.read(end, 65536)
-                if not self._pulled:
+                if not self._pulled and self._passes(packet):
                     waiting.append((time.monotonic() + self.delay_s, packet))
             while waiting and waiting[0][0] <= time.monotonic():
                 with contextlib.suppress(OSError):

@@ -101,6 +101,19 @@ def test_closing_twice_leaves_no_process_and_a_reset_starts_anew() -> None:
     assert all(is_gone(pid) for pid in pids), "a batch that is forgotten ends its processes"
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_every_process_leaves_the_end_to_the_client(sent: signal.Signals) -> None:
+    """Slurm sends it to workers too; the client saves first, for which it may need them."""
+    env = workers()
+    env.reset()
+    for pid in env.pids:
+        os.kill(pid, sent)
+    env.step(np.zeros(3, dtype=np.int64))
+    pids = env.pids
+    env.close()
+    assert all(is_gone(pid) for pid in pids)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_worker_that_dies_is_reported_at_once_and_none_is_left(sent: signal.Signals) -> None:
     env = workers()

@@ -543,3 +543,37 @@ def test_an_interruption_reaches_the_ranks_and_ends_with_one_line(tmp_path: Path
     child.send_signal(signal.SIGINT)
     errors = child.communicate(timeout=60)[1]
     assert child.returncode == 130 and "launch: stopped by SIGINT" in errors
+
+
+SLOW_TO_END = """
+import os, pathlib, signal, sys, time
+def end(signum, frame):
+    time.sleep(2)
+    os._exit(128 + signum)
+for signum in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(signum, end)
+pathlib.Path(sys.argv[1], os.environ["RANK"]).touch()
+time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("signals", [["SIGUSR1", "SIGTERM"], ["SIGTERM", "SIGUSR1"], ["SIGUSR1"]])
+def test_the_first_of_several_signals_is_the_reason(tmp_path: Path, signals: list[str]) -> None:
+    (tmp_path / "ranks_of_a_test.py").write_text(SLOW_TO_END)
+    words = [*accelerate_arguments(demo()), "-m", "ranks_of_a_test", str(tmp_path)]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "launchers.elastic", *words],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 240
+    while not all((tmp_path / rank).exists() for rank in "012"):
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.05)
+    for name in signals:
+        child.send_signal(signal.Signals[name])
+        time.sleep(0.5)
+    errors = child.communicate(timeout=120)[1]
+    assert child.returncode == 128 + signal.Signals[signals[0]]
+    assert f"launch: stopped by {signals[0]};" in errors
