@@ -58,7 +58,8 @@ check: setup
 bench: setup
 	$(BIN)/python -m experiments.bench $(ARGS)
 
-# Three to four hours for 200 faults; fewer with ARGS='--faults 20'.
+# A fault takes 20 seconds of a core or more: 200 take over an hour on two free ones, longer on a busy machine, where
+# ARGS='--slow 2' doubles the limits. Fewer with ARGS='--faults 20'.
 chaos: setup
 	$(BIN)/python -m tests.chaos $(ARGS)
 

@@ -419,6 +419,7 @@ def _caution(summary: Summary) -> str:
         if experts
         else ""
     )
+    text += _expert_failures(summary)
     text += (
         f"{tried} arms were tried; the words rest on p values that are corrected for the number of"
         " arms compared (Holm), the intervals are those of each comparison alone."
@@ -429,6 +430,20 @@ def _caution(summary: Summary) -> str:
             f" needs {SEEDS_FOR_A_CLAIM}."
         )
     return text
+
+
+def _expert_failures(summary: Summary) -> str:
+    """What the bot was measured to lose on the levels of the arms that follow it; empty where it
+    always won.
+    """
+    followers = [row.arm for row in summary.arms if uses_expert(row.arm.config)]
+    if not followers:
+        return ""
+    from lamorel_ext.envs.babyai.expert import expert_shortfall  # minigrid takes seconds
+
+    levels = {run.config.env.level for arm in followers for run in arm.runs.values()}
+    lost = [shortfall for level in sorted(levels) if (shortfall := expert_shortfall(level))]
+    return f"What it loses is no student's failure: {'; '.join(lost)}. " if lost else ""
 
 
 def _seeds_in_pairs(summary: Summary) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -49,6 +50,8 @@ CONTROL_DASHES: dict[str, Dashes] = {
 }
 ONE_PANEL_ARMS = 7
 PANEL_INCHES = (4.3, 2.7)
+AA_CONTRAST = 4.55
+"""WCAG's 4.5, with room for the rounding to eight bits."""
 LETTER_INCHES = 0.064
 """Width of a letter of a label, on average and with room to spare."""
 LABEL_SAMPLE_INCHES = 0.24
@@ -350,8 +353,17 @@ def _label_samples(axes: Axes, panel: Panel, heights: Mapping[str, float]) -> No
 
 
 def _ink(line: Line) -> str:
-    """Grey lines have darker words."""
-    return "#5f5f5f" if line.faint else line.colour
+    """Grey lines have darker words, and so have pale colours."""
+    return "#5f5f5f" if line.faint else readable(line.colour)
+
+
+def readable(colour: str) -> str:
+    """The colour, darkened as little as words on white need (WCAG 2, level AA)."""
+    shares = np.linspace(1.0, 0.0, 101)
+    tones = shares[:, None] * np.array(to_rgb(colour))
+    linear = np.where(tones <= 0.04045, tones / 12.92, ((tones + 0.055) / 1.055) ** 2.4)
+    contrast = 1.05 / (linear @ (0.2126, 0.7152, 0.0722) + 0.05)
+    return str(to_hex(tones[np.argmax(contrast >= AA_CONTRAST)]))
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

@@ -430,8 +430,9 @@ function show(t) {
   drawObservation(now);
   $("slider").value = state.t;
   $("cursor").setAttribute("x", state.t);
-  for (const id of ["first", "back"]) $(id).disabled = state.t === 0;
-  for (const id of ["forward", "last"]) $(id).disabled = state.t === steps.length - 1;
+  // Not "disabled": a button that is switched off under the finger loses the focus, and the keys with it.
+  for (const id of ["first", "back"]) $(id).setAttribute("aria-disabled", state.t === 0);
+  for (const id of ["forward", "last"]) $(id).setAttribute("aria-disabled", state.t === steps.length - 1);
   $("where").textContent = `Step ${state.t + 1} of ${steps.length}${began ? `, t = ${began + state.t} of its episode` : ""}`;
   $("slider").setAttribute("aria-valuetext", `step ${state.t + 1} of ${steps.length}: ${actionName(now.action)}, f ${signWord(now.signal)}`);
   const chosen = (id) => $(id).selectedOptions[0]?.textContent ?? "";
@@ -530,7 +531,9 @@ $("play").addEventListener("click", () => state.timer ? pause() : play());
 $("speed").addEventListener("change", () => { if (state.timer) { pause(); play(); } });
 $("slider").addEventListener("input", (event) => go(Number(event.target.value)));
 document.addEventListener("keydown", (event) => {
-  const own = event.target.closest("select, summary, a") || event.altKey || event.ctrlKey || event.metaKey;
+  // Brackets are typed with AltGr on many keyboards, which some systems report as Ctrl and Alt.
+  const shortcut = !event.getModifierState("AltGraph") && (event.altKey || event.ctrlKey || event.metaKey);
+  const own = event.target.closest("select, summary, a") || shortcut;
   const pressed = event.key === " " && event.target.closest("button");
   if (own || pressed) return;
   const moves = {

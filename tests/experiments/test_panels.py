@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import compose_cell
 
-from experiments.report.panels import GREY, LABEL_GAP, Series, draw, lay_out, spread
+from experiments.report.panels import (
+    BLACK,
+    GREY,
+    LABEL_GAP,
+    PALETTE,
+    Series,
+    draw,
+    lay_out,
+    readable,
+    spread,
+)
 from experiments.report.results import Arm, Run
 
 
@@ -58,6 +68,24 @@ def test_a_colour_means_a_signal_everywhere_and_controls_are_grey_with_dashes_of
     assert {line.colour for line in lines if not line.label.endswith(" sign")}.isdisjoint({GREY})
     for panel in lay_out(MANY):
         assert len({(line.colour, str(line.dashes)) for line in panel.lines}) == len(panel.lines)
+
+
+def contrast_on_white(colour: str) -> float:
+    """WCAG 2's ratio."""
+    light = 0.0
+    for place, weight in ((1, 0.2126), (3, 0.7152), (5, 0.0722)):
+        part = int(colour[place : place + 2], 16) / 255
+        light += weight * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4)
+    return 1.05 / (light + 0.05)
+
+
+@pytest.mark.parametrize("colour", [*PALETTE, GREY, BLACK, "#FFFF00", "#FFFFFF"])
+def test_words_on_white_have_enough_contrast_whatever_the_colour_of_their_line(
+    colour: str,
+) -> None:
+    ink = readable(colour)
+    assert contrast_on_white(ink) >= 4.5
+    assert (ink == colour.lower()) == (contrast_on_white(colour) >= 4.55)
 
 
 def test_a_figure_is_drawn_as_a_whole_and_panel_by_panel() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -149,6 +150,27 @@ def test_an_arm_that_follows_the_bot_is_a_bound_and_not_the_best(tmp_path: Path)
     assert sentences[-1].startswith(
         "teacher_oracle follows the bot, a bound and no rival. 3 arms were tried"
     )
+
+
+@pytest.mark.parametrize(
+    ("level", "words"),
+    [
+        ("BabyAI-OpenDoorsOrderN4Debug-v0", "it failed the mission in 8 and"),
+        ("BabyAI-KeyInBox-v0", "ran out of time in 19"),
+        ("BabyAI-GoToLocal-v0", ""),
+    ],
+)
+def test_what_the_bot_loses_is_told_apart_from_the_students(
+    level: str, words: str, tmp_path: Path
+) -> None:
+    arms = ["llm_policy", "teacher_oracle"]
+    for arm in arms:
+        config = make_config(arm, 0, tmp_path, arms)
+        env = dataclasses.replace(config.env, level=level)
+        run = dataclasses.replace(config.run, evaluation="episodes")
+        make_run(dataclasses.replace(config, env=env, run=run), [0.5, 0.5, 0.5])
+    caution = first_lines(tmp_path)[-1]
+    assert words in caution and ("is no student's failure" in caution) == bool(words)
 
 
 def test_the_summary_holds_the_numbers_worked_out_by_hand(report: Path) -> None:

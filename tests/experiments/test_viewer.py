@@ -473,7 +473,7 @@ HARNESS = """<!DOCTYPE html><title>waiting</title><iframe id="narrow" width="360
 <script>
 const found = {}, frame = (id) => document.getElementById(id);
 const doc = (id) => frame(id).contentDocument;
-const press = (id, key) => doc(id).body.dispatchEvent(new (frame(id).contentWindow.KeyboardEvent)("keydown", { key, bubbles: true, cancelable: true }));
+const press = (id, key, more = {}) => doc(id).body.dispatchEvent(new (frame(id).contentWindow.KeyboardEvent)("keydown", { ...more, key, bubbles: true, cancelable: true }));
 const overflow = (id) => doc(id).documentElement.scrollWidth - doc(id).documentElement.clientWidth;
 const load = (id, address) => new Promise((done) => { frame(id).onload = done; frame(id).src = address; });
 (async () => {
@@ -489,6 +489,14 @@ const load = (id, address) => new Promise((done) => { frame(id).onload = done; f
   }
   const at = () => Number(doc("wide").body.dataset.step);
   found.keys = ["ArrowRight", "ArrowRight", "ArrowLeft", "Home", "ArrowLeft", "End", "ArrowRight"].map((key) => { press("wide", key); return at(); });
+  const focus = (id) => { doc("wide").getElementById(id).focus(); doc("wide").getElementById(id).click(); return doc("wide").activeElement.id; };
+  found.focus = [focus("last"), focus("forward"), at(), focus("first"), focus("back"), at()];
+  const chosen = () => Number(doc("wide").getElementById("episode").value);
+  found.episodes = doc("wide").getElementById("episode").options.length;
+  const bracket = (key) => { press("wide", key, { modifierAltGraph: true, ctrlKey: true, altKey: true }); return chosen(); };
+  found.brackets = [chosen(), bracket("]"), bracket("[")];
+  press("wide", "ArrowRight", { ctrlKey: true });
+  found.shortcut = at();
   doc("wide").getElementById("first").click();
   doc("wide").getElementById("speed").value = "5";
   doc("wide").getElementById("play").click();
@@ -543,6 +551,10 @@ def test_it_steps_plays_and_fits_a_phone_and_asks_for_nothing(
     )
     last = found["keys"][5]
     assert found["keys"] == [2, 3, 2, 0, 0, last, last] and last >= 3
+    assert found["focus"] == ["last", "forward", last, "first", "back", 0], "the focus stays"
+    first = found["brackets"][0]
+    assert found["brackets"] == [first, min(first + 1, found["episodes"] - 1), first]
+    assert found["shortcut"] == 0, "the browser's own shortcuts are its own"
     assert (
         found["playing"] == "❚❚ Pause" and 1 <= found["played"] <= 3
     )  # half a second at five steps a second, on a busy machine
