@@ -12,14 +12,13 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from experiments.bench.harness import Row, missing_row, write_rows
 from experiments.bench.registry import BENCHMARKS
-from experiments.bench.subjects import FULL, QUICK, Subjects
-from experiments.bench.whole import FIGURE_STEPS
 from experiments.runs.files import file_to_write
+
+if TYPE_CHECKING:
+    from experiments.bench.harness import Row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,15 +26,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     failure.
     """
     args = _parse(argv)
+    # Here, as they take seconds: help and what is wrong with the arguments come before them.
+    import torch
+
+    from experiments.bench import subjects as settings
+    from experiments.bench.harness import missing_row, write_rows
+    from experiments.bench.whole import FIGURE_STEPS
+
     torch.set_num_threads(args.threads)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the processes that benchmarks start
-    setting = QUICK if args.quick else FULL
+    setting = settings.QUICK if args.quick else settings.FULL
     setting = replace(
         setting,
         repetitions=args.repetitions or setting.repetitions,
-        whole_steps=args.whole_steps if args.whole else 0,
+        whole_steps=(args.whole_steps or FIGURE_STEPS) if args.whole else 0,
     )
-    subjects = Subjects(setting, args.threads)
+    subjects = settings.Subjects(setting, args.threads)
     rows, failed = [], False
     for name in args.names or ([args.whole] if args.whole else BENCHMARKS):
         start = time.perf_counter()
@@ -78,7 +84,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--whole-steps",
         type=_positive,
-        default=FIGURE_STEPS,
         help="its environment steps; fewer are a trial without a bar",
     )
     parser.add_argument("--output", type=file_to_write, default=Path("bench.json"))

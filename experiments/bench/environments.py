@@ -36,15 +36,25 @@ DISTRACTOR_LEVELS = (
 
 def env_paper(subjects: Subjects) -> list[Row]:
     """GoToRedBallNoDists, random policy, episodes resetting themselves."""
-    return [_compare("env_paper", (PAPER_LEVEL,), 300.0, subjects)]
+    few = subjects.setting.num_envs // 2
+    return [
+        _compare("env_paper", (PAPER_LEVEL,), 300.0, subjects, subjects.setting.large_batch),
+        _compare("env_paper_16", (PAPER_LEVEL,), None, subjects, few),
+    ]
 
 
 def env_text(subjects: Subjects) -> list[Row]:
     """Single-room levels with distractors; judged by the slowest of them."""
-    return [_compare("env_text", DISTRACTOR_LEVELS, 50.0, subjects)]
+    few = subjects.setting.num_envs // 2
+    return [
+        _compare("env_text", DISTRACTOR_LEVELS, 50.0, subjects, subjects.setting.large_batch),
+        _compare("env_text_16", DISTRACTOR_LEVELS, 50.0, subjects, few),
+    ]
 
 
-def _compare(name: str, levels: tuple[str, ...], bar: float, subjects: Subjects) -> Row:
+def _compare(
+    name: str, levels: tuple[str, ...], bar: float | None, subjects: Subjects, num_envs: int
+) -> Row:
     stepwise = [level for level in levels if isinstance(make_batched_env(level, 1), MinigridBatch)]
     vectorised = [level for level in levels if level not in stepwise]
     if not vectorised:
@@ -55,13 +65,13 @@ def _compare(name: str, levels: tuple[str, ...], bar: float, subjects: Subjects)
             f"no vectorised environment for {', '.join(stepwise)}: the batch steps minigrid itself"
             " there",
         )
-    measured = {level: _race(level, subjects) for level in vectorised}
+    measured = {level: _race(level, subjects, num_envs) for level in vectorised}
     slowest = min(
         (ratios(seconds["minigrid"], seconds["ours"]) for seconds in measured.values()),
         key=statistics.median,
     )
     detail: dict[str, Detail] = {
-        "num_envs": subjects.setting.large_batch,
+        "num_envs": num_envs,
         "minigrid": VERSION,
         "not_vectorised": ", ".join(stepwise),
     }
@@ -76,15 +86,15 @@ def _compare(name: str, levels: tuple[str, ...], bar: float, subjects: Subjects)
     return make_row(name, slowest, bar, "x", detail=detail)
 
 
-def _race(level: str, subjects: Subjects) -> dict[str, list[float]]:
+def _race(level: str, subjects: Subjects, num_envs: int) -> dict[str, list[float]]:
     """Seconds per environment step, resets included."""
     setting, minigrid = subjects.setting, MinigridText(level)
     draws = np.random.default_rng(0)
-    batches = draws.integers(len(ACTION_NAMES), size=(setting.env_steps, setting.large_batch))
+    batches = draws.integers(len(ACTION_NAMES), size=(setting.env_steps, num_envs))
     actions = [
         int(action) for action in draws.integers(len(ACTION_NAMES), size=setting.minigrid_steps)
     ]
-    fresh = _FreshBatches(level, setting.large_batch)
+    fresh = _FreshBatches(level, num_envs)
     return take_turns(
         {
             "minigrid": Contender(

@@ -17,6 +17,8 @@ from typing import Literal
 
 import torch
 
+from experiments.runs.versions import processor_name
+
 Detail = bool | int | float | str | None
 
 
@@ -58,6 +60,7 @@ class Row:
         threads: Threads of PyTorch in each process while it was measured.
         better: Whether the bar is a floor (``higher``) or a ceiling (``lower``).
         detail: What else was seen: the contenders' own figures, sizes, how a sample was scaled.
+        processor: Name of the machine's.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Row:
     threads: int
     better: Literal["higher", "lower"] = "higher"
     detail: dict[str, Detail] = field(default_factory=dict)
+    processor: str = field(default_factory=processor_name)
 
     @property
     def passed(self) -> bool | None:

@@ -53,14 +53,14 @@ class Setting:
     """
 
     shape: Shape = FLAN_T5_SMALL
-    repetitions: int = 5
+    repetitions: int = 3
     num_envs: int = 32
     num_steps: int = 40
     lamorel_calls: int = 4
     distinct_calls: int = 4
-    lamorel_distinct: int = 64
-    lamorel_transitions: int = 48
-    update_minibatches: tuple[int, int] = (20, 4)
+    lamorel_distinct: int = 24
+    lamorel_transitions: int = 16
+    update_minibatches: tuple[int, int] = (6, 2)
     iteration_steps: int = 32
     online_steps: int = 40
     whole_steps: int = 0

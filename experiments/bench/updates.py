@@ -21,8 +21,13 @@ from experiments.bench.harness import (
     take_turns,
 )
 from experiments.bench.peers.lamorel_way import Answer, LamorelPpo, LamorelScorer
-from experiments.bench.subjects import PAPER_LEVEL, Subjects
-from experiments.bench.workloads import ppo_data, rollout_calls, same_candidates
+from experiments.bench.subjects import LOCAL_LEVEL, PAPER_LEVEL, Subjects
+from experiments.bench.workloads import (
+    distinct_calls,
+    ppo_data,
+    rollout_calls,
+    same_candidates,
+)
 from lamorel_ext.lamorel.model import LamorelModel, LogScores
 from lamorel_ext.lamorel.optimisers import fused_adam
 from lamorel_ext.lamorel.settings import LlmSettings
@@ -31,15 +36,21 @@ from lamorel_ext.types import Scalar, UpdateRequest
 
 
 def update_64(subjects: Subjects) -> list[Row]:
-    """One epoch over a rollout in minibatches of 64 transitions."""
-    return [_update_row(subjects, "update_64", 64, subjects.setting.update_minibatches[0], bar=2.2)]
+    """One epoch in minibatches of 64 transitions: over a rollout, and over distinct prompts."""
+    setting = subjects.setting
+    every = distinct_calls(subjects.make_env(LOCAL_LEVEL), setting.distinct_calls, setting.num_envs)
+    distinct = [prompt for call in every for prompt in call]
+    num_minibatches = setting.update_minibatches[0]
+    return [
+        _update_row(subjects, "update_64", _rollout(subjects), 64, num_minibatches, bar=2.2),
+        _update_row(subjects, "update_64_distinct", distinct, 64, 1, bar=6.0),
+    ]
 
 
 def update_320(subjects: Subjects) -> list[Row]:
     """One epoch over a rollout in minibatches of 320 transitions."""
-    return [
-        _update_row(subjects, "update_320", 320, subjects.setting.update_minibatches[1], bar=5.0)
-    ]
+    num_minibatches = subjects.setting.update_minibatches[1]
+    return [_update_row(subjects, "update_320", _rollout(subjects), 320, num_minibatches, bar=5.0)]
 
 
 def update_script(subjects: Subjects) -> list[Row]:
@@ -50,8 +61,7 @@ def update_script(subjects: Subjects) -> list[Row]:
     ``torch.optim.Adam``; what is timed is ``perform_update`` alone.
     """
     subjects = Subjects(subjects.setting, subjects.num_threads)
-    env = subjects.make_env(PAPER_LEVEL)
-    prompts = [p for call in rollout_calls(env, subjects.setting.num_steps) for p in call]
+    prompts = _rollout(subjects)
     sample = Transitions(tuple(prompts), ppo_data(len(prompts), seed=0)).sample(8)
     ways: dict[str, LamorelPpo] = {
         "lamorel": LamorelPpo(subjects.lamorel, gradient_batch_size=4),
@@ -98,15 +108,23 @@ class _ScriptScorer(LamorelScorer):
         return self.module(keys, prompts, candidates, require_grad, minibatch_size)
 
 
+def _rollout(subjects: Subjects) -> list[str]:
+    """Prompts of a rollout of the paper's task."""
+    env = subjects.make_env(PAPER_LEVEL)
+    return [p for call in rollout_calls(env, subjects.setting.num_steps) for p in call]
+
+
 def _update_row(
-    shared: Subjects, name: str, minibatch_size: int, num_minibatches: int, bar: float
+    shared: Subjects,
+    name: str,
+    prompts: list[str],
+    minibatch_size: int,
+    num_minibatches: int,
+    bar: float,
 ) -> Row:
     # Updates change weights, so they get subjects of their own.
     subjects = Subjects(shared.setting, shared.num_threads)
     setting = subjects.setting
-    prompts = [
-        p for call in rollout_calls(subjects.make_env(PAPER_LEVEL), setting.num_steps) for p in call
-    ]
     transitions = Transitions(tuple(prompts), ppo_data(len(prompts), seed=0))
     minibatch_size = min(minibatch_size, len(prompts) // num_minibatches)
     steps = len(prompts) / minibatch_size

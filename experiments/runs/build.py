@@ -4,6 +4,7 @@ that talks to the servers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from lamorel_ext.rpc.caller import Caller
     from lamorel_ext.rpc.clients import Clients
     from lamorel_ext.types import LlmClient
+
+log = logging.getLogger(__name__)
 
 Client = Callable[["Caller"], int]
 """What the RL client does with the servers; gives the exit status."""
@@ -95,6 +98,9 @@ def build_server(args: LamorelArgs, placement: Placement, runs: Iterable[Config]
     heads |= {name: plug.make(f"heads.{name}") for name, plug in brought.items()}
     initializer = llm.initializer.make(INITIALIZER) if llm.initializer else None
     host = load_host(llm, torch.device(placement.device), heads, initializer)
+    if llm.dtype == "auto" and placement.role.index == 0:
+        dtype = host.info()["dtype"]
+        log.info("lamorel_args.llm_args.dtype: auto is %s for %s here", dtype, llm.model_path)
     made = make_updaters()
     for name, plug in updaters.items():
         made[name] = plug.make(f"updaters.{name}")

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
         "torch": torch.__version__,  # with the build, +cpu or +cu130
         **{package: _version(package) for package in PACKAGES},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
@@ -73,7 +74,8 @@ def config_hash(config: Config) -> str:
     ).hexdigest()
 
 
-def _processor() -> str:
+@cache
+def processor_name() -> str:
     """The processor's name, as the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

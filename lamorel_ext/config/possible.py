@@ -267,7 +267,7 @@ def _impossible_portability(config: Config) -> list[str]:
         problems.append(
             f"lamorel_args.llm_args.parallelism.use_gpu: must be false {wanted}: GPUs differ"
         )
-    if llm.dtype == "bfloat16":
+    if llm.dtype in ("bfloat16", "auto"):
         problems.append(
             f"lamorel_args.llm_args.dtype: must be float32 or float64 {wanted}: the kernels of"
             " bfloat16 go by the processor"

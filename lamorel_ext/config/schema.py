@@ -109,7 +109,7 @@ class LlmArgs:
     gguf_file: str | None = None
     pretrained: bool = True
     trust_remote_code: bool = False
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64", "auto"] = "float32"
     minibatch_size: int = number(192, at_least=1)
     pre_encode_inputs: bool = True
     load_in_4bit: bool = False

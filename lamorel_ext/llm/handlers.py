@@ -60,6 +60,7 @@ class Host(Protocol):
         candidates: Sequence[Sequence[str]],
         modules: Sequence[str] = (),
         with_score: bool = True,
+        *,
         known: Sequence[int] = (),
     ) -> ScoreResult: ...
 

