@@ -59,7 +59,7 @@ def ranks_alive() -> list[str]:
     return [
         line
         for line in listed.stdout.splitlines()
-        if "experiments." in line and not line.startswith("Z")
+        if "lamorel_ext" in line and not line.startswith("Z")
     ]
 
 
