@@ -33,6 +33,7 @@ from lamorel_ext.config.schema import (
     StudentArgs,
 )
 from lamorel_ext.config.sources import CONFIG_DIR, groups, search_folders
+from lamorel_ext.config.sweeps import SweptRun, sweep
 from lamorel_ext.methods.feedback.options import CREDITS_OF_CANDIDATES, ONLINE_SIGNALS, Signal
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Signal",
     "StageArgs",
     "StudentArgs",
+    "SweptRun",
     "check_trust",
     "compose_mapping",
     "from_mapping",
@@ -71,6 +73,7 @@ __all__ = [
     "read_config",
     "save_config",
     "search_folders",
+    "sweep",
     "to_mapping",
     "to_yaml",
 ]
