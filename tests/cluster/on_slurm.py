@@ -59,7 +59,7 @@ def ranks_alive() -> list[str]:
     return [
         line
         for line in listed.stdout.splitlines()
-        if "lamorel_ext" in line and not line.startswith("Z")
+        if "-m lamorel_ext" in line and " elastic " not in line and not line.startswith("Z")
     ]
 
 
