@@ -4,6 +4,7 @@ mark.slow: a wheel is built and installed, and a comparison runs on two ranks.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -32,7 +33,7 @@ class Stubborn(FixedAgent):
         super().__init__(UniformActor((action,)))
 """
 ARM = """# @package _global_
-arm: {name: mine}
+arm: {name: stubborn}
 feedback: {signal: none}
 agent: {_target_: experiments.stubborn.Stubborn, action: 2}
 """
@@ -85,8 +86,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (made / name).mkdir()
         (made / name / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
     (made / "experiments" / "stubborn.py").write_text(AGENT)
-    (made / "configs" / "arm").mkdir(parents=True)
-    (made / "configs" / "arm" / "mine.yaml").write_text(ARM)
+    shutil.copytree(ROOT / "docs" / "own" / "example", made, dirs_exist_ok=True)
+    (made / "configs" / "arm" / "stubborn.yaml").write_text(ARM)
     return made
 
 
@@ -98,22 +99,28 @@ def test_every_command_is_ours_in_a_folder_with_packages_of_the_same_names(
     assert (ended.returncode, "usage" in ended.stdout) == (0, True), ended.stderr
 
 
-def test_a_users_own_arm_with_code_of_a_package_of_our_name_runs_on_two_ranks(
+def test_what_users_bring_runs_on_two_ranks_also_from_a_package_of_our_name(
     installed: Path, folder: Path
 ) -> None:
     ended = run(
-        installed / "lamorel-ext-launch", "compare", "compare.arms=[mine]", "compare.seeds=[0]",
+        installed / "lamorel-ext-launch", "compare", "compare.arms=[mine,stubborn]", "compare.seeds=[0]",
         "compare.output_dir=out", *SHORT, cwd=folder,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert "experiments.stubborn.Stubborn" in (folder / "out" / "report.html").read_text()
+    page = (folder / "out" / "report.html").read_text()
+    assert "experiments.stubborn.Stubborn" in page and "mine.Nudge" in page
+    assert "initialised, hello" in ended.stdout
+    curve = (folder / "out" / "mine" / "seed_0" / "metrics.csv").read_text().splitlines()
+    assert (
+        "0.25" in dict(zip(curve[0].split(","), curve[-1].split(","), strict=True))["nudge_moved"]
+    )
     versions = (folder / "out" / "mine" / "seed_0" / "versions.json").read_text()
     assert "python -m lamorel_ext launch compare" in versions
 
 
 def test_the_module_is_the_commands_too(installed: Path, folder: Path) -> None:
     python = installed / "python"
-    told = run(python, "-m", "lamorel_ext", "train", "--cfg", "job", "arm=mine", cwd=folder)
+    told = run(python, "-m", "lamorel_ext", "train", "--cfg", "job", "arm=stubborn", cwd=folder)
     assert "experiments.stubborn.Stubborn" in told.stdout, told.stderr
     wrong = run(python, "-m", "lamorel_ext", "trian", cwd=folder)
     assert (wrong.returncode, "one of train, compare" in wrong.stderr) == (2, True)
