@@ -7,8 +7,9 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.docs-installed
 
-.PHONY: setup demo reproduce-small test test-portable cluster-test check bench chaos clean
+.PHONY: setup demo reproduce-small test test-fast test-portable cluster-test check bench docs chaos clean
 
 setup: $(INSTALLED)
 
@@ -39,6 +40,10 @@ reproduce-small: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)
 
+# What neither starts processes nor builds models: while you work.
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m fast $(ARGS)
+
 # The numeric tests with the kernels of other processors: a test that hangs on one processor's rounding fails here. Five minutes on one core.
 test-portable: setup
 	for kernels in MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2; do \
@@ -58,10 +63,19 @@ check: setup
 bench: setup
 	$(BIN)/python -m experiments.bench $(ARGS)
 
+# The site, in docs/_build/index.html; a warning is an error.
+docs: $(DOCS_INSTALLED)
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
+	@echo "site: docs/_build/index.html"
+
+$(DOCS_INSTALLED): $(INSTALLED) setup.cfg constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
 # A fault takes 20 seconds of a core or more: 200 take over an hour on two free ones, longer on a busy machine, where
 # ARGS='--slow 2' doubles the limits. Fewer with ARGS='--faults 20'.
 chaos: setup
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/_generated *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

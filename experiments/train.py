@@ -1,15 +1,19 @@
 """Train one arm with one seed: ``python -m experiments.train arm=teacher_feedback_gae run.seed=1
 run.output_dir=runs/one``.
 
-The same command resumes a run that was stopped, and does nothing for a complete one.
+The same command resumes a run that was stopped, and does nothing for a complete one. With ``-m``
+each value of a sweep is run, one after the other: ``python -m experiments.train -m arm=npae,drrn
+run.seed=0,1``.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +22,10 @@ from experiments.runs.checks import check_configs
 from experiments.runs.entry import make_parser, run_main, start_log
 from experiments.runs.progress import Ticker
 from experiments.runs.versions import config_hash, describe_versions
-from lamorel_ext.config import Config, load_config
+from lamorel_ext.config import Config, load_config, search_folders, sweep
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.processes import stopping
+from lamorel_ext.processes.ranks import rank_of_log
 
 if TYPE_CHECKING:
     from experiments.runs.run_folder import ProgressListener
@@ -67,34 +73,75 @@ def train_one(
     stopping.check()
 
 
+def planned(options: argparse.Namespace) -> list[Config]:
+    """The runs that a command line asks for: one, or with ``-m`` each of a sweep, in a folder of
+    its own below ``run.output_dir``.
+
+    Raises:
+        ConfigError: With what is wrong with any of them.
+    """
+    where = (options.config_name, options.config_dir)
+    if not options.multirun:
+        return [load_config(options.overrides, *where)]
+    if rank_of_log() is not None:
+        raise ConfigError("-m: runs one after the other in one process; use compare on ranks")
+    configs: list[Config] = []
+    problems: list[str] = []
+    for swept in sweep(options.overrides, search_folders(options.config_dir)):
+        try:
+            config = load_config(swept.overrides, *where)
+        except ConfigError as error:
+            problems += [f"{swept.name}: {problem}" for problem in error.problems]
+            continue
+        folder = Path(config.run.output_dir) / swept.name
+        configs.append(replace(config, run=replace(config.run, output_dir=str(folder))))
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return configs
+
+
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
-    options = make_parser(
-        "lamorel-ext-train", "Train one arm with one seed."
-    ).parse_intermixed_args(argv)
-    config = load_config(options.overrides, options.config_name, options.config_dir)
-    start_log(config.lamorel_args.log_level)
-    folder = Path(config.run.output_dir)
+    parser = make_parser("lamorel-ext-train", "Train one arm with one seed, or each of a sweep.")
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="run each value of a sweep, such as arm=a,b run.seed=range(0,3)",
+    )
+    configs = planned(parser.parse_intermixed_args(argv))
+    start_log(configs[0].lamorel_args.log_level)
     from experiments.runs.run_folder import check_folders, run_state, steps_done  # takes seconds
 
-    check_configs([config])
-    check_folders([(folder, config)])
+    check_configs(configs)
+    check_folders([(Path(config.run.output_dir), config) for config in configs])
+    ticker = Ticker(sum(config.run.total_steps for config in configs))
 
-    def client(caller: Caller) -> int:
-        clients = clients_of(caller)
-        if clients.lead(lambda: run_state(folder)) == "complete":
-            log.info("%s is complete already", folder)
-        else:
-            ticker = Ticker(config.run.total_steps)
-            ticker.skip(steps_done(folder))
-            name = f"{config.arm.name}, seed {config.run.seed}"
-            versions = describe_versions("train", argv)
-            train_one(config, for_all(caller, clients), versions, ticker.listener(name), clients)
-        if clients.rank == 0:
-            print(f"run: {folder}")
-        return 0
+    def train_planned(config: Config, place: str) -> int:
+        folder = Path(config.run.output_dir)
 
-    return run_as_ranked(config, client, every_client=True)
+        def client(caller: Caller) -> int:
+            clients = clients_of(caller)
+            if clients.lead(lambda: run_state(folder)) == "complete":
+                log.info("%s is complete already", folder)
+                ticker.leave_out(config.run.total_steps)
+            else:
+                ticker.skip(steps_done(folder))
+                name = f"{place}{config.arm.name}, seed {config.run.seed}"
+                versions = describe_versions("train", argv)
+                llm = for_all(caller, clients)
+                train_one(config, llm, versions, ticker.listener(name), clients)
+            if clients.rank == 0:
+                print(f"run: {folder}")
+            return 0
+
+        return run_as_ranked(config, client, every_client=True)
+
+    for number, config in enumerate(configs, start=1):
+        place = f"[{number}/{len(configs)}] " if len(configs) > 1 else ""
+        if status := train_planned(config, place):
+            return status
+    return 0
 
 
 def main() -> int:

@@ -10,12 +10,8 @@ from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.rpc.topology import ranks_by_machine, world_size
 
-MODULES = {
-    "train": "experiments.train",
-    "compare": "experiments.compare",
-    "evaluate": "experiments.evaluate",
-}
-"""What can be launched on several ranks, and the module behind it."""
+MODULES = {task: f"lamorel_ext {task}" for task in ("train", "compare", "evaluate")}
+"""What can be launched on several ranks, and the module behind it with its first argument."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +99,9 @@ def machine_commands(config: Config, task: str, arguments: Sequence[str]) -> lis
 
 
 def accelerate_launch(config: Config, task: str, arguments: Sequence[str]) -> Command:
-    """The whole line: ``accelerate launch ... -m experiments.<task> <arguments>``."""
-    argv = ("accelerate", "launch", *accelerate_arguments(config), "-m", MODULES[task], *arguments)
+    """The whole line: ``accelerate launch ... -m lamorel_ext <task> <arguments>``."""
+    module = ("-m", *MODULES[task].split())
+    argv = ("accelerate", "launch", *accelerate_arguments(config), *module, *arguments)
     return Command(argv, rank_environment(config))
 
 
@@ -112,7 +109,7 @@ def one_process(task: str, arguments: Sequence[str], python: str = "python") -> 
     """Both roles in one process, without ``accelerate``: for debugging, and where one CPU is all
     there is.
     """
-    return Command((python, "-m", MODULES[task], *arguments))
+    return Command((python, "-m", *MODULES[task].split(), *arguments))
 
 
 def rank_environment(config: Config) -> dict[str, str]:

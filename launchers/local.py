@@ -27,7 +27,7 @@ def run_here(command: Command) -> int:
     """
     argv = list(command.argv)
     if argv[:2] == ["accelerate", "launch"]:
-        argv = [sys.executable, "-m", "launchers.elastic", *argv[2:]]
+        argv = [sys.executable, "-m", "lamorel_ext", "elastic", *argv[2:]]
     stopping.release()
     child = subprocess.Popen(argv, env=child_environment(command), start_new_session=True)
     first: list[float] = []

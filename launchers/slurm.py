@@ -165,8 +165,8 @@ def report_script(config: Config, options: SlurmOptions | None = None) -> str:
         {**own, **taken},
         options,
         [
-            f'{python} -m experiments.viewer {folder} || echo "no viewer: nothing was recorded"',
-            f"{python} -m experiments.report {folder}",
+            f'{python} -m lamorel_ext viewer {folder} || echo "no viewer: nothing was recorded"',
+            f"{python} -m lamorel_ext report {folder}",
         ],
     )
 
@@ -280,7 +280,7 @@ def _launch_lines(config: Config, module: str, options: SlurmOptions) -> list[st
     """
     srun = " ".join([SRUN, *(shlex.quote(word) for word in options.srun)])
     counts = _counts(config)
-    inner = f"{shlex.quote(options.python)} -m launchers.elastic {_spread(config)} {module}"
+    inner = f"{shlex.quote(options.python)} -m lamorel_ext elastic {_spread(config)} {module}"
     if config.lamorel_args.accelerate_args.num_machines == 1:
         return [f"{srun} {inner}"]
     return [

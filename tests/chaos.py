@@ -144,7 +144,7 @@ class Launch:
             if dead or f"run.output_dir={self.folder}" not in command:
                 continue
             rank = next((each[5:] for each in variables if each.startswith("RANK=")), "")
-            agent = "launchers.elastic" in command
+            agent = "elastic" in command
             found["agent" if agent else f"rank {rank}" if rank else "launcher"] = int(path.name)
         return found
 

@@ -22,7 +22,9 @@ MAY_IMPORT = {
     "portable": {"errors"},
     "options": set(),
     "options of methods": {"options"},
-    "config": {"errors", "options", "options of methods"},
+    "programs": {"errors"},
+    "__main__": {"programs"},
+    "config": {"errors", "options", "options of methods", "programs"},
     "envs": BASICS,
     "prompts": BASICS,
     "experience": BASICS | {"rl", "randomness", "prompts"},
@@ -33,7 +35,7 @@ MAY_IMPORT = {
     "agents": BASICS | {"rl", "randomness", "experience", "prompts", "rpc"},
     "training": BASICS
     | {"portable", "rl", "randomness", "experience", "prompts", "envs", "rpc", "agents", "methods"},
-    "lamorel": BASICS | {"rpc", "llm", "envs"},
+    "lamorel": BASICS | {"rpc", "llm", "envs", "programs"},
 }
 """Parts of ``lamorel_ext`` by the parts that they may import, besides themselves."""
 
@@ -41,6 +43,7 @@ LAUNCHERS_MAY_IMPORT = {
     "lamorel_ext.config",
     "lamorel_ext.errors",
     "lamorel_ext.processes",
+    "lamorel_ext.programs",
     "lamorel_ext.rpc.topology",
     "lamorel_ext.lamorel.alias",
     "lamorel_ext.lamorel.settings",

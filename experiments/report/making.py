@@ -3,6 +3,7 @@
 Writes ``report.html``, ``provenance.json``, ``configs.json``, ``figures/*.svg``, ``figures/*.png``
 and ``tables/`` into the folder (or ``--output``) and prints the path last. ``python -m
 experiments.recompute runs/demo`` checks the tables against the curves, with statistics of its own.
+``--watch`` makes it again whenever a run has gone on, until it is interrupted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import argparse
 import csv
 import re
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +26,7 @@ from experiments.report.tables import all_tables, resampling_settings
 from experiments.runs.entry import run_main
 from experiments.runs.files import folder_to_write, replace_json, writing
 from experiments.runs.provenance import write_provenance
-from lamorel_ext.errors import CheckpointError
+from lamorel_ext.errors import CheckpointError, NotThereError
 
 if TYPE_CHECKING:
     from experiments.report.sections import Pictures
@@ -65,6 +69,46 @@ def make_report(folder: Path, output: Path | None = None) -> Path:
         CheckpointError: There is no complete run, or a file cannot be read or written.
     """
     return write_report(find(folder), output or folder)
+
+
+def watch(
+    folder: Path,
+    output: Path | None,
+    every_s: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Make the report now and whenever a curve or status below ``folder`` has changed; returns
+    never.
+
+    Args:
+        folder: Of the runs; it may still be empty.
+        output: See ``make_report``.
+        every_s: Seconds between two looks.
+        sleep: Waits for so many seconds.
+    """
+    seen, said = None, ""
+    while True:
+        if (state := _state(folder)) != seen:
+            seen = state
+            try:
+                line = f"report: {make_report(folder, output)}, {len(state) // 2} runs"
+            except CheckpointError as error:  # nothing is complete yet, or a line is half written
+                line = f"no report yet: {str(error).splitlines()[0]}"
+            if line != said:
+                print(line, flush=True)
+                said = line
+        sleep(every_s)
+
+
+def _state(folder: Path) -> dict[Path, tuple[int, int]]:
+    """When the files that a report reads were written, and their sizes."""
+    found = {}
+    for name in ("metrics.csv", "status.json"):
+        for path in folder.rglob(name):
+            with suppress(OSError):  # it is being replaced
+                stat = path.stat()
+                found[path] = (stat.st_mtime_ns, stat.st_size)
+    return found
 
 
 def find(folder: Path) -> Findings:
@@ -171,12 +215,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=None,
         help="where to write; the folder of the runs if not given",
     )
+    parser.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="make it again whenever a run has gone on; looks every 10 seconds, or as said",
+    )
     return parser.parse_args(argv)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
+    return number
 
 
 def report(argv: Sequence[str]) -> int:
     """Make the report and print its path."""
     options = parse(argv)
+    if options.watch is not None:
+        if not options.folder.is_dir():
+            raise NotThereError(f"{options.folder}: no such folder")
+        watch(options.folder, options.output, options.watch)
     print(f"report: {make_report(options.folder, options.output)}")
     return 0
 

@@ -137,9 +137,14 @@ def warning(lines: Sequence[str]) -> str:
     return f'<div class="alarm" role="note"><strong>{first}</strong>{"".join(f"<br>{line}" for line in others)}</div>'  # noqa: E501
 
 
-def table(header: Row, rows: Sequence[Row]) -> str:
+def table(header: Row, rows: Sequence[Row], csv_name: str = "") -> str:
     """A table of plain text that scrolls sideways where it is too wide; its first column stays, and
     its words may break at slashes.
+
+    Args:
+        header: Of its columns.
+        rows: Each with a cell per column.
+        csv_name: The file of ``tables/`` that has its numbers in full, which it links; "" for none.
     """
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
     lines = "\n".join(
@@ -148,7 +153,8 @@ def table(header: Row, rows: Sequence[Row]) -> str:
         + "</tr>"
         for row in rows
     )
-    return f'<div class="wide" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'  # noqa: E501
+    source = link(f"tables/{csv_name}.csv", f"{csv_name}.csv") if csv_name else ""
+    return f'<div class="wide" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>{source}'  # noqa: E501
 
 
 def _cell(text: str, first: bool) -> str:

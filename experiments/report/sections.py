@@ -72,8 +72,9 @@ def overall_sections(overall: Summary, pictures: Pictures) -> list[str]:
         for group in ("aggregates", "profiles")
         for drawn in pictures.get(group, ())
     ]
+    table = page.table(header, rows, "overall")
     return [
-        page.section("Over all tasks", page.table(header, rows), page.note(note), *shown),
+        page.section("Over all tasks", table, page.note(note), *shown),
         *_comparisons(overall, pictures, "Over all tasks: "),
     ]
 
@@ -111,15 +112,16 @@ def task_sections(task: Summary, pictures: Pictures, prefix: str = "") -> list[s
 
 def _comparisons(summary: Summary, pictures: Pictures, prefix: str) -> list[str]:
     sections = []
+    csv_name = "differences" if len(summary.tasks) == 1 else "overall_differences"
     figures = {
         drawn.name.rsplit("difference_to_")[-1]: page.picture(drawn)
         for drawn in pictures["differences"]
     }
     if summary.against_baseline:
-        parts = [*_differences(summary.against_baseline), figures.get("baseline", "")]
+        parts = [*_differences(summary.against_baseline, csv_name), figures.get("baseline", "")]
         sections.append(page.section(f"{prefix}Against the baseline, {summary.baseline}", *parts))
     if summary.frozen and summary.frozen != summary.baseline:
-        parts = [*_differences(summary.against_frozen), figures.get("frozen_teacher", "")]
+        parts = [*_differences(summary.against_frozen, csv_name), figures.get("frozen_teacher", "")]
         sections.append(
             page.section(f"{prefix}Against the frozen teacher, {summary.frozen}", *parts)
         )
@@ -258,7 +260,7 @@ def _arms_table(task: Summary) -> str:
                 _count(row.cost_to[0.95, STEPS]),
             ]
         )
-    return page.table(header, rows)
+    return page.table(header, rows, "summary")
 
 
 def with_interval(interval: Interval, show: Callable[[float], str] = plain) -> str:
@@ -293,7 +295,7 @@ def _kind(row: ArmSummary) -> str:
     return f"{row.arm.config.run.eval_episodes} held-out episodes each"
 
 
-def _differences(differences: Sequence[Difference]) -> list[str]:
+def _differences(differences: Sequence[Difference], csv_name: str) -> list[str]:
     header = [
         "arm",
         "area, difference",
@@ -320,7 +322,7 @@ def _differences(differences: Sequence[Difference]) -> list[str]:
         for difference in differences
     ]
     return [
-        page.table(header, rows),
+        page.table(header, rows, csv_name),
         *(page.note(line) for line in [*unlike(differences), *_method(differences)]),
     ]
 
@@ -370,7 +372,7 @@ def _costs_table(task: Summary) -> str:
     for row in task.arms:
         reached = [_count(row.cost_to[level, cost]) for cost in COSTS for level in (0.80, 0.95)]
         rows.append([row.label, *(_count(row.spent[cost]) for cost in COSTS), *reached])
-    return page.table(header, rows)
+    return page.table(header, rows, "summary")
 
 
 UPDATES = (

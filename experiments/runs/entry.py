@@ -22,6 +22,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
+from experiments.runs.progress import LiveHandler
 from lamorel_ext.config import CONFIG_DIR, Config, groups, load_config, search_folders, to_yaml
 from lamorel_ext.errors import (
     CheckpointError,
@@ -174,8 +175,9 @@ def start_log(level: str) -> None:
     """Log to standard error, each line with the rank that says it."""
     rank = rank_of_log()
     prefix = "" if rank is None else f"[rank {rank}] "
+    handlers = [LiveHandler(sys.stderr)]
     logging.basicConfig(
-        level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True
+        level=logging.WARNING, format=f"{prefix}%(message)s", handlers=handlers, force=True
     )
     for name in ("experiments", "lamorel_ext", "__main__"):
         logging.getLogger(name).setLevel(level.upper())

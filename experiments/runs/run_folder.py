@@ -140,7 +140,7 @@ class RunFolder:
         folder: Made on entering.
         config: The run.
         versions: Written to ``versions.json``.
-        on_progress: Hears of every rollout.
+        on_progress: Hears of every rollout: steps, of how many, counters and the last row.
     """
 
     def __init__(
@@ -156,6 +156,7 @@ class RunFolder:
         self._on_progress = on_progress
         self._columns: list[str] = []
         self._rows = 0
+        self._last_row: Mapping[str, float] = {}
         self._lines: list[str] = []
         self._older = False
         self._environment: dict[str, str] = {}
@@ -237,6 +238,7 @@ class RunFolder:
             )
         self._append(path, [csv_cell(value) for value in row.values()], "a")
         self._rows += 1
+        self._last_row = row
         for tracker in self._trackers:
             tracker.log(row, int(row.get("env_steps", self._rows)))
 
@@ -250,6 +252,8 @@ class RunFolder:
         with writing(path.parent):
             path.parent.mkdir(exist_ok=True)
         replace_text(path, trace.text())
+        for tracker in self._trackers:
+            tracker.trace(trace)
 
     def environment(self, name: str) -> None:
         """Note what the run is about, where that is not ``env.level``."""
@@ -290,15 +294,17 @@ class RunFolder:
         self._bring_back_curve(stored)
         self._env_steps = 0 if stored is None else stored.checkpoint.env_steps
         self._bring_back_traces({} if stored is None else stored.traces)
+        rows = read_rows(self.folder / CURVE, "".join(self._lines))
+        self._last_row = rows[-1] if rows else {}
         for tracker in self._trackers:
-            tracker.resume(read_rows(self.folder / CURVE, "".join(self._lines)))
+            tracker.resume(rows)
         return None if stored is None else stored.checkpoint
 
     def progress(self, env_steps: int, total_steps: int, info: Mapping[str, float]) -> None:
-        """Note how far the run is and pass it on."""
+        """Note how far the run is and pass it on, with the last row of the curve."""
         self._env_steps = env_steps
         if self._on_progress is not None:
-            self._on_progress(env_steps, total_steps, info)
+            self._on_progress(env_steps, total_steps, {**self._last_row, **info})
 
     # --- files ------------------------------------------------------------------------------------
 

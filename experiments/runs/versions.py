@@ -19,6 +19,7 @@ from pathlib import Path
 from experiments.runs.identity import run_identity
 from lamorel_ext.config import Config
 from lamorel_ext.processes.ranks import rank_of_log
+from lamorel_ext.programs import HOME, INSTALLED
 
 PACKAGES = (
     "transformers",
@@ -30,7 +31,6 @@ PACKAGES = (
     "safetensors",
     "tokenizers",
 )
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
@@ -61,7 +61,10 @@ def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
 
 def command_line(task: str, argv: Sequence[str]) -> str:
     """The line that does the same again: through the launcher where this is one rank of several."""
-    module = f"launchers {task}" if rank_of_log() is not None else f"experiments.{task}"
+    launched = rank_of_log() is not None
+    module = f"launchers {task}" if launched else f"experiments.{task}"
+    if INSTALLED:
+        module = f"lamorel_ext {'launch ' if launched else ''}{task}"
     return f"python -m {module} {shlex.join(argv)}".rstrip()
 
 
@@ -96,11 +99,11 @@ def _version(package: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """What git says about this source tree, or None where it is no checkout."""
-    if not (ROOT / ".git").exists():
+    if not (HOME / ".git").exists():
         return None
     try:
         done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments],
+            ["git", "-C", str(HOME), *arguments],
             capture_output=True,
             text=True,
             timeout=10,

@@ -30,6 +30,7 @@ from lamorel_ext.config.schema import (
     StudentArgs,
 )
 from lamorel_ext.config.sources import CONFIG_DIR, groups, search_folders
+from lamorel_ext.config.sweeps import SweptRun, sweep
 from lamorel_ext.methods.cloning.options import CloningArgs
 from lamorel_ext.methods.feedback.options import (
     CREDITS_OF_CANDIDATES,
@@ -65,6 +66,7 @@ __all__ = [
     "Signal",
     "StageArgs",
     "StudentArgs",
+    "SweptRun",
     "check_trust",
     "compose_mapping",
     "from_mapping",
@@ -75,6 +77,7 @@ __all__ = [
     "read_config",
     "save_config",
     "search_folders",
+    "sweep",
     "to_mapping",
     "to_yaml",
 ]

@@ -27,8 +27,8 @@ _SHAPE = re.compile(
 _INDEX = re.compile(r"\[(\d+)\]")
 _TRAILING_COMMA = re.compile(r",\s*([\]}])")
 _ASK_SWEEP = (
-    "one run has one value here; write '{key}=[...]' for a list, or \"{key}='...'\" for a text with"
-    " commas"
+    "one run has one value here, train -m runs one after the other; write '{key}=[...]' for a list,"
+    " or \"{key}='...'\" for a text with commas"
 )
 
 

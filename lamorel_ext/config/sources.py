@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.programs import HOME
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+CONFIG_DIR = HOME / "configs"
 MAX_VALUES = 20_000
 """Keys and values of a file at most, with its anchors written out."""
 MAX_BYTES = 1_000_000

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from lamorel_ext.programs import HOME
+
 ROOT = Path(__file__).resolve().parents[2]
 
 _LAMOREL = {
@@ -39,7 +41,7 @@ _LAMOREL = {
 }
 """Modules by where their names come from."""
 
-_FILES = {"lamorel_launcher.launch": ROOT / "launchers" / "as_lamorel.py"}
+_FILES = {"lamorel_launcher.launch": HOME / "launchers" / "as_lamorel.py"}
 """Modules that are run, not only imported."""
 
 _GAMES = ("gym", "babyai", "babyai_text")

@@ -61,7 +61,7 @@ def ranks_alive() -> list[str]:
     return [
         line
         for line in listed.stdout.splitlines()
-        if "experiments." in line and not line.startswith("Z")
+        if "-m lamorel_ext" in line and " elastic " not in line and not line.startswith("Z")
     ]
 
 

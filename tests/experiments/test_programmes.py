@@ -119,7 +119,9 @@ def test_an_interrupted_comparison_goes_on_as_if_nothing_had_happened(
 ) -> None:
     heard: list[int] = []
 
-    def interrupt(ticker: Ticker, name: str, done: int, total: int) -> None:
+    def interrupt(
+        ticker: Ticker, name: str, done: int, total: int, measured: object = None
+    ) -> None:
         heard.append(done)
         if len(heard) == 3:  # the second run, after its first rollout and checkpoint
             raise KeyboardInterrupt

@@ -19,10 +19,11 @@ from made_runs import VERSIONS, make_config, make_row, make_run
 from experiments import checkpoint_files
 from experiments.report.results import read_columns, read_run
 from experiments.runs.run_folder import RunFolder, check_folders, read_checkpoint, run_state
-from experiments.runs.trackers import tag
+from experiments.runs.trackers import episode_text, tag
 from lamorel_ext.config import Config, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.training.recorder import Checkpoint
+from lamorel_ext.training.trace import Trace
 
 
 @pytest.fixture
@@ -70,6 +71,42 @@ def test_the_rows_are_events_of_tensorboard_too(config: Config) -> None:
         (0, 0.25),
         (10, 0.5),
     ]
+
+
+RECORDED = (
+    {"kind": "trace", "env_steps": 10, "actions": ["turn left", "go forward"]},
+    {"kind": "episode", "mission": "go to the red ball"},
+    {"kind": "step", "action": 1, "reward": 0.0, "end": None, "signal": -1.0, "llm": None, "guidance": {"text": "go forward"}},
+    {"kind": "step", "action": 0, "reward": 0.5, "end": "terminated", "signal": None, "llm": None, "guidance": None},
+    {"kind": "episode", "mission": "another"},
+)  # fmt: skip
+
+
+def test_tensorboard_has_hyper_parameters_and_recorded_episodes_after_a_resume_too(
+    config: Config,
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):
+        with RunFolder(folder_of(config), config, VERSIONS) as run:
+            run.resume()
+            run.write(make_row(0, 0.1))
+            run.trace(Trace(10, RECORDED))
+            run.checkpoint(a_checkpoint(20), None)
+    events = EventAccumulator(str(folder_of(config) / "tensorboard")).Reload()
+    assert "_hparams_/experiment" in events.summary_metadata
+    (tag_of_text,) = [one for one in events.Tags()["tensors"] if one.startswith("episodes/")]
+    text = events.Tensors(tag_of_text)[0].tensor_proto.string_val[0].decode()
+    assert text.split("\n\n") == [
+        "**go to the red ball**",
+        "1. heard *go forward*, did **go forward**, reward 0.0, f -1",
+        "2. did **turn left**, reward 0.5, terminated",
+    ]
+
+
+@pytest.mark.parametrize("lines", [(), ({"kind": "trace"},), RECORDED[1:], (1, 2)])
+def test_what_is_no_record_of_a_rollout_gives_no_text(lines: Any) -> None:
+    assert episode_text(lines) == ("", 0)
 
 
 def test_a_number_that_was_not_measured_is_an_empty_cell(config: Config) -> None:
@@ -458,6 +495,22 @@ def test_weights_and_biases_gets_every_measured_value_with_its_step(
     assert [value for value, _ in logged] == [0.25, 0.5]
     assert [step for _, step in logged] == sorted({step for _, step in logged})
     run.finish.assert_called_once_with()
+
+
+@pytest.mark.parametrize("between, same", [(None, True), ("no id!", False), ("", False)])
+def test_a_run_that_goes_on_is_the_same_one_at_weights_and_biases(
+    config: Config, monkeypatch: pytest.MonkeyPatch, between: str | None, same: bool
+) -> None:
+    wandb = MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    asked = dataclasses.replace(config, run=dataclasses.replace(config.run, tracker="wandb"))
+    for success in (0.25, 0.5):
+        folder = make_run(asked, [success])
+        if between is not None and success < 0.5:
+            (folder / "wandb_id.txt").write_text(between)
+    first, second = (call.kwargs for call in wandb.init.call_args_list)
+    assert (first["id"] == second["id"]) is same and first["resume"] == "allow"
+    assert (folder / "wandb_id.txt").read_text() == f"{second['id']}\n"
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,8 @@ def test_one_process_goes_without_accelerate() -> None:
     assert one_process("train", ["run.seed=1"]).argv == (
         "python",
         "-m",
-        "experiments.train",
+        "lamorel_ext",
+        "train",
         "run.seed=1",
     )
 
@@ -299,8 +300,8 @@ for node in $(seq 0 $((FAKE_NODES - 1))); do SLURM_NODEID=$node "$@" & done
 wait
 """
 PYTHON = """#!/usr/bin/env bash
-[ "$1 $2" = "-m launchers.elastic" ] || exit 1
-shift 2
+[ "$1 $2 $3" = "-m lamorel_ext elastic" ] || exit 1
+shift 3
 echo "$SLURM_NODEID $ACCELERATE_USE_CPU: $*" >> "$FAKE_LOG"
 """
 
@@ -348,7 +349,7 @@ def test_each_node_starts_its_share_and_meets_the_others_at_the_first_node(tmp_p
             f"--num_machines 3 --machine_rank {node} --main_process_ip node7 --main_process_port 13456"
             in line
         )
-        assert line.endswith("-m experiments.compare --config-name demo compare.name=two words")
+        assert line.endswith("-m lamorel_ext compare --config-name demo compare.name=two words")
 
 
 def test_an_array_covers_every_arm_and_seed_once(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Sweeps in Hydra's syntax, as the command lines of their runs: ``arm=a,b run.seed=range(0,3)``."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+
+from lamorel_ext.config.sources import group_choices
+from lamorel_ext.errors import ConfigError
+
+LONGEST_NAME = 200
+"""Letters of a run's name at most; file systems take 255 bytes."""
+MAX_RUNS = 10_000
+
+
+@dataclass(frozen=True)
+class SweptRun:
+    """One run of a sweep.
+
+    Attributes:
+        name: What sets it apart, as part of a path: ``arm=a,run.seed=0``.
+        overrides: Its command line.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+def sweep(overrides: Sequence[str], folders: Sequence[Path]) -> list[SweptRun]:
+    """The runs of a sweep, the last key changing first, as Hydra's own sweeper has them.
+
+    Args:
+        overrides: ``key=a,b``, ``choice``, ``range`` and ``glob`` (over a group's files) give a
+            run for each value, all others are the same in every run.
+        folders: Where the files of groups are looked for.
+
+    Raises:
+        ConfigError: A sweep has no values, is one over an interval, or there are too many runs.
+    """
+    choices: list[list[str]] = []
+    swept: list[int] = []
+    problems: list[str] = []
+    for text in overrides:
+        found = _values(text, folders)
+        if isinstance(found, str):
+            problems.append(f"{text!r}: {found}")
+        elif found is not None:
+            swept.append(len(choices))
+        choices.append([text] if found is None or isinstance(found, str) else found)
+    if problems:
+        raise ConfigError(problems)
+    number = 1
+    for texts in choices:
+        number *= len(texts)
+    if number > MAX_RUNS:
+        raise ConfigError(f"-m: expected at most {MAX_RUNS} runs, the sweep has {number}")
+    runs = [
+        SweptRun(_name([words[place] for place in swept]), words)
+        for words in itertools.product(*choices)
+    ]
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names) and max(map(len, names)) <= LONGEST_NAME:
+        return runs
+    return [SweptRun(str(place), run.overrides) for place, run in enumerate(runs)]
+
+
+def _values(text: str, folders: Sequence[Path]) -> list[str] | str | None:
+    """The override with each of its values; None where it has one, or a text of what is wrong."""
+    try:
+        (override,) = OverridesParser.create().parse_overrides([text])
+    except (HydraException, RecursionError):
+        return None  # paths and the like, which are read less strictly; else heard of with its run
+    if not override.is_sweep_override():
+        return None
+    if not override.is_discrete_sweep():
+        return "an interval has no values to run one after the other; write a range or a list"
+    values = _listed(override, folders)
+    key = override.get_key_element()
+    return [f"{key}={value}" for value in values] if values else "this sweep has no values"
+
+
+def _listed(override: Override, folders: Sequence[Path]) -> list[str]:
+    glob = override.value()
+    if isinstance(glob, Glob):
+        return list(glob.filter(group_choices(folders, override.key_or_group)))
+    return [str(value) for value in override.sweep_string_iterator()]
+
+
+def _name(words: Sequence[str]) -> str:
+    plain = ",".join(words).replace("'", "").replace('"', "")
+    return re.sub(r"[^\w.+=,\[\]-]", "_", plain)

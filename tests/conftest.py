@@ -1,0 +1,43 @@
+"""Every test is fast, ranks or slow, by one rule: what the file's text speaks of.
+
+``ranks`` starts processes, ``slow`` builds or trains models or reads run after run, all else is
+``fast``; ``make test-fast`` runs these, in less than a minute on one core. A marker that stands in
+a file wins.
+"""
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+KINDS = {
+    "ranks": "subprocess|multiprocessing|num_workers|Browser|ThreadGroup|run_here",
+    "slow": (
+        "tiny_models|tiny_llm|student_fakes|updater_fakes|made_runs|fuzz_run_folders|embedded"
+        "|load_host|ModelHost|training.loop|make_report|minigrid|Caller|lamorel_ext.lamorel|mark.slow"
+    ),
+}
+"""Words of a file, the first kind that has one of them first."""
+
+
+@functools.cache
+def kind_of(path: Path) -> str:
+    """The kind of the tests in a file."""
+    text = path.read_text(encoding="utf-8")
+    found = (kind for kind, words in KINDS.items() if re.search(rf"\b({words})\b", text))
+    return next(found, "fast")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where only fast tests are wanted the other files are not even imported."""
+    wanted = config.getoption("markexpr", "")
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if wanted == "fast" and is_test and kind_of(collection_path) != "fast" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that has no kind of its own."""
+    for item in items:
+        if not any(item.get_closest_marker(kind) for kind in ("fast", *KINDS)):
+            item.add_marker(kind_of(item.path))

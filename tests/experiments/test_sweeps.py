@@ -1,0 +1,82 @@
+"""``train -m``: the runs of a sweep, and where they go."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import train
+from experiments.runs.run_folder import run_state
+from lamorel_ext.config import CONFIG_DIR, read_config, sweep
+from lamorel_ext.errors import ConfigError
+
+SHORT = (
+    "run.total_steps=16 env.num_envs=2 student.num_steps=8 run.eval_every=16"
+    " run.evaluation=episodes run.eval_episodes=2 lamorel_args.log_level=warning"
+).split()
+
+
+def names(*overrides: str) -> list[str]:
+    return [run.name for run in sweep(overrides, [CONFIG_DIR])]
+
+
+def test_every_value_is_run_with_every_other_the_last_key_first() -> None:
+    runs = sweep(["arm=npae,drrn", "run.seed=range(0,2)", "env.num_envs=4"], [CONFIG_DIR])
+    assert [run.name for run in runs] == [
+        f"arm={arm},run.seed={seed}" for arm in ("npae", "drrn") for seed in (0, 1)
+    ]
+    assert runs[1].overrides == ("arm=npae", "run.seed=1", "env.num_envs=4")
+
+
+@pytest.mark.parametrize(
+    "override, values",
+    [
+        ("student.lr=choice(1e-3,3e-4)", ["student.lr=0.001", "student.lr=0.0003"]),
+        ("model=glob(flan*)", [f"model=flan_t5_{size}" for size in ("base", "large", "small")]),
+        ("compare.seeds=[0],[1,2]", ["compare.seeds=[0]", "compare.seeds=[1,2]"]),
+        ("arm='npae+student.lr=1','drrn'", ["arm=npae+student.lr=1", "arm=drrn"]),
+        ("run.output_dir=a/b,c", ["run.output_dir=a_b", "run.output_dir=c"]),
+    ],
+)
+def test_hydras_ways_to_write_a_sweep(override: str, values: list[str]) -> None:
+    assert names(override) == values
+
+
+def test_what_is_no_sweep_stays_as_it_is() -> None:
+    odd = ["run.output_dir=/a=b/c#d", "compare.seeds=[0,1]", "nonsense"]
+    assert [run.overrides for run in sweep(odd, [CONFIG_DIR])] == [tuple(odd)]
+
+
+def test_names_that_are_not_names_of_folders_are_numbers() -> None:
+    assert names("run.output_dir=a/b,a_b") == ["0", "1"]
+    assert names("arm.name='" + 300 * "x" + "','b'") == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("student.lr=interval(0,1)", "an interval has no values"),
+        ("model=glob(nobody*)", "this sweep has no values"),
+        ("run.seed=range(0,20000)", "at most 10000 runs, the sweep has 20000"),
+    ],
+)
+def test_a_sweep_without_runs_or_with_too_many_is_refused(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
+        sweep([override], [CONFIG_DIR])
+
+
+def test_the_runs_go_to_folders_of_their_own_and_the_same_command_finishes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["-m", "arm=random", "run.seed=3,4", f"run.output_dir={tmp_path}", *SHORT]
+    for _ in range(2):
+        assert train.run(command) == 0
+        folders = [tmp_path / f"run.seed={seed}" for seed in (3, 4)]
+        assert capsys.readouterr().out.splitlines() == [f"run: {folder}" for folder in folders]
+        assert [run_state(folder) for folder in folders] == ["complete", "complete"]
+    assert [read_config(folder / "config.yaml").run.seed for folder in folders] == [3, 4]
+
+
+def test_what_is_wrong_with_one_run_is_said_before_any_begins(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"student.lr=-1: student.lr: must"):
+        train.run(["-m", "student.lr=1e-3,-1", f"run.output_dir={tmp_path / 'out'}", *SHORT])
+    assert not (tmp_path / "out").exists()

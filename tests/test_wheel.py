@@ -1,0 +1,132 @@
+"""The wheel in a fresh environment, used from a folder that holds packages of our names.
+
+mark.slow: a wheel is built and installed, and a comparison runs on two ranks.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("setuptools")
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = (
+    "train compare evaluate generalise balrog report publish reproduce recompute viewer launch"
+)
+SHORT = (
+    "run.total_steps=32 env.num_envs=2 student.num_steps=8 run.eval_every=16"
+    " run.evaluation=episodes run.eval_episodes=2"
+).split()
+AGENT = """
+from lamorel_ext.agents.actors import UniformActor
+from lamorel_ext.agents.fixed import FixedAgent
+
+
+class Stubborn(FixedAgent):
+    def __init__(self, setting, action=2):
+        super().__init__(UniformActor((action,)))
+"""
+ARM = """# @package _global_
+arm: {name: stubborn}
+feedback: {signal: none}
+agent: {_target_: experiments.stubborn.Stubborn, action: 2}
+"""
+
+
+def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: text for key, text in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the commands of a fresh environment; what we need is taken from this one's."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip"]
+    listed = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).stdout.splitlines()
+    for name in listed:  # a copy: building leaves files behind
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")):
+            (folder / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "src" / name).write_bytes((ROOT / name).read_bytes())
+    made = run(
+        *pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, "./src", cwd=folder
+    )
+    assert made.returncode == 0, made.stderr
+    (wheel,) = folder.glob("*.whl")
+    venv.create(folder / "env", with_pip=False)
+    python = folder / "env" / "bin" / "python"
+    (packages,) = (folder / "env").glob("lib/*/site-packages")
+    ours = [place for place in sys.path if Path(place).name == "site-packages"]
+    (packages / "taken.pth").write_text("\n".join(ours) + "\n")
+    put = run(
+        *pip, "--python", python, "install", "-q", "--no-deps", "--no-index", wheel, cwd=folder
+    )
+    assert put.returncode == 0, put.stderr
+    return python.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder, with everyday names in it."""
+    made = tmp_path_factory.mktemp("user")
+    for name in ("experiments", "launchers"):
+        (made / name).mkdir()
+        (made / name / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
+    (made / "experiments" / "stubborn.py").write_text(AGENT)
+    shutil.copytree(ROOT / "docs" / "own" / "example", made, dirs_exist_ok=True)
+    (made / "configs" / "arm" / "stubborn.yaml").write_text(ARM)
+    return made
+
+
+@pytest.mark.parametrize("program", PROGRAMS.split())
+def test_every_command_is_ours_in_a_folder_with_packages_of_the_same_names(
+    program: str, installed: Path, folder: Path
+) -> None:
+    ended = run(installed / f"lamorel-ext-{program}", "--help", cwd=folder)
+    assert (ended.returncode, "usage" in ended.stdout) == (0, True), ended.stderr
+
+
+def test_what_users_bring_runs_on_two_ranks_also_from_a_package_of_our_name(
+    installed: Path, folder: Path
+) -> None:
+    ended = run(
+        installed / "lamorel-ext-launch", "compare", "compare.arms=[mine,stubborn]", "compare.seeds=[0]",
+        "compare.output_dir=out", *SHORT, cwd=folder,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    page = (folder / "out" / "report.html").read_text()
+    assert "experiments.stubborn.Stubborn" in page and "mine.Nudge" in page
+    assert "initialised, hello" in ended.stdout
+    curve = (folder / "out" / "mine" / "seed_0" / "metrics.csv").read_text().splitlines()
+    assert (
+        "0.25" in dict(zip(curve[0].split(","), curve[-1].split(","), strict=True))["nudge_moved"]
+    )
+    versions = (folder / "out" / "mine" / "seed_0" / "versions.json").read_text()
+    assert "python -m lamorel_ext launch compare" in versions
+
+
+def test_the_module_is_the_commands_too(installed: Path, folder: Path) -> None:
+    python = installed / "python"
+    told = run(python, "-m", "lamorel_ext", "train", "--cfg", "job", "arm=stubborn", cwd=folder)
+    assert "experiments.stubborn.Stubborn" in told.stdout, told.stderr
+    wrong = run(python, "-m", "lamorel_ext", "trian", cwd=folder)
+    assert (wrong.returncode, "one of train, compare" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["experiments", "launchers", "configs"])
+def test_nobody_else_gets_our_everyday_names(name: str, installed: Path, tmp_path: Path) -> None:
+    found = f"import importlib.util as u; print(u.find_spec({name!r}))"
+    assert run(installed / "python", "-c", found, cwd=tmp_path).stdout == "None\n"
