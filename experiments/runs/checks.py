@@ -39,10 +39,9 @@ def check_configs(configs: Iterable[Config], imports: bool = True) -> None:
 def _problems(config: Config, imports: bool) -> Iterator[str]:
     for key, plug in plugs_of(config):
         yield from _plug_problems(key, plug, imports)
-    stages: dict[str, EnvArgs | StageArgs] = {
-        f"env.curriculum[{place}]": stage for place, stage in enumerate(config.env.curriculum)
-    }
-    levels = {} if config.env.own else {"env": config.env} | stages
+    levels: dict[str, EnvArgs | StageArgs] = {} if config.env.own else {"env": config.env}
+    for place, stage in enumerate(config.env.curriculum):
+        levels[f"env.curriculum[{place}]"] = stage
     for group, chosen in levels.items():
         yield from _level_problems(group, chosen, config.env)
     if config.run.evaluation == "exact" and (hindrance := _hindrance(config, imports)):
