@@ -85,6 +85,10 @@ class LevelError(LamorelExtError):
     """A level does not exist, or an environment was called in an illegal order."""
 
 
+class EnvError(LamorelExtError):
+    """An environment of the user's own gives something else than one has to give."""
+
+
 class EnvWorkerError(LamorelExtError):
     """A process that steps environments raised, died or gave no answer in time; the others have
     been ended.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from lamorel_ext.prompts import with_feedback
+from lamorel_ext.prompts import ACTION_NAMES, with_feedback
 from lamorel_ext.randomness import Draws
 from lamorel_ext.rl import td_errors
-from lamorel_ext.types import ObservationBatch, StepBatch
+from lamorel_ext.types import ObservationBatch, StepBatch, TaskSpec
+
+BABYAI = TaskSpec("BabyAI-Text", ACTION_NAMES, symbolic=True, has_expert=True)
+"""What every level of BabyAI-Text asks of an agent."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,18 @@ class Scene:
             for prompt, f in zip(self.prompts, self.signals, strict=True)
         )
 
+    @property
+    def candidates(self) -> tuple[tuple[str, ...], ...]:
+        """Texts of the actions that each state offers."""
+        return self.observations.actions or (ACTION_NAMES,) * len(self)
+
     def saying(self, signals: np.ndarray | None) -> Scene:
         """The same scene, with ``signals`` to be said in the prompts."""
         return dataclasses.replace(self, signals=signals)
 
     def take(self, indices: np.ndarray) -> Scene:
         """The scene of some of the environments."""
-        seen = self.observations
-        observations = ObservationBatch(
-            missions=tuple(seen.missions[i] for i in indices),
-            descriptions=tuple(seen.descriptions[i] for i in indices),
-            images=seen.images[indices],
-            directions=seen.directions[indices],
-        )
+        observations = self.observations.take(indices)
         experts = None if self.experts is None else self.experts[indices]
         signals = None if self.signals is None else self.signals[indices]
         return Scene(observations, tuple(self.prompts[i] for i in indices), experts, signals)
@@ -116,6 +118,20 @@ class Guidance:
     said: Said | None = None
 
 
+def join_rows(tables: Sequence[np.ndarray], missing: float = -np.inf) -> np.ndarray:
+    """Arrays one below the other. Tables ``(n, candidates)`` of states with fewer candidates are
+    filled up with ``missing``, by default a log-probability of minus infinity.
+    """
+    if tables[0].ndim == 2 and len({table.shape[1] for table in tables}) > 1:
+        width = max(table.shape[1] for table in tables)
+        tables = [
+            np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=missing)
+            for table in tables
+        ]
+    joined: np.ndarray = np.concatenate(tables)
+    return joined
+
+
 PendingGuidance = Callable[[Draws], Guidance]
 """Guidance that was asked for: the call waits for the LLM's answer and draws from it."""
 
@@ -141,8 +157,9 @@ class Decision:
         values: ``(n,)`` float64, V of the states.
         said: What the LLM said, where there is one: the guidance, or the action itself where the
             LLM is the policy.
-        features: ``(n, FEATURE_SIZE)`` float32, what a student saw.
+        features: ``(n, feature_size)`` float32, what a student saw.
         heard: The guidance that a student heard.
+        offered: Texts of the actions that a student chose from, where each state has its own.
     """
 
     actions: np.ndarray
@@ -151,6 +168,7 @@ class Decision:
     said: Said | None = None
     features: np.ndarray | None = None
     heard: Guidance | None = None
+    offered: tuple[tuple[str, ...], ...] = ()
 
 
 PendingDecision = Callable[[Draws], Decision]
@@ -203,12 +221,14 @@ class Turn:
     Attributes:
         prompts: Prompts of the states acted in, without feedback sentences.
         next_values: ``(num_envs,)``, V of the states reached, where it was needed at once.
+        candidates: Texts of the actions that were offered in them.
     """
 
     prompts: tuple[str, ...]
     decision: Decision
     stepped: SceneStep
     next_values: np.ndarray | None = None
+    candidates: tuple[tuple[str, ...], ...] = ()
 
     @property
     def step(self) -> StepBatch:

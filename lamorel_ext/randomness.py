@@ -4,7 +4,7 @@ another part draws.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,13 @@ def check_distributions(totals: np.ndarray, rows: np.ndarray) -> None:
             f"what is chosen from is no distribution: row {bad[0]} of {len(rows)} is"
             f" {rows[bad[0]].tolist()}"
         )
+
+
+def uniform(counts: Sequence[int]) -> np.ndarray:
+    """``(n, max(counts))`` float64: the first ``counts[i]`` of row ``i`` alike, 0 behind them."""
+    numbers = np.asarray(counts)[:, None]
+    probs: np.ndarray = np.where(np.arange(numbers.max()) < numbers, 1.0 / numbers, 0.0)
+    return probs
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:

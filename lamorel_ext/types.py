@@ -29,18 +29,38 @@ Weights = Literal["pretrained", "embeddings", "fresh"]
 class ObservationBatch:
     """What ``num_envs`` environments show at one time.
 
+    What an environment does not have has no rows.
+
     Attributes:
-        missions: Mission of each episode.
+        missions: Mission of each episode, empty where there is none.
         descriptions: Sentences of each state, in the order of BabyAI-Text.
         images: ``(num_envs, 7, 7, 3)`` uint8, the egocentric symbolic view; index ``[x, y,
             channel]``.
         directions: ``(num_envs,)`` int64, 0 right, 1 down, 2 left, 3 up.
+        features: ``(num_envs, size)`` float32, what an environment of the user's own shows beside
+            its text.
+        actions: Texts of the actions that each state offers, of any number; the index is the
+            action's id. BabyAI-Text, whose six are always the same, does not repeat them.
     """
 
     missions: tuple[str, ...]
     descriptions: tuple[tuple[str, ...], ...]
-    images: np.ndarray
-    directions: np.ndarray
+    images: np.ndarray = field(default_factory=lambda: np.zeros((0, 7, 7, 3), dtype=np.uint8))
+    directions: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    features: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    actions: tuple[tuple[str, ...], ...] = ()
+
+    def take(self, indices: np.ndarray) -> ObservationBatch:
+        """What some of the environments show."""
+        rows = indices.tolist()
+        return ObservationBatch(
+            missions=tuple(self.missions[i] for i in rows),
+            descriptions=tuple(self.descriptions[i] for i in rows),
+            images=self.images[indices] if len(self.images) else self.images,
+            directions=self.directions[indices] if len(self.directions) else self.directions,
+            features=self.features[indices] if len(self.features) else self.features,
+            actions=tuple(self.actions[i] for i in rows) if self.actions else (),
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,8 @@ class StepBatch:
         rewards: ``(num_envs,)`` float64, unscaled.
         terminated: ``(num_envs,)`` bool, True where the task itself ended the episode.
         truncated: ``(num_envs,)`` bool, True where the step limit ended it.
+        succeeded: ``(num_envs,)`` bool, True where an episode ended in success; None where that is
+            a return above 0.
     """
 
     reached: ObservationBatch
@@ -64,11 +86,37 @@ class StepBatch:
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
+    succeeded: np.ndarray | None = None
 
     @property
     def done(self) -> np.ndarray:
         """``(num_envs,)`` bool, True where the episode ended for either reason."""
         return np.logical_or(self.terminated, self.truncated)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What an environment asks of whoever acts in it.
+
+    Attributes:
+        name: Of the environment, in reports.
+        action_texts: Texts of the actions, the same in every state; empty where each state lists
+            its own in ``ObservationBatch.actions``.
+        feature_size: Of ``ObservationBatch.features``; 0 where there is only text.
+        symbolic: True where there are BabyAI's views and directions.
+        has_expert: True where ``BatchedEnv.expert_actions`` can be asked.
+    """
+
+    name: str
+    action_texts: tuple[str, ...]
+    feature_size: int = 0
+    symbolic: bool = False
+    has_expert: bool = False
+
+    @property
+    def by_state(self) -> bool:
+        """True where each state lists its own actions."""
+        return not self.action_texts
 
 
 class BatchedEnv(Protocol):

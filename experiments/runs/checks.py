@@ -39,12 +39,12 @@ def check_configs(configs: Iterable[Config], imports: bool = True) -> None:
 def _problems(config: Config, imports: bool) -> Iterator[str]:
     for key, plug in plugs_of(config):
         yield from _plug_problems(key, plug, imports)
-    stages: dict[str, EnvArgs | StageArgs] = {
-        f"env.curriculum[{place}]": stage for place, stage in enumerate(config.env.curriculum)
-    }
-    for group, chosen in ({"env": config.env} | stages).items():
+    levels: dict[str, EnvArgs | StageArgs] = {} if config.env.own else {"env": config.env}
+    for place, stage in enumerate(config.env.curriculum):
+        levels[f"env.curriculum[{place}]"] = stage
+    for group, chosen in levels.items():
         yield from _level_problems(group, chosen, config.env)
-    if config.run.evaluation == "exact" and (hindrance := _hindrance(config)):
+    if config.run.evaluation == "exact" and (hindrance := _hindrance(config, imports)):
         yield f"run.evaluation: exact is not possible: {hindrance}"
     if config.run.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
         yield "run.tracker: wandb is not installed: pip install 'lamorel-ext[trackers]'"
@@ -91,10 +91,19 @@ def _level_problems(group: str, chosen: EnvArgs | StageArgs, env: EnvArgs) -> It
             )
 
 
-def _hindrance(config: Config) -> str:
+def _hindrance(config: Config, imports: bool) -> str:
     from lamorel_ext.training.exactness import why_not_exact
 
     arm, feedback = config.arm, config.feedback
     reads_prompts = config.asks_llm or arm.agent == "drrn"
     told = feedback.signal != "none" and feedback.channel != "loss"
-    return why_not_exact(config.env, reads_prompts, config.guidance.vocabulary != "free", told)
+    listed, offered = config.guidance.vocabulary != "free", _may_be_exact(config.env, imports)
+    return why_not_exact(config.env, reads_prompts, listed, told, offered)
+
+
+def _may_be_exact(env: EnvArgs, imports: bool) -> bool:
+    """False where an environment of the user's own is known to offer no enumeration."""
+    try:
+        return not imports or hasattr(env.own.locate("env"), "exact_evaluator")
+    except ConfigError:  # that it cannot be had is said already
+        return True

@@ -121,6 +121,8 @@ class Content:
         for group in ("llm", "guidance"):
             if step[group] is not None:
                 own[group] = {**step[group], "text": self.texts.place(step[group]["text"])}
+        if "offered" in step:
+            own["offered"] = [self.texts.place(text) for text in step["offered"]]
         sentences = [self.texts.place(sentence) for sentence in step["sentences"]]
         return {
             "prompt": self.texts.place(step["prompt"]),
@@ -136,7 +138,7 @@ def _check_origin(path: Path, header: Line, run: Run) -> None:
     """
     env = run.config.env
     levels = [
-        (env.level, env.num_distractors),
+        (env.own.target or env.level, env.num_distractors),
         *((stage.level, stage.num_distractors) for stage in env.curriculum),
     ]
     if (

@@ -79,7 +79,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("previous",), (*_NUMBER, *_MAYBE)),
 }
 """Types of the values by key; ``signal`` is a number in a step."""
-_TEXTS = ("sentences", "candidates")
+_TEXTS = ("sentences", "candidates", "offered")
 _LARGEST = 2**53
 """Of any number: the page's script counts no further."""
 

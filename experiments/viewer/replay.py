@@ -48,11 +48,12 @@ def replay(header: Line, episode: Episode) -> list[Pose] | None:
 
     Returns:
         One more than there are steps; None where the episode cannot be played again: its beginning
-        is not known, the level is none of ``envs.levels``, or (with another version of a level) it
-        looks different.
+        is not known, there are no views, the level is none of ``envs.levels``, or (with another
+        version of a level) it looks different.
     """
     number, before = episode.line["number"], episode.line["actions"]
-    if number is None or before is None:
+    shows_views = all(step["view"] for step in episode.steps)
+    if number is None or before is None or not shows_views:
         return None
     try:
         return _play(header, number, before, episode)

@@ -61,7 +61,8 @@ const episode = () => rollout().episodes[state.episode];
 const step = () => episode().steps[state.t];
 const isPolicy = () => run().facts.agent === "llm_policy";
 const isFree = () => run().facts.vocabulary === "free";
-const actionName = (action) => run().facts.actions[action] ?? "done";
+const actionTexts = () => step().offered?.map(text) ?? run().facts.actions; // "offered": each state lists its own
+const actionName = (action) => actionTexts()[action] ?? "done";
 
 /** Probability of what was said, and its summed log-probability; of free text there is only the latter. */
 function likelihood(said, scores) {
@@ -163,6 +164,11 @@ function drawFrame() {
   const pose = current.poses && current.poses[state.t];
   const objects = [];
   let svg;
+  if (!view) {
+    $("frame").replaceChildren();
+    $("caption").textContent = "This environment shows a text alone.";
+    return;
+  }
   if (pose) {
     const [width, grid] = DATA.grids[pose[3]];
     const height = grid.length / 6 / width;
@@ -284,7 +290,7 @@ const fill = (id, ...parts) => $(id).querySelector(".body").replaceChildren(...p
 // --- the four cards -------------------------------------------------------------------------------------------------------------------
 
 function drawTeacher(now) {
-  const { llm, guidance } = now, names = episode().candidates;
+  const { llm, guidance } = now, names = now.offered ?? episode().candidates;
   if (!llm && !guidance) {
     fill("teacher", element("p", { class: "big" }, "Nobody says anything"), note(`${AGENTS[run().facts.agent] ?? ""}.`));
     return;
@@ -322,7 +328,7 @@ function drawStudent(now) {
     return;
   }
   const { heard, silent, mixed } = now.policy;
-  const rows = run().facts.actions.map((name, action) => ({
+  const rows = actionTexts().map((name, action) => ({
     name, chosen: action === now.action, number: percent(heard[action]),
     spoken: `${name}: ${percent(heard[action])}${known(mixed) ? `, averaged over guidance ${percent(mixed[action])}` : ""}${known(silent) ? `, without guidance ${percent(silent[action])}` : ""}${action === now.action ? ", taken" : ""}`,
     parts: [[action === now.action ? "fill chosen" : "fill", heard[action]], ["thin", mixed && mixed[action]], ["tick", silent && silent[action]]],

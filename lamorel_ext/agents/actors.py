@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from lamorel_ext.agents.guidance import NUM_ACTIONS
 from lamorel_ext.experience import Decision, Discount, Scene
-from lamorel_ext.randomness import Draws, sample_rows
+from lamorel_ext.randomness import Draws, sample_rows, uniform
 
 
 class UniformActor:
     """Takes every action alike.
 
     Args:
-        actions: Ids of the actions to choose from.
+        actions: Ids of the actions to choose from; None means all that a state offers.
     """
 
     reads_prompts = False
     enumerable = True
     discount = Discount(1.0, 1.0)
 
-    def __init__(self, actions: tuple[int, ...] = tuple(range(NUM_ACTIONS))) -> None:
-        self._probs = np.zeros(NUM_ACTIONS)
-        self._probs[list(actions)] = 1.0 / len(actions)
+    def __init__(self, actions: tuple[int, ...] | None = None) -> None:
+        self._actions = actions
 
     def decide(self, scene: Scene, draws: Draws) -> Decision:
         """See ``Actor``."""
@@ -35,7 +33,11 @@ class UniformActor:
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
-        return np.tile(self._probs, (len(scene), 1))
+        probs = uniform([len(texts) for texts in scene.candidates])
+        if self._actions is not None:
+            probs[:] = 0.0
+            probs[:, list(self._actions)] = 1.0 / len(self._actions)
+        return probs
 
 
 class ExpertActor:
@@ -59,7 +61,8 @@ class ExpertActor:
             raise ValueError(
                 "this scene has no expert actions: PromptedEnv needs with_experts=True"
             )
-        probs: np.ndarray = np.eye(NUM_ACTIONS)[scene.experts]
+        size = max(len(texts) for texts in scene.candidates)
+        probs: np.ndarray = np.eye(size)[scene.experts]
         return probs
 
 

@@ -14,7 +14,6 @@ from lamorel_ext.config import CloningArgs
 from lamorel_ext.experience import Actor, Decision, Discount, Rollout, Scene
 from lamorel_ext.methods.cloning.options import SupervisedOptions
 from lamorel_ext.options import in_common
-from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.randomness import Draws, sample_rows
 from lamorel_ext.types import LlmClient, Scalar, UpdateRequest
 
@@ -44,7 +43,7 @@ class CloningAgent:
         """See ``Actor``."""
         if scene.experts is not None:
             return self._expert.decide(scene, draws)
-        log_probs = candidate_table(self._llm, scene.shown, (ACTION_NAMES,) * len(scene))
+        log_probs = candidate_table(self._llm, scene.shown, scene.candidates)
         actions = sample_rows(log_probs, draws.actions)
         return Decision(actions, log_probs[np.arange(len(actions)), actions], self.values(scene))
 
@@ -54,7 +53,7 @@ class CloningAgent:
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """The LLM's, see ``Actor``."""
-        return distribution_over(self._llm, scene, (ACTION_NAMES,) * len(scene))
+        return distribution_over(self._llm, scene, scene.candidates)
 
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
         """See ``Agent``."""
@@ -80,7 +79,7 @@ def cloning_request(rollout: Rollout, args: CloningArgs, seed: int) -> UpdateReq
     prompts = tuple(prompt for turn in rollout.turns for prompt in turn.prompts)
     targets = torch.from_numpy(np.concatenate([turn.decision.actions for turn in rollout.turns]))
     options: dict[str, Scalar] = in_common(SupervisedOptions, args) | {"seed": seed}
-    candidates = (ACTION_NAMES,) * len(prompts)
+    candidates = tuple(texts for turn in rollout.turns for texts in turn.candidates)
     return UpdateRequest(
         "supervised",
         prompts,

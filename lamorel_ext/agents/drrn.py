@@ -15,8 +15,9 @@ from lamorel_ext.agents.replay import Replay, Transitions
 from lamorel_ext.agents.student import expect_tensor
 from lamorel_ext.agents.word_places import word_places
 from lamorel_ext.config import DrrnArgs
-from lamorel_ext.experience import Actor, Decision, Discount, Rollout, Scene
+from lamorel_ext.experience import BABYAI, Actor, Decision, Discount, Rollout, Scene
 from lamorel_ext.randomness import Draws, log_softmax, sample_rows
+from lamorel_ext.types import TaskSpec
 
 DRRN_STATS = ("loss", "q", "grad_norm")
 """Numbers of an update: Huber loss, mean Q of the actions taken, norm before clipping."""
@@ -32,6 +33,7 @@ class DrrnAgent:
     Args:
         args: Sizes, schedule and exploration.
         seed: Fixes the initial weights.
+        task: What the environment asks of an agent.
     """
 
     reads_prompts = True
@@ -39,12 +41,13 @@ class DrrnAgent:
     follower: Actor | None = None
     columns: tuple[str, ...] = tuple(f"drrn_{name}" for name in DRRN_STATS)
 
-    def __init__(self, args: DrrnArgs, seed: int) -> None:
+    def __init__(self, args: DrrnArgs, seed: int, task: TaskSpec = BABYAI) -> None:
         self.args = args
-        self.network = DrrnNetwork(args.embedding_size, args.hidden_size, seed)
+        self._by_state = task.by_state
+        self.network = DrrnNetwork(args.embedding_size, args.hidden_size, seed, task.action_texts)
         self.target = copy.deepcopy(self.network) if args.target_every else self.network
         self.optimizer = FlatAdam(list(self.network.parameters()), eps=1e-8, name="drrn")
-        self.replay = Replay(args.replay_size)
+        self.replay = Replay(args.replay_size, task.by_state)
         self.discount = Discount(args.gamma, 1.0, args.reward_scale)
         self._env_steps = self._updates = 0
 
@@ -56,14 +59,13 @@ class DrrnAgent:
         return Decision(
             actions,
             log_probs[np.arange(len(actions)), actions],
-            (np.exp(log_probs) * q).sum(axis=1),
+            _mean_q(log_probs, q),
         )
 
     def values(self, scene: Scene) -> np.ndarray:
         """Mean Q under the policy."""
         q = self._q(scene)
-        values: np.ndarray = (np.exp(self._log_policy(q)) * q).sum(axis=1)
-        return values
+        return _mean_q(self._log_policy(q), q)
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
@@ -80,6 +82,7 @@ class DrrnAgent:
                 turn.step.rewards,
                 turn.stepped.reached.prompts,
                 turn.step.terminated,
+                *((turn.candidates, turn.stepped.reached.candidates) if self._by_state else ()),
             )
         self._env_steps += rollout.rewards.size
         due = (
@@ -143,15 +146,27 @@ class DrrnAgent:
     def _q(self, scene: Scene) -> np.ndarray:
         with torch.inference_mode():
             q: np.ndarray = (
-                self.network([word_places(prompt) for prompt in scene.prompts]).double().numpy()
+                self.network(
+                    [word_places(prompt) for prompt in scene.prompts], self._offered(scene)
+                )
+                .double()
+                .numpy()
             )
         return q
+
+    def _offered(self, scene: Scene) -> list[list[tuple[int, ...]]] | None:
+        if not self._by_state:
+            return None
+        # A state in which an episode ended may list nothing; nobody acts there.
+        return [[word_places(text) for text in texts or ("",)] for texts in scene.candidates]
 
     def _log_policy(self, q: np.ndarray) -> np.ndarray:
         """``(n, actions)`` in nats."""
         if self.args.exploration == "softmax":
             return log_softmax(q / self.args.temperature)
-        probs = np.full_like(q, self.args.epsilon / q.shape[1])
+        offered = np.isfinite(q)
+        counts = offered.sum(axis=1, keepdims=True)
+        probs = np.where(offered, self.args.epsilon / counts, 0.0)
         probs[np.arange(len(q)), q.argmax(axis=1)] += 1.0 - self.args.epsilon
         with np.errstate(divide="ignore"):
             log_probs: np.ndarray = np.log(probs)
@@ -163,7 +178,7 @@ class DrrnAgent:
             self.target.load_state_dict(self.network.state_dict())
         targets = drrn_targets(self.target, batch, self.args)
         q = (
-            self.network(batch.before)
+            self.network(batch.before, batch.offered_before)
             .gather(1, torch.from_numpy(batch.actions)[:, None])
             .squeeze(1)
         )
@@ -173,10 +188,17 @@ class DrrnAgent:
         return torch.stack([loss.detach(), q.detach().mean(), norm])
 
 
+def _mean_q(log_probs: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Mean Q under a policy, ``(n,)``; what is not offered does not count."""
+    mean: np.ndarray = (np.exp(log_probs) * np.where(np.isfinite(q), q, 0.0)).sum(axis=1)
+    return mean
+
+
 def drrn_targets(network: DrrnNetwork, batch: Transitions, args: DrrnArgs) -> Tensor:
     """What Q of each transition should be, ``(n,)``, without gradient."""
     with torch.no_grad():
-        best = network(batch.after).max(dim=1).values
+        offered = () if batch.offered_after is None else (batch.offered_after,)
+        best = network(batch.after, *offered).max(dim=1).values
     going_on = torch.from_numpy(~batch.ended)
     return torch.from_numpy(batch.rewards) * args.reward_scale + args.gamma * torch.where(
         going_on, best, 0.0

@@ -25,10 +25,18 @@ class DrrnNetwork(nn.Module):
         embedding_size: Of a word; both encoders have the same embeddings.
         hidden_size: Of the encoders (gated recurrent units) and of the layer that joins them.
         seed: Fixes the initial weights.
+        action_texts: Texts of the actions; where each state lists its own, ``forward`` gets them.
     """
 
-    def __init__(self, embedding_size: int, hidden_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        embedding_size: int,
+        hidden_size: int,
+        seed: int,
+        action_texts: tuple[str, ...] = ACTION_NAMES,
+    ) -> None:
         super().__init__()
+        self._actions: list[Sequence[int]] = [word_places(text) for text in action_texts]
         # Made without values and then filled from a generator of its own: torch's global one is not
         # this thread's alone.
         with torch.device("meta"):
@@ -55,22 +63,42 @@ class DrrnNetwork(nn.Module):
             for parameter in layer.parameters():
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
-    def forward(self, states: Sequence[Sequence[int]]) -> Tensor:
-        """Q of every action, in the order of ``ACTION_NAMES``.
+    def forward(
+        self,
+        states: Sequence[Sequence[int]],
+        offered: Sequence[Sequence[Sequence[int]]] | None = None,
+    ) -> Tensor:
+        """Q of every action, in their order.
 
         Args:
             states: ``n`` texts, as ``word_places`` gives them; repeated ones are read once.
+            offered: The actions' texts in each state, where it lists its own.
 
         Returns:
-            ``(n, actions)``.
+            ``(n, actions)``, minus infinity behind the end of a list.
         """
         distinct = {text: row for row, text in enumerate(dict.fromkeys(map(tuple, states)))}
         seen = self.join_state(self._read(list(distinct), self.state_encoder))
-        acted = self.join_action(
-            self._read([word_places(name) for name in ACTION_NAMES], self.action_encoder)
-        )
+        texts = self._actions if offered is None else _distinct(offered)
+        acted = self.join_action(self._read(texts, self.action_encoder))
+        if offered is not None:
+            rows = [distinct[tuple(text)] for text in states]
+            return self._score_offered(seen[rows], acted, offered)
         values = self.score(torch.relu(seen[:, None] + acted[None])).squeeze(-1)
         return values[[distinct[tuple(text)] for text in states]]
+
+    def _score_offered(
+        self, seen: Tensor, acted: Tensor, offered: Sequence[Sequence[Sequence[int]]]
+    ) -> Tensor:
+        """Q of the actions that each state lists, from the encodings of the distinct texts."""
+        place = {tuple(text): row for row, text in enumerate(_distinct(offered))}
+        longest = max(map(len, offered))
+        table, known = torch.zeros(len(offered), longest, dtype=torch.int64), []
+        for row, texts in enumerate(offered):
+            table[row, : len(texts)] = torch.tensor([place[tuple(text)] for text in texts])
+            known.append([column < len(texts) for column in range(longest)])
+        values = self.score(torch.relu(seen[:, None] + acted[table])).squeeze(-1)
+        return values.masked_fill(~torch.tensor(known), float("-inf"))
 
     def _read(self, texts: Sequence[Sequence[int]], encoder: nn.GRU) -> Tensor:
         """The encoder's state behind the last word of each text, ``(n, hidden_size)``."""
@@ -81,3 +109,7 @@ class DrrnNetwork(nn.Module):
         )
         last: Tensor = encoder(packed)[1][0]
         return last
+
+
+def _distinct(offered: Sequence[Sequence[Sequence[int]]]) -> list[Sequence[int]]:
+    return list(dict.fromkeys(tuple(text) for texts in offered for text in texts))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
-from lamorel_ext.types import ObservationBatch
+from lamorel_ext.types import ObservationBatch, TaskSpec
 
 _KINDS = (11, 6, 4)
 """Object types, colours and states that minigrid's encoding knows."""
@@ -17,7 +18,10 @@ _MISSION = 64
 TEXT_SIZE = 64
 """Size of the vector of a free guidance."""
 FEATURE_SIZE = _VIEW + 4 + _MISSION
-"""Size of the vector of a state."""
+"""Size of the vector of a state of BabyAI."""
+_SENTENCES = 512
+ACTION_SIZE = 1 + TEXT_SIZE
+"""Size of the vector of an action where each state lists its own."""
 
 _OFFSETS = np.arange(49)[:, None] * _CELL + np.cumsum((0, *_KINDS[:-1]))
 
@@ -36,6 +40,49 @@ def encode_observations(observations: ObservationBatch) -> np.ndarray:
     for row, mission in enumerate(observations.missions):
         features[row, _VIEW + 4 :] = hashed_words(mission, _MISSION)
     return features
+
+
+def feature_size(task: TaskSpec) -> int:
+    """Size of the vectors that ``encode_states`` gives."""
+    if task.symbolic:
+        return FEATURE_SIZE
+    return (task.feature_size or _SENTENCES) + _MISSION
+
+
+def encode_states(observations: ObservationBatch, task: TaskSpec) -> np.ndarray:
+    """What a student reads of an environment: BabyAI's views; else its features, or, where it has
+    none, its text; and the mission.
+
+    Of a text these are its words and pairs of neighbouring words, hashed: a linear layer on them
+    learns a vector for each.
+
+    Returns:
+        ``(n, feature_size(task))`` float32.
+    """
+    if task.symbolic:
+        return encode_observations(observations)
+    missions = np.stack([hashed_words(mission, _MISSION) for mission in observations.missions])
+    if task.feature_size:
+        seen = observations.features
+    else:
+        said = observations.descriptions
+        seen = np.stack([hashed_words(" ".join(lines), _SENTENCES) for lines in said])
+    return np.concatenate([seen, missions], axis=1)
+
+
+def encode_actions(offered: Sequence[Sequence[str]]) -> np.ndarray:
+    """The texts of the actions that states list: a 1 and hashed words each; zeros behind the end of
+    a list.
+
+    Returns:
+        ``(n, longest list, ACTION_SIZE)`` float32.
+    """
+    longest = max(map(len, offered), default=0)
+    table = np.zeros((len(offered), longest, ACTION_SIZE), dtype=np.float32)
+    for rows, texts in zip(table, offered, strict=True):
+        for row, text in zip(rows, texts, strict=False):
+            row[0], row[1:] = 1.0, hashed_words(text, TEXT_SIZE)
+    return table
 
 
 @functools.lru_cache(maxsize=65536)

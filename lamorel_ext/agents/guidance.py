@@ -11,19 +11,19 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
 from lamorel_ext.experience import Guidance, PendingGuidance, Said, Scene
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.randomness import Draws
 
 NUM_ACTIONS = len(ACTION_NAMES)
-NO_HINT = NUM_ACTIONS
+NO_HINT = -1
 """The hint of a text that asks for no particular action."""
 
 _OBJECT = re.compile(
     r"\b(?:the|a|an) (?:(?:red|green|blue|purple|yellow|grey) )?(?:ball|box|key|door|object)"
     r"(?: in front of you| behind you| on your left| on your right)?"
 )
-_ACTION = re.compile("|".join(rf"\b{name}\b" for name in ACTION_NAMES))
 
 SUBGOALS = (
     "turn until you see {first}",
@@ -49,25 +49,75 @@ class Vocabulary:
     Attributes:
         kind: ``action_hint`` or ``subgoal``.
         hints: ``(size,)`` int64, the action that each guidance asks for, or ``NO_HINT``.
+        action_texts: Texts of the actions.
     """
 
     kind: Literal["action_hint", "subgoal"]
     hints: np.ndarray
+    action_texts: tuple[str, ...] = ACTION_NAMES
 
     @property
     def size(self) -> int:
-        """Number of guidances."""
+        """Size of the code of a guidance: their number."""
         return len(self.hints)
+
+    @property
+    def options(self) -> Guidance | None:
+        """All of them, one row each."""
+        return every_guidance(self)
+
+    def of(self, scene: Scene) -> tuple[tuple[str, ...], ...]:
+        """The texts to choose from in each state."""
+        return tuple(self.candidates(mission) for mission in scene.observations.missions)
+
+    def choose(
+        self,
+        candidates: tuple[tuple[str, ...], ...],
+        chosen: np.ndarray,
+        said: Said | None = None,
+    ) -> Guidance:
+        """The guidance at the places ``chosen``, ``(n,)``, of what there was to choose from."""
+        return choose_guidance(self, chosen, said)
 
     def candidates(self, mission: str) -> tuple[str, ...]:
         """The texts to choose from, a function of the mission alone."""
-        return ACTION_NAMES if self.kind == "action_hint" else subgoals(mission)
+        return self.action_texts if self.kind == "action_hint" else subgoals(mission)
 
 
-def make_vocabulary(kind: Literal["action_hint", "subgoal"]) -> Vocabulary:
+@dataclass(frozen=True)
+class OfferedActions:
+    """The texts of the actions that each state lists: there are others in every state, so that
+    their words are their codes.
+    """
+
+    size: int = TEXT_SIZE
+    options: Guidance | None = None
+
+    def of(self, scene: Scene) -> tuple[tuple[str, ...], ...]:
+        """See ``Vocabulary``."""
+        return scene.candidates
+
+    def choose(
+        self,
+        candidates: tuple[tuple[str, ...], ...],
+        chosen: np.ndarray,
+        said: Said | None = None,
+    ) -> Guidance:
+        """See ``Vocabulary``."""
+        pairs = zip(candidates, chosen.tolist(), strict=True)
+        codes = np.stack([hashed_words(texts[place], TEXT_SIZE) for texts, place in pairs])
+        return Guidance(codes, chosen.astype(np.int64), said)
+
+
+def make_vocabulary(
+    kind: Literal["action_hint", "subgoal"], action_texts: tuple[str, ...] = ACTION_NAMES
+) -> Vocabulary:
     """The vocabulary of that name."""
-    texts = ACTION_NAMES if kind == "action_hint" else SUBGOALS
-    return Vocabulary(kind, np.array([hinted_action(text) for text in texts], dtype=np.int64))
+    texts = action_texts if kind == "action_hint" else SUBGOALS
+    hints = [
+        place if kind == "action_hint" else hinted_action(text) for place, text in enumerate(texts)
+    ]
+    return Vocabulary(kind, np.array(hints, dtype=np.int64), action_texts)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -82,13 +132,22 @@ def subgoals(mission: str) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=65536)
-def hinted_action(text: str) -> int:
-    """The action whose name comes first in a text, or ``NO_HINT``.
+def hinted_action(text: str, action_texts: tuple[str, ...] = ACTION_NAMES) -> int:
+    """The action whose name comes first in a text, or ``NO_HINT``; of several that begin there the
+    longest.
 
     ``turn left until you see the red ball`` hints at turning left; ``turn around`` names no action.
     """
-    found = _ACTION.search(text.lower())
-    return ACTION_NAMES.index(found.group()) if found else NO_HINT
+    names, pattern = _names(action_texts)
+    found = pattern.search(text.lower())
+    return names.index(found.group()) if found else NO_HINT
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(action_texts: tuple[str, ...]) -> tuple[list[str], re.Pattern[str]]:
+    names = [text.lower() for text in action_texts]
+    longest_first = sorted(names, key=len, reverse=True)
+    return names, re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
 
 
 class Teacher(Protocol):

@@ -11,7 +11,6 @@ from lamorel_ext.config import PpoArgs
 from lamorel_ext.experience import Actor, Decision, Discount, PendingDecision, Rollout, Said, Scene
 from lamorel_ext.methods.ppo.options import PPOOptions
 from lamorel_ext.options import in_common
-from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.randomness import Draws, entropies, sample_rows
 from lamorel_ext.rl import normalise
 from lamorel_ext.types import LlmClient, Scalar, ScoreRequest, ScoreResult, UpdateRequest
@@ -32,8 +31,8 @@ VALUE = "value"
 
 
 class LlmPolicyAgent:
-    """The LLM scores the six action texts and is trained by PPO on the servers; a value head is the
-    critic.
+    """The LLM scores the texts of the actions and is trained by PPO on the servers; a value head
+    is the critic.
 
     Advantages are normalised over the rollout, as in Lamorel's PPO example. Guidance and action
     coincide: x_t = a_t.
@@ -71,7 +70,7 @@ class LlmPolicyAgent:
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
-        return distribution_over(self._llm, scene, (ACTION_NAMES,) * len(scene))
+        return distribution_over(self._llm, scene, scene.candidates)
 
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
         """See ``Agent``."""
@@ -89,7 +88,7 @@ class LlmPolicyAgent:
 
 
 def _scores_and_values(scene: Scene) -> ScoreRequest:
-    return ScoreRequest(scene.shown, (ACTION_NAMES,) * len(scene), (VALUE,))
+    return ScoreRequest(scene.shown, scene.candidates, (VALUE,))
 
 
 def _decide(request: ScoreRequest, result: ScoreResult, draws: Draws) -> Decision:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
-from lamorel_ext.agents.guidance import Vocabulary, choose_guidance, every_guidance, hinted_action
+from lamorel_ext.agents.guidance import OfferedActions, Vocabulary, hinted_action
 from lamorel_ext.agents.metering import MeteredClient
 from lamorel_ext.experience import AllStates, Guidance, PendingGuidance, Said, Scene
 from lamorel_ext.randomness import Draws, entropies, log_softmax, sample_rows
@@ -69,32 +69,32 @@ def _table(llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]
 
 
 class LlmTeacher:
-    """The LLM chooses from a fixed vocabulary: it is sampled from the softmax of its summed
+    """The LLM chooses from a vocabulary: it is sampled from the softmax of its summed
     log-probabilities.
     """
 
-    def __init__(self, llm: LlmClient, vocabulary: Vocabulary) -> None:
+    def __init__(self, llm: LlmClient, vocabulary: Vocabulary | OfferedActions) -> None:
         self._llm = llm
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self.guidance_codes = vocabulary.size
-        self.options: Guidance | None = every_guidance(vocabulary)
+        self.options: Guidance | None = vocabulary.options
 
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
-        candidates = self._candidates(scene)
+        candidates = self.vocabulary.of(scene)
         return self._choose(
             scene, candidates, self._llm.score_batch(ScoreRequest(scene.shown, candidates)), draws
         )
 
     def ask(self, scene: Scene) -> PendingGuidance:
         """See ``AskingTeacher``."""
-        candidates = self._candidates(scene)
+        candidates = self.vocabulary.of(scene)
         pending = self._llm.submit_score(ScoreRequest(scene.shown, candidates))
         return lambda draws: self._choose(scene, candidates, pending.result(), draws)
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
-        return distribution_over(self._llm, scene, self._candidates(scene))
+        return distribution_over(self._llm, scene, self.vocabulary.of(scene))
 
     def _choose(
         self,
@@ -114,12 +114,7 @@ class LlmTeacher:
             entropies(log_probs),
             scores,
         )
-        return choose_guidance(self._vocabulary, chosen, said)
-
-    def _candidates(self, scene: Scene) -> tuple[tuple[str, ...], ...]:
-        return tuple(
-            self._vocabulary.candidates(mission) for mission in scene.observations.missions
-        )
+        return self.vocabulary.choose(candidates, chosen, said)
 
 
 class FreeTeacher:
@@ -146,7 +141,8 @@ class FreeTeacher:
         if self._rescore:
             log_probs = self._log_probs_of(scene.shown, candidates, log_probs)
         codes = np.stack([hashed_words(text, TEXT_SIZE) for text in texts])
-        hints = np.array([hinted_action(text) for text in texts], dtype=np.int64)
+        pairs = zip(texts, scene.candidates, strict=True)
+        hints = np.array([hinted_action(text, known) for text, known in pairs], dtype=np.int64)
         return Guidance(
             codes,
             hints,

@@ -15,6 +15,7 @@ from lamorel_ext.agents.action_heads import ActionHeadsAgent
 from lamorel_ext.agents.actors import ExpertActor, UniformActor
 from lamorel_ext.agents.cloning import CloningAgent
 from lamorel_ext.agents.drrn import DrrnAgent
+from lamorel_ext.agents.features import feature_size
 from lamorel_ext.agents.fixed import FixedAgent
 from lamorel_ext.agents.llm_policy import LlmPolicyAgent
 from lamorel_ext.agents.network import StudentNetwork
@@ -22,9 +23,9 @@ from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.agents.teachers import make_teacher
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.experience import Actor, Rollout
+from lamorel_ext.experience import BABYAI, Actor, Rollout
 from lamorel_ext.randomness import make_rng
-from lamorel_ext.types import LlmClient
+from lamorel_ext.types import LlmClient, TaskSpec
 
 
 class Agent(Actor, Protocol):
@@ -57,15 +58,20 @@ class AgentSetting:
         config: The run.
         llm: The servers.
         seed: For its initial weights.
+        task: What the environment asks of it.
     """
 
     config: Config
     llm: LlmClient
     seed: int
+    task: TaskSpec = BABYAI
 
 
-def make_agent(config: Config, llm: LlmClient | None) -> Agent:
+def make_agent(config: Config, llm: LlmClient | None, task: TaskSpec = BABYAI) -> Agent:
     """The agent that the configuration names.
+
+    Args:
+        task: What the environment asks of it.
 
     Raises:
         ConfigError: It needs an LLM and there is none, its teacher cannot speak the vocabulary, or
@@ -73,7 +79,7 @@ def make_agent(config: Config, llm: LlmClient | None) -> Agent:
     """
     kind = config.arm.agent
     if kind == "own":
-        return _own_agent(config, llm)
+        return _own_agent(config, llm, task)
     if kind in ("random", "bot"):
         return FixedAgent(UniformActor() if kind == "random" else ExpertActor())
     if kind in ("llm_policy", "cloning"):
@@ -88,20 +94,27 @@ def make_agent(config: Config, llm: LlmClient | None) -> Agent:
         )
     seed = _weights_seed(config)
     if kind == "drrn":
-        return DrrnAgent(config.drrn, seed)
-    teacher, args = make_teacher(config, llm), config.student
+        return DrrnAgent(config.drrn, seed, task)
+    teacher, args = make_teacher(config, llm, task), config.student
     generator = torch.Generator().manual_seed(seed)
     shared = args.kappa_mode != "initial"
     network = StudentNetwork(
-        teacher.guidance_codes, args.hidden_size, args.guidance_size, args.kappa, generator, shared
+        teacher.guidance_codes,
+        args.hidden_size,
+        args.guidance_size,
+        args.kappa,
+        generator,
+        shared,
+        len(task.action_texts),
+        feature_size(task),
     )
-    return StudentAgent(network, teacher, args, reads_prompts=config.arm.teacher == "llm")
+    return StudentAgent(network, teacher, args, config.arm.teacher == "llm", task)
 
 
-def _own_agent(config: Config, llm: LlmClient | None) -> Agent:
+def _own_agent(config: Config, llm: LlmClient | None, task: TaskSpec) -> Agent:
     if llm is None:
         raise ConfigError("arm.agent: own needs an LLM server")
-    made: Agent = config.agent.make("agent", AgentSetting(config, llm, _weights_seed(config)))
+    made: Agent = config.agent.make("agent", AgentSetting(config, llm, _weights_seed(config), task))
     needed = (*Actor.__annotations__, *Agent.__annotations__, *_methods(Actor), *_methods(Agent))
     missing = [name for name in needed if not hasattr(made, name)]
     if missing:

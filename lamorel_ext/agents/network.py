@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamorel_ext.agents.features import FEATURE_SIZE
+from lamorel_ext.agents.features import ACTION_SIZE, FEATURE_SIZE
 from lamorel_ext.agents.guidance import NUM_ACTIONS
+
+IMPOSSIBLE = -1e9
+"""Log-weight of an action that a state does not offer: finite, as 0 times infinity is no number."""
 
 
 class StudentNetwork(nn.Module):
@@ -28,6 +31,10 @@ class StudentNetwork(nn.Module):
         kappa: Initial bias towards the hinted action, in nats.
         generator: Draws the initial weights.
         shared_kappa: Whether kappa is one number of its own.
+        num_actions: Actions; 0 where each state lists its own, as vectors of their texts
+            (``encode_actions``). An action's logit is then a function of state, guidance and its
+            text, and the hint's bias is one number for all.
+        feature_size: Size of the vectors of states.
 
     Attributes:
         trust: That number, ``()``, in nats; None without ``shared_kappa``. Not among
@@ -42,8 +49,11 @@ class StudentNetwork(nn.Module):
         kappa: float,
         generator: torch.Generator,
         shared_kappa: bool = False,
+        num_actions: int = NUM_ACTIONS,
+        feature_size: int = FEATURE_SIZE,
     ) -> None:
         super().__init__()
+        self.num_actions = num_actions
 
         def weight(rows: int, columns: int, gain: float) -> nn.Parameter:
             return nn.Parameter(
@@ -55,7 +65,7 @@ class StudentNetwork(nn.Module):
 
         hot = math.sqrt(2.0)
         self.actor_in, self.actor_in_bias = (
-            weight(hidden_size, FEATURE_SIZE, hot),
+            weight(hidden_size, feature_size, hot),
             bias(hidden_size),
         )
         self.guidance = weight(guidance_size, guidance_codes, 1.0)
@@ -65,15 +75,21 @@ class StudentNetwork(nn.Module):
         )
         # Small last layers: the first policy is the hint's bias alone, the first critic is near
         # zero.
-        self.actor_out, self.actor_out_bias = (
-            weight(NUM_ACTIONS, hidden_size, 0.01),
-            bias(NUM_ACTIONS),
-        )
-        self._hinted = torch.cat([torch.eye(NUM_ACTIONS), torch.zeros(1, NUM_ACTIONS)])
+        if num_actions:
+            self.actor_out, self.actor_out_bias = (
+                weight(num_actions, hidden_size, 0.01),
+                bias(num_actions),
+            )
+            self._hinted = torch.cat([torch.eye(num_actions), torch.zeros(1, num_actions)])
+        else:
+            self.action_in = weight(hidden_size, ACTION_SIZE, hot)
+            self.actor_join = weight(hidden_size, hidden_size, hot)
+            self.actor_out = weight(1, hidden_size, 0.01)
+            self._hinted = torch.ones(1)
         self.trust = nn.Parameter(torch.tensor(kappa)) if shared_kappa else None
         self.hint_bias = nn.Parameter((0.0 if shared_kappa else kappa) * self._hinted)
         self.critic_in, self.critic_in_bias = (
-            weight(hidden_size, FEATURE_SIZE, hot),
+            weight(hidden_size, feature_size, hot),
             bias(hidden_size),
         )
         self.critic_mid, self.critic_mid_bias = (
@@ -92,27 +108,34 @@ class StudentNetwork(nn.Module):
         """How much a hint lifts its action above the mean of the others, in nats, the mean over all
         hints.
         """
-        biases = self.hint_bias.detach()[:NUM_ACTIONS]
-        own = biases.diagonal()
-        lift = float((own - (biases.sum(1) - own) / (NUM_ACTIONS - 1)).mean())
+        biases = self.hint_bias.detach()[: self.num_actions or 1]
+        if self.num_actions:
+            own, others = biases.diagonal(), max(1, self.num_actions - 1)
+            lift = float((own - (biases.sum(1) - own) / others).mean())
+        else:
+            lift = float(biases)
         return lift + (0.0 if self.trust is None else float(self.trust.detach()))
 
     def see(self, features: Tensor) -> Tensor:
-        """What the policy makes of states ``(n, FEATURE_SIZE)`` before it hears guidance: ``(n,
+        """What the policy makes of states ``(n, feature_size)`` before it hears guidance: ``(n,
         hidden_size)``.
         """
         return torch.relu(F.linear(features, self.actor_in, self.actor_in_bias))
 
-    def choose(self, seen: Tensor, codes: Tensor, hints: Tensor) -> Tensor:
+    def choose(
+        self, seen: Tensor, codes: Tensor, hints: Tensor, offered: Tensor | None = None
+    ) -> Tensor:
         """Log-probabilities of the actions.
 
         Args:
             seen: ``(n, hidden_size)``, from ``see``.
             codes: ``(n, guidance_codes)``, codes of the guidance; zeros where there is none.
             hints: ``(n,)`` int64, hinted actions or ``NO_HINT``.
+            offered: ``(n, actions, ACTION_SIZE)``, the actions that each state lists, where it
+                does.
 
         Returns:
-            ``(n, NUM_ACTIONS)`` in nats, normalised.
+            ``(n, actions)`` in nats, normalised; about ``IMPOSSIBLE`` behind the end of a list.
         """
         heard = F.linear(codes, self.guidance)
         both = torch.relu(
@@ -121,15 +144,31 @@ class StudentNetwork(nn.Module):
         biases = (
             self.hint_bias if self.trust is None else self.hint_bias + self.trust * self._hinted
         )
-        logits = F.linear(both, self.actor_out, self.actor_out_bias) + F.embedding(hints, biases)
+        if not self.num_actions:
+            if offered is None:
+                raise ValueError("this network chooses from actions that each state lists")
+            return self._choose_offered(both, hints, offered, biases)
+        rows = hints.remainder(self.num_actions + 1)  # the last one is that of NO_HINT
+        logits = F.linear(both, self.actor_out, self.actor_out_bias) + F.embedding(rows, biases)
         return torch.log_softmax(logits, dim=1)
 
-    def policy(self, features: Tensor, codes: Tensor, hints: Tensor) -> Tensor:
-        """Log-probabilities of the actions in states ``(n, FEATURE_SIZE)``; see ``choose``."""
-        return self.choose(self.see(features), codes, hints)
+    def _choose_offered(self, both: Tensor, hints: Tensor, offered: Tensor, bias: Tensor) -> Tensor:
+        """As in a DRRN state and action meet in a layer of rectified units."""
+        state = F.linear(both, self.actor_join)[:, None]
+        joined = torch.relu(state + F.linear(offered, self.action_in))
+        logits = F.linear(joined, self.actor_out).squeeze(2)
+        hinted = torch.arange(offered.shape[1]) == hints[:, None]
+        logits = (logits + bias * hinted).masked_fill(offered[:, :, 0] == 0, IMPOSSIBLE)
+        return torch.log_softmax(logits, dim=1)
+
+    def policy(
+        self, features: Tensor, codes: Tensor, hints: Tensor, offered: Tensor | None = None
+    ) -> Tensor:
+        """Log-probabilities of the actions in states ``(n, feature_size)``; see ``choose``."""
+        return self.choose(self.see(features), codes, hints, offered)
 
     def value(self, features: Tensor) -> Tensor:
-        """V(s) of states ``(n, FEATURE_SIZE)``; gives ``(n,)``."""
+        """V(s) of states ``(n, feature_size)``; gives ``(n,)``."""
         hidden = torch.relu(F.linear(features, self.critic_in, self.critic_in_bias))
         hidden = torch.relu(F.linear(hidden, self.critic_mid, self.critic_mid_bias))
         return F.linear(hidden, self.critic_out, self.critic_out_bias).squeeze(1)

@@ -21,6 +21,9 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "after": np.int32,
     "ended": np.bool_,
 }
+_OFFERS: dict[str, type[np.generic]] = {"offered_before": np.int32, "offered_after": np.int32}
+_BETWEEN = -1
+"""Between the texts of a list that is remembered as one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Transitions:
         rewards: ``(n,)`` float32, unscaled.
         after: ``n`` texts of the states reached, before any reset.
         ended: ``(n,)`` bool, True where the task itself ended the episode there.
+        offered_before: The actions' texts in the states acted in, where each state lists its own.
+        offered_after: Likewise in the states reached.
     """
 
     before: list[Text]
@@ -40,6 +45,8 @@ class Transitions:
     rewards: np.ndarray
     after: list[Text]
     ended: np.ndarray
+    offered_before: list[list[Text]] | None = None
+    offered_after: list[list[Text]] | None = None
 
 
 class Replay:
@@ -47,12 +54,16 @@ class Replay:
 
     Args:
         capacity: The oldest are overwritten once there are so many.
+        offers: True where each state lists its own actions: they are remembered like texts.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, offers: bool = False) -> None:
         self._capacity = capacity
+        self._types = _COLUMNS | (_OFFERS if offers else {})
+        self._of_texts = ("before", "after", *(_OFFERS if offers else ()))
         self._columns: dict[str, np.ndarray] = {
-            name: np.zeros(capacity, dtype=dtype) for name, dtype in _COLUMNS.items()
+            name: np.zeros(capacity, dtype=dtype)
+            for name, dtype in (self._types | {"actions": np.int32} if offers else _COLUMNS).items()
         }
         self._size = self._next = 0
         self._texts: list[Text] = []
@@ -68,16 +79,19 @@ class Replay:
         rewards: np.ndarray,
         after: Sequence[str],
         ended: np.ndarray,
+        offered_before: Sequence[Sequence[str]] = (),
+        offered_after: Sequence[Sequence[str]] = (),
     ) -> None:
         """Remember one step of several environments; see ``Transitions``."""
         if len(self._texts) > 4 * self._capacity:
             self._forget_unused()
         rows = (self._next + np.arange(len(actions))) % self._capacity
-        known = [[self._place(text) for text in texts] for texts in (before, after)]
-        for name, values in zip(
-            _COLUMNS, (known[0], actions, rewards, known[1], ended), strict=True
-        ):
-            self._columns[name][rows] = values
+        texts = [list(map(word_places, each)) for each in (before, after)]
+        texts += [list(map(_as_text, each)) for each in (offered_before, offered_after)]
+        known = [[self._place(text) for text in each] for each in texts]
+        values = (known[0], actions, rewards, known[1], ended, *known[2:])
+        for name, column in zip(self._types, values, strict=False):
+            self._columns[name][rows] = column
         self._next = int((self._next + len(rows)) % self._capacity)
         self._size = min(self._size + len(rows), self._capacity)
 
@@ -85,15 +99,15 @@ class Replay:
         """Draw ``count`` transitions, each independently."""
         rows = rng.integers(self._size, size=count)
         drawn = {name: values[rows] for name, values in self._columns.items()}
-        texts = {
-            name: [self._texts[place] for place in drawn[name]] for name in ("before", "after")
-        }
+        texts = {name: [self._texts[place] for place in drawn[name]] for name in self._of_texts}
+        offers = [list(map(_as_texts, texts[name])) for name in _OFFERS if name in texts]
         return Transitions(
             texts["before"],
             drawn["actions"].astype(np.int64),
             drawn["rewards"],
             texts["after"],
             drawn["ended"],
+            *offers,
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -118,7 +132,8 @@ class Replay:
         Raises:
             CheckpointError: Something is missing, or is not from a memory of this capacity.
         """
-        missing = [name for name in (*_COLUMNS, "next", "lengths", "words") if name not in tensors]
+        needed = (*self._types, "next", "lengths", "words")
+        missing = [name for name in needed if name not in tensors]
         if missing:
             raise CheckpointError(f"the saved replay memory lacks {', '.join(missing)}")
         size, position = len(tensors["before"]), int(tensors["next"])
@@ -128,9 +143,9 @@ class Replay:
             tuple(words[end - length : end])
             for end, length in zip(ends, tensors["lengths"].tolist(), strict=True)
         ]
-        places = torch.cat([tensors["before"], tensors["after"]])
+        places = torch.cat([tensors[name] for name in self._of_texts])
         fits = (
-            all(len(tensors[name]) == size for name in _COLUMNS)
+            all(len(tensors[name]) == size for name in self._types)
             and size <= self._capacity
             and position < self._capacity
         )
@@ -138,13 +153,12 @@ class Replay:
             raise CheckpointError(
                 f"the saved replay memory does not fit one of {self._capacity} transitions"
             )
-        for name in _COLUMNS:
+        for name in self._types:
             self._columns[name][:size] = tensors[name].numpy()
         self._size, self._next = size, position
         self._texts, self._places = texts, {text: place for place, text in enumerate(texts)}
 
-    def _place(self, text: str) -> int:
-        words = word_places(text)
+    def _place(self, words: Text) -> int:
         place = self._places.setdefault(words, len(self._texts))
         if place == len(self._texts):
             self._texts.append(words)
@@ -152,9 +166,24 @@ class Replay:
 
     def _forget_unused(self) -> None:
         """Drop texts of transitions that were overwritten."""
-        states = [self._columns[name][: self._size] for name in ("before", "after")]
+        states = [self._columns[name][: self._size] for name in self._of_texts]
         used = np.unique(np.concatenate(states))
         for values in states:
             values[:] = np.searchsorted(used, values)
         self._texts = [self._texts[place] for place in used]
         self._places = {text: place for place, text in enumerate(self._texts)}
+
+
+def _as_text(texts: Sequence[str]) -> Text:
+    """A list of texts as one; of a state without actions, whose episode ended, an empty one."""
+    return tuple(place for text in texts or ("",) for place in (*word_places(text), _BETWEEN))
+
+
+def _as_texts(joined: Text) -> list[Text]:
+    texts: list[Text] = []
+    begin = 0
+    for end, place in enumerate(joined):
+        if place == _BETWEEN:
+            texts.append(joined[begin:end])
+            begin = end + 1
+    return texts

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from lamorel_ext.agents.features import encode_observations
-from lamorel_ext.agents.guidance import NUM_ACTIONS, AskingTeacher, Teacher
+from lamorel_ext.agents.features import encode_actions, encode_states
+from lamorel_ext.agents.guidance import NO_HINT, AskingTeacher, OfferedActions, Teacher
 from lamorel_ext.agents.network import StudentNetwork
 from lamorel_ext.agents.optimizer import FlatAdam
 from lamorel_ext.agents.student_ppo import STATS, LossTerm, StudentBatch, update_student
 from lamorel_ext.config import StudentArgs
 from lamorel_ext.errors import CheckpointError
 from lamorel_ext.experience import (
+    BABYAI,
     Actor,
     Decision,
     Discount,
@@ -22,18 +25,25 @@ from lamorel_ext.experience import (
     Rollout,
     Scene,
 )
-from lamorel_ext.randomness import Draws, sample_rows
+from lamorel_ext.randomness import Draws, sample_rows, uniform
+from lamorel_ext.types import TaskSpec
 
 
 class StudentAgent:
-    """A small network that acts on the symbolic view and its teacher's guidance, trained by PPO on
-    the client.
+    """A small network that acts on the symbolic view (or what else the environment shows) and its
+    teacher's guidance, trained by PPO on the client.
     """
 
     def __init__(
-        self, network: StudentNetwork, teacher: Teacher, args: StudentArgs, reads_prompts: bool
+        self,
+        network: StudentNetwork,
+        teacher: Teacher,
+        args: StudentArgs,
+        reads_prompts: bool,
+        task: TaskSpec = BABYAI,
     ) -> None:
         self.network = network
+        self.task = task
         self.teacher = teacher
         self.args = args
         self.optimizer = FlatAdam(network.own_parameters)
@@ -44,7 +54,7 @@ class StudentAgent:
         self._steps_seen = 0
         self.discount = Discount(args.gamma, args.lam)
         self.reads_prompts = reads_prompts
-        self.enumerable = teacher.options is not None
+        self.enumerable = teacher.options is not None and not task.by_state
         self.asks = isinstance(teacher, AskingTeacher)
         self.columns: tuple[str, ...] = (
             tuple(f"student_{name}" for name in STATS)
@@ -69,27 +79,15 @@ class StudentAgent:
         """See ``Actor``."""
         with torch.inference_mode():
             values: np.ndarray = (
-                self.network.value(torch.from_numpy(encode_observations(scene.observations)))
-                .double()
-                .numpy()
+                self.network.value(torch.from_numpy(self._encode(scene))).double().numpy()
             )
         return values
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """The sum over guidance of M(x | s) pi(a | x, s)."""
-        options = _listed(self.teacher)
         weights = self.teacher.distribution(scene)
-        n, size = weights.shape
-        with torch.inference_mode():
-            seen = self.network.see(
-                torch.from_numpy(encode_observations(scene.observations))
-            ).repeat_interleave(size, dim=0)
-            codes, hints = (
-                torch.from_numpy(options.codes).repeat(n, 1),
-                torch.from_numpy(options.hints).repeat(n),
-            )
-            policy = self.network.choose(seen, codes, hints).double().exp().numpy()
-        probs: np.ndarray = np.einsum("nx,nxa->na", weights, policy.reshape(n, size, NUM_ACTIONS))
+        policy = self._after_each(self._encode(scene), self._offered(scene), len(weights))
+        probs: np.ndarray = np.einsum("nx,nxa->na", weights, np.exp(policy))
         return probs
 
     def action_likelihoods(self, decision: Decision) -> np.ndarray:
@@ -100,24 +98,45 @@ class StudentAgent:
         """
         if decision.features is None:
             raise ValueError("this decision is not a student's")
-        options = _listed(self.teacher)
-        n, size = len(decision.actions), len(options.hints)
-        with torch.inference_mode():
-            seen = self.network.see(torch.from_numpy(decision.features)).repeat_interleave(
-                size, dim=0
-            )
-            codes, hints = (
-                torch.from_numpy(options.codes).repeat(n, 1),
-                torch.from_numpy(options.hints).repeat(n),
-            )
-            policy = (
-                self.network.choose(seen, codes, hints)
-                .double()
-                .numpy()
-                .reshape(n, size, NUM_ACTIONS)
-            )
+        n = len(decision.actions)
+        policy = self._after_each(decision.features, decision.offered, n)
         taken: np.ndarray = policy[np.arange(n), :, decision.actions]
         return taken
+
+    @property
+    def lists_guidance(self) -> bool:
+        """True where everything that the teacher can say in a state can be listed."""
+        by_state = isinstance(getattr(self.teacher, "vocabulary", None), OfferedActions)
+        return self.teacher.options is not None or by_state
+
+    def _after_each(
+        self, features: np.ndarray, offered: tuple[tuple[str, ...], ...], n: int
+    ) -> np.ndarray:
+        """log pi(a | x, s) in nats after each guidance x, ``(n, options, actions)`` float64."""
+        options = self.options_in(offered, n)
+        codes, hints = torch.from_numpy(options.codes), torch.from_numpy(options.hints)
+        size = len(hints) // n
+        table = action_table(offered)
+        with torch.inference_mode():
+            seen = self.network.see(torch.from_numpy(features)).repeat_interleave(size, dim=0)
+            wide = None if table is None else table.repeat_interleave(size, dim=0)
+            policy = self.network.choose(seen, codes, hints, wide).double().numpy()
+        after: np.ndarray = policy.reshape(n, size, -1)
+        return after
+
+    def options_in(self, offered: tuple[tuple[str, ...], ...], n: int) -> Guidance:
+        """What the teacher can say in ``n`` states, one state after the other, equally many rows in
+        each; a state with fewer has silence in their place.
+        """
+        options = self.teacher.options
+        if options is not None:
+            return Guidance(np.tile(options.codes, (n, 1)), np.tile(options.hints, n))
+        if not self.lists_guidance:
+            raise ValueError("this teacher's guidance cannot be enumerated")
+        words = encode_actions(offered)
+        size = words.shape[1]
+        places = np.where(words[:, :, 0] > 0, np.arange(size), NO_HINT)
+        return Guidance(words[:, :, 1:].reshape(n * size, -1), places.ravel())
 
     def update(
         self, rollout: Rollout, rng: np.random.Generator, term: LossTerm | None = None
@@ -189,12 +208,15 @@ class StudentAgent:
             self.network.trust.fill_(args.kappa + done * (args.kappa_final - args.kappa))
 
     def _act(self, scene: Scene, heard: Guidance, draws: Draws) -> Decision:
-        features = encode_observations(scene.observations)
+        features, offered = self._encode(scene), self._offered(scene)
         with torch.inference_mode():
             seen = torch.from_numpy(features)
             log_probs = (
                 self.network.policy(
-                    seen, torch.from_numpy(heard.codes), torch.from_numpy(heard.hints)
+                    seen,
+                    torch.from_numpy(heard.codes),
+                    torch.from_numpy(heard.hints),
+                    action_table(offered),
                 )
                 .double()
                 .numpy()
@@ -208,7 +230,14 @@ class StudentAgent:
             heard.said,
             features,
             heard,
+            offered,
         )
+
+    def _encode(self, scene: Scene) -> np.ndarray:
+        return encode_states(scene.observations, self.task)
+
+    def _offered(self, scene: Scene) -> tuple[tuple[str, ...], ...]:
+        return scene.candidates if self.task.by_state else ()
 
 
 def _update_counts(samples: int, args: StudentArgs) -> dict[str, float]:
@@ -248,7 +277,7 @@ class BlindFollower:
         """See ``Actor``."""
         heard = self._student.teacher.guide(scene, draws)
         with np.errstate(divide="ignore"):
-            log_probs = np.log(_obey(heard.hints))
+            log_probs = np.log(_obey(heard.hints, [len(texts) for texts in scene.candidates]))
         actions = sample_rows(log_probs, draws.actions)
         return Decision(
             actions,
@@ -265,7 +294,9 @@ class BlindFollower:
     def action_probs(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
         teacher = self._student.teacher
-        probs: np.ndarray = teacher.distribution(scene) @ _obey(_listed(teacher).hints)
+        hints = _listed(teacher).hints
+        counts = [len(scene.candidates[0])] * len(hints)
+        probs: np.ndarray = teacher.distribution(scene) @ _obey(hints, counts)
         return probs
 
 
@@ -276,6 +307,7 @@ def student_batch(rollout: Rollout) -> StudentBatch:
     features = [decision.features for decision in decisions if decision.features is not None]
     if len(heard) != len(decisions) or len(features) != len(decisions):
         raise ValueError("this rollout is not a student's")
+    offered = tuple(texts for decision in decisions for texts in decision.offered)
     return StudentBatch(
         features=torch.from_numpy(np.concatenate(features)),
         codes=torch.from_numpy(np.concatenate([guidance.codes for guidance in heard])),
@@ -286,7 +318,13 @@ def student_batch(rollout: Rollout) -> StudentBatch:
         ).float(),
         advantages=torch.from_numpy(rollout.advantages.ravel()).float(),
         returns=torch.from_numpy(rollout.returns.ravel()).float(),
+        offered=action_table(offered),
     )
+
+
+def action_table(offered: tuple[tuple[str, ...], ...]) -> Tensor | None:
+    """The actions that states list, as the network reads them; None where they list none."""
+    return torch.from_numpy(encode_actions(offered)) if offered else None
 
 
 def _listed(teacher: Teacher) -> Guidance:
@@ -295,8 +333,10 @@ def _listed(teacher: Teacher) -> Guidance:
     return teacher.options
 
 
-def _obey(hints: np.ndarray) -> np.ndarray:
-    """``(n, NUM_ACTIONS)``: the hinted action surely, every action alike without a hint."""
-    table = np.concatenate([np.eye(NUM_ACTIONS), np.full((1, NUM_ACTIONS), 1.0 / NUM_ACTIONS)])
-    obeyed: np.ndarray = table[hints]
+def _obey(hints: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """``(n, actions)``: the hinted action surely, every action of so many alike without a hint."""
+    obeyed = uniform(counts)
+    hinted = np.flatnonzero(hints != NO_HINT)
+    obeyed[hinted] = 0.0
+    obeyed[hinted, hints[hinted]] = 1.0
     return obeyed

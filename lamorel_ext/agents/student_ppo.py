@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,13 +39,15 @@ class StudentBatch:
     """Transitions of a rollout, flattened.
 
     Attributes:
-        features: ``(n, FEATURE_SIZE)`` float32.
+        features: ``(n, feature_size)`` float32.
         codes: ``(n, guidance_codes)`` float32.
         hints: ``(n,)`` int64.
         actions: ``(n,)`` int64.
         old_log_probs: ``(n,)`` float32, of the actions when they were taken.
         advantages: ``(n,)`` float32, not normalised.
         returns: ``(n,)`` float32, advantages plus values.
+        offered: ``(n, actions, ACTION_SIZE)`` float32, where each state lists its own actions; else
+            None.
     """
 
     features: Tensor
@@ -54,10 +57,13 @@ class StudentBatch:
     old_log_probs: Tensor
     advantages: Tensor
     returns: Tensor
+    offered: Tensor | None = None
 
     def take(self, indices: Tensor) -> StudentBatch:
         """The transitions at ``indices``."""
-        return StudentBatch(*(getattr(self, name)[indices] for name in self.__dataclass_fields__))
+        columns = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        rows: Any = {name: None if own is None else own[indices] for name, own in columns.items()}
+        return StudentBatch(**rows)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def ppo_losses(
     Args:
         term: What a method adds to the loss, from the actions' log-probabilities.
     """
-    log_probs = network.policy(batch.features, batch.codes, batch.hints)
+    log_probs = network.policy(batch.features, batch.codes, batch.hints, batch.offered)
     log_ratio = log_probs.gather(1, batch.actions[:, None]).squeeze(1) - batch.old_log_probs
     ratio = log_ratio.exp()
     advantages = (batch.advantages - batch.advantages.mean()) / (

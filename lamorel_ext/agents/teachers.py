@@ -2,59 +2,60 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from lamorel_ext.agents.guidance import (
     NO_HINT,
+    OfferedActions,
     Teacher,
     Vocabulary,
-    choose_guidance,
-    every_guidance,
     make_vocabulary,
 )
 from lamorel_ext.agents.llm_teachers import FreeTeacher, LlmTeacher
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.experience import Guidance, Scene
-from lamorel_ext.randomness import Draws, sample_rows
-from lamorel_ext.types import LlmClient
+from lamorel_ext.experience import BABYAI, Guidance, Scene
+from lamorel_ext.randomness import Draws, sample_rows, uniform
+from lamorel_ext.types import LlmClient, TaskSpec
 
 
 class RandomTeacher:
-    """Uniformly random guidance from a fixed vocabulary."""
+    """Uniformly random guidance from a vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary | OfferedActions) -> None:
+        self.vocabulary = vocabulary
         self.guidance_codes = vocabulary.size
-        self.options: Guidance | None = every_guidance(vocabulary)
+        self.options: Guidance | None = vocabulary.options
 
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
-        return choose_guidance(
-            self._vocabulary,
-            sample_rows(np.zeros((len(scene), self.guidance_codes)), draws.guidance),
-        )
+        candidates = self.vocabulary.of(scene)
+        alike = np.where(_uniform(candidates) > 0, 0.0, -np.inf)
+        return self.vocabulary.choose(candidates, sample_rows(alike, draws.guidance))
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
-        return np.full((len(scene), self.guidance_codes), 1.0 / self.guidance_codes)
+        return _uniform(self.vocabulary.of(scene))
 
 
 class OracleTeacher:
     """The expert's action as a hint."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary | OfferedActions) -> None:
+        self.vocabulary = vocabulary
         self.guidance_codes = vocabulary.size
-        self.options: Guidance | None = every_guidance(vocabulary)
+        self.options: Guidance | None = vocabulary.options
 
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
-        return choose_guidance(self._vocabulary, _experts(scene))
+        return self.vocabulary.choose(self.vocabulary.of(scene), _experts(scene))
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
-        every: np.ndarray = np.eye(self.guidance_codes)[_experts(scene)]
+        size = max(map(len, self.vocabulary.of(scene)))
+        every: np.ndarray = np.eye(size)[_experts(scene)]
         return every
 
 
@@ -74,8 +75,11 @@ class NoTeacher:
         return np.ones((len(scene), 1))
 
 
-def make_teacher(config: Config, llm: LlmClient | None) -> Teacher:
+def make_teacher(config: Config, llm: LlmClient | None, task: TaskSpec = BABYAI) -> Teacher:
     """The teacher that the configuration names.
+
+    Args:
+        task: What the environment asks of an agent.
 
     Raises:
         ConfigError: It needs an LLM and there is none, or it cannot speak the vocabulary.
@@ -90,16 +94,23 @@ def make_teacher(config: Config, llm: LlmClient | None) -> Teacher:
             return FreeTeacher(
                 llm, config.guidance.max_new_tokens, rescore=config.feedback.loss == "clipped"
             )
-        return LlmTeacher(llm, make_vocabulary(kind))
+        return LlmTeacher(llm, _vocabulary(kind, task))
     if kind == "free" or (teacher == "oracle" and kind != "action_hint"):
         raise ConfigError(
             f"guidance.vocabulary: {kind} cannot be said where arm.teacher is {teacher}"
         )
-    return (
-        RandomTeacher(make_vocabulary(kind))
-        if teacher == "random"
-        else OracleTeacher(make_vocabulary(kind))
-    )
+    vocabulary = _vocabulary(kind, task)
+    return RandomTeacher(vocabulary) if teacher == "random" else OracleTeacher(vocabulary)
+
+
+def _vocabulary(
+    kind: Literal["action_hint", "subgoal"], task: TaskSpec
+) -> Vocabulary | OfferedActions:
+    return OfferedActions() if task.by_state else make_vocabulary(kind, task.action_texts)
+
+
+def _uniform(candidates: tuple[tuple[str, ...], ...]) -> np.ndarray:
+    return uniform([len(texts) for texts in candidates])
 
 
 def _silence(n: int) -> Guidance:

@@ -77,7 +77,7 @@ class Plug:
         try:
             found = _resolve(self.target)
         except Exception as error:  # whatever a module of somebody's own raises when it is imported
-            raise ConfigError(f"{key}.{TARGET}: {self.target}: {_why(error)}") from error
+            raise ConfigError(f"{key}.{TARGET}: {self.target}: {why(error)}") from error
         if not callable(found):
             raise ConfigError(
                 f"{key}.{TARGET}: {self.target} is a {type(found).__name__}, not a class or"
@@ -225,7 +225,7 @@ def _resolve(target: str) -> Any:
         raise
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
     """The reason, and where in somebody's own code it lies."""
     reason = " ".join(str(error).split()) or type(error).__name__
     trace = error.__traceback__

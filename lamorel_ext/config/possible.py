@@ -30,6 +30,7 @@ def impossible_values(config: Config) -> list[str]:
         *problems,
         *_impossible_workers(config.env),
         *_impossible_curriculum(config.env.curriculum),
+        *_impossible_environment(config),
         *_impossible_method(config),
         *_impossible_plugs(config),
         *_impossible_llm(config),
@@ -60,6 +61,42 @@ def _impossible_workers(env: EnvArgs) -> list[str]:
             f"env.num_workers: must be 0 where env.backend is {env.backend}, got {env.num_workers}"
         ]
     return []
+
+
+def _impossible_environment(config: Config) -> list[str]:
+    """What is said of BabyAI's levels means nothing of an environment of the user's own."""
+    env = config.env
+    if not env.own:
+        keys = [("action_texts", ()), ("success_above", 0.0), ("max_steps", None)]
+        return [
+            f"env.{name}: is of an environment of one's own, but there is no env._target_"
+            for name, default in keys
+            if getattr(env, name) != default
+        ]
+    wanted = (
+        ("num_distractors", None, "null"),
+        ("curriculum", (), "empty"),
+        ("language", "en", "en"),
+        ("backend", "auto", "auto"),
+        ("num_workers", 0, "0"),
+    )
+    problems = [
+        f"env.{name}: must be {said} where env._target_ names an environment of one's own, got"
+        f" {getattr(env, name)!r}"
+        for name, default, said in wanted
+        if getattr(env, name) != default
+    ]
+    if config.arm.agent == "student" and config.guidance.vocabulary == "subgoal":
+        problems.append(
+            "guidance.vocabulary: subgoal speaks of BabyAI's objects; where env._target_ names an"
+            " environment of one's own it can be action_hint or free"
+        )
+    if config.arm.agent == "llm_policy" and config.arm.action_heads:
+        problems.append(
+            "arm.action_heads: the heads have BabyAI's six actions; where env._target_ names an"
+            " environment of one's own the actions' texts are scored"
+        )
+    return problems
 
 
 def _impossible_curriculum(stages: Sequence[StageArgs]) -> list[str]:

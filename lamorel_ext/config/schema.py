@@ -188,6 +188,10 @@ class EnvArgs:
             minigrid itself, in this process (``minigrid``) or in others (``processes``).
         num_workers: Processes of each RL client that step levels that only minigrid knows; 0 means
             none.
+        action_texts: Texts of the actions of an environment of the user's own; empty takes what it
+            says itself (``lamorel_ext.envs.own``).
+        success_above: Return above which its episode is a success, where it does not say.
+        max_steps: Steps after which its episode is cut off; null leaves that to it.
         own: An environment of the user's own in place of the level: ``_target_`` and its arguments,
             beside the keys above.
     """
@@ -202,6 +206,9 @@ class EnvArgs:
     history: int = number(3, at_least=1)
     backend: Literal["auto", "minigrid", "vector", "table", "processes"] = "auto"
     num_workers: int = number(0, at_least=0)
+    action_texts: tuple[str, ...] = ()
+    success_above: float = 0.0
+    max_steps: int | None = number(None, at_least=1)
     own: Plug = field(default_factory=Plug, metadata={"beside": True})
 
 

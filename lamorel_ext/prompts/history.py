@@ -48,6 +48,8 @@ class _Window:
     mission: str
     observations: deque[tuple[str, ...]]
     actions: deque[str] = field(default_factory=deque)
+    offered: tuple[str, ...] | None = None
+    """Texts of the actions of the present state, where the environment says them."""
 
 
 class PromptHistory:
@@ -97,10 +99,11 @@ class PromptHistory:
             actions: ``(num_envs,)``, the environment actions that were taken.
             step: What they led to.
         """
-        for window, action, sentences in zip(
-            self._windows, actions, step.reached.descriptions, strict=True
+        for index, (window, action, sentences) in enumerate(
+            zip(self._windows, actions, step.reached.descriptions, strict=True)
         ):
-            window.actions.append(action_name(int(action)))
+            window.actions.append(_text_of(int(action), window.offered))
+            window.offered = _offered(step.reached, index)
             window.observations.append(sentences)
             if len(window.observations) > self.history:
                 window.observations.popleft()
@@ -122,6 +125,7 @@ class PromptHistory:
                 "mission": window.mission,
                 "observations": [list(sentences) for sentences in window.observations],
                 "actions": list(window.actions),
+                **({} if window.offered is None else {"offered": list(window.offered)}),
             }
             for window in self._windows
         ]
@@ -138,6 +142,7 @@ class PromptHistory:
                     str(saved["mission"]),
                     deque(tuple(sentences) for sentences in saved["observations"]),
                     deque(saved["actions"]),
+                    tuple(saved["offered"]) if "offered" in saved else None,
                 )
                 for saved in state
             ]
@@ -152,7 +157,11 @@ class PromptHistory:
                 f"env.prompt: the French glam prompt can only say go-to missions, got {mission!r};"
                 " take env.prompt=lamorel or env.language=en"
             )
-        return _Window(mission, deque([tuple(observations.descriptions[index])]))
+        return _Window(
+            mission,
+            deque([tuple(observations.descriptions[index])]),
+            offered=_offered(observations, index),
+        )
 
     def _prompts(self) -> tuple[str, ...]:
         return tuple(self._prompt(window) for window in self._windows)
@@ -161,4 +170,13 @@ class PromptHistory:
         if self.template == "lamorel":
             return lamorel_prompt(window.mission, window.observations[-1])
         render = glam_prompt_french if self.language == "fr" else glam_prompt
-        return render(window.mission, window.observations, window.actions, self.action_names)
+        offered = self.action_names if window.offered is None else window.offered
+        return render(window.mission, window.observations, window.actions, offered)
+
+
+def _offered(observations: ObservationBatch, index: int) -> tuple[str, ...] | None:
+    return observations.actions[index] if observations.actions else None
+
+
+def _text_of(action: int, offered: tuple[str, ...] | None) -> str:
+    return action_name(action) if offered is None else offered[action]

@@ -35,8 +35,9 @@ def action_name(action: int) -> str:
 
 
 def lamorel_prompt(mission: str, descriptions: Sequence[str]) -> str:
-    """Lamorel's PPO example: mission and current observation, no history."""
-    return f"Goal of the agent: {mission}\nObservation: {', '.join(descriptions)}\nAction:"
+    """Lamorel's PPO example: mission, where there is one, and current observation, no history."""
+    goal = f"Goal of the agent: {mission}\n" if mission else ""
+    return f"{goal}Observation: {', '.join(descriptions)}\nAction:"
 
 
 def glam_prompt(
@@ -58,9 +59,8 @@ def glam_prompt(
     Raises:
         ValueError: There is not exactly one action between every two observations.
     """
-    head = (
-        f"Possible action of the agent: {', '.join(action_names)} \n Goal of the agent: {mission}"
-    )
+    goal = f" \n Goal of the agent: {mission}" if mission else ""
+    head = f"Possible action of the agent: {', '.join(action_names)}{goal}"
     return head + _window(observations, actions)
 
 

@@ -8,13 +8,15 @@ from lamorel_ext.config import Config
 from lamorel_ext.envs.babyai.batch_checks import EpisodeSeed
 from lamorel_ext.envs.babyai.batched import make_batched_env, training_seeds
 from lamorel_ext.envs.babyai.levels import level_ids
-from lamorel_ext.experience import Actor, StepListener
+from lamorel_ext.envs.own import look_at, offers, own_batch
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.experience import BABYAI, Actor, StepListener
 from lamorel_ext.prompts import PromptHistory
 from lamorel_ext.training.evaluate import Evaluator
 from lamorel_ext.training.exact import ExactEvaluator
 from lamorel_ext.training.pipeline import HalvedEnv, can_be_halved, worth_halving
 from lamorel_ext.training.scenes import PromptedEnv
-from lamorel_ext.types import BatchedEnv
+from lamorel_ext.types import BatchedEnv, TaskSpec
 
 
 class EnvFactory(Protocol):
@@ -53,8 +55,10 @@ class EnumerableEnvs(Protocol):
         """
 
 
-class BabyAiTextEnvs:
-    """The environments of BabyAI-Text: an ``EnvFactory`` and ``EnumerableEnvs``."""
+class ConfiguredEnvs:
+    """The environment that ``env._target_`` names, or else a level of BabyAI-Text: an
+    ``EnvFactory`` and ``EnumerableEnvs``.
+    """
 
     def __call__(self, config: Config, held_out: bool, copies: range | None = None) -> BatchedEnv:
         """See ``EnvFactory``."""
@@ -66,6 +70,8 @@ class BabyAiTextEnvs:
             if held_out
             else training_seeds(run.seed, first)
         )
+        if env.own:
+            return own_batch(env, len(copies), seeds, first)
         return make_batched_env(
             env.level,
             len(copies),
@@ -78,11 +84,36 @@ class BabyAiTextEnvs:
 
     def exact_evaluator(self, config: Config, with_experts: bool) -> ExactEvaluator:
         """See ``EnumerableEnvs``."""
+        if config.env.own:
+            offered: ExactEvaluator = config.env.own.locate("env").exact_evaluator(
+                config, with_experts
+            )
+            return offered
         return ExactEvaluator(config.env, with_experts)
 
 
-make_env = BabyAiTextEnvs()
+make_env = ConfiguredEnvs()
 """The factory of every run that brings no other."""
+
+
+def task_of(config: Config, env_factory: EnvFactory = make_env) -> TaskSpec:
+    """What the environments of a run ask of its agent.
+
+    Raises:
+        ConfigError: The environment cannot be had, or has no expert where the arm needs one.
+        EnvError: It is no environment.
+    """
+    if not config.env.own or not isinstance(env_factory, ConfiguredEnvs):
+        return BABYAI
+    task = look_at(config.env, config.run.eval_seed)
+    if needs_experts(config, held_out=False) and not task.has_expert:
+        arm = config.arm
+        key, kind = ("teacher", arm.teacher) if arm.agent == "student" else ("agent", arm.agent)
+        raise ConfigError(
+            f"arm.{key}: {kind} needs an expert, but {config.env.own.target} offers no"
+            " expert_action"
+        )
+    return task
 
 
 def environment_name(config: Config, env_factory: EnvFactory) -> str:
@@ -90,7 +121,9 @@ def environment_name(config: Config, env_factory: EnvFactory) -> str:
     its name.
     """
     level = config.env.level
-    if isinstance(env_factory, BabyAiTextEnvs) or level not in level_ids():
+    if isinstance(env_factory, ConfiguredEnvs) and config.env.own:
+        return config.env.own.target
+    if isinstance(env_factory, ConfiguredEnvs) or level not in level_ids():
         return level
     named = env_factory if hasattr(env_factory, "__qualname__") else type(env_factory)
     return f"{named.__module__}.{named.__qualname__}"
@@ -148,7 +181,10 @@ def make_evaluator(
     def held_out() -> PromptedEnv:
         return make_prompted_env(config, env_factory(config, True), with_experts, held_out=True)
 
-    if not isinstance(env_factory, EnumerableEnvs):
+    chosen = isinstance(env_factory, ConfiguredEnvs) and config.env.own
+    if not isinstance(env_factory, EnumerableEnvs) or (
+        chosen and not offers(config.env, "exact_evaluator")
+    ):
         return Evaluator(config, held_out, None)
     offered, experts = env_factory, with_experts or needs_experts(config, held_out=True)
     return Evaluator(config, held_out, lambda: offered.exact_evaluator(config, experts))

@@ -33,7 +33,7 @@ def collect(
         decision = actor.decide(scene, draws)
         stepped = env.step(decision.actions)
         next_values = actor.values(stepped.reached) if listener.online else None
-        turn = Turn(scene.prompts, decision, stepped, next_values)
+        turn = Turn(scene.prompts, decision, stepped, next_values, scene.candidates)
         turns.append(turn)
         scene = stepped.current.saying(listener.after_step(turn, actor.discount))
     return make_rollout(turns, actor), scene

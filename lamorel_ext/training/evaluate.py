@@ -78,7 +78,8 @@ def run_episodes(
         )
         returns[running] += rewards
         lengths[running] += 1
-        successes[running] = returns[running] > 0
+        told = stepped.step.succeeded
+        successes[running] = returns[running] > 0 if told is None else told[running]
         failures[running] = terminated & ~successes[running]
         if signals is not None:
             next_values = actor.values(stepped.reached.take(running))
@@ -134,12 +135,16 @@ class Evaluator:
         """
         kind = self._config.run.evaluation
         hindrance = why_not_exact(
-            self._config.env, actor.reads_prompts, actor.enumerable, signals is not None
+            self._config.env,
+            actor.reads_prompts,
+            actor.enumerable,
+            signals is not None,
+            self._make_exact is not None,
         )
-        if self._make_exact is None:
+        if self._make_exact is None and not self._config.env.own:
             hindrance = (
                 "the run brings an environment of its own, which offers no exact_evaluator"
-                " (student.building.EnumerableEnvs)"
+                " (training.building.EnumerableEnvs)"
             )
         if kind == "exact" and hindrance:
             raise ConfigError(f"run.evaluation: exact is not possible: {hindrance}")

@@ -8,10 +8,12 @@ from lamorel_ext.envs.babyai.enumeration import LEVEL
 
 def can_enumerate(args: EnvArgs) -> bool:
     """True where the states of a level can be listed."""
-    return args.level == LEVEL and args.num_distractors is None
+    return args.level == LEVEL and args.num_distractors is None and not args.own
 
 
-def why_not_exact(env: EnvArgs, reads_prompts: bool, enumerable: bool, told: bool) -> str:
+def why_not_exact(
+    env: EnvArgs, reads_prompts: bool, enumerable: bool, told: bool, offered: bool = False
+) -> str:
     """Why a policy cannot be evaluated exactly; empty where it can.
 
     Args:
@@ -19,8 +21,14 @@ def why_not_exact(env: EnvArgs, reads_prompts: bool, enumerable: bool, told: boo
         reads_prompts: See ``Actor``.
         enumerable: See ``Actor``.
         told: True where prompts tell feedback.
+        offered: True where an environment of the user's own offers ``exact_evaluator``.
     """
-    if not can_enumerate(env):
+    if env.own and not offered:
+        return (
+            f"env._target_: {env.own.target} offers no exact_evaluator"
+            " (lamorel_ext.training.building.EnumerableEnvs)"
+        )
+    if not env.own and not can_enumerate(env):
         return f"the states of env.level={env.level} cannot be listed"
     if not enumerable:
         return "free guidance cannot be listed"

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lamorel_ext.experience import join_rows
+
 T = TypeVar("T")
 
 
@@ -29,7 +31,7 @@ def _join(batches: Sequence[Any]) -> Any:
         if first is None:
             return None
         if isinstance(first, np.ndarray):
-            return np.concatenate(batches)
+            return join_rows(batches)
         if isinstance(first, tuple):
             return tuple(itertools.chain.from_iterable(batches))
         if dataclasses.is_dataclass(first) and not isinstance(first, type):

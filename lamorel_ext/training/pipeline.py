@@ -151,7 +151,8 @@ def collect_in_halves(
         for i, half in enumerate(env.halves):
             decision = deciding[i](draws)
             stepped = half.step(decision.actions)
-            parts.append(Turn(scenes[i].prompts, decision, stepped))
+            told = scenes[i]
+            parts.append(Turn(told.prompts, decision, stepped, candidates=told.candidates))
             scenes[i] = stepped.current
             if left:
                 deciding[i] = actor.ask(scenes[i])

@@ -65,10 +65,13 @@ class Progress:
     def note(self, rollout: Rollout, seconds: float) -> None:
         """Count a rollout in."""
         running = np.array(self.running_returns or [0.0] * rollout.rewards.shape[1])
-        finished = []
-        for rewards, done in zip(rollout.rewards, rollout.done, strict=True):
+        finished: list[float] = []
+        successes: list[bool] = []
+        for turn, rewards, done in zip(rollout.turns, rollout.rewards, rollout.done, strict=True):
             running += rewards
+            told = turn.step.succeeded
             finished += running[done].tolist()
+            successes += (running[done] > 0 if told is None else told[done]).tolist()
             running[done] = 0.0
         self.running_returns = running.tolist()
         self.env_steps += rollout.rewards.size
@@ -79,7 +82,7 @@ class Progress:
             returns = np.array(finished)
             self.averages.add(
                 {
-                    "train_success": float(np.mean(returns > 0)),
+                    "train_success": float(np.mean(successes)),
                     "train_return": float(returns.mean()),
                 },
                 weight=len(finished),

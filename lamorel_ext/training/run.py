@@ -27,7 +27,12 @@ from lamorel_ext.methods.feedback.edge import FeedbackEdge
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
 from lamorel_ext.randomness import Draws, make_rng, restore_rng_states, rng_states
 from lamorel_ext.rpc.clients import Clients
-from lamorel_ext.training.building import EnvFactory, make_evaluator, make_training_env
+from lamorel_ext.training.building import (
+    EnvFactory,
+    make_evaluator,
+    make_training_env,
+    task_of,
+)
 from lamorel_ext.training.collecting import with_rewards
 from lamorel_ext.training.curriculum import Curriculum
 from lamorel_ext.training.pipeline import HalvedEnv, collect_rollout
@@ -74,13 +79,14 @@ class TrainingRun:
             for name in ("actions", "guidance", "feedback", "updates")
         }
         self._draws = Draws(self._streams["actions"], self._streams["guidance"])
-        self.agent = make_agent(config, self.llm)
+        task = task_of(config, env_factory)
+        self.agent = make_agent(config, self.llm, task)
         signals = FeedbackSignals(config.feedback, config.env.num_envs, self._streams["feedback"])
         self.edge = FeedbackEdge(
             config, self.llm, signals, make_credit(config, self.agent, self._streams["feedback"])
         )
         self.method = None if reworded is None else self._make_method(reworded)
-        self.tracer = self.edge.watcher = Tracer(config, self.llm)
+        self.tracer = self.edge.watcher = Tracer(config, self.llm, task)
         self.curriculum = Curriculum(config)
         self._env_factory = shared_factory(env_factory, clients)
         self.env = self._make_env()

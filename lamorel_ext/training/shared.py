@@ -327,9 +327,7 @@ def agreed_stop(clients: Clients) -> stopping.Stop | None:
 
 
 def _values(seen: ObservationBatch) -> dict[str, Any]:
-    return {
-        name: getattr(seen, name) for name in ("missions", "descriptions", "images", "directions")
-    }
+    return {spec.name: getattr(seen, spec.name) for spec in dataclasses.fields(seen)}
 
 
 def _observations(values: Mapping[str, Any]) -> ObservationBatch:
@@ -346,11 +344,12 @@ def _step_values(step: StepBatch, actions: np.ndarray) -> dict[str, Any]:
         "rewards": step.rewards,
         "terminated": step.terminated,
         "truncated": step.truncated,
+        "succeeded": step.succeeded,
     }
 
 
 def _row(seen: ObservationBatch, row: int) -> dict[str, Any]:
-    return {name: values[row] for name, values in _values(seen).items()}
+    return {name: values[row] for name, values in _values(seen).items() if len(values)}
 
 
 def _step_of(told: list[dict[str, Any]]) -> StepBatch:
@@ -359,7 +358,8 @@ def _step_of(told: list[dict[str, Any]]) -> StepBatch:
         np.concatenate([values[name] for values in told])
         for name in ("rewards", "terminated", "truncated")
     )
-    step = StepBatch(current, current, rewards, terminated, truncated)
+    succeeded = join([values["succeeded"] for values in told])
+    step = StepBatch(current, current, rewards, terminated, truncated, succeeded)
     ended = [row for values in told for row in values["ended"]]
     return (
         dataclasses.replace(step, reached=_replaced(current, np.flatnonzero(step.done), ended))
@@ -372,12 +372,16 @@ def _replaced(
     seen: ObservationBatch, places: np.ndarray, rows: list[dict[str, Any]]
 ) -> ObservationBatch:
     """The same batch with other rows at these places."""
-    missions, descriptions = list(seen.missions), list(seen.descriptions)
-    images, directions = seen.images.copy(), seen.directions.copy()
+    columns: dict[str, Any] = {
+        name: values.copy() if isinstance(values, np.ndarray) else list(values)
+        for name, values in _values(seen).items()
+    }
     for place, row in zip(places, rows, strict=True):
-        missions[place], descriptions[place] = row["missions"], row["descriptions"]
-        images[place], directions[place] = row["images"], row["directions"]
-    return ObservationBatch(tuple(missions), tuple(descriptions), images, directions)
+        for name, value in row.items():
+            columns[name][place] = value
+    for name, values in columns.items():
+        columns[name] = tuple(values) if isinstance(values, list) else values
+    return ObservationBatch(**columns)
 
 
 def _told_apart(work: Callable[[], Any]) -> Any:

@@ -6,12 +6,13 @@ come the episodes, each followed by its steps, and last the updates of the teach
 ``kind``::
 
     trace    version; env_steps and rollout before it began, env (always 0); seed, level, num_distractors, arm, agent, teacher, vocabulary, signal,
-             loss, channel, every; gamma, lam, reward_scale; actions (texts by id); left_out (steps
-             of the rollout after the recorded ones)
+             loss, channel, every; gamma, lam, reward_scale; actions (texts by id; none where each state lists its own); left_out
+             (steps of the rollout after the recorded ones). Of an environment of the user's own level is its dotted name
     episode  number of the environment's episode, and actions (ids) from its start to the first step recorded; both null where the run was resumed
              from a checkpoint that does not know; mission; candidates (what can be said, null where
              there is no list)
-    step     prompt as the LLM read it; sentences; view (7 x 7 x 3 bytes ``[x, y, channel]`` in hexadecimal); direction; action and its
+    step     prompt as the LLM read it; sentences; view (7 x 7 x 3 bytes ``[x, y, channel]`` in hexadecimal; empty where there is none);
+             direction; offered (texts of the actions, only where each state lists its own); action and its
              probability; reward (unscaled); end (null, "terminated" or "truncated"); value V(s);
              error A' (the TD error), previous (the error of the episode's step before, null on its
              first); advantage (GAE); signal f as it was sent or said, null where there was none;
@@ -44,7 +45,7 @@ from lamorel_ext.agents.making import Agent
 from lamorel_ext.agents.metering import MeteredClient
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError
-from lamorel_ext.experience import Discount, Rollout, Said, Scene, Turn
+from lamorel_ext.experience import BABYAI, Discount, Rollout, Said, Scene, Turn
 from lamorel_ext.methods.feedback.edge import Pending
 from lamorel_ext.training.trace_lines import (
     ENV,
@@ -58,7 +59,7 @@ from lamorel_ext.training.trace_lines import (
     spoke,
     step_line,
 )
-from lamorel_ext.types import ScoreRequest
+from lamorel_ext.types import ScoreRequest, TaskSpec
 
 MAX_STEPS = 128
 """Steps of a rollout that are recorded at most; keeps a file below 300 kB."""
@@ -119,13 +120,15 @@ class Tracer:
     Args:
         config: The run.
         llm: Asked for scores after updates.
+        task: What the environment asks of the agent.
 
     Attributes:
         seconds: What recording the current rollout has taken so far.
     """
 
-    def __init__(self, config: Config, llm: MeteredClient | None) -> None:
+    def __init__(self, config: Config, llm: MeteredClient | None, task: TaskSpec = BABYAI) -> None:
         self._config = config
+        self._task = task
         self._llm = llm
         self._course = Course()
         self._recording: _Recording | None = None
@@ -173,7 +176,12 @@ class Tracer:
                 recording.scores.later = dict(zip(map(id, said), self._ask(said), strict=True))
             left_out = max(0, len(rollout.turns) - MAX_STEPS)
             header = header_line(
-                self._config, recording.discount, recording.env_steps, recording.rollout, left_out
+                self._config,
+                recording.discount,
+                recording.env_steps,
+                recording.rollout,
+                left_out,
+                self._task,
             )
             lines = (header, *self._steps(recording, rollout), *recording.updates)
             self._pass_over(rollout, MAX_STEPS)
@@ -284,6 +292,7 @@ class Tracer:
                 f,
                 recording.scores,
                 recording.entries[t],
+                self._task,
             )
             self._course.advance(rollout, t)
 

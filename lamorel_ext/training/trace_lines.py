@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from lamorel_ext.agents.guidance import NO_HINT, make_vocabulary
 from lamorel_ext.agents.making import Agent
-from lamorel_ext.agents.student import StudentAgent
+from lamorel_ext.agents.student import StudentAgent, action_table
 from lamorel_ext.config import Config
 from lamorel_ext.experience import Discount, Guidance, Rollout, Said, Scene, Turn
-from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.randomness import log_softmax
+from lamorel_ext.types import TaskSpec
 
 VERSION = 1
 """Of the format."""
@@ -72,7 +72,12 @@ class Scores:
 
 
 def header_line(
-    config: Config, discount: Discount, env_steps: int, rollout: int, left_out: int
+    config: Config,
+    discount: Discount,
+    env_steps: int,
+    rollout: int,
+    left_out: int,
+    task: TaskSpec,
 ) -> Line:
     """The first line."""
     arm, feedback = config.arm, config.feedback
@@ -83,7 +88,7 @@ def header_line(
         "rollout": rollout,
         "env": ENV,
         "seed": config.run.seed,
-        "level": config.env.level,
+        "level": config.env.own.target or config.env.level,
         "num_distractors": config.env.num_distractors,
         "arm": arm.name,
         "agent": arm.agent,
@@ -96,7 +101,7 @@ def header_line(
         "gamma": discount.gamma,
         "lam": discount.lam,
         "reward_scale": discount.reward_scale,
-        "actions": list(ACTION_NAMES),
+        "actions": list(task.action_texts),
         "left_out": left_out,
     }
 
@@ -112,7 +117,7 @@ def episode_line(config: Config, course: Course, turn: Turn, scene: Scene) -> Li
         and config.arm.agent == "student"
         and config.arm.teacher in ("random", "oracle")
     ):
-        candidates = list(make_vocabulary(kind).candidates(mission))
+        candidates = list(_choices(kind, mission, turn))
     actions = None if course.actions is None else list(course.actions)
     return {
         "kind": "episode",
@@ -137,6 +142,7 @@ def step_line(
     f: float | None,
     scores: Scores,
     agent: Line,
+    task: TaskSpec,
 ) -> Line:
     """One step.
 
@@ -149,6 +155,7 @@ def step_line(
         f: The signal.
         scores: Of all steps.
         agent: The entries ``guidance`` and ``policy``.
+        task: What the environment asks of the agent.
     """
     turn, seen = rollout.turns[t], scene.observations
     said = turn.decision.said
@@ -156,8 +163,9 @@ def step_line(
         "kind": "step",
         "prompt": (turn.prompts if said is None else said.prompts)[ENV],
         "sentences": list(seen.descriptions[ENV]),
-        "view": seen.images[ENV].astype(np.uint8).tobytes().hex(),
-        "direction": int(seen.directions[ENV]),
+        "view": seen.images[ENV].astype(np.uint8).tobytes().hex() if len(seen.images) else "",
+        "direction": int(seen.directions[ENV]) if len(seen.directions) else 0,
+        **({"offered": list(turn.candidates[ENV])} if task.by_state else {}),
         "action": int(turn.decision.actions[ENV]),
         "probability": rounded(math.exp(turn.decision.log_probs[ENV])),
         "reward": rounded(rollout.rewards[t, ENV]),
@@ -192,20 +200,15 @@ def _student_entries(config: Config, agent: StudentAgent, turn: Turn, scene: Sce
     heard, features = turn.decision.heard, turn.decision.features
     if heard is None or features is None:
         raise ValueError("this rollout is not a student's")
+    offered = turn.decision.offered[ENV : ENV + 1]
     if agent.teacher.guidance_codes == 1:
-        return {
-            "guidance": None,
-            "policy": {
-                "heard": row(_policy(agent, features, [_only(heard)])[0]),
-                "silent": None,
-                "mixed": None,
-            },
-        }
+        own = row(_policy(agent, features, [_only(heard)], offered)[0])
+        return {"guidance": None, "policy": {"heard": own, "silent": None, "mixed": None}}
     silence = Guidance(np.zeros_like(heard.codes[[ENV]]), np.array([NO_HINT]))
     weights = _teacher_weights(agent, turn.decision.said, scene)
-    options = [] if weights is None or agent.teacher.options is None else [agent.teacher.options]
-    probs = _policy(agent, features, [_only(heard), silence, *options])
-    mixed = None if weights is None else row(weights @ probs[2:])
+    options = [] if weights is None else [agent.options_in(offered, 1)]
+    probs = _policy(agent, features, [_only(heard), silence, *options], offered)
+    mixed = None if weights is None else row(weights[: len(probs) - 2] @ probs[2:])
     guidance = _guidance(config, turn, heard, scene, weights)
     return {
         "guidance": guidance,
@@ -227,13 +230,20 @@ def _only(heard: Guidance) -> Guidance:
     return Guidance(heard.codes[[ENV]], heard.hints[[ENV]])
 
 
-def _policy(agent: StudentAgent, features: np.ndarray, guidances: Sequence[Guidance]) -> np.ndarray:
-    """``(guidances, NUM_ACTIONS)`` probabilities of the actions in the watched state."""
+def _policy(
+    agent: StudentAgent,
+    features: np.ndarray,
+    guidances: Sequence[Guidance],
+    offered: tuple[tuple[str, ...], ...],
+) -> np.ndarray:
+    """``(guidances, actions)`` probabilities of the actions in the watched state."""
     codes = torch.from_numpy(np.concatenate([guidance.codes for guidance in guidances]))
     hints = torch.from_numpy(np.concatenate([guidance.hints for guidance in guidances]))
     with torch.inference_mode():
         seen = agent.network.see(torch.from_numpy(features[[ENV]])).expand(len(hints), -1)
-        probs: np.ndarray = agent.network.choose(seen, codes, hints).double().exp().numpy()
+        table = action_table(offered)
+        wide = None if table is None else table.expand(len(hints), -1, -1)
+        probs: np.ndarray = agent.network.choose(seen, codes, hints, wide).double().exp().numpy()
     return probs
 
 
@@ -242,7 +252,7 @@ def _teacher_weights(agent: StudentAgent, said: Said | None, scene: Scene) -> np
 
     An LLM is not asked again: what it said has its scores with it.
     """
-    if agent.teacher.options is None:
+    if not agent.lists_guidance:
         return None
     if said is not None:
         return None if said.scores is None else np.exp(log_softmax(said.scores[[ENV]])[0])
@@ -258,17 +268,26 @@ def _guidance(
         text, teacher = said.candidates[ENV][said.chosen[ENV]], None
     else:
         kind = config.guidance.vocabulary
-        texts = (
-            ()
-            if kind == "free"
-            else make_vocabulary(kind).candidates(scene.observations.missions[ENV])
-        )
-        text, teacher = texts[int(heard.codes[ENV].argmax())], row(weights)
+        texts = _choices(kind, scene.observations.missions[ENV], turn)
+        place = hint if kind == "action_hint" else int(heard.codes[ENV].argmax())
+        text, teacher = texts[place], row(weights)
     return {"text": text, "hint": None if hint == NO_HINT else hint, "teacher": teacher}
 
 
+def _choices(
+    kind: Literal["action_hint", "subgoal", "free"], mission: str, turn: Turn
+) -> tuple[str, ...]:
+    """What a teacher that is no LLM could say."""
+    if kind == "free":
+        return ()
+    offered = turn.candidates[ENV]
+    return offered if kind == "action_hint" else make_vocabulary(kind).candidates(mission)
+
+
 def _llm(said: Said, scores: Scores) -> Line:
-    before = scores.before.get(id(said), None if said.scores is None else said.scores[ENV])
+    count = len(said.candidates[ENV])
+    known = None if said.scores is None else said.scores[ENV, :count]
+    before = scores.before.get(id(said), known)
     update, after = scores.after.get(id(said), (None, None))
     chosen = int(said.chosen[ENV])
     return {

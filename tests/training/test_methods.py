@@ -225,6 +225,7 @@ def test_a_prior_without_a_student_is_refused() -> None:
 def _turn(num_envs: int) -> Any:
     class Shown:
         prompts = tuple(f"prompt {place}" for place in range(num_envs))
+        candidates = (ACTION_NAMES,) * num_envs
 
     return Shown()
 

@@ -31,6 +31,7 @@ from lamorel_ext.methods.preferences.updater import PairUpdater
 from lamorel_ext.methods.prompt_search import PromptSearch, PromptSearchOptions
 from lamorel_ext.methods.proxy_reward import ProxyReward, ProxyRewardOptions, question
 from lamorel_ext.methods.skills import Skills, SkillsOptions
+from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.randomness import Draws, make_rng
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import MemoryRecorder
@@ -89,6 +90,7 @@ def turn(
     )
     return SimpleNamespace(
         prompts=(prompt,),
+        candidates=(ACTION_NAMES,),
         step=step,
         stepped=SimpleNamespace(reached=SimpleNamespace(observations=observations)),
         decision=SimpleNamespace(actions=np.array([action])),

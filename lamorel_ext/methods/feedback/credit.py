@@ -80,7 +80,7 @@ def make_credit(config: Config, agent: Agent, rng: np.random.Generator) -> Credi
         )
     if kind == "followed":
         return credit_followed
-    if agent.teacher.options is None:
+    if not agent.lists_guidance:
         raise ConfigError(
             f"feedback.credit: {kind} needs a list of candidates; it can be chosen or followed"
         )

@@ -13,7 +13,7 @@ import torch
 
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.experience import Discount, Rollout, Said, Turn
+from lamorel_ext.experience import Discount, Rollout, Said, Turn, join_rows
 from lamorel_ext.methods.feedback.credit import Credit, Lesson, credit_chosen
 from lamorel_ext.methods.feedback.options import FeedbackOptions
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
@@ -207,7 +207,8 @@ def feedback_request(lessons: Sequence[Lesson], options: dict[str, Scalar]) -> U
     """The update that teaches what was said.
 
     Args:
-        lessons: Empty texts are left out: they have no probability to change.
+        lessons: Empty texts are left out: they have no probability to change; nor has the only text
+            of a state that lists no other.
         options: Of the server's feedback updater.
     """
     prompts = [prompt for lesson in lessons for prompt in lesson.said.prompts]
@@ -216,8 +217,11 @@ def feedback_request(lessons: Sequence[Lesson], options: dict[str, Scalar]) -> U
     signals = np.concatenate([lesson.signals for lesson in lessons])
     log_probs = np.concatenate([lesson.old_log_probs for lesson in lessons])
     likelihoods = [lesson.likelihoods for lesson in lessons if lesson.likelihoods is not None]
+    fewest = 2 if options["normalise"] else 1
     kept = [
-        i for i, (texts, choice) in enumerate(zip(candidates, chosen, strict=True)) if texts[choice]
+        i
+        for i, (texts, choice) in enumerate(zip(candidates, chosen, strict=True))
+        if texts[choice] and len(texts) >= fewest
     ]
     return UpdateRequest(
         updater="feedback",
@@ -230,7 +234,7 @@ def feedback_request(lessons: Sequence[Lesson], options: dict[str, Scalar]) -> U
             "signals": torch.from_numpy(signals[kept]),
             "old_log_probs": torch.from_numpy(log_probs[kept]),
             **(
-                {"likelihoods": torch.from_numpy(np.concatenate(likelihoods)[kept])}
+                {"likelihoods": torch.from_numpy(join_rows(likelihoods, missing=0.0)[kept])}
                 if likelihoods
                 else {}
             ),

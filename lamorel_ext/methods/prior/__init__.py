@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.agents.llm_teachers import candidate_table
+from lamorel_ext.agents.network import IMPOSSIBLE
 from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.agents.student_ppo import LossTerm
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Rollout
 from lamorel_ext.methods.base import Method, MethodSetting
 from lamorel_ext.options import number
-from lamorel_ext.prompts import ACTION_NAMES
-from lamorel_ext.randomness import log_softmax
+from lamorel_ext.randomness import log_softmax, uniform
 from lamorel_ext.rl import kl_divergence
 
 
@@ -105,7 +105,11 @@ class Prior(Method):
     def _log_probs(self, rollout: Rollout) -> np.ndarray:
         """``(num_steps * num_envs, actions)`` in nats: the LLM's distribution in each state."""
         prompts = tuple(prompt for turn in rollout.turns for prompt in turn.prompts)
+        offered = tuple(texts for turn in rollout.turns for texts in turn.candidates)
         if self._args.source == "uniform":
-            return np.full((len(prompts), len(ACTION_NAMES)), -np.log(len(ACTION_NAMES)))
-        table = candidate_table(self.setting.llm, prompts, (ACTION_NAMES,) * len(prompts))
-        return log_softmax(table / self._args.temperature)
+            with np.errstate(divide="ignore"):
+                table = np.log(uniform([len(texts) for texts in offered]))
+        else:
+            table = candidate_table(self.setting.llm, prompts, offered) / self._args.temperature
+        # As the student has it: what a state does not offer is about impossible for both.
+        return np.maximum(log_softmax(table), IMPOSSIBLE)

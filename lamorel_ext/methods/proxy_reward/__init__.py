@@ -15,7 +15,6 @@ from lamorel_ext.agents.llm_teachers import candidate_table
 from lamorel_ext.experience import Turn
 from lamorel_ext.methods.base import Method, MethodSetting
 from lamorel_ext.options import number
-from lamorel_ext.prompts.templates import action_name
 
 ANSWERS = ("yes", "no")
 
@@ -102,7 +101,7 @@ class ProxyReward(Method):
             for env, action in enumerate(turn.decision.actions):
                 seen = ", ".join(reached.descriptions[env])
                 told = self._told[env]
-                told.append(f"{action_name(int(action))}: {seen}")
+                told.append(f"{turn.candidates[env][action]}: {seen}")
                 del told[: -self._args.window]
                 self._steps[env] += 1
                 ended = bool(turn.step.done[env])

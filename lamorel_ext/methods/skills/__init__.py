@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lamorel_ext.agents.features import FEATURE_SIZE, encode_observations
+from lamorel_ext.agents.features import encode_states, feature_size
 from lamorel_ext.agents.guidance import Vocabulary, choose_guidance, every_guidance, make_vocabulary
 from lamorel_ext.agents.llm_teachers import LlmTeacher
 from lamorel_ext.agents.making import AgentSetting
@@ -25,7 +25,7 @@ from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Guidance, Rollout, Scene
 from lamorel_ext.options import number
 from lamorel_ext.randomness import Draws, sample_rows
-from lamorel_ext.types import LlmClient
+from lamorel_ext.types import LlmClient, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,14 @@ class SkillValues(nn.Module):
 
     Args:
         num_skills: Skills there are.
+        feature_size: Size of the vectors of states.
         hidden_size: Of the hidden layer.
         generator: Draws the initial weights.
     """
 
-    def __init__(self, num_skills: int, hidden_size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, num_skills: int, feature_size: int, hidden_size: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
 
         def weight(rows: int, columns: int, gain: float) -> nn.Parameter:
@@ -62,7 +65,7 @@ class SkillValues(nn.Module):
             return nn.Parameter(drawn)
 
         self.first, self.first_bias = (
-            weight(hidden_size, FEATURE_SIZE, 2.0**0.5),
+            weight(hidden_size, feature_size, 2.0**0.5),
             nn.Parameter(torch.zeros(hidden_size)),
         )
         self.last, self.last_bias = (
@@ -71,7 +74,7 @@ class SkillValues(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(n, skills)``, logits of the estimates, from ``(n, FEATURE_SIZE)``."""
+        """``(n, skills)``, logits of the estimates, from ``(n, feature_size)``."""
         hidden = torch.relu(F.linear(features, self.first, self.first_bias))
         return F.linear(hidden, self.last, self.last_bias)
 
@@ -80,9 +83,14 @@ class SkillTeacher:
     """Draws a skill in proportion to the LLM's probability times the value. See ``Teacher``."""
 
     def __init__(
-        self, llm: LlmClient, vocabulary: Vocabulary, values: SkillValues, choose: str
+        self,
+        llm: LlmClient,
+        vocabulary: Vocabulary,
+        values: SkillValues,
+        choose: str,
+        task: TaskSpec,
     ) -> None:
-        self._speaker = LlmTeacher(llm, vocabulary)
+        self._speaker, self._task = LlmTeacher(llm, vocabulary), task
         self._vocabulary, self._values, self._choose = vocabulary, values, choose
         self.guidance_codes = vocabulary.size
         self.options: Guidance | None = every_guidance(vocabulary)
@@ -98,7 +106,7 @@ class SkillTeacher:
         if self._choose != "values":
             probs = probs * self._speaker.distribution(scene)
         if self._choose != "llm":
-            features = torch.from_numpy(encode_observations(scene.observations))
+            features = torch.from_numpy(encode_states(scene.observations, self._task))
             with torch.inference_mode():
                 probs = probs * torch.sigmoid(self._values(features)).double().numpy()
         normalised: np.ndarray = probs / probs.sum(axis=1, keepdims=True)
@@ -115,7 +123,10 @@ class Skills(StudentAgent):
         kind = config.guidance.vocabulary
         if kind == "free":
             raise ConfigError("guidance.vocabulary: skills are a list, free text is none")
-        vocabulary = make_vocabulary(kind)
+        task = setting.task
+        if task.by_state:
+            raise ConfigError("agent: skills need the same actions in every state")
+        vocabulary = make_vocabulary(kind, task.action_texts)
         generator = torch.Generator().manual_seed(setting.seed)
         network = StudentNetwork(
             vocabulary.size,
@@ -124,10 +135,14 @@ class Skills(StudentAgent):
             args.kappa,
             generator,
             args.kappa_mode != "initial",
+            len(task.action_texts),
+            feature_size(task),
         )
-        self.skill_values = SkillValues(vocabulary.size, options.hidden_size, generator)
-        teacher = SkillTeacher(setting.llm, vocabulary, self.skill_values, options.choose)
-        super().__init__(network, teacher, args, reads_prompts=options.choose != "values")
+        self.skill_values = SkillValues(
+            vocabulary.size, feature_size(task), options.hidden_size, generator
+        )
+        teacher = SkillTeacher(setting.llm, vocabulary, self.skill_values, options.choose, task)
+        super().__init__(network, teacher, args, options.choose != "values", task)
         self._options = options
         self._skill_optimizer = FlatAdam(list(self.skill_values.parameters()))
         self.columns = (*self.columns, "skills_loss")

@@ -1,0 +1,264 @@
+"""Environments of the user's own: any text game becomes a batch, and what is wrong is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from lamorel_ext.config import EnvArgs, Plug
+from lamorel_ext.envs.own import look_at, own_batch
+from lamorel_ext.errors import CheckpointError, EnvError
+from lamorel_ext.types import ObservationBatch, StepBatch
+
+SEEDS = lambda copy, episode: 100 * copy + episode  # noqa: E731
+
+
+class Count(gymnasium.Env[Any, Any]):
+    """Counts up from what the seed says; three actions by number."""
+
+    action_texts: tuple[str, ...] = ("stay", "one more", "stop")
+    action_space: gymnasium.Space[Any] = gymnasium.spaces.Discrete(3)
+
+    def __init__(self, gain: float = 1.0, shape: tuple[int, ...] = ()) -> None:
+        self.gain, self.shape = gain, tuple(shape)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.number = int(self.np_random.integers(10))
+        return self.seen(), self.info()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.number += action == 1
+        return self.seen(), self.gain * (action == 2), bool(action == 2), False, self.info()
+
+    def seen(self) -> Any:
+        text = f"You are at {self.number}\n\nGo on"
+        if not self.shape:
+            return text
+        return {"text": text, "mission": "count", "features": np.full(self.shape, self.number)}
+
+    def info(self) -> dict[str, Any]:
+        return {}
+
+
+class Lists(Count):
+    """Each state lists as many texts as its number says; ``step`` gets the text."""
+
+    action_texts = ()
+    action_space = gymnasium.spaces.Text(20)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert isinstance(action, str)
+        self.number += 1
+        return self.seen(), -1.0, action == "say 0", False, self.info() | {"success": True}
+
+    def info(self) -> dict[str, Any]:
+        return {"admissible": [f"say {i}" for i in range(1 + self.number % 4)]}
+
+
+class Drifts(Count):
+    starts = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        Drifts.starts += 1
+        self.number = Drifts.starts
+        return self.seen(), {}
+
+
+class Keeps(Drifts):
+    def get_state(self) -> dict[str, int]:
+        return {"number": self.number}
+
+    def set_state(self, state: dict[str, int]) -> tuple[Any, dict[str, Any]]:
+        self.number = state["number"]
+        return self.seen(), {}
+
+
+class NotANumber(Count):
+    def __init__(self) -> None:
+        super().__init__(gain=float("nan"))
+
+
+class Grows(Count):
+    def seen(self) -> Any:
+        return {"text": "a", "features": np.zeros(getattr(self, "number", 1) + 1)}
+
+
+class Many(Count):
+    action_space = gymnasium.spaces.Discrete(4)
+
+
+class Silent(Count):
+    action_texts = ()
+
+
+class Pictures(Count):
+    def seen(self) -> Any:
+        return np.zeros((3, 3))
+
+
+class Batches:
+    """A batch of one's own, of which each copy counts its steps."""
+
+    def make_batch(self, num_envs: int, episode_seed: Any) -> "OwnSteps":
+        return OwnSteps(num_envs)
+
+
+class OwnSteps:
+    action_texts = ("wait", "go")
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+
+    def reset(self) -> ObservationBatch:
+        self.steps = 0
+        return self.observe()
+
+    def observe(self) -> ObservationBatch:
+        return ObservationBatch(("",) * self.num_envs, ((f"step {self.steps}",),) * self.num_envs)
+
+    def step(self, actions: np.ndarray) -> StepBatch:
+        self.steps += 1
+        seen, ends = self.observe(), np.zeros(self.num_envs, dtype=bool)
+        return StepBatch(seen, seen, np.full(self.num_envs, 0.5), ends, ends)
+
+    def close(self) -> None:
+        pass
+
+
+def own(cls: type, **values: Any) -> EnvArgs:
+    keywords = values.pop("keywords", {})
+    return EnvArgs(own=Plug(f"{__name__}.{cls.__name__}", json.dumps(keywords)), **values)
+
+
+def test_lines_of_the_text_are_sentences_and_fixed_texts_are_offered() -> None:
+    env = own_batch(own(Count), 2, SEEDS)
+    seen = env.reset()
+    assert seen.descriptions[0][1] == "Go on" and seen.missions == ("", "")
+    assert seen.actions == (("stay", "one more", "stop"),) * 2
+    assert not len(seen.images) and not len(seen.features)
+
+
+def test_episodes_follow_from_copy_and_number_alone() -> None:
+    def starts(actions: list[int]) -> list[str]:
+        env = own_batch(own(Count), 2, SEEDS)
+        found = [env.reset().descriptions[1][0]]
+        for action in actions:
+            step = env.step(np.array([1, action]))
+            if step.done[1]:
+                found.append(step.current.descriptions[1][0])
+        return found
+
+    assert starts([2, 2, 2]) == starts([1, 2, 0, 2, 1, 1, 2])
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2), (1, 2, 3)])
+def test_features_of_any_shape_are_flat_numbers(shape: tuple[int, ...]) -> None:
+    args = own(Count, keywords={"shape": shape})
+    seen = own_batch(args, 2, SEEDS).reset()
+    assert seen.features.shape == (2, int(np.prod(shape))) and seen.features.dtype == np.float32
+    assert seen.missions == ("count", "count")
+    assert look_at(args, 0).feature_size == int(np.prod(shape))
+
+
+def test_each_state_lists_its_own_texts_and_step_gets_the_text() -> None:
+    env = own_batch(own(Lists), 3, SEEDS)
+    seen = env.reset()
+    assert look_at(own(Lists), 0).by_state
+    step = env.step(np.array([len(texts) - 1 for texts in seen.actions]))
+    assert step.reached.actions != seen.actions
+    assert len(step.reached.take(np.array([2])).actions) == 1
+
+
+@pytest.mark.parametrize("above, expected", [(0.0, True), (0.5, True), (1.0, False)])
+def test_success_is_a_return_above_a_threshold(above: float, expected: bool) -> None:
+    env = own_batch(own(Count, success_above=above), 1, SEEDS)
+    env.reset()
+    assert env.step(np.array([2])).succeeded == [expected]
+
+
+def test_success_is_what_the_environment_says_whatever_the_return() -> None:
+    env = own_batch(own(Lists), 1, SEEDS)
+    env.reset()
+    step = env.step(np.array([0]))
+    assert step.rewards[0] < 0 and step.succeeded is not None and step.succeeded[0]
+
+
+def test_a_limit_cuts_an_episode_off_without_success() -> None:
+    env = own_batch(own(Count, max_steps=2, success_above=-1.0), 1, SEEDS)
+    env.reset()
+    assert not env.step(np.array([0])).done[0]
+    step = env.step(np.array([0]))
+    assert step.truncated[0] and not step.terminated[0]
+
+
+@pytest.mark.parametrize("cls, keywords", [(Count, {}), (Count, {"shape": [2]}), (Lists, {})])
+def test_a_saved_state_comes_back_through_json(cls: type, keywords: dict[str, Any]) -> None:
+    args = own(cls, keywords=keywords)
+    env, rng = own_batch(args, 3, SEEDS), np.random.default_rng(0)
+    seen = env.reset()
+    for _ in range(9):
+        seen = env.step(np.array([rng.integers(len(texts)) for texts in seen.actions])).current
+    other = own_batch(args, 3, SEEDS)
+    again = other.restore(json.loads(json.dumps(env.state())))
+    assert (again.descriptions, again.actions) == (seen.descriptions, seen.actions)
+    actions = np.array([len(texts) - 1 for texts in seen.actions])
+    one, two = env.step(actions), other.step(actions)
+    assert one.current.descriptions == two.current.descriptions
+    assert np.array_equal(one.rewards, two.rewards)
+
+
+def test_what_is_not_deterministic_needs_its_own_state() -> None:
+    for cls in (Drifts, Keeps):
+        env = own_batch(own(cls), 1, SEEDS)
+        env.reset()
+        seen, state = env.step(np.array([1])).current, env.state()
+        other = own_batch(own(cls), 1, SEEDS)
+        if cls is Drifts:
+            with pytest.raises(CheckpointError, match="copy 0.*get_state"):
+                other.restore(state)
+        else:
+            assert other.restore(state).descriptions == seen.descriptions
+
+
+@pytest.mark.parametrize(
+    "cls, words",
+    [
+        (NotANumber, "copy 0.*reward: expected a finite number, got nan"),
+        (Grows, "features: expected .* numbers"),
+        (Many, "action_texts: expected 4 texts"),
+        (Silent, "expected action_texts, or a list of texts in info"),
+        (Pictures, "expected a text, or a dictionary with text"),
+    ],
+)
+def test_what_is_wrong_is_named(cls: type, words: str) -> None:
+    env = own_batch(own(cls), 2, SEEDS)
+    with pytest.raises(EnvError, match=words):
+        env.reset()
+        env.step(np.array([0, 2]))
+
+
+def test_what_is_no_environment_is_named() -> None:
+    with pytest.raises(EnvError, match="without reset"):
+        own_batch(EnvArgs(own=Plug("pathlib.Path")), 1, SEEDS)
+
+
+def test_a_batch_of_ones_own_is_taken_as_it_is() -> None:
+    env = own_batch(own(Batches), 3, SEEDS)
+    assert env.reset().actions == (("wait", "go"),) * 3
+    assert env.step(np.zeros(3)).current.descriptions[2] == ("step 1",)
+    assert look_at(own(Batches), 0).action_texts == ("wait", "go")
+
+
+def test_the_examples_are_environments_as_gymnasium_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = Path(__file__).resolve().parents[2] / "docs/bring-your-own/environment"
+    monkeypatch.syspath_prepend(str(folder))
+    corridor = look_at(EnvArgs(own=Plug("my_game.Corridor")), 0)
+    assert len(corridor.action_texts) == 3 and corridor.has_expert
+    assert look_at(EnvArgs(own=Plug("my_kitchen.Kitchen")), 0).by_state

@@ -1,0 +1,53 @@
+"""The examples of docs/bring-your-own/environment, from a folder of the user's own."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.test_own_code import program, rows
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs/bring-your-own/environment"
+SHORT = [
+    "run.total_steps=32", "env.num_envs=2", "student.num_steps=8", "ppo.num_steps=8",
+    "run.eval_every=32", "run.eval_episodes=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for path in EXAMPLES.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("target", ["my_game.Corridor", "my_kitchen.Kitchen"])
+def test_an_own_environment_is_compared_and_named_in_the_report(folder: Path, target: str) -> None:
+    arms = "compare.arms=[llm_policy,teacher_feedback_gae,drrn]"
+    made = program(
+        folder, "compare", f"env._target_={target}", arms, "compare.seeds=[0]",
+        "compare.output_dir=out", *SHORT,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-2000:]
+    assert target in (folder / "out" / "report.html").read_text()
+    last = rows(next((folder / "out").glob("*feedback*/seed_0/metrics.csv")))[-1]
+    assert float(last["env_steps"]) == 32 and float(last["eval_exact"]) == 0
+
+
+@pytest.mark.parametrize(
+    "overrides, status, words",
+    [
+        (["run.evaluation=exact"], 2, "offers no exact_evaluator"),
+        (["arm=bot", "env._target_=my_kitchen.Kitchen"], 2, "offers no expert_action"),
+        (["env.size=big"], 1, ""),
+        (["env.language=fr"], 2, "env.language: must be en"),
+        (["env.action_texts=[a,b]"], 1, "expected 3 texts"),
+    ],
+)
+def test_what_an_own_environment_cannot_do_is_refused(
+    folder: Path, overrides: list[str], status: int, words: str
+) -> None:
+    ended = program(
+        folder, "train", "env._target_=my_game.Corridor", "arm=student_alone", *SHORT, *overrides
+    )
+    assert (ended.returncode, words in ended.stderr) == (status, True), ended.stderr[-1500:]
