@@ -14,7 +14,7 @@ from lamorel_ext.errors import ConfigError
 SUFFIXES = (".z8", ".ulx")
 
 
-class TextWorldQuest(gymnasium.Env[dict[str, str], str]):
+class TextWorldQuest(gymnasium.Env[Any, str]):
     """Games that ``tw-make`` made. The seed of an episode says which of them is played; the game
     itself draws nothing. Each state lists its admissible commands.
 

@@ -99,11 +99,11 @@ class PromptHistory:
             actions: ``(num_envs,)``, the environment actions that were taken.
             step: What they led to.
         """
-        for index, (window, action, sentences) in enumerate(
+        for place, (window, action, sentences) in enumerate(
             zip(self._windows, actions, step.reached.descriptions, strict=True)
         ):
             window.actions.append(_text_of(int(action), window.offered))
-            window.offered = _offered(step.reached, index)
+            window.offered = _offered(step.reached, place)
             window.observations.append(sentences)
             if len(window.observations) > self.history:
                 window.observations.popleft()

@@ -21,12 +21,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("target", ["my_game.Corridor", "my_kitchen.Kitchen"])
-def test_an_own_environment_is_compared_and_named_in_the_report(folder: Path, target: str) -> None:
-    arms = "compare.arms=[llm_policy,teacher_feedback_gae,drrn]"
+@pytest.mark.parametrize(
+    "target, other", [("my_game.Corridor", "llm_policy"), ("my_kitchen.Kitchen", "drrn")]
+)
+def test_an_own_environment_is_compared_and_named_in_the_report(
+    folder: Path, target: str, other: str
+) -> None:
     made = program(
-        folder, "compare", f"env._target_={target}", arms, "compare.seeds=[0]",
-        "compare.output_dir=out", *SHORT,
+        folder, "compare", f"env._target_={target}", f"compare.arms=[{other},teacher_feedback_gae]",
+        "compare.seeds=[0]", "compare.controls=[]", "compare.output_dir=out", *SHORT,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr[-2000:]
     assert target in (folder / "out" / "report.html").read_text()

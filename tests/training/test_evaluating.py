@@ -9,6 +9,7 @@ import torch
 
 from lamorel_ext.agents.actors import ExpertActor, UniformActor
 from lamorel_ext.agents.features import encode_observations
+from lamorel_ext.agents.guidance import NO_HINT
 from lamorel_ext.agents.making import make_agent
 from lamorel_ext.config import ArmArgs, Config, EnvArgs, FeedbackArgs, GuidanceArgs, RunArgs
 from lamorel_ext.envs.babyai.enumeration import evaluate_policy, state_table
@@ -164,7 +165,7 @@ def test_following_a_subgoal_without_an_action_is_acting_at_random():
     agent = make_agent(config, TableLlm())
     scene = ExactEvaluator(config.env).scene
     probs, said = agent.follower.action_probs(scene), agent.teacher.distribution(scene)
-    silent = agent.teacher.options.hints == 6
+    silent = agent.teacher.options.hints == NO_HINT
     assert silent.any()
     drop = agent.teacher.options.hints == 4
     np.testing.assert_allclose(

@@ -9,7 +9,7 @@ import gymnasium
 ROOMS = {"hall": ("kitchen", "cellar"), "kitchen": ("hall",), "cellar": ("hall",)}
 
 
-class Kitchen(gymnasium.Env[dict[str, Any], str]):
+class Kitchen(gymnasium.Env[Any, str]):
     """The kitchen is locked, the key is in the cellar or in the hall, the food in the kitchen.
 
     Args:
