@@ -81,11 +81,11 @@ def read_policy(
 def evaluate_all(
     config: Config, llm: LlmClient | None, checkpoint: Checkpoint | None, name: str
 ) -> list[Score]:
-    """The policy, its teacher followed blindly where it has one, random actions and the bot, on the
-    same episodes.
+    """The policy, its teacher followed blindly where it has one, random actions and the bot, where
+    there is one, on the same episodes.
     """
     from lamorel_ext.agents.actors import ExpertActor, UniformActor
-    from lamorel_ext.training.building import make_env
+    from lamorel_ext.training.building import make_env, task_of
     from lamorel_ext.training.run import TrainingRun
 
     with TrainingRun(config, llm, make_env) as run:
@@ -94,11 +94,10 @@ def evaluate_all(
         scores = [evaluate(config, run.agent, name, signals)]
         if run.agent.follower is not None:
             scores.append(evaluate(config, run.agent.follower, "its teacher, followed", signals))
-    return [
-        *scores,
-        evaluate(config, UniformActor(), "random"),
-        evaluate(config, ExpertActor(), "bot", with_experts=True),
-    ]
+    scores.append(evaluate(config, UniformActor(), "random"))
+    if task_of(config).has_expert:
+        scores.append(evaluate(config, ExpertActor(), "bot", with_experts=True))
+    return scores
 
 
 def evaluate(

@@ -1,7 +1,7 @@
 """Environments of the user's own, which ``env._target_`` names: any Gymnasium environment that
 shows a text becomes a ``BatchedEnv``, in this process, one copy after the other.
 
-What the environment has to offer (docs/bring-your-own/environment/README.md has examples):
+What the environment has to offer (docs/own/environment/README.md has examples):
 
 * **Observations**: a text, or a dictionary with ``text`` and optionally ``mission`` (a text) and
   ``features`` (numbers of any shape, always the same). Lines of the text become sentences.

@@ -257,7 +257,7 @@ def test_a_batch_of_ones_own_is_taken_as_it_is() -> None:
 def test_the_examples_are_environments_as_gymnasium_has_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = Path(__file__).resolve().parents[2] / "docs/bring-your-own/environment"
+    folder = Path(__file__).resolve().parents[2] / "docs/own/environment"
     monkeypatch.syspath_prepend(str(folder))
     corridor = look_at(EnvArgs(own=Plug("my_game.Corridor")), 0)
     assert len(corridor.action_texts) == 3 and corridor.has_expert

@@ -1,4 +1,4 @@
-"""The examples of docs/bring-your-own/environment, from a folder of the user's own."""
+"""The examples of docs/own/environment, from a folder of the user's own."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tests.experiments.test_own_code import program, rows
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "docs/bring-your-own/environment"
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs/own/environment"
 SHORT = [
     "run.total_steps=32", "env.num_envs=2", "student.num_steps=8", "ppo.num_steps=8",
     "run.eval_every=32", "run.eval_episodes=2",
@@ -33,8 +33,15 @@ def test_an_own_environment_is_compared_and_named_in_the_report(
     )  # fmt: skip
     assert made.returncode == 0, made.stderr[-2000:]
     assert target in (folder / "out" / "report.html").read_text()
-    last = rows(next((folder / "out").glob("*feedback*/seed_0/metrics.csv")))[-1]
+    run = next((folder / "out").glob("*feedback*/seed_0"))
+    last = rows(run / "metrics.csv")[-1]
     assert float(last["env_steps"]) == 32 and float(last["eval_exact"]) == 0
+    package = target.split(".")[0]
+    tested = program(
+        folder, "evaluate", f"policy={run}", "--trust", package, "run.eval_episodes=2"
+    )
+    assert tested.returncode == 0, tested.stderr[-2000:]
+    assert "random" in tested.stdout
 
 
 @pytest.mark.parametrize(
