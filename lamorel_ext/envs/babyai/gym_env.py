@@ -4,25 +4,34 @@ words.
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from lamorel_ext.envs.babyai.describe import Language, describe
 from lamorel_ext.envs.babyai.levels import level_ids, level_spec, make_level
+from lamorel_ext.envs.texts import SharedText
 from lamorel_ext.errors import LevelError
 
 NAMESPACE = "BabyAI-Text"
 NUM_ACTIONS = 7
+LONGEST_TEXT = 4_096
+"""Characters of a state's sentences at most: 52 of them, none longer than 70."""
+LONGEST_MISSION = 512
+"""Characters of a mission at most: four tasks with two objects each."""
+LETTERS = string.ascii_letters + string.digits + " ,\n" + "àéîû"
+"""What sentences and missions are written in, French ones too."""
 
 
 class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
     """One level, with sentences.
 
-    Observations are minigrid's: ``image`` ``(7, 7, 3)`` uint8, ``direction`` and ``mission``. Every
-    ``info`` holds ``descriptions``, the list of sentences of the state, and ``mission``. Equal
-    seeds give equal episodes, those of the original BabyAI-Text.
+    Observations are minigrid's and the sentences of the state: ``image`` ``(7, 7, 3)`` uint8,
+    ``direction``, ``mission``, and ``text``, one sentence a line. Every ``info`` holds
+    ``descriptions``, the same sentences as a list, and ``mission``. Equal seeds give equal
+    episodes, those of the original BabyAI-Text. A copy of a running environment, by ``copy`` or
+    ``pickle``, goes on as the environment does.
 
     A success gives ``1 - 0.9 * step / max_steps`` and terminates the episode, every other step
     gives 0. The step limit truncates it; a success on the last allowed step does both.
@@ -53,7 +62,7 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
         self.language: Language = sentence_language(level, language)
         self.level = make_level(level, num_distractors, max_steps)
         self.level.render_mode = self.render_mode = render_mode
-        self.observation_space = self.level.observation_space
+        self.observation_space = _with_sentences(self.level.observation_space)
         self.action_space = self.level.action_space
         self._running: bool | None = None
 
@@ -68,7 +77,7 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
         ):  # levels that begin with something in the hand put it there after minigrid looked
             observation = self.level.gen_obs()
         self._running = True
-        return observation, self._info(observation["image"])
+        return observation, self._say(observation)
 
     def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Take an action, 0 to 6.
@@ -86,13 +95,8 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
             raise LevelError(f"actions are 0 to {NUM_ACTIONS - 1}, got {action}")
         observation, reward, terminated, truncated, _ = self.level.step(int(action))
         self._running = not (terminated or truncated)
-        return (
-            observation,
-            float(reward),
-            bool(terminated),
-            bool(truncated),
-            self._info(observation["image"]),
-        )
+        info = self._say(observation)
+        return observation, float(reward), bool(terminated), bool(truncated), info
 
     def render(self) -> Any:
         """As minigrid renders."""
@@ -108,11 +112,22 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.level, name)
 
-    def _info(self, image: np.ndarray) -> dict[str, Any]:
-        return {
-            "descriptions": list(describe(image, language=self.language)),
-            "mission": self.level.mission,
-        }
+    def _say(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """Put the sentences into the observation; gives what ``info`` holds."""
+        sentences = list(describe(observation["image"], language=self.language))
+        observation["text"] = "\n".join(sentences)
+        return {"descriptions": sentences, "mission": self.level.mission}
+
+
+def _with_sentences(seen: Any) -> gymnasium.spaces.Dict:
+    """minigrid's space of observations with the sentences; the mission's space is a plain one,
+    since Gymnasium's vector environments do not know minigrid's.
+    """
+    texts = {"mission": LONGEST_MISSION, "text": LONGEST_TEXT}
+    spaces = {
+        name: SharedText(longest, min_length=0, charset=LETTERS) for name, longest in texts.items()
+    }
+    return gymnasium.spaces.Dict({**seen.spaces, **spaces})
 
 
 def sentence_language(level: str, language: Language | None) -> Language:

@@ -168,11 +168,17 @@ def _refined(build: type[RoomGridLevel]) -> type[RoomGridLevel]:
     def gen_obs(self: RoomGridLevel) -> dict[str, Any]:
         return {"image": symbolic_view(self), "direction": self.agent_dir, "mission": self.mission}
 
-    return type(
-        build.__name__,
-        (build,),
-        {"_gen_grid": _gen_grid, "gen_obs": gen_obs, "__module__": __name__},
-    )
+    def __reduce__(self: RoomGridLevel) -> tuple[Any, ...]:
+        # the class has no name to be found by; a window is opened again by whoever wants one
+        return _blank, (build,), {**self.__dict__, "window": None, "clock": None}
+
+    methods = {"_gen_grid": _gen_grid, "gen_obs": gen_obs, "__reduce__": __reduce__}
+    return type(build.__name__, (build,), {**methods, "__module__": __name__})
+
+
+def _blank(build: Any) -> RoomGridLevel:
+    """A level of the refined class, for a copy's state to be put into."""
+    return object.__new__(_refined(build))
 
 
 _BOT_SCENES = (
