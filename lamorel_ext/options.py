@@ -5,7 +5,7 @@ request on the wire and to the updater that reads it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def out_of_bounds(group: Any, prefix: str = "") -> list[str]:
     for spec in fields(group):
         value, bounds = getattr(group, spec.name), spec.metadata.get("bounds", {})
         several = isinstance(value, tuple)
-        for place, item in enumerate(value if several else (value,)):
+        for place, item in enumerate(_flat(value) if several else (value,)):
             key = f"{prefix}{spec.name}" + (f"[{place}]" if several and is_dataclass(item) else "")
             if is_dataclass(item):
                 problems += out_of_bounds(item, f"{key}.")
@@ -71,6 +71,15 @@ def out_of_bounds(group: Any, prefix: str = "") -> list[str]:
                     )
                     problems.append(f"{key}: {problem.replace(', got', word)}")
     return problems
+
+
+def _flat(values: tuple[Any, ...]) -> Iterator[Any]:
+    """What a tuple, or a tuple of tuples, holds."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _flat(value)
+        else:
+            yield value
 
 
 def _range(at_least: float, above: float, at_most: float) -> str:

@@ -194,8 +194,7 @@ def log_complement(log_probs: Tensor, chosen: Tensor) -> Tensor:
 
 
 def log1mexp(log_p: Tensor) -> Tensor:
-    """``log(1 - exp(log_p))`` without cancellation (Maechler 2012, "Accurately computing log(1 -
-    exp(-|a|))").
+    """``log(1 - exp(log_p))`` without cancellation (Maechler 2012, ``log1mexp``).
 
     Where p rounds to one, one minus p is taken as the precision of the number format. The gradient
     there is the one at that point, not zero, so that a text that is certain can still be unlearnt.

@@ -36,7 +36,7 @@ class DistributedSetupArgs:
     n_rl_processes: int = number(1, at_least=1)
     n_llm_processes: int = number(1, at_least=1)
     shards: Shards = "contiguous"
-    devices_per_process: tuple[tuple[int, ...], ...] = ()
+    devices_per_process: tuple[tuple[int, ...], ...] = number((), at_least=0)
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class EnvArgs:
     backend: Literal["auto", "minigrid", "vector", "table", "processes"] = "auto"
     num_workers: int = number(0, at_least=0)
     action_texts: tuple[str, ...] = ()
-    success_above: float = 0.0
+    success_above: float = number(0.0)
     max_steps: int | None = number(None, at_least=1)
     own: Plug = field(default_factory=Plug, metadata={"beside": True})
 

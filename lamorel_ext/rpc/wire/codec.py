@@ -1,16 +1,16 @@
 """The wire format: one frame is a fixed prefix, a JSON header and the raw bytes of the tensors.
 
-========  ======  ==================================================================================================
-bytes     field   meaning
-========  ======  ==================================================================================================
-4         magic   ``LMRX``
-1         version of this format; both ends must have the same
-1         kind    what the frame is (``Kind``)
-8         call id ties an answer to its request
-8         ticket  place in the global order of a request that makes the servers talk among themselves; 0 means none
-4         length  of the header
-8         length  of the payload
-========  ======  ==================================================================================================
+========  =======  ===============================================================================
+bytes     field    meaning
+========  =======  ===============================================================================
+4         magic    ``LMRX``
+1         version  of this format; both ends must have the same
+1         kind     what the frame is (``Kind``)
+8         call id  ties an answer to its request
+8         ticket   place in the global order of a request that makes the servers talk among themselves; 0 means none
+4         length   of the header
+8         length   of the payload
+========  =======  ===============================================================================
 
 The header is ASCII JSON: ``{"type": ..., "fields": {...}, "tensors": [{"dtype": ..., "shape":
 [...]}, ...]}``; the payload holds the tensors one after the other, each at a multiple of 16 bytes,

@@ -1,14 +1,14 @@
 """Nested plain values as JSON and raw tensor bytes: what a user of Lamorel may hand to a call.
 
-========================  ======================================================================
-None, bool, int, float,   themselves
+==========================  ======================================================================
+None, bool, int, float,     themselves
 str, list
-tuple                     ``{"tuple": [...]}``
-dictionary                ``{"dict": [[key, value], ...]}``; keys are strings, numbers or bools
-torch tensor              ``{"tensor": place}``, its place among the tensors of the message
-numpy array, numpy number ``{"array": place}``, ``{"number": place}``
-numpy array of texts      ``{"texts": [...], "shape": [...]}``
-========================  ======================================================================
+tuple                       ``{"tuple": [...]}``
+dictionary                  ``{"dict": [[key, value], ...]}``; keys are strings, numbers or bools
+torch tensor                ``{"tensor": place}``, its place among the tensors of the message
+numpy array, numpy number   ``{"array": place}``, ``{"number": place}``
+numpy array of texts        ``{"texts": [...], "shape": [...]}``
+==========================  ======================================================================
 
 Nothing else can be packed, and nothing else can come out of any bytes that arrive.
 """
