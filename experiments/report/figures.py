@@ -14,8 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.report.inline import Values
 from experiments.report.statistics import Interval
-from experiments.report.summary import Difference
+from experiments.report.summary import Difference, bracket, plain, signed
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 """Okabe and Ito's palette (2008), without its yellow, which vanishes on paper; and brown."""
@@ -39,7 +40,7 @@ class Picture:
     Attributes:
         name: File name without ending.
         caption: What it shows and how to read it.
-        svg: Vector graphics.
+        svg: Vector graphics, which tell each value under the pointer.
         png: Pixels.
         parts: Title and vector graphics of each panel, where a page may place them one by one.
     """
@@ -55,10 +56,15 @@ def forest(name: str, differences: Sequence[Difference]) -> Picture:
     """Difference of each arm with its interval, and every pair of runs as a dot."""
     theirs, rows = differences[0].theirs, len(differences)
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: Axes, told: Values) -> None:
         for row, difference in enumerate(differences):
             place, interval = rows - 1 - row, difference.interval
             values = list(difference.per_run.values())
+            for (task, seed), value in difference.per_run.items():
+                words = f"{difference.ours}, {task}, seed {seed}: {signed(value)}"
+                told.add(axes, value, place - 0.14, words)
+            words = f"{difference.ours}: {signed(interval.estimate)} {bracket(interval, signed)}"
+            told.add(axes, interval.estimate, place, words)
             colour = COLOURS[0] if difference.is_ahead or difference.is_behind else "#6b6b6b"
             axes.plot(
                 values, np.full(len(values), place - 0.14), "o", color="#b5b5b5", markersize=2.5
@@ -100,7 +106,7 @@ def dots(
     row_inches = 0.2 + 0.085 * len(series)
     named = 0.17 / row_inches  # the share of a row that its name takes
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: Axes, told: Values) -> None:
         for number, (title, intervals) in enumerate(series.items()):
             offset = 0.5 - named - (1 - named) * (number + 0.5) / len(series)
             shown = [
@@ -112,10 +118,13 @@ def dots(
                 COLOURS[number % len(COLOURS)],
                 MARKERS[number // len(COLOURS) % len(MARKERS)],
             )
-            for place, interval in shown:
+            named_rows = [row for row, i in zip(rows, intervals, strict=True) if i is not None]
+            for row, (place, interval) in zip(named_rows, shown, strict=True):
                 axes.plot(
                     [interval.low, interval.high], [place, place], color=colour, linewidth=1.3
                 )
+                words = f"{row}, {title}: {plain(interval.estimate)} {bracket(interval)}"
+                told.add(axes, interval.estimate, place, words)
             axes.plot(
                 [i.estimate for _, i in shown],
                 [place for place, _ in shown],
@@ -170,12 +179,15 @@ def _name_rows(axes: Axes, names: Sequence[str], above: float) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _render(name: str, caption: str, draw: Callable[[Axes], None], height_inches: float) -> Picture:
+def _render(
+    name: str, caption: str, draw: Callable[[Axes, Values], None], height_inches: float
+) -> Picture:
     """Without dates or random ids, so that equal runs give equal files."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-        draw(figure.add_subplot())
+        told = Values()
+        draw(figure.add_subplot(), told)
         vector, pixels = io.StringIO(), io.BytesIO()
         figure.savefig(vector, format="svg", metadata={"Date": None})
         figure.savefig(pixels, format="png", dpi=200, metadata={"Software": None})
-    return Picture(name, caption, vector.getvalue(), pixels.getvalue())
+    return Picture(name, caption, told.put_into(vector.getvalue(), figure), pixels.getvalue())

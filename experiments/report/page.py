@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import re
 from collections.abc import Sequence
 
 from experiments.report.figures import Picture
+from experiments.report.inline import dark_colours, inlined
 
 Row = Sequence[str]
 
@@ -17,7 +17,6 @@ CSS = """
 @media screen and (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ec; --soft: #a9b2bb; --line: #3a434c; --tint: #20272e; --accent: #6cb8e6; --alarm: #f0905a;
           --page: #14191e; --warm: #35241a; }
-  figure img { background: #fff; border-radius: 4px; padding: 4px; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 1.2rem 1rem 3rem; color: var(--ink); background: var(--page); overflow-wrap: break-word;
@@ -36,9 +35,11 @@ nav p { margin: .2rem 0; }
 nav a { color: var(--accent); text-decoration: none; margin-right: .9em; }
 nav a:hover, nav a:focus { text-decoration: underline; }
 figure { margin: 1.1rem 0 1.6rem; break-inside: avoid; }
-figure img { width: 100%; max-width: 34rem; height: auto; display: block; }
+figure svg { width: 100%; max-width: 34rem; height: auto; display: block; }
+figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
+.values circle:hover { stroke: var(--ink); }
 figure .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .6rem 1.2rem; }
-figure .panels img { max-width: none; }
+figure .panels svg { max-width: none; }
 figcaption, .note { color: var(--soft); font-size: .88rem; margin-top: .4rem; }
 a { color: var(--accent); }
 .wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
@@ -66,7 +67,7 @@ pre { background: var(--tint); padding: .6rem; white-space: pre-wrap; overflow-w
   p, figcaption, .answer { max-width: none; }
   tr { break-inside: avoid; }
   .wide { overflow: visible; }
-  figure img { max-width: 12cm; }
+  figure svg { max-width: 12cm; }
   figure .panels { grid-template-columns: 1fr 1fr; }
   table { font-size: 7pt; width: 100%; }
   wbr { display: inline; }
@@ -92,10 +93,11 @@ def page(
     alarms = [f'<p class="alarm" role="note">{html.escape(sentence)}</p>' for sentence in warnings]
     first_lines = "\n".join([*paragraphs[:1], *alarms, *paragraphs[1:]])
     body = "\n".join(sections)
+    dark = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark_colours(body)} }} }}"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'  # noqa: E501
-        f"<title>{html.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{html.escape(title)}</h1>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{CSS}{dark}</style>\n</head>\n<body>\n<main>\n<h1>{html.escape(title)}</h1>\n"
         f'<div class="answer">\n{first_lines}\n</div>\n<nav aria-label="contents">\n{_contents(body)}\n</nav>\n{body}\n</main>\n</body>\n</html>\n'  # noqa: E501
     )
 
@@ -169,19 +171,17 @@ def subheading(title: str) -> str:
 
 def picture(drawn: Picture) -> str:
     """A figure with its caption; its panels stand side by side where there is room."""
-    caption = html.escape(drawn.caption)
+    caption, name = html.escape(drawn.caption), slug(drawn.name)
     if len(drawn.parts) < 2:
-        return f"<figure>{_image(drawn.svg, caption)}<figcaption>{caption}</figcaption></figure>"
+        whole = inlined(drawn.svg, name, drawn.caption)
+        return f"<figure>{whole}<figcaption>{caption}</figcaption></figure>"
     panels = "\n".join(
-        _image(svg, f"{html.escape(title)}: {caption}") for title, svg in drawn.parts
+        inlined(svg, f"{name}-{number}", f"{title}: {drawn.caption}")
+        for number, (title, svg) in enumerate(drawn.parts, start=1)
     )
     return (
         f'<figure><div class="panels">\n{panels}\n</div><figcaption>{caption}</figcaption></figure>'
     )
-
-
-def _image(svg: str, alt: str) -> str:
-    return f'<img alt="{alt}" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'  # noqa: E501
 
 
 def link(target: str, text: str) -> str:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from experiments.report.figures import STYLE, Dashes, Picture
+from experiments.report.inline import Values
 from experiments.report.results import Arm
 from experiments.report.roles import has_edge, is_control, is_online, without_edge
 
@@ -52,6 +53,8 @@ ONE_PANEL_ARMS = 7
 PANEL_INCHES = (4.3, 2.7)
 AA_CONTRAST = 4.55
 """WCAG's 4.5, with room for the rounding to eight bits."""
+TOLD_AT_MOST = 50
+"""Values of a curve that can be pointed at."""
 LETTER_INCHES = 0.064
 """Width of a letter of a label, on average and with room to spare."""
 LABEL_SAMPLE_INCHES = 0.24
@@ -211,37 +214,50 @@ def draw(
         for curve in drawn
     )
 
-    def fill(axes: Axes, panel: Panel) -> None:
+    def fill(axes: Axes, panel: Panel, told: Values) -> None:
         for line in panel.lines:
             if beside and line.arm in beside:
                 other = beside[line.arm]
+                _tell(told, axes, f"{line.arm}, its teacher followed blindly", other, axes_labels)
                 axes.plot(
                     other.x, other.y, color=line.colour, linestyle=":", linewidth=0.9, zorder=2.5
                 )
         _fill(axes, panel, series, axes_labels, (x_max or 1.0, 1.04 * y_max or 1.0), label_heights)
+        for line in panel.lines:
+            _tell(told, axes, line.arm, series[line.arm], axes_labels)
 
     columns = 1 if len(shown) == 1 else 2
     room = LABEL_SAMPLE_INCHES if label_heights else 0.0
     whole = _figure(shown, columns, fill, room)
     parts = tuple(
-        (panel.title, _svg(_figure([panel], 1, fill, room) if len(shown) > 1 else whole))
+        (panel.title, _svg(*(_figure([panel], 1, fill, room) if len(shown) > 1 else whole)))
         for panel in shown
     )
     return Picture(
-        name, caption, parts[0][1] if len(parts) == 1 else _svg(whole), _png(whole), parts
+        name, caption, parts[0][1] if len(parts) == 1 else _svg(*whole), _png(whole[0]), parts
     )
 
 
+def _tell(told: Values, axes: Axes, name: str, curve: Series, labels: tuple[str, str]) -> None:
+    """The values of a curve, of a long one some, for who points at them."""
+    for i in range(0, len(curve.x), -(-len(curve.x) // TOLD_AT_MOST)):
+        x, y, low, high = (float(part[i]) for part in (curve.x, curve.y, curve.low, curve.high))
+        ends = "" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+        place = f"{x:,.0f}" if curve.x.max() > 10 else f"{x:.2f}"
+        told.add(axes, x, y, f"{name}: {labels[1]} {y:.3f}{ends} at {place} ({labels[0]})")
+
+
 def _figure(
-    panels: Sequence[Panel], columns: int, fill: Callable[[Axes, Panel], None], room: float
-) -> Figure:
-    """Panels of one size, each with room for its labels, whatever they are."""
+    panels: Sequence[Panel], columns: int, fill: Callable[[Axes, Panel, Values], None], room: float
+) -> tuple[Figure, Values]:
+    """Panels of one size, each with room for its labels, whatever they are; and their values."""
     rows, (width, height) = -(-len(panels) // columns), PANEL_INCHES
     labels = (
         0.22
         + room
         + LETTER_INCHES * max(len(line.label) for panel in panels for line in panel.lines)
     )
+    told = Values()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(columns * width, rows * height))
         for place, panel in enumerate(panels):
@@ -257,8 +273,9 @@ def _figure(
                     )
                 ),
                 panel,
+                told,
             )
-    return figure
+    return figure, told
 
 
 def _fill(
@@ -391,12 +408,12 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, told: Values) -> str:
     """Without dates or random ids, so that equal runs give equal files."""
     text = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    return told.put_into(text.getvalue(), figure)
 
 
 def _png(figure: Figure) -> bytes:

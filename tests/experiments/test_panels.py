@@ -4,6 +4,7 @@ other.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import compose_cell
+from matplotlib.figure import Figure
 
+from experiments.report.inline import DARK, Values, in_the_dark
 from experiments.report.panels import (
     BLACK,
     GREY,
@@ -86,6 +89,38 @@ def test_words_on_white_have_enough_contrast_whatever_the_colour_of_their_line(
     ink = readable(colour)
     assert contrast_on_white(ink) >= 4.5
     assert (ink == colour.lower()) == (contrast_on_white(colour) >= 4.55)
+
+
+def contrast_in_the_dark(colour: str) -> float:
+    return 1.05 / contrast_on_white(colour) / (1.05 / contrast_on_white(DARK))
+
+
+@pytest.mark.parametrize("colour", [*PALETTE, GREY, BLACK, "#555555", "#b5b5b5"])
+def test_lines_and_words_are_as_clear_in_the_dark_as_on_white(colour: str) -> None:
+    wanted = min(14.0, max(3.0, contrast_on_white(colour)))
+    assert contrast_in_the_dark(in_the_dark(colour)) == pytest.approx(wanted, rel=0.1)  # 8 bits
+
+
+def test_grounds_are_dark_and_stripes_a_little_lighter() -> None:
+    assert in_the_dark("#ffffff") == DARK
+    assert 1 < contrast_in_the_dark(in_the_dark("#f4f6f8")) < 1.3
+
+
+def test_a_value_stands_where_its_point_is_drawn() -> None:
+    figure, told = Figure(figsize=(4, 2)), Values()
+    axes = figure.add_axes((0.25, 0.25, 0.5, 0.5))
+    axes.set_xlim(0, 10)
+    axes.set_ylim(0, 1)
+    told.add(axes, 10, 1, "a <b> & c")
+    told.add(axes, 0, 0, "below")
+    told.add(axes, float("nan"), 0, "nowhere")
+    made = told.put_into("<svg></svg>\n", figure)
+    assert re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', made) == [
+        ("216.0", "36.0"),
+        ("72.0", "108.0"),
+    ]
+    assert "<title>a &lt;b&gt; &amp; c</title>" in made and made.endswith("</g>\n</svg>\n")
+    assert Values().put_into("<svg></svg>", figure) == "<svg></svg>"
 
 
 def test_a_figure_is_drawn_as_a_whole_and_panel_by_panel() -> None:

@@ -241,15 +241,14 @@ def test_the_curves_are_listed_point_by_point(report: Path) -> None:
 
 def test_the_page_needs_nothing_outside_itself(report: Path) -> None:
     text = report.read_text()
-    assert (
-        re.findall(r"""(?:src|href)=["'](?!data:|#)""", text) == []
-        and "<script" not in text
-        and "@import" not in text
-        and "url(" not in text
-    )
+    named = set(re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']*)""", text))
+    assert named and named == {f"tables/{Path(name).name}" for name in named}
+    assert all((report.parent / name).is_file() for name in named)
+    assert "<script" not in text and "@import" not in text and re.findall(r"url\((?!#)", text) == []
     assert 'name="viewport"' in text and "@media print" in text
-    images = re.findall(r"<img [^>]*>", text)
-    assert len(images) == 8 and all(re.search(r'alt="[^"]{20,}"', image) for image in images)
+    images = re.findall(r"<svg [^>]*>", text)
+    assert len(images) == 8 and "<img" not in text
+    assert all(re.search(r'role="img" aria-label="[^"]{20,}"', image) for image in images)
     headings = (
         "Arms",
         "Curves",
@@ -261,10 +260,52 @@ def test_the_page_needs_nothing_outside_itself(report: Path) -> None:
     )
     for heading in headings:
         assert f"<h2>{heading}" in text
-    linked, places = re.findall('href="#([^"]+)"', text), re.findall('<section id="([^"]+)"', text)
+    linked, places = (
+        re.findall('<a href="#([^"]+)"', text),
+        re.findall('<section id="([^"]+)"', text),
+    )
     assert linked == places and len(set(places)) == len(places) == 9
     assert "python -m launchers compare --config-name hand" in text and "commit abc" in text
     assert "exact, by enumeration" in text
+
+
+def pictures(text: str) -> list[str]:
+    return re.findall(r"<svg role=.*?</svg>", text, re.DOTALL)
+
+
+def test_every_picture_of_the_page_has_ids_of_its_own_and_refers_to_them(report: Path) -> None:
+    text = report.read_text()
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids)) > 100
+    for picture in pictures(text):
+        own = set(re.findall(r'\bid="([^"]+)"', picture))
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', picture)) <= own
+
+
+def test_pictures_tell_their_values_under_the_pointer(report: Path) -> None:
+    text = report.read_text()
+    (curves,) = [picture for picture in pictures(text) if "success-by-steps-" in picture]
+    told = re.findall(r"<circle [^>]*><title>(.*?)</title>", curves)
+    by_point: dict[tuple[str, str], list[float]] = {}
+    for row in rows(report, "curves"):
+        by_point.setdefault((row["arm"], row["env_steps"]), []).append(float(row["success"]))
+    for (arm, steps), values in by_point.items():
+        start = f"{arm}: success rate {sum(values) / len(values):.3f}"
+        assert any(
+            line.startswith(start) and line.endswith(f" at {steps} (environment steps)")
+            for line in told
+        ), start
+    for name in ("success_by_steps", "difference_to_baseline", "controls"):
+        assert "<title>" in (report.parent / "figures" / f"{name}.svg").read_text()
+
+
+def test_every_colour_of_the_pictures_has_one_for_the_dark(report: Path) -> None:
+    text = report.read_text()
+    used = set(re.findall(r"var\(--c(\w{6}), #\1\)", text))
+    dark = text[text.rindex("prefers-color-scheme: dark") :].split("</style>")[0]
+    assert used == set(re.findall(r"--c(\w{6}): #\w{6};", dark)) and "000000" in used
+    styles = re.findall(r'style="([^"]*)"', "".join(pictures(text)))
+    assert not any("#" in re.sub(r"(var|url)\(.*?\)", "", style) for style in styles)
 
 
 def test_every_figure_is_there_as_svg_and_png(report: Path) -> None:
