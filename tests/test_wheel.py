@@ -104,7 +104,8 @@ def test_what_users_bring_runs_on_two_ranks_also_from_a_package_of_our_name(
 ) -> None:
     ended = run(
         installed / "lamorel-ext-launch", "compare", "compare.arms=[mine,stubborn]", "compare.seeds=[0]",
-        "compare.output_dir=out", *SHORT, cwd=folder,
+        "compare.output_dir=out", "lamorel_args.llm_args.initializer._target_=mine.Loud",
+        "lamorel_args.llm_args.initializer.word=hello", *SHORT, cwd=folder,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     page = (folder / "out" / "report.html").read_text()
