@@ -22,7 +22,11 @@ from experiments.viewer.page import MARK
 
 
 def make_viewer(
-    folder: Path, output: Path | None = None, arms: Sequence[str] = (), seeds: Sequence[int] = ()
+    folder: Path,
+    output: Path | None = None,
+    arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    steps: Sequence[int] = (),
 ) -> Path:
     """Write the page of a run, or of a comparison.
 
@@ -31,6 +35,7 @@ def make_viewer(
         output: File to write; ``viewer.html`` in the folder if None.
         arms: As in ``content.make_content``.
         seeds: Likewise.
+        steps: Likewise.
 
     Returns:
         The file.
@@ -41,7 +46,7 @@ def make_viewer(
     from experiments.viewer.content import make_content
     from experiments.viewer.page import make_page
 
-    recorded = make_content(folder, arms, seeds)  # a folder that is not there is not made
+    recorded = make_content(folder, arms, seeds, steps)  # a folder that is not there is not made
     target = output or folder / "viewer.html"
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +91,8 @@ def _beginning(path: Path) -> str:
 def _what_it_holds(data: Mapping[str, Any]) -> str:
     """For the list of pages: its arms, seeds and steps of training."""
     runs = [
-        f"{run['label']}, seed {run['seed']}: {run['rollouts'][0]['env_steps']} to"
-        f" {run['rollouts'][-1]['env_steps']} steps"
+        f"{run['label']}, seed {run['seed']}: {len(run['rollouts'])} rollouts,"
+        f" {run['rollouts'][0]['env_steps']} to {run['rollouts'][-1]['env_steps']} steps"
         for run in data["runs"]
     ]
     return "; ".join(runs[:2]) + (f"; and {len(runs) - 2} more runs" if len(runs) > 2 else "")
@@ -115,6 +120,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=[],
         help="show this seed; may be given several times",
     )
+    parser.add_argument(
+        "--at",
+        action="append",
+        type=int,
+        default=[],
+        metavar="STEPS",
+        help="show the rollouts recorded after so many environment steps, so that two stand on one"
+        " page; may be given several times",
+    )
     return parser.parse_args(argv)
 
 
@@ -122,7 +136,8 @@ def run(argv: Sequence[str]) -> int:
     """Make the page and print its path."""
     options = parse(argv)
     start_log("info")
-    print(f"viewer: {make_viewer(options.folder, options.output, options.arm, options.seed)}")
+    made = make_viewer(options.folder, options.output, options.arm, options.seed, options.at)
+    print(f"viewer: {made}")
     return 0
 
 

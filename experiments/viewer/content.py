@@ -153,7 +153,7 @@ def _check_origin(path: Path, header: Line, run: Run) -> None:
 
 
 def make_content(
-    folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = ()
+    folder: Path, arms: Sequence[str] = (), seeds: Sequence[int] = (), steps: Sequence[int] = ()
 ) -> Iterator[Line]:
     """Everything recorded below a folder, page by page; every recorded rollout is on one of them.
 
@@ -161,6 +161,7 @@ def make_content(
         folder: Of one run, or of a comparison.
         arms: Labels, or names of the folders, of the arms to show; none means all.
         seeds: Likewise.
+        steps: Environment steps before the rollouts to show; none means all.
 
     Raises:
         NotThereError: Nothing was recorded.
@@ -173,8 +174,19 @@ def make_content(
         if (not arms or {name, run.folder.parent.name} & set(arms))
         and (not seeds or run.seed in seeds)
     ]
-    recorded = [(name, run, list(trace_files(run.folder).values())) for name, run in chosen]
-    if not any(paths for _, _, paths in recorded):
+    traces = [(name, run, trace_files(run.folder)) for name, run in chosen]
+    there = sorted({at for _, _, paths in traces for at in paths})
+    if there and (missing := sorted(set(steps) - set(there))):
+        near = sorted(there, key=lambda at: abs(at - missing[0]))[:3]
+        raise NotThereError(
+            f"{folder}: no rollout was recorded at {missing[0]} steps; the nearest are at"
+            f" {', '.join(map(str, sorted(near)))}"
+        )
+    recorded = [
+        (name, run, [path for at, path in paths.items() if not steps or at in steps])
+        for name, run, paths in traces
+    ]
+    if not there:
         known = (
             f"there are the arms {', '.join(dict.fromkeys(name for name, _ in runs))}"
             if not chosen

@@ -2,7 +2,12 @@
 // Everything that is shown goes through textContent or attributes with numbers: recorded text is never taken for markup.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
+const BLANK = document.getElementById("pane").cloneNode(true);
+// Every function below speaks of one side of the page, "here"; its elements' ids end with its suffix.
+const panes = [{ suffix: "", root: document.getElementById("pane"), state: { run: 0, rollout: 0, episode: 0, t: 0, timer: null } }];
+let here = panes[0], focused = panes[0], state = here.state;
+const $ = (id) => document.getElementById(id + here.suffix);
+const page = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const DIRECTIONS = ["right", "down", "left", "up"];
 const OBJECTS = ["unseen", "empty", "wall", "floor", "door", "key", "ball", "box", "goal", "lava", "agent"];
@@ -12,7 +17,6 @@ const LETTERS = ["R", "GN", "B", "P", "Y", "GY"];
 const DOORS = ["open", "closed", "locked"];
 const AGENTS = { student: "A student acts alone", llm_policy: "The LLM acts through action heads, without words", drrn: "Q-learning over texts (DRRN) acts",
   cloning: "The BabyAI bot acts, and the LLM learns to say what it does", random: "Actions are uniformly random", bot: "The BabyAI bot acts" };
-const state = { run: 0, rollout: 0, episode: 0, t: 0, timer: null };
 
 // --- small tools -------------------------------------------------------------------------------------------------------------
 
@@ -47,6 +51,12 @@ const signed = (value, digits = 3) => known(value) && value > 0 ? `+${number(val
 const percent = (value) => known(value) ? `${(100 * value).toFixed(1)} %` : "–";
 const signOf = (f) => f > 0 ? "plus" : f < 0 ? "minus" : "none";
 const signWord = (f) => !known(f) ? "no feedback" : Math.abs(f) === 1 ? (f > 0 ? "+1" : "−1") : f === 0 ? "0" : signed(f, 2);
+
+function within(pane, action) {
+  const before = here;
+  [here, state] = [pane, pane.state];
+  try { return action(); } finally { [here, state] = [before, before.state]; }
+}
 
 function softmax(scores) {
   const top = Math.max(...scores.map((score) => known(score) ? score : -Infinity));
@@ -222,13 +232,13 @@ function drawFrame() {
 // --- the strip of signs ----------------------------------------------------------------------------------------------------------
 
 function drawStrip() {
-  const steps = episode().steps, n = steps.length;
+  const steps = episode().steps, n = steps.length, pane = here;
   const svg = shape("svg", { viewBox: `0 0 ${n} 34`, preserveAspectRatio: "none", role: "img" });
   const sent = steps.some((one) => known(one.signal));
   const height = (one) => sent ? one.signal : one.error;
   const largest = Math.max(sent ? 1 : 1e-9, ...steps.map((one) => Math.abs(height(one) ?? 0)));
   const count = { plus: 0, minus: 0, none: 0 };
-  svg.append(shape("rect", { x: state.t, y: 0, width: 1, height: 34, fill: "var(--ink)", opacity: 0.22, id: "cursor" }));
+  svg.append(shape("rect", { x: state.t, y: 0, width: 1, height: 34, fill: "var(--ink)", opacity: 0.22, id: `cursor${here.suffix}` }));
   svg.append(shape("path", { d: `M0 17H${n}`, stroke: "var(--mix)", "stroke-width": 1, "vector-effect": "non-scaling-stroke" }));
   steps.forEach((one, place) => {
     const value = height(one), sign = signOf(value);
@@ -245,8 +255,7 @@ function drawStrip() {
   svg.setAttribute("aria-label", `${n} steps; ${sent ? "signs f" : "no signs; TD errors"}: ${counted}. A mark below stands for a reward, or the end.`);
   svg.addEventListener("click", (event) => {
     const box = svg.getBoundingClientRect();
-    pause();
-    show(Math.floor(n * (event.clientX - box.left) / box.width));
+    within(pane, () => go(Math.floor(n * (event.clientX - box.left) / box.width)));
   });
   const name = sent ? "f, step by step" : "no f in this arm; A′, step by step";
   $("strip").replaceChildren(svg, element("p", { class: "name" }, `${name}; green below: reward, grey: out of time`));
@@ -443,8 +452,9 @@ function show(t) {
   $("slider").setAttribute("aria-valuetext", `step ${state.t + 1} of ${steps.length}: ${actionName(now.action)}, f ${signWord(now.signal)}`);
   const chosen = (id) => $(id).selectedOptions[0]?.textContent ?? "";
   $("printed").textContent = `Arm ${chosen("arm")}, seed ${chosen("seed")}; rollout ${chosen("rollout")}; episode ${chosen("episode")}; ${$("where").textContent}`;
-  $("link").href = `#${new URLSearchParams({ run: state.run, rollout: state.rollout, episode: state.episode, t: state.t })}`;
-  document.body.dataset.step = state.t;
+  document.body.dataset.step = panes[0].state.t;
+  const address = new URLSearchParams(panes.flatMap((pane, place) => CHOSEN.map((key) => [`${key}${place ? place + 1 : ""}`, pane.state[key]])));
+  for (const pane of panes) within(pane, () => { $("link").href = `#${address}`; });
 }
 
 function options(select, names, chosen) {
@@ -453,6 +463,7 @@ function options(select, names, chosen) {
   select.disabled = names.length < 2;
 }
 
+const CHOSEN = ["run", "rollout", "episode", "t"];
 const arms = [...new Set(DATA.runs.map((one) => one.label))];
 const seedsOf = (label) => DATA.runs.flatMap((one, place) => one.label === label ? [place] : []);
 
@@ -484,11 +495,17 @@ function choose(chosen, t) {
   show(Number.isInteger(t) ? t : 0);
 }
 
+/** Show a step here and, where both sides go together, the same on the other. */
+function move(t) {
+  show(t);
+  if (page("together").checked) for (const pane of panes) if (pane !== here) within(pane, () => show(t));
+}
+
 function play() {
-  if (state.t === episode().steps.length - 1) show(0);
-  state.timer = setInterval(() => {
-    if (state.t === episode().steps.length - 1) pause(); else show(state.t + 1);
-  }, 1000 / Number($("speed").value));
+  const pane = here, atEnd = () => state.t === episode().steps.length - 1;
+  for (const other of panes) within(other, pause);
+  if (atEnd()) move(0);
+  state.timer = setInterval(() => within(pane, () => { if (atEnd()) pause(); else move(state.t + 1); }), 1000 / Number($("speed").value));
   label();
 }
 
@@ -504,8 +521,39 @@ function label() {
 }
 
 function go(t) {
-  pause();
-  show(t);
+  for (const pane of panes) within(pane, pause);
+  move(t);
+}
+
+// --- two sides ----------------------------------------------------------------------------------------------------------------
+
+/** A second side: at first the same run at another step of training, or else the next run. */
+function openBeside(chosen) {
+  const root = BLANK.cloneNode(true);
+  for (const one of [root, ...root.querySelectorAll("[id]")]) one.id += "-2";
+  for (const name of ["for", "aria-labelledby"]) for (const one of root.querySelectorAll(`[${name}]`)) one.setAttribute(name, `${one.getAttribute(name)}-2`);
+  for (const one of [root, ...root.querySelectorAll("section, ol")]) one.setAttribute("aria-label", `${one.getAttribute("aria-label")}, second side`);
+  document.querySelector("main").append(root);
+  const { rollout: at, run: of } = panes[0].state, last = DATA.runs[of].rollouts.length - 1;
+  const other = last > 0 ? { run: of, rollout: at === last ? 0 : last } : { run: (of + 1) % DATA.runs.length };
+  const pane = { suffix: "-2", root, state: { run: 0, rollout: 0, episode: 0, t: 0, timer: null } };
+  panes.push(pane);
+  within(pane, () => { listen(); choose(chosen ?? { episode: 0, ...other }, chosen?.t ?? panes[0].state.t); });
+  sides();
+}
+
+function closeBeside() {
+  const pane = panes.pop();
+  within(pane, pause);
+  pane.root.remove();
+  focused = panes[0];
+  show(state.t);
+  sides();
+}
+
+function sides() {
+  page("beside").setAttribute("aria-pressed", panes.length > 1);
+  page("joined").hidden = panes.length < 2;
 }
 
 /** The first run with a feedback edge that is no control; then any with an edge; then the first. */
@@ -520,26 +568,38 @@ function fromAddress() {
   for (const [key, value] of new URLSearchParams(location.hash.slice(1))) asked.set(key, value);
   const whole = (key) => /^\d{1,6}$/.test(asked.get(key) ?? "") ? Number(asked.get(key)) : undefined;
   choose({ run: whole("run") ?? opensOn(), rollout: whole("rollout"), episode: whole("episode") }, whole("t"));
+  const second = Object.fromEntries(CHOSEN.map((key) => [key, whole(`${key}2`)]));
+  if (second.run === undefined) return;
+  if (panes.length < 2) openBeside(second); else within(panes[1], () => choose(second, second.t));
 }
 
-$("arm").addEventListener("change", (event) => {
-  const places = seedsOf(arms[event.target.value]);
-  choose({ ...state, run: places.find((place) => DATA.runs[place].seed === run().seed) ?? places[0], episode: 0 });
-});
-$("seed").addEventListener("change", (event) => choose({ ...state, run: seedsOf(run().label)[event.target.value], episode: 0 }));
-$("rollout").addEventListener("change", (event) => choose({ ...state, rollout: Number(event.target.value), episode: 0 }));
-$("episode").addEventListener("change", (event) => choose({ ...state, episode: Number(event.target.value) }));
-$("first").addEventListener("click", () => go(0));
-$("back").addEventListener("click", () => go(state.t - 1));
-$("forward").addEventListener("click", () => go(state.t + 1));
-$("last").addEventListener("click", () => go(episode().steps.length - 1));
-$("play").addEventListener("click", () => state.timer ? pause() : play());
-$("speed").addEventListener("change", () => { if (state.timer) { pause(); play(); } });
-$("slider").addEventListener("input", (event) => go(Number(event.target.value)));
+/** What the controls of this side do. */
+function listen() {
+  const pane = here;
+  const on = (id, kind, act) => $(id).addEventListener(kind, (event) => within(pane, () => act(event)));
+  on("arm", "change", (event) => {
+    const places = seedsOf(arms[event.target.value]);
+    choose({ ...state, run: places.find((place) => DATA.runs[place].seed === run().seed) ?? places[0], episode: 0 });
+  });
+  on("seed", "change", (event) => choose({ ...state, run: seedsOf(run().label)[event.target.value], episode: 0 }));
+  on("rollout", "change", (event) => choose({ ...state, rollout: Number(event.target.value), episode: 0 }));
+  on("episode", "change", (event) => choose({ ...state, episode: Number(event.target.value) }));
+  on("first", "click", () => go(0));
+  on("back", "click", () => go(state.t - 1));
+  on("forward", "click", () => go(state.t + 1));
+  on("last", "click", () => go(episode().steps.length - 1));
+  on("play", "click", () => state.timer ? pause() : play());
+  on("speed", "change", () => { if (state.timer) { pause(); play(); } });
+  on("slider", "input", (event) => go(Number(event.target.value)));
+  for (const kind of ["focusin", "pointerdown"]) pane.root.addEventListener(kind, () => { focused = pane; });
+}
+
+listen();
+page("beside").addEventListener("click", () => panes.length > 1 ? closeBeside() : openBeside());
 document.addEventListener("keydown", (event) => {
   // Brackets are typed with AltGr on many keyboards, which some systems report as Ctrl and Alt.
   const shortcut = !event.getModifierState("AltGraph") && (event.altKey || event.ctrlKey || event.metaKey);
-  const own = event.target.closest("select, summary, a") || shortcut;
+  const own = event.target.closest("select, summary, a, input[type=checkbox]") || shortcut;
   const pressed = event.key === " " && event.target.closest("button");
   if (own || pressed) return;
   const moves = {
@@ -549,13 +609,14 @@ document.addEventListener("keydown", (event) => {
   };
   if (moves[event.key]) {
     event.preventDefault();
-    moves[event.key]();
+    within(focused, moves[event.key]);
   }
 });
 window.addEventListener("hashchange", fromAddress);
 if (DATA.pages.length > 1) {
-  $("pages").hidden = false;
-  options($("page"), DATA.pages.map((page, place) => `${place + 1}: ${page.name}`), DATA.page);
-  $("page").addEventListener("change", (event) => { location.href = encodeURIComponent(DATA.pages[event.target.value].file); });
+  page("pages").hidden = false;
+  options(page("page"), DATA.pages.map((one, place) => `${place + 1}: ${one.name}`), DATA.page);
+  // Not at once: with the arrow keys one passes through pages that one does not want.
+  page("open").addEventListener("click", () => { location.href = encodeURIComponent(DATA.pages[page("page").value].file); });
 }
 fromAddress();

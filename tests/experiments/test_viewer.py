@@ -31,7 +31,7 @@ from experiments.viewer.reading import Episode, read_trace
 from experiments.viewer.replay import replay
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.envs.babyai.batched import make_batched_env
-from lamorel_ext.errors import CheckpointError
+from lamorel_ext.errors import CheckpointError, NotThereError
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import Checkpoint
 from lamorel_ext.training.trace import Trace
@@ -207,6 +207,43 @@ def test_a_thousand_recorded_rollouts_are_all_reachable(
     assert len(pages) > 1
     shown = [one["env_steps"] for data in pages for run in data["runs"] for one in run["rollouts"]]
     assert sorted(shown) == [16 * number for number in range(1000)]
+
+
+def test_rollouts_of_two_pages_can_be_had_on_one(compared: Path, tmp_path: Path) -> None:
+    there = sorted(trace_files(compared / ARMS[0] / "seed_0"))
+    target = viewer.make_viewer(compared, tmp_path / "two.html", [ARMS[0]], steps=there[:1])
+    (one,) = data_of(target)["runs"]
+    assert [rollout["env_steps"] for rollout in one["rollouts"]] == there[:1]
+    with pytest.raises(NotThereError, match=f"no rollout was recorded at 7 steps.* {there[0]}"):
+        viewer.make_viewer(compared, tmp_path / "none.html", steps=[there[0], 7])
+
+
+def test_the_script_asks_for_elements_that_the_page_has_and_each_has_a_name() -> None:
+    asset = resources.files("experiments.viewer")
+    markup = asset.joinpath("viewer.html").read_text(encoding="utf-8")
+    script = asset.joinpath("viewer.js").read_text(encoding="utf-8")
+    ids = re.findall(r'\bid="([^"]+)"', markup)
+    assert len(ids) == len(set(ids))
+    asked = set(re.findall(r'(?:\$|page|getElementById|on)\("(\w+)"', script)) - {"cursor"}
+    assert asked <= set(ids) and {"arm", "beside", "together", "open"} <= asked
+    for control in re.findall(r"<(?:select|button|input)\b.*?>.{0,12}", markup):
+        place = markup.index(control)
+        labelled = markup.rfind("<label", 0, place) > markup.rfind("</label>", 0, place)
+        words = control.startswith("<button") and re.search(r">\s*[A-Z]", control)
+        assert "aria-label=" in control or labelled or words, control
+
+
+def test_every_part_of_a_side_lies_inside_of_it() -> None:
+    """The second side is a copy of the first: what it draws into must be copied too."""
+    asset = resources.files("experiments.viewer")
+    markup = asset.joinpath("viewer.html").read_text(encoding="utf-8")
+    script = asset.joinpath("viewer.js").read_text(encoding="utf-8")
+    side = markup[markup.index('id="pane"') : markup.index("</main>")]
+    drawn = set(re.findall(r'(?:\$|\bon|\bfill)\("(\w+)"', script)) - {"cursor"}
+    assert len(drawn) > 20
+    assert drawn <= set(re.findall(r'\bid="([^"]+)"', side))
+    outside = set(re.findall(r'\bpage\("(\w+)"', script))
+    assert outside and not outside & set(re.findall(r'\bid="([^"]+)"', side))
 
 
 # --- contrasts ------------------------------------------------------------------------------------
@@ -510,7 +547,31 @@ const load = (id, address) => new Promise((done) => { frame(id).onload = done; f
   found.chosen = doc("wide").getElementById("facts").textContent;
   found.steps = Number(doc("wide").getElementById("slider").max) + 1;
   found.unnamed = [...doc("wide").querySelectorAll("button, select, input, svg[role=img]")].filter((one) =>
-    !one.getAttribute("aria-label") && !one.closest("label")?.textContent.trim()).length;
+    !one.getAttribute("aria-label") && !one.closest("label, button")?.textContent.trim()).length;
+  const at2 = () => [at(), Number(doc("wide").getElementById("slider-2").value)];
+  doc("wide").getElementById("first").click();
+  doc("wide").getElementById("beside").click();
+  found.sides = [doc("wide").querySelectorAll(".pane").length, overflow("wide"), at2()];
+  press("wide", "ArrowRight");
+  found.both = at2();
+  doc("wide").getElementById("together").checked = false;
+  doc("wide").getElementById("last-2").focus();
+  press("wide", "Home");
+  found.second = at2();
+  found.shared = new URLSearchParams(doc("wide").getElementById("link").hash.slice(1)).has("run2");
+  const ids = [...doc("wide").querySelectorAll("[id]")].map((one) => one.id);
+  found.twice = ids.filter((id, place) => ids.indexOf(id) !== place);
+  found.dangling = [...doc("wide").querySelectorAll("[for], [aria-labelledby]")].filter((one) =>
+    !doc("wide").getElementById(one.getAttribute("for") ?? one.getAttribute("aria-labelledby"))).length;
+  const address = doc("wide").getElementById("link-2").hash;
+  await load("wide", "about:blank");
+  await load("wide", `viewer.html${address}`);
+  found.again = [doc("wide").querySelectorAll(".pane").length, at2()];
+  doc("wide").getElementById("beside").click();
+  found.closed = doc("wide").querySelectorAll(".pane").length;
+  await load("narrow", "about:blank");
+  await load("narrow", `viewer.html${address}`);
+  found.phone = overflow("narrow");
   document.title = JSON.stringify(found);
 })().catch((error) => { document.title = `failed: ${error}`; });
 </script>"""
@@ -563,6 +624,10 @@ def test_it_steps_plays_and_fits_a_phone_and_asks_for_nothing(
         and found["steps"] >= 1
         and found["unnamed"] == 0
     )
+    assert found["sides"] == [2, 0, [0, 0]] and found["both"] == [1, 1]
+    assert found["second"] == [1, 0], "the keys go to the side with the focus"
+    assert found["shared"] and found["twice"] == [] and found["dangling"] == 0
+    assert found["again"] == [2, [1, 0]] and found["closed"] == 1 and found["phone"] == 0
     assert console == []
     assert {path.split("?")[0] for path in asked} - {"/favicon.ico"} == {
         "/harness.html",
