@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import CHROMEDRIVER
+from browser import browse as drive
 from made_runs import VERSIONS
 
 from experiments.report.page import CSS
@@ -504,6 +506,19 @@ def test_a_script_that_came_in_nevertheless_would_not_run(page: Path, tmp_path: 
         and len(console) == 1
         and "Content Security Policy" in console[0]
     )
+
+
+@pytest.mark.skipif(not (BROWSER and CHROMEDRIVER), reason="needs chromium and chromedriver")
+def test_on_paper_there_are_two_sides_and_no_controls(page: Path) -> None:
+    shown = """return ["select, button, input", ".pane", "[id^=printed]"].map((kind) =>
+      [...document.querySelectorAll(kind)].filter((one) => one.getClientRects().length).length)"""
+    with drive() as browser:
+        browser.open(page, 1280)
+        browser.run("document.getElementById('beside').click()")
+        controls, sides, names = browser.run(shown)
+        assert controls > 20 and (sides, names) == (2, 0)
+        browser.cdp("Emulation.setEmulatedMedia", media="print")
+        assert browser.run(shown) == [0, 2, 2]
 
 
 HARNESS = """<!DOCTYPE html><title>waiting</title><iframe id="narrow" width="360" height="700"></iframe><iframe id="wide" width="1280" height="900"></iframe>
