@@ -24,8 +24,7 @@ SHORT = (
     " run.evaluation=episodes run.eval_episodes=2"
 ).split()
 AGENT = """
-from lamorel_ext.agents.actors import UniformActor
-from lamorel_ext.agents.fixed import FixedAgent
+from lamorel_ext.agents.actors import FixedAgent, UniformActor
 
 
 class Stubborn(FixedAgent):

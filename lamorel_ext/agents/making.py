@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.agents.action_heads import ActionHeadsAgent
-from lamorel_ext.agents.actors import ExpertActor, UniformActor
+from lamorel_ext.agents.actors import ExpertActor, FixedAgent, UniformActor
 from lamorel_ext.agents.cloning import CloningAgent
 from lamorel_ext.agents.drrn import DrrnAgent
 from lamorel_ext.agents.features import feature_size
-from lamorel_ext.agents.fixed import FixedAgent
 from lamorel_ext.agents.llm_policy import LlmPolicyAgent
 from lamorel_ext.agents.network import StudentNetwork
 from lamorel_ext.agents.student import StudentAgent

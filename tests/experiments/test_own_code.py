@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from lamorel_ext import BaseModelInitializer, BaseModuleFunction, BaseUpdater
-from lamorel_ext.agents.actors import UniformActor
-from lamorel_ext.agents.fixed import FixedAgent
+from lamorel_ext.agents.actors import FixedAgent, UniformActor
 from lamorel_ext.methods.base import Method
 from lamorel_ext.options import number
 from lamorel_ext.types import ScoreRequest, UpdateRequest

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from lamorel_ext import BaseModelInitializer, BaseModuleFunction, BaseUpdater
-from lamorel_ext.agents.actors import UniformActor
-from lamorel_ext.agents.fixed import FixedAgent
+from lamorel_ext.agents.actors import FixedAgent, UniformActor
 from lamorel_ext.methods.base import Method
 from lamorel_ext.options import number
 from lamorel_ext.types import UpdateRequest
