@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,12 @@ class TextWorldQuest(gymnasium.Env[Any, str]):
             raise ConfigError(f"env.games: {games}: no game ({' or '.join(SUFFIXES)}); see tw-make")
         self.max_steps = max_steps
         self.observation_space = gymnasium.spaces.Dict(
-            {name: gymnasium.spaces.Text(10_000) for name in ("text", "mission")}
+            {
+                name: gymnasium.spaces.Text(10_000, min_length=0, charset=string.printable)
+                for name in ("text", "mission")
+            }
         )
-        self.action_space = gymnasium.spaces.Text(1_000)
+        self.action_space = gymnasium.spaces.Text(1_000, charset=string.printable)
         self._start = textworld.start
         self._infos = textworld.EnvInfos(
             admissible_commands=True,

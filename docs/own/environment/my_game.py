@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import gymnasium
@@ -19,7 +20,7 @@ class Corridor(gymnasium.Env[str, np.int64]):
 
     def __init__(self, size: int = 5) -> None:
         self.size = size
-        self.observation_space = gymnasium.spaces.Text(200)
+        self.observation_space = gymnasium.spaces.Text(200, charset=string.printable)
         self.action_space = gymnasium.spaces.Discrete(3)
         self._place = self._lamp = self._steps = 0
 

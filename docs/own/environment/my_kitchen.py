@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import gymnasium
@@ -19,9 +20,14 @@ class Kitchen(gymnasium.Env[Any, str]):
     def __init__(self, max_steps: int = 12) -> None:
         self.max_steps = max_steps
         self.observation_space = gymnasium.spaces.Dict(
-            {"text": gymnasium.spaces.Text(300), "mission": gymnasium.spaces.Text(50)}
+            {
+                "text": gymnasium.spaces.Text(300, charset=string.printable),
+                "mission": gymnasium.spaces.Text(50, min_length=0, charset=string.printable),
+            }
         )
-        self.action_space = gymnasium.spaces.Text(50)  # step gets the text that was chosen
+        self.action_space = gymnasium.spaces.Text(
+            50, min_length=0, charset=string.printable
+        )  # step gets the text that was chosen
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
