@@ -34,12 +34,18 @@ except stopping.Stopped as stopped:
 """
 
 
+def hear_all() -> None:
+    """What a background job or ``nohup`` has its children ignore is heard again."""
+    for name in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(name, signal.SIG_DFL)
+
+
 def start(argument: str = "") -> subprocess.Popen[str]:
     child = subprocess.Popen(
         [sys.executable, "-c", WORK, argument],
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hear_all,
     )
     assert child.stdout is not None and child.stdout.readline() == "working\n"
     return child
