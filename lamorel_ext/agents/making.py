@@ -20,7 +20,7 @@ from lamorel_ext.agents.llm_policy import LlmPolicyAgent
 from lamorel_ext.agents.network import StudentNetwork
 from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.agents.teachers import make_teacher
-from lamorel_ext.config import Config
+from lamorel_ext.config import Config, StudentArgs
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import BABYAI, Actor, Rollout
 from lamorel_ext.randomness import make_rng
@@ -96,18 +96,24 @@ def make_agent(config: Config, llm: LlmClient | None, task: TaskSpec = BABYAI) -
         return DrrnAgent(config.drrn, seed, task)
     teacher, args = make_teacher(config, llm, task), config.student
     generator = torch.Generator().manual_seed(seed)
-    shared = args.kappa_mode != "initial"
-    network = StudentNetwork(
-        teacher.guidance_codes,
+    network = make_network(teacher.guidance_codes, args, generator, task)
+    return StudentAgent(network, teacher, args, config.arm.teacher == "llm", task)
+
+
+def make_network(
+    guidance_codes: int, args: StudentArgs, generator: torch.Generator, task: TaskSpec
+) -> StudentNetwork:
+    """The network of a student that hears guidance with codes of this size."""
+    return StudentNetwork(
+        guidance_codes,
         args.hidden_size,
         args.guidance_size,
         args.kappa,
         generator,
-        shared,
+        args.kappa_mode != "initial",
         len(task.action_texts),
         feature_size(task),
     )
-    return StudentAgent(network, teacher, args, config.arm.teacher == "llm", task)
 
 
 def _own_agent(config: Config, llm: LlmClient | None, task: TaskSpec) -> Agent:

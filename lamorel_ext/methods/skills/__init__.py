@@ -16,10 +16,9 @@ from torch.nn import functional as F
 from lamorel_ext.agents.features import encode_states, feature_size
 from lamorel_ext.agents.guidance import Vocabulary, choose_guidance, every_guidance, make_vocabulary
 from lamorel_ext.agents.llm_teachers import LlmTeacher
-from lamorel_ext.agents.making import AgentSetting
-from lamorel_ext.agents.network import StudentNetwork
+from lamorel_ext.agents.making import AgentSetting, make_network
 from lamorel_ext.agents.optimizer import FlatAdam
-from lamorel_ext.agents.student import StudentAgent, expect_tensor
+from lamorel_ext.agents.student import StudentAgent, expect_tensor, student_batch
 from lamorel_ext.agents.student_ppo import LossTerm
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Guidance, Rollout, Scene
@@ -128,16 +127,7 @@ class Skills(StudentAgent):
             raise ConfigError("agent: skills need the same actions in every state")
         vocabulary = make_vocabulary(kind, task.action_texts)
         generator = torch.Generator().manual_seed(setting.seed)
-        network = StudentNetwork(
-            vocabulary.size,
-            args.hidden_size,
-            args.guidance_size,
-            args.kappa,
-            generator,
-            args.kappa_mode != "initial",
-            len(task.action_texts),
-            feature_size(task),
-        )
+        network = make_network(vocabulary.size, args, generator, task)
         self.skill_values = SkillValues(
             vocabulary.size, feature_size(task), options.hidden_size, generator
         )
@@ -151,16 +141,11 @@ class Skills(StudentAgent):
         self, rollout: Rollout, rng: np.random.Generator, term: LossTerm | None = None
     ) -> dict[str, float]:
         """See ``Agent``; the values learn the returns of the skills that were chosen."""
-        heard = [turn.decision.heard for turn in rollout.turns if turn.decision.heard is not None]
-        seen = [
-            turn.decision.features for turn in rollout.turns if turn.decision.features is not None
-        ]
-        features = torch.from_numpy(np.concatenate(seen))
-        codes = torch.from_numpy(np.concatenate([guidance.codes for guidance in heard]))
-        returns = torch.from_numpy(np.clip(rollout.returns.ravel(), 0.0, 1.0)).float()
+        batch = student_batch(rollout)
+        returns = batch.returns.clamp(0.0, 1.0)
         losses = []
         for _ in range(self._options.epochs):
-            logits = (self.skill_values(features) * codes).sum(dim=1)
+            logits = (self.skill_values(batch.features) * batch.codes).sum(dim=1)
             loss = F.binary_cross_entropy_with_logits(logits, returns)
             self._skill_optimizer.minimise(loss, self._options.lr, self.args.max_grad_norm)
             losses.append(float(loss.detach()))
