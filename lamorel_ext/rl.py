@@ -238,7 +238,8 @@ def td_errors(
         ``(..., num_envs)`` float64.
     """
     bootstrap = np.where(terminated, 0.0, next_values)
-    return np.asarray(rewards, dtype=np.float64) + gamma * bootstrap - values
+    errors: np.ndarray = np.asarray(rewards, dtype=np.float64) + gamma * bootstrap - values
+    return errors
 
 
 def gae(errors: np.ndarray, done: np.ndarray, gamma: float, lam: float) -> np.ndarray:
@@ -266,4 +267,5 @@ def normalise(values: np.ndarray, eps: float = 1e-8) -> np.ndarray:
     becomes zeros.
     """
     centred = np.asarray(values, dtype=np.float64) - np.mean(values)
-    return centred / (np.std(values) + eps)
+    normalised: np.ndarray = centred / (np.std(values) + eps)
+    return normalised

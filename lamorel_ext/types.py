@@ -91,7 +91,8 @@ class StepBatch:
     @property
     def done(self) -> np.ndarray:
         """``(num_envs,)`` bool, True where the episode ended for either reason."""
-        return np.logical_or(self.terminated, self.truncated)
+        done: np.ndarray = np.logical_or(self.terminated, self.truncated)
+        return done
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,10 @@ class _ScriptScorer(LamorelScorer):
     ) -> list[Answer]:
         """See ``LamorelScorer``."""
         keys = ["score", "value"] if with_value else ["score"]
-        return self.module(keys, prompts, candidates, require_grad, minibatch_size)
+        answers: list[Answer] = self.module(
+            keys, prompts, candidates, require_grad, minibatch_size
+        )
+        return answers
 
 
 def _rollout(subjects: Subjects) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.prompts import ACTION_NAMES, PromptHistory
-from lamorel_ext.prompts.history import Template
+from lamorel_ext.prompts.templates import Template
 from lamorel_ext.types import BatchedEnv
 
 Calls = list[tuple[str, ...]]

@@ -85,7 +85,8 @@ class DrrnNetwork(nn.Module):
             rows = [distinct[tuple(text)] for text in states]
             return self._score_offered(seen[rows], acted, offered)
         values = self.score(torch.relu(seen[:, None] + acted[None])).squeeze(-1)
-        return values[[distinct[tuple(text)] for text in states]]
+        chosen: Tensor = values[[distinct[tuple(text)] for text in states]]
+        return chosen
 
     def _score_offered(
         self, seen: Tensor, acted: Tensor, offered: Sequence[Sequence[Sequence[int]]]
@@ -98,7 +99,8 @@ class DrrnNetwork(nn.Module):
             table[row, : len(texts)] = torch.tensor([place[tuple(text)] for text in texts])
             known.append([column < len(texts) for column in range(longest)])
         values = self.score(torch.relu(seen[:, None] + acted[table])).squeeze(-1)
-        return values.masked_fill(~torch.tensor(known), float("-inf"))
+        masked: Tensor = values.masked_fill(~torch.tensor(known), float("-inf"))
+        return masked
 
     def _read(self, texts: Sequence[Sequence[int]], encoder: nn.GRU) -> Tensor:
         """The encoder's state behind the last word of each text, ``(n, hidden_size)``."""

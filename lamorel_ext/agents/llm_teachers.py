@@ -65,7 +65,8 @@ def distribution_over(
 
 
 def _table(llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]) -> np.ndarray:
-    return np.exp(candidate_table(llm, scene.shown, candidates))
+    chances: np.ndarray = np.exp(candidate_table(llm, scene.shown, candidates))
+    return chances
 
 
 class LlmTeacher:

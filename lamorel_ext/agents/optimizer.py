@@ -83,7 +83,7 @@ class FlatAdam:
             UpdateError: The gradient is not finite, and no step was taken; or what the step led to
                 is not.
         """
-        norm = self._gradients.norm()
+        norm: Tensor = self._gradients.norm()
         if not math.isfinite(norm):
             raise UpdateError(
                 f"gradient norm {float(norm)} in optimiser step {self._steps + 1}, which was not"

@@ -51,7 +51,8 @@ class LamorelHost:
         if method == "generate":
             return {"rows": self._model.generate(**values)}
         if method == "update":
-            return group.together(lambda: self._update(values, group))
+            said: dict[str, Any] = group.together(lambda: self._update(values, group))
+            return said
         raise RequestError(f"{method} is no call of Lamorel's")
 
     def _update(self, values: Mapping[str, Any], group: ServerGroup) -> dict[str, Any]:

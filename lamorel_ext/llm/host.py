@@ -100,11 +100,13 @@ class ModelHost(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     @property
     def score_dtype(self) -> torch.dtype:
@@ -418,7 +420,8 @@ class ModelHost(nn.Module):
                     if isinstance(tensor, nn.Parameter)
                     else value
                 )
-        return copy.deepcopy(self.model, held).requires_grad_(False).eval()
+        copied: PreTrainedModel = copy.deepcopy(self.model, held).requires_grad_(False).eval()
+        return copied
 
     def _initialize_modules(self, seed: int, anew: bool) -> None:
         for name in self.module_functions:

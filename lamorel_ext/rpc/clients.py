@@ -88,7 +88,8 @@ class Clients:
         """
         if self._group is None or self.leading:
             return work()
-        return self._exchange(self._group, self._alone(work) if self.rank == 0 else None)[0]
+        answer: T = self._exchange(self._group, self._alone(work) if self.rank == 0 else None)[0]
+        return answer
 
     def same(self, value: Callable[[], str], what: str) -> None:
         """Make sure that every client has the same text; asks for it only where there are several.

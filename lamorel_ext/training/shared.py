@@ -128,8 +128,11 @@ class SharedBatch:
         Raises:
             CheckpointError: The states of the clients cannot be joined.
         """
-        states = self._share(lambda env: env.state())
-        return states[0] if len(states) == 1 else _told_apart(lambda: join_states(states))
+        states: list[dict[str, list[int]]] = self._share(lambda env: env.state())
+        if len(states) == 1:
+            return states[0]
+        joined: dict[str, list[int]] = _told_apart(lambda: join_states(states))
+        return joined
 
     def restore(self, state: dict[str, list[int]]) -> ObservationBatch:
         """See ``BatchedEnv``.

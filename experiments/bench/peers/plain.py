@@ -51,4 +51,5 @@ def score_pairs(
             decoder_input_ids=decoder_input_ids,
         ).logits
         chosen = torch.log_softmax(logits, dim=-1).gather(2, labels[:, :, None]).squeeze(2)
-    return (chosen * outputs["attention_mask"]).sum(1)
+    scores: Tensor = (chosen * outputs["attention_mask"]).sum(1)
+    return scores

@@ -259,7 +259,8 @@ def _index(
     """
     cell = (np.asarray(y) - 1) * _SIDE + np.asarray(x) - 1
     ball = (np.asarray(ball_y) - 1) * _SIDE + np.asarray(ball_x) - 1
-    return (cell * 4 + np.asarray(direction)) * (_CELLS - 1) + ball - (ball > cell)
+    number: np.ndarray = (cell * 4 + np.asarray(direction)) * (_CELLS - 1) + ball - (ball > cell)
+    return number
 
 
 def _coordinates() -> tuple[np.ndarray, ...]:
@@ -293,7 +294,8 @@ def _initial_distribution() -> np.ndarray:
     x, y, _, ball_x, ball_y = _coordinates()
     allowed = np.abs(x - ball_x) + np.abs(y - ball_y) >= 2
     per_pose = allowed.reshape(-1, _CELLS - 1)
-    return (per_pose / per_pose.sum(axis=1, keepdims=True)).reshape(-1) / len(per_pose)
+    given_pose: np.ndarray = per_pose / per_pose.sum(axis=1, keepdims=True)
+    return given_pose.reshape(-1) / len(per_pose)
 
 
 def _shortest_paths(next_state: np.ndarray, terminal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -69,7 +69,9 @@ class Share:
         ``seeds``; shows these copies alone), ``replay`` (``episodes``, ``seeds``, ``actions`` and
         ``consulted``, one per copy), ``expert`` and ``spans``.
         """
-        return getattr(self, f"_{command.pop('do')}")(**command)
+        handle = getattr(self, f"_{command.pop('do')}")
+        answer: tuple[dict[str, Any], np.ndarray] = handle(**command)
+        return answer
 
     def _step(self, actions: list[int]) -> tuple[dict[str, Any], np.ndarray]:
         rewards, terminated, truncated = self._copies.step(actions)

@@ -54,7 +54,8 @@ class TrainingSeeds:
         entropy = np.empty((len(envs), len(run) + 2), dtype=np.uint32)
         entropy[:, :-2], entropy[:, -2], entropy[:, -1] = run, envs + self.first, episodes
         low, high = seed_states(entropy, 2).astype(np.uint64).T
-        return ((low | high << np.uint64(32)) % np.uint64(SEED_BOUND)).astype(np.int64)
+        seeds: np.ndarray = ((low | high << np.uint64(32)) % np.uint64(SEED_BOUND)).astype(np.int64)
+        return seeds
 
 
 def words_of_seeds(seeds: Sequence[int], num_words: int) -> np.ndarray:

@@ -112,7 +112,8 @@ class OriginalLevelGen(LevelGen):
                 self.rand_instr(action_kinds, ("action",), depth + 1) for _ in range(2)
             )
             return self._rand_elem([BeforeInstr, AfterInstr])(first, second)
-        return super().rand_instr(action_kinds, instr_kinds, depth)
+        instr: Instr = super().rand_instr(action_kinds, instr_kinds, depth)
+        return instr
 
     def _something_beside_locked_room(self) -> bool:
         """The original looks into the first neighbour of the locked room, whatever the description

@@ -167,11 +167,13 @@ def rules_known(record: Record) -> bool:
 def make_instruction(instruction: Record) -> Instr:
     """Build minigrid's form of a recorded instruction."""
     kind, strict = instruction["kind"], instruction["strict"]
+    instr: Instr
     if kind in ("before", "after", "and"):
         sequence: Any = {"before": BeforeInstr, "after": AfterInstr, "and": AndInstr}[kind]
-        return sequence(
+        instr = sequence(
             make_instruction(instruction["a"]), make_instruction(instruction["b"]), strict=strict
         )
+        return instr
     if kind == "putnext":
         return PutNextInstr(
             _description(instruction["move"]), _description(instruction["fixed"]), strict=strict
@@ -179,7 +181,8 @@ def make_instruction(instruction: Record) -> Instr:
     if kind == "goto":
         return GoToInstr(_description(instruction["desc"]))
     simple: Any = {"open": OpenInstr, "pickup": PickupInstr}[kind]
-    return simple(_description(instruction["desc"]), strict=strict)
+    instr = simple(_description(instruction["desc"]), strict=strict)
+    return instr
 
 
 def grid_codes(grid: Grid) -> list[list[int]]:

@@ -182,7 +182,8 @@ def _side_by_side(
     if counts is None:
         return joined
     sizes = [len(array) for array in arrays] if len(arrays) == times else len(arrays[0])
-    return joined + np.repeat(np.cumsum([0, *counts[:-1]]), sizes)
+    places: np.ndarray = joined + np.repeat(np.cumsum([0, *counts[:-1]]), sizes)
+    return places
 
 
 def gather_paths(edge_log_probs: Tensor, trees: Sequence[CandidateTree]) -> Tensor:

@@ -77,7 +77,8 @@ class CausalEngine:
 
     @property
     def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
+        device: torch.device = next(self._model.parameters()).device
+        return device
 
     def read(
         self,

@@ -40,7 +40,8 @@ class Packing:
     def pad(self, rows: Tensor) -> Tensor:
         """``(rows, ...)`` to ``(n, width, ...)``; padding repeats other rows, so mask it."""
         if self.spread is None:
-            return rows.unflatten(0, (len(self.lengths), self.width))
+            padded: Tensor = rows.unflatten(0, (len(self.lengths), self.width))
+            return padded
         return rows[self.spread]
 
     def unpad(self, padded: Tensor) -> Tensor:

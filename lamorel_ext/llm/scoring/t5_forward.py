@@ -60,7 +60,8 @@ class T5Forward:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def _start(self) -> int:
@@ -251,7 +252,9 @@ class _Bias:
         """``(1, heads, length, length)`` for positions 0, 1, 2, ..."""
         by_distance = self.table(self._bucket(torch.arange(1 - length, length, device=device)))
         positions = torch.arange(length, device=device)
-        return by_distance.t()[:, positions[None, :] - positions[:, None] + length - 1][None]
+        distances = positions[None, :] - positions[:, None]
+        biases: Tensor = by_distance.t()[:, distances + length - 1][None]
+        return biases
 
     def between(self, positions: Tensor) -> Tensor:
         """``(b, n)`` positions to ``(b, heads, n, n)``."""
@@ -274,11 +277,9 @@ class _Bias:
         ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(
             self.max_distance / exact
         )
-        return first + torch.where(
-            distance < exact,
-            distance,
-            (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1),
-        )
+        far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+        numbers: Tensor = first + torch.where(distance < exact, distance, far)
+        return numbers
 
 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
@@ -324,7 +325,8 @@ def _rms_norm(norm: Any, x: Tensor) -> Tensor:
     if x.dtype == torch.float32 and not torch.is_grad_enabled():
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = size.square_().div_(x.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
-        return (x * scale).mul_(norm.weight)
+        normed: Tensor = (x * scale).mul_(norm.weight)
+        return normed
     variance = x.float().square().mean(-1, keepdim=True)
     x = x * torch.rsqrt(variance + norm.variance_epsilon)
     weight: Tensor = norm.weight

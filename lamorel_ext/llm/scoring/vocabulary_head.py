@@ -51,7 +51,7 @@ def compute_logits(layer: nn.Module, states: Tensor, scale: float = 1.0) -> Tens
     if type(layer) is not nn.Linear or not states.dtype == layer.weight.dtype == torch.bfloat16:
         logits: Tensor = layer(states if scale == 1.0 else states * scale)
         return logits
-    logits = _Product.apply(states, layer.weight)
+    logits = _Product.apply(states, layer.weight)  # type: ignore[no-untyped-call]
     if scale != 1.0:
         logits = logits.mul_(scale)
     return logits if layer.bias is None else logits.add_(layer.bias)

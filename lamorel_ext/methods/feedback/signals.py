@@ -171,13 +171,15 @@ class FeedbackSignals:
         """What becomes of the f ``(n,)`` of one step under ``feedback.sign``."""
         match self.sign:
             case "random":
-                return np.abs(f) * (self._rng.integers(0, 2, size=len(f)) * 2.0 - 1.0)
+                drawn: np.ndarray = np.abs(f) * (self._rng.integers(0, 2, size=len(f)) * 2.0 - 1.0)
+                return drawn
             case "shuffled":
                 return self._rng.permutation(f)
             case "inverted":
                 return -f
             case "positive":
-                return np.abs(f)
+                positive: np.ndarray = np.abs(f)
+                return positive
         return f
 
     def _own_step(
@@ -194,7 +196,8 @@ class FeedbackSignals:
                     ]
                 )
             case "td":
-                return np.sign(errors)
+                signs: np.ndarray = np.sign(errors)
+                return signs
             case "constant":
                 return np.ones(len(errors))
             case "none":

@@ -112,4 +112,5 @@ class Prior(Method):
         else:
             table = candidate_table(self.setting.llm, prompts, offered) / self._args.temperature
         # As the student has it: what a state does not offer is about impossible for both.
-        return np.maximum(log_softmax(table), IMPOSSIBLE)
+        logs: np.ndarray = np.maximum(log_softmax(table), IMPOSSIBLE)
+        return logs

@@ -77,7 +77,8 @@ class ProxyReward(Method):
         self._numbers = {"bonus": float(bonus.mean())}
         if len(odds):
             self._numbers["log_odds"] = float(np.mean(odds))
-        return np.stack([turn.step.rewards for turn in turns]) + bonus
+        rewards: np.ndarray = np.stack([turn.step.rewards for turn in turns]) + bonus
+        return rewards
 
     def learn(self, rollout: Any) -> dict[str, float]:
         """See ``Method``; nobody teaches the LLM."""

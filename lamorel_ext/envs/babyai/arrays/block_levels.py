@@ -146,7 +146,8 @@ def to_one(
     _go_to(
         scenes, rows, scenes.below(rows, count), _go_to_words if task == "goto" else _pick_up_words
     )
-    return rows[reachable & _allowed(scenes, rows, excluded)]
+    kept: np.ndarray = rows[reachable & _allowed(scenes, rows, excluded)]
+    return kept
 
 
 def put_next_to(
@@ -155,7 +156,8 @@ def put_next_to(
     reachable, first, means_first, second, means_second = _two_targets(scenes, rows, count)
     _say(scenes, rows, _put_words, first, _number(means_first), second, _number(means_second))
     apart = (first != second) & ~scenes.any_adjacent(rows, means_first, means_second)
-    return rows[reachable & apart & _allowed(scenes, rows, excluded)]
+    kept: np.ndarray = rows[reachable & apart & _allowed(scenes, rows, excluded)]
+    return kept
 
 
 def pick_up_and(
@@ -175,7 +177,8 @@ def pick_up_and(
         _pick_up_and_go_to_words if task == "pickup_goto" else _pick_up_both_words,
         *parts,
     )
-    return rows[reachable & _allowed(scenes, rows, excluded)]
+    kept: np.ndarray = rows[reachable & _allowed(scenes, rows, excluded)]
+    return kept
 
 
 def _two_targets(
@@ -264,7 +267,8 @@ _NO_KIND = 99
 
 
 def _number(meant: np.ndarray) -> np.ndarray:
-    return np.minimum(meant.sum(axis=1), _MANY)
+    number: np.ndarray = np.minimum(meant.sum(axis=1), _MANY)
+    return number
 
 
 def _say(scenes: Scenes, rows: np.ndarray, words: Callable[..., str], *parts: np.ndarray) -> None:

@@ -163,7 +163,8 @@ def views_of(
     Returns:
         ``(n, 49)`` uint8, column by column.
     """
-    return cells.take(table.cells.take(poses, axis=0) + bases[:, None]) & LOOK
+    seen: np.ndarray = cells.take(table.cells.take(poses, axis=0) + bases[:, None]) & LOOK
+    return seen
 
 
 def images_of(looks: np.ndarray) -> np.ndarray:

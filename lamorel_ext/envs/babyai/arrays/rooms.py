@@ -218,11 +218,14 @@ class Rooms:
             return (self._faced() & _IS_SECOND > 0) & (self.progress > 0)
         before, self.progress = self.progress, self.progress | self._faced()
         self.stale |= before != self.progress
-        return self.progress == _IS_FIRST | _IS_SECOND
+        done: np.ndarray = self.progress == _IS_FIRST | _IS_SECOND
+        return done
 
     def _faced(self) -> np.ndarray:
         """Goals in the cells ahead of the agents."""
-        return self._flat_goals.take(self._goal_bases + self.table.ahead.take(self.poses))
+        ahead = self._goal_bases + self.table.ahead.take(self.poses)
+        goals: np.ndarray = self._flat_goals.take(ahead)
+        return goals
 
     def _beside_second(self, rows: np.ndarray) -> np.ndarray:
         """Whether a thing of the second description lies beside the cell ahead."""
