@@ -1,38 +1,36 @@
 """The BabyAI-Text part of BALROG: ``python -m experiments.balrog`` (Paglieri et al. 2024, arXiv
 2411.13543; github.com/balrog-ai/BALROG).
 
-    python -m experiments.balrog                                        # the model as it is, zero-shot
-    python -m experiments.balrog model=smollm2 --choose generate        # it writes its action instead of choosing among the six
+    python -m experiments.balrog                                   # the model as it is, zero-shot
+    python -m experiments.balrog model=smollm2 --choose generate   # it writes its action
     python -m experiments.balrog policy=runs/figure2_2100/llm_policy/seed_0 --episodes 100
 
 The protocol, as its public configuration has it: five tasks (goto, pickup, open, putnext,
-    pick_up_seq_go_to) of BabyAI-MixedTrainLocal-v0 without
-distractors, ten episodes each, the level's own step limits (64 for goto and pickup, else 128), six
-actions, sixteen observations of history. An episode's progression is 1 when it ends with a positive
-reward, else 0; reported are mean and standard error in %, of each task and of all episodes
-together. Random actions and the BabyAI bot stand beside the model, on the same episodes. Writes
-``balrog.json`` and ``balrog.csv`` into ``--output``.
+pick_up_seq_go_to) of BabyAI-MixedTrainLocal-v0 without distractors, ten episodes each, the level's
+own step limits (64 for goto and pickup, else 128), six actions, sixteen observations of history. An
+episode's progression is 1 when it ends with a positive reward, else 0; reported are mean and
+standard error in %, of each task and of all episodes together. Random actions and the BabyAI bot
+stand beside the model, on the same episodes. Writes ``balrog.json`` and ``balrog.csv`` into
+``--output``.
 
 Where this differs from the protocol:
 
 * An action is chosen by scoring: one of the six texts, drawn from the softmax of their summed
-    log-probabilities. There, the model writes at
-  temperature 1. ``--choose generate`` does so too, and like there takes what names no action for
-  "go forward"; the next prompt does not mention it, as it does there.
+  log-probabilities. There, the model writes at temperature 1. ``--choose generate`` does so too,
+  and like there takes what names no action for "go forward"; the next prompt does not mention it,
+  as it does there.
 * Prompts are this project's: one string in GLAM's template (actions, mission, the last 16
-    observations with the actions between them); a run
-  folder keeps the prompt that it was trained with. There, it is a chat with instructions, a
-  description of each action and advice. Sentences are whole here; there, "You see" is cut off and
-  each stands in a line.
+  observations with the actions between them); a run folder keeps the prompt that it was trained
+  with. There, it is a chat with instructions, a description of each action and advice. Sentences
+  are whole here; there, "You see" is cut off and each stands in a line.
 * The level is this project's, drawn by the laws of the original BabyAI-Text; there, it is a fork of
-    minigrid with that level added. Both draw the kind
-  of task apart from the scene: there, environments are made until one has the wanted kind; here,
-      seeds are taken from ``run.eval_seed`` on whose
-  draw is the wanted kind. So every episode is held out, and the same for everybody; there, seeds
-  are new in each run unless one is set.
+  minigrid with that level added. Both draw the kind of task apart from the scene: there,
+  environments are made until one has the wanted kind; here, seeds are taken from ``run.eval_seed``
+  on whose draw is the wanted kind. So every episode is held out, and the same for everybody; there,
+  seeds are new in each run unless one is set.
 * This is one of BALROG's six environments, and only its mode with text: no images, no chain of
-    thought, no examples in the prompt.
-"""  # noqa: E501
+  thought, no examples in the prompt.
+"""
 
 from __future__ import annotations
 

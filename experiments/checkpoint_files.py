@@ -206,7 +206,7 @@ def stored_steps(root: Path) -> int:
 
 
 def _candidates(root: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-    """Folders that may hold the checkpoint, best first; with the pointer where it has no manifest."""  # noqa: E501
+    """Folders that may hold the checkpoint, best first; with a pointer that has no manifest."""
     pointer = readable_json(root / CURRENT)
     named = pointer.get("folder")
     if isinstance(named, str) and named.startswith("step-") and named == Path(named).name:

@@ -28,24 +28,26 @@ EPISODES = 20
 FIRST_SEED = 1_000_000
 HEAD = """# The expert, level by level
 
-Made by `python -m experiments.expert_table --episodes {episodes}`: the BabyAI bot plays the episodes
-of seeds {first} to {last} on each level. *Won* means a reward, *failed* that the mission itself ended
-without one (a wrong door in a strict mission), *timeouts* that the steps ran out, *gave up* how often
-the bot had no answer and a random action was taken (`lamorel_ext/envs/babyai/expert.py`).
+Made by `python -m experiments.expert_table --episodes {episodes}`: the BabyAI bot plays the
+episodes of seeds {first} to {last} on each level. *Won* means a reward, *failed* that the mission
+itself ended without one (a wrong door in a strict mission), *timeouts* that the steps ran out,
+*gave up* how often the bot had no answer and a random action was taken
+(`lamorel_ext/envs/babyai/expert.py`).
 
 What falls short is the bot's, or the level's, and is kept as it is in the original:
 
-* `OpenDoorsOrder...Debug`: a mission of two doors cannot be won by anybody. BabyAI holds the action
-  that opens the first door against the second instruction too, and a strict instruction calls it the
-  wrong door. Only missions of a single door can be won.
+* `OpenDoorsOrder...Debug`: a mission of two doors cannot be won by anybody. BabyAI holds the
+  action that opens the first door against the second instruction too, and a strict instruction
+  calls it the wrong door. Only missions of a single door can be won.
 * `UnlockToUnlock`: in half of the missions the bot plans in a circle, which is cut off after
   `MAX_SEARCHES` searches; it then acts at random.
-* `KeyInBox` and `PutNext...Carrying`: the bot's own authors name them as levels that it cannot solve.
+* `KeyInBox` and `PutNext...Carrying`: the bot's own authors name them as levels that it cannot
+  solve.
 
 The expert teaches in `teacher_oracle`, acts in `bot`, is imitated in `cloning`, and is a row of
 `evaluate` and `balrog`; each says so at its start where a level's success below is under 1.
 
-"""  # noqa: E501
+"""
 
 
 def measure(level_id: str, episodes: int, first_seed: int) -> Measured:

@@ -11,9 +11,9 @@ Writes ``generalisation.csv``, ``figures/`` and ``generalisation.html`` into
 weights are loaded into them.
 
     python -m experiments.generalise runs/demo
-    python -m experiments.generalise runs/demo --tests words,actions,french --arms llm_policy,teacher_frozen
-    python -m experiments.generalise runs/demo/llm_policy/seed_0 --episodes 500 lamorel_args.llm_args.num_threads=4
-"""  # noqa: E501
+    python -m experiments.generalise runs/demo --tests words,french --arms llm_policy,teacher_frozen
+    python -m experiments.generalise runs/demo/llm_policy/seed_0 --episodes 500
+"""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def spread(values: Sequence[float]) -> bool:
 def pairing(
     ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
 ) -> tuple[float, bool]:
-    """Correlation over seeds within tasks, and whether a one-sided test at 5 % finds it above zero."""  # noqa: E501
+    """Correlation over seeds within tasks, and whether it is above zero (one-sided, 5 %)."""
     x, y = (
         [value - statistics.fmean(values) for values in arm for value in values]
         for arm in (ours, theirs)

@@ -1,4 +1,4 @@
-"""Train one arm with one seed: ``python -m experiments.train arm=teacher_feedback_gae run.seed=1
+"""Train one arm with one seed: ``python -m experiments.train arm=teacher_feedback run.seed=1
 run.output_dir=runs/one``.
 
 The same command resumes a run that was stopped, and does nothing for a complete one. With ``-m``

@@ -183,7 +183,7 @@ def _accelerated(settings: Settings, args: Any, folder: Path) -> Any:
 
 
 def _accelerate_file(folder: Path, name: str | None) -> Mapping[str, Any]:
-    """accelerate's file, of which only the address is needed: the rest follows from Lamorel's keys."""  # noqa: E501
+    """accelerate's file, for its address alone: the rest follows from Lamorel's keys."""
     if name is None or not (folder / name).is_file():
         return {}
     try:
@@ -196,7 +196,7 @@ def _accelerate_file(folder: Path, name: str | None) -> Mapping[str, Any]:
 
 
 def _with_root() -> str:
-    """The script's own folder comes first in its path; this package must be found from there too."""  # noqa: E501
+    """The script's own folder comes first in its path; this package must be found too."""
     return os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
 
 

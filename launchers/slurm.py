@@ -187,9 +187,8 @@ def _array_lines(config: Config) -> list[str]:
             f" ${{#seeds[@]}}{' % ${#arms[@]}' if compare.tasks else ''}]}}"
         ),
         "seed=${seeds[SLURM_ARRAY_TASK_ID % ${#seeds[@]}]}",
-        (
-            f'folder={shlex.quote(compare.output_dir)}/"{"$task/" if compare.tasks else ""}$arm/seed_$seed"'  # noqa: E501
-        ),
+        f"folder={shlex.quote(compare.output_dir)}/"
+        f'"{"$task/" if compare.tasks else ""}$arm/seed_$seed"',
         f"export {'task ' if compare.tasks else ''}arm seed folder",
     ]
 

@@ -58,7 +58,7 @@ def problems(*overrides: str, name: str = "default") -> str:
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_is_valid_and_changes_nothing_but_arm_and_method(arm: str) -> None:
-    base, config = arm_config("teacher_feedback_gae"), arm_config(arm)
+    base, config = arm_config("teacher_feedback+signal=gae"), arm_config(arm)
     changed = {
         field.name
         for field in dataclasses.fields(Config)
@@ -69,12 +69,8 @@ def test_every_arm_is_valid_and_changes_nothing_but_arm_and_method(arm: str) -> 
 
 
 def test_no_two_arms_have_the_same_label_or_the_same_values() -> None:
-    bases = {
-        "teacher_feedback",
-        "llm_policy_feedback",
-    }  # what cells are made of: as the arms of `gae`
     assert len({arm_config(arm).arm.name for arm in ARMS}) == len(ARMS)
-    configs = [arm_config(arm) for arm in ARMS if arm not in bases]
+    configs = [arm_config(arm) for arm in ARMS]
     assert len(
         {
             (dataclasses.replace(config.arm, name=""), config.feedback, config.method, config.agent)
@@ -134,10 +130,10 @@ def test_no_two_tasks_are_the_same() -> None:
         (
             [
                 "compare.tasks=[go_to_local,open_door]",
-                "compare.arms=[llm_policy,teacher_feedback_gae]",
+                "compare.arms=[llm_policy,teacher_feedback+signal=gae]",
                 "feedback.every=1",
             ],
-            "\n  - with arm=teacher_feedback_gae: feedback.signal: gae needs the whole rollout",
+            "\n  - with arm=teacher_feedback+signal=gae: feedback.signal: gae needs the whole rollout",
         ),
     ],
 )
@@ -328,16 +324,16 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
         ("cloning.epochs=0", "cloning.epochs: must be at least 1, got 0"),
         ("feedback.warmup_steps=-1", "feedback.warmup_steps: must not be negative, got -1"),
         ("feedback.every=0", "feedback.every: must be at least 1 or 'rollout', got 0"),
-        ("feedback.every=1", "feedback.signal: gae needs the whole rollout"),
+        ("feedback.every=1", "feedback.signal: weighted needs the whole rollout"),
         (
             "feedback.channel=both",
-            "feedback.signal: gae needs the whole rollout, but feedback.channel=both",
+            "feedback.signal: weighted needs the whole rollout, but feedback.channel=both",
         ),
         ("arm.teacher=oracle", "feedback.signal: must be none where arm.teacher is oracle"),
         ("compare.seeds=[1,1]", "compare.seeds: names one twice"),
         ("compare.seeds=[-1]", "compare.seeds: must not be negative, got -1"),
         ("compare.arms=[]", "compare.arms: must not be empty"),
-        ("arm=teacher_feedbak_gae", "arm=teacher_feedbak_gae: no such file in"),
+        ("arm=teacher_feedbak", "arm=teacher_feedbak: no such file in"),
         ("model=gpt9", "model=gpt9: no such file in"),
         ("run.seed=1,2", "'run.seed=1,2': one run has one value here"),
         ("~run", "'~run': nothing can be taken away"),
@@ -373,7 +369,7 @@ def test_an_impossible_value_is_named_with_its_key(override: str, message: str) 
             "arm.action_heads: only an LLM as policy acts with them, but arm.agent is bot",
         ),
         (
-            ("arm=llm_policy_feedback_td", "arm.action_heads=true"),
+            ("arm=llm_policy_feedback+signal=td", "arm.action_heads=true"),
             "feedback.signal: must be none where arm.action_heads is true",
         ),
         (
@@ -558,16 +554,16 @@ def test_a_list_in_a_cell_is_a_cell_for_each_value_and_a_name_is_the_cell_again(
 def test_controls_stand_behind_each_feedback_arm_and_nowhere_else() -> None:
     configs = load_matrix(
         [
-            "compare.arms=[llm_policy,teacher_frozen,teacher_feedback_td]",
+            "compare.arms=[llm_policy,teacher_frozen,teacher_feedback+signal=td]",
             "compare.controls=[random,inverted]",
         ]
     )
     arms = (
         "llm_policy",
         "teacher_frozen",
-        "teacher_feedback_td",
-        "teacher_feedback_td+sign=random",
-        "teacher_feedback_td+sign=inverted",
+        "teacher_feedback+signal=td",
+        "teacher_feedback+signal=td+sign=random",
+        "teacher_feedback+signal=td+sign=inverted",
     )
     assert tuple(arm for _, arm in configs) == arms
     assert all(config.compare.arms == arms for config in configs.values())

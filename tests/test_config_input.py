@@ -131,7 +131,7 @@ def test_list_items_and_trailing_commas_and_plus_signs_and_null_are_taken() -> N
         ("lamorel_args.llm_args.model_path=", "model_path: must not be empty"),
         ("compare.seeds[7]=5", "compare.seeds[7]: there are 3 values"),
         ("run.output_dir='a", "stops at character 16"),
-        ("compare.arms=[a=b]", "Hydra: no viable alternative at input '[a='"),
+        ("compare.arms=[[a=b]]", "Hydra: no viable alternative at input '[[a='"),
         ("run.seed=1,2", "one run has one value here"),
         ("task=go_to_loca", "did you mean go_to_local?"),
         ("model=smolm2", "did you mean smollm2?"),

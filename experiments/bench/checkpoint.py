@@ -98,7 +98,13 @@ def cached_checkpoint(shape: Shape = FLAN_T5_SMALL, seed: int = 0) -> Path:
         / "benchmarks"
     )
     tokenizer = "real" if _has_real_tokenizer(shape) else "stand-in"
-    sizes = f"{shape.d_model}-{shape.d_kv}-{shape.d_ff}-{shape.num_layers}-{shape.num_heads}-{shape.vocab_size}"  # noqa: E501
+    sizes = "-".join(
+        str(size)
+        for size in (
+            shape.d_model, shape.d_kv, shape.d_ff, shape.num_layers, shape.num_heads,
+            shape.vocab_size,
+        )
+    )  # fmt: skip
     folder = root / f"t5-{sizes}-{tokenizer}-seed{seed}-v{FORMAT}"
     if not folder.is_dir():
         root.mkdir(parents=True, exist_ok=True)

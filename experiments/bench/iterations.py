@@ -25,9 +25,9 @@ from lamorel_ext.training.run import TrainingRun
 
 ARMS = (
     "llm_policy",
-    "llm_policy_feedback_gae",
+    "llm_policy_feedback",
     "teacher_frozen",
-    "teacher_feedback_gae",
+    "teacher_feedback",
     "student_alone",
 )
 MAX_SHARE = 0.1

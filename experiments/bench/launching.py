@@ -1,4 +1,4 @@
-"""One client and one server as processes of their own, for benchmarks that need the real transport."""  # noqa: E501
+"""One client and one server as processes of their own, for benchmarks of the real transport."""
 
 from __future__ import annotations
 

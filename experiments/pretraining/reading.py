@@ -1,4 +1,4 @@
-"""Questions about what an observation says, with their answers: what the model learns to read with."""  # noqa: E501
+"""Questions about what an observation says, with their answers: how the model learns to read."""
 
 from __future__ import annotations
 

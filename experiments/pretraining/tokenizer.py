@@ -20,15 +20,16 @@ MAX_LENGTH = 512
 """Tokens of the longest text the model was made for."""
 
 _ENGLISH = """
-    You see carry a an the wall step steps forward left right and floor door key ball box goal lava object
-    red green blue purple yellow grey open closed locked
+    You see carry a an the wall step steps forward left right and floor door key ball box goal lava
+    object red green blue purple yellow grey open closed locked
     turn go pick up drop toggle done to put next in front of you behind on your then after
     Goal of agent Observation Action Possible action
     Your last instruction was better worse than one before
     Question Answer where what is are how far which side do not sight nothing look for it at
-    until find move toward towards away from around back take use face explore room reach approach wait stop
-    unlock search keep walk straight ahead closer with by near here there no yes this that me I can
-"""  # noqa: E501
+    until find move toward towards away from around back take use face explore room reach approach
+    wait stop unlock search keep walk straight ahead closer with by near here there no yes
+    this that me I can
+"""
 _FRENCH = """
     Tu vois portes un une mur à pas devant gauche droite et sol porte clef balle boîte but lave
     rouge verte bleue violette jaune grise ouverte fermée

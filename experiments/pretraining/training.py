@@ -114,7 +114,7 @@ def train(
 
 
 def learning_rate_factor(step: int, plan: TrainingPlan) -> float:
-    """Share of the learning rate at a step, from 0: linear rise, then half a cosine down to zero."""  # noqa: E501
+    """Share of the learning rate at a step, from 0: linear rise, then half a cosine to zero."""
     if step < plan.warmup_steps:
         return (step + 1) / plan.warmup_steps
     progress = (step - plan.warmup_steps) / max(1, plan.num_steps - plan.warmup_steps)

@@ -40,7 +40,7 @@ class Values:
     _said: list[tuple[Axes, float, float, str]] = field(default_factory=list)
 
     def add(self, axes: Axes, x: float, y: float, words: str) -> None:
-        """A value at a place in the coordinates of its axes; one that is not a number is left out."""  # noqa: E501
+        """A value at a place in its axes' coordinates; one that is not a number is left out."""
         if np.isfinite(x) and np.isfinite(y):
             self._said.append((axes, x, y, words))
 

@@ -317,7 +317,7 @@ def _fill(
 def _label_ends(
     axes: Axes, panel: Panel, series: Mapping[str, Series], ends: tuple[float, float]
 ) -> None:
-    """Write each line's name beside its end, and move apart what would stand on top of each other."""  # noqa: E501
+    """Write each line's name beside its end, and move apart those that would overlap."""
     tips = [
         (float(series[line.arm].x[-1]) / ends[0], float(series[line.arm].y[-1]) / ends[1], line)
         for line in panel.lines

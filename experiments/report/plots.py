@@ -79,7 +79,7 @@ def draw_task(summary: Summary, prefix: str = "") -> dict[str, list[Picture]]:
 
 
 def draw_overall(overall: Summary, samples: int) -> dict[str, list[Picture]]:
-    """The figures over all tasks: ``aggregates``, ``profiles``, ``differences`` and ``controls``."""  # noqa: E501
+    """The figures over all tasks: ``aggregates``, ``profiles``, ``differences``, ``controls``."""
     levels = np.arange(PROFILE_STEPS + 1) / PROFILE_STEPS
     series = {row.label: Series(levels, *profile(row, overall, samples)) for row in overall.arms}
     axes = ("area under the success curve, above", "share of runs")

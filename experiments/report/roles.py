@@ -61,7 +61,7 @@ def is_frozen(config: Config) -> bool:
 
 
 def uses_expert(config: Config) -> bool:
-    """True where the BabyAI bot acts or teaches: a bound, not something that learns from rewards."""  # noqa: E501
+    """True where the BabyAI bot acts or teaches: a bound, which learns from no reward."""
     return config.arm.agent in EXPERT_AGENTS or (
         config.arm.agent == "student" and config.arm.teacher == "oracle"
     )

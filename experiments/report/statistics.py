@@ -43,7 +43,7 @@ decide who wins.
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval; ``low`` and ``high`` are NaN where one value alone gives none."""  # noqa: E501
+    """An estimate with its interval; ``low`` and ``high`` are NaN where there is one value."""
 
     estimate: float
     low: float
@@ -201,7 +201,7 @@ def contrast(pairs: Sequence[tuple[Values, Values]], level: float = 0.95) -> Con
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """P values corrected for their number, as Holm (1979) has it; NaN stays and counts for nothing."""  # noqa: E501
+    """P values corrected for their number (Holm 1979); NaN stays and counts for nothing."""
     known = sorted((p, place) for place, p in enumerate(values) if not math.isnan(p))
     corrected, largest = list(values), 0.0
     for rank, (p, place) in enumerate(known):

@@ -202,7 +202,7 @@ class EdgeCheck:
 
     @property
     def unbeaten(self) -> list[Difference]:
-        """Against the controls that the arm is not ahead of; with one seed none of them is beaten."""  # noqa: E501
+        """Against the controls that the arm is not ahead of; with one seed it beats none."""
         return [difference for difference in self.controls if not difference.is_ahead]
 
     @property

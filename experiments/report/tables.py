@@ -47,7 +47,7 @@ def all_tables(tasks: Sequence[Summary], overall: Summary | None, samples: int) 
 
 
 def resampling_settings(samples: int) -> dict[str, object]:
-    """What another programme needs to repeat the intervals; see ``experiments.report.statistics``."""  # noqa: E501
+    """What another program needs to repeat the intervals; see ``report.statistics``."""
     return {
         "intervals": "t",
         "generator": "numpy.random.default_rng",
@@ -131,7 +131,7 @@ def difference_table(tasks: Sequence[Summary]) -> Table:
 
 
 def curve_table(tasks: Sequence[Task]) -> Table:
-    """One row per evaluation, with every column that the runs recorded, and the budget of the run."""  # noqa: E501
+    """One row per evaluation, with every column that the runs recorded, and the run's budget."""
     every = [run for task in tasks for arm in task.arms for run in arm.runs.values()]
     names = list(dict.fromkeys(name for run in every for name in run.columns if name != STEPS))
     rows = []

@@ -5,13 +5,14 @@ Exit statuses, of every program and of the launcher, which hands on that of the 
 failed:
 
     0    done (also: --help, --cfg, a run that is complete already)
-    1    something went wrong: a file cannot be written, a checkpoint is corrupt when a run resumes, a server died or did not
-         answer, a loss is not finite, a level failed; recompute and check_oracle found something
-         that differs
-    2    the user said something wrong: arguments, overrides, configuration files, a model, run folder or file that is not there,
-         or whose content is not what it must be where reading it is all that the program does
+    1    something went wrong: a file cannot be written, a checkpoint is corrupt when a run resumes,
+         a server died or did not answer, a loss is not finite, a level failed; recompute and
+         check_oracle found something that differs
+    2    the user said something wrong: arguments, overrides, configuration files, a model, run
+         folder or file that is not there, or whose content is not what it must be where reading it
+         is all that the program does
     130  interrupted (128 + 2)
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

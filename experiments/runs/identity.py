@@ -1,4 +1,4 @@
-"""When two configurations mean the same run, or the same arm: by the keys that can change a result."""  # noqa: E501
+"""When two configurations mean the same run or arm: by the keys that can change a result."""
 
 from __future__ import annotations
 

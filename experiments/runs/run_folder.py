@@ -3,16 +3,18 @@ status.
 
     config.yaml     the resolved configuration
     versions.json   interpreter, packages, commit, command
-    status.json     running, complete, stopped (and by which signal) or failed, with exit status and error
+    status.json     running, complete, stopped (and by which signal) or failed, with exit status and
+                    error
     metrics.csv     one row per evaluation
     tensorboard/    the same numbers as events
-    traces/         single rollouts step by step, one file each, named after the environment steps before it (lamorel_ext/training/trace.py)
+    traces/         single rollouts step by step, one file each, named after the environment steps
+                    before it (lamorel_ext/training/trace.py)
     checkpoints/    see ``checkpoint_files``
 
 A crash at any moment leaves a folder that can be resumed. What is damaged since is noticed by its
 checksum; a damaged ``status.json``, ``versions.json``, ``current.json`` or ``metrics.csv`` is made
 anew from the checkpoint.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

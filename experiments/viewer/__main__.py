@@ -73,7 +73,7 @@ def _part(target: Path, number: int) -> Path:
 
 
 def _remove_later_parts(target: Path, number: int) -> None:
-    """Pages of an earlier, longer viewer: nothing leads to them any more, and what they show is old."""  # noqa: E501
+    """Pages of an earlier, longer viewer: nothing leads to them, and what they show is old."""
     named = re.compile(re.escape(target.stem) + r"_(\d+)" + re.escape(target.suffix))
     for path in target.parent.iterdir():
         found = named.fullmatch(path.name)
@@ -83,7 +83,7 @@ def _remove_later_parts(target: Path, number: int) -> None:
 
 
 def _beginning(path: Path) -> str:
-    """Enough of a page to tell whether it is a viewer's: a file of somebody else's is left alone."""  # noqa: E501
+    """Enough of a page to tell whether it is a viewer's: any other file is left alone."""
     with writing(path), path.open(encoding="utf-8", errors="replace") as file:
         return file.read(2000)
 

@@ -29,7 +29,10 @@ def make_page(data: Mapping[str, Any]) -> str:
         data: As ``content.make_content`` gives it.
     """
     style, script = _asset("viewer.css"), _asset("viewer.js")
-    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; base-uri 'none'; form-action 'none'"  # noqa: E501
+    policy = (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:;"
+        " base-uri 'none'; form-action 'none'"
+    )
     parts = {
         "TITLE": html.escape(f"Loop viewer: {data['title']}"),
         "POLICY": html.escape(policy),

@@ -1,4 +1,4 @@
-"""What the student's network reads: symbolic views, missions and guidance as vectors of fixed size."""  # noqa: E501
+"""What the student's network reads: views, missions and guidance as vectors of fixed size."""
 
 from __future__ import annotations
 

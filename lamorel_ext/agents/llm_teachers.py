@@ -58,7 +58,7 @@ def candidate_table(
 def distribution_over(
     llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]
 ) -> np.ndarray:
-    """``candidate_table`` as probabilities; asked once per weights where the scene is all states."""  # noqa: E501
+    """``candidate_table`` as probabilities; asked once per weights if the scene is all states."""
     if isinstance(scene, AllStates) and isinstance(llm, MeteredClient):
         return llm.table((scene.shown, candidates), lambda: _table(llm, scene, candidates))
     return _table(llm, scene, candidates)

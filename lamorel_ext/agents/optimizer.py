@@ -114,7 +114,7 @@ class FlatAdam:
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        """A copy of its state: ``steps`` (int64 scalar), ``first`` and ``second`` moments (flat)."""  # noqa: E501
+        """A copy of its state: ``steps`` (int64 scalar), ``first``, ``second`` moments (flat)."""
         return {
             "steps": torch.tensor(self._steps),
             "first": self._first.clone(),

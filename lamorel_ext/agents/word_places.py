@@ -15,11 +15,13 @@ WORDS = tuple(
     dict.fromkeys(
         """
         . , : ' ? ! 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
-        goal of the agent observation action possible you see carry a an wall step steps forward left right and floor door key ball box lava
-        object red green blue purple yellow grey open closed locked turn go pick up drop toggle done to put next in front behind on your then
-        after tu vois portes un une mur à pas devant gauche droite et sol porte clef balle boîte but lave rouge verte bleue violette jaune
-        grise ouverte fermée actions possibles pour l de la le aller
-        """.split()  # noqa: E501
+        goal of the agent observation action possible you see carry a an wall step steps forward
+        left right and floor door key ball box lava object red green blue purple yellow grey open
+        closed locked turn go pick up drop toggle done to put next in front behind on your then
+        after tu vois portes un une mur à pas devant gauche droite et sol porte clef balle boîte
+        but lave rouge verte bleue violette jaune grise ouverte fermée actions possibles pour l de
+        la le aller
+        """.split()
     )
 )
 BUCKETS = 64

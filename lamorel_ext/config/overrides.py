@@ -2,7 +2,8 @@
 
 Hydra's grammar wants quotes around values with ``=``, ``#``, ``~`` or letters outside ASCII, which
 paths have every day. A value that the grammar refuses, and that begins like a plain word, is given
-to it again in quotes. What opens a list, a dictionary or a quotation is never guessed at: there the
+to it again in quotes, and so are the items with ``=`` of a flat list, such as the cells among
+``compare.arms``. What else opens a list, a dictionary or a quotation is never guessed at: there the
 grammar's reason is passed on, with the place.
 """
 
@@ -25,6 +26,7 @@ _SHAPE = re.compile(
     re.DOTALL,
 )
 _INDEX = re.compile(r"\[(\d+)\]")
+_FLAT_LIST = re.compile(r"\[([^\[\]{}]*)\]")
 _TRAILING_COMMA = re.compile(r",\s*([\]}])")
 _ASK_SWEEP = (
     "one run has one value here, train -m runs one after the other; write '{key}=[...]' for a list,"
@@ -66,7 +68,12 @@ def parse_override(text: str) -> Parsed | str:
         key = _INDEX.sub(r".\1", shape["key"])
         tried = [f"{sign}{key}={raw}"]
         if raw[:1] in ("[", "{") and not set("'\"") & set(raw):
-            tried.append(f"{sign}{key}=" + _TRAILING_COMMA.sub(r"\1", raw))
+            whole = _TRAILING_COMMA.sub(r"\1", raw)
+            tried.append(f"{sign}{key}={whole}")
+            if flat := _FLAT_LIST.fullmatch(whole):
+                items = flat[1].split(",")
+                items = [quote(item.strip()) if "=" in item else item for item in items]
+                tried.append(f"{sign}{key}=[{','.join(items)}]")
         elif raw[:1] not in ("[", "{", "'", '"'):
             tried.append(f"{sign}{key}={quote(raw)}")
     for attempt in tried:

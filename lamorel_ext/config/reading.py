@@ -59,7 +59,7 @@ def load_config(
 
 
 def _with_cell(overrides: Sequence[str]) -> tuple[list[str], Cell | None]:
-    """An override ``arm=base+key=value`` as those of the base and its values, and the cell itself."""  # noqa: E501
+    """An override ``arm=base+key=value`` as those of base and values, and the cell itself."""
     found, cell = list(overrides), None
     for place, text in enumerate(overrides):
         key, _, value = text.partition("=")

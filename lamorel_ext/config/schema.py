@@ -273,7 +273,7 @@ class StudentArgs:
 
     hidden_size: int = number(64, at_least=1)
     guidance_size: int = number(16, at_least=1)
-    kappa: float = number(2.0, at_least=0)
+    kappa: float = number(5.0, at_least=0)
     kappa_mode: Literal["initial", "learnt", "annealed"] = "initial"
     kappa_lr: float = number(0.05, at_least=0)
     kappa_final: float = number(0.0, at_least=0)
@@ -391,7 +391,7 @@ class CompareArgs:
     arms: tuple[str, ...] = (
         "llm_policy",
         "teacher_frozen",
-        "teacher_feedback_gae",
+        "teacher_feedback",
     )
     controls: tuple[Literal["random", "shuffled", "inverted", "positive"], ...] = (
         "random",

@@ -93,7 +93,7 @@ _TYPED = "this server hosts a model in Lamorel's way; ask it through lamorel_ext
 
 
 class Meeting:
-    """Stands among the updaters of a server to be handed the group of servers, for the host's sake."""  # noqa: E501
+    """Stands among a server's updaters to be handed the group of servers, for the host's sake."""
 
     def __init__(self, host: LamorelHost) -> None:
         self._host = host
@@ -192,7 +192,7 @@ def _load(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
 
 
 def _load_in_4bit(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
-    """Four bits through bitsandbytes, with Lamorel's choices: NF4, doubly quantised, bfloat16 sums."""  # noqa: E501
+    """Four bits through bitsandbytes as Lamorel has them: NF4, doubly quantised, bfloat16 sums."""
     import importlib.util
 
     if device.type != "cuda":

@@ -249,7 +249,7 @@ class ModelHost(nn.Module):
     # --- training ---------------------------------------------------------------------------------
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Parameters of model and module functions in use that take gradients, in a stable order."""  # noqa: E501
+        """Parameters of model and module functions that take gradients, in a stable order."""
         return [parameter for _, parameter in self.named_trainable_parameters()]
 
     def named_trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:

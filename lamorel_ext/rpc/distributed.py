@@ -111,7 +111,7 @@ def join(args: LamorelArgs) -> Launch:
 
 
 def meet(timeout_s: float = 1800.0) -> None:
-    """Join the process group of the launch where this process is a rank of one; twice does no harm."""  # noqa: E501
+    """Join the launch's process group where this process is a rank; twice does no harm."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         _default_store(timedelta(seconds=timeout_s))
 

@@ -192,7 +192,9 @@ class LockstepGroup:
             elif len(set(numbers)) > 1:
                 self._given_up = OtherServerFailed(
                     complaint
-                    or f"the servers do not sum the same thing: llm server {self.rank} came {_describe(num_elements)}; every server must call all_reduce_sum equally often with tensors of the same size, also with an empty shard"  # noqa: E501
+                    or f"the servers do not sum the same thing: llm server {self.rank} came"
+                    f" {_describe(num_elements)}; every server must call all_reduce_sum equally"
+                    " often with tensors of the same size, also with an empty shard"
                 )
         # An updater that swallows the error must not go on to wait for servers that have left.
         if self._given_up is not None:

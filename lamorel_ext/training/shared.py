@@ -49,7 +49,7 @@ ONE_CLIENT = Clients()
 
 
 def own_copies(copies: range, clients: Clients) -> list[range]:
-    """The copies of each client; the last ones have none where there are more clients than copies."""  # noqa: E501
+    """The copies of each client; the last have none where there are more clients than copies."""
     first = copies.start
     return [
         range(first + part.start, first + part.stop)

@@ -188,7 +188,7 @@ class Tracer:
         return Trace(recording.env_steps, lines)
 
     def forget_episodes(self) -> None:
-        """Other environments take the place of the old ones, at the start of their first episodes."""  # noqa: E501
+        """Other environments take the old ones' place, at the start of their first episodes."""
         self._course = Course()
 
     def state(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tests.cluster.slurm_cluster import ADDRESS
 ROOT = Path(__file__).parents[2]
 SHARED = Path("/mnt")
 SMALL = (
-    "--config-name", "demo", "arm=teacher_feedback_gae", "run.total_steps=1024",
+    "--config-name", "demo", "arm=teacher_feedback+signal=gae", "run.total_steps=1024",
 )  # fmt: skip
 """A run of two rollouts with one client and two servers; on two machines, two ranks and one."""
 

@@ -34,7 +34,7 @@ ROWS = {
     "env_text": ["env_text", "env_text_16"], "env_paper": ["env_paper", "env_paper_16"],
     "transport_share": ["transport_share", "rpc_round_trip"],
     "iterations": [
-        "iteration_llm_policy", "iteration_llm_policy_feedback_gae", "iteration_teacher_frozen", "iteration_teacher_feedback_gae",
+        "iteration_llm_policy", "iteration_llm_policy_feedback", "iteration_teacher_frozen", "iteration_teacher_feedback",
         "iteration_student_alone",
     ],
     "score_gpu": ["score_gpu", "score_gpu_call"] if torch.cuda.is_available() else ["score_gpu"],
@@ -183,7 +183,7 @@ def test_a_whole_run_is_the_papers_but_for_model_and_seeds(
     (row,) = BENCHMARKS["figure2_2100"](Subjects(replace(MINIATURE, whole_steps=steps)))
     assert [config.arm.name for config in launched] == [
         "llm_policy",
-        "teacher_feedback/previous/online",
+        "teacher_feedback/previous/every=1",
     ]
     assert [config.feedback.every for config in launched] == ["rollout", 1]
     for config in launched:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from made_runs import compose, make_config, make_run
+from made_runs import make_config, make_run
 
 from experiments.report.headline import amount, headline, literal_rule, warnings
 from experiments.report.making import find
@@ -14,21 +14,24 @@ from experiments.report.results import Arm, Run, read_run
 from experiments.report.roles import control_of, is_literal_rule, missing_controls, without_edge
 from experiments.report.sections import task_sections
 from experiments.report.summary import Summary
-from lamorel_ext.config import CONFIG_DIR, load_matrix
+from lamorel_ext.config import CONFIG_DIR, load_config, load_matrix
+
+PLAIN = ("feedback.credit=chosen", "feedback.ties=positive", "feedback.epochs=1")
+"""The edge without what was added to the paper's; a cell's own values win over it."""
 
 ONLINE = [
     "teacher_frozen",
-    "teacher_feedback_previous_online",
-    "teacher_feedback_td_online",
+    "teacher_feedback+signal=previous+every=1",
+    "teacher_feedback+signal=td+every=1",
     "teacher_feedback+signal=constant+every=1+sign=random",
-    "teacher_feedback_previous_online+sign=inverted",
-    "teacher_feedback_td_online+sign=inverted",
+    "teacher_feedback+signal=previous+every=1+sign=inverted",
+    "teacher_feedback+signal=td+every=1+sign=inverted",
 ]
 
 
 def make_arms(folder: Path, names: Sequence[str], *overrides: str) -> list[Arm]:
     runs = [
-        read_run(make_run(make_config(name, 0, folder, names, *overrides), [0.0, 0.0]))
+        read_run(make_run(make_config(name, 0, folder, names, *PLAIN, *overrides), [0.0, 0.0]))
         for name in names
     ]
     return [Arm(run.config.arm.name, {0: run}) for run in runs]
@@ -38,7 +41,7 @@ def compare(folder: Path, heights: Mapping[str, Sequence[float]], *overrides: st
     """Flat curves, so that a height is an area; one per seed."""
     for arm, levels in heights.items():
         for seed, level in enumerate(levels):
-            make_run(make_config(arm, seed, folder, list(heights), *overrides), [level] * 3)
+            make_run(make_config(arm, seed, folder, list(heights), *PLAIN, *overrides), [level] * 3)
     return find(folder).whole
 
 
@@ -47,9 +50,9 @@ def compare(folder: Path, heights: Mapping[str, Sequence[float]], *overrides: st
 
 def test_a_control_is_the_arm_with_another_sign(tmp_path: Path) -> None:
     names = [
-        "teacher_frozen", "teacher_feedback_gae", "teacher_feedback_gae+sign=random", "teacher_feedback_gae+sign=inverted",
-        "teacher_feedback_gae+credit=posterior", "teacher_feedback_gae+credit=posterior+sign=random", "llm_policy",
-        "llm_policy_feedback_gae", "llm_policy_feedback_gae+sign=shuffled",
+        "teacher_frozen", "teacher_feedback+signal=gae", "teacher_feedback+signal=gae+sign=random", "teacher_feedback+signal=gae+sign=inverted",
+        "teacher_feedback+signal=gae+credit=posterior", "teacher_feedback+signal=gae+credit=posterior+sign=random", "llm_policy",
+        "llm_policy_feedback+signal=gae", "llm_policy_feedback+signal=gae+sign=shuffled",
     ]  # fmt: skip
     arms = {arm.label: arm for arm in make_arms(tmp_path, names)}
 
@@ -77,12 +80,12 @@ def test_a_control_is_the_arm_with_another_sign(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    ["feedback.kl_coef=0.1", "feedback.loss=clipped", "student.kappa=5", "feedback.epochs=4"],
+    ["feedback.kl_coef=0.1", "feedback.loss=clipped", "student.kappa=2", "feedback.epochs=4"],
 )
 def test_a_run_that_differs_in_anything_else_is_no_control(tmp_path: Path, other: str) -> None:
-    (arm,) = make_arms(tmp_path / "arm", ["teacher_feedback_td"])
-    (far,) = make_arms(tmp_path / "far", ["teacher_feedback_td+sign=random"], other)
-    (near,) = make_arms(tmp_path / "near", ["teacher_feedback_td+sign=random"])
+    (arm,) = make_arms(tmp_path / "arm", ["teacher_feedback+signal=td"])
+    (far,) = make_arms(tmp_path / "far", ["teacher_feedback+signal=td+sign=random"], other)
+    (near,) = make_arms(tmp_path / "near", ["teacher_feedback+signal=td+sign=random"])
     assert control_of(arm, "random", [far, near]) is near
     assert control_of(arm, "random", [far]) is None
 
@@ -91,9 +94,9 @@ def test_the_random_sign_of_earlier_run_folders_controls_every_signal(tmp_path: 
     arms = make_arms(
         tmp_path,
         [
-            "teacher_feedback_weighted",
-            "teacher_feedback_previous_ties_zero",
-            "teacher_feedback_td_online",
+            "teacher_feedback+signal=weighted",
+            "teacher_feedback+signal=previous+ties=zero",
+            "teacher_feedback+signal=td+every=1",
         ],
     )
     (old,) = make_arms(tmp_path / "old", ["teacher_feedback"], "feedback.signal=random")
@@ -106,17 +109,17 @@ def test_the_random_sign_of_earlier_run_folders_controls_every_signal(tmp_path: 
 
 def test_missing_controls_are_named_and_impossible_ones_are_not_asked_for(tmp_path: Path) -> None:
     names = [
-        "teacher_feedback_td_online",
-        "teacher_feedback_td_online+sign=inverted",
-        "llm_policy_feedback_gae",
-        "teacher_feedback_previous_both",
+        "teacher_feedback+signal=td+every=1",
+        "teacher_feedback+signal=td+every=1+sign=inverted",
+        "llm_policy_feedback+signal=gae",
+        "teacher_feedback+signal=previous+channel=both",
     ]
     found = {
         missing.arm: missing.kinds
         for missing in missing_controls(make_arms(tmp_path, names, "env.num_envs=1"))
     }
     assert found == {
-        "teacher_feedback/td/online": ("random",),
+        "teacher_feedback/td/every=1": ("random",),
         "llm_policy+feedback/gae": ("random", "shuffled", "inverted"),
         "teacher_feedback/previous/both": ("random", "inverted"),
     }
@@ -140,13 +143,17 @@ def test_every_shipped_comparison_composes_with_every_control_of_its_feedback_ar
 
 
 def test_the_literal_rule_is_the_papers_and_none_of_its_variants() -> None:
-    literal = [
-        path.stem
-        for path in (CONFIG_DIR / "arm").glob("*.yaml")
-        if is_literal_rule(compose(f"arm={path.stem}"))
+    names = [
+        f"{base}+signal={signal}{rest}"
+        for base in ("teacher_feedback", "llm_policy_feedback")
+        for signal in ("previous", "td")
+        for rest in ("", "+every=1", "+ties=zero", "+warmup_steps=512")
     ]
-    assert sorted(literal) == [
-        "llm_policy_feedback_previous", "llm_policy_feedback_previous_online", "teacher_feedback_previous", "teacher_feedback_previous_online"]  # fmt: skip
+    literal = [name for name in names if is_literal_rule(load_config([f"arm={name}", *PLAIN]))]
+    assert literal == [
+        "teacher_feedback+signal=previous", "teacher_feedback+signal=previous+every=1",
+        "llm_policy_feedback+signal=previous", "llm_policy_feedback+signal=previous+every=1",
+    ]  # fmt: skip
 
 
 # --- what is said ---------------------------------------------------------------------------------
@@ -157,7 +164,7 @@ def test_a_report_without_controls_says_so_and_names_the_files(tmp_path: Path) -
         tmp_path,
         {
             "teacher_frozen": (0.5, 0.5),
-            "teacher_feedback_gae": (0.75, 1.0),
+            "teacher_feedback+signal=gae": (0.75, 1.0),
             "teacher_feedback+signal=constant+sign=random": (0.5, 0.25),
         },
     )
@@ -216,35 +223,35 @@ def test_where_the_papers_rule_fails_the_variant_that_helps_is_named_with_its_in
     tmp_path: Path,
 ) -> None:
     summary = compare(tmp_path, {
-        "teacher_frozen": 3 * (0.5, 0.5), "teacher_feedback_previous_online": 3 * (0.25, 0.5), "teacher_feedback_td_online": 3 * (0.75, 1.0),
-        "teacher_feedback_state_online": 3 * (0.5, 0.75), "teacher_feedback+signal=constant+every=1+sign=random": 3 * (0.5, 0.25),
+        "teacher_frozen": 3 * (0.5, 0.5), "teacher_feedback+signal=previous+every=1": 3 * (0.25, 0.5), "teacher_feedback+signal=td+every=1": 3 * (0.75, 1.0),
+        "teacher_feedback+signal=state+every=1": 3 * (0.5, 0.75), "teacher_feedback+signal=constant+every=1+sign=random": 3 * (0.5, 0.25),
     })  # fmt: skip
     failed, variant = literal_rule(summary)
     assert failed == (
-        f"The paper's literal rule (previous) shows no benefit: teacher_feedback/previous/online {shown(summary, 'previous', 'without_edge')} against teacher_frozen and "
+        f"The paper's literal rule (previous) shows no benefit: teacher_feedback/previous/every=1 {shown(summary, 'previous', 'without_edge')} against teacher_frozen and "
         f"{shown(summary, 'previous', 'random')} against teacher_feedback/constant/every=1/random sign."
     )
     assert variant == (
         "Of the 2 other feedback arms tried, 1 is ahead of both the arm without feedback and every control that was run, a tendency; by most "
-        f"teacher_feedback/td/online {shown(summary, 'td', 'without_edge')} against teacher_frozen and {shown(summary, 'td', 'random')} against teacher_feedback/constant/every=1/random sign."
+        f"teacher_feedback/td/every=1 {shown(summary, 'td', 'without_edge')} against teacher_frozen and {shown(summary, 'td', 'random')} against teacher_feedback/constant/every=1/random sign."
     )
     assert headline(summary)[2:4] == [failed, variant]
 
 
 def test_where_no_variant_helps_that_is_said(tmp_path: Path) -> None:
     summary = compare(tmp_path, {
-        "teacher_frozen": 3 * (0.5, 0.5), "teacher_feedback_previous_online": 3 * (0.25, 0.5), "teacher_feedback_td_online": 3 * (0.75, 0.5),
+        "teacher_frozen": 3 * (0.5, 0.5), "teacher_feedback+signal=previous+every=1": 3 * (0.25, 0.5), "teacher_feedback+signal=td+every=1": 3 * (0.75, 0.5),
         "teacher_feedback+signal=constant+every=1+sign=random": 3 * (0.5, 0.25),
     })  # fmt: skip
     assert literal_rule(summary)[1] == (
         "Of one other feedback arm tried, none is ahead of both the arm without feedback and every control that was run. The closest is "
-        f"teacher_feedback/td/online {shown(summary, 'td', 'without_edge')} against teacher_frozen and +0.250 [+0.250, +0.250] against teacher_feedback/constant/every=1/random sign."
+        f"teacher_feedback/td/every=1 {shown(summary, 'td', 'without_edge')} against teacher_frozen and +0.250 [+0.250, +0.250] against teacher_feedback/constant/every=1/random sign."
     )
 
 
 def test_where_the_papers_rule_helps_nothing_else_is_looked_for(tmp_path: Path) -> None:
     summary = compare(tmp_path, {
-        "teacher_frozen": 3 * (0.25, 0.25), "teacher_feedback_previous": 3 * (0.5, 0.75), "teacher_feedback_td": 3 * (0.75, 0.75), "teacher_feedback+signal=constant+sign=random": 3 * (0.25, 0.0)})  # fmt: skip
+        "teacher_frozen": 3 * (0.25, 0.25), "teacher_feedback+signal=previous": 3 * (0.5, 0.75), "teacher_feedback+signal=td": 3 * (0.75, 0.75), "teacher_feedback+signal=constant+sign=random": 3 * (0.25, 0.0)})  # fmt: skip
     (sentence,) = literal_rule(summary)
     assert sentence.startswith(
         f"The paper's literal rule (previous) is ahead, on so few seeds a tendency: teacher_feedback/previous {shown(summary, 'previous', 'without_edge')} against "
@@ -255,9 +262,9 @@ def test_where_the_papers_rule_helps_nothing_else_is_looked_for(tmp_path: Path) 
 def test_the_papers_rule_has_to_beat_every_control_that_was_run(tmp_path: Path) -> None:
     heights = {
         "teacher_frozen": [0.25],
-        "teacher_feedback_previous": [0.5],
+        "teacher_feedback+signal=previous": [0.5],
         "teacher_feedback+signal=constant+sign=random": [0.25],
-        "teacher_feedback_previous+sign=inverted": [0.5],
+        "teacher_feedback+signal=previous+sign=inverted": [0.5],
     }
     summary = compare(tmp_path, {arm: 10 * levels for arm, levels in heights.items()})
     (sentence,) = literal_rule(summary)
@@ -273,17 +280,17 @@ def test_the_papers_rule_has_to_beat_every_control_that_was_run(tmp_path: Path) 
         (
             {
                 "teacher_frozen": (0.5,),
-                "teacher_feedback_previous": (0.25,),
+                "teacher_feedback+signal=previous": (0.25,),
                 "teacher_feedback+signal=constant+sign=random": (0.5,),
             },
             "cannot be judged here",
         ),  # one seed
         (
-            {"teacher_frozen": (0.25, 0.25), "teacher_feedback_previous": (0.5, 0.5)},
+            {"teacher_frozen": (0.25, 0.25), "teacher_feedback+signal=previous": (0.5, 0.5)},
             "cannot be judged here",
         ),  # ahead, but no random sign
         (
-            {"teacher_frozen": (0.5, 0.5), "teacher_feedback_previous": (0.25, 0.25)},
+            {"teacher_frozen": (0.5, 0.5), "teacher_feedback+signal=previous": (0.25, 0.25)},
             "shows no benefit",
         ),  # behind already
     ],
@@ -299,7 +306,9 @@ def test_the_rule_is_judged_by_what_there_is(
 def test_without_the_papers_rule_nothing_is_said_about_it(tmp_path: Path) -> None:
     assert (
         literal_rule(
-            compare(tmp_path, {"teacher_frozen": (0.5, 0.5), "teacher_feedback_td": (0.25, 0.5)})
+            compare(
+                tmp_path, {"teacher_frozen": (0.5, 0.5), "teacher_feedback+signal=td": (0.25, 0.5)}
+            )
         )
         == []
     )

@@ -247,7 +247,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     model = save_tiny_llm(tmp_path_factory.mktemp("tiny_llm"))
     overrides = [*SMALL, f"lamorel_args.llm_args.model_path={model}", "lamorel_args.llm_args.value_head_hidden=8", "compare.seeds=[5]",
-                 "compare.arms=[llm_policy,teacher_feedback_gae,student_alone]", "compare.controls=[]", f"compare.output_dir={folder}"]  # fmt: skip
+                 "compare.arms=[llm_policy,teacher_feedback+signal=gae,student_alone]", "compare.controls=[]", f"compare.output_dir={folder}"]  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(compare, "start_log", lambda level: None)
         assert compare.run(overrides) == 0
@@ -322,7 +322,7 @@ def test_a_single_run_is_tested_alone_and_on_episodes_where_its_prompts_remember
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generalise, "start_log", lambda level: None)
-    folder = trained / "teacher_feedback_gae" / "seed_5"
+    folder = trained / "teacher_feedback+signal=gae" / "seed_5"
     options = [
         "--tests",
         "other_nouns",

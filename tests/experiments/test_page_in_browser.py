@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-ARMS = ["llm_policy", "llm_policy_feedback_previous_online", "llm_policy_feedback_previous_online+sign=inverted", "teacher_frozen", "teacher_feedback_gae",
-        "teacher_feedback_gae+sign=shuffled", "teacher_feedback_previous_online", "teacher_feedback+signal=constant+every=1+sign=random", "student_alone"]  # fmt: skip
+ARMS = ["llm_policy", "llm_policy_feedback+signal=previous+every=1", "llm_policy_feedback+signal=previous+every=1+sign=inverted", "teacher_frozen", "teacher_feedback+signal=gae",
+        "teacher_feedback+signal=gae+sign=shuffled", "teacher_feedback+signal=previous+every=1", "teacher_feedback+signal=constant+every=1+sign=random", "student_alone"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

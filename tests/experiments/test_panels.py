@@ -36,8 +36,8 @@ def make_arms(*names: str) -> list[Arm]:
     ]
 
 
-MANY = make_arms("llm_policy", "llm_policy_feedback_gae", "llm_policy_feedback_gae+sign=random", "student_alone", "teacher_frozen", "teacher_feedback_gae",
-                 "teacher_feedback_previous", "teacher_feedback+signal=constant+sign=random", "teacher_feedback_gae+sign=inverted", "teacher_feedback_td_online", "teacher_feedback+signal=constant+every=1+sign=random")  # fmt: skip
+MANY = make_arms("llm_policy", "llm_policy_feedback+signal=gae", "llm_policy_feedback+signal=gae+sign=random", "student_alone", "teacher_frozen", "teacher_feedback+signal=gae",
+                 "teacher_feedback+signal=previous", "teacher_feedback+signal=constant+sign=random", "teacher_feedback+signal=gae+sign=inverted", "teacher_feedback+signal=td+every=1", "teacher_feedback+signal=constant+every=1+sign=random")  # fmt: skip
 
 
 def test_a_few_arms_share_a_panel_and_keep_their_names() -> None:

@@ -15,7 +15,7 @@ import pytest
 from lamorel_ext.portable import VARIABLES, NotPortableError, hold_portable
 
 RUN = (
-    "arm=teacher_feedback_gae run.total_steps=32 env.num_envs=4 student.num_steps=8 run.eval_every=32"
+    "arm=teacher_feedback+signal=gae run.total_steps=32 env.num_envs=4 student.num_steps=8 run.eval_every=32"
     " run.evaluation=episodes run.eval_episodes=2 run.trace_every=0 run.portable=true"
 )
 MACHINES = [

@@ -53,7 +53,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def two_arms(tiny: list[str], folder: Path) -> list[str]:
-    arms = "compare.arms=[llm_policy_feedback_gae,teacher_feedback_previous]"
+    arms = "compare.arms=[llm_policy_feedback+signal=gae,teacher_feedback+signal=previous]"
     return [*tiny, arms, "compare.controls=[]", "compare.seeds=[5]", f"compare.output_dir={folder}"]
 
 
@@ -83,13 +83,13 @@ def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_comparison_trains_every_arm_and_reports(finished: Path) -> None:
     found = curves(finished)
-    assert set(found) == {"llm_policy_feedback_gae", "teacher_feedback_previous"}
+    assert set(found) == {"llm_policy_feedback+signal=gae", "teacher_feedback+signal=previous"}
     for columns in found.values():
         assert columns["env_steps"] == [0, 32, 64] and columns["llm_calls"][-1] > 0
     page = (finished / "report.html").read_text()
     assert "llm_policy+feedback/gae" in page and "teacher_feedback/previous" in page
     versions = json.loads(
-        (finished / "teacher_feedback_previous" / "seed_5" / "versions.json").read_text()
+        (finished / "teacher_feedback+signal=previous" / "seed_5" / "versions.json").read_text()
     )
     assert versions["torch"] == torch.__version__ and versions["command"].startswith(
         "python -m experiments.compare env.num_envs=4"
@@ -134,7 +134,7 @@ def test_an_interrupted_comparison_goes_on_as_if_nothing_had_happened(
         path.parent.parent.name: json.loads(path.read_text())["state"]
         for path in tmp_path.rglob("status.json")
     }
-    assert states == {"llm_policy_feedback_gae": "complete", "teacher_feedback_previous": "failed"}
+    assert states == {"llm_policy_feedback+signal=gae": "complete", "teacher_feedback+signal=previous": "failed"}
     assert compare.run(two_arms(tiny, tmp_path)) == 0
     for arm, columns in curves(finished).items():
         for name, values in columns.items():
@@ -160,7 +160,7 @@ def test_a_launch_with_two_clients_makes_the_comparison_of_one_process(
 def test_a_failure_ends_with_its_message_and_keeps_what_is_complete(
     finished: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    full = tmp_path / "teacher_feedback_previous" / "seed_5"
+    full = tmp_path / "teacher_feedback+signal=previous" / "seed_5"
     full.mkdir(parents=True)
     (full / "versions.json.part").symlink_to("/dev/full")
     assert run_main(compare.run, two_arms(tiny, tmp_path)) == 1
@@ -170,7 +170,7 @@ def test_a_failure_ends_with_its_message_and_keeps_what_is_complete(
         and "Traceback" not in errors
     )
     assert (
-        curves(tmp_path)["llm_policy_feedback_gae"] == curves(finished)["llm_policy_feedback_gae"]
+        curves(tmp_path)["llm_policy_feedback+signal=gae"] == curves(finished)["llm_policy_feedback+signal=gae"]
     )
 
 
@@ -288,10 +288,10 @@ def test_one_run_of_a_plan_is_what_train_makes_of_the_same_words() -> None:
 
 def test_a_plan_lists_the_problems_of_every_arm() -> None:
     with pytest.raises(ConfigError) as caught:
-        arms = "[llm_policy,teacher_feedback_gae,'teacher_feedback_gae+sign=shuffled']"
+        arms = "[llm_policy,teacher_feedback+signal=gae,'teacher_feedback+signal=gae+sign=shuffled']"
         compare.plan(["feedback.every=1", f"compare.arms={arms}"], "default")
     (problem,) = caught.value.problems
-    both = "teacher_feedback_gae, teacher_feedback_gae+sign=shuffled"
+    both = "teacher_feedback+signal=gae, teacher_feedback+signal=gae+sign=shuffled"
     assert problem.startswith(f"with arm={both}: feedback.signal: gae needs the whole rollout")
 
 
@@ -302,7 +302,7 @@ def test_what_every_arm_has_in_common_is_said_once() -> None:
 
 
 def test_the_arm_that_nobody_asked_for_need_not_be_possible() -> None:
-    compare.plan(["feedback.every=1", "compare.arms=[teacher_feedback_td_online,llm_policy]"])
+    compare.plan(["feedback.every=1", "compare.arms=[teacher_feedback+signal=td+every=1,llm_policy]"])
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_a_mistake_ends_with_one_message(
 def test_a_corrupt_checkpoint_is_named(
     finished: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*tiny, "arm=teacher_feedback_previous", f"run.output_dir={tmp_path}"]
+    words = [*tiny, "arm=teacher_feedback+signal=previous", f"run.output_dir={tmp_path}"]
     assert train.run(words) == 0
     (model,) = (tmp_path / "checkpoints").rglob("model.safetensors")
     model.write_bytes(model.read_bytes()[:100])
@@ -399,7 +399,7 @@ def scores_of(printed: str) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
 def test_a_run_is_evaluated_beside_random_and_the_bot(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = finished / "teacher_feedback_previous" / "seed_5"
+    folder = finished / "teacher_feedback+signal=previous" / "seed_5"
     assert evaluate.run([f"policy={folder}", "run.eval_episodes=16"]) == 0
     printed = capsys.readouterr().out
     found = scores_of(printed)
@@ -413,7 +413,7 @@ def test_a_run_is_evaluated_beside_random_and_the_bot(
     )
 
 
-@pytest.mark.parametrize("arm", ["teacher_feedback_previous", "llm_policy_feedback_gae"])
+@pytest.mark.parametrize("arm", ["teacher_feedback+signal=previous", "llm_policy_feedback+signal=gae"])
 def test_a_run_is_evaluated_wherever_one_wants(
     arm: str, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -436,7 +436,7 @@ def test_a_run_is_evaluated_wherever_one_wants(
 
 def test_what_a_checkpoint_has_learnt_is_taken_over(tiny: list[str], tmp_path: Path) -> None:
     """The agent's and the teacher's weights, and what the signals remember of the prompts."""
-    words = [*tiny, "arm=teacher_feedback_state_online", "feedback.channel=both", "run.seed=3"]
+    words = [*tiny, "arm=teacher_feedback+signal=state+every=1", "feedback.channel=both", "run.seed=3"]
     assert train.run([*words, f"run.output_dir={tmp_path}"]) == 0
     config = load_config([*words, "env.num_envs=2"])
     with in_process([build_server(config.lamorel_args, alone(config.lamorel_args))]) as llm:
@@ -507,14 +507,14 @@ def launch(words: list[str]) -> subprocess.CompletedProcess[str]:
 def test_a_launch_with_two_servers_gives_the_numbers_of_one_process(
     finished: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "teacher_feedback_previous" / "seed_5"
-    words = [*tiny, "arm=teacher_feedback_previous", "run.seed=5", f"run.output_dir={folder}"]
+    folder = tmp_path / "teacher_feedback+signal=previous" / "seed_5"
+    words = [*tiny, "arm=teacher_feedback+signal=previous", "run.seed=5", f"run.output_dir={folder}"]
     done = launch(words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"run: {folder}"
     one, two = (
-        curves(finished)["teacher_feedback_previous"],
-        curves(tmp_path)["teacher_feedback_previous"],
+        curves(finished)["teacher_feedback+signal=previous"],
+        curves(tmp_path)["teacher_feedback+signal=previous"],
     )
     del one["llm_tokens"]  # each server remembers answers of its own
     for name, values in one.items():

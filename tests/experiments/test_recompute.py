@@ -21,7 +21,7 @@ ARMS = [
     "llm_policy",
     "student_alone",
     "teacher_frozen",
-    "teacher_feedback_gae",
+    "teacher_feedback+signal=gae",
     "teacher_feedback+signal=constant+sign=random",
 ]
 TASKS = ["go_to_local_d4", "open_door"]

@@ -21,7 +21,7 @@ from experiments.report.making import compose_page, find, make_report
 from experiments.report.results import group_arms, read_runs
 from lamorel_ext.errors import CheckpointError
 
-ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback_gae"]
+ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback+signal=gae"]
 # Areas over 20 steps, (a + 2 b + c) / 4, of the three arms; in both seeds gae is ahead of the
 # baseline by 0.25 and 0.375.
 CURVES = {
@@ -29,8 +29,8 @@ CURVES = {
     ("llm_policy", 1): [0.0, 0.0, 0.5],  # 0.125
     ("teacher_frozen", 0): [0.5, 0.5, 0.5],  # 0.5
     ("teacher_frozen", 1): [0.25, 0.5, 0.25],  # 0.375
-    ("teacher_feedback_gae", 0): [0.25, 0.5, 0.75],  # 0.5
-    ("teacher_feedback_gae", 1): [0.25, 0.375, 1.0],  # 0.5
+    ("teacher_feedback+signal=gae", 0): [0.25, 0.5, 0.75],  # 0.5
+    ("teacher_feedback+signal=gae", 1): [0.25, 0.375, 1.0],  # 0.5
 }
 
 
@@ -95,7 +95,7 @@ def test_a_control_may_be_the_best_arm_but_speaks_for_no_feedback(tmp_path: Path
     arms = [
         "llm_policy",
         "teacher_frozen",
-        "teacher_feedback_td",
+        "teacher_feedback+signal=td",
         "teacher_feedback+signal=constant+sign=random",
     ]
     for arm, height in zip(arms, (0.1, 0.25, 0.5, 0.75), strict=True):
@@ -117,7 +117,7 @@ def test_a_control_may_be_the_best_arm_but_speaks_for_no_feedback(tmp_path: Path
 def test_the_best_taught_arm_is_named_also_where_the_frozen_teacher_is_the_baseline(
     tmp_path: Path,
 ) -> None:
-    arms = ["teacher_frozen", "teacher_feedback_td", "teacher_feedback+signal=constant+sign=random"]
+    arms = ["teacher_frozen", "teacher_feedback+signal=td", "teacher_feedback+signal=constant+sign=random"]
     for arm, height in zip(arms, (0.25, 0.5, 0.75), strict=True):
         for seed in (0, 1):
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
@@ -340,7 +340,7 @@ def test_what_arms_differ_in_is_shown(report: Path) -> None:
 
 def test_unfinished_runs_are_left_out_and_named(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
-    status = tmp_path / "teacher_feedback_gae" / "seed_1" / "status.json"
+    status = tmp_path / "teacher_feedback+signal=gae" / "seed_1" / "status.json"
     status.write_text(json.dumps({"state": "failed", "error": "rank 1 died\nmore"}))
     text = page_without_figures(tmp_path)
     assert "Runs left out: 1" in text and "seed_1: failed: rank 1 died" in text
@@ -350,7 +350,7 @@ def test_unfinished_runs_are_left_out_and_named(runs: Path, tmp_path: Path) -> N
 def test_runs_of_one_arm_with_other_settings_are_another_arm(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "first")
     make_run(
-        make_config("teacher_feedback_gae", 0, tmp_path / "second", ARMS, "feedback.lr=0.5"),
+        make_config("teacher_feedback+signal=gae", 0, tmp_path / "second", ARMS, "feedback.lr=0.5"),
         [0.0, 0.0, 0.0],
     )
     labels = [arm.label for arm in group_arms(read_runs(tmp_path))]

@@ -28,7 +28,7 @@ from lamorel_ext.training.trace import Trace
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return make_config("teacher_feedback_gae", 3, tmp_path, ["teacher_feedback_gae"])
+    return make_config("teacher_feedback+signal=gae", 3, tmp_path, ["teacher_feedback+signal=gae"])
 
 
 def folder_of(config: Config) -> Path:
@@ -421,7 +421,7 @@ def test_the_folder_of_another_run_is_refused_with_every_key_that_differs(
     config: Config, tmp_path: Path
 ) -> None:
     make_run(config, [0.5])
-    other = make_config("teacher_feedback_td", 4, tmp_path, ["llm_policy"], "student.lr=0.5")
+    other = make_config("teacher_feedback+signal=td", 4, tmp_path, ["llm_policy"], "student.lr=0.5")
     with pytest.raises(ConfigError) as caught:
         check_folders([(folder_of(config), other)])
     text = str(caught.value)
@@ -462,7 +462,7 @@ def test_a_second_process_is_kept_out_of_a_run_that_is_being_written(config: Con
 def test_how_a_run_runs_may_change_when_it_is_resumed(config: Config, tmp_path: Path) -> None:
     folder = make_run(config, [0.5])
     same = make_config(
-        "teacher_feedback_gae",
+        "teacher_feedback+signal=gae",
         3,
         tmp_path,
         ["a", "b"],

@@ -18,7 +18,7 @@ from experiments.report.results import group_tasks, read_runs
 ARMS = [
     "llm_policy",
     "teacher_frozen",
-    "teacher_feedback_gae",
+    "teacher_feedback+signal=gae",
     "teacher_feedback+signal=constant+sign=random",
 ]
 TASKS = ["go_to_local_d4", "open_door"]
@@ -27,13 +27,13 @@ HEIGHTS = {
     "go_to_local_d4": {
         "llm_policy": (0.25, 0.5),
         "teacher_frozen": (0.5, 0.5),
-        "teacher_feedback_gae": (0.75, 1.0),
+        "teacher_feedback+signal=gae": (0.75, 1.0),
         "teacher_feedback+signal=constant+sign=random": (0.5, 0.25),
     },
     "open_door": {
         "llm_policy": (0.0, 0.25),
         "teacher_frozen": (0.0, 0.0),
-        "teacher_feedback_gae": (0.25, 0.25),
+        "teacher_feedback+signal=gae": (0.25, 0.25),
         "teacher_feedback+signal=constant+sign=random": (0.0, 0.0),
     },
 }

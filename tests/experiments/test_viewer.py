@@ -40,7 +40,7 @@ from lamorel_ext.training.trace import Trace
 from tests.training.student_fakes import TableLlm
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028 & 'go' \"to\""
-ARMS = ("teacher_feedback_previous_online", "llm_policy_feedback_gae", "student_alone")
+ARMS = ("teacher_feedback+signal=previous+every=1", "llm_policy_feedback+signal=gae", "student_alone")
 BROWSER = next(
     (
         found
@@ -113,7 +113,7 @@ def data_of(page: Path) -> dict[str, Any]:
 def test_the_page_says_what_the_traces_say(compared: Path, page: Path) -> None:
     data = data_of(page)
     assert [run["label"] for run in data["runs"]] == [
-        "teacher_feedback/previous/online",
+        "teacher_feedback/previous/every=1",
         "llm_policy+feedback/gae",
         "student_alone",
     ]
@@ -291,13 +291,13 @@ def test_every_pair_of_text_and_ground_has_enough_contrast(sheet: str, theme: st
 def test_arms_are_chosen_by_label_or_folder_and_an_empty_choice_is_an_error(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("student_alone", "llm_policy_feedback_gae", "llm_policy+feedback/gae"):
+    for name in ("student_alone", "llm_policy_feedback+signal=gae", "llm_policy+feedback/gae"):
         viewer.make_viewer(compared, tmp_path / "one.html", arms=[name], seeds=[0])
         (one,) = data_of(tmp_path / "one.html")["runs"]
         assert name in (one["label"], one["label"].replace("+", "_").replace("/", "_"))
     assert run_main(viewer.run, [str(compared), "--arm", "nobody"]) == 2
     assert (
-        "holds no recorded rollout of 0 run(s): there are the arms teacher_feedback/previous/online"
+        "holds no recorded rollout of 0 run(s): there are the arms teacher_feedback/previous/every=1"
         in capsys.readouterr().err
     )
     untraced = config_of("student_alone", tmp_path / "run", "run.trace_every=0")

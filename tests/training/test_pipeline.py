@@ -272,7 +272,7 @@ def save_settings(folder):
     )
 
 
-@pytest.mark.parametrize("arm", ["llm_policy", "teacher_feedback_gae"])
+@pytest.mark.parametrize("arm", ["llm_policy", "teacher_feedback+signal=gae"])
 def test_over_two_servers_with_a_real_model_the_curve_is_the_same_to_rounding(arm, tmp_path):
     settings = save_settings(tmp_path / "model")
     curves = []

@@ -212,7 +212,7 @@ TOLERANCE = 0.02
 
 
 def _tasks(cells: Sequence[Cell]) -> list[str]:
-    """Whether anything learnt carries over: the best arm of each new task, beside random actions."""  # noqa: E501
+    """Whether anything learnt carries over: each new task's best arm, beside random actions."""
     told = []
     tasks = dict.fromkeys(cell.condition.name for cell in cells if cell.condition.group == "tasks")
     for name in tasks:

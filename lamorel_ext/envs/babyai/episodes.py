@@ -105,7 +105,7 @@ class ComingEpisodes(Generic[Start]):
         return [self._queues[env].popleft() for env in envs]
 
     def _fill(self, envs: Sequence[int]) -> None:
-        """Draw what is wanted and, where that is free of effects, what comes after it everywhere."""  # noqa: E501
+        """Draw what is wanted and, where that has no effects, what comes after it everywhere."""
         seeds: list[int]
         if isinstance(self.episode_seed, TrainingSeeds):
             missing = [

@@ -65,7 +65,7 @@ def measured_experts() -> dict[str, Measured]:
 
 
 def expert_shortfall(level: str) -> str:
-    """What is to be known before one relies on a level's expert; empty where it always succeeded."""  # noqa: E501
+    """What to know before one relies on a level's expert; empty where it always succeeded."""
     row = measured_experts().get(level)
     if row is None or row.won == row.episodes:
         return ""

@@ -122,7 +122,7 @@ class PlainForward:
     def _decoder(
         self, pairs: Sequence[Pair]
     ) -> tuple[dict[str, Any], int, list[dict[str, list[int]]]]:
-        """Lamorel's layout: the prompt without its last token, then that token and the candidate."""  # noqa: E501
+        """Lamorel's layout: the prompt but for its last token, then that and the candidate."""
         ids, mask = _pad([prompt + candidate for prompt, candidate in pairs])
         first = len(pairs[0][0]) - 1
         return (

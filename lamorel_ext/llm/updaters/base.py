@@ -1,4 +1,4 @@
-"""The shape of an updater, as in Lamorel: what a user subclasses to bring an update of their own."""  # noqa: E501
+"""The shape of an updater, as in Lamorel: what a user subclasses to bring their own."""
 
 from __future__ import annotations
 
@@ -130,4 +130,4 @@ class BaseUpdater:
         """Write the updater's state into ``folder``; called on the first server only."""
 
     def load(self, folder: Path) -> None:
-        """Read what ``save`` wrote; called on every server, after the host has loaded its weights."""  # noqa: E501
+        """Read what ``save`` wrote; called on every server, once the host has its weights."""

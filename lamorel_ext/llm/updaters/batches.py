@@ -33,7 +33,7 @@ class Batch:
     data: dict[str, Tensor]
 
     def rows(self, places: Tensor) -> Tensor:
-        """Rows of this server's samples among ``places`` ``(m,)`` of the whole batch; may be empty."""  # noqa: E501
+        """Rows of this server's samples among ``places`` ``(m,)`` of the batch; may be empty."""
         row_of = torch.full((self.total,), -1)
         row_of[self.indices] = torch.arange(len(self.indices))
         rows = row_of[places]

@@ -240,7 +240,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         return GradientStepper(named, self._group)
 
     def _ready_stepper(self) -> GradientStepper:
-        """The optimiser is made at the first update: one that is never asked for costs no memory."""  # noqa: E501
+        """Made at the first update: an optimiser that is never asked for costs no memory."""
         if self._stepper is None:
             self._stepper = self._new_stepper()
         current = [parameter for _, parameter in self._host.named_trainable_parameters()]

@@ -1,1 +1,1 @@
-"""The feedback edge: the student's advantage says whether guidance was better or worse (Gu 2024)."""  # noqa: E501
+"""The feedback edge: the student's advantage says how good the guidance was (Gu 2024)."""

@@ -7,7 +7,8 @@ bytes     field    meaning
 1         version  of this format; both ends must have the same
 1         kind     what the frame is (``Kind``)
 8         call id  ties an answer to its request
-8         ticket   place in the global order of a request that makes the servers talk among themselves; 0 means none
+8         ticket   place in the global order of requests that make the servers talk among
+                   themselves; 0 means none
 4         length   of the header
 8         length   of the payload
 ========  =======  ===============================================================================
@@ -17,7 +18,7 @@ The header is ASCII JSON: ``{"type": ..., "fields": {...}, "tensors": [{"dtype":
 little-endian as every machine that runs PyTorch has them. Only the message types of
 ``lamorel_ext.types`` can be built from it: no byte that arrives can make code run, and whatever
 does not fit is a ``ProtocolError``.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
@@ -94,7 +95,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Packed:
-    """A message ready to be framed; packing is what can fail, so it comes before anything is sent."""  # noqa: E501
+    """A message ready to be framed; packing can fail, so it comes before anything is sent."""
 
     header: bytes
     buffers: tuple[Buffer, ...]

@@ -45,7 +45,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class TensorWriter:
-    """Collects the tensors of one message: their specs for the header, their bytes for the payload."""  # noqa: E501
+    """Collects a message's tensors: their specs for the header, their bytes for the payload."""
 
     def __init__(self) -> None:
         self.specs: list[dict[str, Any]] = []

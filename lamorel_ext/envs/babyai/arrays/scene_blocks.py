@@ -141,7 +141,7 @@ class Scenes:
             reached = grown
 
     def seen(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``(len(rows), things)`` int64: how far things lie ahead of the agent, and to its right."""  # noqa: E501
+        """``(len(rows), things)`` int64: how far things lie ahead of the agent and to the right."""
         (dy, dx), directions = (
             np.divmod(self.cells[rows, : self.count], self.size),
             self.directions[rows],

@@ -156,7 +156,7 @@ class VectorBatch:
         self.rooms.start(rows, self._starts.take(rows.tolist(), self._episodes[rows].tolist()))
 
     def _replay(self, lengths: np.ndarray, actions: np.ndarray) -> None:
-        """All episodes at once; those that are shorter wait with ``done``, which changes nothing."""  # noqa: E501
+        """All episodes at once; shorter ones wait with ``done``, which changes nothing."""
         inside = np.arange(self.level.max_steps) < lengths[:, None]
         self._taken[inside] = actions
         for t in range(int(lengths.max(initial=0))):
