@@ -67,11 +67,14 @@ class Progress:
         running = np.array(self.running_returns or [0.0] * rollout.rewards.shape[1])
         finished: list[float] = []
         successes: list[bool] = []
+        failures: list[bool] = []  # the mission itself ended without success
         for turn, rewards, done in zip(rollout.turns, rollout.rewards, rollout.done, strict=True):
             running += rewards
             told = turn.step.succeeded
             finished += running[done].tolist()
-            successes += (running[done] > 0 if told is None else told[done]).tolist()
+            won = running > 0 if told is None else told
+            successes += won[done].tolist()
+            failures += (turn.step.terminated & ~won)[done].tolist()
             running[done] = 0.0
         self.running_returns = running.tolist()
         self.env_steps += rollout.rewards.size
@@ -84,6 +87,7 @@ class Progress:
                 {
                     "train_success": float(np.mean(successes)),
                     "train_return": float(returns.mean()),
+                    "train_failed": float(np.mean(failures)),
                 },
                 weight=len(finished),
             )

@@ -46,7 +46,7 @@ from lamorel_ext.types import LlmClient
 
 COUNTERS = ("env_steps", "episodes", *LLM_COUNTERS, "seconds")
 EVALUATION = ("success", "return", "eval_exact")
-TRAINING = ("train_success", "train_return")
+TRAINING = ("train_success", "train_return", "train_failed")
 FOLLOWED = ("teacher_success", "teacher_return")
 METHOD = "method."
 """Before the names of a method's tensors in a checkpoint."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lamorel_ext.training.building import make_env
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import Checkpoint, MemoryRecorder
 from lamorel_ext.types import ScoreRequest
@@ -249,6 +250,18 @@ def test_the_bot_always_succeeds_and_random_actions_do_as_well_at_the_end_as_at_
     assert [row["success"] for row in bot] == [1.0] * 3 and bot[-1]["train_success"] == 1.0
     assert len({row["success"] for row in random}) == 1 and random[0]["success"] < 0.5
     assert bot[-1]["llm_calls"] == random[-1]["llm_calls"] == 0
+
+
+def test_missions_that_end_in_failure_are_counted_apart_from_those_that_ran_out_of_time(tmp_path):
+    recorder = MemoryRecorder(tmp_path)
+    env = {"level": "BabyAI-OpenDoorsOrderN4Debug-v0", "num_envs": 4}
+    length = {"total_steps": 512, "eval_every": 512, "evaluation": "episodes", "eval_episodes": 2}
+    train(small_config(**ARMS["bot"], env=env, run=length), None, recorder, make_env)
+    last = recorder.rows[-1]
+    # The bot fails missions of two doors, which nobody can win, and is never out of time.
+    assert 0 < last["train_failed"] == 1 - last["train_success"] < 1
+    corridor = run(tmp_path / "corridor", **ARMS["random_actions"])[1].rows[-1]
+    assert corridor["train_failed"] == 0.0 and corridor["train_success"] < 1
 
 
 def test_cloning_learns_from_the_experts_actions_and_is_evaluated_acting_alone(tmp_path):
