@@ -111,11 +111,22 @@ def deviation(published: Curve, again: Mapping[str, np.ndarray]) -> float:
 
 def unlike_machine(folder: Path, versions: Mapping[str, object]) -> list[str]:
     """In what this machine differs from those that made the published runs."""
+    return _unlike(folder, versions, SAME_MACHINE)
+
+
+def unlike_code(folder: Path, versions: Mapping[str, object]) -> list[str]:
+    """In what this code differs from the one that made the published runs; empty also where
+    ``versions`` knows no commit, as in an installed package.
+    """
+    return _unlike(folder, versions, ("commit", "dirty")) if versions.get("commit") else []
+
+
+def _unlike(folder: Path, versions: Mapping[str, object], keys: Sequence[str]) -> list[str]:
     made = [entry["versions"] for entry in read_json(folder / PROVENANCE).get("made_with", [])]
     return [
         f"{key} {versions.get(key)} here,"
         f" {' and '.join(dict.fromkeys(str(one.get(key)) for one in made))} there"
-        for key in SAME_MACHINE
+        for key in keys
         if any(one.get(key) != versions.get(key) for one in made)
     ]
 
@@ -195,6 +206,8 @@ def _run_again(folder: Path, planned: Mapping[Key, Planned], argv: Sequence[str]
             if unlike
             else "the same kind of machine and versions"
         )
+        if changed := unlike_code(folder, versions):
+            print(f"this code is not the one that made them: {'; '.join(changed)}")
         found = {
             key: deviation(curves[key], read_run(one.folder).columns)
             for key, one in planned.items()

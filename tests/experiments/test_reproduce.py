@@ -13,7 +13,7 @@ from made_runs import make_config, make_run
 from experiments.publish import publish
 from experiments.report.making import find
 from experiments.report.results import STEPS, SUCCESS
-from experiments.reproduce import deviation, plan, run, unlike_machine, words
+from experiments.reproduce import deviation, plan, run, unlike_code, unlike_machine, words
 from experiments.runs.entry import run_main
 from experiments.runs.identity import run_identity
 from experiments.runs.provenance import configs, provenance, read_configs
@@ -125,3 +125,14 @@ def test_another_machine_is_named(tmp_path: Path) -> None:
     )
     assert unlike_machine(tmp_path, there) == []
     assert unlike_machine(tmp_path, {**there, "threads": 2}) == ["threads 2 here, 1 there"]
+
+
+def test_another_commit_is_named_where_this_code_knows_its_own(tmp_path: Path) -> None:
+    there = {"commit": "aaa", "dirty": False}
+    (tmp_path / "provenance.json").write_text(
+        json.dumps({"made_with": [{"versions": there, "runs": []}]})
+    )
+    assert unlike_code(tmp_path, there) == []
+    assert unlike_code(tmp_path, {**there, "commit": "bbb"}) == ["commit bbb here, aaa there"]
+    assert unlike_code(tmp_path, {**there, "dirty": True}) == ["dirty True here, False there"]
+    assert unlike_code(tmp_path, {"commit": None, "dirty": None}) == []

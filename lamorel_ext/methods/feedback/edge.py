@@ -217,7 +217,7 @@ def feedback_request(lessons: Sequence[Lesson], options: dict[str, Scalar]) -> U
     signals = np.concatenate([lesson.signals for lesson in lessons])
     log_probs = np.concatenate([lesson.old_log_probs for lesson in lessons])
     likelihoods = [lesson.likelihoods for lesson in lessons if lesson.likelihoods is not None]
-    fewest = 2 if options["normalise"] else 1
+    fewest = 2 if options.get("normalise", FeedbackOptions.normalise) else 1
     kept = [
         i
         for i, (texts, choice) in enumerate(zip(candidates, chosen, strict=True))
