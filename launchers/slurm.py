@@ -283,7 +283,8 @@ def _launch_lines(config: Config, module: str, options: SlurmOptions) -> list[st
     if config.lamorel_args.accelerate_args.num_machines == 1:
         return [f"{srun} {inner}"]
     return [
-        'main_ip=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        # Not `| head`: under pipefail a scontrol that is still writing would end the job.
+        'read -r main_ip < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         f"main_port=$(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))",
         "export main_ip main_port",
         # The signal before the time limit reaches every process of a step: a shell would end.

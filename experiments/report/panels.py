@@ -170,7 +170,7 @@ def _short(label: str, family: str) -> str:
         .removeprefix("llm_policy+")
         .removeprefix("feedback/")
     )
-    return short.removesuffix("/online") if family == ONLINE else short
+    return short.removesuffix("/every=1") if family == ONLINE else short
 
 
 def draw(

@@ -27,6 +27,8 @@ _SHAPE = re.compile(
 )
 _INDEX = re.compile(r"\[(\d+)\]")
 _FLAT_LIST = re.compile(r"\[([^\[\]{}]*)\]")
+_COMMA = re.compile(r""",(?=(?:[^'"]|'[^']*'|"[^"]*")*$)""")
+"""One outside quotation marks."""
 _TRAILING_COMMA = re.compile(r",\s*([\]}])")
 _ASK_SWEEP = (
     "one run has one value here, train -m runs one after the other; write '{key}=[...]' for a list,"
@@ -67,12 +69,11 @@ def parse_override(text: str) -> Parsed | str:
         sign, raw = shape["sign"] or "", shape["value"].strip()
         key = _INDEX.sub(r".\1", shape["key"])
         tried = [f"{sign}{key}={raw}"]
-        if raw[:1] in ("[", "{") and not set("'\"") & set(raw):
-            whole = _TRAILING_COMMA.sub(r"\1", raw)
+        if raw[:1] in ("[", "{"):
+            whole = raw if set("'\"") & set(raw) else _TRAILING_COMMA.sub(r"\1", raw)
             tried.append(f"{sign}{key}={whole}")
             if flat := _FLAT_LIST.fullmatch(whole):
-                items = flat[1].split(",")
-                items = [quote(item.strip()) if "=" in item else item for item in items]
+                items = [_quoted_item(item.strip()) for item in _COMMA.split(flat[1])]
                 tried.append(f"{sign}{key}=[{','.join(items)}]")
         elif raw[:1] not in ("[", "{", "'", '"'):
             tried.append(f"{sign}{key}={quote(raw)}")
@@ -92,6 +93,10 @@ def quote(value: str) -> str:
     escaped = re.sub(r"(\\*)'", lambda found: 2 * found[1] + "\\'", value)
     ending = re.search(r"\\*$", escaped)
     return f"'{escaped}{ending[0] if ending else ''}'"
+
+
+def _quoted_item(item: str) -> str:
+    return quote(item) if "=" in item and item[:1] not in ("'", '"') else item
 
 
 def plain(value: Any) -> Any:

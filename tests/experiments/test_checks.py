@@ -126,7 +126,7 @@ def test_generalisation_hears_of_its_arguments_before_it_looks_for_runs(
             "run.evaluation: exact is not possible: prompts depend on the past",
         ),
         (
-            ["guidance.vocabulary=free", "run.evaluation=exact"],
+            ["guidance.vocabulary=free", "feedback.credit=chosen", "run.evaluation=exact"],
             "run.evaluation: exact is not possible: free guidance cannot be listed",
         ),
         (

@@ -302,7 +302,8 @@ def test_what_every_arm_has_in_common_is_said_once() -> None:
 
 
 def test_the_arm_that_nobody_asked_for_need_not_be_possible() -> None:
-    compare.plan(["feedback.every=1", "compare.arms=[teacher_feedback+signal=td+every=1,llm_policy]"])
+    # The default arm waits for the whole rollout, and is none of these.
+    compare.plan(["feedback.every=1", "compare.arms=[teacher_feedback+signal=td,llm_policy]"])
 
 
 @pytest.mark.parametrize(

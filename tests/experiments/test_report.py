@@ -335,7 +335,9 @@ def test_a_report_made_twice_is_the_same_to_the_byte(
 def test_what_arms_differ_in_is_shown(report: Path) -> None:
     part = report.read_text().split("<h2>What the arms differ in")[1].split("</section>")[0]
     headers = re.findall(r'<th scope="col">([^<]*)</th>', part)
-    assert headers == ["arm", "arm.agent", "feedback.signal"]
+    assert headers == [
+        "arm", "arm.agent", "feedback.epochs", "feedback.signal", "feedback.credit", "feedback.ties",
+    ]  # fmt: skip
 
 
 def test_unfinished_runs_are_left_out_and_named(runs: Path, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_words_with_spaces_survive_the_shell() -> None:
             ["compare", "lamorel_args.accelerate_args.machine_rank=1"],
             "machine_rank: must be between 0 and 0, got 1",
         ),
-        (["compare", "feedback.every=1"], "gae needs the whole rollout"),
+        (["compare", "feedback.every=1"], "weighted needs the whole rollout"),
         (["compare", "arm=llm_policy"], "arm=llm_policy: a comparison sets this itself"),
         (
             ["compare", "env.level=BabyAI-GoToLoca-v0"],
@@ -312,7 +312,7 @@ def run_on_fake_cluster(script: str, folder: Path, **environment: str) -> list[s
     """
     programs = {
         "srun": SRUN,
-        "scontrol": "#!/usr/bin/env bash\nprintf 'node7\\nnode8\\n'\n",
+        "scontrol": "#!/usr/bin/env bash\nseq -f 'node%g' 7 20000\n",
         "python": PYTHON,
     }
     for name, text in programs.items():
