@@ -135,7 +135,8 @@ def test_what_users_bring_runs_on_two_ranks_also_from_a_package_of_our_name(
 
 
 def page_is_run(name: str, installed: Path, folder: Path) -> None:
-    search = f"{installed}{os.pathsep}{os.environ['PATH']}"
+    places = (str(installed), str(Path(sys.executable).parent), os.environ["PATH"])
+    search = os.pathsep.join(places)
     commands = commands_of(ROOT / "docs" / name)
     assert commands
     for command in commands:
@@ -175,6 +176,15 @@ def test_an_own_agent_of_an_own_arm_acts_in_an_own_environment(
     )
     assert ended.returncode == 0, ended.stderr
     assert float(last_row(folder / "own" / game)["env_steps"]) == 32
+
+
+def test_the_page_of_textworld_runs_as_it_stands(installed: Path, folder: Path) -> None:
+    pytest.importorskip("textworld", reason="textworld is not installed (extra textworld)")
+    page_is_run("textworld.md", installed, folder)
+    page = (folder / "runs/textworld/report.html").read_text()
+    assert "lamorel_ext.envs.text_world.TextWorldQuest" in page
+    arms = "llm_policy", "student_alone", "teacher_frozen", "teacher_feedback/gae/random sign"
+    assert all(arm in page for arm in arms)
 
 
 def test_the_first_run_of_the_docs_runs_as_it_stands(installed: Path, folder: Path) -> None:

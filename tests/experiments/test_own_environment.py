@@ -39,7 +39,14 @@ def test_an_own_environment_is_compared_and_named_in_the_report(
     package = target.split(".")[0]
     tested = program(folder, "evaluate", f"policy={run}", "--trust", package, "run.eval_episodes=2")
     assert tested.returncode == 0, tested.stderr[-2000:]
-    assert "random" in tested.stdout
+    assert "random" in tested.stdout and f"{target}, 2 held-out episodes" in tested.stdout
+    words = ["--trust", package, "--episodes", "2"]
+    suite = program(folder, "generalise", str(run), *words, "--tests", "words,tasks")
+    assert suite.returncode == 0, suite.stderr[-2000:]
+    found = rows(folder / run / "generalisation" / "generalisation.csv")
+    assert {(row["group"], row["level"]) for row in found} == {("words", target)}
+    refused = program(folder, "balrog", f"policy={run}", *words)
+    assert refused.returncode == 2 and "BALROG's tasks are levels of BabyAI" in refused.stderr
 
 
 @pytest.mark.parametrize(
