@@ -109,7 +109,11 @@ def test_an_episode_of_actions_by_state_is_text_too() -> None:
         {"offered": ["go north", "look"], "action": 1, **dict.fromkeys(("llm", "guidance", "signal", "end")), "reward": 0.0},
         {"offered": ["take key"], "action": 0, **dict.fromkeys(("llm", "guidance", "signal", "end")), "reward": 1.0},
     ]  # fmt: skip
-    lines = [{"env_steps": 8, "actions": []}, {"mission": ""}, *({"kind": "step"} | one for one in steps)]
+    lines = [
+        {"env_steps": 8, "actions": []},
+        {"mission": ""},
+        *({"kind": "step"} | one for one in steps),
+    ]
     text = "1. did **look**, reward 0.0\n\n2. did **take key**, reward 1.0"
     assert episode_text(lines) == (text, 8)
 
