@@ -183,7 +183,7 @@ def test_the_page_of_textworld_runs_as_it_stands(installed: Path, folder: Path) 
     page_is_run("textworld.md", installed, folder)
     page = (folder / "runs/textworld/report.html").read_text()
     assert "lamorel_ext.envs.text_world.TextWorldQuest" in page
-    arms = "llm_policy", "student_alone", "teacher_frozen", "teacher_feedback/gae/random sign"
+    arms = "llm_policy", "student_alone", "teacher_frozen", "random sign"
     assert all(arm in page for arm in arms)
 
 
