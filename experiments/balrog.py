@@ -393,6 +393,11 @@ def run(argv: Sequence[str]) -> int:
             f"--choose generate: the LLM acts itself only where arm.agent is llm_policy, {policy}"
             f" has {config.arm.agent}"
         )
+    if config.env.own and (policy == ZERO_SHOT or config.arm.agent != "llm_policy"):
+        raise ConfigError(
+            f"env._target_: BALROG's tasks are levels of BabyAI; what acts in"
+            f" {config.env.own.target} is tested by evaluate, and only an llm_policy here"
+        )
     check_configs([on_protocol(config)])
 
     if shortfall := expert_shortfall(LEVEL):

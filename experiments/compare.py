@@ -7,6 +7,9 @@ with the report; its path is printed last.
 
 ``--part 1/2`` and ``--part 2/2``, started side by side, share a comparison between two processes;
 each does every second run.
+
+With ``-m`` arms, seeds and tasks can be swept as every key can, ``-m arm=a,b run.seed=range(0,3)
+student.lr=1e-3,3e-4``: a sweep over another key makes a comparison for each of its values.
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ from typing import TYPE_CHECKING
 
 from experiments.runs.build import clients_of, for_all, run_as_ranked
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import make_parser, run_main, start_log
-from experiments.runs.planning import Planned, plan
+from experiments.runs.entry import add_sweep_argument, make_parser, run_main, start_log
+from experiments.runs.planning import Planned, plan, plan_sweep
 from experiments.runs.progress import Ticker
 from experiments.runs.versions import describe_versions
 from experiments.train import train_one
 from experiments.viewer.__main__ import make_viewer
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.processes.ranks import rank_of_log
 
 if TYPE_CHECKING:
     from lamorel_ext.rpc.caller import Caller
@@ -90,21 +95,46 @@ def run(argv: Sequence[str]) -> int:
         metavar="K/N",
         help="do every N-th run from the K-th on, and no report",
     )
+    add_sweep_argument(parser)
     options = parser.parse_intermixed_args(argv)
-    whole = plan(options.overrides, options.config_name, options.config_dir)
-    part, parts = options.part
-    runs = whole[part::parts]
-    config = whole[0].config
-    start_log(config.lamorel_args.log_level)
+    comparisons = planned_comparisons(options)
+    runs = [run for whole in comparisons for run in whole]
+    start_log(runs[0].config.lamorel_args.log_level)
     # Here, as they take seconds: help and mistakes in the configuration come before them.
-    from experiments.report.making import make_report
     from experiments.runs.run_folder import check_folders
 
-    check_configs(planned.config for planned in whole if planned.config.run.seed == config.run.seed)
-    check_folders((planned.folder, planned.config) for planned in whole)
+    seeds = {whole[0].config.run.seed for whole in comparisons}
+    check_configs(run.config for run in runs if run.config.run.seed in seeds)
+    check_folders((run.folder, run.config) for run in runs)
+    for whole in comparisons:
+        if status := compare_whole(whole, options.part, argv):
+            return status
+    return 0
+
+
+def planned_comparisons(options: argparse.Namespace) -> list[list[Planned]]:
+    """The comparisons that a command line asks for: one, or with ``-m`` each of a sweep.
+
+    Raises:
+        ConfigError: With what is wrong with any of them.
+    """
+    where = (options.overrides, options.config_name, options.config_dir)
+    if not options.multirun:
+        return [plan(*where)]
+    if rank_of_log() is not None:
+        raise ConfigError("-m: one after the other in one process; on ranks, set compare.arms")
+    return plan_sweep(*where)
+
+
+def compare_whole(whole: Sequence[Planned], share: tuple[int, int], argv: Sequence[str]) -> int:
+    """One comparison, or a part of it, from its servers to its report; every rank calls it."""
+    from experiments.report.making import make_report
+
+    part, parts = share
+    config = whole[0].config
 
     def client(caller: Caller) -> int:
-        clients = clients_of(caller)
+        clients, runs = clients_of(caller), whole[part::parts]
         compare(runs, for_all(caller, clients), describe_versions("compare", argv), clients)
         if clients.rank:
             return 0

@@ -138,8 +138,8 @@ def show(config: Config, scores: Sequence[Score]) -> str:
     width = max(24, *(len(score.name) + 2 for score in scores))
     lines = [
         (
-            f"{config.env.level}, {config.run.eval_episodes} held-out episodes from seed"
-            f" {config.run.eval_seed}; 95 % intervals"
+            f"{config.env.own.target or config.env.level}, {config.run.eval_episodes} held-out"
+            f" episodes from seed {config.run.eval_seed}; 95 % intervals"
         ),
         f"{'':{width}}{'success':>24}{'return':>26}{'exact success':>16}{'exact return':>15}",
     ]
@@ -164,7 +164,7 @@ def as_json(config: Config, policy: str, scores: Sequence[Score]) -> str:
     """The same for programs, in one line."""
     found = {
         "policy": policy,
-        "level": config.env.level,
+        "level": config.env.own.target or config.env.level,
         "model": config.lamorel_args.llm_args.model_path if needs_llm(config) else None,
         "episodes": config.run.eval_episodes,
         "eval_seed": config.run.eval_seed,
@@ -189,7 +189,7 @@ def run(argv: Sequence[str]) -> int:
     )
     start_log(config.lamorel_args.log_level)
 
-    if shortfall := expert_shortfall(config.env.level):
+    if not config.env.own and (shortfall := expert_shortfall(config.env.level)):
         log.warning("%s", shortfall)
 
     def client(llm: LlmClient) -> int:

@@ -12,6 +12,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,11 +26,12 @@ from experiments.runs.files import folder_to_write
 from experiments.runs.identity import flat
 from experiments.runs.planning import Planned
 from experiments.runs.provenance import PROVENANCE, read_configs
-from experiments.runs.run_folder import check_folders
 from experiments.runs.versions import describe_versions
 from lamorel_ext.config import Config, check_trust
 from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
-from lamorel_ext.types import LlmClient
+
+if TYPE_CHECKING:
+    from lamorel_ext.types import LlmClient
 
 TOLERANCE = 0.05
 """Other processors and other builds of torch round differently; a curve was seen to move by up to
@@ -171,6 +173,8 @@ def run(argv: Sequence[str]) -> int:
     )
     add_trust_argument(parser)
     options = parser.parse_args(argv)
+    from experiments.runs.run_folder import check_folders  # takes seconds
+
     if options.seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {options.seeds}")
     output = options.output or Path("runs") / "reproduce" / options.folder.resolve().name

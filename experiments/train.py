@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from experiments.runs.build import clients_of, for_all, llm_of, run_as_ranked
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import make_parser, run_main, start_log
+from experiments.runs.entry import add_sweep_argument, make_parser, run_main, start_log
 from experiments.runs.progress import Ticker
 from experiments.runs.versions import config_hash, describe_versions
 from lamorel_ext.config import Config, load_config, search_folders, sweep
@@ -103,12 +103,7 @@ def planned(options: argparse.Namespace) -> list[Config]:
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
     parser = make_parser("lamorel-ext-train", "Train one arm with one seed, or each of a sweep.")
-    parser.add_argument(
-        "-m",
-        "--multirun",
-        action="store_true",
-        help="run each value of a sweep, such as arm=a,b run.seed=range(0,3)",
-    )
+    add_sweep_argument(parser)
     configs = planned(parser.parse_intermixed_args(argv))
     start_log(configs[0].lamorel_args.log_level)
     from experiments.runs.run_folder import check_folders, run_state, steps_done  # takes seconds

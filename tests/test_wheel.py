@@ -1,13 +1,15 @@
 """The wheel in a fresh environment, used from a folder that holds packages of our names.
 
-mark.slow: a wheel is built and installed, and a comparison runs on two ranks.
+mark.slow: a wheel is built and installed, pages' commands run, and a comparison on two ranks.
 """
 
+import csv
 import os
 import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -50,21 +52,33 @@ def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def built(folder: Path, source: Path) -> Path:
+    """The wheel of a source tree, in a folder."""
+    words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    made = run(sys.executable, "-m", "pip", *words, cwd=folder)
+    assert made.returncode == 0, made.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def commands_of(page: Path) -> list[str]:
+    """The lines of a page's blocks of plain text, continued ones as one."""
+    found: list[str] = []
+    fence = None
+    for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        if line.startswith("```"):
+            fence = line if fence is None else None
+        elif fence == "```" and line.strip():
+            found.append(line)
+    return found
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the commands of a fresh environment; what we need is taken from this one's."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip"]
-    listed = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).stdout.splitlines()
-    for name in listed:  # a copy: building leaves files behind
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")):
-            (folder / "src" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "src" / name).write_bytes((ROOT / name).read_bytes())
-    made = run(
-        *pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, "./src", cwd=folder
-    )
-    assert made.returncode == 0, made.stderr
-    (wheel,) = folder.glob("*.whl")
+    wheel = built(folder, ROOT)
     venv.create(folder / "env", with_pip=False)
     python = folder / "env" / "bin" / "python"
     (packages,) = (folder / "env").glob("lib/*/site-packages")
@@ -86,6 +100,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (made / name / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
     (made / "experiments" / "stubborn.py").write_text(AGENT)
     shutil.copytree(ROOT / "docs" / "own" / "example", made, dirs_exist_ok=True)
+    for path in (ROOT / "docs" / "own" / "environment").glob("*.py"):
+        shutil.copy(path, made)
     (made / "configs" / "arm" / "stubborn.yaml").write_text(ARM)
     return made
 
@@ -116,6 +132,82 @@ def test_what_users_bring_runs_on_two_ranks_also_from_a_package_of_our_name(
     )
     versions = (folder / "out" / "mine" / "seed_0" / "versions.json").read_text()
     assert "python -m lamorel_ext launch compare" in versions
+
+
+def page_is_run(name: str, installed: Path, folder: Path) -> None:
+    places = (str(installed), str(Path(sys.executable).parent), os.environ["PATH"])
+    search = os.pathsep.join(places)
+    commands = commands_of(ROOT / "docs" / name)
+    assert commands
+    for command in commands:
+        ended = run("env", f"PATH={search}", "bash", "-c", command, cwd=folder)
+        assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"
+
+
+def last_row(run_folder: Path) -> dict[str, str]:
+    with (run_folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))[-1]
+
+
+def test_the_page_of_own_things_runs_as_it_stands(installed: Path, folder: Path) -> None:
+    page_is_run("own/index.md", installed, folder)
+    for place in ("mine", "both/mine/seed_0"):
+        row = last_row(folder / "runs" / place)
+        assert (float(row["nudge_mood"]), float(row["nudge_moved"])) == (7, 0.25)
+    page = (folder / "runs/both/report.html").read_text()
+    assert all(f"mine.{name}" in page for name in ("Stubborn", "Nudge", "Nudger", "Mood"))
+
+
+def test_the_page_of_own_environments_runs_as_it_stands(installed: Path, folder: Path) -> None:
+    page_is_run("own/environment/README.md", installed, folder)
+    for place, steps in (("corridor", 512), ("kitchen", 256)):
+        assert float(last_row(folder / "runs" / place)["env_steps"]) == steps
+    for place, name in (("corridors", "my_game.Corridor"), ("kitchens", "my_kitchen.Kitchen")):
+        assert name in (folder / "runs" / place / "report.html").read_text()
+
+
+@pytest.mark.parametrize("game", ["my_game.Corridor", "my_kitchen.Kitchen"])
+def test_an_own_agent_of_an_own_arm_acts_in_an_own_environment(
+    game: str, installed: Path, folder: Path
+) -> None:
+    words = ["arm=stubborn", "agent.action=0", f"env._target_={game}"]
+    ended = run(
+        installed / "lamorel-ext-train", *words, *SHORT, f"run.output_dir=own/{game}", cwd=folder
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert float(last_row(folder / "own" / game)["env_steps"]) == 32
+
+
+def test_the_page_of_textworld_runs_as_it_stands(installed: Path, folder: Path) -> None:
+    pytest.importorskip("textworld", reason="textworld is not installed (extra textworld)")
+    page_is_run("textworld.md", installed, folder)
+    page = (folder / "runs/textworld/report.html").read_text()
+    assert "lamorel_ext.envs.text_world.TextWorldQuest" in page
+    arms = "llm_policy", "student_alone", "teacher_frozen", "random sign"
+    assert all(arm in page for arm in arms)
+
+
+def test_the_first_run_of_the_docs_runs_as_it_stands(installed: Path, folder: Path) -> None:
+    page_is_run("first_run.md", installed, folder)
+    for name in ("report.html", "viewer.html"):
+        assert (folder / "runs/second" / name).is_file()
+
+
+def test_a_wheel_holds_what_the_tree_holds_now(tmp_path: Path) -> None:
+    tree, folder = tmp_path / "tree", tmp_path / "wheels"
+    for name in ("lamorel_ext", "launchers", "configs"):
+        (tree / name).mkdir(parents=True)
+        (tree / name / "__init__.py").touch()
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tree)
+    folder.mkdir()
+    gone = tree / "lamorel_ext" / "gone.py"
+    gone.touch()
+    assert "lamorel_ext/gone.py" in zipfile.ZipFile(built(folder, tree)).namelist()
+    gone.unlink()
+    before = sorted(tree.rglob("*"))
+    assert "lamorel_ext/gone.py" not in zipfile.ZipFile(built(folder, tree)).namelist()
+    assert sorted(tree.rglob("*")) == before and not (tree / "build").exists()
 
 
 def test_the_module_is_the_commands_too(installed: Path, folder: Path) -> None:

@@ -24,7 +24,15 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from experiments.runs.progress import LiveHandler
-from lamorel_ext.config import CONFIG_DIR, Config, groups, load_config, search_folders, to_yaml
+from lamorel_ext.config import (
+    CONFIG_DIR,
+    Config,
+    groups,
+    load_config,
+    search_folders,
+    sweep,
+    to_yaml,
+)
 from lamorel_ext.errors import (
     CheckpointError,
     ConfigError,
@@ -127,6 +135,16 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", choices=("job",), help="print the configuration and end")
 
 
+def add_sweep_argument(parser: argparse.ArgumentParser) -> None:
+    """``-m``, of the programs that train."""
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="run each value of a sweep, such as arm=a,b run.seed=range(0,3)",
+    )
+
+
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     """``--trust``, of the programs that read runs which somebody may have sent."""
     parser.add_argument(
@@ -156,20 +174,24 @@ class ConfigParser(argparse.ArgumentParser):
     def parse_intermixed_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: None = None
     ) -> argparse.Namespace:
-        """Parse; with ``--cfg job``, print the configuration and exit."""
+        """Parse; with ``--cfg job``, print the configuration, or each of a sweep, and exit."""
         options = super().parse_intermixed_args(args, namespace)
         if options.cfg:
-            print(to_yaml(self._configuration(options)), end="")
+            print("---\n".join(map(to_yaml, self._configurations(options))), end="")
             self.exit()
         return options
 
-    def _configuration(self, options: argparse.Namespace) -> Config:
+    def _configurations(self, options: argparse.Namespace) -> list[Config]:
         from experiments.runs.planning import ZERO_SHOT, policy_config, split_policy
 
+        where = (options.config_name, options.config_dir)
+        if getattr(options, "multirun", False):
+            runs = sweep(options.overrides, search_folders(options.config_dir))
+            return [load_config(run.overrides, *where) for run in runs]
         policy, overrides = split_policy(options.overrides)
         if policy != ZERO_SHOT:
-            return policy_config(policy, overrides, options.config_name, options.config_dir)
-        return load_config(overrides, options.config_name, options.config_dir)
+            return [policy_config(policy, overrides, *where)]
+        return [load_config(overrides, *where)]
 
 
 def start_log(level: str) -> None:

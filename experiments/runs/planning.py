@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamorel_ext.config import CONFIG_DIR, Config, check_trust, load_config, load_matrix
+from lamorel_ext.config import (
+    CONFIG_DIR,
+    Config,
+    check_trust,
+    listed,
+    load_config,
+    load_matrix,
+    search_folders,
+    sweep,
+)
 from lamorel_ext.errors import ConfigError, NotThereError
 
 ZERO_SHOT = "zero_shot"
@@ -43,10 +52,16 @@ class Planned:
 
 
 def plan(
-    overrides: Sequence[str], config_name: str = "default", config_dir: str | Path = CONFIG_DIR
+    overrides: Sequence[str],
+    config_name: str = "default",
+    config_dir: str | Path = CONFIG_DIR,
+    below: str = "",
 ) -> list[Planned]:
     """Compose the configuration anew for each task and arm, so that the experiment's own values and
     the command line win over theirs.
+
+    Args:
+        below: Folder of the comparison within ``compare.output_dir``; empty for that itself.
 
     Returns:
         The runs, seed by seed, and task by task within a seed, so that an interrupted comparison
@@ -76,19 +91,47 @@ def plan(
             f"lamorel_args: one launch has one set of servers, but with {words} it differs from the"
             " first run's"
         )
+    folder = Path(first.compare.output_dir) / below
     return [
-        _plan_one(task, arm, seed, config)
+        _plan_one(folder, task, arm, seed, config)
         for seed in first.compare.seeds
         for (task, arm), config in configs.items()
     ]
 
 
-def _plan_one(task: str, arm: str, seed: int, config: Config) -> Planned:
-    folder = Path(config.compare.output_dir) / task / arm / f"seed_{seed}"
+def _plan_one(whole: Path, task: str, arm: str, seed: int, config: Config) -> Planned:
+    folder = whole / task / arm / f"seed_{seed}"
     run = dataclasses.replace(config.run, seed=seed, output_dir=str(folder))
+    compare = dataclasses.replace(config.compare, output_dir=str(whole))
     return Planned(
-        f"{task + ', ' if task else ''}{arm}, seed {seed}", dataclasses.replace(config, run=run)
+        f"{task + ', ' if task else ''}{arm}, seed {seed}",
+        dataclasses.replace(config, run=run, compare=compare),
     )
+
+
+def plan_sweep(
+    overrides: Sequence[str], config_name: str = "default", config_dir: str | Path = CONFIG_DIR
+) -> list[list[Planned]]:
+    """A comparison for each value of a sweep, in a folder of its own below
+    ``compare.output_dir``. A sweep over arms, seeds or tasks gives the lists of one comparison.
+
+    Raises:
+        ConfigError: As ``plan``, for any of them.
+    """
+    folders = search_folders(config_dir)
+    lists = {key: own for key, own in SET_HERE.items() if key != "run.output_dir"}
+    swept = sweep(listed(overrides, folders, lists), folders)
+    comparisons: list[list[Planned]] = []
+    problems: list[str] = []
+    for one in swept:
+        try:
+            comparisons.append(plan(one.overrides, config_name, config_dir, below=one.name))
+        except ConfigError as error:
+            where = f"{one.name}: " if one.name else ""
+            problems += [f"{where}{problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return comparisons
 
 
 def split_policy(overrides: Sequence[str]) -> tuple[str, list[str]]:

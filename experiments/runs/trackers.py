@@ -136,7 +136,8 @@ def episode_text(lines: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
             said = (step["guidance"] or {}).get("text") or (step["llm"] or {}).get("text")
             heard = f" heard *{said}*," if said else ""
             signal = "" if step["signal"] is None else f", f {step['signal']:+g}"
-            action = header["actions"][step["action"]]
+            offered = step.get("offered") or header["actions"]  # each state's own, or all states'
+            action = offered[step["action"]]
             end = f", {step['end']}" if step["end"] else ""
             shown.append(f"{number}.{heard} did **{action}**, reward {step['reward']}{signal}{end}")
         return "\n\n".join(shown), int(header["env_steps"])

@@ -30,7 +30,7 @@ from lamorel_ext.config.schema import (
     StudentArgs,
 )
 from lamorel_ext.config.sources import CONFIG_DIR, groups, search_folders
-from lamorel_ext.config.sweeps import SweptRun, sweep
+from lamorel_ext.config.sweeps import SweptRun, listed, sweep
 from lamorel_ext.methods.cloning.options import CloningArgs
 from lamorel_ext.methods.feedback.options import (
     CREDITS_OF_CANDIDATES,
@@ -71,6 +71,7 @@ __all__ = [
     "compose_mapping",
     "from_mapping",
     "groups",
+    "listed",
     "load_config",
     "load_matrix",
     "plugs_of",

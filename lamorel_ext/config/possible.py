@@ -78,7 +78,6 @@ def _impossible_environment(config: Config) -> list[str]:
         ("curriculum", (), "empty"),
         ("language", "en", "en"),
         ("backend", "auto", "auto"),
-        ("num_workers", 0, "0"),
     )
     problems = [
         f"env.{name}: must be {said} where env._target_ names an environment of one's own, got"

@@ -186,7 +186,8 @@ class EnvArgs:
         backend: How the copies are stepped; all ways give the same steps. ``auto`` takes the
             fastest that knows the level: ``table``, ``vector`` (arrays over all copies), or
             minigrid itself, in this process (``minigrid``) or in others (``processes``).
-        num_workers: Processes of each RL client that step levels that only minigrid knows; 0 means
+        num_workers: Processes of each RL client that step levels that only minigrid knows, or, as
+            Gymnasium's asynchronous vector environment, an environment of the user's own; 0 means
             none.
         action_texts: Texts of the actions of an environment of the user's own; empty takes what it
             says itself (``lamorel_ext.envs.own``).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,42 @@ def sweep(overrides: Sequence[str], folders: Sequence[Path]) -> list[SweptRun]:
     if len(set(names)) == len(names) and max(map(len, names)) <= LONGEST_NAME:
         return runs
     return [SweptRun(str(place), run.overrides) for place, run in enumerate(runs)]
+
+
+def listed(
+    overrides: Sequence[str], folders: Sequence[Path], lists: Mapping[str, str]
+) -> list[str]:
+    """The same command line with one list of values in the place of a key and its sweep.
+
+    Args:
+        overrides: ``arm=a,b``, ``run.seed=range(0,3)`` and others.
+        folders: Where the files of groups are looked for.
+        lists: The lists' keys by the keys that they replace, such as ``compare.arms`` by ``arm``.
+
+    Raises:
+        ConfigError: A list is given as well, a key twice, or a sweep has no values.
+    """
+    found: list[str] = []
+    problems: list[str] = []
+    keys = [text.partition("=")[0].strip().lstrip("+") for text in overrides]
+    for text, key in zip(overrides, keys, strict=True):
+        if key not in lists:
+            found.append(text)
+            continue
+        if keys.count(key) > 1 or lists[key] in keys:
+            other = lists[key] if lists[key] in keys else f"{key}, a second time"
+            problems.append(f"{text!r}: {other} is given too; give one of them")
+            continue
+        values = _values(text, folders)
+        if isinstance(values, str):
+            problems.append(f"{text!r}: {values}")
+            continue
+        words = [one.partition("=")[2].strip("'\"") for one in values or [text]]
+        quoted = [word if word.lstrip("-").isdecimal() else f"'{word}'" for word in words]
+        found.append(f"{lists[key]}=[{','.join(quoted)}]")
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return found
 
 
 def _values(text: str, folders: Sequence[Path]) -> list[str] | str | None:

@@ -1,5 +1,6 @@
 """Environments of the user's own, which ``env._target_`` names: any Gymnasium environment that
-shows a text becomes a ``BatchedEnv``, in this process, one copy after the other.
+shows a text becomes a ``BatchedEnv``, in this process, one copy after the other, or with
+``env.num_workers`` in the processes of Gymnasium's asynchronous vector environment.
 
 What the environment has to offer (docs/own/environment/README.md has examples):
 
@@ -19,256 +20,19 @@ What the environment has to offer (docs/own/environment/README.md has examples):
 
 from __future__ import annotations
 
-import json
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from lamorel_ext.config import EnvArgs
-from lamorel_ext.config.plugs import why
-from lamorel_ext.errors import CheckpointError, EnvError, LamorelExtError
+from lamorel_ext.envs.own_copies import Copies, CopiesHere, Shown, made
+from lamorel_ext.envs.own_workers import CopiesInWorkers
+from lamorel_ext.errors import CheckpointError, ConfigError, EnvError
 from lamorel_ext.types import BatchedEnv, ObservationBatch, StepBatch, TaskSpec
 
 EpisodeSeed = Callable[[int, int], int]
-ADMISSIBLE = ("admissible", "admissible_commands")
-"""Names, in ``info``, of the texts of a state's actions."""
-SUCCESS = ("success", "won")
-"""Names, in ``info``, of whether an episode has succeeded."""
-LONGEST = 10_000
-"""Steps of an episode where ``env.max_steps`` does not say."""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What one copy shows."""
-
-    text: str
-    mission: str = ""
-    features: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
-    actions: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """What one step of one copy gave."""
-
-    shown: Shown
-    reward: float
-    terminated: bool
-    truncated: bool
-    succeeded: bool
-
-
-class OwnCopy:
-    """One copy of the user's environment, with its episode.
-
-    Args:
-        env: The environment.
-        args: Its ``env`` group.
-        place: Of the copy, for messages.
-        first: What the first copy showed first; every observation is to be of its form.
-    """
-
-    def __init__(self, env: Any, args: EnvArgs, place: str, first: Shown | None = None) -> None:
-        self._env, self._args, self._place, self._first = env, args, place, first
-        self._bare = getattr(env, "unwrapped", env)
-        self.action_texts = tuple(args.action_texts) or self._own_texts()
-        self.episode = 0
-        self.actions: list[int] = []
-        self._total = 0.0
-        self._shown = Shown("")
-
-    @property
-    def shown(self) -> Shown:
-        """What it shows now."""
-        return self._shown
-
-    @property
-    def has_expert(self) -> bool:
-        """True where it offers ``expert_action``."""
-        return hasattr(self._bare, "expert_action")
-
-    def start(self, episode: int, seed: int) -> Shown:
-        """Begin an episode."""
-        self.episode, self.actions, self._total = episode, [], 0.0
-        return self._note(self._call("reset", seed=seed), ended=False)
-
-    def step(self, action: int) -> Stepped:
-        """Take the action of that number.
-
-        Raises:
-            EnvError: The environment gives what is no step.
-        """
-        offered = self._shown.actions
-        if not 0 <= action < len(offered):
-            raise self._error("the action", f"0 to {len(offered) - 1}", action)
-        answer = self._call("step", self._meant(action))
-        if not isinstance(answer, tuple) or len(answer) != 5:
-            kind = f"{len(answer)} values" if isinstance(answer, tuple) else type(answer).__name__
-            raise self._error("step", "observation, reward, terminated, truncated, info", kind)
-        seen, reward, terminated, truncated, info = answer
-        self.actions.append(action)
-        try:
-            gained = float(reward)
-        except (TypeError, ValueError):
-            gained = float("nan")
-        if not np.isfinite(gained):
-            raise self._error("the reward", "a finite number", reward)
-        self._total += gained
-        truncated = self._cut(bool(terminated), bool(truncated))
-        ended = bool(terminated) or truncated
-        shown = self._note((seen, info), ended)
-        succeeded = ended and self._success(info)
-        return Stepped(shown, gained, bool(terminated), truncated, succeeded)
-
-    def expert_action(self) -> int:
-        """What the environment's own expert would do."""
-        if not self.has_expert:
-            raise EnvError(f"env: {self._args.own.target} offers no expert_action")
-        action, offered = self._bare.expert_action(), self._shown.actions
-        if isinstance(action, str) and action in offered:
-            return offered.index(action)
-        if isinstance(action, (int, np.integer)) and 0 <= action < len(offered):
-            return int(action)
-        raise self._error("expert_action", f"one of {list(offered)} or its number", action)
-
-    def state(self) -> dict[str, Any]:
-        """Where it stands; see ``OwnBatch.state``."""
-        own = self._bare.get_state() if hasattr(self._bare, "get_state") else None
-        try:
-            json.dumps(own)
-        except (TypeError, ValueError) as error:
-            raise EnvError(f"{self._place}: get_state: JSON cannot hold it: {error}") from error
-        return {
-            "episodes": self.episode,
-            "actions": list(self.actions),
-            "totals": self._total,
-            "texts": zlib.crc32(self._shown.text.encode()),
-            "own": own,
-        }
-
-    def restore(self, saved: Mapping[str, Any], seed: int) -> Shown:
-        """Come back there.
-
-        Raises:
-            CheckpointError: It looks different there.
-        """
-        self.start(int(saved["episodes"]), seed)
-        if saved["own"] is not None:
-            self._note(self._bare.set_state(saved["own"]), ended=False)
-            self.actions, self._total = list(saved["actions"]), float(saved["totals"])
-        else:
-            for action in saved["actions"]:
-                self.step(action)
-        if zlib.crc32(self._shown.text.encode()) != saved["texts"]:
-            raise CheckpointError(
-                f"{self._place}: the saved episode looks different after its {len(self.actions)}"
-                f" actions: {self._args.own.target} is not deterministic; get_state and set_state"
-                " would bring it back"
-            )
-        return self._shown
-
-    def close(self) -> None:
-        """Free what is held."""
-        self._env.close()
-
-    def _call(self, name: str, *args: Any, **keywords: Any) -> Any:
-        """Call the environment: whatever it raises ends the run with where that was."""
-        try:
-            return getattr(self._env, name)(*args, **keywords)
-        except Exception as error:
-            steps = f"episode {self.episode}, step {len(self.actions)}"
-            raise EnvError(f"{self._place}, {steps}: {name}: {why(error)}") from error
-
-    def _own_texts(self) -> tuple[str, ...]:
-        found = getattr(self._bare, "action_texts", ())
-        if isinstance(found, str) or not all(isinstance(text, str) and text for text in found):
-            raise self._error("action_texts", "texts that are not empty", found)
-        return tuple(found)
-
-    def _note(self, answer: Any, ended: bool) -> Shown:
-        """Read what ``reset`` or ``step`` gave."""
-        if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
-            raise self._error("reset", "an observation and a dictionary", answer)
-        seen, info = answer
-        wanted = "a text, or a dictionary with text and optionally mission and features"
-        if isinstance(seen, str):
-            seen = {"text": seen}
-        if not isinstance(seen, Mapping) or not isinstance(seen.get("text"), str):
-            raise self._error("the observation", wanted, seen)
-        if not isinstance(seen.get("mission", ""), str):
-            raise self._error("the observation's mission", "a text", seen["mission"])
-        shown = Shown(
-            str(seen["text"]),
-            str(seen.get("mission", "")),
-            self._features(seen.get("features", ())),
-            self._offered(info, ended),
-        )
-        self._first = self._first or shown
-        if len(shown.features) != len(self._first.features):
-            size = len(self._first.features)
-            raise self._error("features", f"{size} numbers, as at first", len(shown.features))
-        self._shown = shown
-        return shown
-
-    def _features(self, values: Any) -> np.ndarray:
-        try:
-            flat = np.asarray(values, dtype=np.float32).ravel()
-        except (TypeError, ValueError):
-            raise self._error("the observation's features", "numbers", values) from None
-        if not np.isfinite(flat).all():
-            raise self._error("the observation's features", "finite numbers", values)
-        return flat
-
-    def _offered(self, info: Mapping[str, Any], ended: bool) -> tuple[str, ...]:
-        space = getattr(self._env, "action_space", None)
-        if self.action_texts:
-            discrete = isinstance(space, gymnasium.spaces.Discrete)
-            if space is not None and discrete and int(space.n) != len(self.action_texts):
-                raise self._error(
-                    "env.action_texts", f"{space.n} texts, for {space}", list(self.action_texts)
-                )
-            return self.action_texts
-        found = next((info[name] for name in ADMISSIBLE if name in info), None)
-        texts = () if found is None or isinstance(found, str) else tuple(found)
-        if ended and not texts:
-            return ()
-        if not texts or not all(isinstance(text, str) and text for text in texts):
-            where = f"action_texts, or a list of texts in info[{ADMISSIBLE[0]!r}]"
-            raise self._error("the actions", where, "neither" if found is None else found)
-        if len(set(texts)) < len(texts):
-            raise self._error(f"info[{ADMISSIBLE[0]!r}]", "texts that differ", list(texts))
-        return texts
-
-    def _meant(self, action: int) -> Any:
-        """What the environment's ``step`` takes."""
-        space = getattr(self._env, "action_space", None)
-        if isinstance(space, gymnasium.spaces.Discrete):
-            return int(space.start) + action
-        if space is None or isinstance(space, gymnasium.spaces.Text):
-            return self._shown.actions[action]
-        raise self._error("action_space", "Discrete, Text or none", space)
-
-    def _cut(self, terminated: bool, truncated: bool) -> bool:
-        limit, steps = self._args.max_steps, len(self.actions)
-        if limit is None and steps >= LONGEST and not (terminated or truncated):
-            raise EnvError(
-                f"{self._place}: its episode has not ended after {steps} steps; env.max_steps cuts"
-                " episodes off"
-            )
-        return truncated or (limit is not None and steps >= limit and not terminated)
-
-    def _success(self, info: Mapping[str, Any]) -> bool:
-        told = next((info[name] for name in SUCCESS if name in info), None)
-        return self._total > self._args.success_above if told is None else bool(told)
-
-    def _error(self, what: str, expected: str, got: Any) -> EnvError:
-        step = f"episode {self.episode}, step {len(self.actions)}" if self.actions else "at first"
-        return EnvError(f"{self._place}, {step}: {what}: expected {expected}, got {got!r:.200}")
 
 
 class OwnBatch:
@@ -286,49 +50,44 @@ class OwnBatch:
     ) -> None:
         self.num_envs = num_envs
         self._args, self._seed = args, episode_seed
-        self._copies: list[OwnCopy] = []
         self._first_copy = first_copy
         self._first: Shown | None = None
-        for copy in range(num_envs):
-            made = _made(args)
-            for method in ("reset", "step", "close"):
-                if not callable(getattr(made, method, None)):
-                    raise EnvError(
-                        f"env: {args.own.target} gives a {type(made).__name__} without {method}:"
-                        " expected a Gymnasium environment, or an object with make_batch"
-                    )
-            self._copies.append(OwnCopy(made, args, f"env: copy {first_copy + copy}"))
+        self._episodes = [0] * num_envs
+        self._copies: Copies
+        if args.num_workers:
+            self._copies = CopiesInWorkers(args, num_envs, first_copy)
+        else:
+            self._copies = CopiesHere(args, num_envs, first_copy)
 
     @property
     def has_expert(self) -> bool:
         """True where the environment offers ``expert_action``."""
-        return self._copies[0].has_expert
+        return self._copies.has_expert
 
     @property
     def action_texts(self) -> tuple[str, ...]:
         """Those of every state; empty where each lists its own."""
-        return self._copies[0].action_texts
+        return self._copies.action_texts
 
     def reset(self) -> ObservationBatch:
         """See ``BatchedEnv``."""
-        for index, copy in enumerate(self._copies):
-            copy.start(0, self._seed(index, 0))
+        self._episodes = [0] * self.num_envs
+        self._start(range(self.num_envs))
         return self._observe()
 
     def step(self, actions: np.ndarray) -> StepBatch:
         """See ``BatchedEnv``."""
         if len(actions) != self.num_envs:
             raise EnvError(f"env: expected {self.num_envs} actions, got {len(actions)}")
-        pairs = zip(self._copies, actions.tolist(), strict=True)
-        steps = [copy.step(action) for copy, action in pairs]
+        steps = self._copies.step([int(action) for action in actions])
         reached = current = self._observe()
         terminated = np.array([step.terminated for step in steps])
         truncated = np.array([step.truncated for step in steps])
-        ended = np.flatnonzero(terminated | truncated)
-        if len(ended):
-            for index in ended.tolist():
-                episode = self._copies[index].episode + 1
-                self._copies[index].start(episode, self._seed(index, episode))
+        ended: list[int] = np.flatnonzero(terminated | truncated).tolist()
+        if ended:
+            for index in ended:
+                self._episodes[index] += 1
+            self._start(ended)
             current = self._observe()
         rewards = np.array([step.reward for step in steps], dtype=np.float64)
         succeeded = np.array([step.succeeded for step in steps])
@@ -336,13 +95,13 @@ class OwnBatch:
 
     def expert_actions(self) -> np.ndarray:
         """See ``BatchedEnv``."""
-        return np.array([copy.expert_action() for copy in self._copies], dtype=np.int64)
+        return np.array(self._copies.expert_actions(), dtype=np.int64)
 
     def state(self) -> dict[str, list[Any]]:
         """One entry per copy: episode, return so far, checksum of the text, and the environment's
         own state where it offers one; and the actions of the running episodes.
         """
-        saved = [copy.state() for copy in self._copies]
+        saved = self._copies.states()
         columns = {name: [own[name] for own in saved] for name in saved[0] if name != "actions"}
         lengths = [len(own["actions"]) for own in saved]
         actions = [action for own in saved for action in own["actions"]]
@@ -363,22 +122,27 @@ class OwnBatch:
                 f"not the saved state of {self.num_envs} copies of {self._args.own.target}"
             )
         taken = iter(state["actions"])
-        for index, copy in enumerate(self._copies):
-            saved = {name: state[name][index] for name in names}
-            saved["actions"] = [next(taken) for _ in range(saved["lengths"])]
-            try:
-                copy.restore(saved, self._seed(index, int(saved["episodes"])))
-            except EnvError as error:
-                raise CheckpointError(f"the saved episode cannot be replayed: {error}") from error
+        saved: list[dict[str, Any]] = []
+        for index in range(self.num_envs):
+            own = {name: state[name][index] for name in names}
+            saved.append(own | {"actions": [next(taken) for _ in range(own["lengths"])]})
+        self._episodes = [int(own["episodes"]) for own in saved]
+        self._copies.restore(saved, self._seeds(range(self.num_envs)))
         return self._observe()
 
     def close(self) -> None:
         """Free what is held. May be called twice."""
-        for copy in self._copies:
-            copy.close()
+        self._copies.close()
+
+    def _start(self, copies: Sequence[int]) -> None:
+        episodes = [self._episodes[copy] for copy in copies]
+        self._copies.start(copies, episodes, self._seeds(copies))
+
+    def _seeds(self, copies: Sequence[int]) -> list[int]:
+        return [int(self._seed(copy, self._episodes[copy])) for copy in copies]
 
     def _observe(self) -> ObservationBatch:
-        shown = [copy.shown for copy in self._copies]
+        shown = self._copies.shown
         self._first = self._first or shown[0]
         sizes = [len(one.features) for one in shown]
         for place, size in enumerate(sizes):
@@ -477,18 +241,14 @@ def own_batch(
         EnvError: It is no environment.
     """
     if offers(args, "make_batch"):
-        made = _made(args).make_batch(num_envs, episode_seed)
-        return BroughtBatch(made, args, num_envs)
+        if args.num_workers:
+            raise ConfigError(
+                f"env.num_workers: must be 0 where {args.own.target} makes its own batch, got"
+                f" {args.num_workers}"
+            )
+        brought = made(args).make_batch(num_envs, episode_seed)
+        return BroughtBatch(brought, args, num_envs)
     return OwnBatch(args, num_envs, episode_seed, first_copy)
-
-
-def _made(args: EnvArgs) -> Any:
-    try:
-        return args.own.make("env")
-    except LamorelExtError:
-        raise
-    except Exception as error:
-        raise EnvError(f"env: {args.own.target}: {why(error)}") from error
 
 
 def offers(args: EnvArgs, name: str) -> bool:
@@ -503,7 +263,7 @@ def look_at(args: EnvArgs, seed: int) -> TaskSpec:
         ConfigError: It cannot be had.
         EnvError: It is no environment.
     """
-    env = own_batch(args, 1, lambda copy, episode: seed)
+    env = own_batch(dataclasses.replace(args, num_workers=0), 1, lambda copy, episode: seed)
     try:
         seen = env.reset()
         size = seen.features.shape[1] if len(seen.features) else 0

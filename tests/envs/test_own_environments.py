@@ -1,6 +1,8 @@
 """Environments of the user's own: any text game becomes a batch, and what is wrong is named."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 
 from lamorel_ext.config import EnvArgs, Plug
-from lamorel_ext.envs.own import look_at, own_batch
-from lamorel_ext.errors import CheckpointError, EnvError
+from lamorel_ext.envs.own import OwnBatch, look_at, own_batch
+from lamorel_ext.envs.own_workers import CopiesInWorkers
+from lamorel_ext.errors import CheckpointError, ConfigError, EnvError, EnvWorkerError
 from lamorel_ext.types import ObservationBatch, StepBatch
 
 SEEDS = lambda copy, episode: 100 * copy + episode  # noqa: E731
@@ -262,3 +265,83 @@ def test_the_examples_are_environments_as_gymnasium_has_them(
     corridor = look_at(EnvArgs(own=Plug("my_game.Corridor")), 0)
     assert len(corridor.action_texts) == 3 and corridor.has_expert
     assert look_at(EnvArgs(own=Plug("my_kitchen.Kitchen")), 0).by_state
+
+
+class Raises(Count):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        raise ValueError("the lamp is broken")
+
+
+class Exits(Count):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        os._exit(7)
+
+
+class Sleeps(Count):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        time.sleep(600)
+        raise AssertionError
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("cls, keywords", [(Count, {"shape": [2]}), (Lists, {})])
+def test_worker_processes_give_the_steps_of_this_process(
+    cls: type, keywords: dict[str, Any]
+) -> None:
+    here = own_batch(own(cls, keywords=keywords), 3, SEEDS)
+    there = own_batch(own(cls, keywords=keywords, num_workers=2), 3, SEEDS)
+    rng, seen, other = np.random.default_rng(0), here.reset(), there.reset()
+    for turn in range(12):
+        assert np.array_equal(seen.features, other.features)
+        assert (seen.missions, seen.descriptions) == (other.missions, other.descriptions)
+        assert seen.actions == other.actions
+        actions = np.array([rng.integers(len(texts)) for texts in seen.actions])
+        one, two = here.step(actions), there.step(actions)
+        assert one.reached.descriptions == two.reached.descriptions
+        for name in ("rewards", "terminated", "truncated", "succeeded"):
+            assert np.array_equal(getattr(one, name), getattr(two, name))
+        seen, other = one.current, two.current
+        if turn == 8:
+            assert here.state() == there.state()
+            other = there.restore(json.loads(json.dumps(here.state())))
+    there.close()
+    there.close()
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    "cls, kind, words",
+    [
+        (Raises, EnvError, r"copy 1, episode 0, step 0: step: ValueError: the lamp is broken"),
+        (NotANumber, EnvError, "copy 0.*reward: expected a finite number, got nan"),
+        (Exits, EnvWorkerError, "environment worker 0 ended with 7"),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_is_raised_here(
+    cls: type, kind: type[Exception], words: str
+) -> None:
+    env = OwnBatch(own(cls, num_workers=1), 1, SEEDS, first_copy=int(cls is Raises))
+    assert isinstance(env._copies, CopiesInWorkers)
+    pids = env._copies.pids
+    with pytest.raises(kind, match=words) as caught:
+        env.reset()
+        env.step(np.array([2]))
+    if cls is not Exits:
+        assert "--- traceback of environment worker 0 ---" in str(caught.value)
+        assert "test_own_environments.py" in str(caught.value) or cls is NotANumber
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.ranks
+def test_a_worker_that_falls_silent_is_given_up() -> None:
+    env = OwnBatch(own(Sleeps, num_workers=1), 1, SEEDS)
+    env.reset()
+    assert isinstance(env._copies, CopiesInWorkers)
+    env._copies._patience_s = 0.5
+    with pytest.raises(EnvWorkerError, match="worker 0 gave no answer for 0.5 s"):
+        env.step(np.array([2]))
+
+
+def test_a_batch_of_ones_own_has_no_workers_of_ours() -> None:
+    with pytest.raises(ConfigError, match="env.num_workers: must be 0 where .*Batches"):
+        own_batch(own(Batches, num_workers=2), 3, SEEDS)

@@ -114,6 +114,16 @@ def test_a_test_that_makes_no_sense_is_named_with_its_reason(
     assert hindrance(load_config(overrides), CONDITIONS[condition]) == reason
 
 
+@pytest.mark.parametrize("condition", ["go_to_any", "distractors_4", "french", "synonym_actions"])
+def test_what_is_babyais_own_is_left_out_in_an_environment_of_ones_own(condition: str) -> None:
+    config = load_config(["env._target_=my_kitchen.Kitchen", "env.prompt=glam"])
+    assert "BabyAI's own; the run acts in my_kitchen.Kitchen" in hindrance(
+        config, CONDITIONS[condition]
+    )
+    assert hindrance(config, CONDITIONS["other_nouns"]) == ""
+    assert hindrance(config, CONDITIONS["goal_as_wish"]) == ""
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 

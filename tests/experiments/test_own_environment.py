@@ -37,11 +37,16 @@ def test_an_own_environment_is_compared_and_named_in_the_report(
     last = rows(run / "metrics.csv")[-1]
     assert float(last["env_steps"]) == 32 and float(last["eval_exact"]) == 0
     package = target.split(".")[0]
-    tested = program(
-        folder, "evaluate", f"policy={run}", "--trust", package, "run.eval_episodes=2"
-    )
+    tested = program(folder, "evaluate", f"policy={run}", "--trust", package, "run.eval_episodes=2")
     assert tested.returncode == 0, tested.stderr[-2000:]
-    assert "random" in tested.stdout
+    assert "random" in tested.stdout and f"{target}, 2 held-out episodes" in tested.stdout
+    words = ["--trust", package, "--episodes", "2"]
+    suite = program(folder, "generalise", str(run), *words, "--tests", "words,tasks")
+    assert suite.returncode == 0, suite.stderr[-2000:]
+    found = rows(folder / run / "generalisation" / "generalisation.csv")
+    assert {(row["group"], row["level"]) for row in found} == {("words", target)}
+    refused = program(folder, "balrog", f"policy={run}", *words)
+    assert refused.returncode == 2 and "BALROG's tasks are levels of BabyAI" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -61,3 +66,25 @@ def test_what_an_own_environment_cannot_do_is_refused(
         folder, "train", "env._target_=my_game.Corridor", "arm=student_alone", *SHORT, *overrides
     )
     assert (ended.returncode, words in ended.stderr) == (status, True), ended.stderr[-1500:]
+
+
+def test_worker_processes_give_the_curve_of_one_process_and_raise_what_they_hear(
+    folder: Path,
+) -> None:
+    common = ["env._target_=my_kitchen.Kitchen", "arm=student_alone", *SHORT]
+    curves = []
+    for workers in (0, 2):
+        place = f"out_{workers}"
+        words = [f"env.num_workers={workers}", f"run.output_dir={place}"]
+        made = program(folder, "train", *common, *words)
+        assert made.returncode == 0, made.stderr[-2000:]
+        last = rows(folder / place / "metrics.csv")
+        curves.append([{k: v for k, v in row.items() if "seconds" not in k} for row in last])
+    assert curves[0] == curves[1]
+    game = folder / "my_kitchen.py"
+    text = game.read_text().replace("self._steps += 1", "raise OSError('the stove is out')")
+    game.write_text(text)
+    ended = program(folder, "train", *common, "env.num_workers=2", "run.output_dir=out_3")
+    assert ended.returncode == 1
+    assert "copy 0, episode 0, step 0: step: OSError: the stove is out" in ended.stderr
+    assert "--- traceback of environment worker 0 ---" in ended.stderr

@@ -104,6 +104,20 @@ def test_tensorboard_has_hyper_parameters_and_recorded_episodes_after_a_resume_t
     ]
 
 
+def test_an_episode_of_actions_by_state_is_text_too() -> None:
+    steps = [
+        {"offered": ["go north", "look"], "action": 1, **dict.fromkeys(("llm", "guidance", "signal", "end")), "reward": 0.0},
+        {"offered": ["take key"], "action": 0, **dict.fromkeys(("llm", "guidance", "signal", "end")), "reward": 1.0},
+    ]  # fmt: skip
+    lines = [
+        {"env_steps": 8, "actions": []},
+        {"mission": ""},
+        *({"kind": "step"} | one for one in steps),
+    ]
+    text = "1. did **look**, reward 0.0\n\n2. did **take key**, reward 1.0"
+    assert episode_text(lines) == (text, 8)
+
+
 @pytest.mark.parametrize("lines", [(), ({"kind": "trace"},), RECORDED[1:], (1, 2)])
 def test_what_is_no_record_of_a_rollout_gives_no_text(lines: Any) -> None:
     assert episode_text(lines) == ("", 0)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import train
+from experiments import compare, train
+from experiments.runs.planning import plan_sweep
 from experiments.runs.run_folder import run_state
 from lamorel_ext.config import CONFIG_DIR, read_config, sweep
 from lamorel_ext.errors import ConfigError
@@ -80,3 +81,65 @@ def test_what_is_wrong_with_one_run_is_said_before_any_begins(tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"student.lr=-1: student.lr: must"):
         train.run(["-m", "student.lr=1e-3,-1", f"run.output_dir={tmp_path / 'out'}", *SHORT])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides, below, runs",
+    [
+        (["arm=npae,drrn", "run.seed=range(0,2)"], [""], ["npae/seed_0", "drrn/seed_0", "npae/seed_1", "drrn/seed_1"]),
+        (["arm='drrn+student.lr=1'", "run.seed=3"], [""], ["drrn+student.lr=1/seed_3"]),
+        (["task=go_to_local,pick_up_local", "compare.arms=[drrn]", "compare.seeds=[0]"], [""],
+         ["go_to_local/drrn/seed_0", "pick_up_local/drrn/seed_0"]),
+        (["arm=drrn", "run.seed=0", "student.lr=1e-3,3e-4"], ["student.lr=0.001", "student.lr=0.0003"], ["drrn/seed_0"]),
+        (["compare.arms=[drrn],[random]", "compare.seeds=[0]"], ["compare.arms=[drrn]", "compare.arms=[random]"], None),
+    ],
+)  # fmt: skip
+def test_a_sweep_of_comparisons(
+    overrides: list[str], below: list[str], runs: list[str] | None
+) -> None:
+    found = plan_sweep([*overrides, "compare.output_dir=out"])
+    assert [whole[0].config.compare.output_dir for whole in found] == [
+        str(Path("out") / name) for name in below
+    ]
+    for whole, name in zip(found, below, strict=True):
+        folders = [str(planned.folder.relative_to(Path("out") / name)) for planned in whole]
+        assert runs is None or folders == runs
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["arm=npae,drrn", "compare.arms=[random]"], "compare.arms is given too"),
+        (["run.seed=0,1", "run.seed=2"], "run.seed, a second time"),
+        (["run.seed=interval(0,1)"], "an interval has no values"),
+        (["run.output_dir=a,b"], "set compare.output_dir"),
+        (["student.lr=1e-3,-1"], "student.lr=-1: student.lr: must"),
+        (["arm=npae,nobody"], "arm=nobody: no such file"),
+    ],
+)
+def test_a_sweep_of_comparisons_that_cannot_be_is_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_sweep(overrides)
+    assert words in str(caught.value)
+
+
+def test_compare_sweeps_arms_and_another_key_to_reports_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["-m", "arm=random,student_alone", "run.seed=3", "student.lr=1e-3,1e-2"]
+    assert compare.run([*command, f"compare.output_dir={tmp_path}", *SHORT]) == 0
+    reports = [tmp_path / f"student.lr={lr}" / "report.html" for lr in ("0.001", "0.01")]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report: ")]
+    assert said == [f"report: {path}" for path in reports]
+    for path, lr in zip(reports, (0.001, 0.01), strict=True):
+        config = read_config(path.parent / "student_alone" / "seed_3" / "config.yaml")
+        assert (config.student.lr, config.compare.arms) == (lr, ("random", "student_alone"))
+
+
+def test_the_configurations_of_a_sweep_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for program in (train, compare):
+        with pytest.raises(SystemExit):
+            program.run(["-m", "--cfg", "job", "arm=npae,drrn", "run.seed=1,2"])
+        printed = capsys.readouterr().out.split("---\n")
+        assert ["  agent: drrn" in text for text in printed] == [False, False, True, True]
+        assert ["  seed: 2" in text for text in printed] == [False, True, False, True]

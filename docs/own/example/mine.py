@@ -9,7 +9,7 @@ from lamorel_ext import BaseModelInitializer, BaseModuleFunction, BaseUpdater
 from lamorel_ext.agents.actors import FixedAgent, UniformActor
 from lamorel_ext.methods.base import Method
 from lamorel_ext.options import number
-from lamorel_ext.types import UpdateRequest
+from lamorel_ext.types import ScoreRequest, UpdateRequest
 
 
 class Stubborn(FixedAgent):
@@ -27,21 +27,22 @@ class NudgeOptions:
 
 
 class Nudge(Method):
-    """The client's half: asks the servers for an update after each rollout."""
+    """The client's half: asks the servers for a head and an update after each rollout."""
 
     name = "nudge"
-    columns = ("moved",)  # nudge_moved in metrics.csv
+    columns = ("mood", "moved")  # nudge_mood and nudge_moved in metrics.csv
     arguments_type = NudgeOptions
-    updaters = {"nudge": "mine.Nudger"}
 
     def learn(self, rollout: Any) -> dict[str, float]:
         """Send two prompts of the rollout, and the option."""
-        prompts = rollout.turns[0].prompts[:2]
+        llm, prompts = self.setting.llm, rollout.turns[0].prompts[:2]
         candidates = (("go forward",),) * len(prompts)
+        found = llm.score_batch(ScoreRequest(prompts, candidates, ("mood",)))
         rows = torch.arange(len(prompts))
         options = {"step": self.options.step}
         request = UpdateRequest("nudge", prompts, candidates, rows, len(prompts), {}, options)
-        return {"moved": self.setting.llm.update_batch(request).stats["moved"]}
+        moved = llm.update_batch(request).stats["moved"]
+        return {"mood": float(found.modules["mood"].mean()), "moved": moved}
 
 
 class Nudger(BaseUpdater):

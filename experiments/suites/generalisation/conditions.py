@@ -31,6 +31,9 @@ TEXT_GROUPS = ("words", "actions", "goal", "language")
 condition.
 """
 
+BABYAI_GROUPS = ("actions", "language", "distractors", "tasks")
+"""Groups that mean nothing in an environment of the user's own."""
+
 ROOMIER = {"BabyAI-GoToRedBallNoDists-v0": "BabyAI-GoToRedBall-v0"}
 """Levels without an argument for distractors, and the level that differs in having one."""
 
@@ -142,6 +145,8 @@ def changed(config: Config, condition: Condition) -> Config:
 
 def hindrance(config: Config, condition: Condition) -> str:
     """Why a run cannot be tested under a condition; empty where it can."""
+    if config.env.own and condition.group in BABYAI_GROUPS:
+        return f"{GROUPS[condition.group]}: BabyAI's own; the run acts in {config.env.own.target}"
     from lamorel_ext.envs.babyai.levels import level_spec
 
     wanted = changed(config, condition).env

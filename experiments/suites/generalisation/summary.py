@@ -132,7 +132,7 @@ def _row(
         seed,
         outcome.condition.group,
         outcome.condition.name,
-        env.level,
+        env.own.target or env.level,
         distractors,
         str(len(result.successes)),
     ]

@@ -1,0 +1,367 @@
+"""Copies of an environment of the user's own: what each shows, and what it has to offer (see
+``lamorel_ext.envs.own``). Free of torch, so that a process with copies starts soon.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+
+from lamorel_ext.config import EnvArgs
+from lamorel_ext.config.plugs import why
+from lamorel_ext.errors import CheckpointError, EnvError, LamorelExtError
+
+ADMISSIBLE = ("admissible", "admissible_commands")
+"""Names, in ``info``, of the texts of a state's actions."""
+SUCCESS = ("success", "won")
+"""Names, in ``info``, of whether an episode has succeeded."""
+LONGEST = 10_000
+"""Steps of an episode where ``env.max_steps`` does not say."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one copy shows."""
+
+    text: str
+    mission: str = ""
+    features: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    actions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What one step of one copy gave."""
+
+    shown: Shown
+    reward: float
+    terminated: bool
+    truncated: bool
+    succeeded: bool
+
+
+class OwnCopy:
+    """One copy of the user's environment, with its episode.
+
+    Args:
+        env: The environment.
+        args: Its ``env`` group.
+        place: Of the copy, for messages.
+        first: What the first copy showed first; every observation is to be of its form.
+    """
+
+    def __init__(self, env: Any, args: EnvArgs, place: str, first: Shown | None = None) -> None:
+        self._env, self._args, self._place, self._first = env, args, place, first
+        self._bare = getattr(env, "unwrapped", env)
+        self.action_texts = tuple(args.action_texts) or self._own_texts()
+        self.episode = 0
+        self.actions: list[int] = []
+        self._total = 0.0
+        self._shown = Shown("")
+
+    @property
+    def shown(self) -> Shown:
+        """What it shows now."""
+        return self._shown
+
+    @property
+    def has_expert(self) -> bool:
+        """True where it offers ``expert_action``."""
+        return hasattr(self._bare, "expert_action")
+
+    def start(self, episode: int, seed: int) -> Shown:
+        """Begin an episode."""
+        self.episode, self.actions, self._total = episode, [], 0.0
+        return self._note(self._call("reset", seed=seed), ended=False)
+
+    def step(self, action: int) -> Stepped:
+        """Take the action of that number.
+
+        Raises:
+            EnvError: The environment gives what is no step.
+        """
+        offered = self._shown.actions
+        if not 0 <= action < len(offered):
+            raise self._error("the action", f"0 to {len(offered) - 1}", action)
+        answer = self._call("step", self._meant(action))
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            kind = f"{len(answer)} values" if isinstance(answer, tuple) else type(answer).__name__
+            raise self._error("step", "observation, reward, terminated, truncated, info", kind)
+        seen, reward, terminated, truncated, info = answer
+        self.actions.append(action)
+        try:
+            gained = float(reward)
+        except (TypeError, ValueError):
+            gained = float("nan")
+        if not np.isfinite(gained):
+            raise self._error("the reward", "a finite number", reward)
+        self._total += gained
+        truncated = self._cut(bool(terminated), bool(truncated))
+        ended = bool(terminated) or truncated
+        shown = self._note((seen, info), ended)
+        succeeded = ended and self._success(info)
+        return Stepped(shown, gained, bool(terminated), truncated, succeeded)
+
+    def expert_action(self) -> int:
+        """What the environment's own expert would do."""
+        if not self.has_expert:
+            raise EnvError(f"env: {self._args.own.target} offers no expert_action")
+        action, offered = self._bare.expert_action(), self._shown.actions
+        if isinstance(action, str) and action in offered:
+            return offered.index(action)
+        if isinstance(action, (int, np.integer)) and 0 <= action < len(offered):
+            return int(action)
+        raise self._error("expert_action", f"one of {list(offered)} or its number", action)
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands; see ``OwnBatch.state``."""
+        own = self._bare.get_state() if hasattr(self._bare, "get_state") else None
+        try:
+            json.dumps(own)
+        except (TypeError, ValueError) as error:
+            raise EnvError(f"{self._place}: get_state: JSON cannot hold it: {error}") from error
+        return {
+            "episodes": self.episode,
+            "actions": list(self.actions),
+            "totals": self._total,
+            "texts": zlib.crc32(self._shown.text.encode()),
+            "own": own,
+        }
+
+    def restore(self, saved: Mapping[str, Any], seed: int) -> Shown:
+        """Come back there.
+
+        Raises:
+            CheckpointError: It looks different there.
+        """
+        self.start(int(saved["episodes"]), seed)
+        if saved["own"] is not None:
+            self._note(self._bare.set_state(saved["own"]), ended=False)
+            self.actions, self._total = list(saved["actions"]), float(saved["totals"])
+        else:
+            for action in saved["actions"]:
+                self.step(action)
+        if zlib.crc32(self._shown.text.encode()) != saved["texts"]:
+            raise CheckpointError(
+                f"{self._place}: the saved episode looks different after its {len(self.actions)}"
+                f" actions: {self._args.own.target} is not deterministic; get_state and set_state"
+                " would bring it back"
+            )
+        return self._shown
+
+    def close(self) -> None:
+        """Free what is held."""
+        self._env.close()
+
+    def _call(self, name: str, *args: Any, **keywords: Any) -> Any:
+        """Call the environment: whatever it raises ends the run with where that was."""
+        try:
+            return getattr(self._env, name)(*args, **keywords)
+        except Exception as error:
+            steps = f"episode {self.episode}, step {len(self.actions)}"
+            raise EnvError(f"{self._place}, {steps}: {name}: {why(error)}") from error
+
+    def _own_texts(self) -> tuple[str, ...]:
+        found = getattr(self._bare, "action_texts", ())
+        if isinstance(found, str) or not all(isinstance(text, str) and text for text in found):
+            raise self._error("action_texts", "texts that are not empty", found)
+        return tuple(found)
+
+    def _note(self, answer: Any, ended: bool) -> Shown:
+        """Read what ``reset`` or ``step`` gave."""
+        if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
+            raise self._error("reset", "an observation and a dictionary", answer)
+        seen, info = answer
+        wanted = "a text, or a dictionary with text and optionally mission and features"
+        if isinstance(seen, str):
+            seen = {"text": seen}
+        if not isinstance(seen, Mapping) or not isinstance(seen.get("text"), str):
+            raise self._error("the observation", wanted, seen)
+        if not isinstance(seen.get("mission", ""), str):
+            raise self._error("the observation's mission", "a text", seen["mission"])
+        shown = Shown(
+            str(seen["text"]),
+            str(seen.get("mission", "")),
+            self._features(seen.get("features", ())),
+            self._offered(info, ended),
+        )
+        self._first = self._first or shown
+        if len(shown.features) != len(self._first.features):
+            size = len(self._first.features)
+            raise self._error("features", f"{size} numbers, as at first", len(shown.features))
+        self._shown = shown
+        return shown
+
+    def _features(self, values: Any) -> np.ndarray:
+        try:
+            flat = np.asarray(values, dtype=np.float32).ravel()
+        except (TypeError, ValueError):
+            raise self._error("the observation's features", "numbers", values) from None
+        if not np.isfinite(flat).all():
+            raise self._error("the observation's features", "finite numbers", values)
+        return flat
+
+    def _offered(self, info: Mapping[str, Any], ended: bool) -> tuple[str, ...]:
+        space = getattr(self._env, "action_space", None)
+        if self.action_texts:
+            discrete = isinstance(space, gymnasium.spaces.Discrete)
+            if space is not None and discrete and int(space.n) != len(self.action_texts):
+                raise self._error(
+                    "env.action_texts", f"{space.n} texts, for {space}", list(self.action_texts)
+                )
+            return self.action_texts
+        found = next((info[name] for name in ADMISSIBLE if name in info), None)
+        texts = () if found is None or isinstance(found, str) else tuple(found)
+        if ended and not texts:
+            return ()
+        if not texts or not all(isinstance(text, str) and text for text in texts):
+            where = f"action_texts, or a list of texts in info[{ADMISSIBLE[0]!r}]"
+            raise self._error("the actions", where, "neither" if found is None else found)
+        if len(set(texts)) < len(texts):
+            raise self._error(f"info[{ADMISSIBLE[0]!r}]", "texts that differ", list(texts))
+        return texts
+
+    def _meant(self, action: int) -> Any:
+        """What the environment's ``step`` takes."""
+        space = getattr(self._env, "action_space", None)
+        if isinstance(space, gymnasium.spaces.Discrete):
+            return int(space.start) + action
+        if space is None or isinstance(space, gymnasium.spaces.Text):
+            return self._shown.actions[action]
+        raise self._error("action_space", "Discrete, Text or none", space)
+
+    def _cut(self, terminated: bool, truncated: bool) -> bool:
+        limit, steps = self._args.max_steps, len(self.actions)
+        if limit is None and steps >= LONGEST and not (terminated or truncated):
+            raise EnvError(
+                f"{self._place}: its episode has not ended after {steps} steps; env.max_steps cuts"
+                " episodes off"
+            )
+        return truncated or (limit is not None and steps >= limit and not terminated)
+
+    def _success(self, info: Mapping[str, Any]) -> bool:
+        told = next((info[name] for name in SUCCESS if name in info), None)
+        return self._total > self._args.success_above if told is None else bool(told)
+
+    def _error(self, what: str, expected: str, got: Any) -> EnvError:
+        step = f"episode {self.episode}, step {len(self.actions)}" if self.actions else "at first"
+        return EnvError(f"{self._place}, {step}: {what}: expected {expected}, got {got!r:.200}")
+
+
+class Copies(Protocol):
+    """All copies of a batch, wherever they are stepped.
+
+    Attributes:
+        action_texts: Those of every state; empty where each lists its own.
+        has_expert: True where the environment offers ``expert_action``.
+    """
+
+    action_texts: tuple[str, ...]
+    has_expert: bool
+
+    @property
+    def shown(self) -> list[Shown]:
+        """What each copy shows now."""
+
+    def start(self, copies: Sequence[int], episodes: Sequence[int], seeds: Sequence[int]) -> None:
+        """Begin an episode in each of these copies."""
+
+    def step(self, actions: Sequence[int]) -> list[Stepped]:
+        """Take the action of that number in every copy."""
+
+    def expert_actions(self) -> list[int]:
+        """What the environment's own expert would do in each copy."""
+
+    def states(self) -> list[dict[str, Any]]:
+        """Where each stands; JSON can hold it."""
+
+    def restore(self, saved: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> None:
+        """Come back there."""
+
+    def close(self) -> None:
+        """Free what is held. May be called twice."""
+
+
+class CopiesHere:
+    """``Copies`` in this process, one after the other.
+
+    Args:
+        args: The ``env`` group.
+        num_copies: How many.
+        first_copy: Number of the first one, for messages.
+
+    Raises:
+        ConfigError: The environment cannot be had.
+        EnvError: It is no environment.
+    """
+
+    def __init__(self, args: EnvArgs, num_copies: int, first_copy: int = 0) -> None:
+        self._copies: list[OwnCopy] = []
+        for copy in range(first_copy, first_copy + num_copies):
+            env = made(args)
+            for method in ("reset", "step", "close"):
+                if not callable(getattr(env, method, None)):
+                    raise EnvError(
+                        f"env: {args.own.target} gives a {type(env).__name__} without {method}:"
+                        " expected a Gymnasium environment, or an object with make_batch"
+                    )
+            self._copies.append(OwnCopy(env, args, f"env: copy {copy}"))
+        self.action_texts = self._copies[0].action_texts
+        self.has_expert = self._copies[0].has_expert
+
+    @property
+    def shown(self) -> list[Shown]:
+        """See ``Copies``."""
+        return [copy.shown for copy in self._copies]
+
+    def start(self, copies: Sequence[int], episodes: Sequence[int], seeds: Sequence[int]) -> None:
+        """See ``Copies``."""
+        for copy, episode, seed in zip(copies, episodes, seeds, strict=True):
+            self._copies[copy].start(episode, seed)
+
+    def step(self, actions: Sequence[int]) -> list[Stepped]:
+        """See ``Copies``."""
+        pairs = zip(self._copies, actions, strict=True)
+        return [copy.step(action) for copy, action in pairs]
+
+    def expert_actions(self) -> list[int]:
+        """See ``Copies``."""
+        return [copy.expert_action() for copy in self._copies]
+
+    def states(self) -> list[dict[str, Any]]:
+        """See ``Copies``."""
+        return [copy.state() for copy in self._copies]
+
+    def restore(self, saved: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> None:
+        """See ``Copies``."""
+        for copy, own, seed in zip(self._copies, saved, seeds, strict=True):
+            try:
+                copy.restore(own, seed)
+            except EnvError as error:
+                raise CheckpointError(f"the saved episode cannot be replayed: {error}") from error
+
+    def close(self) -> None:
+        """See ``Copies``."""
+        for copy in self._copies:
+            copy.close()
+
+
+def made(args: EnvArgs) -> Any:
+    """What ``env._target_`` names, called with its arguments.
+
+    Raises:
+        ConfigError: It cannot be had.
+        EnvError: It raises.
+    """
+    try:
+        return args.own.make("env")
+    except LamorelExtError:
+        raise
+    except Exception as error:
+        raise EnvError(f"env: {args.own.target}: {why(error)}") from error
