@@ -35,7 +35,8 @@ def main() -> int:
     # PyTorch's launcher overwrites the first with its own option, which it takes from the second.
     for name in ("TORCHELASTIC_SIGNALS_TO_HANDLE", "PET_SIGNALS_TO_HANDLE"):
         os.environ.setdefault(name, ",".join(each.name for each in ASKING))
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
+    patience_s = max(SHUTDOWN_S, int(stopping.seconds_to_limit()))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(patience_s))
     threading.Thread(target=_end_with_launcher, name="launcher", daemon=True).start()
     heard = _hear_signals()
     # Before torch is imported, which takes seconds.

@@ -14,6 +14,7 @@ import pytest
 
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.errors import CheckpointError, ConfigError, LamorelExtError
+from lamorel_ext.processes.stopping import SAVE_S
 from launchers.__main__ import launch
 from launchers.command import (
     Command,
@@ -406,6 +407,25 @@ def test_only_the_signal_before_the_time_limit_puts_a_job_back_into_the_queue(
     )
     assert "requeue" not in chained and "#SBATCH --signal=USR1@60\n" in chained
     assert end_on_fake_cluster(chained, tmp_path, status) == (status, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        (SlurmOptions(save_before_limit_s=90), "90"),
+        (SlurmOptions({"signal": "USR1@45"}), "45"),
+        (SlurmOptions({"signal": "R:SIGUSR1"}), "60"),
+        (SlurmOptions({"signal": "10@7"}, save_before_limit_s=90), "7"),
+        (SlurmOptions({"signal": "TERM@45"}), ""),
+        (SlurmOptions(), ""),
+    ],
+)
+def test_the_ranks_know_how_long_before_the_time_limit_they_are_asked_to_save(
+    options: SlurmOptions, seconds: str
+) -> None:
+    script = batch_script(demo(), "train", arguments(), options)
+    exported = [line for line in script.splitlines() if line.startswith(f"export {SAVE_S}=")]
+    assert exported == ([f"export {SAVE_S}={seconds}"] if seconds else [])
 
 
 def end_on_fake_cluster(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lamorel_ext.errors import ConfigError, RpcError
-from lamorel_ext.processes import secret
+from lamorel_ext.processes import secret, stopping
 from lamorel_ext.processes.identity import Process, process, read, this_process
 from lamorel_ext.processes.presence import dead_peer
 from lamorel_ext.processes.ranks import rank_and_size
@@ -57,6 +57,25 @@ def test_a_signal_ends_deferred_work_where_it_can_end(name: str) -> None:
     child.send_signal(signal.Signals[name])
     said, _ = child.communicate(timeout=20)
     assert said == f"stopped by {name}: saved\n" and child.returncode == 128 + signal.Signals[name]
+
+
+@pytest.mark.parametrize(
+    ("left", "name", "patience_s", "limit_s"),
+    [
+        ("", "SIGUSR1", 20, 40),
+        ("soon", "SIGUSR1", 20, 40),
+        ("120", "SIGTERM", 20, 40),
+        ("30", "SIGUSR1", 20, 25),
+        ("120", "SIGUSR1", 80, 100),
+        ("600", "SIGUSR1", 540, 570),
+    ],
+)
+def test_before_a_time_limit_saving_has_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch, left: str, name: str, patience_s: float, limit_s: float
+) -> None:
+    monkeypatch.setenv(stopping.SAVE_S, left)
+    stop = stopping.stop_of(signal.Signals[name], " to rank 1")
+    assert stop == stopping.Stop(signal.Signals[name], f"{name} to rank 1", patience_s, limit_s)
 
 
 def test_a_second_signal_ends_work_at_once() -> None:
@@ -266,7 +285,6 @@ def test_who_is_needed_by_others_outlasts_its_own_patience() -> None:
 
 
 def test_servers_that_end_first_as_asked_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamorel_ext.processes import stopping
     from lamorel_ext.training import loop
 
     monkeypatch.setattr(stopping, "asked", lambda: stopping.Stop(signal.SIGHUP, "SIGHUP"))
