@@ -16,21 +16,34 @@ import sys
 import threading
 import time
 
+from lamorel_ext.errors import LamorelExtError
 from lamorel_ext.processes import identity, stopping
-from lamorel_ext.processes.network import is_here, why_nobody_meets_there
-from lamorel_ext.processes.presence import share_a_host
+from lamorel_ext.processes.network import is_here, own_addresses, why_nobody_meets_there
+from lamorel_ext.processes.presence import share_a_host, tidy
+from lamorel_ext.processes.secret import private_folder
 
 SHUTDOWN_S = 45
 """Seconds that the ranks have after a signal: more than ``stopping.Stop`` gives them."""
 ORPHAN_S = 9.0
 TOGETHER_S = 15.0
 """Seconds in which the launchers of a trial on one host are started."""
+NOTICE_S, NOTICES_S = 15.0, 60.0
+"""Seconds after which, and then between which, a machine says what it waits for."""
+CALL_S = 5.0
 ASKING = (*stopping.HEARD, stopping.INSISTS)
 SIGNALS = {int(each) for each in signal.Signals}
 
 
 def main() -> int:
     """Run accelerate's launcher on this process's arguments."""
+    try:
+        return _launch()
+    finally:
+        with contextlib.suppress(LamorelExtError):
+            tidy(private_folder())
+
+
+def _launch() -> int:
     stopping.release()
     # PyTorch's launcher overwrites the first with its own option, which it takes from the second.
     for name in ("TORCHELASTIC_SIGNALS_TO_HANDLE", "PET_SIGNALS_TO_HANDLE"):
@@ -44,6 +57,8 @@ def main() -> int:
     if problem := _meeting_problem(meeting):
         print(f"launch: {problem}", file=sys.stderr)
         return 2
+    if meeting.num_machines > 1 and meeting.main_process_ip:
+        threading.Thread(target=_say_who_waits, args=(meeting,), daemon=True).start()
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistNetworkError
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -117,6 +132,45 @@ def _meeting_problem(options: argparse.Namespace) -> str:
     if not problem or (is_here(address) and share_a_host(port, machine, machines, TOGETHER_S)):
         return ""
     return f"lamorel_args.accelerate_args.main_process_ip: {address} {problem}"
+
+
+def _say_who_waits(meeting: argparse.Namespace) -> None:
+    """Until the ranks are started: what this machine waits for, in case nobody comes."""
+    time.sleep(NOTICE_S)
+    while not _has_children():
+        print(f"launch: {_who_waits(meeting)}", file=sys.stderr, flush=True)
+        time.sleep(NOTICES_S)
+
+
+def _who_waits(meeting: argparse.Namespace) -> str:
+    """Which machine waits for which others, and where."""
+    place = f"{meeting.main_process_ip}:{meeting.main_process_port}"
+    me = f"machine {meeting.machine_rank} ({socket.gethostname()})"
+    if meeting.machine_rank == 0:
+        others = "the other one" if meeting.num_machines == 2 else "the others"
+        own = ", ".join(own_addresses()) or "one of its addresses"
+        return (
+            f"{me} waits at {place} for {others} of {meeting.num_machines} machines; there"
+            f" main_process_ip must lead here: {own}"
+        )
+    try:
+        address = (meeting.main_process_ip, meeting.main_process_port)
+        with socket.create_connection(address, timeout=CALL_S) as sock:
+            found = f"others of the {meeting.num_machines} machines, as machine 0 does"
+            return f"{me} waits at {place} ({sock.getpeername()[0]}) for {found}"
+    except OSError as error:
+        return (
+            f"{me} waits for machine 0 to listen at {place}: {error.strerror or error}; has it been"
+            " started, and with this main_process_ip and port?"
+        )
+
+
+def _has_children() -> bool:
+    """True once the ranks are started, and where the system does not tell."""
+    try:
+        return bool((identity.PROC / f"self/task/{os.getpid()}/children").read_text().strip())
+    except OSError:
+        return True
 
 
 def _tell_other_machines(line: str) -> None:

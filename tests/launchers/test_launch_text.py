@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import pytest
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.errors import CheckpointError, ConfigError, LamorelExtError
 from lamorel_ext.processes.stopping import SAVE_S
+from launchers import elastic
 from launchers.__main__ import launch
 from launchers.command import (
     Command,
@@ -120,6 +123,47 @@ def test_several_machines_meet_at_the_address_given() -> None:
         "2",
     )
     assert (pairs["--main_process_ip"], pairs["--main_process_port"]) == ("10.0.0.5", "29501")
+
+
+@pytest.mark.parametrize(("patience_s", "waits_s"), [(300, 300), (900, 900), (10, 60)])
+def test_machines_wait_for_each_other_as_long_as_for_a_silent_one(
+    patience_s: int, waits_s: int
+) -> None:
+    words = accelerate_arguments(
+        demo(
+            "lamorel_args.accelerate_args.num_machines=3",
+            f"lamorel_args.peer_timeout={patience_s}",
+            "lamorel_args.accelerate_args.main_process_port=29501",
+        )
+    )
+    assert words[words.index("--rdzv_conf") + 1] == f"timeout={waits_s}"
+
+
+@pytest.mark.parametrize(
+    ("machine", "machines", "listens", "said"),
+    [
+        (0, 2, True, "machine 0 ({host}) waits at 127.0.0.1:{port} for the other one of 2 machines"),
+        (0, 3, True, "for the others of 3 machines; there main_process_ip must lead here: "),
+        (1, 3, True, "machine 1 ({host}) waits at 127.0.0.1:{port} (127.0.0.1) for others of the 3"),
+        (2, 3, False, "machine 2 ({host}) waits for machine 0 to listen at 127.0.0.1:{port}: "),
+    ],
+)
+def test_a_machine_says_what_it_waits_for(
+    machine: int, machines: int, listens: bool, said: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port = door.getsockname()[1]
+        if not listens:
+            door.close()
+        found = elastic._who_waits(
+            argparse.Namespace(
+                machine_rank=machine,
+                num_machines=machines,
+                main_process_ip="127.0.0.1",
+                main_process_port=port,
+            )
+        )
+    assert said.format(host=socket.gethostname(), port=port) in found
 
 
 NINE_PROCESSES = [
