@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from typing import NoReturn
 
 from lamorel_ext.errors import LamorelExtError
 from lamorel_ext.processes import identity, stopping
@@ -34,13 +35,18 @@ ASKING = (*stopping.HEARD, stopping.INSISTS)
 SIGNALS = {int(each) for each in signal.Signals}
 
 
-def main() -> int:
-    """Run accelerate's launcher on this process's arguments."""
-    try:
-        return _launch()
-    finally:
-        with contextlib.suppress(LamorelExtError):
-            tidy(private_folder())
+def main() -> NoReturn:
+    """Run accelerate's launcher on this process's arguments, and end this process.
+
+    Not by Python's own end, which takes seconds on a busy machine and leaves signals to the system:
+    Slurm ends the other nodes of a step when one has ended, and would then see a process that a
+    signal killed.
+    """
+    status = _launch()
+    _hear_no_more()
+    with contextlib.suppress(LamorelExtError):
+        tidy(private_folder())
+    stopping.end_now(status)
 
 
 def _launch() -> int:
@@ -87,6 +93,7 @@ def _launch() -> int:
         _tell_other_machines(f"rank {rank} {ended} on {socket.gethostname()}")
         return status
     except SignalException as error:
+        _hear_no_more()
         # Slurm ends the other nodes of a step when one has ended; the first signal says why.
         first = _first_signal(heard) or error.sigval
         print(
@@ -104,6 +111,12 @@ def _hear_signals() -> socket.socket:
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
     return ours
+
+
+def _hear_no_more() -> None:
+    """This process ends: what asks for it has nothing left to ask for."""
+    for each in ASKING:
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _first_signal(heard: socket.socket) -> signal.Signals | None:
@@ -201,4 +214,4 @@ def _end_with_launcher() -> None:
 
 
 if __name__ == "__main__":
-    stopping.end_now(main())
+    main()

@@ -642,3 +642,38 @@ def test_the_first_of_several_signals_is_the_reason(tmp_path: Path, signals: lis
     errors = child.communicate(timeout=120)[1]
     assert child.returncode == 128 + signal.Signals[signals[0]]
     assert f"launch: stopped by {signals[0]};" in errors
+
+
+SLOW_END = """
+import time
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(5)
+slow = Slow()
+"""
+"""Goes when Python has given the signals back to the system."""
+
+
+def test_a_signal_at_the_very_end_does_not_change_the_exit_status(tmp_path: Path) -> None:
+    """Slurm ends the other nodes of a step when one has ended."""
+    (tmp_path / "slow_end_of_a_test.py").write_text(SLOW_END)
+    (tmp_path / "ranks_of_a_test.py").write_text(SLOW_TO_END)
+    start = "import sys, slow_end_of_a_test; from lamorel_ext.programs import from_module"
+    words = [*accelerate_arguments(demo()), "-m", "ranks_of_a_test", str(tmp_path)]
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"{start}; sys.exit(from_module(sys.argv))", "elastic", *words],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 240
+    while not all((tmp_path / rank).exists() for rank in "012"):
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(signal.SIGUSR1)
+    assert child.stderr is not None
+    while "launch: stopped by SIGUSR1;" not in child.stderr.readline():
+        assert child.poll() is None
+    time.sleep(1.0)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 138
