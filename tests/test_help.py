@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SLOW = ("torch", "transformers", "accelerate", "minigrid", "pygame", "matplotlib", "tokenizers")
 PROGRAMS = (
-    "train compare evaluate generalise balrog report recompute viewer check_oracle expert_table bench"
+    "train compare evaluate generalise balrog report recompute viewer watch check_oracle expert_table bench"
 )
 MODULES = [f"experiments.{name}" for name in PROGRAMS.split()] + ["launchers"]
 SCRIPT = f"""
