@@ -36,6 +36,7 @@ PROGRAMS = {
     "reproduce": "experiments.reproduce",
     "recompute": "experiments.recompute",
     "viewer": "experiments.viewer.__main__",
+    "watch": "experiments.watch.__main__",
     "launch": "launchers.__main__",
     "elastic": "launchers.elastic",
 }
@@ -84,4 +85,5 @@ publish = partial(run_program, "publish")
 reproduce = partial(run_program, "reproduce")
 recompute = partial(run_program, "recompute")
 viewer = partial(run_program, "viewer")
+watch = partial(run_program, "watch")
 launch = partial(run_program, "launch")

@@ -12,6 +12,8 @@ from lamorel_ext.rpc.topology import ranks_by_machine, world_size
 
 MODULES = {task: f"lamorel_ext {task}" for task in ("train", "compare", "evaluate")}
 """What can be launched on several ranks, and the module behind it with its first argument."""
+LATE_S = 60
+"""Seconds by which a machine may come later than the others, where ``peer_timeout`` is less."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def accelerate_arguments(config: Config) -> list[str]:
             str(accelerate.machine_rank),
             "--main_process_ip",
             accelerate.main_process_ip,
+            "--rdzv_conf",
+            f"timeout={max(config.lamorel_args.peer_timeout, LATE_S)}",
         ]
     arguments += [
         "--main_process_port",

@@ -15,27 +15,47 @@ import socket
 import sys
 import threading
 import time
+from typing import NoReturn
 
+from lamorel_ext.errors import LamorelExtError
 from lamorel_ext.processes import identity, stopping
-from lamorel_ext.processes.network import is_here, why_nobody_meets_there
-from lamorel_ext.processes.presence import share_a_host
+from lamorel_ext.processes.network import is_here, own_addresses, why_nobody_meets_there
+from lamorel_ext.processes.presence import share_a_host, tidy
+from lamorel_ext.processes.secret import private_folder
 
 SHUTDOWN_S = 45
 """Seconds that the ranks have after a signal: more than ``stopping.Stop`` gives them."""
 ORPHAN_S = 9.0
 TOGETHER_S = 15.0
 """Seconds in which the launchers of a trial on one host are started."""
+NOTICE_S, NOTICES_S = 15.0, 60.0
+"""Seconds after which, and then between which, a machine says what it waits for."""
+CALL_S = 5.0
 ASKING = (*stopping.HEARD, stopping.INSISTS)
 SIGNALS = {int(each) for each in signal.Signals}
 
 
-def main() -> int:
-    """Run accelerate's launcher on this process's arguments."""
+def main() -> NoReturn:
+    """Run accelerate's launcher on this process's arguments, and end this process.
+
+    Not by Python's own end, which takes seconds on a busy machine and leaves signals to the system:
+    Slurm ends the other nodes of a step when one has ended, and would then see a process that a
+    signal killed.
+    """
+    status = _launch()
+    _hear_no_more()
+    with contextlib.suppress(LamorelExtError):
+        tidy(private_folder())
+    stopping.end_now(status)
+
+
+def _launch() -> int:
     stopping.release()
     # PyTorch's launcher overwrites the first with its own option, which it takes from the second.
     for name in ("TORCHELASTIC_SIGNALS_TO_HANDLE", "PET_SIGNALS_TO_HANDLE"):
         os.environ.setdefault(name, ",".join(each.name for each in ASKING))
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
+    patience_s = max(SHUTDOWN_S, int(stopping.seconds_to_limit()))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(patience_s))
     threading.Thread(target=_end_with_launcher, name="launcher", daemon=True).start()
     heard = _hear_signals()
     # Before torch is imported, which takes seconds.
@@ -43,6 +63,8 @@ def main() -> int:
     if problem := _meeting_problem(meeting):
         print(f"launch: {problem}", file=sys.stderr)
         return 2
+    if meeting.num_machines > 1 and meeting.main_process_ip:
+        threading.Thread(target=_say_who_waits, args=(meeting,), daemon=True).start()
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistNetworkError
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -71,6 +93,7 @@ def main() -> int:
         _tell_other_machines(f"rank {rank} {ended} on {socket.gethostname()}")
         return status
     except SignalException as error:
+        _hear_no_more()
         # Slurm ends the other nodes of a step when one has ended; the first signal says why.
         first = _first_signal(heard) or error.sigval
         print(
@@ -88,6 +111,12 @@ def _hear_signals() -> socket.socket:
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
     return ours
+
+
+def _hear_no_more() -> None:
+    """This process ends: what asks for it has nothing left to ask for."""
+    for each in ASKING:
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _first_signal(heard: socket.socket) -> signal.Signals | None:
@@ -118,6 +147,45 @@ def _meeting_problem(options: argparse.Namespace) -> str:
     return f"lamorel_args.accelerate_args.main_process_ip: {address} {problem}"
 
 
+def _say_who_waits(meeting: argparse.Namespace) -> None:
+    """Until the ranks are started: what this machine waits for, in case nobody comes."""
+    time.sleep(NOTICE_S)
+    while not _has_children():
+        print(f"launch: {_who_waits(meeting)}", file=sys.stderr, flush=True)
+        time.sleep(NOTICES_S)
+
+
+def _who_waits(meeting: argparse.Namespace) -> str:
+    """Which machine waits for which others, and where."""
+    place = f"{meeting.main_process_ip}:{meeting.main_process_port}"
+    me = f"machine {meeting.machine_rank} ({socket.gethostname()})"
+    if meeting.machine_rank == 0:
+        others = "the other one" if meeting.num_machines == 2 else "the others"
+        own = ", ".join(own_addresses()) or "one of its addresses"
+        return (
+            f"{me} waits at {place} for {others} of {meeting.num_machines} machines; there"
+            f" main_process_ip must lead here: {own}"
+        )
+    try:
+        address = (meeting.main_process_ip, meeting.main_process_port)
+        with socket.create_connection(address, timeout=CALL_S) as sock:
+            found = f"others of the {meeting.num_machines} machines, as machine 0 does"
+            return f"{me} waits at {place} ({sock.getpeername()[0]}) for {found}"
+    except OSError as error:
+        return (
+            f"{me} waits for machine 0 to listen at {place}: {error.strerror or error}; has it been"
+            " started, and with this main_process_ip and port?"
+        )
+
+
+def _has_children() -> bool:
+    """True once the ranks are started, and where the system does not tell."""
+    try:
+        return bool((identity.PROC / f"self/task/{os.getpid()}/children").read_text().strip())
+    except OSError:
+        return True
+
+
 def _tell_other_machines(line: str) -> None:
     """Ranks there may still wait for ours to come."""
     from accelerate.commands.launch import launch_command_parser
@@ -146,4 +214,4 @@ def _end_with_launcher() -> None:
 
 
 if __name__ == "__main__":
-    stopping.end_now(main())
+    main()

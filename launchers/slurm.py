@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.processes.secret import VARIABLE
+from lamorel_ext.processes.stopping import SAVE_S
 from lamorel_ext.rpc.topology import placements, ranks_by_machine
 from launchers.command import (
     MODULES,
@@ -35,6 +36,8 @@ FIRST_PORT, NUM_PORTS = 10000, 20000
 """Below 32768, where Linux begins to take ports for outgoing connections."""
 ASKED = 138
 """Exit status after SIGUSR1, as a shell counts: the run was asked to end, and has saved."""
+SLURM_SIGNAL_S = 60
+"""Seconds before the time limit where ``--signal`` does not say."""
 MAX_REQUEUES = 50
 """A job whose limit is too short for a single checkpoint must not come back forever."""
 GPU_OPTIONS = ("gpus", "gres", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
@@ -231,6 +234,8 @@ def _script(
         **options.sbatch,
     }
     exports = [f"export {key}={value}" for key, value in rank_environment(config).items()]
+    if left := _seconds_to_limit(header.get("signal")):
+        exports.append(f"export {SAVE_S}={left}")
     # Srun hands the environment on to all nodes; nobody else can read it there, as they could a
     # command line.
     exports.append(
@@ -241,6 +246,14 @@ def _script(
         launch[-1] += " || status=$?"
         launch = ["status=0", *launch, *REQUEUE_LINES]
     return _text(header, options, [*exports, *body, *launch])
+
+
+def _seconds_to_limit(signal: str | None) -> int:
+    """How long before the time limit the run is asked to save, by the option ``--signal``; 0 where
+    it is not.
+    """
+    found = re.fullmatch(r"(?:[BR]+:)?(?:SIG)?(?:USR1|10)(?:@(\d+))?", signal or "")
+    return int(found[1] or SLURM_SIGNAL_S) if found else 0
 
 
 REQUEUE_LINES = (

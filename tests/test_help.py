@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SLOW = ("torch", "transformers", "accelerate", "minigrid", "pygame", "matplotlib", "tokenizers")
 PROGRAMS = (
     "train compare evaluate generalise balrog report publish reproduce recompute viewer"
-    " check_oracle expert_table bench"
+    " watch check_oracle expert_table bench"
 )
 MODULES = [f"experiments.{name}" for name in PROGRAMS.split()] + ["launchers"]
 SCRIPT = f"""

@@ -6,6 +6,8 @@ status.
     status.json     running, complete, stopped (and by which signal) or failed, with exit status and
                     error
     metrics.csv     one row per evaluation
+    system.jsonl    how it uses its machines, every 5 to 60 seconds (lamorel_ext/training/system.py)
+    warnings.log    warnings of its first client, where there were any
     tensorboard/    the same numbers as events
     traces/         single rollouts step by step, one file each, named after the environment steps
                     before it (lamorel_ext/training/trace.py)
@@ -50,6 +52,7 @@ from experiments.runs.files import (
     writing,
 )
 from experiments.runs.identity import differing_keys, run_identity
+from experiments.runs.samples import SYSTEM, WARNINGS, read_samples, warnings_kept
 from experiments.runs.trackers import Tracker, make_trackers
 from lamorel_ext.config import Config, read_config, to_yaml
 from lamorel_ext.errors import CheckpointError, ConfigError
@@ -180,6 +183,7 @@ class RunFolder:
             self._env_steps = steps_done(self.folder)
             self._trackers = make_trackers(self.folder, self._config)
             self._set_status("running")
+            held.enter_context(warnings_kept(self.folder / WARNINGS))
             self._held = held.pop_all()
         return self
 
@@ -257,6 +261,18 @@ class RunFolder:
         for tracker in self._trackers:
             tracker.trace(trace)
 
+    def system(self, sample: Mapping[str, float]) -> None:
+        """Append a sample to ``system.jsonl`` and give it to TensorBoard.
+
+        Raises:
+            CheckpointError: The disk is full.
+        """
+        path, line = self.folder / SYSTEM, {"time": round(time.time(), 3), **sample}
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for tracker in self._trackers:
+            tracker.system(sample, int(sample["env_steps"]))
+
     def environment(self, name: str) -> None:
         """Note what the run is about, where that is not ``env.level``."""
         self._environment = {} if name == self._config.env.level else {"environment": name}
@@ -296,6 +312,7 @@ class RunFolder:
         self._bring_back_curve(stored)
         self._env_steps = 0 if stored is None else stored.checkpoint.env_steps
         self._bring_back_traces({} if stored is None else stored.traces)
+        self._bring_back_system()
         rows = read_rows(self.folder / CURVE, "".join(self._lines))
         self._last_row = rows[-1] if rows else {}
         for tracker in self._trackers:
@@ -369,6 +386,13 @@ class RunFolder:
                         path.name,
                     )
                     path.replace(path.with_name(f"{path.name}.damaged"))
+
+    def _bring_back_system(self) -> None:
+        """Drop the samples of what will be done again."""
+        path = self.folder / SYSTEM
+        if path.exists():
+            kept = [line for line in read_samples(path) if line["env_steps"] <= self._env_steps]
+            replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _set_status(self, state: str, **more: Any) -> None:
         times = {"started": self._started, "updated": time.time()}

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from experiments.runs.files import replace_text, writing
 from experiments.runs.identity import flat
+from experiments.runs.samples import SYSTEM, read_samples
 from lamorel_ext.config import Config, to_mapping
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.training.trace import Trace
@@ -31,6 +32,9 @@ class Tracker(Protocol):
     def trace(self, trace: Trace) -> None:
         """Take a recorded rollout; its file is written."""
 
+    def system(self, sample: Mapping[str, float], step: int) -> None:
+        """Take what ``system.jsonl`` has got; it is written."""
+
     def resume(self, rows: Sequence[Mapping[str, float]]) -> None:
         """The run begins, or goes on after these rows."""
 
@@ -39,14 +43,15 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Events in ``folder/tensorboard``: the rows, the run's hyper-parameters, and the first episode
-    of every recorded rollout as text.
+    """Events in ``folder/tensorboard``: the rows, the run's hyper-parameters, the first episode of
+    every recorded rollout as text, and how the run uses its machines below ``system/``.
 
-    A resumed run writes those of the rows and rollouts before it anew: a crash may have torn them.
+    A resumed run writes those of what was before it anew: a crash may have torn them.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._folder, self._traces = folder / "tensorboard", folder / "traces"
+        self._samples = folder / SYSTEM
         self._config = config
         self._writer: Any = None
         self._before: list[Mapping[str, float]] = []
@@ -69,6 +74,15 @@ class TensorBoard:
                 self._open()  # which reads this one's file too
             else:
                 self._add_episode(trace.lines)
+            self._writer.flush()
+
+    def system(self, sample: Mapping[str, float], step: int) -> None:
+        """See ``Tracker``."""
+        with writing(self._folder):
+            if self._writer is None:
+                self._open()  # which reads this one too
+            else:
+                self._add_sample(sample, step)
             self._writer.flush()
 
     def close(self) -> None:
@@ -95,6 +109,8 @@ class TensorBoard:
                 self._add_episode([json.loads(line) for line in lines])
         for row in self._before:
             self._add(row, int(row.get("env_steps", 0)))
+        for sample in read_samples(self._samples):
+            self._add_sample(sample, int(sample["env_steps"]))
         self._writer.flush()
         for path in torn:
             path.unlink()
@@ -103,6 +119,11 @@ class TensorBoard:
     def _add(self, row: Mapping[str, float], step: int) -> None:
         for name, value in _measured(row).items():
             self._writer.add_scalar(tag(name), value, step)
+
+    def _add_sample(self, sample: Mapping[str, float], step: int) -> None:
+        for name, value in sample.items():
+            if name not in ("time", "env_steps"):
+                self._writer.add_scalar(f"system/{name}", value, step)
 
     def _add_hyper_parameters(self) -> None:
         from torch.utils.tensorboard.summary import hparams
@@ -197,6 +218,9 @@ class WeightsAndBiases:
 
     def trace(self, trace: Trace) -> None:
         """Recorded rollouts stay on this machine."""
+
+    def system(self, sample: Mapping[str, float], step: int) -> None:
+        """It looks after the machine by itself."""
 
     def close(self) -> None:
         """See ``Tracker``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -39,6 +41,41 @@ Tables = dict[tuple[Hashable, Hashable], tuple[np.ndarray, Heard]]
 _TABLES: WeakKeyDictionary[LlmClient, Tables] = WeakKeyDictionary()
 
 
+class Phases:
+    """Where the time of a client goes, and what the servers said about their work.
+
+    Args:
+        clock: Seconds, for tests.
+
+    Attributes:
+        seconds: By phase; a phase within another one takes its seconds from that.
+        told: Sums over all answers with scores of their ``stats``, and ``calls``.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._within = 0.0
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.told: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What is done inside belongs to this phase."""
+        begun, before, self._within = self._clock(), self._within, 0.0
+        try:
+            yield
+        finally:
+            took = self._clock() - begun
+            self.seconds[name] += took - self._within
+            self._within = before + took
+
+    def hear(self, stats: Mapping[str, float]) -> None:
+        """Add what came with an answer."""
+        self.told["calls"] += 1
+        for name, value in stats.items():
+            self.told[name] += value
+
+
 class MeteredClient:
     """Passes everything on, and counts calls, prompts and tokens of scoring, generating and
     updating.
@@ -53,10 +90,12 @@ class MeteredClient:
         weights: Tells the model's weights apart: equal as long as nothing changed them, and again
             after each reset to the pretrained ones.
         kept: What is not asked again while the weights stay; None where everything is.
+        phases: Waits for the servers, as ``scoring`` and ``updating``, evaluations included.
     """
 
     def __init__(self, llm: LlmClient) -> None:
         self._llm = llm
+        self.phases = Phases()
         self._counting = True
         self.counts = dict.fromkeys(LLM_COUNTERS, 0.0)
         self.weights: Hashable = object()
@@ -88,7 +127,9 @@ class MeteredClient:
         asked = self._look_up(request)
         if asked is not None and asked.complete and not self._counting:
             return self.fill(asked, None)
-        result = self._llm.score_batch(request if asked is None else asked.request)
+        with self.phases.phase("scoring"):
+            result = self._llm.score_batch(request if asked is None else asked.request)
+        self.phases.hear(result.stats)
         self.count(request.prompts, result.stats.get("tokens", 0.0))
         if self._heard is not None:
             self._heard.append((request, result))
@@ -96,14 +137,17 @@ class MeteredClient:
 
     def generate_batch(self, request: GenerateRequest) -> GenerateResult:
         """See ``LlmClient``."""
-        result = self._llm.generate_batch(request)
+        with self.phases.phase("scoring"):
+            result = self._llm.generate_batch(request)
+        self.phases.hear(result.stats)
         self.count(request.prompts, result.stats.get("tokens", 0.0))
         return result
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult:
         """See ``LlmClient``."""
         self._change()
-        result = self._llm.update_batch(request)
+        with self.phases.phase("updating"):
+            result = self._llm.update_batch(request)
         self.count(request.prompts, result.stats.get("scored_tokens", 0.0))
         if self._counting:
             self.counts["llm_updates"] += 1
@@ -218,6 +262,8 @@ class _MeteredScores:
 
     def result(self) -> ScoreResult:
         """See ``PendingScores``."""
-        result = self._pending.result()
+        with self._meter.phases.phase("scoring"):
+            result = self._pending.result()
+        self._meter.phases.hear(result.stats)
         self._meter.count(self._prompts, result.stats.get("tokens", 0.0))
         return result if self._asked is None else self._meter.fill(self._asked, result)

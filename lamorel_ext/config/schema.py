@@ -131,7 +131,8 @@ class LamorelArgs:
         gloo_timeout: Seconds after which a request without an answer is given up. A peer that died
             is noticed within seconds whatever this says.
         peer_timeout: Seconds for which nothing at all may come from a peer's machine, as in an
-            outage of the network, before it counts as gone.
+            outage of the network, before it counts as gone. Machines wait as long for each other
+            to be started, at least a minute.
         allow_subgraph_use_whith_gradient: Lamorel's key, spelt as there; accepted, and not needed
             here: parameters without a gradient are counted as zero.
     """

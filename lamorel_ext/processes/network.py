@@ -51,6 +51,14 @@ def interface_of(address: str) -> str | None:
     return next((name for name, each in found if each == wanted), None)
 
 
+def own_addresses() -> list[str]:
+    """Those of this machine that others may reach it by, of its IPv4 interfaces."""
+    try:
+        return [str(each) for _, each in _ipv4_interfaces() if not each.is_loopback]
+    except OSError:
+        return []
+
+
 def use_interface(address: str) -> None:
     """Have gloo and NCCL use the interface that has this address, unless the user has named one."""
     name = interface_of(address)

@@ -25,6 +25,9 @@ LOOK_S = 0.5
 GRACE_S = 3.0
 """Seconds for a better message: the dead rank's last word, or its launcher's."""
 
+OLD_S = 86400.0
+"""Seconds after which no launch needs a file any more, also where its process is out of sight."""
+
 _started, _met = threading.Event(), threading.Event()
 _listeners: list[Callable[[str], None]] = []
 
@@ -40,6 +43,8 @@ def announce() -> None:
         _started.set()
         rank, size = found
         folder = private_folder()
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            tidy(folder)
         _file(folder, rank).write_text(this_process().text, encoding="ascii")
         threading.Thread(
             target=_watch, args=(folder, rank, size), name="presence", daemon=True
@@ -79,6 +84,25 @@ def share_a_host(port: str, machine: int, machines: int, patience_s: float) -> b
             return True
         time.sleep(LOOK_S)
     return False
+
+
+def tidy(folder: Path) -> None:
+    """Remove what processes that were killed have left in the private folder, and this one."""
+    own = f"launch-{os.environ.get('MASTER_PORT', '')}-rank-"
+    for path in (*folder.glob("launch-*"), *folder.glob("secret-*")):
+        with contextlib.suppress(OSError, ValueError):
+            # A rank of this launch may have written its own meanwhile.
+            if not path.name.startswith(own) and _left_over(path):
+                path.unlink()
+
+
+def _left_over(path: Path) -> bool:
+    if time.time() - path.stat().st_mtime > OLD_S:
+        return True
+    found = read(path.read_text(encoding="ascii"))
+    if found is None or not found.visible:
+        return False
+    return not found.alive or found == this_process()
 
 
 def dead_peer(files: dict[int, Path], seen: dict[int, Process]) -> int | None:

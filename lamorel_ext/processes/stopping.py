@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from lamorel_ext.processes.identity import Process, process, read
 from lamorel_ext.processes.ranks import rank_of_log, speaks
@@ -31,6 +32,10 @@ INSISTS = signal.SIGQUIT
 """What a launcher sends its ranks when it got a second signal."""
 PARENTS = "LAMOREL_EXT_PARENTS"
 """Environment variable: the processes of our own launcher, whose end is the ranks' end too."""
+SAVE_S = "LAMOREL_EXT_SAVE_S"
+"""Environment variable: seconds from SIGUSR1 to the time limit of a batch job. Two thirds of them,
+or all but a minute, are for the rollout on the way, the others for the checkpoint and the ends.
+"""
 
 LOOK_S = 1.0
 """Seconds between two looks at the processes that started this one."""
@@ -67,6 +72,29 @@ class Stop:
     def exit_status(self) -> int:
         """What a shell sees."""
         return 128 + self.signum
+
+
+def seconds_to_limit() -> float:
+    """What ``SAVE_S`` says; 0 where it says nothing."""
+    text = os.environ.get(SAVE_S, "")
+    return float(text) if text.isdecimal() else 0.0
+
+
+def stop_of(signum: int, where: str = "") -> Stop:
+    """What a signal asks for.
+
+    Args:
+        signum: Its number.
+        where: Who got it, for people, such as " to rank 1".
+
+    Raises:
+        ValueError: There is no such signal.
+    """
+    name = signal.Signals(signum).name + where
+    left = seconds_to_limit()
+    if signum != signal.SIGUSR1 or not left:
+        return Stop(signum, name)
+    return Stop(signum, name, left - min(left / 3, 60.0), left - min(left / 6, 30.0))
 
 
 def lost_parent(parent: Process) -> Stop:
@@ -184,7 +212,7 @@ class _Watch:
             received = self._ours.recv(100) if ready else b""
             for signum in received:
                 if signum in (*HEARD, INSISTS):
-                    self._note(Stop(signum, signal.Signals(signum).name), a_signal=True)
+                    self._note(stop_of(signum), a_signal=True)
             while self._asked:
                 self._note(self._asked.pop(0), a_signal=False)
             if self.stop is None and (lost := self._lost()) is not None:
@@ -296,7 +324,7 @@ def check() -> None:
     _watch.check()
 
 
-def end_now(status: int) -> None:
+def end_now(status: int) -> NoReturn:
     """End this process without Python's own end, which takes long on a busy machine."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

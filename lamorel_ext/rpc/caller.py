@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lamorel_ext.config import Shards
 from lamorel_ext.errors import ProtocolError, RpcError
+from lamorel_ext.processes.memory import MEMORY
 from lamorel_ext.processes.stopping import Stopped
 from lamorel_ext.rpc import lamorel_shape
 from lamorel_ext.rpc.checks import check_generate, check_score, check_update
@@ -64,6 +65,9 @@ COUNTERS = (
     "server_seconds",
     "transport_seconds",
 )
+
+MEMORY_OF_SERVER = f"{MEMORY}_server_"
+"""Before the number of a server in ``Caller.info``."""
 
 
 @dataclass(frozen=True)
@@ -281,11 +285,20 @@ class Caller:
         self._everywhere(ForgetRequest())
 
     def info(self) -> Mapping[str, Scalar]:
-        """What the first server hosts, and ``num_servers``."""
-        (answer,) = gather(
-            [self._transport.submit(0, InfoRequest())], lambda answers: _expect(InfoResult, answers)
+        """What the first server hosts, ``num_servers``, and how much memory each server holds that
+        is a process of its own (``memory_mib_server_N``).
+        """
+        answers = gather(
+            [self._transport.submit(server, InfoRequest()) for server in range(self.num_servers)],
+            lambda answers: _expect(InfoResult, answers),
         ).result()
-        return {**answer.info, "num_servers": self.num_servers}
+        memory = {
+            f"{MEMORY_OF_SERVER}{server}": answer.info[MEMORY]
+            for server, answer in enumerate(answers)
+            if MEMORY in answer.info
+        }
+        own = {name: value for name, value in answers[0].info.items() if name != MEMORY}
+        return {**own, "num_servers": self.num_servers, **memory}
 
     def call(
         self, requests: Mapping[int, CallRequest], together: bool = False

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lamorel_ext.errors import ProtocolError, RequestError, RpcError
+from lamorel_ext.processes.memory import MEMORY, resident_mib
 from lamorel_ext.processes.stopping import Stop
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.link import Frame, Link, Peer
 from lamorel_ext.rpc.transport import Inbox
 from lamorel_ext.rpc.wire.codec import Kind, frame, pack
-from lamorel_ext.types import Answer, CloseRequest, Done, Request
+from lamorel_ext.types import Answer, CloseRequest, Done, InfoResult, Request
 
 GRACE_S = 4.0
 """Seconds that a server has to end by itself after a peer died, before its process is ended."""
@@ -143,6 +144,8 @@ class TcpListener:
             return
 
         def answer(message: Answer) -> None:
+            if isinstance(message, InfoResult):
+                message = InfoResult({**message.info, MEMORY: resident_mib()})
             _answer(link, call_id, message, self._me)
 
         request = received.message

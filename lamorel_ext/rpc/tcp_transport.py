@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -166,8 +165,7 @@ class TcpTransport:
     def _on_frame(self, link: Link, received: Frame) -> None:
         if received.prefix.kind is Kind.STOP:
             with contextlib.suppress(ValueError):
-                name = signal.Signals(received.prefix.call_id).name
-                stopping.ask(stopping.Stop(received.prefix.call_id, f"{name} to {link.peer}"))
+                stopping.ask(stopping.stop_of(received.prefix.call_id, f" to {link.peer}"))
             return
         with self._lock:
             pending = self._pending.pop(received.prefix.call_id, None)

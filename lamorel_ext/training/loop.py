@@ -18,6 +18,7 @@ from lamorel_ext.training.building import EnvFactory, environment_name, make_env
 from lamorel_ext.training.recorder import EnvironmentListener, Recorder
 from lamorel_ext.training.run import TrainingRun
 from lamorel_ext.training.shared import ONE_CLIENT, agreed_stop
+from lamorel_ext.training.system import SystemListener
 from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ def train(
             if run.checkpoint_due:
                 run.save(recorder)
             recorder.progress(run.progress.env_steps, run.budget, run.counters())
+            if isinstance(recorder, SystemListener) and (sample := run.system_sample()):
+                recorder.system(sample)
             stop = agreed_stop(clients)
             if stop is not None and not run.finished:
                 _stop(run, recorder, stop)

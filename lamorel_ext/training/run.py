@@ -16,7 +16,7 @@ from torch import Tensor
 from lamorel_ext.agents.action_heads import ACTION_HEADS
 from lamorel_ext.agents.kept_answers import MOST_ANSWERS, KeptAnswers
 from lamorel_ext.agents.making import make_agent
-from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient
+from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient, Phases
 from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError, ConfigError, UpdateError
@@ -25,6 +25,7 @@ from lamorel_ext.methods.base import Method, MethodSetting, make_method
 from lamorel_ext.methods.feedback.credit import make_credit
 from lamorel_ext.methods.feedback.edge import FeedbackEdge
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
+from lamorel_ext.processes.memory import resident_mib
 from lamorel_ext.randomness import Draws, make_rng, restore_rng_states, rng_states
 from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.training.building import (
@@ -41,6 +42,7 @@ from lamorel_ext.training.recorder import Checkpoint, Recorder
 from lamorel_ext.training.rewording import RewordedClient
 from lamorel_ext.training.scenes import PromptedEnv
 from lamorel_ext.training.shared import ONE_CLIENT, shared_factory
+from lamorel_ext.training.system import SystemMeter, memory_of_ranks
 from lamorel_ext.training.trace import Trace, Tracer
 from lamorel_ext.types import LlmClient
 
@@ -74,6 +76,8 @@ class TrainingRun:
         self._clients = clients
         reworded = RewordedClient(llm) if config.method and llm is not None else None
         self.llm = None if llm is None else MeteredClient(reworded or llm)
+        self._phases = Phases() if self.llm is None else self.llm.phases
+        self._meter = SystemMeter(self._phases)
         self._streams = {
             name: make_rng(config.run.seed, name)
             for name in ("actions", "guidance", "feedback", "updates")
@@ -149,6 +153,7 @@ class TrainingRun:
             self._scene = self.env.reset()
         else:
             self._restore(checkpoint)
+        self._meter.start(self.progress.env_steps)
 
     def take_over(self, checkpoint: Checkpoint | None) -> None:
         """Be what was learnt until ``checkpoint``, or the untrained agent, to be evaluated:
@@ -187,12 +192,14 @@ class TrainingRun:
             self._scene,
         )
         num_steps = int(min(self.config.num_steps, left, self.curriculum.steps_left))
-        rollout, self._scene = collect_rollout(
-            self.env, self.agent, self.edge, self._scene, num_steps, self._draws
-        )
+        with self._phases.phase("collecting"):
+            rollout, self._scene = collect_rollout(
+                self.env, self.agent, self.edge, self._scene, num_steps, self._draws
+            )
         self.tracer.collected(rollout, self.agent)
         try:
-            numbers = self._learn(rollout)
+            with self._phases.phase("learning"):
+                numbers = self._learn(rollout)
         except UpdateError as error:
             taken = self.progress.env_steps + rollout.rewards.size
             raise UpdateError(f"after {taken} environment steps: {error}") from error
@@ -262,7 +269,7 @@ class TrainingRun:
     def _evaluate(self) -> dict[str, float]:
         """The columns that an evaluation gives."""
         signals = self.edge.signals if self.edge.speaks else None
-        with self._unmetered():
+        with self._unmetered(), self._phases.phase("evaluating"):
             result = self.evaluator.evaluate(self.agent, signals)
             row = dict(
                 zip(
@@ -310,7 +317,19 @@ class TrainingRun:
             tensors |= {f"{METHOD}{name}": own for name, own in self.method.tensors().items()}
         checkpoint = Checkpoint(self.progress.env_steps, tensors, state)
         checkpoint.check_finite()  # before anything is written: the last good one stays
-        recorder.checkpoint(checkpoint, None if self.llm is None else self.llm.save)
+        with self._phases.phase("saving"):
+            recorder.checkpoint(checkpoint, None if self.llm is None else self.llm.save)
+
+    def system_sample(self) -> dict[str, float] | None:
+        """How the run uses its machines, see ``SystemMeter.sample``; None where it is not time yet.
+        Every client calls it.
+        """
+        clients = self._clients
+        if not clients.lead(lambda: self.finished or self._meter.due):
+            return None
+        memory = clients.share(resident_mib)
+        told = None if self.llm is None else self.llm.info()
+        return self._meter.sample(self.counters(), memory_of_ranks(memory, told))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state: dict[str, Any] = checkpoint.state

@@ -26,6 +26,7 @@ from lamorel_ext.rpc.topology import split_evenly
 from lamorel_ext.training.building import EnvFactory
 from lamorel_ext.training.joining import join
 from lamorel_ext.training.recorder import Checkpoint, EnvironmentListener, Recorder, SaveLlm
+from lamorel_ext.training.system import SystemListener
 from lamorel_ext.training.trace import Trace
 from lamorel_ext.types import (
     BatchedEnv,
@@ -310,6 +311,15 @@ class LedRecorder:
         """See ``EnvironmentListener``."""
         if isinstance(self._recorder, EnvironmentListener):
             self._recorder.environment(name)
+
+    def system(self, sample: Mapping[str, float]) -> None:
+        """See ``SystemListener``."""
+
+        def hear() -> None:
+            if isinstance(self._recorder, SystemListener):
+                self._recorder.system(sample)
+
+        self._clients.lead(hear)
 
     @property
     def _first(self) -> Recorder:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,8 @@ import pytest
 
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.errors import CheckpointError, ConfigError, LamorelExtError
+from lamorel_ext.processes.stopping import SAVE_S
+from launchers import elastic
 from launchers.__main__ import launch
 from launchers.command import (
     Command,
@@ -119,6 +123,47 @@ def test_several_machines_meet_at_the_address_given() -> None:
         "2",
     )
     assert (pairs["--main_process_ip"], pairs["--main_process_port"]) == ("10.0.0.5", "29501")
+
+
+@pytest.mark.parametrize(("patience_s", "waits_s"), [(300, 300), (900, 900), (10, 60)])
+def test_machines_wait_for_each_other_as_long_as_for_a_silent_one(
+    patience_s: int, waits_s: int
+) -> None:
+    words = accelerate_arguments(
+        demo(
+            "lamorel_args.accelerate_args.num_machines=3",
+            f"lamorel_args.peer_timeout={patience_s}",
+            "lamorel_args.accelerate_args.main_process_port=29501",
+        )
+    )
+    assert words[words.index("--rdzv_conf") + 1] == f"timeout={waits_s}"
+
+
+@pytest.mark.parametrize(
+    ("machine", "machines", "listens", "said"),
+    [
+        (0, 2, True, "machine 0 ({host}) waits at 127.0.0.1:{port} for the other one of 2 machines"),
+        (0, 3, True, "for the others of 3 machines; there main_process_ip must lead here: "),
+        (1, 3, True, "machine 1 ({host}) waits at 127.0.0.1:{port} (127.0.0.1) for others of the 3"),
+        (2, 3, False, "machine 2 ({host}) waits for machine 0 to listen at 127.0.0.1:{port}: "),
+    ],
+)
+def test_a_machine_says_what_it_waits_for(
+    machine: int, machines: int, listens: bool, said: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port = door.getsockname()[1]
+        if not listens:
+            door.close()
+        found = elastic._who_waits(
+            argparse.Namespace(
+                machine_rank=machine,
+                num_machines=machines,
+                main_process_ip="127.0.0.1",
+                main_process_port=port,
+            )
+        )
+    assert said.format(host=socket.gethostname(), port=port) in found
 
 
 NINE_PROCESSES = [
@@ -408,6 +453,25 @@ def test_only_the_signal_before_the_time_limit_puts_a_job_back_into_the_queue(
     assert end_on_fake_cluster(chained, tmp_path, status) == (status, False)
 
 
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        (SlurmOptions(save_before_limit_s=90), "90"),
+        (SlurmOptions({"signal": "USR1@45"}), "45"),
+        (SlurmOptions({"signal": "R:SIGUSR1"}), "60"),
+        (SlurmOptions({"signal": "10@7"}, save_before_limit_s=90), "7"),
+        (SlurmOptions({"signal": "TERM@45"}), ""),
+        (SlurmOptions(), ""),
+    ],
+)
+def test_the_ranks_know_how_long_before_the_time_limit_they_are_asked_to_save(
+    options: SlurmOptions, seconds: str
+) -> None:
+    script = batch_script(demo(), "train", arguments(), options)
+    exported = [line for line in script.splitlines() if line.startswith(f"export {SAVE_S}=")]
+    assert exported == ([f"export {SAVE_S}={seconds}"] if seconds else [])
+
+
 def end_on_fake_cluster(
     script: str, folder: Path, status: int, **environment: str
 ) -> tuple[int, bool]:
@@ -578,3 +642,38 @@ def test_the_first_of_several_signals_is_the_reason(tmp_path: Path, signals: lis
     errors = child.communicate(timeout=120)[1]
     assert child.returncode == 128 + signal.Signals[signals[0]]
     assert f"launch: stopped by {signals[0]};" in errors
+
+
+SLOW_END = """
+import time
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(5)
+slow = Slow()
+"""
+"""Goes when Python has given the signals back to the system."""
+
+
+def test_a_signal_at_the_very_end_does_not_change_the_exit_status(tmp_path: Path) -> None:
+    """Slurm ends the other nodes of a step when one has ended."""
+    (tmp_path / "slow_end_of_a_test.py").write_text(SLOW_END)
+    (tmp_path / "ranks_of_a_test.py").write_text(SLOW_TO_END)
+    start = "import sys, slow_end_of_a_test; from lamorel_ext.programs import from_module"
+    words = [*accelerate_arguments(demo()), "-m", "ranks_of_a_test", str(tmp_path)]
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"{start}; sys.exit(from_module(sys.argv))", "elastic", *words],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 240
+    while not all((tmp_path / rank).exists() for rank in "012"):
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(signal.SIGUSR1)
+    assert child.stderr is not None
+    while "launch: stopped by SIGUSR1;" not in child.stderr.readline():
+        assert child.poll() is None
+    time.sleep(1.0)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 138

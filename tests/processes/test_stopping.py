@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from lamorel_ext.errors import ConfigError, RpcError
-from lamorel_ext.processes import secret
+from lamorel_ext.processes import presence, secret, stopping
 from lamorel_ext.processes.identity import Process, process, read, this_process
 from lamorel_ext.processes.presence import dead_peer
 from lamorel_ext.processes.ranks import rank_and_size
@@ -57,6 +59,25 @@ def test_a_signal_ends_deferred_work_where_it_can_end(name: str) -> None:
     child.send_signal(signal.Signals[name])
     said, _ = child.communicate(timeout=20)
     assert said == f"stopped by {name}: saved\n" and child.returncode == 128 + signal.Signals[name]
+
+
+@pytest.mark.parametrize(
+    ("left", "name", "patience_s", "limit_s"),
+    [
+        ("", "SIGUSR1", 20, 40),
+        ("soon", "SIGUSR1", 20, 40),
+        ("120", "SIGTERM", 20, 40),
+        ("30", "SIGUSR1", 20, 25),
+        ("120", "SIGUSR1", 80, 100),
+        ("600", "SIGUSR1", 540, 570),
+    ],
+)
+def test_before_a_time_limit_saving_has_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch, left: str, name: str, patience_s: float, limit_s: float
+) -> None:
+    monkeypatch.setenv(stopping.SAVE_S, left)
+    stop = stopping.stop_of(signal.Signals[name], " to rank 1")
+    assert stop == stopping.Stop(signal.Signals[name], f"{name} to rank 1", patience_s, limit_s)
 
 
 def test_a_second_signal_ends_work_at_once() -> None:
@@ -180,6 +201,42 @@ def test_a_zombie_is_dead_and_a_number_used_again_is_another_process() -> None:
     child.communicate()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "age_s", "stays"),
+    [
+        ("launch-1-rank-0", "dead", 0, False),
+        ("launch-1-machine-1", "dead", 0, False),
+        ("launch-1-machine-0", "this one", 0, False),
+        ("launch-1-rank-0", "alive", 0, True),
+        ("launch-2-rank-0", "dead", 0, True),  # of this launch: it is being written
+        ("launch-1-rank-0", "out of sight", 0, True),
+        ("launch-1-rank-0", "out of sight", 2 * presence.OLD_S, False),
+        ("launch-1-rank-0", "", 0, True),  # nothing stands in it yet
+        ("secret-1", "0" * 64, 0, True),
+        ("secret-1", "0" * 64, 2 * presence.OLD_S, False),
+        ("another file", "dead", 2 * presence.OLD_S, True),
+    ],
+)
+def test_what_killed_processes_have_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, age_s: float, stays: bool
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", "2")
+    child = subprocess.Popen(["true"])
+    dead = process(child.pid)
+    child.wait()
+    kinds = {
+        "dead": dead.text,
+        "this one": this_process().text,
+        "alive": process(os.getppid()).text,
+        "out of sight": dataclasses.replace(dead, space="another").text,
+    }
+    path = tmp_path / name
+    path.write_text(kinds.get(text, text))
+    os.utime(path, (time.time() - age_s,) * 2)
+    presence.tidy(tmp_path)
+    assert path.exists() is stays
+
+
 def test_a_peer_counts_as_dead_only_once_it_was_seen_alive(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     files = {1: tmp_path / "one", 2: tmp_path / "two"}
@@ -266,7 +323,6 @@ def test_who_is_needed_by_others_outlasts_its_own_patience() -> None:
 
 
 def test_servers_that_end_first_as_asked_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamorel_ext.processes import stopping
     from lamorel_ext.training import loop
 
     monkeypatch.setattr(stopping, "asked", lambda: stopping.Stop(signal.SIGHUP, "SIGHUP"))

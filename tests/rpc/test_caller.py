@@ -38,6 +38,10 @@ def test_caller_is_an_llm_client(caller: Caller) -> None:
     assert client.info()["num_servers"] == caller.num_servers
 
 
+def test_servers_in_the_clients_process_have_no_memory_of_their_own(caller: Caller) -> None:
+    assert not [name for name in caller.info() if name.startswith("memory")]
+
+
 @pytest.mark.parametrize("num_prompts", [1, 2, 5])
 def test_scores_come_back_in_the_order_of_the_prompts(caller: Caller, num_prompts: int) -> None:
     prompts = tuple("p" * (i + 1) for i in range(num_prompts))

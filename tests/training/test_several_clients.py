@@ -314,3 +314,11 @@ def test_shared_environments_give_the_steps_of_one_batch(backend: Any, workers: 
 
 def _plain(seen: Any) -> Any:
     return seen.missions, seen.descriptions, seen.images.tolist(), seen.directions.tolist()
+
+
+def test_the_first_client_hears_of_the_memory_of_all(tmp_path: Path) -> None:
+    recorder = test_training.ListeningRecorder(tmp_path)
+
+    assert not [each for each in run(3, recorder) if isinstance(each, BaseException)]
+    named = [name for name in recorder.samples[-1] if name.startswith("memory_mib_rank_")]
+    assert named == [f"memory_mib_rank_{rank}" for rank in range(3)]

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lamorel_ext.agents.metering import Phases
 from lamorel_ext.training.building import make_env
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import Checkpoint, MemoryRecorder
+from lamorel_ext.training.system import SystemMeter, memory_of_ranks
 from lamorel_ext.types import ScoreRequest
 from tests.training.student_fakes import TableLlm, make_corridor, small_config
 
@@ -332,3 +334,95 @@ def test_arms_of_one_seed_meet_the_same_episodes(tmp_path):
     held_out = [observations.images.tobytes() for held_out, observations in seen if held_out]
     assert len(starts) == 3 and len(set(starts)) == 1
     assert len(held_out) >= 9 and len(set(held_out)) == 1
+
+
+# --- how a run uses its machines ------------------------------------------------------------------
+
+
+class ListeningRecorder(MemoryRecorder):
+    """Keeps the samples as well."""
+
+    def __init__(self, folder=None):
+        super().__init__(folder)
+        self.samples = []
+
+    def system(self, sample):
+        self.samples.append(dict(sample))
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_phase_takes_its_seconds_from_the_one_around_it():
+    phases = Phases(clock := Clock())
+    with phases.phase("collecting"):
+        clock.now += 1
+        for _ in range(2):
+            with phases.phase("scoring"):
+                clock.now += 3
+        with pytest.raises(Stops), phases.phase("scoring"):
+            clock.now += 5
+            raise Stops
+        clock.now += 1
+    assert phases.seconds == {"collecting": 2, "scoring": 11}
+
+
+def test_a_sample_tells_of_what_was_done_since_the_last_one():
+    phases = Phases(clock := Clock())
+    meter = SystemMeter(phases, clock)
+    meter.start(100)  # of a resumed run
+    assert meter.due
+    with phases.phase("scoring"):
+        clock.now += 4
+    phases.hear({"tokens": 80.0, "prompts": 10.0, "cached_prompts": 5.0, "queue_seconds": 0.25})
+    phases.hear({"tokens": 80.0, "prompts": 10.0, "cached_prompts": 0.0, "queue_seconds": 0.75})
+    first = meter.sample({"env_steps": 140.0}, {1: 5.0, 0: 7.0})
+    assert first["seconds"] == 4 and first["seconds_scoring"] == 4 and first["seconds_saving"] == 0
+    assert first["env_steps"] == 140 and first["env_steps_per_s"] == 10
+    assert (first["tokens_per_s"], first["prompts_per_s"], first["memory_hits"]) == (40, 5, 0.25)
+    assert first["server_queue_seconds"] == 0.5 and first["memory_mib_rank_1"] == 5
+    clock.now += 4
+    assert not meter.due
+    clock.now += 1
+    assert meter.due
+    phases.hear({"tokens": 10.0, "prompts": 1.0})
+    second = meter.sample({"env_steps": 145.0}, {})
+    assert (second["env_steps_per_s"], second["tokens_per_s"], second["memory_hits"]) == (1, 2, 0)
+    clock.now += 5
+    assert meter.sample({"env_steps": 145.0}, {})["tokens_per_s"] == 0
+
+
+def test_samples_grow_rarer_with_a_long_run_but_not_rarer_than_once_a_minute():
+    meter = SystemMeter(Phases(clock := Clock()), clock)
+    pauses = []
+    for age in (0, 500, 4000, 1e6):
+        clock.now = 100.0 + age
+        meter.sample({"env_steps": 0.0}, {})
+        begun = clock.now
+        while not meter.due:
+            clock.now += 1
+        pauses.append(clock.now - begun)
+    assert pauses == [5, 5, 21, 60]
+
+
+def test_clients_stand_before_servers_in_the_memory_of_ranks():
+    told = {"name": "t5", "num_servers": 2, "memory_mib_server_1": 4.0, "memory_mib_server_0": 3.0}
+    assert memory_of_ranks([1.0, 2.0], told) == {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}
+    assert memory_of_ranks([1.0], None) == {0: 1.0}
+
+
+@pytest.mark.parametrize("arm", ["teacher_feedback", "student_alone", "bot"])
+def test_samples_change_no_curve(tmp_path, arm):
+    _, watched, _ = run(tmp_path, ListeningRecorder(tmp_path), **ARMS[arm])
+    assert without_seconds(watched.rows) == without_seconds(run(tmp_path, **ARMS[arm])[1].rows)
+    last = watched.samples[-1]
+    assert last["env_steps"] == watched.rows[-1]["env_steps"]
+    phases = sum(value for name, value in last.items() if name.startswith("seconds_"))
+    assert 0 < phases <= last["seconds"] and last["memory_mib_rank_0"] > 10
+    assert ("tokens_per_s" in last) == (arm == "teacher_feedback")

@@ -1,0 +1,1 @@
+"""See runs go, from their folders alone."""
