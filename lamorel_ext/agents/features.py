@@ -42,6 +42,14 @@ def encode_observations(observations: ObservationBatch) -> np.ndarray:
     return features
 
 
+def views_of(features: np.ndarray) -> np.ndarray:
+    """The views that ``encode_observations`` has read: ``(n, 7, 7, 2)``, types and colours."""
+    cells = features[:, :_VIEW].reshape(len(features), 7, 7, _CELL)
+    kinds, colours = _KINDS[:2]
+    pair = (cells[..., :kinds], cells[..., kinds : kinds + colours])
+    return np.stack([one_hot.argmax(axis=-1) for one_hot in pair], axis=-1)
+
+
 def feature_size(task: TaskSpec) -> int:
     """Size of the vectors that ``encode_states`` gives."""
     if task.symbolic:

@@ -55,6 +55,32 @@ def candidate_table(
     return table[[asked[pair] for pair in zip(prompts, candidates, strict=True)]]
 
 
+def sample_texts(
+    llm: LlmClient, prompts: tuple[str, ...], max_new_tokens: int, seed: int
+) -> tuple[list[str], np.ndarray]:
+    """Sample a text after each prompt from the model's own distribution, unshaped, so that the
+    tokens' log-probabilities are those of the sampling.
+
+    Returns:
+        The texts without blanks around them, and their log-probabilities, ``(n,)`` in nats.
+    """
+    options: dict[str, Scalar] = {
+        "do_sample": True,
+        "top_k": 0,
+        "top_p": 1.0,
+        "temperature": 1.0,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
+    result = llm.generate_batch(GenerateRequest(prompts, options))
+    parts = np.split(
+        result.token_log_probs.detach().double().numpy(), np.cumsum(result.lengths)[:-1]
+    )
+    return [sequences[0].strip() for sequences in result.texts], np.array(
+        [part.sum() for part in parts]
+    )
+
+
 def distribution_over(
     llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]
 ) -> np.ndarray:
@@ -137,7 +163,8 @@ class FreeTeacher:
 
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
-        texts, log_probs = self._write(scene.shown, int(draws.guidance.integers(2**31)))
+        seed = int(draws.guidance.integers(2**31))
+        texts, log_probs = sample_texts(self._llm, scene.shown, self._max_new_tokens, seed)
         candidates = tuple((text,) for text in texts)
         if self._rescore:
             log_probs = self._log_probs_of(scene.shown, candidates, log_probs)
@@ -155,26 +182,6 @@ class FreeTeacher:
     def distribution(self, scene: Scene) -> np.ndarray:
         """There is no list of texts."""
         raise ValueError("free guidance cannot be enumerated")
-
-    def _write(self, prompts: tuple[str, ...], seed: int) -> tuple[list[str], np.ndarray]:
-        """Sample from the model's own distribution, unshaped, so that the tokens' log-probabilities
-        are those of the sampling.
-        """
-        options: dict[str, Scalar] = {
-            "do_sample": True,
-            "top_k": 0,
-            "top_p": 1.0,
-            "temperature": 1.0,
-            "max_new_tokens": self._max_new_tokens,
-            "seed": seed,
-        }
-        result = self._llm.generate_batch(GenerateRequest(prompts, options))
-        parts = np.split(
-            result.token_log_probs.detach().double().numpy(), np.cumsum(result.lengths)[:-1]
-        )
-        return [sequences[0].strip() for sequences in result.texts], np.array(
-            [part.sum() for part in parts]
-        )
 
     def _log_probs_of(
         self,

@@ -48,6 +48,7 @@ RECIPES = (
     "constitution",
     "prompt_search",
     "skills",
+    "reward_program",
 )
 GAMMA = 0.9
 
