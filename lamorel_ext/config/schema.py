@@ -64,7 +64,12 @@ class AccelerateArgs:
 
 @dataclass(frozen=True)
 class ParallelismArgs:
-    """Devices of one LLM server."""
+    """Devices of one LLM server.
+
+    Attributes:
+        model_parallelism_size: GPUs that share the layers of a server's model, as Accelerate's
+            device map lays them out; 1 on the CPU, whatever it says.
+    """
 
     use_gpu: bool = False
     model_parallelism_size: int = number(1, at_least=1)

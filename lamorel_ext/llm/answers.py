@@ -158,7 +158,9 @@ class Answerer:
     ) -> Tensor:
         key = "decoder_hidden_states" if self.plain.seq2seq else "hidden_states"
         return _checked(
-            name, function({key: (states[:, None],)}, {}, _Contexts(prompts)), len(prompts)
+            name,
+            function({key: (states[:, None].to(function.device),)}, {}, _Contexts(prompts)),
+            len(prompts),
         )
 
     def _from_passes(
