@@ -184,7 +184,8 @@ class ScoreResult:
         counts: Number of candidates of each prompt.
         modules: What each module function gave, each ``(n, ...)``.
         stats: Additive counters and seconds: ``prompts``, ``distinct_prompts``, ``cached_prompts``,
-            ``tokens``, ``seconds``.
+            ``tokens``, ``seconds``. From servers in processes of their own also ``queue_seconds``
+            that it waited there, and ``merged``, requests of others answered by the same reading.
     """
 
     log_probs: Tensor

@@ -97,7 +97,8 @@ def build_server(args: LamorelArgs, placement: Placement, runs: Iterable[Config]
     heads = {VALUE: ValueHead(width), ACTION_HEADS: ActionHeads(width, NUM_ACTIONS)}
     heads |= {name: plug.make(f"heads.{name}") for name, plug in brought.items()}
     initializer = llm.initializer.make(INITIALIZER) if llm.initializer else None
-    host = load_host(llm, torch.device(placement.device), heads, initializer)
+    gpus = [torch.device("cuda", gpu) for gpu in placement.gpus]
+    host = load_host(llm, torch.device(placement.device), heads, initializer, gpus)
     if llm.dtype == "auto" and placement.role.index == 0:
         dtype = host.info()["dtype"]
         log.info("lamorel_args.llm_args.dtype: auto is %s for %s here", dtype, llm.model_path)
@@ -139,8 +140,9 @@ def _add(found: dict[str, Plug], group: str, name: str, plug: Plug) -> None:
 
 def alone(args: LamorelArgs) -> Placement:
     """Where a server lives that shares the client's process."""
-    gpus = (0,) if args.llm_args.parallelism.use_gpu else ()
-    return Placement(0, Role("llm server", 0), 0, 0, gpus)
+    parallelism = args.llm_args.parallelism
+    gpus = range(parallelism.model_parallelism_size if parallelism.use_gpu else 0)
+    return Placement(0, Role("llm server", 0), 0, 0, tuple(gpus))
 
 
 def use_threads(num_threads: int) -> None:

@@ -246,11 +246,6 @@ def _impossible_llm(config: Config) -> list[str]:
             "lamorel_args.llm_args.load_in_4bit: not supported, must be false; dtype=bfloat16"
             " halves the memory"
         )
-    if llm.parallelism.use_gpu and llm.parallelism.model_parallelism_size > 1:
-        problems.append(
-            "lamorel_args.llm_args.parallelism.model_parallelism_size: must be 1, a server holds"
-            f" its model on one GPU; got {llm.parallelism.model_parallelism_size}"
-        )
     if arm.action_heads and arm.agent != "llm_policy":
         problems.append(
             f"arm.action_heads: only an LLM as policy acts with them, but arm.agent is {arm.agent}"

@@ -29,6 +29,11 @@ class DistributedSetupArgs:
         shards: How a batch of prompts is cut for several servers. ``contiguous``: where it is.
             ``distinct``: equal prompts go to one server, and to the one that remembers them; less
             is computed, and last digits of scores are others.
+        merge_prompts: Score requests of several clients that wait at a server are answered by one
+            reading of the model, at most so many prompts together; 0 answers each by itself. Those
+            of one client are never put together, so no run's numbers depend on it.
+        merge_wait_s: Seconds for which a server that has a score request waits for those of its
+            other clients; 0 takes what is there.
         devices_per_process: GPUs of each LLM server on its machine, ``()`` for the CPU; none
             divides the GPUs evenly.
     """
@@ -36,6 +41,8 @@ class DistributedSetupArgs:
     n_rl_processes: int = number(1, at_least=1)
     n_llm_processes: int = number(1, at_least=1)
     shards: Shards = "contiguous"
+    merge_prompts: int = number(1024, at_least=0)
+    merge_wait_s: float = number(0.0, at_least=0)
     devices_per_process: tuple[tuple[int, ...], ...] = number((), at_least=0)
 
 
@@ -57,7 +64,12 @@ class AccelerateArgs:
 
 @dataclass(frozen=True)
 class ParallelismArgs:
-    """Devices of one LLM server."""
+    """Devices of one LLM server.
+
+    Attributes:
+        model_parallelism_size: GPUs that share the layers of a server's model, as Accelerate's
+            device map lays them out; 1 on the CPU, whatever it says.
+    """
 
     use_gpu: bool = False
     model_parallelism_size: int = number(1, at_least=1)

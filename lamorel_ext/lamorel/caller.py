@@ -293,13 +293,11 @@ def _serve(
     rank = settings.args.distributed_setup_args.n_rl_processes + index
 
     def build(placement: Placement) -> Hosted:
-        device = placement.device
-        if llm.devices:
-            gpus = llm.devices[index - llm.servers.start]
-            device = f"cuda:{gpus[0]}" if gpus else "cpu"
-            if gpus:
-                torch.cuda.set_device(gpus[0])
-        host = make_host(llm, torch.device(device), rank, updater, functions, initializer)
+        gpus = llm.devices[index - llm.servers.start] if llm.devices else placement.gpus
+        if gpus:
+            torch.cuda.set_device(gpus[0])
+        devices = [torch.device("cuda", gpu) for gpu in gpus] or [torch.device("cpu")]
+        host = make_host(llm, devices, rank, updater, functions, initializer)
         return Hosted(host, {"lamorel": Meeting(host)})
 
     serve(settings.args, build, group)

@@ -121,7 +121,7 @@ class Meeting:
 
 def make_host(
     settings: LlmSettings,
-    device: torch.device,
+    devices: Sequence[torch.device],
     rank: int,
     custom_updater: Any,
     custom_module_functions: Mapping[str, Any],
@@ -131,7 +131,7 @@ def make_host(
 
     Args:
         settings: Of this LLM.
-        device: Where it goes.
+        devices: Where it goes; several GPUs share its layers, and inputs come in on the first.
         rank: Of this process.
         custom_updater: The user's, or None.
         custom_module_functions: By name.
@@ -142,7 +142,7 @@ def make_host(
         TypeError: Something is not what its name says.
     """
     set_seed(settings.args.seed)
-    model, tokenizer = _load(settings.args, device)
+    model, tokenizer = _load(settings.args, devices)
     model = with_adapters(model, settings.args.lora, settings.args.seed)
     wrapper = LamorelModel(model, tokenizer, settings)
     set_seed(settings.args.seed + rank)
@@ -184,11 +184,11 @@ def _attributes(settings: LlmSettings, model: LamorelModel, rank: int) -> dict[s
     }
 
 
-def _load(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
+def _load(args: LlmArgs, devices: Sequence[torch.device]) -> tuple[Any, Any]:
     if not args.load_in_4bit:
-        model, tokenizer, _ = load_model(args, device)
+        model, tokenizer, _ = load_model(args, devices[0], devices)
         return model, tokenizer
-    return _load_in_4bit(args, device)
+    return _load_in_4bit(args, devices[0])
 
 
 def _load_in_4bit(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:

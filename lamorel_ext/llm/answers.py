@@ -110,15 +110,25 @@ class Answerer:
         )
         return answers, {"distinct_prompts": float(len(asked.merged)), "tokens": float(tokens)}
 
-    def count(self, questions: Sequence[Question]) -> dict[str, float]:
-        """The counters that ``answer`` would give of distinct questions, asked for scores alone.
+    def count(
+        self,
+        questions: Sequence[Question],
+        modules: Mapping[str, BaseModuleFunction],
+        with_score: bool,
+    ) -> dict[str, float]:
+        """The counters that ``answer`` would give.
 
         Raises:
             RequestError: A prompt is too long.
         """
-        merged = self._tokenise(questions, range(len(questions)), True).merged
-        tokens = self.scorer.count(list(merged), [tuple(own) for own in merged.values()])
-        return {"distinct_prompts": float(len(merged)), "tokens": float(tokens)}
+        asked = self._tokenise(questions, range(len(questions)), with_score)
+        needs = {function.needs for function in modules.values()}
+        tokens = self.scorer.count(
+            list(asked.merged), [tuple(own) for own in asked.merged.values()], "state" in needs
+        )
+        if "full" in needs:
+            tokens += _tokens_of(_pairs(asked))
+        return {"distinct_prompts": float(len(asked.merged)), "tokens": float(tokens)}
 
     def _tokenise(
         self, questions: Sequence[Question], places: Sequence[int], with_score: bool
@@ -148,18 +158,16 @@ class Answerer:
     ) -> Tensor:
         key = "decoder_hidden_states" if self.plain.seq2seq else "hidden_states"
         return _checked(
-            name, function({key: (states[:, None],)}, {}, _Contexts(prompts)), len(prompts)
+            name,
+            function({key: (states[:, None].to(function.device),)}, {}, _Contexts(prompts)),
+            len(prompts),
         )
 
     def _from_passes(
         self, functions: Mapping[str, BaseModuleFunction], asked: _Asked
     ) -> tuple[dict[str, Tensor], int]:
         """One row per pair, in the order of the questions and their candidates."""
-        pairs = [
-            (prompt, own)
-            for prompt, all_own in zip(asked.prompts, asked.candidates, strict=True)
-            for own in all_own or ((),)
-        ]
+        pairs = _pairs(asked)
         values: dict[str, list[Tensor]] = {name: [] for name in functions}
         places: list[int] = []
         for one in self.plain.run(pairs, hidden_states=True):
@@ -172,8 +180,7 @@ class Answerer:
                 )
             places += one.places
         order = sorted(range(len(places)), key=lambda row: places[row])
-        tokens = sum(len(prompt) + len(own) for prompt, own in pairs)
-        return {name: torch.cat(parts)[order] for name, parts in values.items()}, tokens
+        return {name: torch.cat(parts)[order] for name, parts in values.items()}, _tokens_of(pairs)
 
 
 class _Contexts(Sequence[dict[str, list[int]]]):
@@ -212,6 +219,19 @@ class _Asked:
     merged: dict[Tokens, dict[Tokens, int]]
     prompt_rows: list[int]
     score_rows: list[int]
+
+
+def _pairs(asked: _Asked) -> list[tuple[Tokens, Tokens]]:
+    """What whole passes are made of: a prompt with each candidate, or alone where it has none."""
+    return [
+        (prompt, own)
+        for prompt, all_own in zip(asked.prompts, asked.candidates, strict=True)
+        for own in all_own or ((),)
+    ]
+
+
+def _tokens_of(pairs: Sequence[tuple[Tokens, Tokens]]) -> int:
+    return sum(len(prompt) + len(own) for prompt, own in pairs)
 
 
 def _merge(prompts: list[Tokens], candidates: list[tuple[Tokens, ...]], with_score: bool) -> _Asked:

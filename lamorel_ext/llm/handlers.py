@@ -5,6 +5,7 @@ One function per type; each may raise, ``RequestHandler.handle`` makes a ``Failu
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,8 @@ from lamorel_ext.types import (
     UpdateRequest,
     UpdateResult,
 )
+
+log = logging.getLogger(__name__)
 
 UNSOUND = (
     "no sound weights since a reset or load that failed, or an update that did not leave the"
@@ -120,6 +123,11 @@ class RequestHandler:
     known_version: int | None = 0
     random_state: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
+    @property
+    def together(self) -> Callable[[Sequence[ScoreRequest]], list[ScoreResult]] | None:
+        """Answers several requests with one reading; a host of the user's own need not know how."""
+        return getattr(self.host, "score_together", None)
+
     def open(self) -> None:
         """Hand host and group to the updaters."""
         self.known_version = self.host.weights_version
@@ -133,6 +141,27 @@ class RequestHandler:
             return _HANDLERS[type(request)](self, request)
         except Exception as error:
             return failure_of(error, self.rank, self.role)
+
+    def handle_together(self, requests: Sequence[ScoreRequest]) -> list[Answer]:
+        """Answer several requests of one kind at once; where that fails, one after the other, so
+        that each gets what it would have got alone.
+        """
+        started = time.perf_counter()
+        together = self.together
+        if together is not None and len(requests) > 1:
+            try:
+                for request in requests:
+                    check_score(request)
+                return [
+                    replace(
+                        each,
+                        stats={**_timed(each.stats, started), "merged": float(len(requests) - 1)},
+                    )
+                    for each in together(requests)
+                ]
+            except Exception as error:
+                log.debug("%s answers %d requests one by one: %s", self.role, len(requests), error)
+        return [self.handle(request) for request in requests]
 
 
 def score(handler: RequestHandler, request: ScoreRequest) -> ScoreResult:

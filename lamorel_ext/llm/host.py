@@ -37,7 +37,14 @@ from lamorel_ext.llm.weights import (
     write_tensors,
     written_whole,
 )
-from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar, ScoreResult, Weights
+from lamorel_ext.types import (
+    GenerateRequest,
+    GenerateResult,
+    Scalar,
+    ScoreRequest,
+    ScoreResult,
+    Weights,
+)
 
 MODEL_FILE = "model.safetensors"
 MODULES_FILE = "modules.safetensors"
@@ -153,15 +160,99 @@ class ModelHost(nn.Module):
                 unknown.
         """
         started = time.perf_counter()
-        functions = self._functions(modules)
-        questions = _questions(
-            prompts,
-            candidates,
-            with_score,
-            any(function.needs == "full" for function in functions.values()),
+        questions = self._asked(prompts, candidates, modules, with_score)
+        answers, stats, cached = self._answers(questions, modules, with_score, require_grad, known)
+        log_probs, counts, results = join(
+            [answers[question] for question in questions], tuple(modules), self.score_dtype
         )
+        self._tidy_device()
+        stats |= {
+            "prompts": float(len(prompts)),
+            "cached_prompts": float(cached),
+            "seconds": time.perf_counter() - started,
+        }
+        return ScoreResult(log_probs, counts, results, stats)
+
+    def score_together(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Answer requests for the same modules, none with ``known``, with one reading.
+
+        Each counts what it would have cost right behind those before it, whatever was saved.
+
+        Raises:
+            RequestError: As in ``score``, for any of them.
+        """
+        started = time.perf_counter()
+        modules, with_score = requests[0].modules, requests[0].score
+        asked = [
+            self._asked(each.prompts, each.candidates, modules, with_score) for each in requests
+        ]
+        costs = self._costs(asked, modules, with_score)
+        every = [question for questions in asked for question in questions]
+        answers = self._answers(every, modules, with_score, False, ())[0]
+        self._tidy_device()
+        seconds = time.perf_counter() - started
+        return [
+            ScoreResult(
+                *join([answers[question] for question in questions], modules, self.score_dtype),
+                {**cost, "seconds": seconds},
+            )
+            for questions, cost in zip(asked, costs, strict=True)
+        ]
+
+    def _asked(
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        modules: Sequence[str],
+        with_score: bool,
+    ) -> list[Question]:
+        functions = self._functions(modules).values()
+        whole = any(function.needs == "full" for function in functions)
+        return _questions(prompts, candidates, with_score, whole)
+
+    def _costs(
+        self, asked: Sequence[Sequence[Question]], modules: Sequence[str], with_score: bool
+    ) -> list[dict[str, float]]:
+        """The counters that each of some requests would give, were they answered in this order."""
+        functions, settings = self._functions(modules), self._present_settings()
+        key = (tuple(modules), with_score, settings)
+        seen: set[Question] = set()
+        costs = []
+        for questions in asked:
+            found = {
+                question: ELSEWHERE if question in seen else self._memory.get((question, *key))
+                for question in dict.fromkeys(questions)
+            }
+            fresh = [
+                question
+                for question, answer in found.items()
+                if answer is None or (answer is ELSEWHERE and question not in seen)
+            ]
+            cost = {"distinct_prompts": 0.0, "tokens": 0.0}
+            if fresh:
+                cost = self._answerer.count(fresh, functions, with_score)
+            costs.append(
+                cost
+                | {
+                    "prompts": float(len(questions)),
+                    "cached_prompts": float(sum(found[each] is not None for each in questions)),
+                }
+            )
+            if self.args.cache_size:
+                seen.update(found)
+        return costs
+
+    def _answers(
+        self,
+        questions: Sequence[Question],
+        modules: Sequence[str],
+        with_score: bool,
+        require_grad: bool,
+        known: Sequence[int],
+    ) -> tuple[dict[Question, Answer], dict[str, float], int]:
+        """Each question's answer, counters, and how many questions the memory answered."""
+        functions, names = self._functions(modules), tuple(modules)
         places = distinct(questions)
-        names = tuple(modules)
         answers: dict[Question, Answer] = {}
         settings = self._present_settings()
         if not require_grad:
@@ -191,19 +282,10 @@ class ModelHost(nn.Module):
             )  # a module may count its calls: that is no other model
         if given and unasked:
             with torch.no_grad():  # what is read together depends on it
-                stats = self._answerer.count(unasked)
+                stats = self._answerer.count(unasked, {}, True)
         for question in () if require_grad else dict.fromkeys((*unasked, *missing)):
             self._memory.put((question, names, with_score, settings), answers[question])
-        log_probs, counts, results = join(
-            [answers[question] for question in questions], names, self.score_dtype
-        )
-        self._tidy_device()
-        stats |= {
-            "prompts": float(len(prompts)),
-            "cached_prompts": float(cached),
-            "seconds": time.perf_counter() - started,
-        }
-        return ScoreResult(log_probs, counts, results, stats)
+        return answers, stats, cached
 
     def reference_log_probs(
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ModelLoadError
 from lamorel_ext.finite import not_finite
+from lamorel_ext.llm.device_map import spread_over_gpus
 from lamorel_ext.llm.devices import choose_attention
 from lamorel_ext.llm.fresh import draw_model
 from lamorel_ext.llm.host import ModelHost
@@ -62,30 +63,33 @@ def load_host(
     device: torch.device,
     module_functions: Mapping[str, BaseModuleFunction] | None = None,
     initializer: BaseModelInitializer | None = None,
+    devices: Sequence[torch.device] = (),
 ) -> ModelHost:
     """Load a model and make it ready to serve.
 
     Args:
         args: Which model, and how.
-        device: Where it goes.
+        device: Where it goes, and where its inputs come in.
         module_functions: By name; the host initialises them.
         initializer: Changes the model before anything else sees it.
+        devices: GPUs that share its layers, ``device`` the first; none where that has them all.
 
     Raises:
         ModelLoadError: The model cannot be had; see ``load_model``. Or the initializer put in a
             number that is not finite.
     """
-    model, tokenizer, _ = load_model(args, device)
+    model, tokenizer, _ = load_model(args, device, devices)
     model = with_adapters(model, args.lora, args.seed)
     if initializer is not None:
         model = initializer.initialize_model(model)
         _refuse_not_finite(model, f"{args.model_path} after {type(initializer).__name__}")
-        _move(model, device)
+        if len(devices) < 2:
+            _move(model, device)
     return ModelHost(model, tokenizer, args, module_functions)
 
 
 def load_model(
-    args: LlmArgs, device: torch.device
+    args: LlmArgs, device: torch.device, devices: Sequence[torch.device] = ()
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelType]:
     """Load model and tokenizer. Weights come from safetensors or GGUF only, code from a repository
     only where ``args`` allows it.
@@ -97,7 +101,7 @@ def load_model(
         ModelLoadError: Something is missing, corrupt, unreachable, not supported or not finite; the
             message names it.
     """
-    _refuse_unsupported(args, device)
+    _refuse_unsupported(args, device, max(1, len(devices)))
     source = _find(args)
     options: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
     if source.gguf_file is not None:
@@ -115,7 +119,10 @@ def load_model(
         )
         _refuse_not_finite(model, source.name)
         choose_attention(device)
-        _move(model, device)  # in the precision that it has
+        if len(devices) > 1:
+            spread_over_gpus(model, devices, source.name)
+        else:
+            _move(model, device)  # in the precision that it has
         return model.eval(), tokenizer, model_type
     except ModelLoadError:
         raise
@@ -146,16 +153,17 @@ def fitting_dtype(
     return "bfloat16" if BFLOAT16_FLAGS & set(flags) else "float32"
 
 
-def _refuse_unsupported(args: LlmArgs, device: torch.device) -> None:
+def _refuse_unsupported(args: LlmArgs, device: torch.device, num_devices: int) -> None:
     if args.load_in_4bit:
         raise ModelLoadError(
             f"{args.model_path}: load_in_4bit is not supported; use dtype bfloat16 to halve the"
             " memory"
         )
-    if args.parallelism.model_parallelism_size > 1 and device.type != "cpu":
+    size = args.parallelism.model_parallelism_size
+    if device.type != "cpu" and size > 1 and num_devices != size:
         raise ModelLoadError(
-            f"{args.model_path}: model_parallelism_size above 1 is not supported; a server holds"
-            " its model on one device"
+            f"{args.model_path}: parallelism.model_parallelism_size={size}, but {num_devices} GPUs"
+            " were given"
         )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(

@@ -1,16 +1,56 @@
-"""An LLM server: takes one request after the other and answers it."""
+"""An LLM server: takes one request after the other and answers it, score requests of several
+clients together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from lamorel_ext.llm.handlers import Host, RequestHandler, Updater
 from lamorel_ext.rpc.groups import LockstepGroup
 from lamorel_ext.rpc.link import Peer
-from lamorel_ext.rpc.tcp_listener import Listener
-from lamorel_ext.types import ServerGroup
+from lamorel_ext.rpc.tcp_listener import Call, Listener
+from lamorel_ext.types import Answer, ScoreRequest, ScoreResult, ServerGroup
 
 _VERDICT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Merging:
+    """Which score requests of several clients are answered by one reading of the model.
+
+    Attributes:
+        prompts: At most so many prompts together; 0 answers each request by itself.
+        wait_s: Seconds for which a request waits for those of other clients.
+    """
+
+    prompts: int = 0
+    wait_s: float = 0.0
+
+    def may_begin(self, request: object) -> bool:
+        """Whether another request could be answered together with this one."""
+        # What is known to a client is counted by places in its own request.
+        return isinstance(request, ScoreRequest) and not request.known and self._fits([request])
+
+    def joins(self, taken: Sequence[Call], following: Call) -> bool:
+        """Whether the next call is answered together with those taken so far."""
+        first, request = taken[0].request, following.request
+        return (
+            isinstance(first, ScoreRequest)
+            and isinstance(request, ScoreRequest)
+            and self.may_begin(request)
+            and (request.modules, request.score) == (first.modules, first.score)
+            and self._fits([*(each.request for each in taken), request])
+        )
+
+    def _fits(self, requests: Sequence[object]) -> bool:
+        scores = [request for request in requests if isinstance(request, ScoreRequest)]
+        return sum(len(request.prompts) for request in scores) <= self.prompts
+
+
+ALONE = Merging()
 
 
 class Server:
@@ -22,6 +62,7 @@ class Server:
         listener: Where requests come from.
         group: The LLM servers among themselves.
         me: Global rank and role of this process.
+        merging: Which requests are answered together; none where nothing is said.
     """
 
     def __init__(
@@ -31,8 +72,10 @@ class Server:
         listener: Listener,
         group: ServerGroup,
         me: Peer,
+        merging: Merging = ALONE,
     ) -> None:
         self._listener, self._group = listener, LockstepGroup(group)
+        self._merging = merging
         self._desk = RequestHandler(host, dict(updaters), self._group, me.rank, me.role)
 
     def serve(self) -> None:
@@ -46,7 +89,29 @@ class Server:
         """
         self._desk.open()
         while (call := self._listener.get()) is not None:
-            call.answer(self._desk.handle(call.request))
+            for each, answer in self._answered(call):
+                each.answer(answer)
             if self._group.broken is not None:
                 # The group tells that something broke, the connections tell which rank it was.
                 raise self._listener.loss(_VERDICT_S) or self._group.broken
+
+    def _answered(self, call: Call) -> list[tuple[Call, Answer]]:
+        """A call with its answer, and those of other clients that were answered with it."""
+        if not isinstance(call.request, ScoreRequest):
+            return [(call, self._desk.handle(call.request))]
+        calls = [call]
+        if self._desk.together is not None and self._merging.may_begin(call.request):
+            calls += self._listener.get_behind(call, self._merging.joins, self._merging.wait_s)
+        begin = time.perf_counter()
+        requests = [each.request for each in calls if isinstance(each.request, ScoreRequest)]
+        answers = self._desk.handle_together(requests)
+        return [
+            (each, _queued(answer, begin - each.arrived))
+            for each, answer in zip(calls, answers, strict=True)
+        ]
+
+
+def _queued(answer: Answer, seconds: float) -> Answer:
+    if not isinstance(answer, ScoreResult):
+        return answer
+    return replace(answer, stats={**answer.stats, "queue_seconds": seconds})

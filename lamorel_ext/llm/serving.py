@@ -11,7 +11,7 @@ import torch
 from lamorel_ext.config import LamorelArgs, Shards
 from lamorel_ext.errors import ConfigError, PeerDiedError, RemoteError
 from lamorel_ext.llm.handlers import Host, RequestHandler, Updater
-from lamorel_ext.llm.server import Server
+from lamorel_ext.llm.server import Merging, Server
 from lamorel_ext.processes import stopping
 from lamorel_ext.processes.presence import met
 from lamorel_ext.processes.secret import secret_of_environment
@@ -95,7 +95,9 @@ def _host_and_serve(
     # PyTorch begins with the same random state in every process: servers that sample without a seed
     # must not say the same.
     torch.manual_seed(args.llm_args.seed + group.rank)
-    Server(hosted.host, hosted.updaters, listener, group, me).serve()
+    setup = args.distributed_setup_args
+    merging = Merging(setup.merge_prompts, setup.merge_wait_s)
+    Server(hosted.host, hosted.updaters, listener, group, me, merging).serve()
 
 
 def in_process(hosted: Sequence[Hosted], shards: Shards = "contiguous") -> Caller:

@@ -64,6 +64,8 @@ COUNTERS = (
     "update_calls",
     "server_seconds",
     "transport_seconds",
+    "queue_seconds",
+    "merged_calls",
 )
 
 MEMORY_OF_SERVER = f"{MEMORY}_server_"
@@ -126,6 +128,7 @@ class Caller:
     ) -> None:
         self.clients = clients
         self._places = PromptPlaces(transport.num_servers) if shards == "distinct" else None
+        self.ask_alone(clients is not None)
         self._transport, self._first_server, self._rl_group = transport, first_server, rl_group
         self._counters = dict.fromkeys(COUNTERS, 0.0)
         self._lock = threading.Lock()
@@ -146,7 +149,9 @@ class Caller:
 
         ``llm_calls``, ``llm_prompts``, ``llm_tokens`` count what was scored or generated,
         ``update_calls`` the updates; ``server_seconds`` is the time that the slowest server of each
-        call spent on it, ``transport_seconds`` all the rest between asking and having the answer.
+        call spent on it, ``transport_seconds`` all the rest between asking and having the answer,
+        of which ``queue_seconds`` is the longest that a part of a call waited at its server;
+        ``merged_calls`` had a part that was answered together with other clients' requests.
         """
         with self._lock:
             return dict(self._counters)
@@ -181,7 +186,9 @@ class Caller:
             )
             return result
 
-        return gather([self._send(place, shard) for place, shard in cut.shards.items()], finish)
+        # Who cuts by prompt has chosen the server itself.
+        send = self._send if self._places is None else self._transport.submit
+        return gather([send(place, shard) for place, shard in cut.shards.items()], finish)
 
     def submit_share(self, request: ScoreRequest, place: int, of: int) -> ScoreShare:
         """Ask for one client's part of a batch of which ``of`` clients ask a part each.
@@ -213,6 +220,13 @@ class Caller:
             [self._transport.submit(server, shard) for server, shard in shards.items()], finish
         )
         return ScoreShare(pending.result, cut.whole)
+
+    def ask_alone(self, alone: bool) -> None:
+        """Whether other clients ask requests of their own, as they do until a training run takes
+        all of them for one: equal prompts then go to one server by their text alone.
+        """
+        if self._places is not None:
+            self._places.by_text = alone
 
     def forget_places(self) -> None:
         """Another client has had the servers forget what they remember."""
@@ -494,12 +508,17 @@ class Caller:
         **counts: float,
     ) -> None:
         seconds = time.perf_counter() - started
-        slowest = max(result.stats.get("seconds", 0.0) for result in results)
+        slowest, queued, merged = (
+            max(result.stats.get(name, 0.0) for result in results)
+            for name in ("seconds", "queue_seconds", "merged")
+        )
         with self._lock:
             for name, count in {
                 **counts,
                 "server_seconds": slowest,
                 "transport_seconds": max(0.0, seconds - slowest),
+                "queue_seconds": queued,
+                "merged_calls": float(merged > 0),
             }.items():
                 self._counters[name] += count
 

@@ -7,6 +7,7 @@ together, while an empty scoring shard need not be sent.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -41,14 +42,20 @@ class PromptPlaces:
     """Cuts a batch by prompt: equal ones go to one server, and one that was asked before to the
     server that remembers it.
 
-    The other distinct prompts are divided evenly, in their order.
+    The other distinct prompts are divided evenly, in their order; or by their text alone, so that
+    clients that ask each for themselves choose the same server, at the price of shards that are not
+    of one size.
 
     Args:
         num_shards: One per server.
+
+    Attributes:
+        by_text: See above.
     """
 
     def __init__(self, num_shards: int) -> None:
         self._num_shards = num_shards
+        self.by_text = False
         self._places: dict[tuple[str, tuple[str, ...]], int] = {}
 
     def forget(self) -> None:
@@ -59,6 +66,12 @@ class PromptPlaces:
         """The places in the batch of each server's prompts, in their order."""
         candidates = request.candidates or ((),) * len(request.prompts)
         asked = list(zip(request.prompts, candidates, strict=True))
+        if self.by_text:
+            places = [zlib.crc32(repr(each).encode()) % self._num_shards for each in asked]
+            return [
+                [row for row, place in enumerate(places) if place == shard]
+                for shard in range(self._num_shards)
+            ]
         if len(self._places) + len(asked) > MAX_PLACES:
             self.forget()
         fresh = [each for each in dict.fromkeys(asked) if each not in self._places]

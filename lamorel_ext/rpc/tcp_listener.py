@@ -8,8 +8,9 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from lamorel_ext.errors import ProtocolError, RequestError, RpcError
@@ -30,10 +31,17 @@ ASK_AFTER_S = 2.0
 
 @dataclass(frozen=True)
 class Call:
-    """A request that waits for its answer."""
+    """A request that waits for its answer.
+
+    Attributes:
+        sender: Global rank of the client.
+        arrived: ``time.perf_counter()`` when it came in.
+    """
 
     request: Request
     answer: Callable[[Answer], None]
+    sender: int = 0
+    arrived: float = field(default_factory=time.perf_counter)
 
 
 class Listener(Protocol):
@@ -44,6 +52,15 @@ class Listener(Protocol):
 
         Raises:
             RpcError: A client or another server is gone.
+        """
+
+    def get_behind(
+        self, call: Call, joins: Callable[[Sequence[Call], Call], bool], wait_s: float
+    ) -> list[Call]:
+        """The calls of other clients right behind ``call`` that join it; see ``Inbox``.
+
+        Raises:
+            RpcError: As ``get``.
         """
 
     def loss(self, timeout_s: float) -> BaseException | None:
@@ -105,6 +122,17 @@ class TcpListener:
             call.answer(Done())
         return None
 
+    def get_behind(
+        self, call: Call, joins: Callable[[Sequence[Call], Call], bool], wait_s: float
+    ) -> list[Call]:
+        """See ``Listener``."""
+
+        def joining(taken: Sequence[Call], following: Call) -> bool:
+            senders = {each.sender for each in taken}
+            return following.sender not in senders and joins(taken, following)
+
+        return self._inbox.get_behind([call], joining, self._num_open - 1, wait_s)
+
     def loss(self, timeout_s: float) -> BaseException | None:
         """See ``Listener``."""
         return self._inbox.failure(timeout_s)
@@ -152,7 +180,7 @@ class TcpListener:
         if isinstance(request, Request):
             if isinstance(request, CloseRequest):
                 link.left = True
-            self._inbox.put(Call(request, answer), ticket)
+            self._inbox.put(Call(request, answer, link.peer.rank), ticket)
         else:
             problem = received.problem or ProtocolError(f"{type(request).__name__} is no request")
             answer(failure_of(problem, self._me.rank, self._me.role))

@@ -5,6 +5,7 @@ that live in this process.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -106,6 +107,39 @@ class Inbox(Generic[T]):
             if self._error is not None:
                 raise self._error
             return self._ready.popleft()
+
+    def get_behind(
+        self,
+        taken: Sequence[T],
+        joins: Callable[[Sequence[T], T], bool],
+        at_most: int,
+        wait_s: float,
+    ) -> list[T]:
+        """The items right behind those that were taken, as long as they join them.
+
+        The first that does not join stays, and everything behind it: nothing is overtaken.
+
+        Args:
+            taken: At least one.
+            joins: Whether the next item is to be taken together with all those taken so far.
+            at_most: How many can come at all; with so many nobody is waited for any more.
+            wait_s: Seconds to wait for more where nothing else waits.
+
+        Raises:
+            BaseException: What was given to ``fail``.
+        """
+        found: list[T] = []
+        until = time.monotonic() + wait_s
+        with self._changed:
+            while len(found) < at_most:
+                left_s = max(0.0, until - time.monotonic())
+                self._changed.wait_for(lambda: self._ready or self._error is not None, left_s)
+                if self._error is not None:
+                    raise self._error
+                if not self._ready or not joins([*taken, *found], self._ready[0]):
+                    break
+                found.append(self._ready.popleft())
+        return found
 
 
 class InProcessTransport:

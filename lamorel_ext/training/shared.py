@@ -177,6 +177,8 @@ class SharedClient:
 
     def __init__(self, llm: LlmClient, clients: Clients) -> None:
         self._llm, self._clients = llm, clients
+        if isinstance(llm, Caller):
+            llm.ask_alone(False)
 
     @property
     def remote(self) -> bool:

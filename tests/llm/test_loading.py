@@ -345,7 +345,7 @@ def test_what_is_not_supported(tmp_path: Path) -> None:
     write(tmp_path, make_t5())
     fails(tmp_path, "load_in_4bit is not supported", load_in_4bit=True)
     fails(tmp_path, "is a seq2seq model .t5., not causal as model_type says", model_type="causal")
-    with pytest.raises(ModelLoadError, match="model_parallelism_size above 1 is not supported"):
+    with pytest.raises(ModelLoadError, match="model_parallelism_size=2, but 1 GPUs were given"):
         load_model(
             args(tmp_path, parallelism=ParallelismArgs(use_gpu=True, model_parallelism_size=2)),
             torch.device("cuda"),

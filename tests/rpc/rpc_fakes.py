@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from lamorel_ext.config import DistributedSetupArgs
-from lamorel_ext.llm.server import Server
+from lamorel_ext.llm.server import ALONE, Merging, Server
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.groups import make_thread_groups
 from lamorel_ext.rpc.rendezvous import connect_to_servers, meet_peers, peer_of
@@ -197,6 +197,7 @@ class ThreadedLaunch:
     ends: list[str] = field(default_factory=list)
     errors: dict[int, BaseException] = field(default_factory=dict)
     threads: list[threading.Thread] = field(default_factory=list)
+    merging: Merging = ALONE
 
     def join(self, timeout_s: float = 10.0) -> None:
         """Wait for the servers to end."""
@@ -212,13 +213,17 @@ def threaded_launch(
     timeout_s: float = 30.0,
     grace_s: float = 0.3,
     group_timeout_s: float = 20.0,
+    hosts: Sequence[Any] = (),
+    merging: Merging = ALONE,
 ) -> Iterator[ThreadedLaunch]:
-    """Start servers and clients; closes what is still open at the end."""
+    """Start servers and clients; closes what is still open at the end. ``hosts`` are fakes where
+    none are given.
+    """
     setup = DistributedSetupArgs(num_clients, num_servers)
-    launch = ThreadedLaunch(setup)
+    launch = ThreadedLaunch(setup, merging=merging)
     store = dist.HashStore()
     groups = make_thread_groups(num_servers, group_timeout_s)
-    launch.hosts = [FakeHost() for _ in range(num_servers)]
+    launch.hosts = list(hosts) or [FakeHost() for _ in range(num_servers)]
     for index in range(num_servers):
         thread = threading.Thread(
             target=_serve,
@@ -267,7 +272,8 @@ def _serve(
     )
     launch.listeners[index] = listener
     try:
-        Server(launch.hosts[index], {"sum": SumUpdater()}, listener, group, me).serve()
+        updaters = {"sum": SumUpdater()}
+        Server(launch.hosts[index], updaters, listener, group, me, launch.merging).serve()
     except BaseException as error:
         launch.errors[index] = error
         listener.fail(error)

@@ -12,11 +12,14 @@ import torch
 from lamorel_ext.errors import ProtocolError, RemoteError, RequestError, RpcError
 from lamorel_ext.llm.serving import Hosted, in_process
 from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.rpc.transport import InProcessTransport
+from lamorel_ext.rpc.clients import make_thread_clients
+from lamorel_ext.rpc.transport import Handler, InProcessTransport
 from lamorel_ext.types import (
+    Answer,
     Done,
     GenerateRequest,
     LlmClient,
+    Request,
     ScoreRequest,
     UpdateRequest,
     UpdateResult,
@@ -329,6 +332,29 @@ def test_the_shares_of_several_clients_are_the_shards_of_one(shards: Any, num_cl
         assert torch.equal(found.modules["value"], expected.modules["value"])
         assert found.stats["tokens"] == expected.stats["tokens"]
         assert [len(hosted.host.log) for hosted in several] == [1, 1, 1]  # type: ignore[attr-defined]
+
+
+def test_clients_with_requests_of_their_own_ask_equal_prompts_of_one_server() -> None:
+    asked: dict[str, set[int]] = {}
+
+    def handler(server: int) -> Handler:
+        def answer(request: Request) -> Answer:
+            assert isinstance(request, ScoreRequest)
+            for prompt in request.prompts:
+                asked.setdefault(prompt, set()).add(server)
+            return FakeHost().score(request.prompts, request.candidates)
+
+        return answer
+
+    prompts = [f"prompt {number}" for number in range(12)]
+    transport = InProcessTransport([handler(server) for server in range(3)])
+    for rank in range(3):
+        caller = Caller(transport, rank, clients=make_thread_clients(3)[rank], shards="distinct")  # type: ignore[arg-type]
+        caller.score(prompts[2 * rank : 2 * rank + 8], [ACTIONS] * 8)
+        caller.score(prompts[rank : rank + 2] * 2, [ACTIONS] * 4)
+    transport.close()
+    assert len(asked) == 12 and all(len(servers_) == 1 for servers_ in asked.values())
+    assert {place for servers_ in asked.values() for place in servers_} == {0, 1, 2}
 
 
 def test_shards_cut_by_prompt_ask_equal_prompts_of_one_server_and_the_same_one_again() -> None:

@@ -256,3 +256,19 @@ def test_one_prompt_with_other_candidates_is_another_question() -> None:
     places = PromptPlaces(2)
     assert places.cut(ScoreRequest(("p", "p"), (("a",), ("b",)))) == [[0], [1]]
     assert places.cut(ScoreRequest(("p", "p"), (), ("value",), score=False)) == [[0, 1], []]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1), min_size=2), st.integers(1, 4))
+def test_clients_that_ask_alone_choose_the_same_server_for_a_prompt(
+    batches: list[list[int]], num_shards: int
+) -> None:
+    chosen: dict[str, int] = {}
+    for batch in batches:  # each from a client of its own, which knows nothing of the others
+        places = PromptPlaces(num_shards)
+        places.by_text = True
+        request = ScoreRequest(tuple(f"p{k}" for k in batch), (("a",),) * len(batch))
+        rows = places.cut(request)
+        assert sorted(row for part in rows for row in part) == list(range(len(batch)))
+        for server, part in enumerate(rows):
+            for row in part:
+                assert chosen.setdefault(request.prompts[row], server) == server

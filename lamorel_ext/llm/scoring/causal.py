@@ -104,7 +104,7 @@ class CausalEngine:
                     )
                 )
                 if with_states and number == 0:
-                    states.append(nodes[batch.roots])
+                    states.append(nodes[batch.roots.to(nodes.device)])
             edges.append(torch.cat(pieces))
         return Reading(
             edges, torch.cat(states) if with_states else None, self.count(prompts, rounds)
@@ -144,7 +144,7 @@ class CausalEngine:
             use_cache=past is not None,
         )
         hidden: Tensor = outputs.last_hidden_state
-        return make_packing(trees.counts, self._device).unpad(hidden[:, inputs.width - 1 :])
+        return make_packing(trees.counts, hidden.device).unpad(hidden[:, inputs.width - 1 :])
 
 
 class _Layout:

@@ -37,6 +37,15 @@ class Packing:
     keep: Tensor | None
     mask: Tensor | None
 
+    def to(self, device: torch.device) -> Packing:
+        """The same on a device."""
+        if self.spread is None or self.spread.device == device:
+            return self
+        spread, keep, mask = (
+            None if own is None else own.to(device) for own in (self.spread, self.keep, self.mask)
+        )
+        return Packing(self.lengths, self.width, spread, keep, mask)
+
     def pad(self, rows: Tensor) -> Tensor:
         """``(rows, ...)`` to ``(n, width, ...)``; padding repeats other rows, so mask it."""
         if self.spread is None:

@@ -141,12 +141,17 @@ class Scorer:
             num_tokens,
         )
 
-    def count(self, prompts: Sequence[Tokens], candidates: Sequence[tuple[Tokens, ...]]) -> int:
-        """``Scores.num_tokens`` that ``score`` would give, without states; nothing is computed."""
+    def count(
+        self,
+        prompts: Sequence[Tokens],
+        candidates: Sequence[tuple[Tokens, ...]],
+        with_states: bool = False,
+    ) -> int:
+        """``Scores.num_tokens`` that ``score`` would give; nothing is computed."""
         total = 0
         for batch in self._minibatches(self._units(prompts, candidates)):
             rounds = list(zip(*(unit.trees for unit in batch), strict=True))
-            if _has_edges(rounds):
+            if with_states or _has_edges(rounds):
                 total += self.engine.count([unit.prompt for unit in batch], rounds)
         return total
 

@@ -35,7 +35,7 @@ class T5Engine:
             batch = batch_trees(trees, forward.device)
             nodes = forward.decode(memory, packing, batch, words)
             if with_states and states is None:
-                states = nodes[batch.roots]
+                states = nodes[batch.roots.to(nodes.device)]
             edges.append(
                 edge_log_probs(
                     forward.head,

@@ -13,6 +13,7 @@ distance; scores are not scaled.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -97,14 +98,15 @@ class T5Forward:
                     empty,
                     self.config.d_model,
                     dtype=stack.final_layer_norm.weight.dtype,
-                    device=device,
+                    device=stack.final_layer_norm.weight.device,
                 )
             ]
             if empty
             else []
         )
         if texts:
-            bias = _Bias(stack, self.config, bidirectional=True).toeplitz(len(texts[-1]), device)
+            first = _home(stack.block[0])
+            bias = _Bias(stack, self.config, bidirectional=True).toeplitz(len(texts[-1]), first)
             states += [
                 self._encode_chunk(stack, chunk, bias, words)
                 for chunk in _chunks(texts, _row_budget(device))
@@ -118,11 +120,14 @@ class T5Forward:
         bias = bias[:, :, : packing.width, : packing.width]
         if packing.mask is not None:
             bias = bias.masked_fill(~packing.mask[:, None, None, :], torch.finfo(bias.dtype).min)
-        x = words.embed(stack.embed_tokens, put_integers(itertools.chain(*prompts), bias.device))
+        tokens = put_integers(itertools.chain(*prompts), self.device)
+        x = words.embed(stack.embed_tokens, tokens)
         for block in stack.block:
+            device = _home(block)
+            x, packing, bias = x.to(device), packing.to(device), bias.to(device)
             x = _plus(x, self._self_attention(block.layer[0], x, packing, bias))
             x = _plus(x, _feed_forward(block.layer[-1], x))
-        return _rms_norm(stack.final_layer_norm, x)
+        return _last_norm(stack, x)
 
     def decode(self, states: Tensor, prompts: Packing, trees: TreeBatch, words: Words) -> Tensor:
         """Last hidden states of the decoder.
@@ -137,18 +142,22 @@ class T5Forward:
             ``(total_nodes, d)``.
         """
         stack = self.model.decoder
-        packing = make_packing(trees.counts, self.device)
-        bias = _Bias(stack, self.config, bidirectional=False).between(trees.depths)
-        bias = bias.masked_fill(~trees.attends[:, None], torch.finfo(bias.dtype).min)
-        memory = _Memory(states, prompts, packing, self.config)
+        first = _home(stack.block[0])
+        packing = make_packing(trees.counts, first)
+        bias = _Bias(stack, self.config, bidirectional=False).between(trees.depths.to(first))
+        bias = bias.masked_fill(~trees.attends[:, None].to(first), torch.finfo(bias.dtype).min)
+        memory = _Memory(states.to(first), prompts.to(first), packing, self.config)
         x = words.embed(
             stack.embed_tokens, trees.node_tokens.masked_fill(trees.node_tokens < 0, self._start)
         )
         for block in stack.block:
+            device = _home(block)
+            x, packing, bias = x.to(device), packing.to(device), bias.to(device)
+            memory = memory.to(device)
             x = _plus(x, self._self_attention(block.layer[0], x, packing, bias))
             x = _plus(x, memory.attend(block.layer[1], x))
             x = _plus(x, _feed_forward(block.layer[-1], x))
-        return _rms_norm(stack.final_layer_norm, x)
+        return _last_norm(stack, x)
 
     def head(self, states: Tensor) -> Tensor:
         """``(n, d)`` decoder states to ``(n, vocab_size)`` logits."""
@@ -188,6 +197,16 @@ class _Memory:
         projecting = 2 * d * inner * len(states) + 2 * inner * prompts.width * sum(nodes.lengths)
         carrying = (2 * d * inner + 2 * config.num_heads * d * prompts.width) * sum(nodes.lengths)
         self.carry = carrying < projecting
+
+    def to(self, device: torch.device) -> _Memory:
+        """The same on a device."""
+        if self.states.device == device:
+            return self
+        moved = copy.copy(self)
+        moved.states, moved.padded = self.states.to(device), self.padded.to(device)
+        moved.prompts, moved.nodes = self.prompts.to(device), self.nodes.to(device)
+        moved.bias = None if self.bias is None else self.bias.to(device)
+        return moved
 
     def attend(self, layer: Any, x: Tensor) -> Tensor:
         attention = layer.EncDecAttention
@@ -280,6 +299,17 @@ class _Bias:
         far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
         numbers: Tensor = first + torch.where(distance < exact, distance, far)
         return numbers
+
+
+def _home(block: Any) -> torch.device:
+    """Where a block is: a model of several GPUs has its blocks on all of them, each on one."""
+    device: torch.device = block.layer[0].layer_norm.weight.device
+    return device
+
+
+def _last_norm(stack: Any, x: Tensor) -> Tensor:
+    norm = stack.final_layer_norm
+    return _rms_norm(norm, x.to(norm.weight.device))
 
 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:

@@ -51,4 +51,5 @@ class Words:
         key = id(table.weight) if type(table) is nn.Embedding else id(table)
         if key not in self._rows:
             self._rows[key] = table(self._distinct)
-        return F.embedding(self._places[tokens], self._rows[key])
+        rows = self._rows[key]
+        return F.embedding(self._places[tokens].to(rows.device), rows)

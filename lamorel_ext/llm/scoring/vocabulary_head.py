@@ -48,6 +48,8 @@ def compute_logits(layer: nn.Module, states: Tensor, scale: float = 1.0) -> Tens
     Returns:
         ``(n, vocab_size)``.
     """
+    if type(layer) is nn.Linear:
+        states = states.to(layer.weight.device)
     if type(layer) is not nn.Linear or not states.dtype == layer.weight.dtype == torch.bfloat16:
         logits: Tensor = layer(states if scale == 1.0 else states * scale)
         return logits
@@ -123,7 +125,7 @@ def edge_log_probs(
 def _token_log_probs(head: Head, states: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
     logits = head(states)
     log_probs = torch.log_softmax(logits, dim=-1, dtype=_accurate(logits.dtype))
-    return log_probs[rows, tokens]
+    return log_probs[rows.to(log_probs.device), tokens.to(log_probs.device)]
 
 
 def _recomputed(*inputs: Any) -> Tensor:

@@ -127,7 +127,8 @@ class RewardProgram(Method):
             return None
         bonus = np.stack([self._bonus(turn, self._program) for turn in turns])
         self._numbers = {"bonus": float(bonus.mean())}
-        return np.stack([turn.step.rewards for turn in turns]) + bonus
+        rewards: np.ndarray = np.stack([turn.step.rewards for turn in turns]) + bonus
+        return rewards
 
     def learn(self, rollout: Rollout) -> dict[str, float]:
         """See ``Method``: judges the program whose trial is over, and goes on with the next."""
