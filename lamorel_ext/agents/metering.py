@@ -33,9 +33,6 @@ LLM_COUNTERS = (
     "llm_update_samples",
 )
 
-QUEUE_COUNTERS = ("llm_queue_seconds", "llm_merged_calls")
-"""What several clients cost each other: no part of a run's result."""
-
 PRETRAINED = "pretrained"
 """The weights of every run's start but those that draw fresh ones."""
 
@@ -89,9 +86,7 @@ class MeteredClient:
     Attributes:
         counts: ``llm_calls``, ``llm_prompts`` and ``llm_tokens`` so far; of the calls
             ``llm_updates`` were updates, with ``llm_update_steps`` optimiser steps on
-            ``llm_update_samples`` samples, each counted as often as it was used. Beside them
-            ``llm_queue_seconds`` that scoring waited at the servers, added up over them, and
-            ``llm_merged_calls``, which a server answered together with other clients'.
+            ``llm_update_samples`` samples, each counted as often as it was used.
         weights: Tells the model's weights apart: equal as long as nothing changed them, and again
             after each reset to the pretrained ones.
         kept: What is not asked again while the weights stay; None where everything is.
@@ -102,7 +97,7 @@ class MeteredClient:
         self._llm = llm
         self.phases = Phases()
         self._counting = True
-        self.counts = dict.fromkeys((*LLM_COUNTERS, *QUEUE_COUNTERS), 0.0)
+        self.counts = dict.fromkeys(LLM_COUNTERS, 0.0)
         self.weights: Hashable = object()
         self.kept: KeptAnswers | None = None
         self._heard: Heard | None = None
@@ -135,7 +130,7 @@ class MeteredClient:
         with self.phases.phase("scoring"):
             result = self._llm.score_batch(request if asked is None else asked.request)
         self.phases.hear(result.stats)
-        self.count_score(request.prompts, result)
+        self.count(request.prompts, result.stats.get("tokens", 0.0))
         if self._heard is not None:
             self._heard.append((request, result))
         return result if asked is None else self.fill(asked, result)
@@ -245,13 +240,6 @@ class MeteredClient:
         if self.kept is not None:
             self.kept.clear()
 
-    def count_score(self, prompts: tuple[str, ...], result: ScoreResult) -> None:
-        """Count a call for scores."""
-        self.count(prompts, result.stats.get("tokens", 0.0))
-        if self._counting:
-            self.counts["llm_queue_seconds"] += result.stats.get("queue_seconds", 0.0)
-            self.counts["llm_merged_calls"] += float(result.stats.get("merged", 0.0) > 0)
-
     def count(self, prompts: tuple[str, ...], tokens: float) -> None:
         """Count one call."""
         if self._counting:
@@ -277,5 +265,5 @@ class _MeteredScores:
         with self._meter.phases.phase("scoring"):
             result = self._pending.result()
         self._meter.phases.hear(result.stats)
-        self._meter.count_score(self._prompts, result)
+        self._meter.count(self._prompts, result.stats.get("tokens", 0.0))
         return result if self._asked is None else self._meter.fill(self._asked, result)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lamorel_ext.agents.action_heads import ACTION_HEADS
 from lamorel_ext.agents.kept_answers import MOST_ANSWERS, KeptAnswers
 from lamorel_ext.agents.making import make_agent
-from lamorel_ext.agents.metering import LLM_COUNTERS, QUEUE_COUNTERS, MeteredClient, Phases
+from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient, Phases
 from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError, ConfigError, UpdateError
@@ -46,7 +46,7 @@ from lamorel_ext.training.system import SystemMeter, memory_of_ranks
 from lamorel_ext.training.trace import Trace, Tracer
 from lamorel_ext.types import LlmClient
 
-COUNTERS = ("env_steps", "episodes", *LLM_COUNTERS, *QUEUE_COUNTERS, "seconds")
+COUNTERS = ("env_steps", "episodes", *LLM_COUNTERS, "seconds")
 EVALUATION = ("success", "return", "eval_exact")
 TRAINING = ("train_success", "train_return", "train_failed")
 FOLLOWED = ("teacher_success", "teacher_return")

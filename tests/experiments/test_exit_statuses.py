@@ -26,6 +26,7 @@ SAID_WRONG = [
     ["experiments.report", MISSING],
     ["experiments.recompute", MISSING],
     ["experiments.viewer", MISSING],
+    ["experiments.watch", MISSING],
     ["experiments.publish", MISSING, "published"],
     ["experiments.reproduce", MISSING],
     ["experiments.pretrain_embedded"],

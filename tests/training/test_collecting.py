@@ -374,5 +374,4 @@ def test_a_meter_counts_calls_prompts_and_tokens_but_not_while_paused():
     edge.after_rollout(rollout)
     meter.update_batch(dataclasses.replace(llm.updates()[0]))
     assert meter.counts == {"llm_calls": 2.0, "llm_prompts": 2.0 + 8.0, "llm_tokens": 3.0 + 7.0,
-                            "llm_updates": 1.0, "llm_update_steps": 0.0, "llm_update_samples": 0.0,
-                            "llm_queue_seconds": 0.0, "llm_merged_calls": 0.0}  # fmt: skip
+                            "llm_updates": 1.0, "llm_update_steps": 0.0, "llm_update_samples": 0.0}  # fmt: skip
