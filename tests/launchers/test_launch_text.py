@@ -391,7 +391,7 @@ def test_each_node_starts_its_share_and_meets_the_others_at_the_first_node(tmp_p
     for node, line in enumerate(started):
         # The port follows from the job's number: 10000 + 123456 % 20000.
         assert (
-            f"--num_machines 3 --machine_rank {node} --main_process_ip node7 --main_process_port 13456"
+            f"--num_machines 3 --machine_rank {node} --main_process_ip node7 --rdzv_conf timeout=300 --main_process_port 13456"
             in line
         )
         assert line.endswith("-m lamorel_ext compare --config-name demo compare.name=two words")
