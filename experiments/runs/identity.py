@@ -44,14 +44,16 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def _hashable(value: Any) -> Any:
-    """A list of groups, as the stages of a curriculum are, with each group in one line of text."""
-    if not isinstance(value, tuple):
+    """A list, also one of lists or of groups, as the stages of a curriculum are; each group in one
+    line of text.
+    """
+    if not isinstance(value, tuple | list):
         return value
     return tuple(
         (
             ", ".join(f"{key}={own}" for key, own in item.items() if own is not None)
             if isinstance(item, dict)
-            else item
+            else _hashable(item)
         )
         for item in value
     )

@@ -19,6 +19,8 @@ from experiments.report.figures import Picture
 from experiments.report.headline import headline
 from experiments.report.making import compose_page, find, make_report
 from experiments.report.results import group_arms, read_runs
+from experiments.runs.identity import method
+from lamorel_ext.config import Plug
 from lamorel_ext.errors import CheckpointError
 
 ARMS = ["llm_policy", "teacher_frozen", "teacher_feedback+signal=gae"]
@@ -428,3 +430,29 @@ def test_a_bad_folder_ends_with_one_message(
     assert run_main(report, [str(tmp_path)], reads=True) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and message in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "arm, option",
+    [
+        ("reward_program", "method.programs=['distance']"),
+        ("prompt_search", "method.edits=['', 'Look.']"),
+        ("constitution", "method.principles=['Be kind.']"),
+    ],
+)
+def test_a_methods_lists_tell_arms_apart(arm: str, option: str, tmp_path: Path) -> None:
+    runs = [
+        make_config(arm, 0, tmp_path / str(place), [arm], *overrides)
+        for place, overrides in enumerate(([], [option]))
+    ]
+    for config in runs:
+        make_run(config, [0.1, 0.2])
+    labels = [found.label for found in group_arms(read_runs(tmp_path))]
+    assert len(labels) == 2 and option.partition("=")[0] in labels[1]
+
+
+def test_lists_in_lists_and_groups_in_them_make_an_identity(tmp_path: Path) -> None:
+    config = make_config("prompt_search", 0, tmp_path, [])
+    plug = Plug("mine.Method", json.dumps({"pairs": [[1, [2]], [{"a": 1}]]}))
+    found = method(dataclasses.replace(config, method=plug))
+    assert found["method.pairs"] == ((1, (2,)), ("a=1",)) and hash(tuple(found.items()))
