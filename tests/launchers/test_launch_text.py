@@ -622,20 +622,26 @@ time.sleep(120)
 """
 
 
-@pytest.mark.parametrize("signals", [["SIGUSR1", "SIGTERM"], ["SIGTERM", "SIGUSR1"], ["SIGUSR1"]])
-def test_the_first_of_several_signals_is_the_reason(tmp_path: Path, signals: list[str]) -> None:
-    (tmp_path / "ranks_of_a_test.py").write_text(SLOW_TO_END)
-    words = [*accelerate_arguments(demo()), "-m", "ranks_of_a_test", str(tmp_path)]
+def start_slow_ranks(folder: Path, *launcher: str) -> subprocess.Popen[str]:
+    """Three ranks of ``SLOW_TO_END``, started by these arguments of Python; they are all there."""
+    (folder / "ranks_of_a_test.py").write_text(SLOW_TO_END)
+    words = [*accelerate_arguments(demo()), "-m", "ranks_of_a_test", str(folder)]
     child = subprocess.Popen(
-        [sys.executable, "-m", "launchers.elastic", *words],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        [sys.executable, *launcher, *words],
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 240
-    while not all((tmp_path / rank).exists() for rank in "012"):
+    while not all((folder / rank).exists() for rank in "012"):
         assert time.monotonic() < deadline and child.poll() is None
         time.sleep(0.05)
+    return child
+
+
+@pytest.mark.parametrize("signals", [["SIGUSR1", "SIGTERM"], ["SIGTERM", "SIGUSR1"], ["SIGUSR1"]])
+def test_the_first_of_several_signals_is_the_reason(tmp_path: Path, signals: list[str]) -> None:
+    child = start_slow_ranks(tmp_path, "-m", "launchers.elastic")
     for name in signals:
         child.send_signal(signal.Signals[name])
         time.sleep(0.5)
@@ -657,19 +663,8 @@ slow = Slow()
 def test_a_signal_at_the_very_end_does_not_change_the_exit_status(tmp_path: Path) -> None:
     """Slurm ends the other nodes of a step when one has ended."""
     (tmp_path / "slow_end_of_a_test.py").write_text(SLOW_END)
-    (tmp_path / "ranks_of_a_test.py").write_text(SLOW_TO_END)
     start = "import sys, slow_end_of_a_test; from lamorel_ext.programs import from_module"
-    words = [*accelerate_arguments(demo()), "-m", "ranks_of_a_test", str(tmp_path)]
-    child = subprocess.Popen(
-        [sys.executable, "-c", f"{start}; sys.exit(from_module(sys.argv))", "elastic", *words],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 240
-    while not all((tmp_path / rank).exists() for rank in "012"):
-        assert time.monotonic() < deadline and child.poll() is None
-        time.sleep(0.05)
+    child = start_slow_ranks(tmp_path, "-c", f"{start}; sys.exit(from_module(sys.argv))", "elastic")
     child.send_signal(signal.SIGUSR1)
     assert child.stderr is not None
     while "launch: stopped by SIGUSR1;" not in child.stderr.readline():
