@@ -19,7 +19,6 @@ from lamorel_ext.errors import ConfigError
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
 from lamorel_ext.prompts import PromptHistory
 from lamorel_ext.randomness import Draws
-from lamorel_ext.training.baselines import evaluate_bot, evaluate_random
 from lamorel_ext.training.building import environment_name, make_env, make_evaluator
 from lamorel_ext.training.evaluate import run_episodes
 from lamorel_ext.training.exact import ExactEvaluator
@@ -36,6 +35,16 @@ from tests.training.student_fakes import (
 )
 
 EPISODES = 2000
+
+
+def evaluate_random(config, env_factory=make_env):
+    with closing(make_evaluator(config, env_factory)) as evaluator:
+        return evaluator.evaluate(UniformActor())
+
+
+def evaluate_bot(config, env_factory=make_env):
+    with closing(make_evaluator(config, env_factory, with_experts=True)) as evaluator:
+        return evaluator.evaluate(ExpertActor())
 
 
 def make_config(**groups):
