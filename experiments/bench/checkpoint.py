@@ -98,13 +98,8 @@ def cached_checkpoint(shape: Shape = FLAN_T5_SMALL, seed: int = 0) -> Path:
         / "benchmarks"
     )
     tokenizer = "real" if _has_real_tokenizer(shape) else "stand-in"
-    sizes = "-".join(
-        str(size)
-        for size in (
-            shape.d_model, shape.d_kv, shape.d_ff, shape.num_layers, shape.num_heads,
-            shape.vocab_size,
-        )
-    )  # fmt: skip
+    inner = (shape.d_model, shape.d_kv, shape.d_ff, shape.num_layers, shape.num_heads)
+    sizes = "-".join(map(str, (*inner, shape.vocab_size)))
     folder = root / f"t5-{sizes}-{tokenizer}-seed{seed}-v{FORMAT}"
     if not folder.is_dir():
         root.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,13 @@ from experiments.report.results import RETURN, STEPS, SUCCESS, Run, read_run
 from experiments.runs.samples import SYSTEM, WARNINGS, last_lines, read_samples
 from lamorel_ext.errors import CheckpointError, NotThereError
 from lamorel_ext.processes.identity import process
+from lamorel_ext.processes.memory import MEMORY_OF_RANK
 
 FILES = ("config.yaml", "status.json", "metrics.csv", SYSTEM, WARNINGS)
 MOST_WARNINGS = 5
-PHASE, MEMORY, SERVER = "seconds_", "memory_mib_rank_", "server_"
+Stamps = dict[str, tuple[int, int]]
+"""Time of the last change in ns, and bytes, of each file that there is."""
+PHASE, SERVER = "seconds_", "server_"
 """Before the names of what ``lamorel_ext.training.system`` measures."""
 
 
@@ -66,7 +69,7 @@ class Seen:
     @property
     def memory_mib(self) -> dict[int, float]:
         """Of each rank, clients first."""
-        named = self._named(MEMORY).items()
+        named = self._named(MEMORY_OF_RANK).items()
         return dict(sorted((int(name), value) for name, value in named if name.isdecimal()))
 
     @property
@@ -91,7 +94,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._known: dict[Path, tuple[object, Seen]] = {}
+        self._known: dict[Path, tuple[Stamps, Seen]] = {}
 
     def look(self) -> list[Seen]:
         """Every run, in the order of its folder's name.
@@ -114,7 +117,7 @@ class Reader:
         known = self._known.get(folder)
         if known is None or known[0] != stamps:
             name = str(folder.relative_to(self.folder))
-            seen = look_at(folder, name)
+            seen = _read(folder, name, stamps)
             if name == ".":  # the run itself is watched, not its comparison
                 seen = replace(seen, name=folder.name, planned=0)
             known = self._known[folder] = (stamps, seen)
@@ -125,9 +128,9 @@ class Reader:
         return "checkpoints" in folder.relative_to(self.folder).parts
 
 
-def look_at(folder: Path, name: str) -> Seen:
+def _read(folder: Path, name: str, stamps: Stamps) -> Seen:
     """One run; what cannot be read is said in ``problem``."""
-    updated = max((time_ns for time_ns, _ in _stamps(folder).values()), default=0) / 1e9
+    updated = max((time_ns for time_ns, _ in stamps.values()), default=0) / 1e9
     warnings = tuple(last_lines(folder / WARNINGS, MOST_WARNINGS))
     try:
         run = read_run(folder)
@@ -184,7 +187,7 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) and abs(value) < 1e15 else 0.0
 
 
-def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+def _stamps(folder: Path) -> Stamps:
     found = {}
     for name in FILES:
         with suppress(OSError):

@@ -10,6 +10,8 @@ _STATM = Path("/proc/self/statm")
 MIB = 1024.0 * 1024.0
 MEMORY = "memory_mib"
 """What a server's process says about itself, beside what its host says of the model."""
+MEMORY_OF_SERVER, MEMORY_OF_RANK = f"{MEMORY}_server_", f"{MEMORY}_rank_"
+"""Before the number, where several are told together."""
 
 
 def resident_mib() -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lamorel_ext.config import Shards
 from lamorel_ext.errors import ProtocolError, RpcError
-from lamorel_ext.processes.memory import MEMORY
+from lamorel_ext.processes.memory import MEMORY, MEMORY_OF_SERVER
 from lamorel_ext.processes.stopping import Stopped
 from lamorel_ext.rpc import lamorel_shape
 from lamorel_ext.rpc.checks import check_generate, check_score, check_update
@@ -67,9 +67,6 @@ COUNTERS = (
     "queue_seconds",
     "merged_calls",
 )
-
-MEMORY_OF_SERVER = f"{MEMORY}_server_"
-"""Before the number of a server in ``Caller.info``."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 from lamorel_ext.agents.metering import Phases
-from lamorel_ext.rpc.caller import MEMORY_OF_SERVER
+from lamorel_ext.processes.memory import MEMORY_OF_RANK, MEMORY_OF_SERVER
 from lamorel_ext.types import Scalar
 
 PHASES = ("collecting", "scoring", "updating", "learning", "evaluating", "saving")
@@ -18,7 +18,6 @@ PHASES = ("collecting", "scoring", "updating", "learning", "evaluating", "saving
 """
 LEAST_S, MOST_S, SHARE = 5.0, 60.0, 0.005
 """Seconds between two samples: a share of the time so far, within bounds."""
-MEMORY = "memory_mib_rank_"
 
 
 @runtime_checkable
@@ -80,7 +79,7 @@ class SystemMeter:
         row |= {name: since[name] for name in spent}
         row["env_steps_per_s"] = since["env_steps"] / seconds
         row |= _of_servers({name: since[name] for name in told}, seconds)
-        row |= {f"{MEMORY}{rank}": value for rank, value in sorted(memory_mib.items())}
+        row |= {f"{MEMORY_OF_RANK}{rank}": value for rank, value in sorted(memory_mib.items())}
         self._before, self._last, self._sampled = totals, now, True
         return row
 
