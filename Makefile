@@ -38,8 +38,9 @@ demo: setup
 reproduce-small: setup
 	$(call compare_in_halves,reproduce_small)
 
+# Two processes, each with whole files of tests: fixtures of a file are made once. ARGS='-n 0' runs them in one.
 test: setup $(GAMES_INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 # Where TextWorld cannot be had its tests are skipped, and say so.
 $(GAMES_INSTALLED): $(INSTALLED)
