@@ -45,13 +45,16 @@ def run(argv: Sequence[str]) -> int:
     from experiments.watch.reading import Reader
     from experiments.watch.text import plain
 
-    logging.disable(logging.WARNING)  # what is wrong with a folder stands in the picture
     reader = Reader(options.folder)
-    runs = reader.look()
-    if options.once or not sys.stdout.isatty():
-        print(plain(runs))
-        return 0
-    show(reader, runs, options.every)
+    logging.disable(logging.WARNING)  # what is wrong with a folder stands in the picture
+    try:
+        runs = reader.look()
+        if options.once or not sys.stdout.isatty():
+            print(plain(runs))
+        else:
+            show(reader, runs, options.every)
+    finally:
+        logging.disable(logging.NOTSET)
     return 0
 
 
