@@ -108,7 +108,7 @@ def test_complete_runs_are_skipped(
 
     monkeypatch.setattr(compare, "train_one", refuse)
     before = curves(finished)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="experiments"):
         assert compare.run(two_arms(tiny, finished)) == 0
     assert "2 of 2 runs are complete already" in caplog.text and curves(finished) == before
     assert capsys.readouterr().out.splitlines()[-1] == f"report: {finished / 'report.html'}"
@@ -538,7 +538,7 @@ def test_a_launch_with_two_servers_gives_the_numbers_of_one_process(
 def test_the_time_left_follows_from_the_steps_done_so_far(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     ticker = Ticker(total_steps=1000, clock=lambda: now[0])
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="experiments"):
         now[0] = 10.0
         ticker.tell("a", 100, 500)  # 10 steps a second, 900 left
         now[0] = 12.0

@@ -68,6 +68,6 @@ def test_a_log_that_wants_warnings_only_has_no_progress(monkeypatch: pytest.Monk
 
 
 def test_what_was_not_measured_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="experiments"):
         Ticker(10, clock=lambda: 1.0).tell("a", 10, 10, {"success": float("nan"), "return": 0.5})
     assert caplog.messages == ["a: 10 of 10 steps, return 0.500"]
