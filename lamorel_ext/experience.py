@@ -274,6 +274,34 @@ class Rollout:
         return returns
 
 
+@dataclass(frozen=True)
+class Note:
+    """What was done with the LLM besides the guidance, for whoever looks at a recorded rollout.
+
+    Attributes:
+        asked: The question.
+        answered: What the LLM, or whoever stands in its place, said.
+        changed: What followed from it.
+        step: Of the rollout, in the first environment; None where it is about the whole rollout.
+    """
+
+    asked: str
+    answered: str
+    changed: str
+    step: int | None = None
+
+
+@runtime_checkable
+class NoteTaker(Protocol):
+    """A method or agent that takes notes.
+
+    Attributes:
+        notes: Of the present rollout; the run empties them before each.
+    """
+
+    notes: list[Note]
+
+
 class StepListener(Protocol):
     """Who is told of every step while a rollout is collected."""
 

@@ -22,7 +22,10 @@ from lamorel_ext.errors import CheckpointError, NotThereError
 
 MAX_BYTES = 4_500_000
 """Of a page's data."""
-_FACTS = ("agent", "teacher", "vocabulary", "signal", "loss", "channel", "every", "actions")
+_FACTS = (
+    *("agent", "teacher", "vocabulary", "signal", "loss", "channel", "every", "actions"),
+    "method",
+)
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Content:
         _check_origin(path, recorded.header, run)
         made = self._rollout(recorded)
         self.size += len(json.dumps(made))
-        facts = {key: recorded.header[key] for key in _FACTS}
+        facts = {key: recorded.header.get(key) for key in _FACTS}
         entry = self.runs.setdefault(
             (name, seed), {"label": name, "seed": seed, "facts": facts, "rollouts": []}
         )
@@ -89,8 +92,13 @@ class Content:
                 {"samples": update["samples"], "stats": update["stats"]}
                 for update in recorded.updates
             ],
+            "notes": [self._note(note) for note in recorded.notes if note["step"] is None],
             "episodes": [self._episode(header, episode) for episode in recorded.episodes],
         }
+        steps = [step for episode in made["episodes"] for step in episode["steps"]]
+        for note in recorded.notes:
+            if note["step"] is not None and 0 <= note["step"] < len(steps):
+                steps[note["step"]].setdefault("notes", []).append(self._note(note))
         self.size += self.texts.size + self.views.size + self.grids.size - before
         return made
 
@@ -111,6 +119,9 @@ class Content:
             "candidates": None if said is None else [self.texts.place(text) for text in said],
             "steps": [self._step(step) for step in episode.steps],
         }
+
+    def _note(self, note: Line) -> Line:
+        return {key: self.texts.place(note[key]) for key in ("asked", "answered", "changed")}
 
     def _step(self, step: Line) -> Line:
         own = {

@@ -52,6 +52,7 @@ _KEYS = {
         "policy",
     },
     "update": {"number", "samples", "stats"},
+    "note": {"step", "asked", "answered", "changed"},
 }
 """What is needed of each kind of line."""
 
@@ -68,6 +69,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
         ("level", "agent", "vocabulary", "signal", "loss", "channel", "mission", "prompt", "view"),
         _TEXT,
     ),
+    **dict.fromkeys(("asked", "answered", "changed"), _TEXT),
+    "step": (*_COUNT, *_MAYBE),
     "teacher": (*_TEXT, *_MAYBE),
     "every": (*_TEXT, *_COUNT),
     "end": (*_TEXT, *_MAYBE),
@@ -105,11 +108,13 @@ class RecordedRollout:
         header: Its first line.
         episodes: In their order.
         updates: Of the teacher, in their order.
+        notes: Of method and agent, likewise.
     """
 
     header: Line
     episodes: list[Episode]
     updates: list[Line]
+    notes: list[Line]
 
 
 def read_trace(path: Path) -> RecordedRollout:
@@ -199,5 +204,5 @@ def _cut(path: Path, lines: list[Line]) -> RecordedRollout:
     return RecordedRollout(
         lines[0],
         [episode for episode in episodes if episode.steps],
-        [line for line in lines if line["kind"] == "update"],
+        *([line for line in lines if line["kind"] == kind] for kind in ("update", "note")),
     )

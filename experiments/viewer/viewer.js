@@ -15,7 +15,7 @@ const COLOURS = ["red", "green", "blue", "purple", "yellow", "grey"];
 const INK = ["#ff3b30", "#2fe04f", "#4d79ff", "#b070ff", "#ffe14d", "#a6a6a6"];  // minigrid's six, lifted where black would swallow them
 const LETTERS = ["R", "GN", "B", "P", "Y", "GY"];
 const DOORS = ["open", "closed", "locked"];
-const AGENTS = { student: "A student acts alone", llm_policy: "The LLM acts through action heads, without words", drrn: "Q-learning over texts (DRRN) acts",
+const AGENTS = { own: "An agent of its own acts", student: "A student acts alone", llm_policy: "The LLM acts through action heads, without words", drrn: "Q-learning over texts (DRRN) acts",
   cloning: "The BabyAI bot acts, and the LLM learns to say what it does", random: "Actions are uniformly random", bot: "The BabyAI bot acts" };
 
 // --- small tools -------------------------------------------------------------------------------------------------------------
@@ -323,8 +323,10 @@ function drawTeacher(now) {
   const who = llm ? isPolicy() ? "The LLM is the policy: guidance and action are one." : `M(x | s), from which x was drawn. ${hinted(guidance)}`
     : `${run().facts.teacher === "oracle" ? "The BabyAI bot's action." : "Uniformly random."} ${hinted(guidance)}`;
   fill("teacher", head, bars(rows, "Distribution over candidates"),
-    legend(["fill", "when it was drawn"], after && ["tick", "after the feedback's update"], later && ["tick hollow", "after PPO's update"]), note(who));
+    legend(["fill", "when it was drawn"], after && ["tick", "after the feedback's update"], later && ["tick hollow", laterName()]), note(who));
 }
+
+const laterName = () => isPolicy() ? "after PPO" : "after the method's update";
 
 const hinted = (guidance) => guidance ? known(guidance.hint) ? `The student hears the hint “${actionName(guidance.hint)}”.` : "It hints at no particular action." : "";
 
@@ -385,11 +387,11 @@ function drawLearning(now) {
   if (!llm) { fill("learning", element("p", { class: "big" }, "No text of an LLM"), note("Nothing was said, so there is no probability of it to change.")); return; }
   if (llm.text !== undefined && text(llm.text) === "") { fill("learning", note("The LLM said nothing: the empty text has no probability to change.")); return; }
   const stages = [["before", "before", likelihood(llm, llm.before)], ["after feedback", "fill chosen", likelihood(llm, llm.after)],
-    ["after PPO", "later", likelihood(llm, llm.later)]].filter(([, , found]) => found);
+    [laterName(), "later", likelihood(llm, llm.later)]].filter(([, , found]) => found);
   const first = stages[0][2], end = stages[stages.length - 1][2], fed = likelihood(llm, llm.after);
   if (stages.length === 1) {
     fill("learning", element("p", { class: "big" }, `p(xₜ) = ${percent(first.p)}`), facts([["log p(xₜ)", number(first.log)], isFree() ? null : ["summed over its tokens", number(first.sum)]]),
-      note(run().facts.signal === "none" || run().facts.channel === "prompt" ? "The LLM's weights do not change in this arm." : "No update contained this step."));
+      note(run().facts.signal === "none" || run().facts.channel === "prompt" ? "The LLM's weights do not change here." : "No update contained this step."));
     return;
   }
   const change = (fed ?? end).log - first.log;
@@ -397,14 +399,25 @@ function drawLearning(now) {
     parts: [[kind === "before" || kind === "later" ? `fill ${kind}` : kind, found.p]] }));
   const update = known(llm.update) ? rollout().updates[llm.update] : null;
   const size = update && known(update.stats.grad_norm) ? `, gradient norm ${number(update.stats.grad_norm, 2)} before clipping` : "";
-  fill("learning", element("p", { class: "big" }, `Δ log p(xₜ) = `, element("span", { class: signOf(change) }, signed(change, 4)), fed ? "" : " through PPO"),
+  fill("learning", element("p", { class: "big" }, `Δ log p(xₜ) = `, element("span", { class: signOf(change) }, signed(change, 4)), fed ? "" : isPolicy() ? " through PPO" : " through the method"),
     bars(rows, "Probability of what was said"),
     facts([
       ["log p(xₜ)", stages.map(([, , found]) => number(found.log, 4)).join(" → ")],
       isFree() ? null : ["summed over its tokens, nats", stages.map(([, , found]) => number(found.sum, 3)).join(" → ")],
     ]),
     note(update ? `Update ${llm.update + 1} of ${rollout().updates.length} in this rollout, with ${update.samples} sample${update.samples === 1 ? "" : "s"}${size}. Other samples move p too: it need not follow its own sign.`
-      : "There is no feedback edge; PPO's update moves p."));
+      : `There is no feedback edge; ${isPolicy() ? "PPO's" : "the method's"} update moves p.`));
+}
+
+/** What method and agent noted at this step, and of the rollout as a whole. */
+function drawNotes(now) {
+  const own = now.notes ?? [], whole = rollout().notes;
+  $("notes").hidden = own.length + whole.length === 0;
+  const told = (one) => [["asked", one.asked], ["answered", one.answered], ["changed", one.changed]].filter(([, place]) => text(place))
+    .map(([name, place]) => element("p", { class: "told" }, element("small", {}, name), text(place)));
+  const open = $("notes").querySelector("details")?.open ?? own.length === 0;
+  fill("notes", ...own.flatMap(told), own.length || !whole.length ? null : note("Nothing at this step."), whole.length
+    ? element("details", open ? { open: "" } : {}, element("summary", {}, `Of the rollout as a whole: ${whole.length}`), ...whole.flatMap(told)) : null);
 }
 
 function drawChain(now) {
@@ -418,7 +431,7 @@ function drawChain(now) {
     { previous: ["A → A′", `${number(now.previous)} → ${number(now.error)}`, ""], gae: ["GAE advantage", signed(now.advantage), ""],
       weighted: ["GAE advantage", signed(now.advantage), ""], none: null }[run().facts.signal] ?? (run().facts.signal === "none" ? null : ["A′", signed(now.error), ""]),
     run().facts.signal === "none" ? null : ["f", signWord(now.signal), known(now.signal) ? signOf(now.signal) : "none"],
-    before && after ? [now.llm.after ? "p(x) after feedback" : "p(x) after PPO", `${percent(before.p)} → ${percent(after.p)}`, ""] : null,
+    before && after ? [`p(x) ${now.llm.after ? "after feedback" : laterName()}`, `${percent(before.p)} → ${percent(after.p)}`, ""] : null,
   ].filter(Boolean);
   $("chain").replaceChildren(...parts.map(([name, value, kind]) => element("li", {}, element("span", { class: kind }, element("small", {}, name), value))));
 }
@@ -442,6 +455,7 @@ function show(t) {
   drawStudent(now);
   drawOutcome(now);
   drawLearning(now);
+  drawNotes(now);
   drawObservation(now);
   $("slider").value = state.t;
   $("cursor").setAttribute("x", state.t);
@@ -488,7 +502,7 @@ function choose(chosen, t) {
   const own = run().facts;
   $("facts").textContent = [rollout().level, own.agent === "llm_policy" ? "the LLM is the policy" : { llm: "an LLM teaches a student", none: "a student alone", random: "random guidance", oracle: "the BabyAI bot teaches a student" }[own.teacher] ?? AGENTS[own.agent] ?? "",
     own.signal === "none" ? "no feedback" : `signal ${own.signal}, loss ${own.loss}, channel ${own.channel}, ${own.every === "rollout" ? "one update per rollout" : `an update every ${own.every === 1 ? "step" : `${own.every} steps`}`}`,
-    rollout().left_out ? `${rollout().left_out} later steps of this rollout were not recorded` : ""].filter(Boolean).join(" · ");
+    own.method ? `method ${own.method}` : "", rollout().left_out ? `${rollout().left_out} later steps of this rollout were not recorded` : ""].filter(Boolean).join(" · ");
   $("mission").textContent = text(episode().mission);
   $("slider").max = episode().steps.length - 1;
   drawStrip();

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
@@ -53,6 +55,16 @@ def candidate_table(
         llm, tuple(prompt for prompt, _ in asked), tuple(texts for _, texts in asked)
     )
     return table[[asked[pair] for pair in zip(prompts, candidates, strict=True)]]
+
+
+def told_shares(texts: Sequence[str], log_probs: np.ndarray, most: int = 6) -> str:
+    """The likeliest texts with their probabilities, for a note.
+
+    Args:
+        log_probs: ``(at least as many,)`` in nats, normalised.
+    """
+    order = np.argsort(-log_probs[: len(texts)], kind="stable")[:most]
+    return ", ".join(f"{texts[place]} {np.exp(log_probs[place]):.1%}" for place in order)
 
 
 def sample_texts(

@@ -14,7 +14,7 @@ from torch import Tensor
 from lamorel_ext.agents.making import Agent
 from lamorel_ext.agents.student_ppo import LossTerm
 from lamorel_ext.config import Config
-from lamorel_ext.experience import Rollout, Turn
+from lamorel_ext.experience import Note, Rollout, Turn
 from lamorel_ext.prompts import Wording
 from lamorel_ext.types import LlmClient
 
@@ -54,6 +54,7 @@ class Method:
         arguments_type: The dataclass of its options, with ``options.number`` for bounds.
         updaters: The half on the servers: dotted names of ``BaseUpdater`` classes, by the names
             that its update requests have. The client never imports them.
+        notes: See ``NoteTaker``: what a recorded rollout says of it.
     """
 
     name: ClassVar[str] = "method"
@@ -63,6 +64,7 @@ class Method:
 
     def __init__(self, setting: MethodSetting, options: Any = None) -> None:
         self.setting, self.options = setting, options
+        self.notes: list[Note] = []
 
     def rewards(self, turns: Sequence[Turn]) -> np.ndarray | None:
         """What the agent learns from in place of the environment's rewards.

@@ -20,7 +20,7 @@ from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient, Phases
 from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError, ConfigError, UpdateError
-from lamorel_ext.experience import Rollout, Scene
+from lamorel_ext.experience import NoteTaker, Rollout, Scene
 from lamorel_ext.methods.base import Method, MethodSetting, make_method
 from lamorel_ext.methods.feedback.credit import make_credit
 from lamorel_ext.methods.feedback.edge import FeedbackEdge
@@ -182,6 +182,9 @@ class TrainingRun:
             # What an evaluation has asked must not make the rollout cheaper, nor a resumed run
             # round differently.
             self.llm.forget()
+        takers = [own for own in (self.method, self.agent) if isinstance(own, NoteTaker)]
+        for taker in takers:
+            taker.notes.clear()
         begin = time.perf_counter()
         left = (self.budget - self.progress.env_steps) // self.env.num_envs
         self.tracer.begin(
@@ -203,7 +206,7 @@ class TrainingRun:
         except UpdateError as error:
             taken = self.progress.env_steps + rollout.rewards.size
             raise UpdateError(f"after {taken} environment steps: {error}") from error
-        trace = self.tracer.finish(rollout)
+        trace = self.tracer.finish(rollout, [note for taker in takers for note in taker.notes])
         self.progress.averages.add(numbers)
         self.progress.note(rollout, time.perf_counter() - begin - self.tracer.seconds)
         if self.curriculum.note(rollout):

@@ -2,11 +2,11 @@
 was said and done, and what was learnt from it.
 
 A trace is a file of JSON lines, numbers rounded to six digits. The first line is the header, then
-come the episodes, each followed by its steps, and last the updates of the teacher. Every line has a
+come the episodes, each followed by its steps, the updates of the teacher, and last the notes of method and agent. Every line has a
 ``kind``::
 
     trace    version; env_steps and rollout before it began, env (always 0); seed, level, num_distractors, arm, agent, teacher, vocabulary, signal,
-             loss, channel, every; gamma, lam, reward_scale; actions (texts by id; none where each state lists its own); left_out
+             loss, channel, every; method (name of its class, null without one); gamma, lam, reward_scale; actions (texts by id; none where each state lists its own); left_out
              (steps of the rollout after the recorded ones). Of an environment of the user's own level is its dotted name
     episode  number of the environment's episode, and actions (ids) from its start to the first step recorded; both null where the run was resumed
              from a checkpoint that does not know; mission; candidates (what can be said, null where
@@ -19,7 +19,7 @@ come the episodes, each followed by its steps, and last the updates of the teach
              and three groups, each null where there is no such thing:
       llm       chosen (place in candidates, or 0), text; scores of the candidates in nats, summed over their tokens, under the weights that
                 chose (before), after the update that this step's feedback went into (after), and
-                after the policy's own PPO (later); null for each that did not take place; update,
+                after the policy's own PPO or a method's update (later); null for each that did not take place; update,
                 its place among the updates below
       guidance  text that the student heard, hint (action id, or null), and of a teacher that is no LLM its probabilities by candidate
       policy    of an agent that is no LLM, by action: heard, after this guidance; silent, after none (code zero and the row of "no hint", an input
@@ -27,6 +27,7 @@ come the episodes, each followed by its steps, and last the updates of the teach
                 could have said, sum_x M(x|s) pi(a|x,s); the last two null where nobody gives
                 guidance
     update   number, samples, stats (what the server said of it; loss, entropy and the like as they were before the step)
+    note     step (place among all steps of the file, null where it is of the whole rollout); asked, answered, changed: texts
 """  # noqa: E501
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,7 @@ from lamorel_ext.agents.making import Agent
 from lamorel_ext.agents.metering import MeteredClient
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError
-from lamorel_ext.experience import BABYAI, Discount, Rollout, Said, Scene, Turn
+from lamorel_ext.experience import BABYAI, Discount, Note, Rollout, Said, Scene, Turn
 from lamorel_ext.methods.feedback.edge import Pending
 from lamorel_ext.training.trace_lines import (
     ENV,
@@ -55,6 +56,7 @@ from lamorel_ext.training.trace_lines import (
     agent_entries,
     episode_line,
     header_line,
+    note_lines,
     rounded,
     spoke,
     step_line,
@@ -96,6 +98,7 @@ class _Recording:
     entries: list[Line] = field(default_factory=list)
     signals: np.ndarray | None = None
     updates: list[Line] = field(default_factory=list)
+    weights: Hashable = None
 
     def wanted(self, config: Config, pending: Pending) -> list[Said]:
         """What is to be scored: not the empty text, which has no probability, and not more than is
@@ -159,18 +162,20 @@ class Tracer:
             with self._timed():
                 places = _places(recording.scene, rollout)
                 recording.discount = agent.discount
+                recording.weights = self._weights
                 recording.entries = [
                     agent_entries(self._config, agent, turn, scene) for turn, scene in places
                 ]
 
-    def finish(self, rollout: Rollout) -> Trace | None:
-        """The agent has learnt from it; gives what was recorded, if anything."""
+    def finish(self, rollout: Rollout, notes: Sequence[Note] = ()) -> Trace | None:
+        """Agent and method have learnt from it; gives what was recorded, if anything."""
         recording, self._recording = self._recording, None
         if recording is None:
             self._pass_over(rollout, 0)
             return None
         with self._timed():
-            if self._config.arm.agent == "llm_policy":
+            taught = bool(self._config.method) and self._weights != recording.weights
+            if self._config.arm.agent == "llm_policy" or taught:
                 words = [turn.decision.said for turn, _ in _places(recording.scene, rollout)]
                 said = [one for one in words if one is not None and spoke(self._config, one)]
                 recording.scores.later = dict(zip(map(id, said), self._ask(said), strict=True))
@@ -183,7 +188,8 @@ class Tracer:
                 left_out,
                 self._task,
             )
-            lines = (header, *self._steps(recording, rollout), *recording.updates)
+            steps = self._steps(recording, rollout)
+            lines = (header, *steps, *recording.updates, *note_lines(notes, MAX_STEPS))
             self._pass_over(rollout, MAX_STEPS)
         return Trace(recording.env_steps, lines)
 
@@ -258,6 +264,11 @@ class Tracer:
         begin = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - begin
+
+    @property
+    def _weights(self) -> Hashable:
+        """Equal as long as nothing changes the LLM's weights."""
+        return None if self._llm is None else self._llm.weights
 
     def _ask(self, said: Sequence[Said]) -> list[np.ndarray]:
         """Scores of what could have been said, with the weights as they are."""

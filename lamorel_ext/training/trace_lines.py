@@ -14,7 +14,7 @@ from lamorel_ext.agents.guidance import NO_HINT, make_vocabulary
 from lamorel_ext.agents.making import Agent
 from lamorel_ext.agents.student import StudentAgent, action_table
 from lamorel_ext.config import Config
-from lamorel_ext.experience import Discount, Guidance, Rollout, Said, Scene, Turn
+from lamorel_ext.experience import Discount, Guidance, Note, Rollout, Said, Scene, Turn
 from lamorel_ext.randomness import log_softmax
 from lamorel_ext.types import TaskSpec
 
@@ -22,6 +22,9 @@ VERSION = 1
 """Of the format."""
 ENV = 0
 """The environment that is watched."""
+
+MAX_NOTES, MAX_TEXT = 32, 2000
+"""Notes about a whole rollout that are recorded, and characters of each of their texts."""
 
 Line = dict[str, Any]
 
@@ -98,6 +101,7 @@ def header_line(
         "loss": feedback.loss,
         "channel": feedback.channel,
         "every": feedback.every,
+        "method": config.method.target.rpartition(".")[2] or None,
         "gamma": discount.gamma,
         "lam": discount.lam,
         "reward_scale": discount.reward_scale,
@@ -214,6 +218,18 @@ def _student_entries(config: Config, agent: StudentAgent, turn: Turn, scene: Sce
         "guidance": guidance,
         "policy": {"heard": row(probs[0]), "silent": row(probs[1]), "mixed": mixed},
     }
+
+
+def note_lines(notes: Sequence[Note], steps: int) -> list[Line]:
+    """The notes about the first ``steps`` steps, and about the whole rollout."""
+    whole = [note for note in notes if note.step is None][:MAX_NOTES]
+    told = [note for note in notes if note.step is not None and note.step < steps]
+    texts = ("asked", "answered", "changed")
+    return [
+        {"kind": "note", "step": note.step}
+        | {name: getattr(note, name)[:MAX_TEXT] for name in texts}
+        for note in (*told[: 4 * steps], *whole)
+    ]
 
 
 def row(numbers: Sequence[float] | np.ndarray | None) -> list[float | None] | None:

@@ -453,6 +453,54 @@ def test_the_page_names_nothing_outside_itself(page: Path) -> None:
     assert re.findall(r"https?://[^\s\"']*", text) == ["http://www.w3.org/2000/svg"]
 
 
+@pytest.fixture(scope="module")
+def noted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose method takes notes about steps and about the rollout."""
+    folder = tmp_path_factory.mktemp("noted") / "reward_program" / "seed_0"
+    programs = "method.programs=['distance_before - distance']"
+    make_traced_run(config_of("reward_program", folder, programs))
+    path = trace_files(folder)[0]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    told = {"kind": "note", "asked": HOSTILE, "answered": "yes", "changed": "+0.1"}
+    lines += [{**told, "step": 3}, {**told, "step": 99}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_notes_stand_at_their_step_or_with_the_rollout(noted: Path) -> None:
+    data = data_of(viewer.make_viewer(noted))
+    rollout, texts = data["runs"][0]["rollouts"][0], data["texts"]
+    steps = [step for episode in rollout["episodes"] for step in episode["steps"]]
+    assert [place for place, step in enumerate(steps) if "notes" in step] == [3]
+    assert texts[steps[3]["notes"][0]["asked"]] == HOSTILE
+    assert [texts[note["changed"]] for note in rollout["notes"]] == [
+        "the student is paid by distance_before - distance"
+    ]
+    assert data["runs"][0]["facts"]["method"] == "RewardProgram"
+
+
+def test_a_trace_from_before_there_were_notes_is_shown(noted: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(noted, tmp_path / "old" / "seed_0")
+    for path in trace_files(folder).values():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        del lines[0]["method"]
+        kept = [line for line in lines if line["kind"] != "note"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    data = data_of(viewer.make_viewer(folder))
+    assert data["runs"][0]["facts"]["method"] is None
+    assert data["runs"][0]["rollouts"][0]["notes"] == []
+
+
+@pytest.mark.parametrize("step", ["three", 1.5, True])
+def test_a_note_without_a_place_is_refused(noted: Path, tmp_path: Path, step: Any) -> None:
+    path = tmp_path / "step_000000.jsonl"
+    header = trace_files(noted)[0].read_text().splitlines()[0]
+    note = {"kind": "note", "step": step, "asked": "", "answered": "", "changed": ""}
+    path.write_text(header + "\n" + json.dumps(note) + "\n")
+    with pytest.raises(CheckpointError, match="line 2: step is"):
+        read_trace(path)
+
+
 # --- in a browser ---------------------------------------------------------------------------------
 
 
@@ -488,6 +536,16 @@ def test_it_opens_from_a_disk_and_shows_the_step_that_the_address_asks_for(
     step = data_of(page)["runs"][0]["rollouts"][0]["episodes"][0]["steps"][3]
     badge = re.search(r'aria-label="f = (.*?)"', document)
     assert badge and badge.group(1) == {1.0: "+1", -1.0: "−1", 0.0: "0"}[step["signal"]]
+
+
+@in_a_browser
+def test_notes_are_shown_at_their_step_as_plain_text(noted: Path, tmp_path: Path) -> None:
+    page = viewer.make_viewer(noted, tmp_path / "notes.html")
+    document, console = browse(f"{page.as_uri()}?run=0#rollout=0&episode=0&t=3", tmp_path)
+    assert console == []
+    body = re.search(r'<article id="notes"[^>]*>(.*?)</article>', document, re.DOTALL)
+    assert body and "&lt;/script&gt;" in body.group(1) and "<small>answered</small>yes" in document
+    assert "the student is paid by distance_before - distance" in body.group(1)
 
 
 @in_a_browser

@@ -37,6 +37,7 @@ from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import MemoryRecorder
 from lamorel_ext.types import UpdateRequest, UpdateResult
 from tests.training.student_fakes import TableLlm, make_corridor, small_config
+from tests.training.test_traces import RememberingLlm
 from tests.training.test_training import FragileRecorder, Stops, without_seconds
 from tests.updaters.updater_fakes import FakeHost
 
@@ -126,6 +127,44 @@ def test_a_recipe_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert all(
         torch.equal(tensor, fragile.last.tensors[key]) for key, tensor in one.last.tensors.items()
     )
+
+
+class RememberingPairLlm(RememberingLlm, PairLlm):
+    """Both: a server that would notice a question too many, and learns from pairs."""
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recording_a_recipe_changes_nothing_and_tells_what_was_asked(
+    recipe: str, tmp_path: Path
+) -> None:
+    recorded, plain = (MemoryRecorder(tmp_path / name) for name in ("traced", "plain"))
+    made = []
+    for every, recorder in ((1, recorded), (0, plain)):
+        llm = RememberingPairLlm()
+        train(config_of(recipe, run={"trace_every": every}), llm, recorder, make_corridor)
+        made.append(llm.scores)
+    assert without_seconds(recorded.rows) == without_seconds(plain.rows) and made[0] == made[1]
+    notes = [
+        line for trace in recorded.traces.values() for line in trace.lines if line["kind"] == "note"
+    ]
+    assert notes and all(note["answered"] and note["changed"] for note in notes)
+    assert all(set(note) == {"kind", "step", "asked", "answered", "changed"} for note in notes)
+    assert all(note["step"] is None or 0 <= note["step"] < 8 for note in notes)
+
+
+@pytest.mark.parametrize("recipe", ["preferences", "constitution"])
+def test_a_trace_has_the_teachers_scores_after_a_methods_update(
+    recipe: str, tmp_path: Path
+) -> None:
+    recorder = MemoryRecorder(tmp_path)
+    train(config_of(recipe, run={"trace_every": 1}), PairLlm(), recorder, make_corridor)
+    steps = [
+        line["llm"]
+        for trace in recorder.traces.values()
+        for line in trace.lines
+        if line["kind"] == "step" and line["llm"]["later"] is not None
+    ]
+    assert steps and any(step["later"] != step["before"] for step in steps)
 
 
 # --- proxy_reward ---------------------------------------------------------------------------------
@@ -463,4 +502,6 @@ def test_an_agent_of_skills_acts() -> None:
     scene = make_prompted_env(config, make_corridor(config, False)).reset()
     draws = Draws(np.random.default_rng(0), np.random.default_rng(1))
     decision = skills(TableLlm()).decide(scene, draws)
-    assert decision.actions.shape == (4,) and decision.said is None
+    assert decision.actions.shape == (4,) and decision.said is not None
+    agent = skills(TableLlm(), choose="values")
+    assert agent.decide(scene, draws).said is None and "100.0%" in agent.notes[0].answered

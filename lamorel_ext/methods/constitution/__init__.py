@@ -70,6 +70,10 @@ class Constitution(PairMethod):
         table = candidate_table(self.setting.llm, tuple(questions), (ANSWERS,) * len(questions))
         return verdicts(proposed, table[:, 0] - table[:, 1])
 
+    def question(self, pair: Pair) -> str:
+        """See ``PairMethod``."""
+        return judge_question(self._principles, pair.prompt, pair.better, pair.worse)
+
     def _proposed(self, rollout: Rollout) -> list[Pair]:
         """What was said, and a rival, for distinct prompts; no verdict yet."""
         found: dict[str, Pair] = {}

@@ -14,7 +14,7 @@ import numpy as np
 
 from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
 from lamorel_ext.agents.llm_teachers import candidate_table
-from lamorel_ext.experience import Rollout, Turn
+from lamorel_ext.experience import Note, Rollout, Turn
 from lamorel_ext.methods.base import Method, MethodSetting
 from lamorel_ext.methods.goals.sentences import sentence_encoder
 from lamorel_ext.options import number
@@ -83,6 +83,10 @@ class Goals(Method):
                     if goal not in self._paid[env] and self._close(goal, told):
                         self._paid[env].add(goal)
                         bonus[step, env] += self._args.coef
+                if env == 0:
+                    changed = f"{bonus[step, env]:+.4f} to the reward of this step"
+                    asked = self._question(turn.prompts[env])
+                    self.notes.append(Note(asked, ", ".join(goals[step][env]), changed, step))
                 if turn.step.done[env]:
                     self._paid[env], self._carried[env] = set(), ()
         paid = bonus / self._args.coef if self._args.coef else bonus
@@ -109,7 +113,7 @@ class Goals(Method):
         if self._args.choice == "random":
             ranked = [self.setting.rng.permutation(len(texts)) for texts in offered]
         else:
-            asked = tuple(f"{prompt.removesuffix('Action:')}Next goal:" for prompt in prompts)
+            asked = tuple(map(self._question, prompts))
             table = _table(self.setting, asked, offered)
             ranked = [np.argsort(-scores, kind="stable") for scores in table]
         chosen = [
@@ -118,6 +122,12 @@ class Goals(Method):
         ]
         copies = len(turns[0].prompts)
         return [chosen[place : place + copies] for place in range(0, len(chosen), copies)]
+
+    def _question(self, prompt: str) -> str:
+        """What the LLM is asked; nothing where goals are drawn."""
+        if self._args.choice == "random":
+            return ""
+        return f"{prompt.removesuffix('Action:')}Next goal:"
 
     def _close(self, goal: str, told: Sequence[str]) -> bool:
         return any(

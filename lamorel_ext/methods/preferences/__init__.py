@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lamorel_ext.errors import ConfigError, NotThereError
-from lamorel_ext.experience import Rollout
+from lamorel_ext.experience import Note, Rollout
 from lamorel_ext.methods.base import Method, MethodSetting
 from lamorel_ext.methods.preferences.options import PairLoss, PairOptions, PreferencesOptions
 from lamorel_ext.options import in_common
@@ -51,6 +51,10 @@ class PairMethod(Method):
         """What is to be learnt from a rollout."""
         raise NotImplementedError(f"{type(self).__name__} must write pairs()")
 
+    def question(self, pair: Pair) -> str:
+        """What was asked to rank a pair, for a note."""
+        return pair.prompt
+
     def learn(self, rollout: Rollout) -> dict[str, float]:
         """See ``Method``."""
         pairs = self.pairs(rollout)
@@ -69,6 +73,11 @@ class PairMethod(Method):
             options,
         )
         stats = self.setting.llm.update_batch(request).stats
+        steps = steps_of_prompts(rollout)
+        for pair in pairs:
+            changed = f"{pair.better!r} is made likelier against {pair.worse!r}"
+            step = steps.get(pair.prompt)
+            self.notes.append(Note(self.question(pair), f"better: {pair.better}", changed, step))
         return {"pairs": float(len(pairs))} | {
             name: stats[name] for name in PAIR_COLUMNS if name in stats
         }
@@ -101,6 +110,15 @@ class Preferences(PairMethod):
             Pair(pair.prompt, pair.worse, pair.better) if coin else pair
             for pair, coin in zip(pairs, coins, strict=True)
         ]
+
+
+def steps_of_prompts(rollout: Rollout) -> dict[str, int]:
+    """Where the first environment's guidance was asked for with a prompt, the first time."""
+    steps: dict[str, int] = {}
+    for step, turn in enumerate(rollout.turns):
+        if turn.decision.said is not None:
+            steps.setdefault(turn.decision.said.prompts[0], step)
+    return steps
 
 
 def ranked(rollout: Rollout) -> list[Pair]:

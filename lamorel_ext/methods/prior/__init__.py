@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamorel_ext.agents.llm_teachers import candidate_table
+from lamorel_ext.agents.llm_teachers import candidate_table, told_shares
 from lamorel_ext.agents.network import IMPOSSIBLE
 from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.agents.student_ppo import LossTerm
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.experience import Rollout
+from lamorel_ext.experience import Note, Rollout
 from lamorel_ext.methods.base import Method, MethodSetting
 from lamorel_ext.options import number
 from lamorel_ext.randomness import log_softmax, uniform
@@ -71,7 +71,13 @@ class Prior(Method):
         self._steps_seen += rollout.rewards.size
         if self._weight == 0.0:
             return None
-        prior = torch.from_numpy(self._log_probs(rollout)).float()
+        table = self._log_probs(rollout)
+        copies = len(rollout.turns[0].prompts)
+        for step, turn in enumerate(rollout.turns):
+            answered = told_shares(turn.candidates[0], table[step * copies])
+            changed = f"draws the student with weight {self._weight:.3f}"
+            self.notes.append(Note(turn.prompts[0], answered, changed, step))
+        prior = torch.from_numpy(table).float()
 
         def term(rows: Tensor, log_probs: Tensor) -> Tensor:
             pair = (log_probs, prior[rows])

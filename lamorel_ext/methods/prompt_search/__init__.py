@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.experience import Rollout
+from lamorel_ext.experience import Note, Rollout
 from lamorel_ext.methods.base import Method, MethodSetting
 from lamorel_ext.options import number
 from lamorel_ext.prompts import Wording
@@ -94,6 +94,10 @@ class PromptSearch(Method):
         self._worth[used] += (change - self._worth[used]) / self._tries[used]
         found = {"edit": float(used), "worth": float(self._worth[used])}
         self._use(self._choose())
+        answered = f"{reward:.5f} a step, {change:+.5f} against the mean so far"
+        changed = f"the next rollout is asked with: {self._args.edits[self._edit]!r}"
+        asked = f"Instruction before every prompt: {self._args.edits[used]!r}"
+        self.notes.append(Note(asked, answered, changed))
         return found
 
     def state(self) -> dict[str, Any]:

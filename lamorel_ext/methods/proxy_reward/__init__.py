@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lamorel_ext.agents.llm_teachers import candidate_table
-from lamorel_ext.experience import Turn
+from lamorel_ext.experience import Note, Turn
 from lamorel_ext.methods.base import Method, MethodSetting
 from lamorel_ext.options import number
 
@@ -74,6 +74,11 @@ class ProxyReward(Method):
         for place, value in zip(places, odds, strict=True):
             answers[place] = float(np.clip(value, -self._args.limit, self._args.limit))
         bonus = np.stack([self._bonus(step, turn, answers) for step, turn in enumerate(turns)])
+        for (step, env), asked, value in zip(places, questions, odds, strict=True):
+            if env == 0:
+                answered = f"log-odds of yes against no: {value:+.3f} nats"
+                changed = f"{bonus[step, env]:+.4f} to the reward of this step"
+                self.notes.append(Note(asked, answered, changed, step))
         self._numbers = {"bonus": float(bonus.mean())}
         if len(odds):
             self._numbers["log_odds"] = float(np.mean(odds))

@@ -13,10 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from lamorel_ext.agents.features import views_of
-from lamorel_ext.agents.llm_teachers import candidate_table, sample_texts
+from lamorel_ext.agents.llm_teachers import candidate_table, sample_texts, told_shares
 from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.experience import Rollout, Turn
+from lamorel_ext.experience import Note, Rollout, Turn
 from lamorel_ext.methods.base import Method, MethodSetting
 from lamorel_ext.methods.reward_program.language import (
     TASK,
@@ -26,7 +26,7 @@ from lamorel_ext.methods.reward_program.language import (
     read_program,
 )
 from lamorel_ext.options import number
-from lamorel_ext.randomness import sample_rows
+from lamorel_ext.randomness import log_softmax, sample_rows
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,7 @@ class RewardProgram(Method):
         search = self._search
         own, earned = search.tried[search.place], search.earned / (search.rollouts - 1)
         search.told.append(f"{own[1]}. Result: {earned:.4f}")
+        self.notes.append(Note("", own[1], f"judged: the environment paid {earned:.4f} a step"))
         if search.fitness is None or earned > search.fitness:
             search.best, search.fitness, self._best = own, earned, self._agent.tensors()
         search.place, search.rollouts, search.earned = search.place + 1, 0, 0.0
@@ -197,6 +198,8 @@ class RewardProgram(Method):
         search = self._search
         own = search.tried[search.place] if search.tried else search.best
         self._program = read_program(*own) if own else None
+        if own:
+            self.notes.append(Note("", own[1], f"the student is paid by {own[0]}"))
 
     def _bonus(self, turn: Turn, program: Program) -> np.ndarray:
         """``(num_envs,)``: what a program adds to the rewards of a step."""
@@ -222,7 +225,10 @@ class RewardProgram(Method):
             table = np.zeros((1, len(options)))
             if args.proposals == "chosen":
                 table = candidate_table(setting.llm, (prompt,), (options,))
-            return options[int(sample_rows(table, setting.rng)[0])]
+            chosen = options[int(sample_rows(table, setting.rng)[0])]
+            answered = told_shares(options, log_softmax(table)[0])
+            self.notes.append(Note(prompt, answered, f"chosen: {chosen}"))
+            return chosen
 
         programs = [derived(choose, args.max_terms) for _ in range(args.count)]
         return [[program.text, program.words] for program in programs]
@@ -241,4 +247,7 @@ class RewardProgram(Method):
             except ConfigError as error:
                 search.refused += 1
                 search.told.append(f"{line[:80]}. Error: {error.problems[0][:160]}")
+                self.notes.append(Note(prompts[0], line, f"refused: {error.problems[0]}"))
+            else:
+                self.notes.append(Note(prompts[0], line, "will be tried"))
         return found

@@ -15,15 +15,15 @@ from torch.nn import functional as F
 
 from lamorel_ext.agents.features import encode_states, feature_size
 from lamorel_ext.agents.guidance import Vocabulary, choose_guidance, every_guidance, make_vocabulary
-from lamorel_ext.agents.llm_teachers import LlmTeacher
+from lamorel_ext.agents.llm_teachers import LlmTeacher, told_shares
 from lamorel_ext.agents.making import AgentSetting, make_network
 from lamorel_ext.agents.optimizer import FlatAdam
 from lamorel_ext.agents.student import StudentAgent, expect_tensor, student_batch
 from lamorel_ext.agents.student_ppo import LossTerm
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.experience import Guidance, Rollout, Scene
+from lamorel_ext.experience import Guidance, Note, Rollout, Said, Scene
 from lamorel_ext.options import number
-from lamorel_ext.randomness import Draws, sample_rows
+from lamorel_ext.randomness import Draws, entropies, sample_rows
 from lamorel_ext.types import LlmClient, TaskSpec
 
 
@@ -93,23 +93,41 @@ class SkillTeacher:
         self._vocabulary, self._values, self._choose = vocabulary, values, choose
         self.guidance_codes = vocabulary.size
         self.options: Guidance | None = every_guidance(vocabulary)
+        self.notes: list[Note] = []
 
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
-        chosen = sample_rows(np.log(self.distribution(scene)), draws.guidance)
-        return choose_guidance(self._vocabulary, chosen)
+        llm, probs = self._chances(scene)
+        log_probs = np.log(probs)
+        chosen = sample_rows(log_probs, draws.guidance)
+        texts = self._vocabulary.of(scene)
+        own = texts[0][chosen[0]]
+        answered = told_shares(texts[0], np.log(llm[0]))
+        changed = f"with the values: {told_shares(texts[0], log_probs[0])}; chosen: {own}"
+        self.notes.append(Note(scene.shown[0], answered, changed, len(self.notes)))
+        if self._choose == "values":
+            return choose_guidance(self._vocabulary, chosen)
+        taken = log_probs[np.arange(len(chosen)), chosen]
+        said = Said(scene.shown, texts, chosen, taken, entropies(log_probs), log_probs)
+        return choose_guidance(self._vocabulary, chosen, said)
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
-        probs = np.ones((len(scene), self.guidance_codes))
+        return self._chances(scene)[1]
+
+    def _chances(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+        """The LLM's probabilities, ones where it is not asked, and those by which a skill is drawn,
+        ``(n, skills)`` each.
+        """
+        llm = values = np.ones((len(scene), self.guidance_codes))
         if self._choose != "values":
-            probs = probs * self._speaker.distribution(scene)
+            llm = self._speaker.distribution(scene)
         if self._choose != "llm":
             features = torch.from_numpy(encode_states(scene.observations, self._task))
             with torch.inference_mode():
-                probs = probs * torch.sigmoid(self._values(features)).double().numpy()
-        normalised: np.ndarray = probs / probs.sum(axis=1, keepdims=True)
-        return normalised
+                values = torch.sigmoid(self._values(features)).double().numpy()
+        weights = llm * values
+        return llm, weights / weights.sum(axis=1, keepdims=True)
 
 
 class Skills(StudentAgent):
@@ -133,6 +151,7 @@ class Skills(StudentAgent):
         )
         teacher = SkillTeacher(setting.llm, vocabulary, self.skill_values, options.choose, task)
         super().__init__(network, teacher, args, options.choose != "values", task)
+        self.notes = teacher.notes
         self._options = options
         self._skill_optimizer = FlatAdam(list(self.skill_values.parameters()))
         self.columns = (*self.columns, "skills_loss")
