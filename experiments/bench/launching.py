@@ -1,4 +1,4 @@
-"""One client and one server as processes of their own, for benchmarks of the real transport."""
+"""One client and its servers as processes of their own, for benchmarks of the real transport."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 600.0
 
 
-def run_ranks(module: str, spec: Mapping[str, Any]) -> Any:
-    """Start ``python -m module SPEC`` as client and as server, where SPEC is a file with ``spec``
-    as JSON.
+def run_ranks(module: str, spec: Mapping[str, Any], num_servers: int = 1) -> Any:
+    """Start ``python -m module SPEC`` as client and as each server, where SPEC is a file with
+    ``spec`` as JSON.
 
     Returns:
         What the client printed in its last line, read as JSON.
@@ -30,25 +30,27 @@ def run_ranks(module: str, spec: Mapping[str, Any]) -> Any:
         path = Path(scratch) / "spec.json"
         path.write_text(json.dumps(spec), encoding="utf-8")
         port = _free_port()
-        ranks = [_start(module, rank, port, path) for rank in (0, 1)]
+        size = 1 + num_servers
+        ranks = [_start(module, rank, size, port, path) for rank in range(size)]
         try:
             printed, complaints = ranks[0].communicate(timeout=TIMEOUT_S)
-            _, more = ranks[1].communicate(timeout=TIMEOUT_S)
+            more = "\n".join(rank.communicate(timeout=TIMEOUT_S)[1] for rank in ranks[1:])
         finally:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
     if any(rank.returncode for rank in ranks):
-        raise RuntimeError(f"a rank failed:\n{complaints}\n{more}")
+        codes = [rank.returncode for rank in ranks]
+        raise RuntimeError(f"a rank failed {codes}:\n{complaints}\n{more}")
     return json.loads(printed.splitlines()[-1])
 
 
-def _start(module: str, rank: int, port: int, spec: Path) -> subprocess.Popen[str]:
+def _start(module: str, rank: int, size: int, port: int, spec: Path) -> subprocess.Popen[str]:
     launch = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
     }
     launch |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-m", module, str(spec)]

@@ -33,6 +33,7 @@ ROWS = {
     "update_64": ["update_64", "update_64_distinct"],
     "env_text": ["env_text", "env_text_16"], "env_paper": ["env_paper", "env_paper_16"],
     "transport_share": ["transport_share", "rpc_round_trip"],
+    "two_servers": ["two_servers_score", "two_servers_update"],
     "iterations": [
         "iteration_llm_policy", "iteration_llm_policy_feedback", "iteration_teacher_frozen", "iteration_teacher_feedback",
         "iteration_student_alone",
@@ -43,7 +44,7 @@ ROWS = {
 
 BARS = {
     "score_rollout": 8.0, "score_distinct": 2.5, "score_limit": 0.6, "score_two": 1.5, "score_growth": 3.0, "update_64": 2.2, "update_320": 5.0,
-    "update_script": 3.0, "update_64_distinct": 6.0, "env_text_16": 50.0,
+    "update_script": 3.0, "two_servers_score": 1.7, "two_servers_update": 1.7, "update_64_distinct": 6.0, "env_text_16": 50.0,
     "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0, "figure2_2100": 40.0, "score_gpu": 20_000.0,
 }  # fmt: skip
 

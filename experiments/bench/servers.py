@@ -1,0 +1,123 @@
+"""What a second server of one thread gives: distinct prompts scored, and a PPO epoch, by launches
+of one server and of two that take turns.
+
+``python -m experiments.bench.servers SPEC`` is one rank of such a launch, see ``launching``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from experiments.bench.harness import Detail, Row, make_row, rates, ratios, rounded
+from experiments.bench.launching import run_ranks
+from experiments.bench.subjects import LOCAL_LEVEL, Subjects
+from experiments.bench.updates import Transitions
+from experiments.bench.workloads import distinct_calls, ppo_data
+from lamorel_ext.config import DistributedSetupArgs, LamorelArgs, LlmArgs
+from lamorel_ext.llm.loading import load_host
+from lamorel_ext.llm.module_functions import ValueHead
+from lamorel_ext.llm.serving import Hosted, serve
+from lamorel_ext.llm.updaters import make_updaters
+from lamorel_ext.rpc.caller import Caller
+from lamorel_ext.rpc.distributed import launched_role
+from lamorel_ext.rpc.runtime import connect
+from lamorel_ext.types import ScoreRequest
+
+BAR = 1.7
+MINIBATCH = 64
+WORK = ("score", "update")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a launch does: the model's folder, distinct prompts, servers and their threads."""
+
+    folder: str
+    prompts: list[str]
+    num_servers: int
+    num_threads: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Seconds of one call for all scores and of one PPO epoch; the scores' sum, to compare."""
+
+    score: float
+    update: float
+    total: float
+
+
+def two_servers(subjects: Subjects) -> list[Row]:
+    """How many times one server's distinct prompts two servers answer in the same time, and how
+    many times faster they update; a thread each.
+    """
+    setting = subjects.setting
+    env = subjects.make_env(LOCAL_LEVEL)
+    calls = distinct_calls(env, setting.distinct_calls, setting.num_envs)
+    prompts = [prompt for call in calls for prompt in call]
+    reports: dict[int, list[Report]] = {1: [], 2: []}
+    for _ in range(setting.repetitions):
+        for number, own in reports.items():
+            spec = Spec(str(subjects.folder), prompts, number, subjects.num_threads)
+            told = run_ranks("experiments.bench.servers", asdict(spec), number)
+            own.append(Report(**told))
+    off = max(abs(two.total - one.total) for one in reports[1] for two in reports[2])
+    shared: dict[str, Detail] = {"prompts": len(prompts), "minibatch_size": MINIBATCH}
+    shared["mean_difference_nats"] = rounded(off / (6 * len(prompts)))
+    rows = []
+    for name in WORK:
+        seconds = {
+            f"servers_{number}": [getattr(report, name) for report in own]
+            for number, own in reports.items()
+        }
+        detail = shared | rates(len(prompts), "prompts", seconds)
+        values = ratios(seconds["servers_1"], seconds["servers_2"])
+        rows.append(make_row(f"two_servers_{name}", values, BAR, "x", detail=detail))
+    return rows
+
+
+def main(path: Path) -> None:
+    """Be a server or the client, as the environment says."""
+    spec = Spec(**json.loads(path.read_text(encoding="utf-8")))
+    torch.set_num_threads(spec.num_threads)
+    args = LamorelArgs(
+        distributed_setup_args=DistributedSetupArgs(n_llm_processes=spec.num_servers),
+        llm_args=LlmArgs(model_path=spec.folder, cache_size=0, num_threads=spec.num_threads),
+    )
+    role = launched_role(args)
+    if role is not None and role.is_server:
+        serve(
+            args,
+            lambda _: Hosted(
+                load_host(args.llm_args, torch.device("cpu"), {"value": ValueHead()}),
+                make_updaters(),
+            ),
+        )
+    else:
+        with connect(args) as caller:
+            print(json.dumps(asdict(_measure(caller, spec.prompts))))
+
+
+def _measure(caller: Caller, prompts: list[str]) -> Report:
+    transitions = Transitions(tuple(prompts), ppo_data(len(prompts), seed=0))
+    scores = ScoreRequest(transitions.prompts, transitions.candidates)
+    update = transitions.request(min(MINIBATCH, len(prompts)))
+    # Each once untimed: buffers, and the optimiser's moments.
+    first = caller.score_batch(scores)
+    caller.update_batch(update)
+    start = time.perf_counter()
+    caller.score_batch(scores)
+    middle = time.perf_counter()
+    caller.update_batch(update)
+    end = time.perf_counter()
+    return Report(middle - start, end - middle, float(first.log_probs.double().sum()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
