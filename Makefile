@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
 GAMES_INSTALLED := $(VENV)/.games-installed
 
-.PHONY: setup demo reproduce-small test test-fast test-portable cluster-test check bench docs chaos clean
+.PHONY: setup demo reproduce-small test test-fast test-portable cluster-test gpu-check check bench docs chaos clean
 
 setup: $(INSTALLED)
 
@@ -62,6 +62,10 @@ test-portable: setup
 # `apt-get install slurm-wlm munge iproute2`; says so and passes where they are missing. Some of it: ARGS='-k requeue'.
 cluster-test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.cluster $(ARGS)
+
+# What only a GPU can show; says "not run here" where there is none.
+gpu-check: setup
+	$(BIN)/python -m tests.gpu
 
 check: setup
 	$(BIN)/ruff check .
