@@ -172,3 +172,37 @@ class StudentNetwork(nn.Module):
         hidden = torch.relu(F.linear(features, self.critic_in, self.critic_in_bias))
         hidden = torch.relu(F.linear(hidden, self.critic_mid, self.critic_mid_bias))
         return F.linear(hidden, self.critic_out, self.critic_out_bias).squeeze(1)
+
+
+class TwoLayers(nn.Module):
+    """A small network with one hidden layer; its outputs start near zero.
+
+    Args:
+        outputs: Numbers that it gives.
+        inputs: Size of the vectors that it reads.
+        hidden_size: Of the hidden layer.
+        generator: Draws the initial weights.
+    """
+
+    def __init__(
+        self, outputs: int, inputs: int, hidden_size: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+
+        def weight(rows: int, columns: int, gain: float) -> nn.Parameter:
+            drawn = nn.init.orthogonal_(torch.empty(rows, columns), gain, generator=generator)
+            return nn.Parameter(drawn)
+
+        self.first, self.first_bias = (
+            weight(hidden_size, inputs, math.sqrt(2.0)),
+            nn.Parameter(torch.zeros(hidden_size)),
+        )
+        self.last, self.last_bias = (
+            weight(outputs, hidden_size, 0.01),
+            nn.Parameter(torch.zeros(outputs)),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(n, outputs)`` from ``(n, inputs)``."""
+        hidden = torch.relu(F.linear(features, self.first, self.first_bias))
+        return F.linear(hidden, self.last, self.last_bias)

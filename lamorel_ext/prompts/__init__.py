@@ -8,6 +8,7 @@ from lamorel_ext.prompts.templates import (
     glam_prompt_french,
     lamorel_prompt,
     with_feedback,
+    with_line,
 )
 from lamorel_ext.prompts.wordings import PLAIN, WORDINGS, Wording
 
@@ -23,4 +24,5 @@ __all__ = [
     "glam_prompt_french",
     "lamorel_prompt",
     "with_feedback",
+    "with_line",
 ]

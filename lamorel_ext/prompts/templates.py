@@ -109,16 +109,20 @@ def feedback_sentence(signal: float) -> str:
 
 
 def with_feedback(prompt: str, signal: float) -> str:
-    """Put the feedback in a line of its own before the prompt's last line, in the manner of its
-    template.
+    """Put the feedback in a line of its own, see ``with_line``.
 
     Args:
         prompt: A prompt of this module.
         signal: f_t of the last instruction; 0 leaves the prompt as it is.
     """
     sentence = feedback_sentence(signal)
-    if not sentence:
-        return prompt
+    return with_line(prompt, sentence) if sentence else prompt
+
+
+def with_line(prompt: str, sentence: str) -> str:
+    """Put a sentence in a line of its own before the prompt's last line, in the manner of its
+    template.
+    """
     head, newline, last_line = prompt.rpartition("\n")
     edge = " " if last_line.startswith(" ") else ""
     return f"{head}{newline}{edge}{sentence}{edge}\n{last_line}"

@@ -22,15 +22,25 @@ from lamorel_ext.methods.constitution import (
     Constitution,
     ConstitutionOptions,
     judge_question,
+    masked,
     verdicts,
 )
 from lamorel_ext.methods.goals import Goals, GoalsOptions, captions, goals_of
-from lamorel_ext.methods.preferences import Pair, ranked, read_rankings
-from lamorel_ext.methods.preferences.options import PairOptions
+from lamorel_ext.methods.preferences import Preferences, payments, weights_of_returns
+from lamorel_ext.methods.preferences.data import (
+    Pair,
+    Told,
+    ranked,
+    read_rankings,
+    read_traces,
+    told_in,
+)
+from lamorel_ext.methods.preferences.options import PairOptions, PreferencesOptions
+from lamorel_ext.methods.preferences.reward_model import RewardModel, ranked_episodes
 from lamorel_ext.methods.preferences.updater import PairUpdater
 from lamorel_ext.methods.prompt_search import PromptSearch, PromptSearchOptions
 from lamorel_ext.methods.proxy_reward import ProxyReward, ProxyRewardOptions, question
-from lamorel_ext.methods.skills import Skills, SkillsOptions
+from lamorel_ext.methods.skills import Skills, SkillsOptions, monologue
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.randomness import Draws, make_rng
 from lamorel_ext.training.loop import train
@@ -110,14 +120,11 @@ def config_of(recipe: str, **groups: Any) -> Config:
 # --- in a run -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_that_was_stopped_goes_on_as_if_it_had_not_been(
-    recipe: str, tmp_path: Path
-) -> None:
-    config = config_of(recipe)
-    one = MemoryRecorder(tmp_path / "one")
+def check_resume(config: Config, folder: Path) -> None:
+    """A run that was stopped goes on as if it had not been."""
+    one = MemoryRecorder(folder / "one")
     train(config, PairLlm(), one, make_corridor)
-    fragile = FragileRecorder(tmp_path / "two")
+    fragile = FragileRecorder(folder / "two")
     with pytest.raises(Stops):
         train(config, PairLlm(), fragile, make_corridor)
     fragile.rollouts_left = 9
@@ -127,6 +134,13 @@ def test_a_recipe_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert all(
         torch.equal(tensor, fragile.last.tensors[key]) for key, tensor in one.last.tensors.items()
     )
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_that_was_stopped_goes_on_as_if_it_had_not_been(
+    recipe: str, tmp_path: Path
+) -> None:
+    check_resume(config_of(recipe), tmp_path)
 
 
 class RememberingPairLlm(RememberingLlm, PairLlm):
@@ -281,6 +295,23 @@ def test_random_goals_ask_no_llm() -> None:
     assert llm.requests == [] and 0.2 < float((paid > 0).mean()) < 0.47  # one goal in three
 
 
+def test_goals_that_the_llm_writes_are_paid_and_empty_ones_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = {"Next goal:": "go to the red ball", "other Next goal:": ""}
+
+    def write(llm: Any, prompts: tuple[str, ...], size: int, seed: int) -> Any:
+        assert size == 5
+        return [written[prompt] for prompt in prompts], np.zeros(len(prompts))
+
+    monkeypatch.setattr("lamorel_ext.methods.goals.sample_texts", write)
+    goals = Goals(setting(), GoalsOptions(coef=0.5, choice="written", max_new_tokens=5))
+    seen = "You see a red ball 1 step forward"
+    turns = [turn(prompt="other Action:", seen=seen), turn(prompt="Action:", seen=seen)]
+    assert goals.rewards(turns)[:, 0].tolist() == [0.0, 0.5]
+    assert goals.notes[0].answered == "" and goals.notes[1].asked == "Next goal:"
+
+
 def test_a_missing_sentence_encoder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"method.encoder: minilm is not installed"):
@@ -292,7 +323,10 @@ def test_a_missing_sentence_encoder_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 def said(prompt: str, chosen: int) -> Any:
     texts = ("left", "right", "")
-    words = SimpleNamespace(prompts=(prompt,), candidates=(texts,), chosen=np.array([chosen]))
+    scores = np.log([[0.5, 0.25, 0.25]])
+    words = SimpleNamespace(
+        prompts=(prompt,), candidates=(texts,), chosen=np.array([chosen]), scores=scores
+    )
     return SimpleNamespace(decision=SimpleNamespace(said=words))
 
 
@@ -302,7 +336,129 @@ def test_a_states_best_guidance_is_ranked_above_its_worst() -> None:
     advantages = np.array([[0.5], [0.1], [-0.5], [9.0], [1.0], [1.0], [0.0]])
     rollout: Any = SimpleNamespace(turns=turns, advantages=advantages)
     # a: left has (.5 - .5) / 2 = 0, right .1; b: one text; c: a tie
-    assert ranked(rollout) == [Pair("a", "right", "left")]
+    assert ranked(told_in(rollout)) == [Pair("a", "right", "left")]
+
+
+def told(prompt: str, chosen: int, advantage: float, log_probs: Any = ()) -> Told:
+    return Told(prompt, ("left", "right"), chosen, advantage, np.array(log_probs))
+
+
+def test_weights_of_returns_by_hand() -> None:
+    # standardised: -1 and 1; e^-2 and 1 over their mean
+    assert weights_of_returns(np.array([2.0, 6.0]), 1.0) == pytest.approx(
+        [2 * math.exp(-2) / (1 + math.exp(-2)), 2 / (1 + math.exp(-2))]
+    )
+    assert weights_of_returns(np.array([3.0, 3.0]), 0.1).tolist() == [1.0, 1.0]
+
+
+def test_returns_pull_the_guidance_by_its_weight() -> None:
+    llm = PairLlm()
+    method = Preferences(setting(llm), PreferencesOptions(learn="returns", temperature=0.5))
+    rollout: Any = SimpleNamespace(
+        turns=[said("a", 0), said("b", 1)], advantages=np.array([[1.0], [0.0]])
+    )
+    assert method.learn(rollout)["pairs"] == 2.0
+    request = llm.requests[-1]
+    assert request.updater == "feedback" and request.options["loss"] == "reinforce"
+    assert request.data["chosen"].tolist() == [0, 1]
+    assert request.data["signals"].tolist() == pytest.approx(
+        weights_of_returns(np.array([1.0, 0.0]), 0.5).tolist()
+    )
+    assert [note.step for note in method.notes] == [0, 1]
+
+
+def test_a_reward_models_loss_and_step_by_hand() -> None:
+    model = RewardModel(8, torch.Generator().manual_seed(0))
+    pair = ((("p", "good"),), (("p", "bad"), ("p", "worse")))
+    paid = model.rewards([("p", "good"), ("p", "bad"), ("p", "worse")]).tolist()
+    margin = paid[0] - paid[1] - paid[2]
+    first = model.learn([pair], lr=0.0, epochs=2)
+    assert first["loss"] == pytest.approx(math.log1p(math.exp(-margin)), abs=1e-6)
+    assert first["margin"] == pytest.approx(margin, abs=1e-6)
+    assert model.learn([pair], lr=0.01, epochs=60)["loss"] < first["loss"]
+    assert model.learn([pair], lr=0.0, epochs=1)["accuracy"] == 1.0
+
+
+def test_a_payment_is_what_a_text_is_paid_above_the_mean() -> None:
+    model = RewardModel(8, torch.Generator().manual_seed(0))
+    left, right = model.rewards([("a", "left"), ("a", "right")]).tolist()
+    mean = 0.75 * left + 0.25 * right
+    found = payments(model, [told("a", 1, 0.0, np.log([0.75, 0.25]))])
+    assert found.tolist() == pytest.approx([right - mean], abs=1e-6)
+    alone = payments(model, [Told("a", ("left",), 0, 0.0, np.array([-9.0]))])
+    assert alone.tolist() == pytest.approx([left], abs=1e-6)
+
+
+def test_episodes_are_ranked_by_their_return() -> None:
+    rewards = np.array([[0.0], [1.0], [0.0], [0.5], [0.2]])
+    done = np.array([[False], [True], [True], [True], [False]])
+    turns = [said(name, 0) for name in "abcde"]
+    rollout: Any = SimpleNamespace(turns=turns, rewards=rewards, done=done)
+    # returns 1 (a, b), 0 (c), .5 (d); e's episode has not ended, and the middle one has no partner
+    assert ranked_episodes(rollout) == [((("a", "left"), ("b", "left")), (("c", "left"),))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"learn": "returns"}, {"learn": "reward_model"}, {"learn": "reward_model", "of": "episodes"}],
+)
+def test_every_way_to_learn_preferences_goes_on_as_if_it_had_not_been_stopped(
+    options: dict[str, str], tmp_path: Path
+) -> None:
+    plug = Plug("lamorel_ext.methods.preferences.Preferences", json.dumps(options))
+    check_resume(dataclasses.replace(config_of("preferences"), method=plug), tmp_path)
+
+
+def test_recorded_rollouts_are_learnt_from(tmp_path: Path) -> None:
+    lines = [
+        {"kind": "trace"},
+        {"kind": "episode", "candidates": ["left", "right"]},
+        {"kind": "step", "prompt": "p", "llm": {"text": "right"}, "advantage": 0.5},
+        {"kind": "step", "prompt": "p", "llm": {"text": "left"}, "advantage": -0.5},
+        {"kind": "step", "prompt": "q", "llm": None, "advantage": 0.5},
+    ]
+    (tmp_path / "traces").mkdir()
+    path = tmp_path / "traces" / "000000.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert read_traces(tmp_path) == [told("p", 1, 0.5), told("p", 0, -0.5)]
+    method = Preferences(setting(), PreferencesOptions(traces=str(tmp_path)))
+    assert method.pairs(None) == [Pair("p", "right", "left")]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ('{"kind": "step", "prompt": "p", "llm": {"text": "a"}}', "line 2: not a line of a trace"),
+        ('{"kind": "step", "prompt": "p", "llm": {"text": "a"}, "advantage": NaN}', "line 2: adv"),
+        ("[]", "line 2: not a line of a trace"),
+        ("[" * 100_000, "line 2: no JSON"),
+        ('{"kind": "note"}', "no guidance of an LLM in it"),
+    ],
+)
+def test_a_recorded_rollout_that_is_none_is_told_by_its_line(
+    tmp_path: Path, line: str, words: str
+) -> None:
+    (tmp_path / "traces").mkdir()
+    (tmp_path / "traces" / "000000.jsonl").write_text('{"kind": "trace"}\n' + line + "\n")
+    with pytest.raises(ConfigError) as caught:
+        read_traces(tmp_path)
+    assert words in str(caught.value) and "000000.jsonl" in str(caught.value)
+    with pytest.raises(NotThereError, match="no recorded rollouts"):
+        read_traces(tmp_path / "traces")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"rankings": "a", "traces": "b"}, "one of them"),
+        ({"rankings": "a", "learn": "returns"}, "rankings have no returns"),
+        ({"of": "episodes"}, "needs method.learn=reward_model"),
+        ({"of": "episodes", "learn": "reward_model", "traces": "b"}, "own episodes"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_told(options: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Preferences(setting(), PreferencesOptions(**options))
 
 
 def test_the_loss_of_a_pair_by_hand() -> None:
@@ -397,6 +553,13 @@ def test_verdicts_cancel_a_liking_for_a_letter() -> None:
     assert verdicts(proposed, odds) == [Pair("p", "a", "b"), Pair("q", "d", "c")]
 
 
+def test_what_is_hardly_ever_said_is_not_judged() -> None:
+    log_probs = np.log([[0.5, 0.1, 0.4], [0.05, 0.9, 0.05]])
+    assert masked(log_probs, 1.0) is log_probs
+    kept = np.exp(masked(log_probs, 0.8))
+    assert kept == pytest.approx(np.array([[5 / 9, 0.0, 4 / 9], [0.0, 1.0, 0.0]]))
+
+
 def test_a_question_to_the_judge_has_its_principles_or_none() -> None:
     assert judge_question(("Be kind.",), "Goal: go\nAction:", "left", "right") == (
         "Be kind.\nGoal: go\nAdvice A: left\nAdvice B: right\nBetter advice:"
@@ -474,6 +637,35 @@ def test_skills_are_chosen_by_the_product_of_probability_and_value() -> None:
     product = chosen["llm"] * chosen["values"]
     assert chosen["product"] == pytest.approx(product / product.sum(axis=1, keepdims=True))
     assert np.allclose(chosen["product"].sum(axis=1), 1.0)
+
+
+def test_the_llm_is_told_how_the_last_action_came_out() -> None:
+    from lamorel_ext.prompts import glam_prompt
+
+    seen = ["You see a wall"]
+    same = glam_prompt("go", [["You see a ball"], seen, seen], ["turn left", "go forward"])
+    assert monologue(same).splitlines()[-2:] == [
+        " The last action, go forward, failed: you see the same as before. ",
+        " Action 2: ",
+    ]
+    other = glam_prompt("go", [seen, ["You see a ball"]], ["turn left"])
+    assert "The last action, turn left, succeeded." in monologue(other)
+    first = glam_prompt("go", [seen], [])
+    assert monologue(first) == first
+    with pytest.raises(ConfigError, match="agent.told: needs prompts that tell the last action"):
+        skills(TableLlm(), told=True)
+
+
+def test_skills_ask_with_what_came_out() -> None:
+    from lamorel_ext.training.building import make_prompted_env
+
+    config = config_of("skills", env={"prompt": "glam", "history": 3})
+    env = make_prompted_env(config, make_corridor(config, False))
+    env.reset()
+    scene = env.step(np.zeros(len(env.reset()), dtype=np.int64)).current
+    agent = Skills(AgentSetting(config, TableLlm(), 3), SkillsOptions(told=True))
+    agent.teacher.guide(scene, Draws(np.random.default_rng(0), np.random.default_rng(1)))
+    assert "The last action" in agent.notes[0].asked
 
 
 def test_values_learn_which_skill_pays() -> None:

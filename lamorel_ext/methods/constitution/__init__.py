@@ -14,7 +14,8 @@ from lamorel_ext.agents.llm_teachers import candidate_table
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Rollout
 from lamorel_ext.methods.base import MethodSetting
-from lamorel_ext.methods.preferences import Pair, PairMethod
+from lamorel_ext.methods.preferences import PairMethod
+from lamorel_ext.methods.preferences.data import Pair
 from lamorel_ext.methods.preferences.options import PairLoss
 from lamorel_ext.options import number
 from lamorel_ext.randomness import log_softmax, sample_rows
@@ -35,11 +36,15 @@ class ConstitutionOptions(PairLoss):
         principles: Sentences that stand before each question.
         with_principles: False leaves them out, as a control.
         max_pairs: Prompts of a rollout about which the LLM is asked, at most.
+        top_p: Only the likeliest guidances that together have this probability are judged, as in
+            RL4LMs' NLPO (Ramamurthy et al. 2023, arXiv 2210.01241), so that what the LLM hardly
+            ever says teaches it nothing; 1 judges all.
     """
 
     principles: tuple[str, ...] = PRINCIPLES
     with_principles: bool = True
     max_pairs: int = number(64, at_least=1)
+    top_p: float = number(1.0, above=0, at_most=1)
 
 
 class Constitution(PairMethod):
@@ -55,7 +60,7 @@ class Constitution(PairMethod):
         if not setting.agent.reads_prompts:
             raise ConfigError("method: constitution needs an LLM that gives guidance")
         self._principles = options.principles if options.with_principles else ()
-        self._max_pairs = options.max_pairs
+        self._max_pairs, self._top_p = options.max_pairs, options.top_p
 
     def pairs(self, rollout: Rollout) -> list[Pair]:
         """See ``PairMethod``."""
@@ -81,12 +86,30 @@ class Constitution(PairMethod):
             said = turn.decision.said
             if said is None or said.scores is None:
                 continue
-            rivals = sample_rows(log_softmax(said.scores), self.setting.rng)
+            log_probs = masked(log_softmax(said.scores), self._top_p)
+            rivals = sample_rows(log_probs, self.setting.rng)
             for env, prompt in enumerate(said.prompts):
                 own, rival = (said.candidates[env][i] for i in (said.chosen[env], rivals[env]))
-                if own != rival and prompt not in found and len(found) < self._max_pairs:
+                allowed = own != rival and log_probs[env, said.chosen[env]] > -np.inf
+                if allowed and prompt not in found and len(found) < self._max_pairs:
                     found[prompt] = Pair(prompt, own, rival)
         return list(found.values())
+
+
+def masked(log_probs: np.ndarray, top_p: float) -> np.ndarray:
+    """Minus infinity in place of all but the likeliest texts that together have ``top_p``.
+
+    Args:
+        log_probs: ``(n, candidates)`` in nats, normalised.
+    """
+    if top_p == 1.0:
+        return log_probs
+    order = np.argsort(-log_probs, axis=1, kind="stable")
+    ranked = np.take_along_axis(np.exp(log_probs), order, axis=1)
+    before = np.cumsum(ranked, axis=1) - ranked
+    kept = np.empty(log_probs.shape, dtype=bool)
+    np.put_along_axis(kept, order, before < top_p, axis=1)
+    return log_softmax(np.where(kept, log_probs, -np.inf))
 
 
 def verdicts(proposed: Sequence[Pair], odds: np.ndarray) -> list[Pair]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
-from lamorel_ext.agents.llm_teachers import candidate_table
+from lamorel_ext.agents.llm_teachers import candidate_table, sample_texts
 from lamorel_ext.experience import Note, Rollout, Turn
 from lamorel_ext.methods.base import Method, MethodSetting
 from lamorel_ext.methods.goals.sentences import sentence_encoder
@@ -35,14 +35,17 @@ class GoalsOptions:
         threshold: Cosine similarity from which on a description counts as the goal.
         encoder: ``words`` compares hashed words; ``minilm`` sentences, by all-MiniLM-L6-v2 (extra
             ``goals``).
-        choice: ``random`` draws the goals from the same list, as a control; it asks no LLM.
+        choice: ``llm`` scores a list of goals; ``written``: it writes goals of its own, of which
+            empty ones are none; ``random`` draws them from the list, as a control, and asks no LLM.
+        max_new_tokens: Length of a written goal, at most.
     """
 
     coef: float = number(0.1, at_least=0)
     num_goals: int = number(1, at_least=1)
     threshold: float = number(0.99, at_least=-1, at_most=1)
     encoder: Literal["words", "minilm"] = "words"
-    choice: Literal["llm", "random"] = "llm"
+    choice: Literal["llm", "written", "random"] = "llm"
+    max_new_tokens: int = number(12, at_least=1)
 
 
 class Goals(Method):
@@ -109,6 +112,12 @@ class Goals(Method):
     def _set_goals(self, turns: Sequence[Turn]) -> list[list[tuple[str, ...]]]:
         """The goals in each step and environment, in the states acted in."""
         prompts = [prompt for turn in turns for prompt in turn.prompts]
+        chosen = self._written(prompts) if self._args.choice == "written" else self._listed(prompts)
+        copies = len(turns[0].prompts)
+        return [chosen[place : place + copies] for place in range(0, len(chosen), copies)]
+
+    def _listed(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
+        """The best goals of each prompt's list, or some of it."""
         offered = [goals_of(prompt) for prompt in prompts]
         if self._args.choice == "random":
             ranked = [self.setting.rng.permutation(len(texts)) for texts in offered]
@@ -116,12 +125,25 @@ class Goals(Method):
             asked = tuple(map(self._question, prompts))
             table = _table(self.setting, asked, offered)
             ranked = [np.argsort(-scores, kind="stable") for scores in table]
-        chosen = [
+        return [
             tuple(texts[place] for place in order[: self._args.num_goals])
             for texts, order in zip(offered, ranked, strict=True)
         ]
-        copies = len(turns[0].prompts)
-        return [chosen[place : place + copies] for place in range(0, len(chosen), copies)]
+
+    def _written(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
+        """Goals in the LLM's own words, the same ones wherever a prompt comes again."""
+        distinct = tuple(dict.fromkeys(prompts))
+        asked = tuple(
+            self._question(prompt) for prompt in distinct for _ in range(self._args.num_goals)
+        )
+        seed = int(self.setting.rng.integers(2**31))
+        texts, _ = sample_texts(self.setting.llm, asked, self._args.max_new_tokens, seed)
+        size = self._args.num_goals
+        goals = {
+            prompt: tuple(dict.fromkeys(filter(None, texts[place * size : (place + 1) * size])))
+            for place, prompt in enumerate(distinct)
+        }
+        return [goals[prompt] for prompt in prompts]
 
     def _question(self, prompt: str) -> str:
         """What the LLM is asked; nothing where goals are drawn."""

@@ -5,33 +5,35 @@ et al. 2023, arXiv 2305.18290). A file of a human's rankings is read in the same
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lamorel_ext.errors import ConfigError, NotThereError
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Note, Rollout
 from lamorel_ext.methods.base import Method, MethodSetting
+from lamorel_ext.methods.feedback.options import FeedbackOptions
+from lamorel_ext.methods.preferences.data import (
+    Pair,
+    Told,
+    ranked,
+    read_rankings,
+    read_traces,
+    told_in,
+)
 from lamorel_ext.methods.preferences.options import PairLoss, PairOptions, PreferencesOptions
+from lamorel_ext.methods.preferences.reward_model import RewardModel, Texts, ranked_episodes
 from lamorel_ext.options import in_common
-from lamorel_ext.types import UpdateRequest
+from lamorel_ext.rl import normalise
+from lamorel_ext.types import Scalar, UpdateRequest
 
 UPDATER = "preferences"
 PAIR_COLUMNS = ("pairs", "loss", "margin", "accuracy")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One ranking: of two texts after a prompt the better and the worse one."""
-
-    prompt: str
-    better: str
-    worse: str
+Side = TypeVar("Side")
 
 
 class PairMethod(Method):
@@ -60,19 +62,10 @@ class PairMethod(Method):
         pairs = self.pairs(rollout)
         if not pairs:
             return {"pairs": 0.0}
-        options = in_common(PairOptions, self._loss)
-        if self._loss.minibatch_size:
-            options["seed"] = int(self.setting.rng.integers(2**31))
-        request = UpdateRequest(
-            UPDATER,
-            tuple(pair.prompt for pair in pairs),
-            tuple((pair.better, pair.worse) for pair in pairs),
-            torch.arange(len(pairs)),
-            len(pairs),
-            {},
-            options,
-        )
-        stats = self.setting.llm.update_batch(request).stats
+        options = in_common(PairOptions, self._loss) | self._shuffling()
+        prompts = tuple(pair.prompt for pair in pairs)
+        candidates = tuple((pair.better, pair.worse) for pair in pairs)
+        stats = self._update(UPDATER, prompts, candidates, {}, options)
         steps = steps_of_prompts(rollout)
         for pair in pairs:
             changed = f"{pair.better!r} is made likelier against {pair.worse!r}"
@@ -82,34 +75,149 @@ class PairMethod(Method):
             name: stats[name] for name in PAIR_COLUMNS if name in stats
         }
 
+    def _shuffling(self) -> dict[str, Scalar]:
+        """The seed of an update, where it is cut into minibatches."""
+        if not self._loss.minibatch_size:
+            return {}
+        return {"seed": int(self.setting.rng.integers(2**31))}
+
+    def _update(
+        self,
+        updater: str,
+        prompts: tuple[str, ...],
+        candidates: tuple[tuple[str, ...], ...],
+        data: dict[str, Tensor],
+        options: dict[str, Scalar],
+    ) -> dict[str, float]:
+        """One update on the servers; gives what they say of it."""
+        places = torch.arange(len(prompts))
+        request = UpdateRequest(updater, prompts, candidates, places, len(prompts), data, options)
+        return dict(self.setting.llm.update_batch(request).stats)
+
 
 class Preferences(PairMethod):
-    """See the module. A state's best guidance is paired with its worst, by the mean of the
-    student's advantages after each; a tie is no pair.
-    """
+    """See the module, and ``PreferencesOptions`` for what is learnt and from what."""
 
     name = "preferences"
     arguments_type: ClassVar[type | None] = PreferencesOptions
 
     def __init__(self, setting: MethodSetting, options: PreferencesOptions) -> None:
         super().__init__(setting, options)
-        self._ranks = options.ranks
+        self._args = options
+        _check(setting, options)
         self._file = read_rankings(Path(options.rankings)) if options.rankings else None
-        if self._file is None and not setting.agent.reads_prompts:
-            raise ConfigError("method: preferences needs an LLM that gives guidance, or rankings")
+        self._recorded = read_traces(Path(options.traces)) if options.traces else None
+        self._model: RewardModel | None = None
+        if options.learn == "reward_model":
+            generator = torch.Generator().manual_seed(int(setting.rng.integers(2**31)))
+            self._model = RewardModel(options.model_size, generator)
 
     def pairs(self, rollout: Rollout) -> list[Pair]:
         """See ``PairMethod``."""
-        return self._turned(self._file if self._file is not None else ranked(rollout))
+        found = self._file if self._file is not None else ranked(self._told(rollout))
+        sides = [((pair.prompt, pair.better), (pair.prompt, pair.worse)) for pair in found]
+        return [Pair(prompt, better, worse) for (prompt, better), (_, worse) in self._judged(sides)]
 
-    def _turned(self, pairs: Sequence[Pair]) -> list[Pair]:
-        if self._ranks == "student":
+    def learn(self, rollout: Rollout) -> dict[str, float]:
+        """See ``Method``."""
+        if self._args.learn == "pairs":
+            return super().learn(rollout)
+        if self._model is None:
+            return self._learn_returns(rollout)
+        return self._learn_payments(rollout, self._model)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See ``Method``."""
+        return {} if self._model is None else self._model.tensors()
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """See ``Method``."""
+        if self._model is not None:
+            self._model.load_tensors(tensors)
+
+    def _told(self, rollout: Rollout) -> list[Told]:
+        return self._recorded if self._recorded is not None else told_in(rollout)
+
+    def _judged(self, pairs: Sequence[tuple[Side, Side]]) -> list[tuple[Side, Side]]:
+        """The pairs as they are, or each turned by a coin."""
+        if self._args.ranks == "student":
             return list(pairs)
         coins = self.setting.rng.integers(2, size=len(pairs))
         return [
-            Pair(pair.prompt, pair.worse, pair.better) if coin else pair
-            for pair, coin in zip(pairs, coins, strict=True)
+            (worse, better) if coin else (better, worse)
+            for (better, worse), coin in zip(pairs, coins, strict=True)
         ]
+
+    def _learn_returns(self, rollout: Rollout) -> dict[str, float]:
+        told = self._told(rollout)
+        if not told:
+            return {"pairs": 0.0}
+        advantages = np.array([each.advantage for each in told])
+        if self._args.ranks == "coin":
+            advantages = self.setting.rng.permutation(advantages)
+        weights = weights_of_returns(advantages, self._args.temperature)
+        stats = self._teach(told, weights, "reinforce")
+        return {"pairs": float(len(told)), "loss": stats["loss"]}
+
+    def _learn_payments(self, rollout: Rollout, model: RewardModel) -> dict[str, float]:
+        pairs = self._judged(self._sides(rollout))
+        numbers = {"pairs": float(len(pairs))}
+        if pairs:
+            numbers |= model.learn(pairs, self._args.model_lr, self._args.model_epochs)
+        if told := told_in(rollout):
+            self._teach(told, normalise(payments(model, told)), "clipped")
+        return numbers
+
+    def _sides(self, rollout: Rollout) -> list[tuple[Texts, Texts]]:
+        """What the reward model learns from."""
+        if self._args.of == "episodes":
+            return ranked_episodes(rollout)
+        found = self._file if self._file is not None else ranked(self._told(rollout))
+        return [(((own.prompt, own.better),), ((own.prompt, own.worse),)) for own in found]
+
+    def _teach(self, told: Sequence[Told], weights: np.ndarray, loss: str) -> dict[str, float]:
+        """An update in which each text is pulled by its weight, ``(n,)``, and a note of each step
+        of the first environment.
+        """
+        listed = self.setting.config.guidance.vocabulary != "free"
+        options: dict[str, Scalar] = in_common(FeedbackOptions, self._args) | self._shuffling()
+        options |= {"loss": loss, "normalise": listed}
+        data = {
+            "chosen": torch.tensor([each.chosen for each in told]),
+            "signals": torch.from_numpy(weights),
+        }
+        if loss == "clipped":
+            said = [float(each.log_probs[each.chosen]) for each in told]
+            data["old_log_probs"] = torch.tensor(said, dtype=torch.float64)
+        prompts = tuple(each.prompt for each in told)
+        candidates = tuple(each.candidates for each in told)
+        stats = self._update("feedback", prompts, candidates, data, options)
+        for each, weight in zip(told, weights, strict=True):
+            if each.step is not None:
+                pulled = f"pulled with weight {weight:+.3f}"
+                self.notes.append(Note(each.prompt, f"said: {each.text}", pulled, each.step))
+        return stats
+
+
+def weights_of_returns(advantages: np.ndarray, temperature: float) -> np.ndarray:
+    """``(n,)``: exponentials of the standardised advantages, scaled to a mean of 1."""
+    exponents = normalise(advantages) / temperature
+    weights = np.exp(exponents - exponents.max())
+    scaled: np.ndarray = weights / weights.mean()
+    return scaled
+
+
+def payments(model: RewardModel, told: Sequence[Told]) -> np.ndarray:
+    """``(n,)``: what each text is paid above what the LLM would have been paid on average."""
+    asked = {(each.prompt, text): 0.0 for each in told for text in each.candidates if text}
+    with torch.inference_mode():
+        paid = dict(zip(asked, model.rewards(list(asked)).tolist(), strict=True))
+    found = []
+    for each in told:
+        own = np.array([paid.get((each.prompt, text), 0.0) for text in each.candidates])
+        expected = float(np.exp(each.log_probs[: len(own)]) @ own) if len(own) > 1 else 0.0
+        found.append(own[each.chosen] - expected)
+    return np.array(found)
 
 
 def steps_of_prompts(rollout: Rollout) -> dict[str, int]:
@@ -121,65 +229,25 @@ def steps_of_prompts(rollout: Rollout) -> dict[str, int]:
     return steps
 
 
-def ranked(rollout: Rollout) -> list[Pair]:
-    """For each prompt after which different things were said the best and the worst of them."""
-    told: dict[str, dict[str, list[float]]] = {}
-    for turn, advantages in zip(rollout.turns, rollout.advantages, strict=True):
-        said = turn.decision.said
-        if said is None:
-            continue
-        for env, prompt in enumerate(said.prompts):
-            text = said.candidates[env][said.chosen[env]]
-            if text:
-                told.setdefault(prompt, {}).setdefault(text, []).append(float(advantages[env]))
-    pairs = []
-    for prompt, by_text in told.items():
-        means = {text: float(np.mean(values)) for text, values in by_text.items()}
-        better, worse = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-        if means[better] > means[worse]:
-            pairs.append(Pair(prompt, better, worse))
-    return pairs
-
-
-def read_rankings(path: Path) -> list[Pair]:
-    """Read a file of rankings.
+def _check(setting: MethodSetting, options: PreferencesOptions) -> None:
+    """Combinations that mean nothing.
 
     Raises:
-        NotThereError: There is no such file.
-        ConfigError: Naming the line that is none, or ranks a text above itself.
+        ConfigError: All of them.
     """
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise NotThereError(f"method.rankings: {path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"method.rankings: {path}: {error}") from error
-    pairs, problems = [], []
-    for place, line in enumerate(lines, 1):
-        if line.strip():
-            found = _read_pair(line)
-            if isinstance(found, Pair):
-                pairs.append(found)
-            else:
-                problems.append(f"method.rankings: {path}, line {place}: {found}")
-    if not pairs and not problems:
-        problems.append(f"method.rankings: {path}: no rankings in it")
+    problems = []
+    offline = bool(options.rankings or options.traces)
+    if not setting.agent.reads_prompts and (not offline or options.learn == "reward_model"):
+        problems.append("method: preferences needs an LLM that gives guidance, or rankings")
+    if options.rankings and options.traces:
+        problems.append("method.rankings, method.traces: one of them")
+    if options.rankings and options.learn == "returns":
+        problems.append("method.rankings: rankings have no returns (method.learn=returns)")
+    if options.of == "episodes" and (options.learn != "reward_model" or offline):
+        problems.append(
+            "method.of=episodes: needs method.learn=reward_model and this run's own episodes"
+        )
+    if options.kl_coef and setting.config.guidance.vocabulary == "free":
+        problems.append("method.kl_coef: free guidance has no distribution to stay close to")
     if problems:
         raise ConfigError(problems)
-    return pairs
-
-
-def _read_pair(line: str) -> Pair | str:
-    """A line of the file, or what is wrong with it."""
-    try:
-        values: Any = json.loads(line)
-    except ValueError as error:
-        return f"no JSON: {error}"
-    keys = ("prompt", "better", "worse")
-    if not isinstance(values, dict) or set(values) != set(keys):
-        return f"expected an object with {', '.join(keys)}, got {line.strip()[:80]}"
-    if not all(isinstance(values[key], str) and values[key] for key in keys):
-        return "prompt, better and worse must be texts that are not empty"
-    if values["better"] == values["worse"]:
-        return f"a tie: {values['better']!r} is better and worse"
-    return Pair(**values)

@@ -36,14 +36,37 @@ class PreferencesOptions(PairLoss):
     """Options of ``Preferences``.
 
     Attributes:
-        ranks: Who says which of two guidances is better: the student's advantages, or a fair
-            ``coin``, as a control.
+        learn: ``pairs``: from the best and the worst guidance for a state, by ``loss``.
+            ``returns``: all guidance becomes likelier, weighted by the exponential of the advantage
+            after it (reward-weighted regression, Peters & Schaal 2007). ``reward_model``: a model
+            of the ranks pays the guidance, which the LLM learns by the clipped surrogate of PPO.
+        of: What is ranked for a reward model: single ``guidances``, or ``episodes``, by the return
+            of each, the model's payments summed over it (Christiano et al. 2017, arXiv 1706.03741).
+        ranks: Who says which of two is better: the student, or a fair ``coin``, as a control. With
+            ``returns`` it shuffles the advantages.
         rankings: A file of rankings in place of the run's own, a line of JSON each: ``prompt``,
             ``better``, ``worse``; empty for none.
+        traces: Folder of a run whose recorded rollouts are learnt from in place of this run's own;
+            empty for none.
+        temperature: Of ``returns``, in standard deviations of the advantages.
+        clip_eps: Of ``reward_model``, as in PPO.
+        kl_coef: Of ``reward_model``: weight of KL(current || initial teacher).
+        model_lr: Adam's step size of the reward model.
+        model_epochs: Its passes over the pairs of a rollout.
+        model_size: Width of its hidden layer.
     """
 
+    learn: Literal["pairs", "returns", "reward_model"] = "pairs"
+    of: Literal["guidances", "episodes"] = "guidances"
     ranks: Literal["student", "coin"] = "student"
     rankings: str = ""
+    traces: str = ""
+    temperature: float = number(1.0, above=0)
+    clip_eps: float = number(0.2, above=0)
+    kl_coef: float = number(0.0, at_least=0)
+    model_lr: float = number(1e-3, at_least=0)
+    model_epochs: int = number(4, at_least=1)
+    model_size: int = number(64, at_least=1)
 
 
 @dataclass(frozen=True)

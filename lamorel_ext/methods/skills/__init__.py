@@ -5,24 +5,28 @@ times what the student has learnt that it can do from here (Ahn et al. 2022, Say
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lamorel_ext.agents.features import encode_states, feature_size
 from lamorel_ext.agents.guidance import Vocabulary, choose_guidance, every_guidance, make_vocabulary
 from lamorel_ext.agents.llm_teachers import LlmTeacher, told_shares
 from lamorel_ext.agents.making import AgentSetting, make_network
+from lamorel_ext.agents.network import TwoLayers
 from lamorel_ext.agents.optimizer import FlatAdam
 from lamorel_ext.agents.student import StudentAgent, expect_tensor, student_batch
 from lamorel_ext.agents.student_ppo import LossTerm
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Guidance, Note, Rollout, Said, Scene
 from lamorel_ext.options import number
+from lamorel_ext.prompts import with_line
 from lamorel_ext.randomness import Draws, entropies, sample_rows
 from lamorel_ext.types import LlmClient, TaskSpec
 
@@ -36,46 +40,33 @@ class SkillsOptions:
         lr: Adam's step size of the values.
         epochs: Passes of the values over a rollout.
         hidden_size: Width of the values' hidden layer.
+        told: Whether the LLM is told in a line of its own how the last action came out (Huang et
+            al. 2022, Inner Monologue, arXiv 2207.05608). What it sees now is in the prompt already.
     """
 
     choose: Literal["product", "llm", "values"] = "product"
     lr: float = number(2e-3, at_least=0)
     epochs: int = number(4, at_least=1)
     hidden_size: int = number(64, at_least=1)
+    told: bool = False
 
 
-class SkillValues(nn.Module):
-    """How well each skill does from a state: an estimate of the return, between 0 and 1.
+_TAKEN = re.compile(r"Observation (\d+): (.*)\n Action \1: (.*)")
+"""A step in a ``glam`` prompt."""
+
+
+def monologue(prompt: str) -> str:
+    """The prompt with a line on how the last action in it came out; without one, as it is.
 
     Args:
-        num_skills: Skills there are.
-        feature_size: Size of the vectors of states.
-        hidden_size: Of the hidden layer.
-        generator: Draws the initial weights.
+        prompt: A ``glam`` prompt; see ``prompts.glam_prompt``.
     """
-
-    def __init__(
-        self, num_skills: int, feature_size: int, hidden_size: int, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-
-        def weight(rows: int, columns: int, gain: float) -> nn.Parameter:
-            drawn = nn.init.orthogonal_(torch.empty(rows, columns), gain, generator=generator)
-            return nn.Parameter(drawn)
-
-        self.first, self.first_bias = (
-            weight(hidden_size, feature_size, 2.0**0.5),
-            nn.Parameter(torch.zeros(hidden_size)),
-        )
-        self.last, self.last_bias = (
-            weight(num_skills, hidden_size, 0.01),
-            nn.Parameter(torch.zeros(num_skills)),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """``(n, skills)``, logits of the estimates, from ``(n, feature_size)``."""
-        hidden = torch.relu(F.linear(features, self.first, self.first_bias))
-        return F.linear(hidden, self.last, self.last_bias)
+    steps = _TAKEN.findall(prompt)
+    if len(steps) < 2:
+        return prompt
+    (_, before, action), (_, now, _) = steps[-2:]
+    came_out = "failed: you see the same as before" if now == before else "succeeded"
+    return with_line(prompt, f"The last action, {action.strip()}, {came_out}.")
 
 
 class SkillTeacher:
@@ -85,18 +76,20 @@ class SkillTeacher:
         self,
         llm: LlmClient,
         vocabulary: Vocabulary,
-        values: SkillValues,
-        choose: str,
+        values: TwoLayers,
+        options: SkillsOptions,
         task: TaskSpec,
     ) -> None:
         self._speaker, self._task = LlmTeacher(llm, vocabulary), task
-        self._vocabulary, self._values, self._choose = vocabulary, values, choose
+        self._vocabulary, self._values = vocabulary, values
+        self._choose, self._told = options.choose, options.told
         self.guidance_codes = vocabulary.size
         self.options: Guidance | None = every_guidance(vocabulary)
         self.notes: list[Note] = []
 
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
+        scene = self._shown(scene)
         llm, probs = self._chances(scene)
         log_probs = np.log(probs)
         chosen = sample_rows(log_probs, draws.guidance)
@@ -113,7 +106,13 @@ class SkillTeacher:
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
-        return self._chances(scene)[1]
+        return self._chances(self._shown(scene))[1]
+
+    def _shown(self, scene: Scene) -> Scene:
+        """The scene as the LLM reads it."""
+        if not self._told:
+            return scene
+        return dataclasses.replace(scene, prompts=tuple(map(monologue, scene.prompts)))
 
     def _chances(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         """The LLM's probabilities, ones where it is not asked, and those by which a skill is drawn,
@@ -140,16 +139,21 @@ class Skills(StudentAgent):
         kind = config.guidance.vocabulary
         if kind == "free":
             raise ConfigError("guidance.vocabulary: skills are a list, free text is none")
+        if options.told and (config.env.prompt != "glam" or config.env.history < 2):
+            raise ConfigError(
+                "agent.told: needs prompts that tell the last action: env.prompt=glam and"
+                " env.history=2 or more"
+            )
         task = setting.task
         if task.by_state:
             raise ConfigError("agent: skills need the same actions in every state")
         vocabulary = make_vocabulary(kind, task.action_texts)
         generator = torch.Generator().manual_seed(setting.seed)
         network = make_network(vocabulary.size, args, generator, task)
-        self.skill_values = SkillValues(
+        self.skill_values = TwoLayers(
             vocabulary.size, feature_size(task), options.hidden_size, generator
         )
-        teacher = SkillTeacher(setting.llm, vocabulary, self.skill_values, options.choose, task)
+        teacher = SkillTeacher(setting.llm, vocabulary, self.skill_values, options, task)
         super().__init__(network, teacher, args, options.choose != "values", task)
         self.notes = teacher.notes
         self._options = options

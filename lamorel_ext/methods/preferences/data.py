@@ -1,0 +1,186 @@
+"""What preferences are made of: guidance and how the student did after it, from a rollout or from
+recorded ones, and rankings that a human wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lamorel_ext.errors import ConfigError, NotThereError
+from lamorel_ext.experience import Rollout
+from lamorel_ext.randomness import log_softmax
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One ranking: of two texts after a prompt the better and the worse one."""
+
+    prompt: str
+    better: str
+    worse: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """One guidance.
+
+    Attributes:
+        prompt: What the LLM read.
+        candidates: What it could have said; of free guidance what it did say.
+        chosen: Which of them it said.
+        advantage: The student's after it, in units of its scaled rewards.
+        log_probs: ``(candidates,)`` in nats, when it was said; empty where it was recorded.
+        step: Of the rollout, where the first environment was told it.
+    """
+
+    prompt: str
+    candidates: tuple[str, ...]
+    chosen: int
+    advantage: float
+    log_probs: np.ndarray = field(default_factory=lambda: np.zeros(0), compare=False)
+    step: int | None = None
+
+    @property
+    def text(self) -> str:
+        """What was said."""
+        return self.candidates[self.chosen]
+
+
+def told_in(rollout: Rollout) -> list[Told]:
+    """All guidance of a rollout but empty texts, step by step."""
+    told = []
+    for step, (turn, advantages) in enumerate(zip(rollout.turns, rollout.advantages, strict=True)):
+        said = turn.decision.said
+        if said is None:
+            continue
+        table = said.log_probs[:, None] if said.scores is None else log_softmax(said.scores)
+        for env, prompt in enumerate(said.prompts):
+            texts, chosen = said.candidates[env], int(said.chosen[env])
+            if texts[chosen]:
+                place = step if env == 0 else None
+                advantage = float(advantages[env])
+                told.append(Told(prompt, texts, chosen, advantage, table[env], place))
+    return told
+
+
+def ranked(told: Iterable[Told]) -> list[Pair]:
+    """For each prompt after which different things were said the best and the worst of them, by the
+    mean of the advantages after each; a tie is no pair.
+    """
+    by_prompt: dict[str, dict[str, list[float]]] = {}
+    for each in told:
+        by_prompt.setdefault(each.prompt, {}).setdefault(each.text, []).append(each.advantage)
+    pairs = []
+    for prompt, by_text in by_prompt.items():
+        means = {text: float(np.mean(values)) for text, values in by_text.items()}
+        better, worse = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+        if means[better] > means[worse]:
+            pairs.append(Pair(prompt, better, worse))
+    return pairs
+
+
+def read_rankings(path: Path) -> list[Pair]:
+    """Read a file of rankings.
+
+    Raises:
+        NotThereError: There is no such file.
+        ConfigError: Naming the line that is none, or ranks a text above itself.
+    """
+    return _read_lines("method.rankings", path, "rankings", _read_pair)
+
+
+def read_traces(folder: Path) -> list[Told]:
+    """The guidance in the recorded rollouts of a run (``run.trace_every``).
+
+    Raises:
+        NotThereError: Nothing was recorded there.
+        ConfigError: Naming the file and line that is no trace's.
+    """
+    paths = sorted(folder.expanduser().glob("traces/*.jsonl"))
+    if not paths:
+        raise NotThereError(f"method.traces: {folder}: no recorded rollouts (traces/*.jsonl) in it")
+    told: list[Told] = []
+    for path in paths:
+        reader = _TraceReader()
+        told += _read_lines("method.traces", path, "guidance of an LLM", reader.read)
+    return told
+
+
+class _TraceReader:
+    """Reads a trace line by line: an episode's line says what can be said in its steps."""
+
+    def __init__(self) -> None:
+        self._candidates: list[str] | None = None
+
+    def read(self, values: Any) -> Told | str | None:
+        """What a line tells; None where it is about something else."""
+        try:
+            if values["kind"] == "episode":
+                self._candidates = values["candidates"]
+            if values["kind"] != "step" or values["llm"] is None or not values["llm"]["text"]:
+                return None
+            said, advantage = values["llm"]["text"], float(values["advantage"])
+            candidates = tuple(self._candidates or [said])
+            if not math.isfinite(advantage):
+                return f"advantage: expected a number, got {values['advantage']}"
+            return Told(str(values["prompt"]), candidates, candidates.index(said), advantage)
+        except (KeyError, TypeError, ValueError) as error:
+            return f"not a line of a trace: {error!r}"
+
+
+def _read_lines(
+    key: str, path: Path, what: str, read: Callable[[Any], Read | str | None]
+) -> list[Read]:
+    """What the lines of JSON in a file say.
+
+    Args:
+        key: Of the configuration, for messages.
+        path: The file.
+        what: Is expected in it.
+        read: Gives what a line says, None for nothing, or in words what is wrong with it.
+    """
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise NotThereError(f"{key}: {path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: {path}: {error}") from error
+    found: list[Read] = []
+    problems = []
+    for place, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            one = read(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            one = f"no JSON: {error}"
+        if isinstance(one, str):
+            problems.append(f"{key}: {path}, line {place}: {one}")
+        elif one is not None:
+            found.append(one)
+    if not found and not problems:
+        problems.append(f"{key}: {path}: no {what} in it")
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _read_pair(values: Any) -> Pair | str:
+    """A ranking, or what is wrong with it."""
+    keys = ("prompt", "better", "worse")
+    if not isinstance(values, dict) or set(values) != set(keys):
+        return f"expected an object with {', '.join(keys)}, got {json.dumps(values)[:80]}"
+    if not all(isinstance(values[key], str) and values[key] for key in keys):
+        return "prompt, better and worse must be texts that are not empty"
+    if values["better"] == values["worse"]:
+        return f"a tie: {values['better']!r} is better and worse"
+    return Pair(**values)
