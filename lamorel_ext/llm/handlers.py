@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from torch import nn
 
 from lamorel_ext.errors import CheckpointError, LamorelExtError, RequestError, UpdateError
-from lamorel_ext.rpc.checks import check_generate, check_score, check_update
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.groups import LockstepGroup
+from lamorel_ext.rpc.requests import check_generate, check_score, check_update
 from lamorel_ext.types import (
     Answer,
     CallRequest,

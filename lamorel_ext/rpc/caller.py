@@ -17,11 +17,12 @@ from lamorel_ext.errors import ProtocolError, RpcError
 from lamorel_ext.processes.memory import MEMORY, MEMORY_OF_SERVER
 from lamorel_ext.processes.stopping import Stopped
 from lamorel_ext.rpc import lamorel_shape
-from lamorel_ext.rpc.checks import check_generate, check_score, check_update
 from lamorel_ext.rpc.clients import ClientGroup
-from lamorel_ext.rpc.gathering import gather
-from lamorel_ext.rpc.sharding import (
+from lamorel_ext.rpc.requests import (
     PromptPlaces,
+    check_generate,
+    check_score,
+    check_update,
     merge_generate,
     merge_score,
     merge_update,
@@ -31,7 +32,7 @@ from lamorel_ext.rpc.sharding import (
     split_update,
     take_score,
 )
-from lamorel_ext.rpc.transport import Transport
+from lamorel_ext.rpc.transport import Transport, gather
 from lamorel_ext.types import (
     Answer,
     CallRequest,
@@ -55,7 +56,7 @@ from lamorel_ext.types import (
 )
 
 A = TypeVar("A", ScoreResult, GenerateResult, UpdateResult, InfoResult, CallResult, Done)
-T = TypeVar("T")
+R = TypeVar("R", ScoreResult, GenerateResult)
 
 COUNTERS = (
     "llm_calls",
@@ -167,20 +168,12 @@ class Caller:
         cut = self._cut(request)
 
         def finish(answers: Sequence[Answer]) -> ScoreResult:
-            results = _expect(ScoreResult, answers)
-            result = cut.whole(results)
+            result = cut.whole(self._counted(ScoreResult, answers, started, num_prompts))
             if len(result.counts) != num_prompts or result.log_probs.shape != (sum(result.counts),):
                 raise ProtocolError(
                     f"expected the scores of {num_prompts} prompts, got {len(result.counts)} with"
                     f" {len(result.log_probs)} numbers"
                 )
-            self._count(
-                started,
-                results,
-                llm_calls=1,
-                llm_prompts=num_prompts,
-                llm_tokens=result.stats.get("tokens", 0.0),
-            )
             return result
 
         # Who cuts by prompt has chosen the server itself.
@@ -206,9 +199,7 @@ class Caller:
         num_prompts = sum(len(shard.prompts) for shard in shards.values())
 
         def finish(answers: Sequence[Answer]) -> dict[int, ScoreResult]:
-            results = _expect(ScoreResult, answers)
-            tokens = sum(result.stats.get("tokens", 0.0) for result in results)
-            self._count(started, results, llm_calls=1, llm_prompts=num_prompts, llm_tokens=tokens)
+            results = self._counted(ScoreResult, answers, started, num_prompts)
             return dict(zip(shards, results, strict=True))
 
         if not shards:
@@ -247,8 +238,7 @@ class Caller:
         shards = [shard for shard in split_generate(request, self.num_servers) if shard.prompts]
 
         def finish(answers: Sequence[Answer]) -> GenerateResult:
-            results = _expect(GenerateResult, answers)
-            result = merge_generate(results)
+            result = merge_generate(self._counted(GenerateResult, answers, started, num_prompts))
             if len(result.texts) != num_prompts or not len(result.tokens) == len(
                 result.token_log_probs
             ) == sum(result.lengths):
@@ -256,16 +246,10 @@ class Caller:
                     f"expected texts for {num_prompts} prompts, got {len(result.texts)} with"
                     f" {len(result.tokens)} tokens"
                 )
-            self._count(
-                started,
-                results,
-                llm_calls=1,
-                llm_prompts=num_prompts,
-                llm_tokens=result.stats.get("tokens", 0.0),
-            )
             return result
 
-        return gather(self._submit(shards), finish).result()
+        asked = [self._send(place, shard) for place, shard in enumerate(shards)]
+        return gather(asked, finish).result()
 
     def update_batch(self, request: UpdateRequest) -> UpdateResult:
         """Apply an updater to a whole batch on all servers. Raises as ``score_batch``."""
@@ -457,14 +441,13 @@ class Caller:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _submit(self, shards: Sequence[Request]) -> list[Future[Answer]]:
-        return [self._send(place, shard) for place, shard in enumerate(shards)]
-
     def _send(self, place: int, shard: Request) -> Future[Answer]:
         return self._transport.submit((self._first_server + place) % self.num_servers, shard)
 
     def _cut(self, request: ScoreRequest) -> _Cut:
         """One shard per server that is asked, by its number."""
+        if self.num_servers == 1:
+            return _Cut({0: request}, merge_score)
         if self._places is None:
             shards = {
                 place: shard
@@ -494,9 +477,18 @@ class Caller:
             self._count(started, results, update_calls=1)
             return results
 
-        return gather(
-            self._transport.submit_together(split_update(request, self.num_servers)), finish
-        ).result()
+        alone = self.num_servers == 1
+        shards = [request] if alone else split_update(request, self.num_servers)
+        return gather(self._transport.submit_together(shards), finish).result()
+
+    def _counted(
+        self, kind: type[R], answers: Sequence[Answer], started: float, num_prompts: int
+    ) -> list[R]:
+        """The answers to a call that scores or generates, once they are counted."""
+        results = _expect(kind, answers)
+        tokens = sum(result.stats.get("tokens", 0.0) for result in results)
+        self._count(started, results, llm_calls=1, llm_prompts=num_prompts, llm_tokens=tokens)
+        return results
 
     def _count(
         self,

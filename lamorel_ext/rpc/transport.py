@@ -1,5 +1,5 @@
-"""How requests reach servers: the protocol that ``Caller`` relies on, and the transport for servers
-that live in this process.
+"""How requests reach servers: the protocol that ``Caller`` relies on, the transport for servers in
+this process, and several answers as one result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
 from lamorel_ext.errors import RpcError
-from lamorel_ext.types import Answer, Request
+from lamorel_ext.rpc.failures import error_of
+from lamorel_ext.rpc.groups import OtherServerFailed
+from lamorel_ext.types import Answer, Failure, Request
 
 T = TypeVar("T")
 
@@ -208,3 +210,44 @@ def _serve(handler: Handler, inbox: Inbox[tuple[Request, Future[Answer]] | None]
             future.set_result(handler(request))
         except BaseException as error:
             future.set_exception(error)
+
+
+def gather(futures: Sequence[Future[Answer]], finish: Callable[[Sequence[Answer]], T]) -> Future[T]:
+    """A future of ``finish(answers)``, with the answers in the order of ``futures``, without a
+    thread that waits for them.
+
+    A lost server or a timeout ends it at once, without the other answers. A ``Failure`` waits for
+    them, because the server that failed first knows the reason: one that only gave up because of
+    another is believed last.
+    """
+    gathered: Future[T] = Future()
+    gathered.set_running_or_notify_cancel()
+    lock, missing = threading.Lock(), len(futures)
+
+    def on_done(future: Future[Answer]) -> None:
+        nonlocal missing
+        error = future.exception()
+        with lock:
+            missing -= 1
+            if gathered.done() or (error is None and missing):
+                return
+            if error is not None:
+                gathered.set_exception(error)
+                return
+        try:
+            gathered.set_result(finish(_without_failures([each.result() for each in futures])))
+        except Exception as problem:
+            gathered.set_exception(problem)
+
+    for future in futures:
+        future.add_done_callback(on_done)
+    return gathered
+
+
+def _without_failures(answers: list[Answer]) -> list[Answer]:
+    failures = [answer for answer in answers if isinstance(answer, Failure)]
+    given_up = OtherServerFailed.__name__
+    first_hand = [failure for failure in failures if failure.type_name != given_up]
+    if failures:
+        raise error_of((first_hand or failures)[0])
+    return answers

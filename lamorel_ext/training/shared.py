@@ -21,7 +21,7 @@ from lamorel_ext.errors import CheckpointError, LamorelExtError
 from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.caller import Caller, ScoreShare
 from lamorel_ext.rpc.clients import Clients
-from lamorel_ext.rpc.sharding import merge_score
+from lamorel_ext.rpc.requests import merge_score
 from lamorel_ext.rpc.topology import split_evenly
 from lamorel_ext.training.building import EnvFactory
 from lamorel_ext.training.joining import join

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamorel_ext.rpc.sharding import (
+from lamorel_ext.rpc.requests import (
     PromptPlaces,
     merge_generate,
     merge_score,

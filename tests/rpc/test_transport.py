@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamorel_ext.errors import PeerDiedError, RemoteError, RpcError
-from lamorel_ext.rpc.gathering import gather
-from lamorel_ext.rpc.transport import Inbox, InProcessTransport
+from lamorel_ext.rpc.transport import Inbox, InProcessTransport, gather
 from lamorel_ext.types import Answer, Done, Failure, Request, ResetRequest, SaveRequest
 
 
