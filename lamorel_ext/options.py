@@ -4,10 +4,15 @@ request on the wire and to the updater that reads it.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from lamorel_ext.errors import RequestError
+
+OptionsT = TypeVar("OptionsT")
 
 
 def number(
@@ -94,3 +99,52 @@ def in_common(kind: type, args: Any) -> dict[str, Any]:
     """The values of ``args`` by those names of its fields that the dataclass ``kind`` has too."""
     own = {spec.name for spec in fields(args)}
     return {spec.name: getattr(args, spec.name) for spec in fields(kind) if spec.name in own}
+
+
+def read_options(kind: type[OptionsT], options: Mapping[str, Any], updater: str) -> OptionsT:
+    """Build the options dataclass ``kind`` from a request's options; what is not named keeps its
+    default.
+
+    Raises:
+        RequestError: An option is unknown, of the wrong type or out of range; all problems at once.
+    """
+    hints = get_type_hints(kind)
+    problems = [unknown_name("option", key, hints) for key in options if key not in hints]
+    values = {}
+    for spec in fields(kind):  # type: ignore[arg-type]
+        if spec.name in options:
+            value, problem = _convert(
+                hints[spec.name], options[spec.name], spec.metadata.get("bounds", {})
+            )
+            values[spec.name] = value
+            problems += [f"options[{spec.name!r}] {problem}"] if problem else []
+    if problems:
+        raise RequestError(f"{updater}: " + "; ".join(problems))
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, bounds: Mapping[str, Any]) -> tuple[Any, str]:
+    """The value as the hint wants it, and what is wrong with it."""
+    if get_origin(hint) is Literal:
+        allowed = get_args(hint)
+        return (
+            value,
+            "" if value in allowed else f"must be one of {', '.join(allowed)}, got {value!r}",
+        )
+    fits = isinstance(value, (int, float) if hint is float else hint) and (
+        hint is bool or not isinstance(value, bool)
+    )
+    if not fits:
+        return value, f"must be of type {hint.__name__}, got {value!r}"
+    if hint is bool or hint is str:
+        return value, ""
+    return hint(value), why_out_of_bounds(hint(value), bounds)
+
+
+def unknown_name(what: str, key: str, known: Iterable[str]) -> str:
+    """That a name is unknown, with the one that was meant, or those that there are."""
+    names = sorted(known)
+    close = difflib.get_close_matches(key, names, n=1)
+    return f"unknown {what} {key!r}" + (
+        f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
+    )

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "randomness": {"errors"},
     "processes": {"errors"},
     "portable": {"errors"},
-    "options": set(),
+    "options": {"errors"},
     "options of methods": {"options"},
     "programs": {"errors"},
     "__main__": {"programs"},

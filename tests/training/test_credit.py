@@ -16,7 +16,7 @@ from lamorel_ext.agents.teachers import RandomTeacher
 from lamorel_ext.config import StudentArgs, load_config
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Decision, Guidance, Said
-from lamorel_ext.llm.updaters.scored import Scored
+from lamorel_ext.llm.updaters.batches import Scored
 from lamorel_ext.methods.feedback.credit import Lesson, credit_followed, make_credit, pair_log_probs
 from lamorel_ext.methods.feedback.updater import FeedbackOptions, FeedbackUpdater
 from lamorel_ext.randomness import log_softmax

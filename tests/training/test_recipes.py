@@ -16,7 +16,7 @@ import torch
 from lamorel_ext.agents.making import AgentSetting
 from lamorel_ext.config import Config, Plug, load_config
 from lamorel_ext.errors import ConfigError, NotThereError, RequestError
-from lamorel_ext.llm.updaters.scored import Scored
+from lamorel_ext.llm.updaters.batches import Scored
 from lamorel_ext.methods.base import MethodSetting
 from lamorel_ext.methods.constitution import (
     Constitution,

@@ -1,14 +1,107 @@
-"""A server's part of a batch: its distinct (prompt, candidates) pairs, and the minibatches drawn
-over the whole batch.
+"""A server's part of a batch: the data of its samples, its distinct (prompt, candidates) pairs, the
+minibatches drawn over the whole batch, and what the model says of each pair.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lamorel_ext.errors import RequestError
+from lamorel_ext.llm.updaters.base import Host
+from lamorel_ext.options import unknown_name
+from lamorel_ext.types import UpdateRequest
+
+COUNTERS = ("scored_pairs", "scored_tokens")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Tensors that come with the samples, each ``(n,)`` where nothing else is said.
+
+    Attributes:
+        choices: Keys of integers that point into each sample's candidates.
+        numbers: Keys of finite numbers.
+        tables: Keys of finite numbers by candidate, ``(n, k)``; a sample with fewer than ``k``
+            candidates uses the first ones of its row.
+        optional: Keys of numbers that may be left out.
+    """
+
+    choices: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys."""
+        return self.choices + self.numbers + self.tables
+
+
+def read_data(request: UpdateRequest, spec: DataSpec) -> dict[str, Tensor]:
+    """Check the per-sample tensors; choices become int64, numbers float64.
+
+    Raises:
+        RequestError: A key is missing or unknown, a shape or type is wrong, a number is not finite,
+            or a choice is outside its
+        candidates.
+    """
+    name, n = request.updater, len(request.prompts)
+    for key in request.data:
+        if key not in spec.keys:
+            raise RequestError(f"{name}: {unknown_name('data', key, spec.keys)}")
+    missing = [key for key in spec.keys if key not in request.data and key not in spec.optional]
+    if missing:
+        raise RequestError(
+            f"{name}: data lacks {', '.join(repr(key) for key in missing)}; there are"
+            f" {sorted(request.data)}"
+        )
+    counts = torch.tensor([len(candidates) for candidates in request.candidates], dtype=torch.int64)
+    width = int(counts.max()) if n else 0
+    for key, values in request.data.items():
+        shape = tuple(values.shape)
+        if key in spec.tables and not (len(shape) == 2 and shape[0] == n and shape[1] >= width):
+            raise RequestError(
+                f"{name}: data[{key!r}] must have shape ({n}, at least {width}): a number for each "
+                f"candidate, got {shape}"
+            )
+        if key not in spec.tables and shape != (n,):
+            raise RequestError(f"{name}: data[{key!r}] must have shape ({n},), got {shape}")
+    data = {key: _choices(name, key, request.data[key], counts) for key in spec.choices}
+    numbers = [key for key in (*spec.numbers, *spec.tables) if key in request.data]
+    return data | {key: _numbers(name, key, request.data[key]) for key in numbers}
+
+
+def _choices(name: str, key: str, values: Tensor, counts: Tensor) -> Tensor:
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise RequestError(f"{name}: data[{key!r}] must hold integers, got {values.dtype}")
+    values = values.to("cpu", torch.int64)
+    outside = ((values < 0) | (values >= counts)).nonzero().flatten()
+    if len(outside):
+        i = int(outside[0])
+        raise RequestError(
+            f"{name}: data[{key!r}][{i}] is {int(values[i])}, but there are {int(counts[i])}"
+            " candidates"
+        )
+    return values
+
+
+def _numbers(name: str, key: str, values: Tensor) -> Tensor:
+    if values.is_complex():
+        raise RequestError(f"{name}: data[{key!r}] must hold real numbers, got {values.dtype}")
+    bad = (~torch.isfinite(values)).nonzero()
+    if len(bad):
+        place = tuple(bad[0].tolist())
+        where = f"data[{key!r}][{', '.join(map(str, place))}]"
+        raise RequestError(
+            f"{name}: {where} is {float(values[place])}; it must be finite ({len(bad)} of"
+            f" {values.numel()} are not)"
+        )
+    return values.double()
 
 
 @dataclass(frozen=True)
@@ -96,13 +189,14 @@ def draw_minibatches(total: int, size: int, epochs: int, seed: int) -> Iterator[
 
     Args:
         total: Size of the whole batch.
-        size: Samples of a minibatch.
+        size: Samples of a minibatch; 0 takes all of them, in their order, in every epoch.
         epochs: Passes over the batch.
         seed: Fixes the shuffling, whatever the number of servers.
     """
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
-        parts = torch.randperm(total, generator=generator).split(size)
+        shuffled = torch.randperm(total, generator=generator) if size else torch.arange(total)
+        parts = shuffled.split(size or total)
         for number, places in enumerate(parts):
             yield Minibatch(epoch, number, len(parts), places)
 
@@ -127,3 +221,82 @@ def cut_chunks(batch: Batch, rows: Tensor, max_pairs: int) -> Iterator[Chunk]:
             rows[inside],
             pair_of_row[inside] - start,
         )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the model says of ``n`` samples.
+
+    Attributes:
+        scores: ``(n, k)``, summed token log-probabilities in nats, with gradient; minus infinity
+            where there is no candidate. Or the logits of a module function in their place.
+        modules: What each module function gave, each ``(n, ...)``, with gradient.
+        reference: ``(n, k)``, scores under the initial weights, where the updater asked for them.
+    """
+
+    scores: Tensor
+    modules: dict[str, Tensor]
+    reference: Tensor | None = None
+
+
+def score_chunk(
+    host: Host, chunk: Chunk, modules: Sequence[str], with_reference: bool, logits_module: str = ""
+) -> tuple[Scored, tuple[float, float]]:
+    """Score with gradient.
+
+    Args:
+        host: Scores.
+        chunk: What to score.
+        modules: Module functions to evaluate.
+        with_reference: Whether the scores under the initial weights are wanted.
+        logits_module: Module function whose results take the place of the candidates' scores, which
+            are not computed then; empty means none.
+
+    Returns:
+        The scores of the chunk's ``m`` samples, and the values of ``COUNTERS``.
+
+    Raises:
+        RequestError: ``logits_module`` does not give one number per candidate.
+    """
+    names = (*modules, logits_module) if logits_module else tuple(modules)
+    result = host.score(
+        chunk.prompts,
+        chunk.candidates,
+        modules=names,
+        with_score=not logits_module,
+        require_grad=True,
+    )
+    counts = tuple(len(texts) for texts in chunk.candidates)
+    found = {name: _per_prompt(values, counts) for name, values in result.modules.items()}
+    scores = (
+        _logits(logits_module, found[logits_module], counts) if logits_module else result.padded()
+    )
+    place = chunk.pair_of_row.to(scores.device)
+    outputs = {name: values.to(scores.device)[place] for name, values in found.items()}
+    reference = None
+    if with_reference:
+        flat = host.reference_log_probs(chunk.prompts, chunk.candidates)
+        reference = dataclasses.replace(result, log_probs=flat.to(result.log_probs)).padded()[place]
+    return Scored(scores[place], outputs, reference), (
+        float(len(chunk.prompts)),
+        result.stats.get("tokens", 0.0),
+    )
+
+
+def _logits(name: str, values: Tensor, counts: tuple[int, ...]) -> Tensor:
+    if values.dim() != 2 or any(count != values.shape[1] for count in counts):
+        raise RequestError(
+            f"module {name!r} must give one logit per candidate, got shape {tuple(values.shape)}"
+            f" for {min(counts)} to {max(counts)} candidates"
+        )
+    return values
+
+
+def _per_prompt(values: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """One row per prompt: of a module function that was evaluated on every candidate the first
+    one's, as in Lamorel's examples.
+    """
+    if len(values) == len(counts):
+        return values
+    sizes = torch.tensor(counts, device=values.device)
+    return values[sizes.cumsum(0) - sizes]

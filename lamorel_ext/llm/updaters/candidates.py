@@ -15,11 +15,23 @@ from torch import Tensor
 
 from lamorel_ext.errors import RequestError, UpdateError
 from lamorel_ext.llm.updaters.base import BaseUpdater, Host
-from lamorel_ext.llm.updaters.batches import Batch, Chunk, Minibatch, cut_chunks, make_batch
+from lamorel_ext.llm.updaters.batches import (
+    COUNTERS,
+    Batch,
+    Chunk,
+    DataSpec,
+    Minibatch,
+    Scored,
+    cut_chunks,
+    draw_minibatches,
+    make_batch,
+    read_data,
+    score_chunk,
+)
 from lamorel_ext.llm.updaters.checkpoints import read_state, write_state
 from lamorel_ext.llm.updaters.gradients import GradientStepper
-from lamorel_ext.llm.updaters.requests import DataSpec, check_samples, read_data, read_options
-from lamorel_ext.llm.updaters.scored import COUNTERS, Scored, score_chunk
+from lamorel_ext.options import read_options
+from lamorel_ext.rpc.requests import check_update
 from lamorel_ext.types import Scalar, UpdateRequest, UpdateResult
 
 
@@ -34,6 +46,12 @@ class StepOptions(Protocol):
     def max_grad_norm(self) -> float: ...
     @property
     def gradient_minibatch_size(self) -> int: ...
+    @property
+    def minibatch_size(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
 
 
 OptionsT = TypeVar("OptionsT", bound=StepOptions)
@@ -99,8 +117,8 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         return ""
 
     def schedule(self, total: int, options: OptionsT) -> Iterable[Minibatch]:
-        """The minibatches, one optimiser step each; here one of everything."""
-        return [Minibatch(0, 0, 1, torch.arange(total))]
+        """The minibatches, one optimiser step each."""
+        return draw_minibatches(total, options.minibatch_size, options.epochs, options.seed)
 
     def loss(self, scored: Scored, data: dict[str, Tensor], options: OptionsT) -> dict[str, Tensor]:
         """Per-sample terms ``(n,)``, named as in ``terms``; only ``loss`` is differentiated."""
@@ -225,7 +243,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
 
     def _checked(self, request: UpdateRequest) -> tuple[OptionsT, Batch]:
         options: OptionsT = read_options(self.options_type, request.options, self.name)
-        check_samples(request)
+        check_update(request)
         data = read_data(request, self.data_spec(options))
         self.check(request, data, options)
         candidates = self.scored_candidates(request, data, options)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 from torch import Tensor
 
-from lamorel_ext.llm.updaters.batches import Minibatch, draw_minibatches
+from lamorel_ext.llm.updaters.batches import DataSpec, Scored
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
-from lamorel_ext.llm.updaters.requests import DataSpec
-from lamorel_ext.llm.updaters.scored import Scored
 from lamorel_ext.methods.cloning.options import SupervisedOptions
 from lamorel_ext.rl import candidate_log_softmax, chosen_log_probs, entropy
 
@@ -30,10 +27,6 @@ class SupervisedUpdater(CandidateUpdater[SupervisedOptions]):
     def data_spec(self, options: SupervisedOptions) -> DataSpec:
         """See the class."""
         return DataSpec(("targets",))
-
-    def schedule(self, total: int, options: SupervisedOptions) -> Iterable[Minibatch]:
-        """Shuffled minibatches."""
-        return draw_minibatches(total, options.minibatch_size, options.epochs, options.seed)
 
     def loss(
         self, scored: Scored, data: dict[str, Tensor], options: SupervisedOptions

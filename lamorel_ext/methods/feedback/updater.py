@@ -4,17 +4,14 @@ again (docs/method.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError
-from lamorel_ext.llm.updaters.batches import Minibatch, draw_minibatches
+from lamorel_ext.llm.updaters.batches import DataSpec, Scored
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
-from lamorel_ext.llm.updaters.requests import DataSpec
-from lamorel_ext.llm.updaters.scored import Scored
 from lamorel_ext.methods.feedback.options import FeedbackOptions
 from lamorel_ext.rl import (
     candidate_log_softmax,
@@ -98,12 +95,6 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
             (candidates[i],)
             for candidates, i in zip(request.candidates, data["chosen"].tolist(), strict=True)
         )
-
-    def schedule(self, total: int, options: FeedbackOptions) -> Iterable[Minibatch]:
-        """The whole batch in every epoch, or shuffled minibatches of it."""
-        if options.minibatch_size:
-            return draw_minibatches(total, options.minibatch_size, options.epochs, options.seed)
-        return [Minibatch(epoch, 0, 1, torch.arange(total)) for epoch in range(options.epochs)]
 
     def loss(
         self, scored: Scored, data: dict[str, Tensor], options: FeedbackOptions

@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError
-from lamorel_ext.llm.updaters.batches import Minibatch, draw_minibatches
+from lamorel_ext.llm.updaters.batches import DataSpec, Scored
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater, StepReport
-from lamorel_ext.llm.updaters.requests import DataSpec
-from lamorel_ext.llm.updaters.scored import Scored
 from lamorel_ext.methods.ppo.options import PPOOptions
 from lamorel_ext.rl import (
     MAX_LOG_RATIO,
@@ -66,10 +64,6 @@ class PPOUpdater(CandidateUpdater[PPOOptions]):
     def logits_module(self, options: PPOOptions) -> str:
         """As the options say."""
         return options.policy_module
-
-    def schedule(self, total: int, options: PPOOptions) -> Iterable[Minibatch]:
-        """Shuffled minibatches."""
-        return draw_minibatches(total, options.minibatch_size, options.epochs, options.seed)
 
     def loss(
         self, scored: Scored, data: dict[str, Tensor], options: PPOOptions

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lamorel_ext.errors import RequestError
-from lamorel_ext.llm.updaters.batches import Minibatch, draw_minibatches
+from lamorel_ext.llm.updaters.batches import DataSpec, Scored
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
-from lamorel_ext.llm.updaters.requests import DataSpec
-from lamorel_ext.llm.updaters.scored import Scored
 from lamorel_ext.methods.preferences.options import PairOptions
 from lamorel_ext.types import UpdateRequest
 
@@ -43,12 +39,6 @@ class PairUpdater(CandidateUpdater[PairOptions]):
                     f"{self.name}: candidates[{place}]: expected two different texts, the better"
                     f" one first, got {texts}"
                 )
-
-    def schedule(self, total: int, options: PairOptions) -> Iterable[Minibatch]:
-        """All pairs in every epoch, or shuffled minibatches of them."""
-        if options.minibatch_size:
-            return draw_minibatches(total, options.minibatch_size, options.epochs, options.seed)
-        return [Minibatch(epoch, 0, 1, torch.arange(total)) for epoch in range(options.epochs)]
 
     def loss(
         self, scored: Scored, data: dict[str, Tensor], options: PairOptions
