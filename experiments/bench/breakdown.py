@@ -14,10 +14,9 @@ from unittest import mock
 
 import torch
 
-from lamorel_ext.llm.answers import Answerer
+from lamorel_ext.llm.answers import Answerer, TextEncoder
 from lamorel_ext.llm.handlers import RequestHandler
 from lamorel_ext.llm.host import ModelHost
-from lamorel_ext.llm.tokens import TextEncoder
 from lamorel_ext.llm.updaters import CandidateUpdater
 from lamorel_ext.llm.updaters.gradients import GradientStepper
 from lamorel_ext.prompts import PromptHistory

@@ -23,10 +23,10 @@ from lamorel_ext.errors import RequestError
 from lamorel_ext.lamorel.generation import generate
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.lamorel.sharing import SharedOutputs, can_share
+from lamorel_ext.llm.answers import TextEncoder, merge
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.scoring.engines import make_engine, unwrap
 from lamorel_ext.llm.scoring.scorer import Scorer
-from lamorel_ext.llm.tokens import TextEncoder
 
 SCORE_KEY = "__score"
 Sequences = dict[str, list[int]]
@@ -225,21 +225,8 @@ class LamorelModel(nn.Module):
         tokens = [tuple(encoder.encode(own)) for own in texts]
         longest = [max(map(len, own)) for own in tokens]
         prompts = encoder.encode_prompts(contexts, behind=longest)
-        # The scorer takes distinct prompts with distinct candidates.
-        merged: dict[Any, dict[Any, int]] = {}
-        for prompt, own in zip(prompts, tokens, strict=True):
-            places = merged.setdefault(prompt, {})
-            for one in own:
-                places.setdefault(one, len(places))
-        found = scorer.score(list(merged), [tuple(own) for own in merged.values()]).log_probs.cpu()
-        parts = dict(
-            zip(merged, torch.split(found, [len(own) for own in merged.values()]), strict=True)
-        )
-        rows = [
-            parts[prompt][[merged[prompt][one] for one in own]]
-            for prompt, own in zip(prompts, tokens, strict=True)
-        ]
-        return torch.cat(rows)
+        asked = merge(prompts, tokens)
+        return scorer.score(*asked.distinct).log_probs.cpu()[asked.score_rows]
 
     def _with_end(self, texts: Sequence[str], options: _Options) -> list[str]:
         end = self._LLM_tokenizer.eos_token if options.add_eos_on_candidates else ""

@@ -1,5 +1,8 @@
 """Answers to score requests: texts to tokens, each distinct prompt read once, module functions
 evaluated, results per prompt again.
+
+Tokens are as Lamorel has them: prompts and candidates alike without special tokens, so no
+end-of-sequence token is appended.
 """
 
 from __future__ import annotations
@@ -10,14 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.devices import put_integers
+from lamorel_ext.llm.memory import Memory
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.scoring.candidate_tree import Tokens
 from lamorel_ext.llm.scoring.plain import PlainForward
 from lamorel_ext.llm.scoring.scorer import Scorer
-from lamorel_ext.llm.tokens import TextEncoder
+
+REMEMBERED_TEXTS = 50_000
+
+RELATIVE_POSITIONS = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
+"""Architectures that take any length, whatever their configuration says about positions."""
 
 Question = tuple[str, tuple[str, ...]]
 """A prompt and its candidates."""
@@ -40,6 +49,104 @@ ELSEWHERE = Answer(torch.zeros(0))
 """Remembered in place of an answer that the client has."""
 
 
+class TextEncoder:
+    """Tokenises prompts and candidates, and remembers what it tokenised.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        config: The model's configuration.
+        max_prompt_tokens: Longest prompt allowed; None leaves the model's own limit, where it has
+            one.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+        max_prompt_tokens: int | None = None,
+    ) -> None:
+        self._tokenizer: Any = tokenizer
+        self._seq2seq = bool(config.is_encoder_decoder)
+        self._positions = _position_limit(config)
+        self._max_prompt_tokens = max_prompt_tokens
+        self._known: Memory[str, Tokens] = Memory(REMEMBERED_TEXTS)
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokens of each text, without special tokens."""
+        known = {
+            text: tokens for text in set(texts) if (tokens := self._known.get(text)) is not None
+        }
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            encoded = self._tokenizer(
+                new, add_special_tokens=False, return_attention_mask=False, verbose=False
+            )["input_ids"]
+            for text, ids in zip(new, encoded, strict=True):
+                known[text] = tuple(ids)
+                self._known.put(text, known[text])
+        return [known[text] for text in texts]
+
+    def encode_prompts(
+        self,
+        prompts: Sequence[str],
+        places: Sequence[int] | None = None,
+        behind: Sequence[int] | None = None,
+    ) -> list[Tokens]:
+        """Tokens of each prompt. An empty prompt of a decoder-only model is its beginning-of-text
+        token: something must come before a candidate.
+
+        Args:
+            prompts: The prompts.
+            places: Where each is in the request, for messages; None means in this order.
+            behind: Tokens that will follow each prompt at most; None means none.
+
+        Raises:
+            RequestError: A prompt is longer than allowed, or empty where the tokenizer has no
+                beginning-of-text token.
+        """
+        encoded = self.encode(prompts)
+        for i, tokens in enumerate(encoded):
+            place = i if places is None else places[i]
+            if not tokens and not self._seq2seq:
+                encoded[i] = (self._beginning(place),)
+            self._check_length(place, len(tokens), 0 if behind is None else behind[i])
+        return encoded
+
+    def _check_length(self, place: int, length: int, behind: int) -> None:
+        if self._max_prompt_tokens is not None and length > self._max_prompt_tokens:
+            raise RequestError(
+                f"prompt {place} has {length} tokens; max_prompt_tokens allows"
+                f" {self._max_prompt_tokens}"
+            )
+        needed = length if self._seq2seq else length + behind
+        if self._positions is not None and needed > self._positions:
+            more = f" and up to {behind} behind it" if needed > length else ""
+            raise RequestError(
+                f"prompt {place} has {length} tokens{more}; the model has {self._positions}"
+                " positions"
+            )
+
+    def _beginning(self, place: int) -> int:
+        for name in ("bos_token_id", "eos_token_id"):
+            token = getattr(self._tokenizer, name, None)
+            if token is not None:
+                return int(token)
+        raise RequestError(
+            f"prompt {place} is empty, and the tokenizer has no beginning-of-text token to stand"
+            " for it"
+        )
+
+
+def _position_limit(config: PretrainedConfig) -> int | None:
+    if config.model_type in RELATIVE_POSITIONS:
+        return None
+    for name in ("max_position_embeddings", "n_positions"):
+        limit = getattr(config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
 class Answerer:
     """Answers distinct questions with one model.
 
@@ -54,12 +161,8 @@ class Answerer:
     def __init__(
         self, encoder: TextEncoder, scorer: Scorer, plain: PlainForward, cut_context: bool
     ) -> None:
-        self.encoder, self.scorer, self.plain, self.cut_context = (
-            encoder,
-            scorer,
-            plain,
-            cut_context,
-        )
+        self.encoder, self.scorer, self.plain = encoder, scorer, plain
+        self.cut_context = cut_context
 
     def answer(
         self,
@@ -86,11 +189,7 @@ class Answerer:
         asked = self._tokenise(questions, places, with_score)
         counts = [len(own) for own in asked.candidates]
         states = {name: function for name, function in modules.items() if function.needs == "state"}
-        scores = self.scorer.score(
-            list(asked.merged),
-            [tuple(own) for own in asked.merged.values()],
-            with_states=bool(states),
-        )
+        scores = self.scorer.score(*asked.distinct, with_states=bool(states))
         found: dict[str, tuple[Tensor, list[int]]] = {}
         if states and scores.states is not None:
             at = put_integers(asked.prompt_rows, scores.states.device)
@@ -123,35 +222,20 @@ class Answerer:
         """
         asked = self._tokenise(questions, range(len(questions)), with_score)
         needs = {function.needs for function in modules.values()}
-        tokens = self.scorer.count(
-            list(asked.merged), [tuple(own) for own in asked.merged.values()], "state" in needs
-        )
+        tokens = self.scorer.count(*asked.distinct, "state" in needs)
         if "full" in needs:
             tokens += _tokens_of(_pairs(asked))
         return {"distinct_prompts": float(len(asked.merged)), "tokens": float(tokens)}
 
     def _tokenise(
         self, questions: Sequence[Question], places: Sequence[int], with_score: bool
-    ) -> _Asked:
-        prompts = list(dict.fromkeys(prompt for prompt, _ in questions))
-        texts = {
-            own: tuple(self.encoder.encode(own))
-            for own in dict.fromkeys(own for _, own in questions)
-        }
-        candidates = [texts[own] for _, own in questions]
-        behind = {prompt: 0 for prompt in prompts}
-        first_place = {
-            prompt: place
-            for (prompt, _), place in zip(reversed(questions), reversed(places), strict=True)
-        }
-        for (prompt, _), own in zip(questions, candidates, strict=True):
-            behind[prompt] = max(behind[prompt], max(map(len, own), default=0))
-        encoded = self.encoder.encode_prompts(
-            prompts, [first_place[prompt] for prompt in prompts], list(behind.values())
-        )
-        tokens_of = dict(zip(prompts, encoded, strict=True))
-        prompt_tokens = [tokens_of[prompt] for prompt, _ in questions]
-        return _merge(prompt_tokens, candidates, with_score)
+    ) -> Asked:
+        lists = dict.fromkeys(own for _, own in questions)
+        tokens_of = {own: tuple(self.encoder.encode(own)) for own in lists}
+        candidates = [tokens_of[own] for _, own in questions]
+        behind = [max(map(len, own), default=0) for own in candidates]
+        prompts = self.encoder.encode_prompts([prompt for prompt, _ in questions], places, behind)
+        return merge(prompts, candidates, with_score)
 
     def _from_states(
         self, name: str, function: BaseModuleFunction, states: Tensor, prompts: Sequence[Tokens]
@@ -164,7 +248,7 @@ class Answerer:
         )
 
     def _from_passes(
-        self, functions: Mapping[str, BaseModuleFunction], asked: _Asked
+        self, functions: Mapping[str, BaseModuleFunction], asked: Asked
     ) -> tuple[dict[str, Tensor], int]:
         """One row per pair, in the order of the questions and their candidates."""
         pairs = _pairs(asked)
@@ -202,7 +286,7 @@ class _Contexts(Sequence[dict[str, list[int]]]):
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """Questions as tokens.
 
     Attributes:
@@ -220,8 +304,13 @@ class _Asked:
     prompt_rows: list[int]
     score_rows: list[int]
 
+    @property
+    def distinct(self) -> tuple[list[Tokens], list[tuple[Tokens, ...]]]:
+        """The distinct prompts, and the distinct candidates of each."""
+        return list(self.merged), [tuple(own) for own in self.merged.values()]
 
-def _pairs(asked: _Asked) -> list[tuple[Tokens, Tokens]]:
+
+def _pairs(asked: Asked) -> list[tuple[Tokens, Tokens]]:
     """What whole passes are made of: a prompt with each candidate, or alone where it has none."""
     return [
         (prompt, own)
@@ -234,7 +323,10 @@ def _tokens_of(pairs: Sequence[tuple[Tokens, Tokens]]) -> int:
     return sum(len(prompt) + len(own) for prompt, own in pairs)
 
 
-def _merge(prompts: list[Tokens], candidates: list[tuple[Tokens, ...]], with_score: bool) -> _Asked:
+def merge(
+    prompts: list[Tokens], candidates: list[tuple[Tokens, ...]], with_score: bool = True
+) -> Asked:
+    """Find the distinct prompts, and what is to be scored after each; without scores nothing is."""
     merged: dict[Tokens, dict[Tokens, int]] = {}
     for prompt, own in zip(prompts, candidates, strict=True):
         places = merged.setdefault(prompt, {})
@@ -246,12 +338,10 @@ def _merge(prompts: list[Tokens], candidates: list[tuple[Tokens, ...]], with_sco
         total += len(places)
     score_rows: list[int] = []
     for prompt, own in zip(prompts, candidates, strict=True) if with_score else ():
-        start, places = (
-            starts[prompt],
-            merged[prompt],
-        )  # looked up once for all candidates: a long prompt is slow to hash
+        # Looked up once for all candidates: a long prompt is slow to hash.
+        start, places = starts[prompt], merged[prompt]
         score_rows += [start + places[candidate] for candidate in own]
-    return _Asked(prompts, candidates, merged, [rows[prompt] for prompt in prompts], score_rows)
+    return Asked(prompts, candidates, merged, [rows[prompt] for prompt in prompts], score_rows)
 
 
 def _cut(

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lamorel_ext.errors import RequestError
+from lamorel_ext.llm.answers import TextEncoder
 from lamorel_ext.llm.devices import seeded
 from lamorel_ext.llm.scoring.candidate_tree import Tokens
 from lamorel_ext.llm.scoring.plain import nothing_read
 from lamorel_ext.llm.scoring.scorer import Scorer
-from lamorel_ext.llm.tokens import TextEncoder
 from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar
 
 DEFAULT_NEW_TOKENS = 20

@@ -1,17 +1,28 @@
-"""A bounded memory of answers: the least recently used one is forgotten first."""
+"""What a server remembers of its answers, and what they depend on besides the question: the weights
+of a model and the settings of its modules.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
-from typing import Generic, TypeVar
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor, nn
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
+_PLAIN = (bool, int, float, str, bytes, type(None))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}
+_LIBRARIES = ("torch.nn.", "transformers.")
+"""Whose modules keep the settings that they were made with; what others put on them is still seen.
+"""
+
 
 class Memory(Generic[K, V]):
-    """Remembers at most ``size`` values; 0 remembers nothing."""
+    """Remembers at most ``size`` values, 0 none; the least recently used one is forgotten first."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -35,3 +46,76 @@ class Memory(Generic[K, V]):
 
     def clear(self) -> None:
         self._values.clear()
+
+
+@dataclass(frozen=True)
+class State:
+    """Of a model at one moment; equal ones give equal answers.
+
+    Attributes:
+        weights: Differs after a change of a weight or buffer: in place, by another tensor in its
+            place, of its precision or device. PyTorch counts in-place changes, so that one nobody
+            announced is noticed; it counts none that is made through ``.data``.
+        settings: Differs where a module has another training mode, hook, forward function, or
+            attribute of its own: an adapter that is switched on or off, chosen, merged or rescaled.
+            Numbers, texts and collections count by value, other things by which they are.
+    """
+
+    weights: Hashable
+    settings: Hashable
+
+
+def state_of(*models: nn.Module) -> State:
+    """The present state of models; some microseconds for each of their modules."""
+    weights: list[Hashable] = []
+    settings: list[Hashable] = []
+    for module in _modules(models):
+        own = vars(module)
+        for tensors in (own["_parameters"], own["_buffers"]):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    weights.append(_stamp(tensor))
+        put_on = (
+            len(own),
+            id(own.get("forward")),
+            *own["_forward_hooks"],
+            *own["_forward_pre_hooks"],
+        )
+        settings.append((id(module), own["training"], put_on))
+        if not type(module).__module__.startswith(_LIBRARIES):
+            settings += ((name, _frozen(own[name])) for name in own if name not in _OF_EVERY_MODULE)
+    return State(tuple(weights), tuple(settings))
+
+
+def _modules(models: tuple[nn.Module, ...]) -> Iterator[nn.Module]:
+    """Each once.
+
+    ``nn.Module.modules`` puts the names together too, which takes longer than all the rest.
+    """
+    seen: set[int] = set()
+    left = [*models]
+    while left:
+        module = left.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield module
+            left += [child for child in vars(module)["_modules"].values() if child is not None]
+
+
+def _frozen(value: Any) -> Hashable:
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return _stamp(value)
+    if isinstance(value, dict):
+        return tuple((_frozen(key), _frozen(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(item) for item in value)
+    if isinstance(value, (set, frozenset)):
+        return frozenset(_frozen(item) for item in value)
+    return id(value)
+
+
+def _stamp(tensor: Tensor) -> Hashable:
+    changes = 0 if tensor.is_inference() else tensor._version
+    return id(tensor), changes, tensor.data_ptr(), tensor.dtype

@@ -25,7 +25,7 @@ from experiments.bench.updates import Transitions
 from experiments.runs.versions import processor_name
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.envs.babyai.batched import make_batched_env
-from lamorel_ext.llm.tokens import TextEncoder
+from lamorel_ext.llm.answers import TextEncoder
 from lamorel_ext.llm.updaters import PPOUpdater
 
 ROWS = {
