@@ -17,11 +17,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.devices import put_integers
-from lamorel_ext.llm.memory import Memory
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.scoring.candidate_tree import Tokens
 from lamorel_ext.llm.scoring.plain import PlainForward
 from lamorel_ext.llm.scoring.scorer import Scorer
+from lamorel_ext.llm.state import Memory
 
 REMEMBERED_TEXTS = 50_000
 

@@ -30,11 +30,11 @@ from lamorel_ext.llm.answers import (
 from lamorel_ext.llm.devices import seeded
 from lamorel_ext.llm.fresh import draw_model
 from lamorel_ext.llm.generation import Generator
-from lamorel_ext.llm.memory import Memory, State, state_of
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.scoring.engines import make_engine, unwrap
 from lamorel_ext.llm.scoring.plain import PlainForward
 from lamorel_ext.llm.scoring.scorer import Scorer
+from lamorel_ext.llm.state import Memory, State, state_of
 from lamorel_ext.llm.ties import config_values, has_own_head
 from lamorel_ext.llm.weights import (
     copy_into,

@@ -1,5 +1,5 @@
-"""What a server remembers of its answers, and what they depend on besides the question: the weights
-of a model and the settings of its modules.
+"""What a model's answers depend on besides the question: its weights, and the settings of its
+modules. And a bounded memory of answers.
 """
 
 from __future__ import annotations
@@ -19,33 +19,6 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_p
 _LIBRARIES = ("torch.nn.", "transformers.")
 """Whose modules keep the settings that they were made with; what others put on them is still seen.
 """
-
-
-class Memory(Generic[K, V]):
-    """Remembers at most ``size`` values, 0 none; the least recently used one is forgotten first."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[K, V] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def get(self, key: K) -> V | None:
-        value = self._values.get(key)
-        if value is not None:
-            self._values.move_to_end(key)
-        return value
-
-    def put(self, key: K, value: V) -> None:
-        if self._size:
-            self._values[key] = value
-            self._values.move_to_end(key)
-            if len(self._values) > self._size:
-                self._values.popitem(last=False)
-
-    def clear(self) -> None:
-        self._values.clear()
 
 
 @dataclass(frozen=True)
@@ -119,3 +92,30 @@ def _frozen(value: Any) -> Hashable:
 def _stamp(tensor: Tensor) -> Hashable:
     changes = 0 if tensor.is_inference() else tensor._version
     return id(tensor), changes, tensor.data_ptr(), tensor.dtype
+
+
+class Memory(Generic[K, V]):
+    """Remembers at most ``size`` values, 0 none; the least recently used one is forgotten first."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: K) -> V | None:
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        if self._size:
+            self._values[key] = value
+            self._values.move_to_end(key)
+            if len(self._values) > self._size:
+                self._values.popitem(last=False)
+
+    def clear(self) -> None:
+        self._values.clear()
