@@ -11,12 +11,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from lamorel_ext.agents.kept_answers import KeptAnswers, PartlyKnown
+from lamorel_ext.agents.passing import PassingClient
 from lamorel_ext.types import (
     GenerateRequest,
     GenerateResult,
     LlmClient,
     PendingScores,
-    Scalar,
     ScoreRequest,
     ScoreResult,
     UpdateRequest,
@@ -76,7 +76,7 @@ class Phases:
             self.told[name] += value
 
 
-class MeteredClient:
+class MeteredClient(PassingClient):
     """Passes everything on, and counts calls, prompts and tokens of scoring, generating and
     updating.
 
@@ -94,7 +94,7 @@ class MeteredClient:
     """
 
     def __init__(self, llm: LlmClient) -> None:
-        self._llm = llm
+        super().__init__(llm)
         self.phases = Phases()
         self._counting = True
         self.counts = dict.fromkeys(LLM_COUNTERS, 0.0)
@@ -110,11 +110,6 @@ class MeteredClient:
             yield
         finally:
             self._counting = True
-
-    @property
-    def remote(self) -> bool:
-        """See ``LlmClient``."""
-        return self._llm.remote
 
     def submit_score(self, request: ScoreRequest) -> PendingScores:
         """See ``LlmClient``; counted when the scores are taken."""
@@ -164,22 +159,10 @@ class MeteredClient:
         if weights == PRETRAINED:
             self.weights = PRETRAINED
 
-    def save(self, folder: str) -> None:
-        """See ``LlmClient``."""
-        self._llm.save(folder)
-
     def load(self, folder: str) -> None:
         """See ``LlmClient``."""
         self._change()
         self._llm.load(folder)
-
-    def forget(self) -> None:
-        """See ``LlmClient``."""
-        self._llm.forget()
-
-    def info(self) -> Mapping[str, Scalar]:
-        """See ``LlmClient``."""
-        return self._llm.info()
 
     def table(self, question: Hashable, ask: Callable[[], np.ndarray]) -> np.ndarray:
         """Ask for a table once per question and weights, over all runs that share the servers.

@@ -5,29 +5,28 @@ notice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from lamorel_ext.agents.passing import PassingClient
 from lamorel_ext.prompts import PLAIN, Wording
 from lamorel_ext.types import (
     GenerateRequest,
     GenerateResult,
     LlmClient,
     PendingScores,
-    Scalar,
     ScoreRequest,
     ScoreResult,
     UpdateRequest,
     UpdateResult,
-    Weights,
 )
 
 Texts = tuple[str, ...]
 AboutCandidates = TypeVar("AboutCandidates", ScoreRequest, UpdateRequest)
 
 
-class RewordedClient:
+class RewordedClient(PassingClient):
     """Rewords prompts and candidates on their way to the LLM. What the LLM writes itself comes back
     as it wrote it.
 
@@ -39,7 +38,7 @@ class RewordedClient:
     """
 
     def __init__(self, llm: LlmClient) -> None:
-        self._llm = llm
+        super().__init__(llm)
         self.wording = PLAIN
 
     def reword(self, wording: Wording) -> None:
@@ -54,11 +53,6 @@ class RewordedClient:
             yield
         finally:
             self.wording = before
-
-    @property
-    def remote(self) -> bool:
-        """See ``LlmClient``."""
-        return self._llm.remote
 
     def submit_score(self, request: ScoreRequest) -> PendingScores:
         """See ``LlmClient``."""
@@ -77,28 +71,6 @@ class RewordedClient:
     def update_batch(self, request: UpdateRequest) -> UpdateResult:
         """See ``LlmClient``."""
         return self._llm.update_batch(self._reworded(request))
-
-    def reset(
-        self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()
-    ) -> None:
-        """See ``LlmClient``."""
-        self._llm.reset(seed, weights, unused)
-
-    def save(self, folder: str) -> None:
-        """See ``LlmClient``."""
-        self._llm.save(folder)
-
-    def load(self, folder: str) -> None:
-        """See ``LlmClient``."""
-        self._llm.load(folder)
-
-    def forget(self) -> None:
-        """See ``LlmClient``."""
-        self._llm.forget()
-
-    def info(self) -> Mapping[str, Scalar]:
-        """See ``LlmClient``."""
-        return self._llm.info()
 
     def _reworded(self, request: AboutCandidates) -> AboutCandidates:
         if not self.wording:
