@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from lamorel_ext.llm.scoring.any_model import PlainEngine
 from lamorel_ext.llm.scoring.causal import CausalEngine, takes_trees
 from lamorel_ext.llm.scoring.scorer import Engine
-from lamorel_ext.llm.scoring.t5_engine import T5Engine
-from lamorel_ext.llm.scoring.t5_forward import is_t5
+from lamorel_ext.llm.scoring.t5_forward import T5Engine, is_t5
 
 
 def make_engine(model: PreTrainedModel, minibatch_size: int) -> Engine:

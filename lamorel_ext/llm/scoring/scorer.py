@@ -2,8 +2,8 @@
 computing anything twice.
 
 Within a call every distinct prompt is read once, and the candidates that follow it are merged into
-one prefix tree. How a model reads prompts and trees is an engine's business (``scoring_t5``,
-``scoring_causal``, ``scoring_plain``).
+one prefix tree. How a model reads prompts and trees is an engine's business (``t5_forward``,
+``causal``, ``any_model``).
 """
 
 from __future__ import annotations

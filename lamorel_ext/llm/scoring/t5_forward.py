@@ -19,17 +19,23 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MT5ForConditionalGeneration, PreTrainedModel, T5ForConditionalGeneration
 from transformers.activations import NewGELUActivation
 
-from lamorel_ext.llm.devices import put_integers
-from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, TreeBatch
+from lamorel_ext.llm.devices import put, put_integers
+from lamorel_ext.llm.scoring.candidate_tree import (
+    CandidateTree,
+    Tokens,
+    TreeBatch,
+    batch_trees,
+)
 from lamorel_ext.llm.scoring.packing import Packing, make_packing
-from lamorel_ext.llm.scoring.token_embeddings import Words
-from lamorel_ext.llm.scoring.vocabulary_head import compute_logits
+from lamorel_ext.llm.scoring.scorer import Reading
+from lamorel_ext.llm.scoring.vocabulary_head import compute_logits, edge_log_probs
 
 CPU_ROWS = 512
 """Encoder positions worked on at a time, per thread: their widest activations stay in a core's
@@ -45,6 +51,45 @@ GPU_ROWS = 16_384
 def is_t5(model: nn.Module) -> bool:
     """Whether this file's forward pass is the model's own."""
     return isinstance(model, (T5ForConditionalGeneration, MT5ForConditionalGeneration))
+
+
+class T5Engine:
+    """See ``scorer.Engine``: the encoder once per prompt, the decoder once over each tree."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._forward = T5Forward(model)
+
+    def read(
+        self,
+        prompts: Sequence[Tokens],
+        rounds: Sequence[Sequence[CandidateTree]],
+        with_states: bool,
+    ) -> Reading:
+        forward = self._forward
+        words = forward.words(prompts, itertools.chain(*rounds))
+        memory, packing = forward.encode(prompts, words)
+        edges: list[Tensor] = []
+        states = None
+        for trees in rounds:
+            batch = batch_trees(trees, forward.device)
+            nodes = forward.decode(memory, packing, batch, words)
+            if with_states and states is None:
+                states = nodes[batch.roots.to(nodes.device)]
+            edges.append(
+                edge_log_probs(
+                    forward.head,
+                    nodes,
+                    batch.edge_nodes,
+                    batch.edge_tokens,
+                    forward.config.vocab_size,
+                )
+            )
+        return Reading(edges, states, self.count(prompts, rounds))
+
+    def count(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]]) -> int:
+        """See ``scorer.Engine``."""
+        nodes = sum(tree.num_nodes for tree in itertools.chain(*rounds))
+        return sum(map(len, prompts)) + nodes
 
 
 class T5Forward:
@@ -177,6 +222,47 @@ class T5Forward:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
         result: Tensor = attention.o(packing.unpad(mixed.transpose(1, 2)).flatten(1))
         return result
+
+
+class Words:
+    """Embeddings of the tokens that one call needs, so that a gradient passes the table of all
+    tokens once.
+
+    The gradient of a look-up is as large as the table (66 MB in flan-t5-small), and those of
+    several look-ups are added up. With gradients every distinct token of the call is therefore
+    looked up once; from then on the few rows that came are the table. Stacks with one table share
+    them.
+
+    Args:
+        tokens: All tokens that will be asked for; repeated ones at no cost.
+        device: Where tokens are looked up.
+    """
+
+    def __init__(self, tokens: Iterable[int], device: torch.device) -> None:
+        self._rows: dict[int, Tensor] = {}
+        self._distinct = self._places = torch.zeros(0, dtype=torch.long)
+        if torch.is_grad_enabled():
+            distinct = np.unique(np.fromiter(tokens, dtype=np.int64))
+            places = np.zeros(int(distinct[-1]) + 1, dtype=np.int64)
+            places[distinct] = np.arange(len(distinct))
+            self._distinct, self._places = (put(array, device) for array in (distinct, places))
+
+    def embed(self, table: Any, tokens: Tensor) -> Tensor:
+        """``(n,)`` tokens to ``(n, d)``.
+
+        Args:
+            table: The module that knows all tokens.
+            tokens: Among those of the call.
+        """
+        if not len(self._distinct):
+            found: Tensor = table(tokens)
+            return found
+        # A module in the place of a plain table may do more than look up.
+        key = id(table.weight) if type(table) is nn.Embedding else id(table)
+        if key not in self._rows:
+            self._rows[key] = table(self._distinct)
+        rows = self._rows[key]
+        return F.embedding(self._places[tokens].to(rows.device), rows)
 
 
 class _Memory:
