@@ -7,6 +7,8 @@ from lamorel_ext.prompts.templates import (
     glam_prompt,
     glam_prompt_french,
     lamorel_prompt,
+    present_of,
+    state_of,
     with_feedback,
 )
 from lamorel_ext.prompts.wordings import PLAIN, WORDINGS, Wording
@@ -22,5 +24,7 @@ __all__ = [
     "glam_prompt",
     "glam_prompt_french",
     "lamorel_prompt",
+    "present_of",
+    "state_of",
     "with_feedback",
 ]

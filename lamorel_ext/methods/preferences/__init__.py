@@ -149,7 +149,8 @@ def read_rankings(path: Path) -> list[Pair]:
         ConfigError: Naming the line that is none, or ranks a text above itself.
     """
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a JSON text may hold other separators. Editors may put a mark first.
+        lines = path.expanduser().read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise NotThereError(f"method.rankings: {path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -164,6 +165,8 @@ def read_rankings(path: Path) -> list[Pair]:
                 problems.append(f"method.rankings: {path}, line {place}: {found}")
     if not pairs and not problems:
         problems.append(f"method.rankings: {path}: no rankings in it")
+    if len(problems) > 10:
+        problems[10:] = [f"method.rankings: {path}: {len(problems) - 10} more lines are wrong"]
     if problems:
         raise ConfigError(problems)
     return pairs
@@ -173,13 +176,17 @@ def _read_pair(line: str) -> Pair | str:
     """A line of the file, or what is wrong with it."""
     try:
         values: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"no JSON: {error}"
     keys = ("prompt", "better", "worse")
     if not isinstance(values, dict) or set(values) != set(keys):
         return f"expected an object with {', '.join(keys)}, got {line.strip()[:80]}"
-    if not all(isinstance(values[key], str) and values[key] for key in keys):
+    if not all(isinstance(values[key], str) and values[key].strip() for key in keys):
         return "prompt, better and worse must be texts that are not empty"
-    if values["better"] == values["worse"]:
+    if values["better"].strip() == values["worse"].strip():
         return f"a tie: {values['better']!r} is better and worse"
+    try:
+        "".join(values.values()).encode()
+    except UnicodeEncodeError as error:
+        return f"half a character in a text: {error.reason}"
     return Pair(**values)
