@@ -15,7 +15,7 @@ import torch
 
 from lamorel_ext.agents.making import AgentSetting
 from lamorel_ext.config import Config, Plug, load_config
-from lamorel_ext.errors import ConfigError, NotThereError, RequestError
+from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError, RequestError
 from lamorel_ext.llm.updaters.scored import Scored
 from lamorel_ext.methods.base import MethodSetting
 from lamorel_ext.methods.constitution import (
@@ -28,14 +28,15 @@ from lamorel_ext.methods.goals import Goals, GoalsOptions, captions, goals_of
 from lamorel_ext.methods.preferences import Pair, ranked, read_rankings
 from lamorel_ext.methods.preferences.options import PairOptions
 from lamorel_ext.methods.preferences.updater import PairUpdater
-from lamorel_ext.methods.prompt_search import PromptSearch, PromptSearchOptions
+from lamorel_ext.methods.prompt_search import EDITS, PromptSearch, PromptSearchOptions
 from lamorel_ext.methods.proxy_reward import ProxyReward, ProxyRewardOptions, question
-from lamorel_ext.methods.skills import Skills, SkillsOptions
+from lamorel_ext.methods.skills import Skills, SkillsOptions, values_loss
 from lamorel_ext.prompts import ACTION_NAMES, glam_prompt
 from lamorel_ext.randomness import Draws, make_rng
 from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import MemoryRecorder
+from lamorel_ext.training.run import TrainingRun
 from lamorel_ext.training.shared import LedRecorder, SharedClient
 from lamorel_ext.types import UpdateRequest, UpdateResult
 from tests.training.student_fakes import TableLlm, make_corridor, small_config
@@ -522,6 +523,23 @@ def test_the_llm_reads_the_instruction(tmp_path: Path) -> None:
     assert any(prompt.startswith("You guide a robot in a room.\nGoal") for prompt in prompts)
 
 
+def test_a_policy_that_is_evaluated_is_asked_with_the_instruction_in_use(tmp_path: Path) -> None:
+    recorder, config = MemoryRecorder(tmp_path), config_of("prompt_search")
+    train(config, PairLlm(), recorder, make_corridor)
+    assert recorder.last is not None
+    edit = EDITS[recorder.last.state["method"]["edit"]]
+    assert edit
+    llm = PairLlm()
+    with TrainingRun(config, llm, make_corridor) as run:
+        run.take_over(recorder.last)
+        run.evaluate()
+        prompts = [prompt for request in llm.requests for prompt in request.prompts]
+        assert prompts and all(prompt.startswith(f"{edit}\nGoal") for prompt in prompts)
+        del recorder.last.state["method"]["edit"]
+        with pytest.raises(CheckpointError, match="lacks 'edit'"):
+            run.take_over(recorder.last)
+
+
 @pytest.mark.parametrize("edits", [(), ("a", "a")])
 def test_edits_must_differ(edits: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"method.edits: expected different instructions"):
@@ -547,6 +565,22 @@ def test_skills_are_chosen_by_the_product_of_probability_and_value() -> None:
     product = chosen["llm"] * chosen["values"]
     assert chosen["product"] == pytest.approx(product / product.sum(axis=1, keepdims=True))
     assert np.allclose(chosen["product"].sum(axis=1), 1.0)
+
+
+def test_the_loss_of_the_values_by_hand() -> None:
+    logits = torch.tensor([[0.0, 9.0], [-7.0, 1.0]], dtype=torch.float64)
+    codes = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    # log 2 whatever the return; -log sigmoid(1), a return of 1.5 counting as 1
+    returns = torch.tensor([0.3, 1.5], dtype=torch.float64)
+    expected = (math.log(2) + math.log(1 + math.exp(-1))) / 2
+    assert float(values_loss(logits, codes, returns)) == pytest.approx(expected)
+
+
+def test_the_gradient_of_the_values_against_finite_differences() -> None:
+    logits = torch.tensor([[0.2, -0.4], [-0.7, 1.1]], dtype=torch.float64, requires_grad=True)
+    codes = torch.eye(2, dtype=torch.float64)
+    returns = torch.tensor([0.3, 0.9], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda given: values_loss(given, codes, returns), (logits,))
 
 
 def test_values_learn_which_skill_pays() -> None:
