@@ -134,12 +134,15 @@ def test_what_users_bring_runs_on_two_ranks_also_from_a_package_of_our_name(
     assert "python -m lamorel_ext launch compare" in versions
 
 
-def page_is_run(name: str, installed: Path, folder: Path) -> None:
+def page_is_run(name: str, installed: Path, folder: Path, *more: str) -> None:
+    """Run a page's commands as they stand; ours with some words more."""
     places = (str(installed), str(Path(sys.executable).parent), os.environ["PATH"])
     search = os.pathsep.join(places)
     commands = commands_of(ROOT / "docs" / name)
     assert commands
     for command in commands:
+        if command.startswith("lamorel-ext-"):
+            command = " ".join([command, *more])
         ended = run("env", f"PATH={search}", "bash", "-c", command, cwd=folder)
         assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"
 
@@ -164,6 +167,32 @@ def test_the_page_of_own_environments_runs_as_it_stands(installed: Path, folder:
         assert float(last_row(folder / "runs" / place)["env_steps"]) == steps
     for place, name in (("corridors", "my_game.Corridor"), ("kitchens", "my_kitchen.Kitchen")):
         assert name in (folder / "runs" / place / "report.html").read_text()
+
+
+RECIPES = sorted(path.stem for path in (ROOT / "docs" / "methods").glob("*.md"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_page_of_a_recipe_runs_as_it_stands(
+    recipe: str, installed: Path, folder: Path
+) -> None:
+    page_is_run(f"methods/{recipe}.md", installed, folder, *SHORT)
+    alone = last_row(folder / "runs" / recipe)
+    assert float(alone["env_steps"]) == 32
+    assert any(name.startswith(f"{recipe}_") for name in alone)
+    compared = folder / "runs" / f"{recipe}_control"
+    assert {path.name for path in compared.glob("*/seed_0")} == {"seed_0"}
+    page = (compared / "report.html").read_text()
+    assert recipe in page and len([*compared.glob(f"{recipe}*/seed_0/metrics.csv")]) >= 2
+
+
+def test_every_recipe_has_a_page_and_every_page_a_folder() -> None:
+    methods = ROOT / "lamorel_ext" / "methods"
+    without_page = {"feedback", "ppo", "cloning"}  # the method's own page, GLAM's, its experts'
+    folders = {path.parent.name for path in methods.glob("*/__init__.py")}
+    assert folders - without_page == set(RECIPES)
+    listed = (ROOT / "docs" / "methods.md").read_text()
+    assert all(f"methods/{recipe}.md" in listed for recipe in RECIPES)
 
 
 @pytest.mark.parametrize("game", ["my_game.Corridor", "my_kitchen.Kitchen"])

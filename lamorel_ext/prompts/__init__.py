@@ -7,6 +7,8 @@ from lamorel_ext.prompts.templates import (
     glam_prompt,
     glam_prompt_french,
     lamorel_prompt,
+    present_of,
+    state_of,
     with_feedback,
     with_line,
 )
@@ -23,6 +25,8 @@ __all__ = [
     "glam_prompt",
     "glam_prompt_french",
     "lamorel_prompt",
+    "present_of",
+    "state_of",
     "with_feedback",
     "with_line",
 ]

@@ -128,6 +128,19 @@ def with_line(prompt: str, sentence: str) -> str:
     return f"{head}{newline}{edge}{sentence}{edge}\n{last_line}"
 
 
+def state_of(prompt: str) -> str:
+    """A prompt of this module without its last line, which asks for an action: what else one asks
+    about the state stands there.
+    """
+    head, newline, _ = prompt.rpartition("\n")
+    return head + newline
+
+
+def present_of(prompt: str) -> str:
+    """The current observation of a prompt of this module, with what follows it."""
+    return prompt.rpartition("Observation")[2]
+
+
 def _window(observations: Sequence[Sequence[str]], actions: Sequence[str]) -> str:
     if len(actions) + 1 != len(observations):
         raise ValueError(

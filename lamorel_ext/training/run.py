@@ -170,6 +170,10 @@ class TrainingRun:
             None
         ] * self.config.env.num_envs  # the last advantages belong to the environments left behind
         self.edge.signals.restore({**signals, "previous": strangers})
+        if self.method is not None:  # how it has the LLM asked is part of the policy
+            with _reading(checkpoint):
+                self.method.restore(checkpoint.state["method"])
+            self.method.forget_episodes()
         self._load_agent(checkpoint)
 
     def rollout(self) -> Trace | None:
@@ -336,7 +340,7 @@ class TrainingRun:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state: dict[str, Any] = checkpoint.state
-        try:
+        with _reading(checkpoint):
             self.progress = Progress.restored(state["progress"])
             restore_rng_states(self._streams, state["streams"])
             self.edge.signals.restore(state["signals"])
@@ -353,14 +357,6 @@ class TrainingRun:
                 self.llm.counts.update(state["llm"])
             if self.method is not None:
                 self.method.restore(state["method"])
-        except KeyError as error:
-            raise CheckpointError(
-                f"the checkpoint at step {checkpoint.env_steps} lacks {error}"
-            ) from error
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
-            raise CheckpointError(
-                f"the checkpoint at step {checkpoint.env_steps} holds a wrong value: {error}"
-            ) from error
         self._load_agent(checkpoint)
 
     def _reset_llm(self) -> None:
@@ -427,6 +423,21 @@ class TrainingRun:
         """Evaluations are no cost of learning."""
         with nullcontext() if self.llm is None else self.llm.paused():
             yield
+
+
+@contextmanager
+def _reading(checkpoint: Checkpoint) -> Iterator[None]:
+    """What is wrong with a checkpoint's state is told with its step."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(
+            f"the checkpoint at step {checkpoint.env_steps} lacks {error}"
+        ) from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"the checkpoint at step {checkpoint.env_steps} holds a wrong value: {error}"
+        ) from error
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

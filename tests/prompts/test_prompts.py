@@ -14,6 +14,8 @@ from lamorel_ext.prompts import (
     glam_prompt,
     glam_prompt_french,
     lamorel_prompt,
+    present_of,
+    state_of,
     with_feedback,
 )
 from lamorel_ext.types import ObservationBatch, StepBatch
@@ -51,6 +53,18 @@ def test_lamorel_prompt_has_no_list_of_actions_and_no_space_at_the_end() -> None
         lamorel_prompt("go to the red ball", ["A", "B"])
         == "Goal of the agent: go to the red ball\nObservation: A, B\nAction:"
     )
+
+
+def test_a_prompts_state_is_all_but_the_line_that_asks_for_an_action() -> None:
+    plain = lamorel_prompt("go to the red ball", ["A", "B"])
+    assert state_of(plain) == plain.removesuffix("Action:")
+    past = glam_prompt("go", [("A", "B"), ("C",)], ["turn left"])
+    assert state_of(past).endswith(" Action 0: turn left \n Observation 1: C, \n")
+
+
+def test_a_prompts_present_is_its_last_observation() -> None:
+    assert present_of(lamorel_prompt("go", ["A", "B"])) == ": A, B\nAction:"
+    assert present_of(glam_prompt("go", [("A",), ("C",)], ["left"])) == " 1: C, \n Action 1: "
 
 
 def test_glam_prompt_interleaves_observations_and_actions() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from lamorel_ext.agents.making import AgentSetting
 from lamorel_ext.config import Config, Plug, load_config
-from lamorel_ext.errors import ConfigError, NotThereError, RequestError
+from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError, RequestError
 from lamorel_ext.llm.updaters.batches import Scored
 from lamorel_ext.methods.base import MethodSetting
 from lamorel_ext.methods.constitution import (
@@ -38,15 +38,19 @@ from lamorel_ext.methods.preferences.data import (
 from lamorel_ext.methods.preferences.options import PairOptions, PreferencesOptions
 from lamorel_ext.methods.preferences.reward_model import RewardModel, ranked_episodes
 from lamorel_ext.methods.preferences.updater import PairUpdater
-from lamorel_ext.methods.prompt_search import PromptSearch, PromptSearchOptions
+from lamorel_ext.methods.prompt_search import EDITS, PromptSearch, PromptSearchOptions
 from lamorel_ext.methods.proxy_reward import ProxyReward, ProxyRewardOptions, question
-from lamorel_ext.methods.skills import Skills, SkillsOptions, monologue
-from lamorel_ext.prompts import ACTION_NAMES
+from lamorel_ext.methods.skills import Skills, SkillsOptions, monologue, values_loss
+from lamorel_ext.prompts import ACTION_NAMES, glam_prompt
 from lamorel_ext.randomness import Draws, make_rng
+from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import MemoryRecorder
+from lamorel_ext.training.run import TrainingRun
+from lamorel_ext.training.shared import LedRecorder, SharedClient
 from lamorel_ext.types import UpdateRequest, UpdateResult
 from tests.training.student_fakes import TableLlm, make_corridor, small_config
+from tests.training.test_several_clients import together
 from tests.training.test_traces import RememberingLlm
 from tests.training.test_training import FragileRecorder, Stops, without_seconds
 from tests.updaters.updater_fakes import FakeHost
@@ -141,6 +145,24 @@ def test_a_recipe_that_was_stopped_goes_on_as_if_it_had_not_been(
     recipe: str, tmp_path: Path
 ) -> None:
     check_resume(config_of(recipe), tmp_path)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_curve_of_a_recipe_with_two_clients_is_that_of_one(recipe: str, tmp_path: Path) -> None:
+    config = config_of(recipe)
+    one, two = (MemoryRecorder(tmp_path / name) for name in ("one", "two"))
+    train(config, PairLlm(), one, make_corridor)
+    llm = PairLlm()
+
+    def client(clients: Clients) -> None:
+        led = LedRecorder(two if clients.rank == 0 else None, clients)
+        train(config, SharedClient(llm, clients), led, make_corridor, clients)
+
+    assert together(2, client) == [None, None]
+    assert without_seconds(two.rows) == without_seconds(one.rows)
+    assert one.last is not None and two.last is not None
+    assert one.last.tensors.keys() == two.last.tensors.keys()
+    assert all(torch.equal(own, two.last.tensors[key]) for key, own in one.last.tensors.items())
 
 
 class RememberingPairLlm(RememberingLlm, PairLlm):
@@ -249,6 +271,24 @@ def test_shuffled_transcripts_pay_the_same_in_another_order() -> None:
 
 
 # --- goals ----------------------------------------------------------------------------------------
+
+
+def test_goals_that_nobody_could_set_are_refused() -> None:
+    for env, words in (
+        ({"language": "fr"}, "env.language is fr"),
+        ({"own": Plug("my_game.Game", "{}")}, "env._target_ is my_game.Game"),
+    ):
+        made = dataclasses.replace(setting(), config=small_config(env=env))
+        with pytest.raises(ConfigError, match=words):
+            Goals(made, GoalsOptions())
+
+
+def test_goals_of_a_prompt_with_a_history_are_about_what_is_seen_now() -> None:
+    before, now = ["You see a red ball 2 steps left"], ["You see a wall", "You see a grey key here"]
+    prompt = glam_prompt("go", [before, now], ["turn right"])
+    assert goals_of(prompt) == ("go to the grey key", "pick up the grey key", "look around")
+    asked = Goals(setting(), GoalsOptions())._question(prompt)
+    assert asked.endswith("You see a wall, You see a grey key here, \nNext goal:")
 
 
 RED = "Goal of the agent: go\nObservation: You see a red ball 2 steps forward, You see a wall\nAction:"
@@ -518,7 +558,13 @@ def test_a_file_of_rankings_is_read_line_by_line(tmp_path: Path) -> None:
         ('{"prompt": "p", "better": "a", "worse": "a"}', "line 2: a tie: 'a'"),
         ('{"prompt": "p", "better": "a"}', "line 2: expected an object with prompt, better, worse"),
         ('{"prompt": "p", "better": "a", "worse": 3}', "line 2: prompt, better and worse must be"),
+        ('{"prompt": "p", "better": "a", "worse": " a"}', "line 2: a tie: 'a'"),
+        ('{"prompt": "p", "better": "a", "worse": " "}', "line 2: prompt, better and worse must"),
+        ('{"prompt": "p", "better": "a", "worse": NaN}', "line 2: prompt, better and worse must"),
+        ('{"prompt": "p", "better": "a", "worse": "\\ud800"}', "line 2: half a character"),
         ("better", "line 2: no JSON"),
+        ("[" * 99999, "line 2: no JSON"),
+        ("NaN", "line 2: expected an object"),
     ],
 )
 def test_a_ranking_that_is_none_is_told_by_its_line(tmp_path: Path, line: str, words: str) -> None:
@@ -527,6 +573,28 @@ def test_a_ranking_that_is_none_is_told_by_its_line(tmp_path: Path, line: str, w
     with pytest.raises(ConfigError) as caught:
         read_rankings(path)
     assert words in str(caught.value)
+
+
+def test_rankings_may_hold_what_editors_put_into_them(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    lines = ['{"prompt": "p\u2028q", "better": "à", "worse": "b"}', ""]
+    path.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    assert read_rankings(path) == [Pair("p\u2028q", "à", "b")]
+
+
+def test_many_wrong_rankings_are_told_in_few_lines(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("{}\n" * 500)
+    with pytest.raises(ConfigError) as caught:
+        read_rankings(path)
+    assert len(caught.value.problems) == 11 and "490 more" in caught.value.problems[-1]
+
+
+def test_rankings_in_another_encoding_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes('{"prompt": "p", "better": "à", "worse": "b"}'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"mine.jsonl: 'utf-8' codec can't decode"):
+        read_rankings(path)
 
 
 def test_a_file_of_rankings_that_is_missing_or_empty_is_told(tmp_path: Path) -> None:
@@ -567,6 +635,12 @@ def test_a_question_to_the_judge_has_its_principles_or_none() -> None:
     assert judge_question((), "Goal: go\nAction:", "l", "r").startswith("Goal: go")
     made = Constitution(setting(), ConstitutionOptions(with_principles=False))
     assert made._principles == ()
+
+
+def test_free_guidance_has_no_rival_to_judge() -> None:
+    made = dataclasses.replace(setting(), config=small_config(guidance={"vocabulary": "free"}))
+    with pytest.raises(ConfigError, match=r"guidance.vocabulary: constitution draws a rival"):
+        Constitution(made, ConstitutionOptions())
 
 
 # --- prompt_search --------------------------------------------------------------------------------
@@ -612,6 +686,23 @@ def test_the_llm_reads_the_instruction(tmp_path: Path) -> None:
     assert any(prompt.startswith("You guide a robot in a room.\nGoal") for prompt in prompts)
 
 
+def test_a_policy_that_is_evaluated_is_asked_with_the_instruction_in_use(tmp_path: Path) -> None:
+    recorder, config = MemoryRecorder(tmp_path), config_of("prompt_search")
+    train(config, PairLlm(), recorder, make_corridor)
+    assert recorder.last is not None
+    edit = EDITS[recorder.last.state["method"]["edit"]]
+    assert edit
+    llm = PairLlm()
+    with TrainingRun(config, llm, make_corridor) as run:
+        run.take_over(recorder.last)
+        run.evaluate()
+        prompts = [prompt for request in llm.requests for prompt in request.prompts]
+        assert prompts and all(prompt.startswith(f"{edit}\nGoal") for prompt in prompts)
+        del recorder.last.state["method"]["edit"]
+        with pytest.raises(CheckpointError, match="lacks 'edit'"):
+            run.take_over(recorder.last)
+
+
 @pytest.mark.parametrize("edits", [(), ("a", "a")])
 def test_edits_must_differ(edits: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"method.edits: expected different instructions"):
@@ -640,8 +731,6 @@ def test_skills_are_chosen_by_the_product_of_probability_and_value() -> None:
 
 
 def test_the_llm_is_told_how_the_last_action_came_out() -> None:
-    from lamorel_ext.prompts import glam_prompt
-
     seen = ["You see a wall"]
     same = glam_prompt("go", [["You see a ball"], seen, seen], ["turn left", "go forward"])
     assert monologue(same).splitlines()[-2:] == [
@@ -666,6 +755,22 @@ def test_skills_ask_with_what_came_out() -> None:
     agent = Skills(AgentSetting(config, TableLlm(), 3), SkillsOptions(told=True))
     agent.teacher.guide(scene, Draws(np.random.default_rng(0), np.random.default_rng(1)))
     assert "The last action" in agent.notes[0].asked
+
+
+def test_the_loss_of_the_values_by_hand() -> None:
+    logits = torch.tensor([[0.0, 9.0], [-7.0, 1.0]], dtype=torch.float64)
+    codes = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    # log 2 whatever the return; -log sigmoid(1), a return of 1.5 counting as 1
+    returns = torch.tensor([0.3, 1.5], dtype=torch.float64)
+    expected = (math.log(2) + math.log(1 + math.exp(-1))) / 2
+    assert float(values_loss(logits, codes, returns)) == pytest.approx(expected)
+
+
+def test_the_gradient_of_the_values_against_finite_differences() -> None:
+    logits = torch.tensor([[0.2, -0.4], [-0.7, 1.1]], dtype=torch.float64, requires_grad=True)
+    codes = torch.eye(2, dtype=torch.float64)
+    returns = torch.tensor([0.3, 0.9], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda given: values_loss(given, codes, returns), (logits,))
 
 
 def test_values_learn_which_skill_pays() -> None:

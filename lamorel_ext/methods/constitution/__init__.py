@@ -18,6 +18,7 @@ from lamorel_ext.methods.preferences import PairMethod
 from lamorel_ext.methods.preferences.data import Pair
 from lamorel_ext.methods.preferences.options import PairLoss
 from lamorel_ext.options import number
+from lamorel_ext.prompts import state_of
 from lamorel_ext.randomness import log_softmax, sample_rows
 
 PRINCIPLES = (
@@ -59,6 +60,10 @@ class Constitution(PairMethod):
         super().__init__(setting, options)
         if not setting.agent.reads_prompts:
             raise ConfigError("method: constitution needs an LLM that gives guidance")
+        if setting.config.guidance.vocabulary == "free":
+            raise ConfigError(
+                "guidance.vocabulary: constitution draws a rival from a list; free text has none"
+            )
         self._principles = options.principles if options.with_principles else ()
         self._max_pairs, self._top_p = options.max_pairs, options.top_p
 
@@ -132,5 +137,4 @@ def verdicts(proposed: Sequence[Pair], odds: np.ndarray) -> list[Pair]:
 def judge_question(principles: Sequence[str], prompt: str, first: str, second: str) -> str:
     """What the LLM is asked about two guidances for a prompt."""
     before = "".join(f"{sentence}\n" for sentence in principles)
-    state = prompt.removesuffix("Action:")
-    return f"{before}{state}Advice A: {first}\nAdvice B: {second}\nBetter advice:"
+    return f"{before}{state_of(prompt)}Advice A: {first}\nAdvice B: {second}\nBetter advice:"

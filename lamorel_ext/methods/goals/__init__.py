@@ -14,10 +14,12 @@ import numpy as np
 
 from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
 from lamorel_ext.agents.llm_teachers import candidate_table, sample_texts
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Note, Rollout, Turn
 from lamorel_ext.methods.base import Method, MethodSetting
 from lamorel_ext.methods.goals.sentences import sentence_encoder
 from lamorel_ext.options import number
+from lamorel_ext.prompts import present_of, state_of
 
 _THING = r"(?:open |closed |locked )?((?:red|green|blue|purple|yellow|grey) (?:ball|box|key|door))"
 _SEEN = re.compile(rf"You see an? {_THING} (.+)")
@@ -59,6 +61,10 @@ class Goals(Method):
 
     def __init__(self, setting: MethodSetting, options: GoalsOptions) -> None:
         super().__init__(setting, options)
+        env = setting.config.env
+        if env.own or env.language != "en":
+            place = f"env._target_ is {env.own.target}" if env.own else "env.language is fr"
+            raise ConfigError(f"method: goals reads BabyAI's English sentences, but {place}")
         self._args = options
         self._encode: Callable[[str], np.ndarray] = (
             _words if options.encoder == "words" else sentence_encoder()
@@ -149,7 +155,7 @@ class Goals(Method):
         """What the LLM is asked; nothing where goals are drawn."""
         if self._args.choice == "random":
             return ""
-        return f"{prompt.removesuffix('Action:')}Next goal:"
+        return f"{state_of(prompt)}Next goal:"
 
     def _close(self, goal: str, told: Sequence[str]) -> bool:
         return any(
@@ -159,8 +165,11 @@ class Goals(Method):
 
 
 def goals_of(prompt: str) -> tuple[str, ...]:
-    """What could be set as a goal where a prompt's observation is seen, in the order seen."""
-    objects = dict.fromkeys(name for name, _ in _SEEN.findall(_one_per_line(prompt)))
+    """What could be set as a goal where a prompt's current observation is seen, in the order
+    seen.
+    """
+    seen = present_of(prompt).replace(", You ", "\nYou ")
+    objects = dict.fromkeys(name for name, _ in _SEEN.findall(seen))
     near = [text for name in objects for text in (f"go to the {name}", f"pick up the {name}")]
     return (*near, "look around")
 
@@ -201,11 +210,6 @@ def _table(
         for place, scores in zip(places, table, strict=True):
             found[place] = scores
     return found
-
-
-def _one_per_line(prompt: str) -> str:
-    """The sentences of a prompt's observation, each in a line."""
-    return prompt.replace("Observation: ", "\n").replace(", You ", "\nYou ")
 
 
 def _words(text: str) -> np.ndarray:

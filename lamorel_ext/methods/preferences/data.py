@@ -149,7 +149,8 @@ def _read_lines(
         read: Gives what a line says, None for nothing, or in words what is wrong with it.
     """
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a JSON text may hold other separators. Editors may put a mark first.
+        lines = path.expanduser().read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise NotThereError(f"{key}: {path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -169,6 +170,8 @@ def _read_lines(
             found.append(one)
     if not found and not problems:
         problems.append(f"{key}: {path}: no {what} in it")
+    if len(problems) > 10:
+        problems[10:] = [f"{key}: {path}: {len(problems) - 10} more lines are wrong"]
     if problems:
         raise ConfigError(problems)
     return found
@@ -179,8 +182,12 @@ def _read_pair(values: Any) -> Pair | str:
     keys = ("prompt", "better", "worse")
     if not isinstance(values, dict) or set(values) != set(keys):
         return f"expected an object with {', '.join(keys)}, got {json.dumps(values)[:80]}"
-    if not all(isinstance(values[key], str) and values[key] for key in keys):
+    if not all(isinstance(values[key], str) and values[key].strip() for key in keys):
         return "prompt, better and worse must be texts that are not empty"
-    if values["better"] == values["worse"]:
+    if values["better"].strip() == values["worse"].strip():
         return f"a tie: {values['better']!r} is better and worse"
+    try:
+        "".join(values.values()).encode()
+    except UnicodeEncodeError as error:
+        return f"half a character in a text: {error.reason}"
     return Pair(**values)

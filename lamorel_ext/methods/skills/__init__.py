@@ -129,6 +129,18 @@ class SkillTeacher:
         return llm, weights / weights.sum(axis=1, keepdims=True)
 
 
+def values_loss(logits: Tensor, codes: Tensor, returns: Tensor) -> Tensor:
+    """The cross-entropy of the chosen skills' values against the returns.
+
+    Args:
+        logits: ``(n, skills)``, of the values.
+        codes: ``(n, skills)``, 1 at the skill chosen.
+        returns: ``(n,)``; beyond 0 and 1 they are cut off.
+    """
+    chosen = (logits * codes).sum(dim=1)
+    return F.binary_cross_entropy_with_logits(chosen, returns.clamp(0.0, 1.0))
+
+
 class Skills(StudentAgent):
     """A student whose guidance is a skill, chosen anew in each state. See the module."""
 
@@ -165,11 +177,9 @@ class Skills(StudentAgent):
     ) -> dict[str, float]:
         """See ``Agent``; the values learn the returns of the skills that were chosen."""
         batch = student_batch(rollout)
-        returns = batch.returns.clamp(0.0, 1.0)
         losses = []
         for _ in range(self._options.epochs):
-            logits = (self.skill_values(batch.features) * batch.codes).sum(dim=1)
-            loss = F.binary_cross_entropy_with_logits(logits, returns)
+            loss = values_loss(self.skill_values(batch.features), batch.codes, batch.returns)
             self._skill_optimizer.minimise(loss, self._options.lr, self.args.max_grad_norm)
             losses.append(float(loss.detach()))
         numbers = super().update(rollout, rng, term)
