@@ -338,7 +338,7 @@ def test_random_goals_ask_no_llm() -> None:
 def test_goals_that_the_llm_writes_are_paid_and_empty_ones_are_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written = {"Next goal:": "go to the red ball", "other Next goal:": ""}
+    written = {"Next goal:": "go to the red ball", "other\nNext goal:": ""}
 
     def write(llm: Any, prompts: tuple[str, ...], size: int, seed: int) -> Any:
         assert size == 5
@@ -347,7 +347,7 @@ def test_goals_that_the_llm_writes_are_paid_and_empty_ones_are_none(
     monkeypatch.setattr("lamorel_ext.methods.goals.sample_texts", write)
     goals = Goals(setting(), GoalsOptions(coef=0.5, choice="written", max_new_tokens=5))
     seen = "You see a red ball 1 step forward"
-    turns = [turn(prompt="other Action:", seen=seen), turn(prompt="Action:", seen=seen)]
+    turns = [turn(prompt="other\nAction:", seen=seen), turn(prompt="Action:", seen=seen)]
     assert goals.rewards(turns)[:, 0].tolist() == [0.0, 0.5]
     assert goals.notes[0].answered == "" and goals.notes[1].asked == "Next goal:"
 
