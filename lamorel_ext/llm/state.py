@@ -5,7 +5,7 @@ modules. And a bounded memory of answers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -39,40 +39,30 @@ class State:
 
 
 def state_of(*models: nn.Module) -> State:
-    """The present state of models; some microseconds for each of their modules."""
+    """The present state of models; some microseconds for each of their modules.
+
+    ``nn.Module.modules`` puts their names together too, which takes longer than all the rest.
+    """
     weights: list[Hashable] = []
     settings: list[Hashable] = []
-    for module in _modules(models):
+    seen: set[int] = set()
+    left: list[nn.Module | None] = [*models]
+    while left:
+        module = left.pop()
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
         own = vars(module)
+        left += own["_modules"].values()
         for tensors in (own["_parameters"], own["_buffers"]):
             for tensor in tensors.values():
                 if tensor is not None:
                     weights.append(_stamp(tensor))
-        put_on = (
-            len(own),
-            id(own.get("forward")),
-            *own["_forward_hooks"],
-            *own["_forward_pre_hooks"],
-        )
-        settings.append((id(module), own["training"], put_on))
+        hooks = (*own["_forward_hooks"], *own["_forward_pre_hooks"])
+        settings.append((id(module), own["training"], len(own), id(own.get("forward")), *hooks))
         if not type(module).__module__.startswith(_LIBRARIES):
             settings += ((name, _frozen(own[name])) for name in own if name not in _OF_EVERY_MODULE)
     return State(tuple(weights), tuple(settings))
-
-
-def _modules(models: tuple[nn.Module, ...]) -> Iterator[nn.Module]:
-    """Each once.
-
-    ``nn.Module.modules`` puts the names together too, which takes longer than all the rest.
-    """
-    seen: set[int] = set()
-    left = [*models]
-    while left:
-        module = left.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            yield module
-            left += [child for child in vars(module)["_modules"].values() if child is not None]
 
 
 def _frozen(value: Any) -> Hashable:

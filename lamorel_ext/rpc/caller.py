@@ -283,10 +283,8 @@ class Caller:
         """What the first server hosts, ``num_servers``, and how much memory each server holds that
         is a process of its own (``memory_mib_server_N``).
         """
-        answers = gather(
-            [self._transport.submit(server, InfoRequest()) for server in range(self.num_servers)],
-            lambda answers: _expect(InfoResult, answers),
-        ).result()
+        asked = [self._transport.submit(each, InfoRequest()) for each in range(self.num_servers)]
+        answers = _wait(InfoResult, asked)
         memory = {
             f"{MEMORY_OF_SERVER}{server}": answer.info[MEMORY]
             for server, answer in enumerate(answers)
@@ -310,16 +308,11 @@ class Caller:
         """
         if not together:
             asked = [self._transport.submit(server, each) for server, each in requests.items()]
-            return [
-                answer.values
-                for answer in gather(asked, lambda answers: _expect(CallResult, answers)).result()
-            ]
+            return [answer.values for answer in _wait(CallResult, asked)]
         everybody = [
             requests.get(server, CallRequest("sit_by")) for server in range(self.num_servers)
         ]
-        answers = gather(
-            self._transport.submit_together(everybody), lambda found: _expect(CallResult, found)
-        ).result()
+        answers = _wait(CallResult, self._transport.submit_together(everybody))
         return [answers[server].values for server in requests]
 
     # --- Lamorel's call shape ---------------------------------------------------------------------
@@ -449,12 +442,8 @@ class Caller:
         if self.num_servers == 1:
             return _Cut({0: request}, merge_score)
         if self._places is None:
-            shards = {
-                place: shard
-                for place, shard in enumerate(split_score(request, self.num_servers))
-                if shard.prompts
-            }
-            return _Cut(shards, merge_score)
+            cut = enumerate(split_score(request, self.num_servers))
+            return _Cut({place: shard for place, shard in cut if shard.prompts}, merge_score)
         rows = {place: part for place, part in enumerate(self._places.cut(request)) if part}
         parts = list(rows.values())
         shards = {place: take_score(request, part) for place, part in rows.items()}
@@ -462,10 +451,7 @@ class Caller:
 
     def _everywhere(self, request: Request) -> None:
         self.forget_places()
-        gather(
-            self._transport.submit_together([request] * self.num_servers),
-            lambda answers: _expect(Done, answers),
-        ).result()
+        _wait(Done, self._transport.submit_together([request] * self.num_servers))
 
     def _update(self, request: UpdateRequest) -> list[UpdateResult]:
         check_update(request)
@@ -510,6 +496,11 @@ class Caller:
                 "merged_calls": float(merged > 0),
             }.items():
                 self._counters[name] += count
+
+
+def _wait(kind: type[A], asked: Sequence[Future[Answer]]) -> list[A]:
+    """The answers of all servers that were asked, in this order."""
+    return gather(asked, lambda answers: _expect(kind, answers)).result()
 
 
 def _expect(kind: type[A], answers: Sequence[Answer]) -> list[A]:

@@ -262,19 +262,17 @@ def split_update(request: UpdateRequest, num_shards: int) -> list[UpdateRequest]
     """One shard per server; ``indices`` go with their samples and ``total`` stays the size of the
     whole batch.
     """
-    shards = []
-    for part in split_evenly(len(request.prompts), num_shards):
-        rows = slice(part.start, part.stop)
-        shards.append(
-            replace(
-                request,
-                prompts=request.prompts[rows],
-                candidates=request.candidates[rows],
-                indices=request.indices[rows],
-                data={name: tensor[rows] for name, tensor in request.data.items()},
-            )
+    parts = split_evenly(len(request.prompts), num_shards)
+    return [
+        replace(
+            request,
+            prompts=request.prompts[rows],
+            candidates=request.candidates[rows],
+            indices=request.indices[rows],
+            data={name: tensor[rows] for name, tensor in request.data.items()},
         )
-    return shards
+        for rows in (slice(part.start, part.stop) for part in parts)
+    ]
 
 
 def merge_score(answers: Sequence[ScoreResult]) -> ScoreResult:

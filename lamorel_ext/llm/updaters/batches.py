@@ -167,20 +167,15 @@ class Minibatch:
 
 
 def make_batch(
-    prompts: Sequence[str],
-    candidates: Sequence[tuple[str, ...]],
-    indices: Tensor,
-    total: int,
-    data: dict[str, Tensor],
+    request: UpdateRequest, candidates: Sequence[tuple[str, ...]], data: dict[str, Tensor]
 ) -> Batch:
-    """Find the distinct pairs of ``n`` samples. Arguments as in ``types.UpdateRequest``."""
-    pairs = list(zip(prompts, candidates, strict=True))
+    """Find the distinct pairs of ``n`` samples, each with the candidates that are to be scored."""
+    pairs = list(zip(request.prompts, candidates, strict=True))
     distinct = sorted(dict.fromkeys(pairs), key=lambda pair: len(pair[0]))
     place = {pair: i for i, pair in enumerate(distinct)}
     pair_ids = torch.tensor([place[pair] for pair in pairs], dtype=torch.int64)
-    return Batch(
-        tuple(p for p, _ in distinct), tuple(c for _, c in distinct), pair_ids, indices, total, data
-    )
+    prompts, lists = tuple(prompt for prompt, _ in distinct), tuple(own for _, own in distinct)
+    return Batch(prompts, lists, pair_ids, request.indices, request.total, data)
 
 
 def draw_minibatches(total: int, size: int, epochs: int, seed: int) -> Iterator[Minibatch]:
@@ -277,10 +272,8 @@ def score_chunk(
     if with_reference:
         flat = host.reference_log_probs(chunk.prompts, chunk.candidates)
         reference = dataclasses.replace(result, log_probs=flat.to(result.log_probs)).padded()[place]
-    return Scored(scores[place], outputs, reference), (
-        float(len(chunk.prompts)),
-        result.stats.get("tokens", 0.0),
-    )
+    counters = float(len(chunk.prompts)), result.stats.get("tokens", 0.0)
+    return Scored(scores[place], outputs, reference), counters
 
 
 def _logits(name: str, values: Tensor, counts: tuple[int, ...]) -> Tensor:

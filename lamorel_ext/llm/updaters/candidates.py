@@ -177,15 +177,8 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         total = max((len(values) for values in whole.values()), default=len(contexts))
         options = {key: value for key, value in kwargs.items() if key not in whole}
         data = {key: values[indices] for key, values in whole.items()}
-        request = UpdateRequest(
-            self.name,
-            tuple(contexts),
-            tuple(tuple(c) for c in candidates),
-            indices,
-            total,
-            data,
-            options,
-        )
+        lists = tuple(tuple(own) for own in candidates)
+        request = UpdateRequest(self.name, tuple(contexts), lists, indices, total, data, options)
         return self.update(request).stats
 
     def reset(self, seed: int) -> None:
@@ -247,9 +240,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         data = read_data(request, self.data_spec(options))
         self.check(request, data, options)
         candidates = self.scored_candidates(request, data, options)
-        return options, make_batch(
-            request.prompts, candidates, request.indices, request.total, data
-        )
+        return options, make_batch(request, candidates, data)
 
     def _new_stepper(self) -> GradientStepper:
         named = self._host.named_trainable_parameters()
@@ -280,9 +271,8 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         stepper.clear()
         sums = torch.zeros(len(self.terms) + len(COUNTERS) + 1, dtype=torch.float64)
         try:
-            for chunk in cut_chunks(
-                batch, batch.rows(minibatch.places), options.gradient_minibatch_size
-            ):
+            rows = batch.rows(minibatch.places)
+            for chunk in cut_chunks(batch, rows, options.gradient_minibatch_size):
                 sums[:-1] += self._accumulate(batch, chunk, size, options)
                 stepper.collect()
         except Exception as error:  # raised below, after the other servers have heard of it
@@ -298,13 +288,10 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
             raise UpdateError(
                 f"{self.name}: another server failed in {minibatch}; no step was taken"
             )
-        return self._step(
-            stepper,
-            norm,
-            StepReport(size, self._means(numbers, size), float(norm)),
-            minibatch,
-            options,
-        )
+        names = (*self.terms, *COUNTERS)
+        means = {name: number / size for name, number in zip(names, numbers, strict=True)}
+        report = StepReport(size, means, float(norm))
+        return self._step(stepper, norm, report, minibatch, options)
 
     def _accumulate(self, batch: Batch, chunk: Chunk, size: int, options: OptionsT) -> Tensor:
         """Add a chunk's share to the gradients; gives its share of the sums ``(len(terms) +
@@ -313,26 +300,16 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         scored, counts = score_chunk(
             self._host, chunk, self.modules, self.uses_reference, self.logits_module(options)
         )
-        terms = self.loss(
-            scored,
-            {key: _like(scored.scores, values[chunk.rows]) for key, values in batch.data.items()},
-            options,
-        )
+        data = {key: _like(scored.scores, values[chunk.rows]) for key, values in batch.data.items()}
+        terms = self.loss(scored, data, options)
         share = terms["loss"].sum() / size
-        if (
-            share.requires_grad
-        ):  # not where every candidate is the empty text, whose score is the constant 0
+        # Not where every candidate is the empty text, whose score is the constant 0.
+        if share.requires_grad:
             share.backward()
         sums = [terms[name].detach().sum() for name in self.terms]
         return torch.cat(
             [torch.stack(sums).to("cpu", torch.float64), torch.tensor(counts, dtype=torch.float64)]
         )
-
-    def _means(self, numbers: list[float], size: int) -> dict[str, float]:
-        return {
-            name: number / size
-            for name, number in zip((*self.terms, *COUNTERS), numbers, strict=True)
-        }
 
     def _step(
         self,
