@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lamorel_ext.llm.fsdp import own_part
+
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}
 _LIBRARIES = ("torch.nn.", "transformers.")
@@ -86,5 +88,6 @@ def _frozen(value: Any) -> Hashable:
 
 
 def _stamp(tensor: Tensor) -> Hashable:
-    changes = 0 if tensor.is_inference() else tensor._version
-    return id(tensor), changes, tensor.data_ptr(), tensor.dtype
+    held = own_part(tensor)
+    changes = 0 if held.is_inference() else held._version
+    return id(tensor), changes, held.data_ptr(), held.dtype
