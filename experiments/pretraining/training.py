@@ -18,7 +18,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from experiments.pretraining.samples import Sample
 from experiments.pretraining.tokenizer import EOS_ID, PAD_ID
 from lamorel_ext.llm.ties import config_values, give_own_head
-from lamorel_ext.llm.weights import write_tensors
+from lamorel_ext.llm.weights import whole_tensors, write_tensors
 
 _POOL_SIZE = 2048
 _IGNORED = -100
@@ -80,7 +80,7 @@ def make_model(shape: ModelShape, vocab_size: int, seed: int) -> T5ForConditiona
 
 def save_model(model: T5ForConditionalGeneration, folder: Path) -> None:
     """Write ``model.safetensors`` and a ``config.json`` that says of the head what is true."""
-    write_tensors(model, folder / "model.safetensors")
+    write_tensors(whole_tensors(model), folder / "model.safetensors")
     (folder / "config.json").write_text(
         json.dumps(config_values(model), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )

@@ -98,7 +98,8 @@ def build_server(args: LamorelArgs, placement: Placement, runs: Iterable[Config]
     heads |= {name: plug.make(f"heads.{name}") for name, plug in brought.items()}
     initializer = llm.initializer.make(INITIALIZER) if llm.initializer else None
     gpus = [torch.device("cuda", gpu) for gpu in placement.gpus]
-    host = load_host(llm, torch.device(placement.device), heads, initializer, gpus)
+    device, group = torch.device(placement.device), placement.model_group
+    host = load_host(llm, device, heads, initializer, gpus, group)
     if llm.dtype == "auto" and placement.role.index == 0:
         dtype = host.info()["dtype"]
         log.info("lamorel_args.llm_args.dtype: auto is %s for %s here", dtype, llm.model_path)

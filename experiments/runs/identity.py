@@ -20,6 +20,8 @@ HOW_IT_RUNS = (
     "lamorel_args.accelerate_args.",
     "lamorel_args.distributed_setup_args.",
     "lamorel_args.llm_args.num_threads",
+    "lamorel_args.llm_args.parallelism.fsdp",
+    "lamorel_args.llm_args.parallelism.model_parallelism_size",
 )
 """Keys, and groups of keys, that say how and where a run runs; its numbers do not follow from them.
 """

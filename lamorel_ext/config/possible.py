@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs, StageArgs
+from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs, LlmArgs, StageArgs
 from lamorel_ext.methods.feedback.options import CREDITS_OF_CANDIDATES, ONLINE_SIGNALS
 from lamorel_ext.options import out_of_bounds
 
@@ -246,6 +246,8 @@ def _impossible_llm(config: Config) -> list[str]:
             "lamorel_args.llm_args.load_in_4bit: not supported, must be false; dtype=bfloat16"
             " halves the memory"
         )
+    if llm.parallelism.fsdp:
+        problems += _impossible_fsdp(llm)
     if arm.action_heads and arm.agent != "llm_policy":
         problems.append(
             f"arm.action_heads: only an LLM as policy acts with them, but arm.agent is {arm.agent}"
@@ -263,6 +265,22 @@ def _impossible_llm(config: Config) -> list[str]:
         problems.append(
             "arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is"
             " false, got embeddings"
+        )
+    return problems
+
+
+def _impossible_fsdp(llm: LlmArgs) -> list[str]:
+    where, reason = "lamorel_args.llm_args", "where parallelism.fsdp is true"
+    problems = []
+    if llm.parallelism.model_parallelism_size > 1:
+        problems.append(
+            f"{where}.parallelism.model_parallelism_size: must be 1 {reason}: a server holds its"
+            f" part of every layer on one GPU, got {llm.parallelism.model_parallelism_size}"
+        )
+    if llm.lora.r:
+        problems.append(
+            f"{where}.lora.r: must be 0 {reason}: adapters leave the model's own weights without"
+            f" gradients and moments, model_parallelism_size has room for those, got {llm.lora.r}"
         )
     return problems
 

@@ -69,10 +69,13 @@ class ParallelismArgs:
     Attributes:
         model_parallelism_size: GPUs that share the layers of a server's model, as Accelerate's
             device map lays them out; 1 on the CPU, whatever it says.
+        fsdp: The LLM servers hold one model together, each a part of every weight, gradient and
+            moment (``fully_shard``), and compute the same: for a model too large for one device.
     """
 
     use_gpu: bool = False
     model_parallelism_size: int = number(1, at_least=1)
+    fsdp: bool = False
     synchronize_gpus_after_scoring: bool = False
     empty_cuda_cache_after_scoring: bool = False
 

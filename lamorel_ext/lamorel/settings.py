@@ -258,6 +258,11 @@ def _llm_args(
     lora["target_modules"] = tuple(lora.get("target_modules") or ())
     adapters = _take(LoraArgs, lora, f"{where}.lora", problems, unused)
     options = _take(ParallelismArgs, parallelism, f"{where}.parallelism", problems, unused)
+    if options.fsdp:
+        problems.append(
+            f"{where}.parallelism.fsdp: not through Lamorel's interface: its updaters step on whole"
+            " parameters; the programs of this project take it"
+        )
     taken: LlmArgs = _take(LlmArgs, values, where, problems, unused)
     return replace(taken, parallelism=options, lora=adapters)
 

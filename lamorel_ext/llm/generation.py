@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.answers import TextEncoder
 from lamorel_ext.llm.devices import seeded
+from lamorel_ext.llm.fsdp import model_is_divided
 from lamorel_ext.llm.scoring.candidate_tree import Tokens
 from lamorel_ext.llm.scoring.plain import nothing_read
 from lamorel_ext.llm.scoring.scorer import Scorer
@@ -147,7 +149,10 @@ class Generator:
     ) -> list[list[Tokens]]:
         inputs, behind = self._inputs(prompts)
         try:
-            sequences = self._model.generate(**inputs, **options, pad_token_id=self._pad_token)
+            # Never "synced": that would sum over all ranks of the launch, the clients too.
+            sequences = self._model.generate(
+                **inputs, **options, pad_token_id=self._pad_token, synced_gpus=False
+            )
         except (ValueError, TypeError) as error:
             raise RequestError(f"generate cannot be run with {dict(options)}: {error}") from error
         rows = [_cut_at_end(row, self._end_tokens) for row in sequences[:, behind:].tolist()]
@@ -175,10 +180,17 @@ class Generator:
             # ends.
             rows.append([*prompt, *padding] if seq2seq else [*padding, *prompt])
             masks.append([1] * len(prompt) + gap if seq2seq else gap + [1] * len(prompt))
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": torch.tensor(rows, device=device),
             "attention_mask": torch.tensor(masks, device=device),
         }
+        if seq2seq and model_is_divided(self._model):
+            # ``generate`` would call the encoder alone, whose weights are whole in a pass of the
+            # whole model only.
+            first = torch.zeros(len(prompts), 1, dtype=torch.int64, device=device)
+            read = self._model(**inputs, decoder_input_ids=first, use_cache=False)
+            del inputs["input_ids"]
+            inputs["encoder_outputs"] = BaseModelOutput(read.encoder_last_hidden_state)
         return inputs, 1 if seq2seq else width
 
     def _score(

@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
 from lamorel_ext.errors import CheckpointError, LamorelExtError, RequestError, UpdateError
 from lamorel_ext.rpc.failures import failure_of
-from lamorel_ext.rpc.groups import LockstepGroup
+from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
 from lamorel_ext.rpc.requests import check_generate, check_score, check_update
 from lamorel_ext.types import (
     Answer,
@@ -44,6 +44,8 @@ from lamorel_ext.types import (
 )
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 UNSOUND = (
     "no sound weights since a reset or load that failed, or an update that did not leave the"
@@ -113,6 +115,8 @@ class RequestHandler:
             update of a user's own that left servers with different weights.
         random_state: Held while random numbers are drawn: servers that are threads of one process
             share its random state.
+        one_model: True where the servers of the group hold one model together: each gets the whole
+            of every request, and they answer it in step.
     """
 
     host: Host
@@ -122,6 +126,7 @@ class RequestHandler:
     role: str
     known_version: int | None = 0
     random_state: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    one_model: bool = False
 
     @property
     def together(self) -> Callable[[Sequence[ScoreRequest]], list[ScoreResult]] | None:
@@ -133,7 +138,16 @@ class RequestHandler:
         self.known_version = self.host.weights_version
         for updater in self.updaters.values():
             updater.set_llm_module(self.host)
-            updater.set_group(self.group)
+            updater.set_group(self.learners)
+
+    @property
+    def learners(self) -> ServerGroup:
+        """The servers that have each a part of a batch."""
+        return make_thread_groups(1)[0] if self.one_model else self.group
+
+    def in_step(self, work: Callable[[], T]) -> T:
+        """Do what only this server needs to do, unless it holds its model together with others."""
+        return self.group.together(work) if self.one_model else work()
 
     def handle(self, request: Request) -> Answer:
         """Answer a request; whatever goes wrong is an answer too."""
@@ -168,13 +182,15 @@ def score(handler: RequestHandler, request: ScoreRequest) -> ScoreResult:
     """Score candidates and evaluate module functions."""
     check_score(request)
     started = time.perf_counter()
-    result = handler.host.score(
-        request.prompts,
-        request.candidates,
-        modules=request.modules,
-        with_score=request.score,
-        # Named only where there are any: a host of the user's own need not take them.
-        **({"known": request.known} if request.known else {}),
+    result = handler.in_step(
+        lambda: handler.host.score(
+            request.prompts,
+            request.candidates,
+            modules=request.modules,
+            with_score=request.score,
+            # Named only where there are any: a host of the user's own need not take them.
+            **({"known": request.known} if request.known else {}),
+        )
     )
     return replace(result, stats=_timed(result.stats, started))
 
@@ -184,7 +200,7 @@ def generate(handler: RequestHandler, request: GenerateRequest) -> GenerateResul
     check_generate(request)
     started = time.perf_counter()
     with handler.random_state:
-        result = handler.host.generate(request)
+        result = handler.in_step(lambda: handler.host.generate(request))
     return replace(result, stats=_timed(result.stats, started))
 
 
@@ -227,6 +243,8 @@ def save(handler: RequestHandler, request: SaveRequest) -> Done:
             raise CheckpointError(f"{folder} was not written: {handler.role} has {UNSOUND}")
         if handler.group.rank == 0:
             _save_whole(handler, folder)
+        elif handler.one_model:
+            _give_parts(handler)
 
     handler.group.together(work)
     return Done()
@@ -336,10 +354,26 @@ def _check_after(handler: RequestHandler, updater: Updater, name: str) -> None:
         return
     handler.host.forget()  # weights can change in ways that PyTorch does not count
     try:
-        check_servers(handler.host, handler.group, name or type(updater).__name__)
+        check_servers(handler.host, handler.learners, name or type(updater).__name__)
     except UpdateError:
         handler.known_version = None
         raise
+
+
+def _begin_part(handler: RequestHandler) -> None:
+    """Where servers hold one model together: begin to write, or give, the next part of it; unless
+    one of them has failed meanwhile.
+    """
+    if handler.one_model:
+        handler.group.barrier()
+
+
+def _give_parts(handler: RequestHandler) -> None:
+    """The part of the other servers in ``_save_whole`` of the first."""
+    for holder in (handler.host, *handler.updaters.values()):
+        _begin_part(handler)
+        if (give := getattr(holder, "give_parts", None)) is not None:
+            give()
 
 
 def _timed(stats: dict[str, float], started: float) -> dict[str, float]:
@@ -375,9 +409,11 @@ def _save_whole(handler: RequestHandler, folder: Path) -> None:
         for leftover in (unfinished, old):
             shutil.rmtree(leftover, ignore_errors=True)
         _model(unfinished).mkdir(parents=True)
+        _begin_part(handler)
         handler.host.save(_model(unfinished))
         for name, updater in handler.updaters.items():
             _state(unfinished, name).mkdir(parents=True)
+            _begin_part(handler)
             updater.save(_state(unfinished, name))
         if folder.exists():
             folder.rename(old)

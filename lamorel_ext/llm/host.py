@@ -7,7 +7,8 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -29,6 +30,7 @@ from lamorel_ext.llm.answers import (
 )
 from lamorel_ext.llm.devices import seeded
 from lamorel_ext.llm.fresh import draw_model
+from lamorel_ext.llm.fsdp import model_is_divided, own_class, own_part, parts_of, whole_as
 from lamorel_ext.llm.generation import Generator
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.scoring.engines import make_engine, unwrap
@@ -40,6 +42,7 @@ from lamorel_ext.llm.weights import (
     copy_into,
     distinct_tensors,
     read_tensors,
+    whole_tensors,
     write_tensors,
     written_whole,
 )
@@ -94,8 +97,10 @@ class ModelHost(nn.Module):
         model.config.dtype = model.dtype
         self._initialize_modules(args.seed, anew=False)
         self._initial = {
-            name: tensor.to("cpu", copy=True) for name, tensor in distinct_tensors(model).items()
+            name: own_part(tensor).to("cpu", copy=True)
+            for name, tensor in distinct_tensors(model).items()
         }
+        self._divided = model_is_divided(model)
         self._encoder = TextEncoder(tokenizer, model.config, args.max_prompt_tokens)
         self._answerer = self._make_answerer(model)
         self._generator = Generator(unwrap(model), tokenizer, self._encoder, self._answerer.scorer)
@@ -315,10 +320,8 @@ class ModelHost(nn.Module):
             if (answer := self._reference_memory.get(question)) is not None
         }
         if missing := [question for question in places if question not in known]:
-            if self._reference is None:
-                self._reference = self._make_answerer(self._frozen_copy())
-            with torch.no_grad():
-                fresh, _ = self._reference.answer(
+            with torch.no_grad(), self._reference_answerer() as reference:
+                fresh, _ = reference.answer(
                     missing, [places[question] for question in missing], {}, True
                 )
             for question, answer in zip(missing, fresh, strict=True):
@@ -395,15 +398,21 @@ class ModelHost(nn.Module):
                 were.
         """
         inner = unwrap(self.model)
+        # First of all: ranks that hold parts of a divided model are giving them now.
+        tensors = whole_tensors(self.model)
         with written_whole(Path(folder)) as scratch:
-            write_tensors(self.model, scratch / MODEL_FILE)
-            write_tensors(self._modules_in_use(), scratch / MODULES_FILE)
+            write_tensors(tensors, scratch / MODEL_FILE)
+            write_tensors(whole_tensors(self._modules_in_use()), scratch / MODULES_FILE)
             (scratch / "config.json").write_text(
                 json.dumps(config_values(inner), indent=2, sort_keys=True) + "\n", encoding="utf-8"
             )
             if getattr(inner, "generation_config", None) is not None:
                 inner.generation_config.save_pretrained(scratch)
             self.tokenizer.save_pretrained(scratch)
+
+    def give_parts(self) -> None:
+        """Take part in ``save`` of the first of the ranks that hold this model together."""
+        whole_tensors(self.model, keep=False)
 
     def load(self, folder: Path) -> None:
         """Read the weights that ``save`` wrote. Nothing changes unless all of them fit.
@@ -422,7 +431,7 @@ class ModelHost(nn.Module):
         return {
             "model_path": self.args.model_path,
             "model_type": self.model_type,
-            "architecture": type(unwrap(self.model)).__name__,
+            "architecture": own_class(unwrap(self.model)).__name__,
             "engine": type(self._answerer.scorer.engine).__name__,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "trainable_parameters": sum(
@@ -476,9 +485,11 @@ class ModelHost(nn.Module):
             for name, tensor in model.named_parameters()
             if tensor is model.get_input_embeddings().weight
         )
-        kept = self._initial[name] if weights == "embeddings" else None
+        kept = None
+        if weights == "embeddings":
+            kept = whole_as(self._initial[name], model.get_input_embeddings().weight).cpu()
         drawn = draw_model(
-            lambda: type(model)(copy.deepcopy(model.config)), seed, has_own_head(model), kept
+            lambda: own_class(model)(copy.deepcopy(model.config)), seed, has_own_head(model), kept
         )
         return {
             name: tensor.to(self._initial[name].dtype)
@@ -494,6 +505,26 @@ class ModelHost(nn.Module):
             plain,
             self.args.pre_encode_inputs,
         )
+
+    @contextmanager
+    def _reference_answerer(self) -> Iterator[Answerer]:
+        """Answers with the weights of the start.
+
+        A divided model takes them for so long: a second one would need its room once more.
+        """
+        if self._divided:
+            present = {
+                name: part.clone() for name, part in parts_of(distinct_tensors(self.model)).items()
+            }
+            copy_into(self.model, self._start)
+            try:
+                yield self._answerer
+            finally:
+                copy_into(self.model, present)
+            return
+        if self._reference is None:
+            self._reference = self._make_answerer(self._frozen_copy())
+        yield self._reference
 
     def _frozen_copy(self) -> PreTrainedModel:
         """A model of its own with the weights of the start; on the CPU it is the remembered tensors

@@ -33,6 +33,7 @@ from lamorel_ext.finite import not_finite
 from lamorel_ext.llm.device_map import spread_over_gpus
 from lamorel_ext.llm.devices import choose_attention
 from lamorel_ext.llm.fresh import draw_model
+from lamorel_ext.llm.fsdp import divide
 from lamorel_ext.llm.host import ModelHost
 from lamorel_ext.llm.initializers import BaseModelInitializer
 from lamorel_ext.llm.lora import with_adapters
@@ -64,6 +65,7 @@ def load_host(
     module_functions: Mapping[str, BaseModuleFunction] | None = None,
     initializer: BaseModelInitializer | None = None,
     devices: Sequence[torch.device] = (),
+    model_group: Any = None,
 ) -> ModelHost:
     """Load a model and make it ready to serve.
 
@@ -73,26 +75,44 @@ def load_host(
         module_functions: By name; the host initialises them.
         initializer: Changes the model before anything else sees it.
         devices: GPUs that share its layers, ``device`` the first; none where that has them all.
+        model_group: Process group of the ranks that hold the model together, each a part of every
+            weight; None where this one holds it all.
 
     Raises:
-        ModelLoadError: The model cannot be had; see ``load_model``. Or the initializer put in a
+        ModelLoadError: The model cannot be had; see ``load_model``. Or it has adapters and is to be
+            divided. Or the initializer put in a
             number that is not finite.
     """
-    model, tokenizer, _ = load_model(args, device, devices)
+    if model_group is not None and args.lora.r:
+        raise ModelLoadError(
+            f"{args.model_path}: parallelism.fsdp divides a model without adapters (lora.r: 0)"
+        )
+    model, tokenizer, _ = load_model(args, device, devices, stay=model_group is not None)
     model = with_adapters(model, args.lora, args.seed)
     if initializer is not None:
         model = initializer.initialize_model(model)
         _refuse_not_finite(model, f"{args.model_path} after {type(initializer).__name__}")
-        if len(devices) < 2:
+        if len(devices) < 2 and model_group is None:
             _move(model, device)
+    if model_group is not None:
+        divide(model, model_group, device)
     return ModelHost(model, tokenizer, args, module_functions)
 
 
 def load_model(
-    args: LlmArgs, device: torch.device, devices: Sequence[torch.device] = ()
+    args: LlmArgs,
+    device: torch.device,
+    devices: Sequence[torch.device] = (),
+    stay: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelType]:
     """Load model and tokenizer. Weights come from safetensors or GGUF only, code from a repository
     only where ``args`` allows it.
+
+    Args:
+        args: Which model, and how.
+        device: Where it goes.
+        devices: See ``load_host``.
+        stay: True leaves it in main memory: it is too large for the device.
 
     Returns:
         Model (in evaluation mode), tokenizer, and the model's type.
@@ -121,7 +141,7 @@ def load_model(
         choose_attention(device)
         if len(devices) > 1:
             spread_over_gpus(model, devices, source.name)
-        else:
+        elif not stay:
             _move(model, device)  # in the precision that it has
         return model.eval(), tokenizer, model_type
     except ModelLoadError:

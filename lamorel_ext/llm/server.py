@@ -63,6 +63,7 @@ class Server:
         group: The LLM servers among themselves.
         me: Global rank and role of this process.
         merging: Which requests are answered together; none where nothing is said.
+        one_model: See ``RequestHandler``.
     """
 
     def __init__(
@@ -73,10 +74,13 @@ class Server:
         group: ServerGroup,
         me: Peer,
         merging: Merging = ALONE,
+        one_model: bool = False,
     ) -> None:
         self._listener, self._group = listener, LockstepGroup(group)
         self._merging = merging
-        self._desk = RequestHandler(host, dict(updaters), self._group, me.rank, me.role)
+        self._desk = RequestHandler(
+            host, dict(updaters), self._group, me.rank, me.role, one_model=one_model
+        )
 
     def serve(self) -> None:
         """Answer requests until every client has said that it is done.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lamorel_ext.config import LamorelArgs, Shards
 from lamorel_ext.errors import ConfigError, PeerDiedError, RemoteError
 from lamorel_ext.llm.handlers import Host, RequestHandler, Updater
-from lamorel_ext.llm.server import Merging, Server
+from lamorel_ext.llm.server import ALONE, Merging, Server
 from lamorel_ext.processes import stopping
 from lamorel_ext.processes.presence import met
 from lamorel_ext.processes.secret import secret_of_environment
@@ -66,7 +66,7 @@ def serve(
     try:
         # A client must be able to save first: this server ends when the clients have taken leave.
         with stopping.deferring(listener.ask_clients_to_stop, follows=True):
-            placement = _placement(launch.rank, args)
+            placement = replace(_placement(launch.rank, args), model_group=launch.model_group)
             _host_and_serve(args, build, placement, listener, me, group or _group(launch))
     except (PeerDiedError, RemoteError) as error:
         listener.fail(error)
@@ -96,8 +96,10 @@ def _host_and_serve(
     # must not say the same.
     torch.manual_seed(args.llm_args.seed + group.rank)
     setup = args.distributed_setup_args
-    merging = Merging(setup.merge_prompts, setup.merge_wait_s)
-    Server(hosted.host, hosted.updaters, listener, group, me, merging).serve()
+    together = placement.model_group is not None
+    # What waits at the same time differs from rank to rank: those of one model read one by one.
+    merging = ALONE if together else Merging(setup.merge_prompts, setup.merge_wait_s)
+    Server(hosted.host, hosted.updaters, listener, group, me, merging, together).serve()
 
 
 def in_process(hosted: Sequence[Hosted], shards: Shards = "contiguous") -> Caller:

@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from lamorel_ext.llm.fsdp import own_part
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -80,8 +82,9 @@ def _frozen(value: Any) -> Hashable:
 
 
 def _stamp(tensor: Tensor) -> Hashable:
-    changes = 0 if tensor.is_inference() else tensor._version
-    return id(tensor), changes, tensor.data_ptr(), tensor.dtype
+    held = own_part(tensor)
+    changes = 0 if held.is_inference() else held._version
+    return id(tensor), changes, held.data_ptr(), held.dtype
 
 
 class Memory(Generic[K, V]):

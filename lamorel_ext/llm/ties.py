@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from lamorel_ext.llm.fsdp import own_class
 from lamorel_ext.llm.scoring.t5_forward import is_t5
 
 
@@ -38,7 +39,7 @@ def config_values(model: Any) -> dict[str, Any]:
     files do.
     """
     values: dict[str, Any] = json.loads(model.config.to_json_string())
-    values["architectures"] = [type(model).__name__]
+    values["architectures"] = [own_class(model).__name__]
     if is_t5(model):
         values["tie_word_embeddings"] = not has_own_head(model)
     return values

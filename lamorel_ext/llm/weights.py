@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lamorel_ext.errors import CheckpointError
 from lamorel_ext.finite import not_finite
+from lamorel_ext.llm.fsdp import own_part, part_of, whole
 
 
 def distinct_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -32,27 +33,38 @@ def distinct_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def copy_into(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Copy values, named as by ``distinct_tensors``, into the module's own tensors, whatever their
-    precision and device.
+    precision and device; of a divided tensor a value may be all of it, or this rank's part.
     """
     own = distinct_tensors(module)
     with torch.no_grad():
         for name, value in values.items():
-            own[name].copy_(value)
+            own_part(own[name]).copy_(part_of(value, own[name]))
 
 
-def write_tensors(module: nn.Module, path: Path) -> None:
-    """Write a module's tensors. Use within ``written_whole``.
+def whole_tensors(module: nn.Module, keep: bool = True) -> dict[str, Tensor]:
+    """Copies of a module's tensors in main memory; of a divided one every rank must ask for them.
+
+    Args:
+        module: Its tensors.
+        keep: False on a rank that only gives its parts: it gets none.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in distinct_tensors(module).items():
+        value = whole(tensor)
+        if keep:
+            tensors[name] = value.to("cpu", copy=True).contiguous()
+    return tensors
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write what ``whole_tensors`` gave. Use within ``written_whole``.
 
     Raises:
         CheckpointError: A tensor holds a number that is not finite; nothing was written.
     """
-    tensors = {
-        name: tensor.to("cpu", copy=True).contiguous()
-        for name, tensor in distinct_tensors(module).items()
-    }
     if found := not_finite(tensors):
         raise CheckpointError(f"{path.name} was not written: {found}")
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
 def read_tensors(module: nn.Module, path: Path) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
 """What comes from torch.distributed: the store where ranks find each other, and the sums among the
-LLM servers. No other file uses it.
+LLM servers. No other file uses it, but for ``llm/fsdp.py``.
 
 The launch is torchrun's or accelerate's: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
 ``MASTER_PORT`` are in the environment.
@@ -26,7 +26,14 @@ from lamorel_ext.processes.heartbeat import SILENCE_S, SPACE, Heart, tell_death
 from lamorel_ext.processes.presence import announce, have_met, on_death
 from lamorel_ext.processes.ranks import rank_and_size
 from lamorel_ext.rpc.machines import agree_on_addresses, machine_of_environment
-from lamorel_ext.rpc.topology import Role, check_world_size, client_ranks, role_of, server_ranks
+from lamorel_ext.rpc.topology import (
+    Role,
+    check_world_size,
+    client_ranks,
+    holds_together,
+    role_of,
+    server_ranks,
+)
 
 LOOPBACK = "127.0.0.1"
 _found_address: list[str] = []
@@ -56,6 +63,8 @@ class Launch:
         client_group: The RL clients among themselves (gloo); of no use on a server.
         server_groups: The LLM servers among themselves: gloo, and NCCL where they use GPUs and
             there are several.
+        model_group: The LLM servers that hold one model together, for its weights; None where each
+            holds a model.
         one_machine: True where every rank is on this machine.
         address: Of this machine, for the other ranks.
     """
@@ -65,6 +74,7 @@ class Launch:
     store: Any
     client_group: Any
     server_groups: tuple[Any, Any]
+    model_group: Any
     one_machine: bool
     address: str
 
@@ -93,11 +103,16 @@ def join(args: LamorelArgs) -> Launch:
     store, rank, ranks, address = _default_store(timeout, args.accelerate_args.num_machines)
     setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
     client_group = dist.new_group(list(client_ranks(setup)), timeout=timeout, backend="gloo")
-    gloo = nccl = None
+    gloo = nccl = model_group = None
     if setup.n_llm_processes > 1:
         gloo = dist.new_group(list(server_ranks(setup)), timeout=timeout, backend="gloo")
         if parallelism.use_gpu and dist.is_nccl_available():
             nccl = dist.new_group(list(server_ranks(setup)), timeout=timeout, backend="nccl")
+    if holds_together(args):
+        # Not the servers' own group: where one of them fails, it tells so there.
+        model_group = nccl or dist.new_group(
+            list(server_ranks(setup)), timeout=timeout, backend="gloo"
+        )
     store = dist.PrefixStore("lamorel_ext", store)
     return Launch(
         rank,
@@ -105,6 +120,7 @@ def join(args: LamorelArgs) -> Launch:
         store,
         client_group,
         (gloo, nccl),
+        model_group,
         address == LOOPBACK,
         address,
     )

@@ -14,6 +14,8 @@ from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.distributed import TorchClients, join
 from lamorel_ext.rpc.rendezvous import connect_to_servers, peer_of
 from lamorel_ext.rpc.tcp_transport import TcpTransport
+from lamorel_ext.rpc.topology import holds_together
+from lamorel_ext.rpc.transport import OneModelTransport
 
 
 def connect(args: LamorelArgs) -> Caller:
@@ -38,9 +40,10 @@ def connect(args: LamorelArgs) -> Caller:
     transport = TcpTransport(
         links, peer_of(launch.rank, setup), args.gloo_timeout, with_tickets=setup.n_rl_processes > 1
     )
+    servers = OneModelTransport(transport) if holds_together(args) else transport
     clients = TorchClients(launch.client_group) if setup.n_rl_processes > 1 else None
-    first_server = launch.rank % setup.n_llm_processes
-    caller = Caller(transport, first_server, launch.client_group, clients, setup.shards)
+    first_server = launch.rank % servers.num_servers
+    caller = Caller(servers, first_server, launch.client_group, clients, setup.shards)
     _end_with_process(caller)
     return caller
 

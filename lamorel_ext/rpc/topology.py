@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lamorel_ext.config import DistributedSetupArgs, LamorelArgs
 from lamorel_ext.errors import ConfigError
@@ -46,6 +46,8 @@ class Placement:
         node: Number of its machine.
         local_rank: Its number among the ranks of that machine.
         gpus: CUDA devices of its machine that it uses; empty means the CPU.
+        model_group: Process group of the servers that hold one model together, once they have met;
+            None where each holds a model.
     """
 
     rank: int
@@ -53,6 +55,7 @@ class Placement:
     node: int
     local_rank: int
     gpus: tuple[int, ...] = ()
+    model_group: Any = None
 
     @property
     def device(self) -> str:
@@ -115,6 +118,11 @@ def role_of(rank: int, setup: DistributedSetupArgs) -> Role:
     if rank < setup.n_rl_processes:
         return Role("rl client", rank)
     return Role("llm server", rank - setup.n_rl_processes)
+
+
+def holds_together(args: LamorelArgs) -> bool:
+    """Whether the LLM servers hold one model together; a single one holds it all."""
+    return args.llm_args.parallelism.fsdp and args.distributed_setup_args.n_llm_processes > 1
 
 
 def check_world_size(launched: int, setup: DistributedSetupArgs) -> None:

@@ -12,9 +12,10 @@ from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
 from lamorel_ext.errors import RpcError
+from lamorel_ext.processes.memory import MEMORY, MEMORY_OF_SERVER
 from lamorel_ext.rpc.failures import error_of
 from lamorel_ext.rpc.groups import OtherServerFailed
-from lamorel_ext.types import Answer, Failure, Request
+from lamorel_ext.types import Answer, Failure, InfoResult, Request
 
 T = TypeVar("T")
 
@@ -201,6 +202,50 @@ class InProcessTransport:
         future: Future[Answer] = Future()
         self._inboxes[server_index].put((request, future))
         return future
+
+
+class OneModelTransport:
+    """Servers that hold one model together, as one server: each gets every request, in the same
+    order, and the first one's answer counts. See ``Transport``.
+
+    Args:
+        inner: To each of them.
+    """
+
+    num_servers = 1
+
+    def __init__(self, inner: Transport) -> None:
+        self._inner = inner
+        self.remote = inner.remote
+
+    def submit(self, server_index: int, request: Request) -> Future[Answer]:
+        """See ``Transport``."""
+        ranks = self._inner.num_servers
+        return gather(self._inner.submit_together([request] * ranks), _as_one)
+
+    def submit_together(self, requests: Sequence[Request]) -> list[Future[Answer]]:
+        """See ``Transport``."""
+        return [self.submit(0, request) for request in requests]
+
+    def fail(self, error: BaseException) -> None:
+        """See ``Transport``."""
+        self._inner.fail(error)
+
+    def close(self) -> None:
+        """See ``Transport``."""
+        self._inner.close()
+
+
+def _as_one(answers: Sequence[Answer]) -> Answer:
+    first = answers[0]
+    if not isinstance(first, InfoResult):
+        return first
+    memory = {
+        f"{MEMORY_OF_SERVER}{rank}": answer.info[MEMORY]
+        for rank, answer in enumerate(answers)
+        if isinstance(answer, InfoResult) and MEMORY in answer.info
+    }
+    return InfoResult({**first.info, **memory})
 
 
 def _serve(handler: Handler, inbox: Inbox[tuple[Request, Future[Answer]] | None]) -> None:

@@ -8,15 +8,18 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
-from lamorel_ext.config import DistributedSetupArgs, LamorelArgs
+import torch
+
+from lamorel_ext.config import DistributedSetupArgs, LamorelArgs, LlmArgs, ParallelismArgs
 from lamorel_ext.errors import ModelLoadError, RpcError
-from lamorel_ext.llm.serving import Hosted, serve
+from lamorel_ext.llm.serving import Hosted, in_process, serve
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.distributed import launched_role
 from lamorel_ext.rpc.runtime import connect
 from lamorel_ext.rpc.topology import Placement
-from lamorel_ext.types import ScoreRequest
+from lamorel_ext.types import ScoreRequest, UpdateRequest
 from tests.rpc.rpc_fakes import ACTIONS, FakeHost, SumUpdater
 
 
@@ -29,7 +32,44 @@ def build(place: Placement) -> Hosted:
     say(event="building", role=str(place.role), device=place.device)
     if scenario == "broken model":
         raise ModelLoadError("no weights in the folder")
+    if scenario == "one model":
+        return whole_or_divided(place.model_group)
     return Hosted(FakeHost(), {"sum": SumUpdater()})
+
+
+def whole_or_divided(group: Any = None) -> Hosted:
+    """The embedded model."""
+    from lamorel_ext.llm.loading import load_host
+    from lamorel_ext.llm.module_functions import ValueHead
+    from lamorel_ext.llm.updaters import make_updaters
+
+    args = LlmArgs(dtype="float64")  # Adam makes steps of one size also of what rounding leaves
+    host = load_host(args, torch.device("cpu"), {"value": ValueHead(8)}, model_group=group)
+    return Hosted(host, make_updaters())
+
+
+def ask_one_model(caller: Caller) -> None:
+    """Ask a divided model and a whole one the same."""
+    prompts = ("Goal of the agent: go to the red ball\nYou see a wall", "You see a red ball", "a")
+    request = ScoreRequest(prompts, (ACTIONS,) * 3, ("value",))
+    data = {"actions": torch.arange(3), "old_log_probs": torch.full((3,), -1.8)}
+    data |= {"advantages": torch.tensor([1.0, -1.0, 2.0]), "returns": torch.zeros(3)}
+    data["values"] = torch.zeros(3)
+    learn = UpdateRequest("ppo", prompts, (ACTIONS,) * 3, torch.arange(3), 3, data, {"lr": 1e-3})
+    with in_process([whole_or_divided()]) as alone:
+        answers = []
+        for each in (caller, alone):
+            each.update_batch(learn)
+            answers.append(each.score_batch(request))
+        told = caller.info()
+    off = float((answers[0].log_probs - answers[1].log_probs).abs().max())
+    memory = {name: value for name, value in told.items() if name.startswith("memory")}
+    say(event="answered", off=off, servers=caller.num_servers, memory=memory)
+    try:
+        while True:
+            caller.update_batch(learn)
+    except RpcError as error:
+        say(event="asked again", error=type(error).__name__, text=str(error))
 
 
 def update(caller: Caller, **options: float) -> list[float]:
@@ -79,11 +119,17 @@ def work(caller: Caller) -> None:
         caller.score(["sleep 30"], [["a"]])
     elif scenario == "client raises":
         raise LookupError("no such level")
+    elif scenario == "one model":
+        ask_one_model(caller)
 
 
 def main() -> None:
     num_servers = int(os.environ["WORLD_SIZE"]) - 1
-    args = LamorelArgs(gloo_timeout=60, distributed_setup_args=DistributedSetupArgs(1, num_servers))
+    args = LamorelArgs(
+        gloo_timeout=60,
+        distributed_setup_args=DistributedSetupArgs(1, num_servers),
+        llm_args=LlmArgs(parallelism=ParallelismArgs(fsdp=scenario == "one model")),
+    )
     role = launched_role(args)
     assert role is not None
     if role.is_server:

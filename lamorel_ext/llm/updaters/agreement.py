@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lamorel_ext.errors import UpdateError
 from lamorel_ext.finite import not_finite
+from lamorel_ext.llm.fsdp import own_part
 from lamorel_ext.types import ServerGroup
 
 REMEDY = (
@@ -19,8 +20,9 @@ REMEDY = (
 
 
 def held_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each once."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """Parameters and buffers by name, each once; of a divided one this rank's part."""
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: own_part(tensor) for name, tensor in named.items()}
 
 
 def checksum(data: Tensor) -> int:

@@ -129,5 +129,10 @@ class BaseUpdater:
     def save(self, folder: Path) -> None:
         """Write the updater's state into ``folder``; called on the first server only."""
 
+    def give_parts(self) -> None:
+        """Take part in ``save`` where the servers hold one model together: called on the others
+        while the first one saves. To be implemented where ``save`` talks to the other ranks.
+        """
+
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote; called on every server, once the host has its weights."""

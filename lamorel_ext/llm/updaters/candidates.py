@@ -187,7 +187,13 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
 
     def save(self, folder: Path) -> None:
         """Write the optimiser's state (see ``checkpoints``)."""
-        write_state(folder, self.name, self._stepper.state() if self._stepper else {}, self._steps)
+        tensors = self._stepper.whole_state() if self._stepper else {}
+        write_state(folder, self.name, tensors, self._steps)
+
+    def give_parts(self) -> None:
+        """See ``BaseUpdater``."""
+        if self._stepper:
+            self._stepper.whole_state()
 
     def load(self, folder: Path) -> None:
         """Read the optimiser's state.

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from lamorel_ext.finite import not_finite
+from lamorel_ext.llm.fsdp import any_rank, gradient_norm, own_part, part_of, whole_as
 from lamorel_ext.types import ServerGroup
 
 FULL_PRECISION = (torch.float32, torch.float64)
@@ -54,7 +55,8 @@ class GradientStepper:
 
     A parameter without a gradient counts as one with a gradient of zero, on every server alike.
     Parameters of less than single precision
-    are stepped on in float32 copies: an update of 1e-6 would be lost in rounding.
+    are stepped on in float32 copies: an update of 1e-6 would be lost in rounding. Of a divided
+    parameter this rank steps on its part.
 
     Args:
         named_parameters: Names and parameters, in the same order on every server.
@@ -67,10 +69,14 @@ class GradientStepper:
         self.names = [name for name, _ in named_parameters]
         self.parameters = [parameter for _, parameter in named_parameters]
         self._group = group
+        parts = [own_part(parameter) for parameter in self.parameters]
         self._held: list[Tensor] = [
-            p if p.dtype in FULL_PRECISION else p.detach().float() for p in self.parameters
+            part if part.dtype in FULL_PRECISION else part.detach().float() for part in parts
         ]
         self._rounded = [
+            (part, held) for part, held in zip(parts, self._held, strict=True) if held is not part
+        ]
+        self._apart = [
             (p, held) for p, held in zip(self.parameters, self._held, strict=True) if held is not p
         ]
         fused = all(held.device.type in FUSED_DEVICES for held in self._held)
@@ -84,14 +90,14 @@ class GradientStepper:
     @torch.no_grad()
     def collect(self) -> None:
         """Add up, in float32, what a backward pass left on parameters of less than single
-        precision. To be called after each of several.
+        precision, and on divided ones. To be called after each of several.
 
         Autograd itself would add to a sum of that precision, in which a small part is lost beside a
         large sum.
         """
-        for parameter, held in self._rounded:
+        for parameter, held in self._apart:
             if parameter.grad is not None:
-                part = parameter.grad.to(held.device, held.dtype)
+                part = own_part(parameter.grad).to(held.device, held.dtype)
                 held.grad = part if held.grad is None else held.grad.add_(part)
                 parameter.grad = None
 
@@ -112,7 +118,7 @@ class GradientStepper:
             gradients, sums = self._summed(gradients, sums)
         for held, gradient in zip(self._held, gradients, strict=True):
             held.grad = gradient.to(held.device, held.dtype)
-        return get_total_norm(self._gradients()), sums
+        return gradient_norm(self.parameters, self._gradients()), sums
 
     @torch.no_grad()
     def step(self, norm: Tensor, lr: float, eps: float, max_norm: float) -> None:
@@ -135,11 +141,13 @@ class GradientStepper:
 
     def not_finite(self) -> str:
         """The first weight, or number of Adam's, that is not finite after a step; empty where all
-        are.
+        are, on every rank that holds a part of the model.
         """
-        return not_finite(dict(zip(self.names, self.parameters, strict=True))) or not_finite(
-            self.state()
-        )
+        parts = [own_part(parameter) for parameter in self.parameters]
+        found = not_finite(dict(zip(self.names, parts, strict=True))) or not_finite(self.state())
+        if any_rank(bool(found), self.parameters):
+            return found or "a weight of which another rank holds a part is not finite"
+        return ""
 
     def state(self) -> dict[str, Tensor]:
         """Adam's moments, and the float32 copies, by ``kind/parameter name``; empty before the
@@ -149,34 +157,46 @@ class GradientStepper:
         for name, held, parameter in zip(self.names, self._held, self.parameters, strict=True):
             moments = self._adam.state.get(held, {})
             tensors |= {f"{kind}/{name}": moments[kind] for kind in MOMENTS if kind in moments}
-            if moments and held is not parameter:
+            if moments and parameter.dtype not in FULL_PRECISION:
                 tensors[f"copy/{name}"] = held
         return tensors
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """``state`` of whole parameters; every rank that holds a part of them must call it."""
+        parameter_of = dict(zip(self.names, self.parameters, strict=True))
+        whole: dict[str, Tensor] = {}
+        for key, tensor in self.state().items():
+            kind, name = key.split("/", 1)
+            whole[key] = tensor if kind == "step" else whole_as(tensor, parameter_of[name])
+        return whole
 
     def expected(self) -> dict[str, tuple[int, ...]]:
         """Shapes of what ``state`` gives after a step."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for name, held, parameter in zip(self.names, self._held, self.parameters, strict=True):
-            shape = tuple(held.shape)
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            shape = tuple(parameter.shape)
             shapes |= {f"exp_avg/{name}": shape, f"exp_avg_sq/{name}": shape, f"step/{name}": ()}
-            if held is not parameter:
+            if parameter.dtype not in FULL_PRECISION:
                 shapes[f"copy/{name}"] = shape
         return shapes
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what ``state`` gave.
+        """Take over what ``whole_state`` gave.
 
         The keys and shapes must be those of ``expected``, or there are none.
         """
-        named = enumerate(self.names) if tensors else ()
-        moments = {i: {kind: tensors[f"{kind}/{name}"] for kind in MOMENTS} for i, name in named}
+        named = enumerate(zip(self.names, self.parameters, strict=True)) if tensors else ()
+        moments = {
+            i: {kind: part_of(tensors[f"{kind}/{name}"], parameter) for kind in MOMENTS}
+            for i, (name, parameter) in named
+        }
         self._adam.load_state_dict(
             {"state": moments, "param_groups": self._adam.state_dict()["param_groups"]}
         )
-        for name, held in zip(self.names, self._held, strict=True):
+        for name, held, parameter in zip(self.names, self._held, self.parameters, strict=True):
             if f"copy/{name}" in tensors:
-                held.copy_(tensors[f"copy/{name}"])
+                held.copy_(part_of(tensors[f"copy/{name}"], parameter))
 
     def _gradients(self) -> list[Tensor]:
         return [held.grad for held in self._held if held.grad is not None]
