@@ -1,6 +1,6 @@
 """The wheel in a fresh environment, used from a folder that holds packages of our names.
 
-mark.slow: a wheel is built and installed, pages' commands run, and a comparison on two ranks.
+A wheel is built and installed, pages' commands run, and a comparison on two ranks.
 """
 
 import csv
@@ -134,16 +134,20 @@ def test_what_users_bring_runs_on_two_ranks_also_from_a_package_of_our_name(
     assert "python -m lamorel_ext launch compare" in versions
 
 
+def path_to(*places: Path) -> list[str]:
+    """Before a line of shell, which finds the commands of these places first."""
+    search = (*map(str, places), str(Path(sys.executable).parent), os.environ["PATH"])
+    return ["env", f"PATH={os.pathsep.join(search)}", "bash", "-c"]
+
+
 def page_is_run(name: str, installed: Path, folder: Path, *more: str) -> None:
     """Run a page's commands as they stand; ours with some words more."""
-    places = (str(installed), str(Path(sys.executable).parent), os.environ["PATH"])
-    search = os.pathsep.join(places)
     commands = commands_of(ROOT / "docs" / name)
     assert commands
     for command in commands:
         if command.startswith("lamorel-ext-"):
             command = " ".join([command, *more])
-        ended = run("env", f"PATH={search}", "bash", "-c", command, cwd=folder)
+        ended = run(*path_to(installed), command, cwd=folder)
         assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"
 
 
@@ -220,6 +224,36 @@ def test_the_first_run_of_the_docs_runs_as_it_stands(installed: Path, folder: Pa
     page_is_run("first_run.md", installed, folder)
     for name in ("report.html", "viewer.html"):
         assert (folder / "runs/second" / name).is_file()
+
+
+def test_the_page_of_reproducing_runs_as_it_stands(installed: Path, folder: Path) -> None:
+    page = ROOT / "docs" / "reproducing.md"
+    for command in commands_of(page):
+        short = ["compare.arms=[random,teacher_frozen]", "compare.seeds=[0]", *SHORT]
+        more = short if command.startswith("lamorel-ext-compare") else []
+        ended = run(*path_to(installed), f"{command} {' '.join(map(repr, more))}", cwd=folder)
+        assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"
+        if "reproduce" in command:
+            assert ended.stdout.count("the same curve") == 2
+    assert "largest deviation: 0.0e+00" in ended.stdout
+
+
+def test_the_page_of_clusters_runs_as_it_stands_but_for_the_cluster(
+    installed: Path, folder: Path, tmp_path: Path
+) -> None:
+    """What is for two machines is a dry run; ``sbatch`` keeps what it was given."""
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\ncat >> {tmp_path}/queue\necho 7\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    for command in commands_of(ROOT / "docs" / "clusters.md"):
+        if "main_process_ip" in command:
+            command = command.replace("lamorel-ext-launch", "lamorel-ext-launch --dry-run")
+        ended = run(*path_to(tmp_path, installed), command, cwd=folder)
+        assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"
+    assert "machine_rank=1" in ended.stdout
+    assert "#SBATCH" in (folder / "job.sbatch").read_text()
+    queue = (tmp_path / "queue").read_text()
+    assert queue.count("#!/usr/bin/env bash") == 4  # an array and its end, another array, a report
+    assert "#SBATCH --time=01:00:00" in queue and "%4" in queue
 
 
 def test_a_wheel_holds_what_the_tree_holds_now(tmp_path: Path) -> None:

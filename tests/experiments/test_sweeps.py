@@ -65,6 +65,7 @@ def test_a_sweep_without_runs_or_with_too_many_is_refused(override: str, words: 
         sweep([override], [CONFIG_DIR])
 
 
+@pytest.mark.slow
 def test_the_runs_go_to_folders_of_their_own_and_the_same_command_finishes_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +124,7 @@ def test_a_sweep_of_comparisons_that_cannot_be_is_refused(overrides: list[str], 
     assert words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_compare_sweeps_arms_and_another_key_to_reports_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

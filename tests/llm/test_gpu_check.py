@@ -30,6 +30,7 @@ def test_the_status_tells_of_a_failed_check_and_too_few_gpus_are_said(
     assert "two: not run here: 1 of 2 GPUs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_compared_is_right_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     make = gpu.make
     monkeypatch.setattr(gpu, "make", lambda gpus, dtype="float32": make(0, dtype))
