@@ -4,8 +4,9 @@ edge, and which controls are missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.report.results import Arm
 from experiments.runs.identity import differing_keys, method
@@ -92,6 +93,35 @@ def is_literal_rule(config: Config) -> bool:
         and given.signal == "previous"
         and all(getattr(given, key) == getattr(literal, key) for key in kept)
     )
+
+
+def own_controls(arm: Arm, arms: Iterable[Arm]) -> list[Arm]:
+    """The arms that differ from a method's, or an agent's, in nothing but an option whose value
+    takes the information out (``controls`` of its class).
+    """
+    own = method(arm.config)
+    found = []
+    for group, option, values in _declared_controls(arm.config):
+        key = f"{group}.{option}"
+        if own.get(key) in values:
+            return []  # it is a control itself
+        found += [
+            other
+            for other in arms
+            if method(other.config).get(key) in values
+            and differing_keys([own, method(other.config)]) == [key]
+        ]
+    return found
+
+
+def _declared_controls(config: Config) -> list[tuple[str, str, tuple[Any, ...]]]:
+    """Group, option and values, of the method and the agent."""
+    found = []
+    for group, plug in {"method": config.method, "agent": config.agent}.items():
+        declared = getattr(plug.known(), "controls", None) if plug else None
+        if isinstance(declared, Mapping):
+            found += [(group, option, tuple(values)) for option, values in declared.items()]
+    return found
 
 
 def without_edge(arm: Arm, arms: Iterable[Arm]) -> Arm | None:

@@ -125,6 +125,9 @@ def _comparisons(summary: Summary, pictures: Pictures, prefix: str) -> list[str]
         sections.append(
             page.section(f"{prefix}Against the frozen teacher, {summary.frozen}", *parts)
         )
+    if summary.against_own:
+        parts = _differences(summary.against_own, csv_name, name_theirs=True)
+        sections.append(page.section(f"{prefix}Methods against their own controls", *parts))
     return sections + _controls_section(summary, pictures, prefix)
 
 
@@ -295,9 +298,13 @@ def _kind(row: ArmSummary) -> str:
     return f"{row.arm.config.run.eval_episodes} held-out episodes each"
 
 
-def _differences(differences: Sequence[Difference], csv_name: str) -> list[str]:
+def _differences(
+    differences: Sequence[Difference], csv_name: str, name_theirs: bool = False
+) -> list[str]:
+    """The table, and what stands below it; ``name_theirs`` where each has another one beside it."""
     header = [
         "arm",
+        *(["minus"] if name_theirs else []),
         "area, difference",
         f"p, corrected for {_compared(differences)}",
         "r",
@@ -308,6 +315,7 @@ def _differences(differences: Sequence[Difference], csv_name: str) -> list[str]:
     rows = [
         [
             difference.ours,
+            *([difference.theirs] if name_theirs else []),
             with_interval(difference.interval, signed),
             p_value(difference.p_corrected).removeprefix("= "),
             (

@@ -33,6 +33,7 @@ from experiments.report.roles import (
     is_feedback,
     is_frozen,
     missing_controls,
+    own_controls,
     without_edge,
 )
 from experiments.report.statistics import (
@@ -58,6 +59,7 @@ REWARD_SCALE = 20.0
 THRESHOLDS = (0.80, 0.95)
 COSTS = (CALLS, TOKENS, SECONDS)
 BASELINE, FROZEN, NO_EDGE = "baseline", "frozen_teacher", "without_edge"
+OWN_CONTROL = "own_control"
 UNKNOWN = Contrast(Interval(math.nan, math.nan, math.nan), math.nan, False, math.nan)
 
 
@@ -109,8 +111,8 @@ class Difference:
     Attributes:
         ours: Label.
         theirs: Label.
-        against: What the other arm is to ours: ``baseline``, ``frozen_teacher``, ``without_edge``,
-            or the kind of control.
+        against: What the other arm is to ours: ``baseline``, ``frozen_teacher``, ``own_control``,
+            ``without_edge``, or the kind of control.
         per_run: Difference by task and seed.
         interval: Of the mean over tasks of the mean over seeds.
         success: The same for success at the last evaluation.
@@ -223,6 +225,7 @@ class Summary:
         frozen: Label of the frozen teacher, where there is one.
         against_baseline: Every other arm against the baseline.
         against_frozen: Every other arm against the frozen teacher.
+        against_own: Every arm of a method against the controls that the method declares.
         edges: Every feedback arm against its controls.
         missing: Controls that there are not.
     """
@@ -234,6 +237,7 @@ class Summary:
     frozen: str | None
     against_baseline: tuple[Difference, ...]
     against_frozen: tuple[Difference, ...]
+    against_own: tuple[Difference, ...]
     edges: tuple[EdgeCheck, ...]
     missing: tuple[Missing, ...]
 
@@ -243,6 +247,7 @@ class Summary:
         return (
             *self.against_baseline,
             *self.against_frozen,
+            *self.against_own,
             *(d for edge in self.edges for d in edge.differences.values()),
         )
 
@@ -290,6 +295,13 @@ def summarise(tasks: Sequence[Task], samples: int = 2000) -> Summary:
         frozen=frozen.label if frozen else None,
         against_baseline=against_baseline,
         against_frozen=against_frozen,
+        against_own=_corrected(
+            [
+                table.difference(arm.label, control.label, OWN_CONTROL)
+                for arm in common
+                for control in own_controls(arm, common)
+            ]
+        ),
         edges=_corrected_edges(
             [_check_edge(arm, common, table) for arm in common if is_feedback(arm.config)]
         ),

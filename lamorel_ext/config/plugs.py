@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,19 @@ class Plug:
                 " function"
             )
         return found
+
+    def known(self) -> Any:
+        """What is named, without running code of others: the project's own is imported, other code
+        is found where it has been imported already. None where it cannot be had so.
+        """
+        if not any(_within(self.target, package) for package in OWN_PACKAGES):
+            module = self.target.partition(":")[0] if ":" in self.target else self.target
+            if (module if ":" in self.target else module.rpartition(".")[0]) not in sys.modules:
+                return None
+        try:
+            return _resolve(self.target)
+        except (ImportError, AttributeError, ValueError):
+            return None
 
     def make(self, key: str, *args: Any) -> Any:
         """Call what is named with ``args`` and its own arguments.

@@ -54,6 +54,8 @@ class Method:
         arguments_type: The dataclass of its options, with ``options.number`` for bounds.
         updaters: The half on the servers: dotted names of ``BaseUpdater`` classes, by the names
             that its update requests have. The client never imports them.
+        controls: By option the values that take the information out and keep the mechanism; a
+            report holds the method against those that were run.
         notes: See ``NoteTaker``: what a recorded rollout says of it.
     """
 
@@ -61,6 +63,7 @@ class Method:
     columns: ClassVar[tuple[str, ...]] = ()
     arguments_type: ClassVar[type | None] = None
     updaters: ClassVar[Mapping[str, str]] = {}
+    controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     def __init__(self, setting: MethodSetting, options: Any = None) -> None:
         self.setting, self.options = setting, options

@@ -456,3 +456,43 @@ def test_lists_in_lists_and_groups_in_them_make_an_identity(tmp_path: Path) -> N
     plug = Plug("mine.Method", json.dumps({"pairs": [[1, [2]], [{"a": 1}]]}))
     found = method(dataclasses.replace(config, method=plug))
     assert found["method.pairs"] == ((1, (2,)), ("a=1",)) and hash(tuple(found.items()))
+
+
+@pytest.mark.parametrize(
+    "arm, option, others",
+    [
+        ("preferences", "method.ranks", ("coin",)),
+        ("constitution", "method.with_principles", ("false",)),
+        ("skills", "agent.choose", ("llm", "values")),
+    ],
+)
+def test_a_method_stands_against_its_own_controls(
+    arm: str, option: str, others: tuple[str, ...], tmp_path: Path
+) -> None:
+    cells = [arm, *(f"{arm}+{option}={other}" for other in others)]
+    for place, cell in enumerate([*cells, f"{arm}+student.lr=0.5"]):
+        for seed in range(3):
+            curve = [0.1 * place, 0.2 * place + 0.01 * seed * place]
+            make_run(make_config(cell, seed, tmp_path, cells), curve)
+    make_report(tmp_path)
+    with (tmp_path / "tables" / "differences.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["against"] == "own_control"]
+    compared = {(row["arm"], row["minus"]) for row in rows}
+    controls = [label.rpartition("=")[2] for _, label in compared]
+    assert sorted(controls) == sorted(others) and all(
+        row["compared"] in ("", str(len(others))) for row in rows
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert "Methods against their own controls" in page
+
+
+def test_the_code_of_a_strangers_method_is_not_imported_for_its_controls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "foreign_method.py").write_text("raise SystemExit('was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert Plug("foreign_method.Method").known() is None
+    assert Plug("foreign_method:Method").known() is None
+    assert Plug("lamorel_ext.methods.goals.Goals").known().controls == {"choice": ("random",)}
+    assert Plug("lamorel_ext.methods.goals.Nothing").known() is None
+    assert Plug("json.JSONEncoder").known() is json.JSONEncoder  # it is there already

@@ -55,6 +55,7 @@ class Constitution(PairMethod):
 
     name = "constitution"
     arguments_type: ClassVar[type | None] = ConstitutionOptions
+    controls = {"with_principles": (False,)}
 
     def __init__(self, setting: MethodSetting, options: ConstitutionOptions) -> None:
         super().__init__(setting, options)

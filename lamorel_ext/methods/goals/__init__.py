@@ -58,6 +58,7 @@ class Goals(Method):
     name = "goals"
     columns = ("reached", "bonus")
     arguments_type: ClassVar[type | None] = GoalsOptions
+    controls = {"choice": ("random",)}
 
     def __init__(self, setting: MethodSetting, options: GoalsOptions) -> None:
         super().__init__(setting, options)

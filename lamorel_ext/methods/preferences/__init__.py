@@ -100,6 +100,7 @@ class Preferences(PairMethod):
 
     name = "preferences"
     arguments_type: ClassVar[type | None] = PreferencesOptions
+    controls = {"ranks": ("coin",)}
 
     def __init__(self, setting: MethodSetting, options: PreferencesOptions) -> None:
         super().__init__(setting, options)

@@ -53,6 +53,7 @@ class Prior(Method):
     name = "prior"
     columns = ("kl", "weight")
     arguments_type: ClassVar[type | None] = PriorOptions
+    controls = {"source": ("uniform",)}
 
     def __init__(self, setting: MethodSetting, options: PriorOptions) -> None:
         super().__init__(setting, options)

@@ -69,6 +69,7 @@ class PromptSearch(Method):
     name = "prompt_search"
     columns = ("edit", "worth")
     arguments_type: ClassVar[type | None] = PromptSearchOptions
+    controls = {"choice": ("random",)}
 
     def __init__(self, setting: MethodSetting, options: PromptSearchOptions) -> None:
         super().__init__(setting, options)

@@ -50,6 +50,7 @@ class ProxyReward(Method):
     name = "proxy_reward"
     columns = ("log_odds", "bonus")
     arguments_type: ClassVar[type | None] = ProxyRewardOptions
+    controls = {"transcripts": ("shuffled",)}
 
     def __init__(self, setting: MethodSetting, options: ProxyRewardOptions) -> None:
         super().__init__(setting, options)

@@ -95,6 +95,7 @@ class RewardProgram(Method):
     name = "reward_program"
     columns = ("bonus", "fitness", "refused")
     arguments_type: ClassVar[type | None] = RewardProgramOptions
+    controls = {"proposals": ("random",)}
 
     def __init__(self, setting: MethodSetting, options: RewardProgramOptions) -> None:
         super().__init__(setting, options)

@@ -145,6 +145,7 @@ class Skills(StudentAgent):
     """A student whose guidance is a skill, chosen anew in each state. See the module."""
 
     arguments_type: ClassVar[type | None] = SkillsOptions
+    controls = {"choose": ("llm", "values")}
 
     def __init__(self, setting: AgentSetting, options: SkillsOptions) -> None:
         config, args = setting.config, setting.config.student
