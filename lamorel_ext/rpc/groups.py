@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lamorel_ext.errors import UpdateError
+from lamorel_ext.errors import RequestError, UpdateError
 from lamorel_ext.types import ServerGroup
 
 T = TypeVar("T")
@@ -23,6 +23,14 @@ _END, _BARRIER = -1, -2
 
 class OtherServerFailed(UpdateError):
     """Work that the servers do together was given up here because another server failed in it."""
+
+
+class OtherServerRefused(RequestError):
+    """A batch was given up here because another server found fault with its part."""
+
+
+SECOND_HAND = frozenset({OtherServerFailed.__name__, OtherServerRefused.__name__})
+"""Failures whose reason another server knows."""
 
 
 class ThreadGroup:

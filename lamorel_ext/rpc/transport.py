@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from lamorel_ext.errors import RpcError
 from lamorel_ext.processes.memory import MEMORY, MEMORY_OF_SERVER
 from lamorel_ext.rpc.failures import error_of
-from lamorel_ext.rpc.groups import OtherServerFailed
+from lamorel_ext.rpc.groups import SECOND_HAND
 from lamorel_ext.types import Answer, Failure, InfoResult, Request
 
 T = TypeVar("T")
@@ -291,8 +291,7 @@ def gather(futures: Sequence[Future[Answer]], finish: Callable[[Sequence[Answer]
 
 def _without_failures(answers: list[Answer]) -> list[Answer]:
     failures = [answer for answer in answers if isinstance(answer, Failure)]
-    given_up = OtherServerFailed.__name__
-    first_hand = [failure for failure in failures if failure.type_name != given_up]
+    first_hand = [failure for failure in failures if failure.type_name not in SECOND_HAND]
     if failures:
         raise error_of((first_hand or failures)[0])
     return answers

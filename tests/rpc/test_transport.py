@@ -142,10 +142,9 @@ def test_a_dead_server_ends_the_wait_for_the_others() -> None:
         gathered.result(0)
 
 
-def test_the_server_that_failed_first_hand_is_believed() -> None:
-    second_hand = Failure(
-        1, "llm server 0", "OtherServerFailed", "given up because llm server 1 failed", ""
-    )
+@pytest.mark.parametrize("kind", ["OtherServerFailed", "OtherServerRefused"])
+def test_the_server_that_failed_first_hand_is_believed(kind: str) -> None:
+    second_hand = Failure(1, "llm server 0", kind, "given up because llm server 1 failed", "")
     first_hand = Failure(2, "llm server 1", "ArithmeticError", "the loss is not finite", "")
     with pytest.raises(RemoteError, match="rank 2 .* ArithmeticError: the loss is not finite"):
         gather([settled(second_hand), settled(first_hand)], list).result(1)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from lamorel_ext.errors import RequestError, UpdateError
-from lamorel_ext.llm.updaters import BaseUpdater, make_updaters
+from lamorel_ext.errors import RemoteError, RequestError, UpdateError
+from lamorel_ext.llm.serving import Hosted, in_process
+from lamorel_ext.llm.updaters import BaseUpdater, PPOUpdater, make_updaters
+from lamorel_ext.rpc.topology import split_evenly
 from lamorel_ext.types import UpdateRequest
 from tests.updaters.updater_fakes import (
     FakeHost,
@@ -195,6 +197,35 @@ def test_a_server_that_fails_in_the_middle_stops_the_others_too_and_all_go_on_to
     for _, (weights, versions), after in results:
         assert versions == 1 and torch.equal(weights, results[0][1][0])
         assert torch.equal(after, results[0][2]) and not torch.equal(after, weights)
+
+
+class ServedHost(FakeHost):
+    weights_version = property(lambda self: self.versions)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("name", ["bad number", "bad choice", "failing model"])
+def test_a_client_hears_the_reason_from_the_server_that_has_it(name: str, rank: int) -> None:
+    hosts = [ServedHost() for _ in range(3)]
+    data, place = ppo_data(N), split_evenly(N, 3)[rank].start
+    if name == "bad number":
+        data["returns"][place] = float("nan")
+    elif name == "bad choice":
+        data["actions"][place] = 99
+    else:
+        hosts[rank].fail_at = 0
+    own = {
+        "bad number": r"RequestError: ppo: data\['returns'\]\[0\] is nan",
+        "bad choice": r"RequestError: ppo: data\['actions'\]\[0\] is 99",
+        "failing model": "MemoryError: made to fail",
+    }[name]
+    served = [Hosted(host, {"ppo": PPOUpdater()}) for host in hosts]  # type: ignore[arg-type]
+    with (
+        in_process(served) as caller,
+        pytest.raises(RemoteError, match=rf"rank {rank} \(llm server {rank}\) raised {own}"),
+    ):
+        caller.update_batch(make_request("ppo", N, data))
+    assert [host.versions for host in hosts] == [0, 0, 0]
 
 
 def test_a_loss_that_is_not_finite_on_one_server_is_refused_on_all() -> None:

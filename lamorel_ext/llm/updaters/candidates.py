@@ -31,6 +31,7 @@ from lamorel_ext.llm.updaters.batches import (
 from lamorel_ext.llm.updaters.checkpoints import read_state, write_state
 from lamorel_ext.llm.updaters.gradients import GradientStepper
 from lamorel_ext.options import read_options
+from lamorel_ext.rpc.groups import OtherServerFailed, OtherServerRefused
 from lamorel_ext.rpc.requests import check_update
 from lamorel_ext.types import Scalar, UpdateRequest, UpdateResult
 
@@ -232,7 +233,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         self._group.all_reduce_sum(summed)
         bad, samples, places, totals = (int(number) for number in summed.tolist())
         if bad:
-            raise RequestError(f"{self.name}: another server refused its part of the batch")
+            raise OtherServerRefused(f"{self.name}: another server refused its part of the batch")
         if (samples, places, totals) != (total, total * (total - 1) // 2, total * self._group.size):
             raise RequestError(
                 f"{self.name}: the indices of all servers must be 0 to {total - 1}, each once; got"
@@ -291,7 +292,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         if failure is not None:
             raise failure
         if failures:
-            raise UpdateError(
+            raise OtherServerFailed(
                 f"{self.name}: another server failed in {minibatch}; no step was taken"
             )
         names = (*self.terms, *COUNTERS)
