@@ -128,7 +128,10 @@ def test_every_part_of_the_package_has_its_arrows() -> None:
         for path in (ROOT / "lamorel_ext").iterdir()
         if (path.suffix == ".py" or (path / "__init__.py").exists())
     }
-    assert parts - {"__init__", "__pycache__"} == set(MAY_IMPORT) - {"updaters of methods", "options of methods"}
+    assert parts - {"__init__", "__pycache__"} == set(MAY_IMPORT) - {
+        "updaters of methods",
+        "options of methods",
+    }
 
 
 def test_parts_import_only_along_the_arrows() -> None:
@@ -208,3 +211,32 @@ def test_a_client_starts_without_transformers_and_the_model_side(program: str) -
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
     )
     assert (started.stdout.strip(), started.returncode) == ("[]", 0), started.stderr
+
+
+SLOW = ("torch._dynamo", "torch.distributed.tensor", "sympy", "accelerate", "scipy", "matplotlib")
+LEARNS = """
+import sys
+from experiments.train import run
+status = run([{arguments}])
+print([name for name in {slow!r} if name in sys.modules], status)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("arm=teacher_feedback",),  # the servers' model is trained, and the student
+        ("arm=llm_policy",),
+        ("arm=teacher_frozen", "lamorel_args.llm_args.pretrained=false"),  # drawn, not read
+    ],
+)
+def test_a_run_loads_no_compiler(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    short = ("run.total_steps=64", f"run.output_dir={tmp_path}", "run.eval_episodes=1")
+    listed = ", ".join(map(repr, (*arguments, *short)))
+    ran = subprocess.run(
+        [sys.executable, "-c", LEARNS.format(arguments=listed, slow=SLOW)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout.splitlines()[-1:] == ["[] 0"], ran.stderr

@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from scipy import special
 
 Values = Sequence[float] | np.ndarray
 Strata = Sequence[np.ndarray]
@@ -237,6 +236,8 @@ def _t_interval(
         return Interval(estimate, math.nan, math.nan), math.nan
     if total == 0:
         return Interval(estimate, estimate, estimate), 1.0 if abs(estimate) <= TIE else 0.0
+    from scipy import special  # here, as a run reads this module for its curve alone
+
     freedom = total**2 / float((shares**2 / degrees).sum())
     half = float(special.stdtrit(freedom, (1 + level) / 2)) * math.sqrt(total)
     p = 2 * float(special.stdtr(freedom, -abs(estimate) / math.sqrt(total)))
@@ -255,6 +256,8 @@ def _correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float,
     freedom = x.size - len(pairs) - 1
     if freedom < 1:
         return r, False
+    from scipy import special
+
     t = math.inf if r >= 1 - TIE else r * math.sqrt(freedom / max(1 - r * r, TIE))
     return r, bool(t > special.stdtrit(freedom, 0.95))
 

@@ -79,27 +79,31 @@ def build_server(args: LamorelArgs, placement: Placement, runs: Iterable[Config]
     """
     # Here, so that a client never imports them: that takes longer than all the rest of its start.
     import torch
-    from transformers.utils.logging import disable_progress_bar
 
     from lamorel_ext.agents.action_heads import ACTION_HEADS
     from lamorel_ext.agents.guidance import NUM_ACTIONS
     from lamorel_ext.agents.llm_policy import VALUE
-    from lamorel_ext.llm.loading import load_host
-    from lamorel_ext.llm.module_functions import ActionHeads, ValueHead
-    from lamorel_ext.llm.serving import Hosted
-    from lamorel_ext.llm.updaters import make_updaters
+    from lamorel_ext.llm.lean import lean_imports
 
     llm = args.llm_args
     use_threads(llm.num_threads)
-    disable_progress_bar()  # one per checkpoint would bury the log
     width = llm.value_head_hidden
     updaters, brought = servers_half(runs)
-    heads = {VALUE: ValueHead(width), ACTION_HEADS: ActionHeads(width, NUM_ACTIONS)}
-    heads |= {name: plug.make(f"heads.{name}") for name, plug in brought.items()}
-    initializer = llm.initializer.make(INITIALIZER) if llm.initializer else None
-    gpus = [torch.device("cuda", gpu) for gpu in placement.gpus]
-    device, group = torch.device(placement.device), placement.model_group
-    host = load_host(llm, device, heads, initializer, gpus, group)
+    with lean_imports():
+        from transformers.utils.logging import disable_progress_bar
+
+        from lamorel_ext.llm.loading import load_host
+        from lamorel_ext.llm.module_functions import ActionHeads, ValueHead
+        from lamorel_ext.llm.serving import Hosted
+        from lamorel_ext.llm.updaters import make_updaters
+
+        disable_progress_bar()  # one per checkpoint would bury the log
+        heads = {VALUE: ValueHead(width), ACTION_HEADS: ActionHeads(width, NUM_ACTIONS)}
+        heads |= {name: plug.make(f"heads.{name}") for name, plug in brought.items()}
+        initializer = llm.initializer.make(INITIALIZER) if llm.initializer else None
+        gpus = [torch.device("cuda", gpu) for gpu in placement.gpus]
+        device, group = torch.device(placement.device), placement.model_group
+        host = load_host(llm, device, heads, initializer, gpus, group)
     if llm.dtype == "auto" and placement.role.index == 0:
         dtype = host.info()["dtype"]
         log.info("lamorel_args.llm_args.dtype: auto is %s for %s here", dtype, llm.model_path)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, SupervisedUpdater
+from lamorel_ext.llm.updaters.gradients import MOMENTS, _Adam
 from lamorel_ext.types import UpdateRequest
 from tests.updaters.updater_fakes import FakeHost, feedback_data, make_request, ppo_data
 
@@ -345,3 +346,23 @@ def test_several_epochs_of_ppo_equal_a_plain_implementation() -> None:
             adam.step()
     assert float((host.weights() - FakeHost().weights()).abs().max()) > 0.01
     torch.testing.assert_close(host.weights(), plain.weights(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_adam_steps_as_pytorchs_class_to_the_bit(fused: bool) -> None:
+    torch.manual_seed(0)
+    ours = [torch.randn(4, 3), torch.randn(5), torch.randn(2, 2, dtype=torch.float64)]
+    theirs = [each.clone() for each in ours]
+    adam = _Adam(ours, fused)
+    reference = torch.optim.Adam(theirs, fused=fused, foreach=not fused)
+    for lr, eps in ((1e-2, 1e-8), (3e-3, 1e-5), (1e-3, 1e-5)):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        adam.step(lr, eps)
+        reference.param_groups[0].update(lr=lr, eps=eps)
+        reference.step()
+    for place, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert torch.equal(mine, other)
+        for kind in MOMENTS:
+            assert torch.equal(adam.moments[kind][place], reference.state[other][kind]), kind

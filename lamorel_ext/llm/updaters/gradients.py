@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_
+from torch.optim.adam import adam
 
 from lamorel_ext.finite import not_finite
 from lamorel_ext.llm.fsdp import any_rank, gradient_norm, own_part, part_of, whole_as
@@ -18,6 +19,7 @@ from lamorel_ext.types import ServerGroup
 FULL_PRECISION = (torch.float32, torch.float64)
 FUSED_DEVICES = ("cpu", "cuda")
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+BETAS = (0.9, 0.999)
 
 
 def sum_dtype(gradients: Sequence[Tensor]) -> torch.dtype:
@@ -50,6 +52,52 @@ def sum_over_servers(
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+class _Adam:
+    """``torch.optim.Adam``, step for step, without its class: making one imports the compiler,
+    which takes longer than loading a small model.
+
+    Args:
+        parameters: Each has a gradient when ``step`` is called.
+        fused: One operation for all of them; else one for each part of the formula.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], fused: bool) -> None:
+        self._parameters = list(parameters)
+        self._fused = fused
+        self.moments: dict[str, list[Tensor]] = {}
+        """By ``MOMENTS``, in the parameters' order; empty before the first step."""
+
+    def fresh(self) -> dict[str, list[Tensor]]:
+        """What Adam starts with."""
+        steps = [
+            torch.zeros((), dtype=torch.float32, device=p.device if self._fused else "cpu")
+            for p in self._parameters
+        ]
+        first, second = ([torch.zeros_like(p) for p in self._parameters] for _ in range(2))
+        return dict(zip(MOMENTS, (first, second, steps), strict=True))
+
+    @torch.no_grad()
+    def step(self, lr: float, eps: float) -> None:
+        self.moments = self.moments or self.fresh()
+        adam(
+            self._parameters,
+            [each.grad for each in self._parameters if each.grad is not None],
+            self.moments["exp_avg"],
+            self.moments["exp_avg_sq"],
+            [],
+            self.moments["step"],
+            foreach=not self._fused,
+            fused=self._fused,
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=lr,
+            weight_decay=0.0,
+            eps=eps,
+            maximize=False,
+        )
+
+
 class GradientStepper:
     """Adam over a list of parameters that every server holds.
 
@@ -80,7 +128,7 @@ class GradientStepper:
             (p, held) for p, held in zip(self.parameters, self._held, strict=True) if held is not p
         ]
         fused = all(held.device.type in FUSED_DEVICES for held in self._held)
-        self._adam = torch.optim.Adam(self._held, fused=fused, foreach=not fused)
+        self._adam = _Adam(self._held, fused)
 
     def clear(self) -> None:
         """Forget all gradients."""
@@ -132,10 +180,8 @@ class GradientStepper:
         """
         if float(norm) > max_norm:
             clip_grads_with_norm_(self._held, max_norm, norm)
-        for group in self._adam.param_groups:
-            group["lr"], group["eps"] = lr, eps
         self._refresh_copies()
-        self._adam.step()
+        self._adam.step(lr, eps)
         if self._rounded:
             torch._foreach_copy_([p for p, _ in self._rounded], [held for _, held in self._rounded])
 
@@ -154,10 +200,12 @@ class GradientStepper:
         first step.
         """
         tensors: dict[str, Tensor] = {}
-        for name, held, parameter in zip(self.names, self._held, self.parameters, strict=True):
-            moments = self._adam.state.get(held, {})
-            tensors |= {f"{kind}/{name}": moments[kind] for kind in MOMENTS if kind in moments}
-            if moments and parameter.dtype not in FULL_PRECISION:
+        if not self._adam.moments:
+            return tensors
+        rows = zip(self.names, self._held, self.parameters, strict=True)
+        for place, (name, held, parameter) in enumerate(rows):
+            tensors |= {f"{kind}/{name}": self._adam.moments[kind][place] for kind in MOMENTS}
+            if parameter.dtype not in FULL_PRECISION:
                 tensors[f"copy/{name}"] = held
         return tensors
 
@@ -186,14 +234,13 @@ class GradientStepper:
 
         The keys and shapes must be those of ``expected``, or there are none.
         """
-        named = enumerate(zip(self.names, self.parameters, strict=True)) if tensors else ()
-        moments = {
-            i: {kind: part_of(tensors[f"{kind}/{name}"], parameter) for kind in MOMENTS}
-            for i, (name, parameter) in named
-        }
-        self._adam.load_state_dict(
-            {"state": moments, "param_groups": self._adam.state_dict()["param_groups"]}
-        )
+        self._adam.moments = {}
+        if tensors:
+            for kind, own in self._adam.fresh().items():
+                self._adam.moments[kind] = [
+                    part_of(tensors[f"{kind}/{name}"], parameter).to(fresh)
+                    for name, parameter, fresh in zip(self.names, self.parameters, own, strict=True)
+                ]
         for name, held, parameter in zip(self.names, self._held, self.parameters, strict=True):
             if f"copy/{name}" in tensors:
                 held.copy_(part_of(tensors[f"copy/{name}"], parameter))
