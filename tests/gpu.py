@@ -5,8 +5,10 @@ for; ends with 1 where a check fails.
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -81,11 +83,22 @@ def tiny_steps_moved() -> bool:
     )
 
 
+def one_model(gpus: int) -> bool:
+    """Whether GPUs that hold one model together answer, learn and save as the CPU does, in float64."""
+    from tests.llm.test_fsdp import SAME, check, together
+
+    with tempfile.TemporaryDirectory() as folder:
+        check(together(gpus, Path(folder), "t5", "llama", device="cuda"), SAME)
+    return True
+
+
 CHECKS: dict[str, tuple[int, Callable[[], bool]]] = {
     "float32 scores and a step on a GPU": (1, lambda: apart(1) < FLOAT32),
     "bfloat16 scores and a step on a GPU": (1, lambda: apart(1, "bfloat16") < BFLOAT16),
     "bfloat16 weights, float32 master copies": (1, tiny_steps_moved),
     "layers over two GPUs, float32": (2, lambda: apart(2) < FLOAT32),
+    "fsdp on one GPU": (1, lambda: one_model(1)),
+    "one model over two GPUs (fsdp)": (2, lambda: one_model(2)),
     "layers over two GPUs, bfloat16": (2, lambda: apart(2, "bfloat16") < BFLOAT16),
 }
 """GPUs that each needs, and what it checks."""

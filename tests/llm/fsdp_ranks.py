@@ -1,5 +1,6 @@
 """One of several ranks that hold models together, each model beside the same one held whole; prints
-one JSON line per comparison: the largest difference, relative to the largest number.
+one JSON line per comparison: the largest difference, relative to the largest number. The arguments
+are a folder, ``cpu`` or ``cuda``, and names of models.
 """
 
 from __future__ import annotations
@@ -46,13 +47,14 @@ MODELS: dict[str, Callable[[], Any]] = {
     "llama": make_causal,
     "bfloat16 t5": lambda: make_t5(dtype=torch.bfloat16),
 }
+DEVICE = torch.device("cpu")
 N = len(PROMPTS) - 1  # a decoder-only model has no answer to the empty prompt
 
 
 def host_of(name: str, group: Any = None) -> ModelHost:
     model = MODELS[name]()
     if group is not None:
-        divide(model, group, torch.device("cpu"))
+        divide(model, group, DEVICE)
     host = make_host(model, {"value": ValueHead(4)}, max_prompt_tokens=20)
     if group is None:
         # The engine that reads a divided model, or bfloat16 would round elsewhere.
@@ -97,7 +99,9 @@ def numbers(answer: Answer) -> Tensor:
 
 
 def weights(host: Any) -> Tensor:
-    return torch.cat([whole(each).flatten().double() for each in distinct_tensors(host).values()])
+    return torch.cat(
+        [whole(each).cpu().flatten().double() for each in distinct_tensors(host).values()]
+    )
 
 
 def compare(name: str, groups: tuple[Any, Any], folder: Path) -> None:
@@ -129,7 +133,12 @@ def compare(name: str, groups: tuple[Any, Any], folder: Path) -> None:
         update_request("feedback", lr=1e-3, kl_coef=0.5, gradient_minibatch_size=2),
     )
     both("greedy text", GenerateRequest(texts()[0], {"max_new_tokens": 5}))
-    sampled: dict[str, Scalar] = {"max_new_tokens": 4, "do_sample": True, "seed": 3, "num_return_sequences": 2}
+    sampled: dict[str, Scalar] = {
+        "max_new_tokens": 4,
+        "do_sample": True,
+        "seed": 3,
+        "num_return_sequences": 2,
+    }
     both("sampled text", GenerateRequest(texts()[0], sampled))
     mine, whole_ones = folder / "divided" / name, folder / "whole" / name
     if rank == 0:
@@ -172,9 +181,14 @@ def say(rank: int, name: str, what: str, off: float, answer: str = "") -> None:
 def main() -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=180))
     ranks = list(range(dist.get_world_size()))
-    groups = TorchGroup(dist.new_group(ranks)), dist.new_group(ranks)
-    for name in sys.argv[2:] or MODELS:
-        compare(name, groups, Path(sys.argv[1]))
+    global DEVICE
+    folder, device, *names = sys.argv[1:]
+    if device == "cuda":
+        DEVICE = torch.device("cuda", dist.get_rank())
+        torch.cuda.set_device(DEVICE)
+    held = dist.new_group(ranks, backend="nccl" if device == "cuda" else "gloo")
+    for name in names or MODELS:
+        compare(name, (TorchGroup(dist.new_group(ranks)), held), Path(folder))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -38,10 +38,13 @@ EXACT = ("scores", "scores of the start", "scores after that")
 ROUNDED = ("a step of PPO", "scores after it", "feedback with a KL term", "a step of PPO after it")
 
 
-def together(num_ranks: int, folder: Path, *names: str) -> list[dict[str, Any]]:
+def together(
+    num_ranks: int, folder: Path, *names: str, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """What the first rank tells of each comparison."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks)]
     command += ["--standalone", str(Path(__file__).with_name("fsdp_ranks.py")), str(folder)]
+    command.append(device)
     run = subprocess.run(
         [*command, *names],
         env=environment_with({}),
