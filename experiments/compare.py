@@ -122,7 +122,7 @@ def planned_comparisons(options: argparse.Namespace) -> list[list[Planned]]:
     if not options.multirun:
         return [plan(*where)]
     if rank_of_log() is not None:
-        raise ConfigError("-m: one after the other in one process; on ranks, set compare.arms")
+        raise ConfigError("-m: in one process, or lamorel-ext-launch compare -m; no rank sweeps")
     return plan_sweep(*where)
 
 

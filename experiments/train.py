@@ -84,7 +84,7 @@ def planned(options: argparse.Namespace) -> list[Config]:
     if not options.multirun:
         return [load_config(options.overrides, *where)]
     if rank_of_log() is not None:
-        raise ConfigError("-m: runs one after the other in one process; use compare on ranks")
+        raise ConfigError("-m: in one process, or lamorel-ext-launch train -m; no rank sweeps")
     configs: list[Config] = []
     problems: list[str] = []
     for swept in sweep(options.overrides, search_folders(options.config_dir)):

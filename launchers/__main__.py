@@ -4,7 +4,7 @@ feedback.lr=1e-5``.
 Without options the ranks start on this machine. ``--slurm`` prints a batch script instead,
 ``--slurm-array`` one with a job per task, arm and seed, ``--submit`` hands it to ``sbatch``
 (``docs/clusters.md``). ``--dry-run`` starts nothing and prints the command, the batch script and
-who is who among the ranks.
+who is who among the ranks. ``-m`` starts a launch for each value of a sweep, one after the other.
 
 ``script`` starts a script written for Lamorel, ``alias`` runs a command under Lamorel's names; see
 ``launchers.script``.
@@ -17,8 +17,14 @@ import sys
 from collections.abc import Sequence
 
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import ConfigParser, add_config_arguments, add_trust_argument, run_main
-from experiments.runs.planning import plan, policy_config, split_policy
+from experiments.runs.entry import (
+    ConfigParser,
+    add_config_arguments,
+    add_sweep_argument,
+    add_trust_argument,
+    run_main,
+)
+from experiments.runs.planning import plan, policy_config, split_policy, swept_lines
 from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.processes.secret import VARIABLE
@@ -45,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--one-process", action="store_true", help="both roles in one process, without accelerate"
     )
+    add_sweep_argument(parser)
     add_trust_argument(parser)
     _add_slurm_arguments(parser)
     return parser
@@ -89,16 +96,30 @@ def launch(argv: Sequence[str]) -> int:
         ConfigError: The configuration cannot be used.
     """
     options = make_parser().parse_intermixed_args(argv)
-    config = checked_config(
-        options.task,
-        options.overrides,
-        options.config_name,
-        options.config_dir,
-        options.slurm_array,
-        options.trust,
-    )
     slurm = _slurm_options(options)
-    arguments = ["--config-name", options.config_name, *options.overrides]
+    where = (options.config_name, options.config_dir)
+    lines = [options.overrides]
+    if options.multirun:
+        if options.task == "evaluate":
+            raise ConfigError("-m: evaluate has one policy at a time")
+        lines = swept_lines(options.task, options.overrides, *where)
+    configs = [
+        checked_config(options.task, line, *where, options.slurm_array, options.trust)
+        for line in lines
+    ]
+    if len(lines) > 1 and _writes_batch_script(options) and not options.submit:
+        raise ConfigError(f"-m: {len(lines)} batch scripts; --submit hands in each of them")
+    for line, config in zip(lines, configs, strict=True):
+        if status := _launch_one(options, line, config, slurm):
+            return status
+    return 0
+
+
+def _launch_one(
+    options: argparse.Namespace, overrides: Sequence[str], config: Config, slurm: SlurmOptions
+) -> int:
+    """One line of a sweep, or all that there is; gives the exit status."""
+    arguments = ["--config-name", options.config_name, *overrides]
     if options.config_dir != str(CONFIG_DIR):
         arguments = ["--config-dir", options.config_dir, *arguments]
     for package in options.trust:

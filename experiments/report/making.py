@@ -105,6 +105,8 @@ def _state(folder: Path) -> dict[Path, tuple[int, int]]:
     found = {}
     for name in ("metrics.csv", "status.json"):
         for path in folder.rglob(name):
+            if "checkpoints" in path.relative_to(folder).parts:
+                continue  # each holds the curve so far
             with suppress(OSError):  # it is being replaced
                 stat = path.stat()
                 found[path] = (stat.st_mtime_ns, stat.st_size)

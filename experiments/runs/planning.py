@@ -20,6 +20,7 @@ from lamorel_ext.config import (
     search_folders,
     sweep,
 )
+from lamorel_ext.config.overrides import quote
 from lamorel_ext.errors import ConfigError, NotThereError
 
 ZERO_SHOT = "zero_shot"
@@ -31,6 +32,7 @@ SET_HERE = {
     "run.seed": "compare.seeds",
     "run.output_dir": "compare.output_dir",
 }
+LISTS = {key: own for key, own in SET_HERE.items() if key != "run.output_dir"}
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,7 @@ def plan_sweep(
         ConfigError: As ``plan``, for any of them.
     """
     folders = search_folders(config_dir)
-    lists = {key: own for key, own in SET_HERE.items() if key != "run.output_dir"}
-    swept = sweep(listed(overrides, folders, lists), folders)
+    swept = sweep(listed(overrides, folders, LISTS), folders)
     comparisons: list[list[Planned]] = []
     problems: list[str] = []
     for one in swept:
@@ -132,6 +133,41 @@ def plan_sweep(
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return comparisons
+
+
+def swept_lines(
+    task: str,
+    overrides: Sequence[str],
+    config_name: str = "default",
+    config_dir: str | Path = CONFIG_DIR,
+) -> list[list[str]]:
+    """A sweep as command lines without ``-m``, one for each launch, in folders as ``plan_sweep``
+    and ``train -m`` have them.
+
+    Args:
+        task: ``compare`` or ``train``.
+
+    Raises:
+        ConfigError: With what is wrong with any of them.
+    """
+    folders = search_folders(config_dir)
+    key = SET_HERE["run.output_dir"] if task == "compare" else "run.output_dir"
+    if task == "compare":
+        overrides = listed(overrides, folders, LISTS)
+    lines: list[list[str]] = []
+    problems: list[str] = []
+    for one in sweep(overrides, folders):
+        try:
+            config = load_config(one.overrides, config_name, config_dir)
+        except ConfigError as error:
+            problems += [f"{one.name}: {problem}" for problem in error.problems]
+            continue
+        whole = config.compare.output_dir if task == "compare" else config.run.output_dir
+        kept = [text for text in one.overrides if text.partition("=")[0].strip().lstrip("+") != key]
+        lines.append([*kept, f"{key}={quote(str(Path(whole) / one.name))}"])
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return lines
 
 
 def split_policy(overrides: Sequence[str]) -> tuple[str, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Actor, Decision, Discount, Rollout, Scene
 from lamorel_ext.randomness import Draws, sample_rows, uniform
 
@@ -36,6 +37,12 @@ class UniformActor:
         """See ``Actor``."""
         probs = uniform([len(texts) for texts in scene.candidates])
         if self._actions is not None:
+            fewest = min(scene.candidates, key=len)
+            if not all(0 <= action < len(fewest) for action in self._actions):
+                raise ConfigError(
+                    f"agent: expected actions from 0 to {len(fewest) - 1}, got"
+                    f" {list(self._actions)}; this state offers {', '.join(fewest)}"
+                )
             probs[:] = 0.0
             probs[:, list(self._actions)] = 1.0 / len(self._actions)
         return probs

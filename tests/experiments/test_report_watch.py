@@ -1,5 +1,6 @@
 """``report --watch``: the page follows the runs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,9 @@ def test_the_page_is_made_when_a_run_is_complete_and_again_when_another_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(seed: int) -> None:
-        make_run(make_config("llm_policy", seed, tmp_path, ["llm_policy"]), [0.5, 0.75])
+        made = make_run(make_config("llm_policy", seed, tmp_path, ["llm_policy"]), [0.5, 0.75])
+        (made / "checkpoints" / "step-64").mkdir(parents=True, exist_ok=True)
+        shutil.copy(made / "metrics.csv", made / "checkpoints" / "step-64")
 
     made: list[float] = []
     page = tmp_path / "report.html"

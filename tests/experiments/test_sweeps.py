@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments import compare, train
-from experiments.runs.planning import plan_sweep
+from experiments.runs.planning import plan, plan_sweep, swept_lines
 from experiments.runs.run_folder import run_state
 from lamorel_ext.config import CONFIG_DIR, read_config, sweep
 from lamorel_ext.errors import ConfigError
@@ -105,6 +105,14 @@ def test_a_sweep_of_comparisons(
     for whole, name in zip(found, below, strict=True):
         folders = [str(planned.folder.relative_to(Path("out") / name)) for planned in whole]
         assert runs is None or folders == runs
+
+
+@pytest.mark.parametrize("swept", [["arm=drrn", "student.lr=1e-3,3e-4"], ["compare.arms=[drrn],[npae]"]])
+def test_the_launches_of_a_sweep_go_where_the_sweep_does(swept: list[str]) -> None:
+    overrides = [*swept, "compare.output_dir=an 'odd' place, or=two"]
+    plans = [whole[0].config.compare.output_dir for whole in plan_sweep(overrides)]
+    lines = swept_lines("compare", overrides)
+    assert [plan(line)[0].config.compare.output_dir for line in lines] == plans
 
 
 @pytest.mark.parametrize(

@@ -331,6 +331,47 @@ def test_a_mistake_ends_with_one_message_and_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "line, started",
+    [
+        ("compare -m arm=random,npae run.seed=0,1",
+         ["'compare.arms=['\"'\"'random'\"'\"','\"'\"'npae'\"'\"']' 'compare.seeds=[0,1]' 'compare.output_dir='\"'\"'out'\"'\"''"]),
+        ("compare -m compare.arms=[random] student.lr=1e-3,3e-4",
+         ["student.lr=0.001 'compare.output_dir='\"'\"'out/student.lr=0.001'\"'\"''",
+          "student.lr=0.0003 'compare.output_dir='\"'\"'out/student.lr=0.0003'\"'\"''"]),
+        ("train --multirun arm=random,npae",
+         ["arm=random 'run.output_dir='\"'\"'out/arm=random'\"'\"''",
+          "arm=npae 'run.output_dir='\"'\"'out/arm=npae'\"'\"''"]),
+    ],
+)  # fmt: skip
+def test_a_sweep_is_a_launch_for_each_value(
+    line: str, started: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = line.split()[0]
+    place = "compare.output_dir=out" if task == "compare" else "run.output_dir=out"
+    assert launch(["--dry-run", *line.split(), place]) == 0
+    text = capsys.readouterr().out
+    found = [row for row in text.splitlines() if row.startswith("ACCELERATE_USE_CPU")]
+    assert len(found) == len(started)
+    for row, words in zip(found, started, strict=True):
+        assert row.endswith(words) and f"-m lamorel_ext {task} " in row
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("evaluate -m run.seed=0,1", "-m: evaluate has one policy at a time"),
+        ("compare --slurm -m student.lr=1e-3,3e-4", "-m: 2 batch scripts; --submit hands in each"),
+        ("train -m student.lr=1e-3,-1", "student.lr=-1: student.lr: must"),
+        ("compare -m arm=npae,nobody", "arm=nobody: no such file"),
+    ],
+)
+def test_a_sweep_that_cannot_be_launched_is_refused(line: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        launch(line.split())
+    assert words in str(caught.value)
+
+
 def test_launchers_never_import_torch() -> None:
     code = "import sys, launchers.__main__, launchers.elastic; sys.exit(any(name.split('.')[0] in ('torch', 'transformers', 'accelerate') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -2,6 +2,8 @@
 
 import dataclasses
 from contextlib import closing
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +104,13 @@ def test_a_run_is_named_after_an_environment_of_ones_own() -> None:
     assert environment_name(config, make_env) == EnvArgs().level
     assert environment_name(config, make_never).endswith("test_evaluating.make_never")
     assert environment_name(small_config(), make_never) == "Corridor"
+
+
+@pytest.mark.parametrize("actions", [(2,), (0, 7), (-1,)])
+def test_an_action_that_a_state_does_not_offer_is_named(actions: tuple[int, ...]) -> None:
+    scene: Any = SimpleNamespace(candidates=(("left", "stay", "right"), ("wait", "open the door")))
+    with pytest.raises(ConfigError, match=r"agent: expected actions from 0 to 1, got .*open the"):
+        UniformActor(actions).action_probs(scene)
 
 
 @pytest.mark.parametrize(
