@@ -16,6 +16,8 @@ from lamorel_ext.llm.fsdp import own_part
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
+_WHOLE = (Tensor, nn.Parameter)
+"""What is no part of a divided tensor, told without asking each of them."""
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}
 _LIBRARIES = ("torch.nn.", "transformers.")
@@ -82,7 +84,7 @@ def _frozen(value: Any) -> Hashable:
 
 
 def _stamp(tensor: Tensor) -> Hashable:
-    held = own_part(tensor)
+    held = tensor if type(tensor) in _WHOLE else own_part(tensor)
     changes = 0 if held.is_inference() else held._version
     return id(tensor), changes, held.data_ptr(), held.dtype
 

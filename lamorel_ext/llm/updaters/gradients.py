@@ -117,13 +117,12 @@ class GradientStepper:
         self.names = [name for name, _ in named_parameters]
         self.parameters = [parameter for _, parameter in named_parameters]
         self._group = group
-        parts = [own_part(parameter) for parameter in self.parameters]
+        self._parts = [own_part(parameter) for parameter in self.parameters]
         self._held: list[Tensor] = [
-            part if part.dtype in FULL_PRECISION else part.detach().float() for part in parts
+            part if part.dtype in FULL_PRECISION else part.detach().float() for part in self._parts
         ]
-        self._rounded = [
-            (part, held) for part, held in zip(parts, self._held, strict=True) if held is not part
-        ]
+        held_parts = zip(self._parts, self._held, strict=True)
+        self._rounded = [(part, held) for part, held in held_parts if held is not part]
         self._apart = [
             (p, held) for p, held in zip(self.parameters, self._held, strict=True) if held is not p
         ]
@@ -189,8 +188,8 @@ class GradientStepper:
         """The first weight, or number of Adam's, that is not finite after a step; empty where all
         are, on every rank that holds a part of the model.
         """
-        parts = [own_part(parameter) for parameter in self.parameters]
-        found = not_finite(dict(zip(self.names, parts, strict=True))) or not_finite(self.state())
+        weights = dict(zip(self.names, self._parts, strict=True))
+        found = not_finite(weights) or not_finite(self.state())
         if any_rank(bool(found), self.parameters):
             return found or "a weight of which another rank holds a part is not finite"
         return ""
