@@ -42,8 +42,9 @@ MAX_REQUEUES = 50
 """A job whose limit is too short for a single checkpoint must not come back forever."""
 GPU_OPTIONS = ("gpus", "gres", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 ABOUT_QUEUES = (
-    "account", "chdir", "clusters", "constraint", "export", "mail-type", "mail-user", "partition",
-    "qos", "reservation", "time",
+    "account", "chdir", "clusters", "comment", "constraint", "error", "exclude", "export",
+    "export-file", "mail-type", "mail-user", "nice", "open-mode", "output", "partition", "qos",
+    "reservation", "time", "wckey",
 )  # fmt: skip
 """Options that the report's job takes over from the array's; the others are about its size."""
 OWN_KEYS = ("arm", "run.seed", "run.output_dir")
@@ -161,7 +162,11 @@ def report_script(config: Config, options: SlurmOptions | None = None) -> str:
         "output": "%x-%j.out",
         "open-mode": "append",
     }
-    taken = {key: value for key, value in options.sbatch.items() if key in ABOUT_QUEUES}
+    taken = {
+        key: _of_report(value) if key in ("output", "error") else value
+        for key, value in options.sbatch.items()
+        if key in ABOUT_QUEUES
+    }
     folder = shlex.quote(config.compare.output_dir)
     python = shlex.quote(options.python)
     return _text(
@@ -172,6 +177,16 @@ def report_script(config: Config, options: SlurmOptions | None = None) -> str:
             f"{python} -m lamorel_ext report {folder}",
         ],
     )
+
+
+def _of_report(path: str | None) -> str | None:
+    """Where the report's job writes, from the path of an array's jobs: it is no part of an array,
+    whose number (``%A``) and place in it (``%a``) it does not have.
+    """
+    if path is None:
+        return None
+    path = re.sub("%[0-9]*A", "%j", path)
+    return re.sub("%[0-9]*a", "report", path)
 
 
 def _array_lines(config: Config) -> list[str]:
@@ -214,6 +229,7 @@ def _script(
     module: str,
 ) -> str:
     ranks = ranks_by_machine(config.lamorel_args)
+    _refuse_other_shapes(options.sbatch, len(ranks))
     # By hand a server may use the last GPU of a node alone; all before it must be there.
     gpus = 1 + max(
         (gpu for place in placements(config.lamorel_args) for gpu in place.gpus), default=-1
@@ -248,6 +264,23 @@ def _script(
     return _text(header, options, [*exports, *body, *launch])
 
 
+def _refuse_other_shapes(sbatch: Mapping[str, str | None], nodes: int) -> None:
+    """What would start the launch more than once, or keep a signal from the run."""
+    problems = [
+        f"--sbatch {key}={sbatch[key]}: the script starts one task on each of {nodes} nodes,"
+        f" expected {expected}; lamorel_args.accelerate_args.num_machines says how many nodes"
+        for key, expected in (("nodes", nodes), ("ntasks", nodes), ("ntasks-per-node", 1))
+        if key in sbatch and sbatch[key] != str(expected)
+    ]
+    if re.match("R?B", sbatch.get("signal") or ""):
+        problems.append(
+            f"--sbatch signal={sbatch['signal']}: B sends it to the batch shell alone, which it"
+            " ends; without B it reaches the run"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
 def _seconds_to_limit(signal: str | None) -> int:
     """How long before the time limit the run is asked to save, by the option ``--signal``; 0 where
     it is not.
@@ -271,7 +304,7 @@ def _text(header: Mapping[str, str | None], options: SlurmOptions, lines: Sequen
         [
             "#!/usr/bin/env bash",
             *(
-                f"#SBATCH --{key}" + ("" if value is None else f"={value}")
+                f"#SBATCH --{key}" + ("" if value is None else f"={shlex.quote(value)}")
                 for key, value in header.items()
             ),
             "",

@@ -22,10 +22,13 @@ class Job:
     text: str
 
     def shell(self) -> str:
-        """Lines of shell that submit it after the job in ``$id``, if there is one."""
+        """Lines of shell that submit it after the job in ``$id``, if there is one.
+
+        On a federation the name of the cluster follows the number.
+        """
         end = f"END OF {self.name.upper()}"
         after = '${id:+--dependency=afterany:"$id"}'
-        return f"id=$({' '.join(SBATCH)} {after} << '{end}'\n{self.text}{end}\n)"
+        return f"id=$({' '.join(SBATCH)} {after} << '{end}'\n{self.text}{end}\n)\nid=${{id%%;*}}"
 
 
 def submit(jobs: Sequence[Job]) -> int:

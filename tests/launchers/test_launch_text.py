@@ -142,9 +142,19 @@ def test_machines_wait_for_each_other_as_long_as_for_a_silent_one(
 @pytest.mark.parametrize(
     ("machine", "machines", "listens", "said"),
     [
-        (0, 2, True, "machine 0 ({host}) waits at 127.0.0.1:{port} for the other one of 2 machines"),
+        (
+            0,
+            2,
+            True,
+            "machine 0 ({host}) waits at 127.0.0.1:{port} for the other one of 2 machines",
+        ),
         (0, 3, True, "for the others of 3 machines; there main_process_ip must lead here: "),
-        (1, 3, True, "machine 1 ({host}) waits at 127.0.0.1:{port} (127.0.0.1) for others of the 3"),
+        (
+            1,
+            3,
+            True,
+            "machine 1 ({host}) waits at 127.0.0.1:{port} (127.0.0.1) for others of the 3",
+        ),
         (2, 3, False, "machine 2 ({host}) waits for machine 0 to listen at 127.0.0.1:{port}: "),
     ],
 )
@@ -578,6 +588,45 @@ def test_jobs_are_submitted_each_after_the_one_before(
     monkeypatch.setenv("FAKE_REFUSAL", "sbatch: error: Invalid account")
     with pytest.raises(LamorelExtError, match="refused the array: sbatch: error: Invalid account"):
         submit(jobs)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("logs/%A_%a.out", "logs/%j_report.out"),
+        ("logs/%x-%4A-%03a.log", "logs/%x-%j-report.log"),
+        ("all.txt", "all.txt"),
+    ],
+)
+@pytest.mark.parametrize("key", ["output", "error"])
+def test_the_report_writes_where_the_array_was_told_to(key: str, given: str, taken: str) -> None:
+    header = report_script(demo(), SlurmOptions({key: given})).split("\n\n")[0].splitlines()
+    assert f"#SBATCH --{key}={taken}" in header
+    assert len([line for line in header if f"--{key}=" in line]) == 1
+
+
+def test_a_value_with_blanks_stays_one_value() -> None:
+    options = SlurmOptions({"comment": "two words # and more", "gres": "gpu:a100:2"})
+    script = batch_script(demo(), "train", arguments(), options)
+    assert "#SBATCH --comment='two words # and more'\n#SBATCH --gres=gpu:a100:2\n" in script
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("nodes", "2", "expected 1; lamorel_args.accelerate_args.num_machines"),
+        ("ntasks", "3", "expected 1"),
+        ("ntasks-per-node", "4", "expected 1"),
+        ("signal", "B:USR1@60", "batch shell alone"),
+    ],
+)
+def test_what_would_start_a_launch_twice_or_lose_its_signal_is_refused(
+    key: str, value: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        batch_script(demo(), "train", arguments(), SlurmOptions({key: value}))
+    assert f"--sbatch {key}={value}" in str(error.value)
+    batch_script(demo(), "train", arguments(), SlurmOptions({"nodes": "1", "signal": "R:USR1"}))
 
 
 def test_without_sbatch_nothing_is_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
