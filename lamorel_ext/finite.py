@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 
-def largest(tensors: Sequence[Tensor]) -> Tensor:
-    """The largest magnitude of each tensor, ``(n,)`` float64; NaN where one is in it, 0 for one
-    without numbers that could be.
+def sizes(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of each tensor, ``(n,)`` float64: not finite where one of its numbers is
+    not, or where they are so large that their squares are none of its precision; 0 for one without
+    numbers that could be.
+
+    A CPU takes a fifth of the time that it needs for the largest magnitude.
     """
     found = torch.zeros(len(tensors), dtype=torch.float64)
     places = [
         i for i, tensor in enumerate(tensors) if tensor.is_floating_point() and tensor.numel()
     ]
     if places:
-        norms = torch._foreach_norm([tensors[i].detach() for i in places], math.inf)
+        norms = torch._foreach_norm([tensors[i].detach() for i in places])
         found[places] = torch.stack([norm.to("cpu", torch.float64) for norm in norms])
     return found
 
@@ -32,15 +35,11 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
     Args:
         tensors: By name; those of integers hold none.
     """
-    for name, bound in zip(tensors, largest(list(tensors.values())).tolist(), strict=True):
-        if not math.isfinite(bound):
+    for name, size in zip(tensors, sizes(list(tensors.values())).tolist(), strict=True):
+        if not math.isfinite(size):
             tensor = tensors[name]
-            bad = int((~torch.isfinite(tensor)).sum())
-            return (
-                f"{name} is not finite in {bad} of {tensor.numel()} numbers"
-                if bad
-                else f"{name} is not finite"
-            )
+            if bad := int((~torch.isfinite(tensor)).sum()):
+                return f"{name} is not finite in {bad} of {tensor.numel()} numbers"
     return ""
 
 

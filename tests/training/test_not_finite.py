@@ -120,3 +120,20 @@ def test_what_is_no_distribution_is_never_sampled_from():
     with pytest.raises(UpdateError, match="row 0 of 1"):
         sample_rows(np.full((1, 2), -math.inf), np.random.default_rng(0))
     assert sample_rows(np.array([[-math.inf, 0.0]]), np.random.default_rng(0)).tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_numbers_whose_squares_overflow_are_finite(dtype):
+    largest = torch.finfo(dtype).max
+    tensors = {
+        "small": torch.ones(3, dtype=dtype),
+        "large": torch.full((70, 70), largest, dtype=dtype),
+    }
+    assert not_finite(tensors) == ""
+    tensors["large"][3, 4] = -math.inf
+    assert not_finite(tensors) == "large is not finite in 1 of 4900 numbers"
+
+
+def test_tensors_without_numbers_and_of_integers_are_finite():
+    assert not_finite({"none": torch.zeros(0), "whole": torch.full((2,), 2**62)}) == ""
+    assert not_finite({}) == ""
