@@ -14,6 +14,7 @@ from torch import Tensor
 from lamorel_ext.agents.making import Agent
 from lamorel_ext.agents.student_ppo import LossTerm
 from lamorel_ext.config import Config
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Note, Rollout, Turn
 from lamorel_ext.prompts import Wording
 from lamorel_ext.types import LlmClient
@@ -116,4 +117,9 @@ def make_method(setting: MethodSetting) -> Method:
         ConfigError: It cannot be had, or refuses this configuration.
     """
     made: Method = setting.config.method.make("method", setting)
+    if not isinstance(made, Method):
+        raise ConfigError(
+            f"method: {setting.config.method.target} gives a {type(made).__name__}, expected a"
+            " lamorel_ext.methods.base.Method"
+        )
     return made

@@ -238,6 +238,11 @@ class TrainingRun:
         """The method's numbers, by column."""
         if self.method is None:
             return {}
+        if strangers := set(numbers) - set(self.method.columns):
+            raise ConfigError(
+                f"method: {self.config.method.target} gives {', '.join(sorted(strangers))},"
+                f" expected no others than its columns ({', '.join(self.method.columns)})"
+            )
         return {f"{self.method.name}_{name}": value for name, value in numbers.items()}
 
     def evaluate(self) -> dict[str, float]:

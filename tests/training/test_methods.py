@@ -6,6 +6,7 @@ import dataclasses
 import math
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from lamorel_ext.agents.student_ppo import LossTerm
 from lamorel_ext.config import Config, Plug
 from lamorel_ext.errors import CheckpointError, ConfigError, UpdateError
 from lamorel_ext.experience import Discount, Rollout
-from lamorel_ext.methods.base import Method, MethodSetting
+from lamorel_ext.methods.base import Method, MethodSetting, make_method
 from lamorel_ext.methods.prior import Prior, PriorOptions
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.rl import gae
@@ -89,6 +90,11 @@ class Told(Method):
 class Wrong(Told):
     def rewards(self, turns: Any) -> np.ndarray:
         return np.array([[math.nan]])
+
+
+class Talkative(Told):
+    def learn(self, rollout: Rollout) -> dict[str, float]:
+        return {"calls": 1.0, "moods": 2.0}
 
 
 TOLD = Plug(f"{__name__}.Told", '{"pay": 0.5}')
@@ -215,6 +221,20 @@ def test_a_student_with_a_good_prior_learns_what_one_with_a_uniform_one_does_not
     assert with_llm.rows[-1]["prior_kl"] < with_llm.rows[-1]["student_entropy"] + 2.0
     assert with_llm.rows[-1]["llm_prompts"] > 0 and without.rows[-1]["llm_prompts"] == 0
     assert with_llm.rows[-1]["success"] > without.rows[-1]["success"]
+
+
+def test_numbers_that_a_method_did_not_announce_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"Talkative gives moods, expected no others .*\(calls\)"):
+        run_of(Plug(f"{__name__}.Talkative"))
+
+
+@pytest.mark.parametrize("target", ["types.SimpleNamespace", "builtins.dict", "builtins.object"])
+def test_what_is_no_method_is_refused(target: str) -> None:
+    made = {"types.SimpleNamespace": SimpleNamespace(), "builtins.dict": {}}.get(target, object())
+    plug = SimpleNamespace(target=target, make=lambda key, setting: made)
+    setting: Any = SimpleNamespace(config=SimpleNamespace(method=plug))
+    with pytest.raises(ConfigError, match=rf"method: {target} gives a .*, expected a lamorel_ext"):
+        make_method(setting)
 
 
 def test_a_prior_without_a_student_is_refused() -> None:
