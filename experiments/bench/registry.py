@@ -20,6 +20,7 @@ MODULES = {
     "pipeline": ("pipeline",),
     "environments": ("env_text", "env_paper"),
     "iterations": ("figure2_2100", "iterations"),
+    "scale.simulate": ("simulate",),
     "gpu": ("score_gpu",),
 }
 

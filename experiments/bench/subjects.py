@@ -49,6 +49,8 @@ class Setting:
         env_steps: Steps of the batched environments.
         minigrid_steps: Steps of one minigrid environment.
         large_batch: Environments in the environment benchmarks.
+        check_servers: Servers of the launches from which ``simulate`` is fitted and on which it is
+            checked; 1 and 2 among them.
         gpu_calls: The call on a GPU has this many times ``num_envs`` prompts.
     """
 
@@ -67,6 +69,7 @@ class Setting:
     env_steps: int = 500
     minigrid_steps: int = 2000
     large_batch: int = 256
+    check_servers: tuple[int, ...] = (1, 2, 4)
     gpu_calls: int = 128
 
 
@@ -98,6 +101,7 @@ MINIATURE = Setting(
     env_steps=5,
     minigrid_steps=5,
     large_batch=4,
+    check_servers=(1, 2),
     gpu_calls=2,
 )
 """For tests: every benchmark runs, no figure means anything."""

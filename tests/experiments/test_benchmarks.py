@@ -20,6 +20,7 @@ from experiments.bench import breakdown, gpu, whole, workloads
 from experiments.bench.harness import Row
 from experiments.bench.peers.lamorel_way import LamorelPpo
 from experiments.bench.registry import BENCHMARKS
+from experiments.bench.scale.simulate import CLIENTS
 from experiments.bench.subjects import MINIATURE, PAPER_LEVEL, Subjects
 from experiments.bench.updates import Transitions
 from experiments.runs.versions import processor_name
@@ -34,6 +35,7 @@ ROWS = {
     "env_text": ["env_text", "env_text_16"], "env_paper": ["env_paper", "env_paper_16"],
     "transport_share": ["transport_share", "rpc_round_trip"],
     "two_servers": ["two_servers_score", "two_servers_update"],
+    "simulate": ["simulate_costs", "simulate_check", *(f"simulate_{n}" for n in CLIENTS)],
     "iterations": [
         "iteration_llm_policy", "iteration_llm_policy_feedback", "iteration_teacher_frozen", "iteration_teacher_feedback",
         "iteration_student_alone",
@@ -46,6 +48,7 @@ BARS = {
     "score_rollout": 8.0, "score_distinct": 2.5, "score_limit": 0.6, "score_two": 1.5, "score_growth": 3.0, "update_64": 2.2, "update_320": 5.0,
     "update_script": 3.0, "two_servers_score": 1.7, "two_servers_update": 1.7, "update_64_distinct": 6.0, "env_text_16": 50.0,
     "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0, "figure2_2100": 40.0, "score_gpu": 20_000.0,
+    "simulate_check": 0.15,
 }  # fmt: skip
 
 

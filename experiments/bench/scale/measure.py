@@ -1,0 +1,163 @@
+"""CPU seconds of the client and of each server in a real launch, call by call.
+
+``python -m experiments.bench.scale.measure SPEC`` is one rank of such a launch, see ``launching``.
+CPU seconds and not the clock's: they mean the same with fewer cores than processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from experiments.bench.launching import run_ranks
+from experiments.bench.workloads import ppo_data, same_candidates
+from lamorel_ext.config import DistributedSetupArgs, LamorelArgs, LlmArgs
+from lamorel_ext.llm.loading import load_host
+from lamorel_ext.llm.module_functions import ValueHead
+from lamorel_ext.llm.serving import Hosted, serve
+from lamorel_ext.llm.updaters import make_updaters
+from lamorel_ext.processes.ranks import rank_and_size
+from lamorel_ext.rpc.caller import Caller
+from lamorel_ext.rpc.distributed import launched_role
+from lamorel_ext.rpc.runtime import connect
+from lamorel_ext.types import ScoreRequest, UpdateRequest
+
+ROUND_TRIPS = 50
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a launch does.
+
+    Attributes:
+        folder: Of the model.
+        prompts: Distinct ones, enough for every size.
+        servers: How many.
+        scores: Prompts of a scoring call, for each size to be measured.
+        updates: Samples of an optimiser step, for each size.
+        repetitions: Of each; the least CPU time counts.
+    """
+
+    folder: str
+    prompts: list[str]
+    servers: int
+    scores: list[int]
+    updates: list[int]
+    repetitions: int
+
+
+@dataclass(frozen=True)
+class Spent:
+    """CPU seconds of one call.
+
+    Attributes:
+        client: At the client.
+        server: At the busiest server.
+        clock: Seconds that passed.
+    """
+
+    client: float
+    server: float
+    clock: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of it: by size; the shortest way there and back, in seconds; weights trained."""
+
+    scores: dict[int, Spent]
+    updates: dict[int, Spent]
+    latency: float
+    parameters: int
+
+
+def launch(spec: Spec) -> Report:
+    """Start the ranks and measure.
+
+    Raises:
+        RuntimeError: A rank failed.
+    """
+    told = run_ranks("experiments.bench.scale.measure", asdict(spec), spec.servers)
+    scores, updates = (
+        {int(size): Spent(**spent) for size, spent in told[kind].items()}
+        for kind in ("scores", "updates")
+    )
+    return Report(scores, updates, told["latency"], told["parameters"])
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of all threads of a process so far; to the nanosecond, where ``times`` counts hundredths."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
+def main(path: Path) -> None:
+    """Be a server or the client, as the environment says."""
+    spec = Spec(**json.loads(path.read_text(encoding="utf-8")))
+    torch.set_num_threads(1)
+    args = LamorelArgs(
+        distributed_setup_args=DistributedSetupArgs(n_llm_processes=spec.servers),
+        llm_args=LlmArgs(model_path=spec.folder, cache_size=0, num_threads=1),
+    )
+    role, found = launched_role(args), rank_and_size()
+    if found is not None:
+        path.with_name(f"rank {found[0]}").write_text(str(os.getpid()))
+    if role is not None and role.is_server:
+        heads = {"value": ValueHead()}
+        serve(
+            args,
+            lambda _: Hosted(load_host(args.llm_args, torch.device("cpu"), heads), make_updaters()),
+        )
+        return
+    with connect(args) as caller:
+        caller.info()  # every server is there, and has said who it is
+        pids = [int(path.with_name(f"rank {1 + each}").read_text()) for each in range(spec.servers)]
+        print(json.dumps(asdict(_measure(caller, spec, pids))))
+
+
+def _measure(caller: Caller, spec: Spec, pids: list[int]) -> Report:
+    def spent(call: Callable[[], object]) -> Spent:
+        found = []
+        call()
+        for _ in range(spec.repetitions):
+            before, begun = [cpu_seconds(pid) for pid in (os.getpid(), *pids)], time.perf_counter()
+            call()
+            clock = time.perf_counter() - begun
+            after = [cpu_seconds(pid) for pid in (os.getpid(), *pids)]
+            client, *servers = (end - start for start, end in zip(before, after, strict=True))
+            found.append(Spent(client, max(servers), clock))
+        return min(found, key=lambda each: each.server)
+
+    def score(size: int) -> Callable[[], object]:
+        prompts = tuple(spec.prompts[:size])
+        return lambda: caller.score_batch(ScoreRequest(prompts, same_candidates(prompts)))
+
+    def update(size: int) -> Callable[[], object]:
+        prompts, places = tuple(spec.prompts[:size]), torch.arange(size)
+        options = {"minibatch_size": size, "epochs": 1, "lr": 1e-6}
+        data = ppo_data(size, seed=0)
+        texts = prompts, same_candidates(prompts)
+        return lambda: caller.update_batch(
+            UpdateRequest("ppo", *texts, places, size, data, dict(options))
+        )
+
+    scores = {size: spent(score(size)) for size in spec.scores}
+    updates = {size: spent(update(size)) for size in spec.updates}
+    ways = []
+    for _ in range(ROUND_TRIPS):
+        begun = time.perf_counter()
+        caller.forget()
+        ways.append(time.perf_counter() - begun)
+    parameters = caller.info()["trainable_parameters"]
+    return Report(scores, updates, min(ways), int(parameters))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
