@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import wheel
+
 KINDS = {
     "ranks": "subprocess|test_own_code|multiprocessing|num_workers|Browser|ThreadGroup|run_here",
     "slow": (
@@ -41,3 +43,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(kind) for kind in ("fast", *KINDS)):
             item.add_marker(kind_of(item.path))
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the commands of a fresh environment with a wheel of this tree."""
+    return wheel.install(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder, with everyday names in it."""
+    return wheel.make_folder(tmp_path_factory.mktemp("user"))
