@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,13 +97,16 @@ def path_to(*places: Path) -> list[str]:
     return ["env", f"PATH={os.pathsep.join(search)}", "bash", "-c"]
 
 
-def page_is_run(name: str, installed: Path, folder: Path, *more: str) -> None:
-    """Run a page's commands as they stand; ours with some words more."""
+def page_is_run(
+    name: str, installed: Path, folder: Path, *more: str, compare_with: Sequence[str] = ()
+) -> None:
+    """Run a page's commands as they stand; ours with some words more, ``compare`` also with others."""
     commands = commands_of(ROOT / "docs" / name)
     assert commands
     for command in commands:
         if command.startswith("lamorel-ext-"):
-            command = " ".join([command, *more])
+            words = compare_with if command.startswith("lamorel-ext-compare") else ()
+            command = " ".join([command, *more, *words])
         ended = run(*path_to(installed), command, cwd=folder)
         assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"
 
