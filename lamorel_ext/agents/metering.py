@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from lamorel_ext.agents.kept_answers import KeptAnswers, PartlyKnown
-from lamorel_ext.agents.passing import PassingClient
+from lamorel_ext.rpc.passing import PassingClient
 from lamorel_ext.types import (
     GenerateRequest,
     GenerateResult,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from lamorel_ext.agents.passing import PassingClient
 from lamorel_ext.prompts import PLAIN, Wording
+from lamorel_ext.rpc.passing import PassingClient
 from lamorel_ext.types import (
     GenerateRequest,
     GenerateResult,

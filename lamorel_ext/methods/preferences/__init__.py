@@ -115,8 +115,8 @@ class Preferences(PairMethod):
 
     def pairs(self, rollout: Rollout) -> list[Pair]:
         """See ``PairMethod``."""
-        found = self._file if self._file is not None else ranked(self._told(rollout))
-        sides = [((pair.prompt, pair.better), (pair.prompt, pair.worse)) for pair in found]
+        pairs = self._ranked(rollout)
+        sides = [((pair.prompt, pair.better), (pair.prompt, pair.worse)) for pair in pairs]
         return [Pair(prompt, better, worse) for (prompt, better), (_, worse) in self._judged(sides)]
 
     def learn(self, rollout: Rollout) -> dict[str, float]:
@@ -138,6 +138,10 @@ class Preferences(PairMethod):
 
     def _told(self, rollout: Rollout) -> list[Told]:
         return self._recorded if self._recorded is not None else told_in(rollout)
+
+    def _ranked(self, rollout: Rollout) -> list[Pair]:
+        """The file's rankings, or those of guidance by the student's advantages."""
+        return self._file if self._file is not None else ranked(self._told(rollout))
 
     def _judged(self, pairs: Sequence[tuple[Side, Side]]) -> list[tuple[Side, Side]]:
         """The pairs as they are, or each turned by a coin."""
@@ -173,8 +177,8 @@ class Preferences(PairMethod):
         """What the reward model learns from."""
         if self._args.of == "episodes":
             return ranked_episodes(rollout)
-        found = self._file if self._file is not None else ranked(self._told(rollout))
-        return [(((own.prompt, own.better),), ((own.prompt, own.worse),)) for own in found]
+        pairs = self._ranked(rollout)
+        return [(((own.prompt, own.better),), ((own.prompt, own.worse),)) for own in pairs]
 
     def _teach(self, told: Sequence[Told], weights: np.ndarray, loss: str) -> dict[str, float]:
         """An update in which each text is pulled by its weight, ``(n,)``, and a note of each step
