@@ -25,7 +25,7 @@ from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.lamorel.sharing import SharedOutputs, can_share
 from lamorel_ext.llm.answers import TextEncoder, merge
 from lamorel_ext.llm.module_functions import BaseModuleFunction
-from lamorel_ext.llm.scoring.engines import make_engine, unwrap
+from lamorel_ext.llm.scoring.engines import callable_of, is_as_made, make_engine, unwrap
 from lamorel_ext.llm.scoring.scorer import Scorer
 
 SCORE_KEY = "__score"
@@ -205,8 +205,9 @@ class LamorelModel(nn.Module):
     def _plain_scores(self, contexts: Sequence[Any], options: _Options) -> bool:
         """Whether the fast scorer gives what is asked for."""
         custom = type(self._module_functions[SCORE_KEY]) is not LogScores
-        training = self._LLM_model.training
-        return not custom and not training and all(isinstance(context, str) for context in contexts)
+        inner = unwrap(self._LLM_model)
+        plain = callable_of(self._LLM_model) is inner and is_as_made(inner) and not inner.training
+        return not custom and plain and all(isinstance(context, str) for context in contexts)
 
     def _scores(
         self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], options: _Options

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lamorel_ext.llm.devices import put_integers
 from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens, batch_trees, make_tree
-from lamorel_ext.llm.scoring.engines import unwrap
+from lamorel_ext.llm.scoring.engines import callable_of, is_as_made, unwrap
 from lamorel_ext.llm.scoring.t5_forward import T5Forward, is_t5
 
 _END = -2
@@ -142,24 +142,15 @@ class _Layers(Sequence[Tensor]):
 def can_share(model: Any) -> bool:
     """Whether ``SharedOutputs`` gives what the model's own pass gives.
 
-    Dropout draws for every row, and hooks or a forward function of somebody's own want to be
-    called.
+    Dropout draws for every row, and what is not as transformers made it wants to be called.
     """
-    config = getattr(model, "active_peft_config", None)
     inner = unwrap(model)
     return (
-        is_t5(inner)
-        and not getattr(config, "is_prompt_learning", False)
-        and not any(_is_special(module) for module in inner.modules())
+        callable_of(model) is inner
+        and is_t5(inner)
+        and is_as_made(inner)
+        and not any(module.training or "forward" in vars(module) for module in inner.modules())
     )
-
-
-def _is_special(module: nn.Module) -> bool:
-    own = vars(module)
-    hooks = [*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values()]
-    # transformers leaves hooks of its own behind a pass that was asked for hidden states.
-    of_others = [hook for hook in hooks if not hook.__module__.startswith("transformers.")]
-    return bool(module.training or "forward" in own or of_others)
 
 
 def _steps(tree: CandidateTree) -> list[list[int]]:

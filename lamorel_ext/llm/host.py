@@ -33,7 +33,7 @@ from lamorel_ext.llm.fresh import draw_model
 from lamorel_ext.llm.fsdp import model_is_divided, own_class, own_part, parts_of, whole_as
 from lamorel_ext.llm.generation import Generator
 from lamorel_ext.llm.module_functions import BaseModuleFunction
-from lamorel_ext.llm.scoring.engines import make_engine, unwrap
+from lamorel_ext.llm.scoring.engines import callable_of, make_engine, unwrap
 from lamorel_ext.llm.scoring.plain import PlainForward
 from lamorel_ext.llm.scoring.scorer import Scorer
 from lamorel_ext.llm.state import Memory, State, state_of
@@ -103,7 +103,7 @@ class ModelHost(nn.Module):
         self._divided = model_is_divided(model)
         self._encoder = TextEncoder(tokenizer, model.config, args.max_prompt_tokens)
         self._answerer = self._make_answerer(model)
-        self._generator = Generator(unwrap(model), tokenizer, self._encoder, self._answerer.scorer)
+        self._made_for = 0
         self._memory: Memory[tuple[Question, tuple[str, ...], bool, int], Answer] = Memory(
             args.cache_size
         )
@@ -335,7 +335,11 @@ class ModelHost(nn.Module):
         Raises:
             RequestError: An option is unknown or impossible, or a prompt too long.
         """
-        return self._generator.generate(request, self.args.minibatch_size)
+        self._present_settings()
+        generator = Generator(
+            callable_of(self.model), self.tokenizer, self._encoder, self._answerer.scorer
+        )
+        return generator.generate(request, self.args.minibatch_size)
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -497,8 +501,8 @@ class ModelHost(nn.Module):
         }
 
     def _make_answerer(self, model: PreTrainedModel) -> Answerer:
-        size, inner = self.args.minibatch_size, unwrap(model)
-        plain = PlainForward(inner, self.model_type == "seq2seq", size)
+        size = self.args.minibatch_size
+        plain = PlainForward(callable_of(model), self.model_type == "seq2seq", size)
         return Answerer(
             self._encoder,
             Scorer(make_engine(model, size), size, self.score_dtype),
@@ -561,7 +565,9 @@ class ModelHost(nn.Module):
         return state_of(self.model, self.module_functions)
 
     def _present_settings(self) -> int:
-        """A number for the model's settings; what was remembered of other weights is forgotten."""
+        """A number for the model's settings; what was remembered of other weights is forgotten, and
+        after other settings the engine is chosen anew.
+        """
         state = self._state()
         if (stamp := (self.weights_version, state.weights)) != self._remembered_at:
             self._memory.clear()
@@ -570,6 +576,8 @@ class ModelHost(nn.Module):
         if number is None:
             number = self._settings_met = self._settings_met + 1
             self._settings.put(state.settings, number)
+        if number != self._made_for:
+            self._answerer, self._made_for = self._make_answerer(self.model), number
         return number
 
     def _tidy_device(self) -> None:

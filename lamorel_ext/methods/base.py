@@ -42,7 +42,8 @@ class MethodSetting:
 class Method:
     """The half on the client. A subclass overrides what it needs; as it stands nothing happens.
 
-    For each rollout the calls come in the order ``rewards``, ``loss_term``, ``learn``.
+    For each rollout the calls come in the order ``begin_rollout``, ``rewards``, ``loss_term``,
+    ``learn``; ``begin_evaluation`` comes before each evaluation, by whichever program.
 
     Args:
         setting: What it works with.
@@ -69,6 +70,12 @@ class Method:
     def __init__(self, setting: MethodSetting, options: Any = None) -> None:
         self.setting, self.options = setting, options
         self.notes: list[Note] = []
+
+    def begin_rollout(self) -> None:
+        """The agent acts to learn from now on."""
+
+    def begin_evaluation(self) -> None:
+        """What was learnt is shown from now on, and nothing is tried out."""
 
     def rewards(self, turns: Sequence[Turn]) -> np.ndarray | None:
         """What the agent learns from in place of the environment's rewards.

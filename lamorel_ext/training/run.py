@@ -174,6 +174,7 @@ class TrainingRun:
             with _reading(checkpoint):
                 self.method.restore(checkpoint.state["method"])
             self.method.forget_episodes()
+            self.method.begin_evaluation()
         self._load_agent(checkpoint)
 
     def rollout(self) -> Trace | None:
@@ -189,6 +190,8 @@ class TrainingRun:
         takers = [own for own in (self.method, self.agent) if isinstance(own, NoteTaker)]
         for taker in takers:
             taker.notes.clear()
+        if self.method is not None:
+            self.method.begin_rollout()
         begin = time.perf_counter()
         left = (self.budget - self.progress.env_steps) // self.env.num_envs
         self.tracer.begin(
@@ -281,6 +284,8 @@ class TrainingRun:
     def _evaluate(self) -> dict[str, float]:
         """The columns that an evaluation gives."""
         signals = self.edge.signals if self.edge.speaks else None
+        if self.method is not None:
+            self.method.begin_evaluation()
         with self._unmetered(), self._phases.phase("evaluating"):
             result = self.evaluator.evaluate(self.agent, signals)
             row = dict(

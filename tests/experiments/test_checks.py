@@ -130,7 +130,11 @@ def test_generalisation_hears_of_its_arguments_before_it_looks_for_runs(
             "run.evaluation: exact is not possible: free guidance cannot be listed",
         ),
         (
-            ["arm=teacher_feedback+signal=td+every=1", "feedback.channel=both", "run.evaluation=exact"],
+            [
+                "arm=teacher_feedback+signal=td+every=1",
+                "feedback.channel=both",
+                "run.evaluation=exact",
+            ],
             "run.evaluation: exact is not possible: prompts that tell feedback",
         ),
     ],

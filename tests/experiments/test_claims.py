@@ -161,9 +161,15 @@ def test_with_ten_seeds_nothing_is_called_a_tendency() -> None:
 
 
 def test_a_difference_between_unlike_evaluations_says_so() -> None:
-    sampled = flat("teacher_feedback+signal=previous+channel=prompt+credit=chosen", (0.75, 0.75), eval_exact=0.0)
+    sampled = flat(
+        "teacher_feedback+signal=previous+channel=prompt+credit=chosen",
+        (0.75, 0.75),
+        eval_exact=0.0,
+    )
     summary = summary_of(
-        flat("teacher_frozen", (0.5, 0.5)), flat("teacher_feedback+signal=previous", (0.25, 0.25)), sampled
+        flat("teacher_frozen", (0.5, 0.5)),
+        flat("teacher_feedback+signal=previous", (0.25, 0.25)),
+        sampled,
     )
     words = "Not evaluated alike: teacher_feedback/previous/prompt/chosen on held-out episodes, teacher_frozen exactly."
     assert [sentence for sentence in headline(summary) if sentence.startswith(words)]
@@ -180,7 +186,10 @@ def test_equal_evaluations_need_no_word() -> None:
     summary = summary_of(
         *(
             flat(arm, (0.5, 0.5), eval_exact=0.0)
-            for arm in ("teacher_frozen", "teacher_feedback+signal=previous+channel=prompt+credit=chosen")
+            for arm in (
+                "teacher_frozen",
+                "teacher_feedback+signal=previous+channel=prompt+credit=chosen",
+            )
         )
     )
     assert "Not evaluated alike" not in " ".join([*headline(summary), *sections(summary).values()])
@@ -190,7 +199,11 @@ def test_equal_evaluations_need_no_word() -> None:
 
 
 def test_coins_of_a_constant_have_no_magnitudes() -> None:
-    arms = (*FOUR, "teacher_feedback+signal=weighted", "teacher_feedback+signal=weighted+sign=shuffled")
+    arms = (
+        *FOUR,
+        "teacher_feedback+signal=weighted",
+        "teacher_feedback+signal=weighted+sign=shuffled",
+    )
     note = sections(compare(dict.fromkeys(arms, (0.5, 0.5))))["Controls"]
     assert (
         "teacher_feedback/constant/random sign says ±1, without the magnitudes of teacher_feedback/weighted; teacher_feedback/weighted/shuffled sign keeps them."
@@ -250,7 +263,8 @@ def test_an_area_over_a_cost_ends_where_the_cheaper_of_the_two_arms_does() -> No
 def test_the_step_size_that_an_arm_uses_is_shown() -> None:
     summary = compare(
         dict.fromkeys(
-            ("teacher_frozen", "teacher_feedback+signal=td", "teacher_feedback+signal=td+every=1"), (0.5,)
+            ("teacher_frozen", "teacher_feedback+signal=td", "teacher_feedback+signal=td+every=1"),
+            (0.5,),
         )
     )
     part = sections(summary)["What the arms differ in"]
@@ -269,5 +283,8 @@ def test_the_step_size_shown_is_the_one_sent_to_the_servers() -> None:
         assert step_size(config) == _options(config)["lr"]
     assert (
         step_size(load_config(["arm=teacher_frozen"])) is None
-        and step_size(load_config(["arm=teacher_feedback+signal=previous+channel=prompt+credit=chosen"])) is None
+        and step_size(
+            load_config(["arm=teacher_feedback+signal=previous+channel=prompt+credit=chosen"])
+        )
+        is None
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MINE = '''
+MINE = """
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +72,7 @@ class Loud(BaseModelInitializer):
     def initialize_model(self, model):
         print(f"initialised, {self.word}", flush=True)
         return model
-'''
+"""
 ARM = """# @package _global_
 arm: {name: mine}
 feedback: {signal: none}
@@ -124,9 +124,7 @@ def test_a_comparison_of_own_code_and_a_run_of_it_that_somebody_sent(folder: Pat
     refused = program(folder, "evaluate", f"policy={run}", "run.eval_episodes=2")
     assert refused.returncode == 2
     assert "agent._target_ is mine.Stubborn" in refused.stderr and "--trust mine" in refused.stderr
-    trusted = program(
-        folder, "evaluate", f"policy={run}", "--trust", "mine", "run.eval_episodes=2"
-    )
+    trusted = program(folder, "evaluate", f"policy={run}", "--trust", "mine", "run.eval_episodes=2")
     assert trusted.returncode == 0, trusted.stderr[-2000:]
 
 
@@ -136,7 +134,10 @@ def test_a_comparison_of_own_code_and_a_run_of_it_that_somebody_sent(folder: Pat
         (["method._target_=mine.Nothing"], "method._target_: mine.Nothing"),
         (["method._target_=mine.Nudge", "method.step=0"], "method.step: must be above 0, got 0"),
         (["agent._target_=mine.Stubborn", "agent.act=1"], "unexpected keyword argument 'act'"),
-        (["heads.a._target_=nobody.Head"], "heads.a._target_: nobody.Head: No module named 'nobody'"),
+        (
+            ["heads.a._target_=nobody.Head"],
+            "heads.a._target_: nobody.Head: No module named 'nobody'",
+        ),
     ],
 )
 def test_own_code_that_cannot_be_had_ends_with_2(

@@ -134,7 +134,10 @@ def test_an_interrupted_comparison_goes_on_as_if_nothing_had_happened(
         path.parent.parent.name: json.loads(path.read_text())["state"]
         for path in tmp_path.rglob("status.json")
     }
-    assert states == {"llm_policy_feedback+signal=gae": "complete", "teacher_feedback+signal=previous": "failed"}
+    assert states == {
+        "llm_policy_feedback+signal=gae": "complete",
+        "teacher_feedback+signal=previous": "failed",
+    }
     assert compare.run(two_arms(tiny, tmp_path)) == 0
     for arm, columns in curves(finished).items():
         for name, values in columns.items():
@@ -170,7 +173,8 @@ def test_a_failure_ends_with_its_message_and_keeps_what_is_complete(
         and "Traceback" not in errors
     )
     assert (
-        curves(tmp_path)["llm_policy_feedback+signal=gae"] == curves(finished)["llm_policy_feedback+signal=gae"]
+        curves(tmp_path)["llm_policy_feedback+signal=gae"]
+        == curves(finished)["llm_policy_feedback+signal=gae"]
     )
 
 
@@ -288,7 +292,9 @@ def test_one_run_of_a_plan_is_what_train_makes_of_the_same_words() -> None:
 
 def test_a_plan_lists_the_problems_of_every_arm() -> None:
     with pytest.raises(ConfigError) as caught:
-        arms = "[llm_policy,teacher_feedback+signal=gae,'teacher_feedback+signal=gae+sign=shuffled']"
+        arms = (
+            "[llm_policy,teacher_feedback+signal=gae,'teacher_feedback+signal=gae+sign=shuffled']"
+        )
         compare.plan(["feedback.every=1", f"compare.arms={arms}"], "default")
     (problem,) = caught.value.problems
     both = "teacher_feedback+signal=gae, teacher_feedback+signal=gae+sign=shuffled"
@@ -414,7 +420,9 @@ def test_a_run_is_evaluated_beside_random_and_the_bot(
     )
 
 
-@pytest.mark.parametrize("arm", ["teacher_feedback+signal=previous", "llm_policy_feedback+signal=gae"])
+@pytest.mark.parametrize(
+    "arm", ["teacher_feedback+signal=previous", "llm_policy_feedback+signal=gae"]
+)
 def test_a_run_is_evaluated_wherever_one_wants(
     arm: str, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -437,7 +445,12 @@ def test_a_run_is_evaluated_wherever_one_wants(
 
 def test_what_a_checkpoint_has_learnt_is_taken_over(tiny: list[str], tmp_path: Path) -> None:
     """The agent's and the teacher's weights, and what the signals remember of the prompts."""
-    words = [*tiny, "arm=teacher_feedback+signal=state+every=1", "feedback.channel=both", "run.seed=3"]
+    words = [
+        *tiny,
+        "arm=teacher_feedback+signal=state+every=1",
+        "feedback.channel=both",
+        "run.seed=3",
+    ]
     assert train.run([*words, f"run.output_dir={tmp_path}"]) == 0
     config = load_config([*words, "env.num_envs=2"])
     with in_process([build_server(config.lamorel_args, alone(config.lamorel_args))]) as llm:
@@ -509,7 +522,12 @@ def test_a_launch_with_two_servers_gives_the_numbers_of_one_process(
     finished: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "teacher_feedback+signal=previous" / "seed_5"
-    words = [*tiny, "arm=teacher_feedback+signal=previous", "run.seed=5", f"run.output_dir={folder}"]
+    words = [
+        *tiny,
+        "arm=teacher_feedback+signal=previous",
+        "run.seed=5",
+        f"run.output_dir={folder}",
+    ]
     done = launch(words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"run: {folder}"

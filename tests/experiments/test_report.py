@@ -119,7 +119,11 @@ def test_a_control_may_be_the_best_arm_but_speaks_for_no_feedback(tmp_path: Path
 def test_the_best_taught_arm_is_named_also_where_the_frozen_teacher_is_the_baseline(
     tmp_path: Path,
 ) -> None:
-    arms = ["teacher_frozen", "teacher_feedback+signal=td", "teacher_feedback+signal=constant+sign=random"]
+    arms = [
+        "teacher_frozen",
+        "teacher_feedback+signal=td",
+        "teacher_feedback+signal=constant+sign=random",
+    ]
     for arm, height in zip(arms, (0.25, 0.5, 0.75), strict=True):
         for seed in (0, 1):
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])

@@ -107,7 +107,9 @@ def test_a_sweep_of_comparisons(
         assert runs is None or folders == runs
 
 
-@pytest.mark.parametrize("swept", [["arm=drrn", "student.lr=1e-3,3e-4"], ["compare.arms=[drrn],[npae]"]])
+@pytest.mark.parametrize(
+    "swept", [["arm=drrn", "student.lr=1e-3,3e-4"], ["compare.arms=[drrn],[npae]"]]
+)
 def test_the_launches_of_a_sweep_go_where_the_sweep_does(swept: list[str]) -> None:
     overrides = [*swept, "compare.output_dir=an 'odd' place, or=two"]
     plans = [whole[0].config.compare.output_dir for whole in plan_sweep(overrides)]

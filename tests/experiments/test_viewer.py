@@ -40,7 +40,11 @@ from lamorel_ext.training.trace import Trace
 from tests.training.student_fakes import TableLlm
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028 & 'go' \"to\""
-ARMS = ("teacher_feedback+signal=previous+every=1", "llm_policy_feedback+signal=gae", "student_alone")
+ARMS = (
+    "teacher_feedback+signal=previous+every=1",
+    "llm_policy_feedback+signal=gae",
+    "student_alone",
+)
 BROWSER = next(
     (
         found

@@ -150,6 +150,24 @@ def test_dropout_and_hooks_make_a_model_run_its_own_pass() -> None:
     assert can_share(model)
 
 
+def test_scores_of_a_model_with_a_hook_are_those_of_its_own_pass() -> None:
+    model = make(True, own=LogScores())
+
+    def scores(name: str) -> torch.Tensor:
+        rows = model([name], CONTEXTS, candidates=CANDIDATES)
+        return torch.cat([row[name] for row in rows]).flatten()
+
+    before = scores("__score")
+    block = model._LLM_model.decoder.block[0]
+    handle = block.register_forward_hook(lambda _, __, output: (output[0] + 3.0, *output[1:]))
+    try:
+        assert (scores("__score") - before).abs().max() > 1e-2
+        torch.testing.assert_close(scores("__score"), scores("own").to(before.dtype))
+    finally:
+        handle.remove()
+    torch.testing.assert_close(scores("__score"), before)
+
+
 # --- Adam -----------------------------------------------------------------------------------------
 
 

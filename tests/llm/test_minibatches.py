@@ -102,12 +102,20 @@ def test_with_gradients_one_read_does_for_all() -> None:
 
 
 @pytest.mark.parametrize("own_head", [True, False])
-def test_the_gradient_of_the_table_of_all_tokens_is_made_once(own_head: bool) -> None:
+def test_the_gradient_of_the_table_of_all_tokens_is_made_once(
+    own_head: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model: Any = make_t5(own_head=own_head)
-    table, calls = model.shared, []
+    table, calls, made = model.shared, [], nn.Embedding.forward
     for module in (model.encoder.embed_tokens, model.decoder.embed_tokens):
         assert type(module) is nn.Embedding and module.weight is table.weight
-        module.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+
+    def spy(module: nn.Embedding, tokens: Any) -> Any:
+        if module.weight is table.weight:
+            calls.append(len(tokens))
+        return made(module, tokens)
+
+    monkeypatch.setattr(nn.Embedding, "forward", spy)
     make_host(model, minibatch_size=2).score(
         PROMPTS, [ACTIONS] * len(PROMPTS), require_grad=True
     ).log_probs.sum().backward()

@@ -658,7 +658,11 @@ def paying(reward: float) -> Any:
 
 def test_the_bandit_by_hand() -> None:
     method, used = search(exploration=0.0)
-    numbers = [method.learn(paying(reward)) for reward in (0.1, 0.5, 0.2)]
+    numbers = []
+    for reward in (0.1, 0.5, 0.2):
+        method.begin_rollout()
+        numbers.append(method.learn(paying(reward)))
+    method.begin_rollout()
     # against the mean so far: nothing yet, .5 - .1, .2 - .3
     assert [row["worth"] for row in numbers] == pytest.approx([0.0, 0.4, -0.1])
     assert used == ["p", "x\np", "y\np", "x\np"]
@@ -670,13 +674,25 @@ def test_the_bandits_state_comes_back() -> None:
         method.learn(paying(reward))
     again, used = search()
     again.restore(json.loads(json.dumps(method.state())))
-    assert again.learn(paying(0.3)) == method.learn(paying(0.3)) and len(used) == 3
+    again.begin_rollout()
+    assert used == ["x\np"] and again.learn(paying(0.3)) == method.learn(paying(0.3))
 
 
 def test_random_edits_come_whatever_they_were_worth() -> None:
     method, _ = search(choice="random")
     drawn = [method.learn(paying(0.0))["edit"] for _ in range(60)]
     assert set(drawn) == {0.0, 1.0, 2.0}
+
+
+def test_what_is_evaluated_is_the_best_of_what_was_tried() -> None:
+    method, used = search(exploration=10.0)
+    method.begin_evaluation()
+    for reward in (0.1, 0.5, 0.2, 0.3):
+        method.learn(paying(reward))
+    for begin in (method.begin_rollout, method.begin_evaluation):
+        begin()
+    # Worth 0, .217 and -.1, tried 1, 2 and 1 times: the bound sends the bandit back to the first.
+    assert used == ["p", "p", "x\np"]
 
 
 def test_the_llm_reads_the_instruction(tmp_path: Path) -> None:
@@ -686,12 +702,13 @@ def test_the_llm_reads_the_instruction(tmp_path: Path) -> None:
     assert any(prompt.startswith("You guide a robot in a room.\nGoal") for prompt in prompts)
 
 
-def test_a_policy_that_is_evaluated_is_asked_with_the_instruction_in_use(tmp_path: Path) -> None:
+def test_a_policy_that_is_evaluated_is_asked_with_the_best_instruction(tmp_path: Path) -> None:
     recorder, config = MemoryRecorder(tmp_path), config_of("prompt_search")
     train(config, PairLlm(), recorder, make_corridor)
     assert recorder.last is not None
-    edit = EDITS[recorder.last.state["method"]["edit"]]
-    assert edit
+    state = recorder.last.state["method"]
+    state["tries"], state["worth"], edit = [1] * len(EDITS), [0.0] * len(EDITS), EDITS[2]
+    state["worth"][2] = 1.0
     llm = PairLlm()
     with TrainingRun(config, llm, make_corridor) as run:
         run.take_over(recorder.last)

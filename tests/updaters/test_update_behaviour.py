@@ -97,9 +97,15 @@ REFUSED: list[tuple[UpdateRequest, str]] = [
         dataclasses.replace(PPO_REQUEST, candidates=(*PPO_REQUEST.candidates[:5], ())),
         r"candidates\[5\] is empty",
     ),
-    (dataclasses.replace(PPO_REQUEST, indices=torch.arange(5)), r"expected torch.int64 of shape \(6,"),
+    (
+        dataclasses.replace(PPO_REQUEST, indices=torch.arange(5)),
+        r"expected torch.int64 of shape \(6,",
+    ),
     (dataclasses.replace(PPO_REQUEST, indices=torch.arange(6.0)), "int64"),
-    (dataclasses.replace(PPO_REQUEST, indices=torch.arange(6) + 1), "between 1 and 6, expected 0 to 5"),
+    (
+        dataclasses.replace(PPO_REQUEST, indices=torch.arange(6) + 1),
+        "between 1 and 6, expected 0 to 5",
+    ),
     (dataclasses.replace(PPO_REQUEST, indices=torch.tensor([0, 1, 2, 3, 4, 4])), "twice"),
     (dataclasses.replace(PPO_REQUEST, total=7), "0 to 6, each once; got 6"),
     (with_data(PPO_REQUEST, actions=None, returns=None), "lacks 'actions', 'returns'"),

@@ -76,6 +76,9 @@ class PlainForward:
                 self._encoder_decoder(chosen) if self.seq2seq else self._decoder(chosen)
             )
             outputs = self.model(**minibatch, output_hidden_states=hidden_states, use_cache=False)
+            # A learnt prompt stands before a decoder's own tokens.
+            given = minibatch["decoder_input_ids" if self.seq2seq else "input_ids"]
+            first += outputs.logits.shape[1] - given.shape[1]
             yield PlainPass(
                 places,
                 outputs,

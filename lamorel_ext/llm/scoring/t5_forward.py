@@ -47,6 +47,14 @@ costs more than the cache saves.
 """
 GPU_ROWS = 16_384
 
+CALLED = frozenset(
+    {"shared", "embed_tokens", "relative_attention_bias", "act", "lm_head"}
+    | {"q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"}
+)
+"""Names of the parts that are called as transformers calls them, so that anything may take their
+place; of all others the weights are read.
+"""
+
 
 def is_t5(model: nn.Module) -> bool:
     """Whether this file's forward pass is the model's own."""

@@ -82,8 +82,19 @@ class PromptSearch(Method):
         self._args = options
         self._tries = np.zeros(len(options.edits))
         self._worth = np.zeros(len(options.edits))
-        self._mean, self._rollouts = 0.0, 0
-        self._use(0)
+        self._mean, self._rollouts, self._edit = 0.0, 0, 0
+
+    def begin_rollout(self) -> None:
+        """See ``Method``: the bandit tries an edit."""
+        self._ask_with(self._edit)
+
+    def begin_evaluation(self) -> None:
+        """See ``Method``: of the edits that were tried the one that is thought to be worth most; as
+        a control the one in use.
+        """
+        random = self._args.choice == "random"
+        tried = np.where(self._tries > 0, self._worth, -np.inf)
+        self._ask_with(self._edit if random else int(tried.argmax()))
 
     def learn(self, rollout: Rollout) -> dict[str, float]:
         """See ``Method``: credits the edit in use, and chooses the one for the next rollout."""
@@ -94,7 +105,7 @@ class PromptSearch(Method):
         self._tries[used] += 1
         self._worth[used] += (change - self._worth[used]) / self._tries[used]
         found = {"edit": float(used), "worth": float(self._worth[used])}
-        self._use(self._choose())
+        self._edit = self._choose()
         answered = f"{reward:.5f} a step, {change:+.5f} against the mean so far"
         changed = f"the next rollout is asked with: {self._args.edits[self._edit]!r}"
         asked = f"Instruction before every prompt: {self._args.edits[used]!r}"
@@ -115,7 +126,7 @@ class PromptSearch(Method):
         """See ``Method``."""
         self._tries, self._worth = np.array(state["tries"]), np.array(state["worth"])
         self._mean, self._rollouts = float(state["mean"]), int(state["rollouts"])
-        self._use(int(state["edit"]))
+        self._edit = int(state["edit"])
 
     def _choose(self) -> int:
         if self._args.choice == "random":
@@ -128,7 +139,5 @@ class PromptSearch(Method):
         spread = max(float(np.abs(self._worth).max()), 1e-6)
         return int(np.argmax(self._worth + self._args.exploration * spread * bound))
 
-    def _use(self, edit: int) -> None:
-        self._edit = edit
-        before = self._args.edits[edit]
-        self.setting.reword(Instruction(f"instruction {edit}", before=before))
+    def _ask_with(self, edit: int) -> None:
+        self.setting.reword(Instruction(f"instruction {edit}", before=self._args.edits[edit]))
