@@ -8,9 +8,20 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from lamorel_ext.config import DistributedSetupArgs, LamorelArgs, LlmArgs
+from lamorel_ext.llm.loading import load_host
+from lamorel_ext.llm.module_functions import ValueHead
+from lamorel_ext.llm.serving import Hosted, serve
+from lamorel_ext.llm.updaters import make_updaters
+from lamorel_ext.rpc.caller import Caller
+from lamorel_ext.rpc.distributed import launched_role
+from lamorel_ext.rpc.runtime import connect
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 600.0
@@ -43,6 +54,27 @@ def run_ranks(module: str, spec: Mapping[str, Any], num_servers: int = 1) -> Any
         codes = [rank.returncode for rank in ranks]
         raise RuntimeError(f"a rank failed {codes}:\n{complaints}\n{more}")
     return json.loads(printed.splitlines()[-1])
+
+
+def be_rank(
+    folder: str, num_threads: int, num_servers: int, measure: Callable[[Caller], Any]
+) -> None:
+    """Be one rank of ``run_ranks``: a server of the model in ``folder``, with a value head and
+    without memory (else nothing would be computed), or the client, which prints what ``measure``
+    gives as JSON.
+    """
+    torch.set_num_threads(num_threads)
+    args = LamorelArgs(
+        distributed_setup_args=DistributedSetupArgs(n_llm_processes=num_servers),
+        llm_args=LlmArgs(model_path=folder, cache_size=0, num_threads=num_threads),
+    )
+    role = launched_role(args)
+    if role is not None and role.is_server:
+        heads, cpu = {"value": ValueHead()}, torch.device("cpu")
+        serve(args, lambda _: Hosted(load_host(args.llm_args, cpu, heads), make_updaters()))
+    else:
+        with connect(args) as caller:
+            print(json.dumps(measure(caller)))
 
 
 def _start(module: str, rank: int, size: int, port: int, spec: Path) -> subprocess.Popen[str]:

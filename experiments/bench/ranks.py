@@ -13,17 +13,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
-from lamorel_ext.config import LamorelArgs, LlmArgs
-from lamorel_ext.llm.loading import load_host
-from lamorel_ext.llm.module_functions import ValueHead
-from lamorel_ext.llm.serving import Hosted, serve
-from lamorel_ext.llm.updaters import make_updaters
+from experiments.bench.launching import be_rank
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.rpc.distributed import launched_role
-from lamorel_ext.rpc.runtime import connect
 from lamorel_ext.types import ScoreRequest
 
 GREETINGS = 50
@@ -54,24 +46,7 @@ class Report:
 def main(path: Path) -> None:
     """Be the server or the client, as the environment says."""
     spec = Spec(**json.loads(path.read_text(encoding="utf-8")))
-    torch.set_num_threads(spec.num_threads)
-    # Without memory every call is computed; with it, there would be nothing to compare transport
-    # with.
-    args = LamorelArgs(
-        llm_args=LlmArgs(model_path=spec.folder, cache_size=0, num_threads=spec.num_threads)
-    )
-    role = launched_role(args)
-    if role is not None and role.is_server:
-        serve(
-            args,
-            lambda _: Hosted(
-                load_host(args.llm_args, torch.device("cpu"), {"value": ValueHead()}),
-                make_updaters(),
-            ),
-        )
-    else:
-        with connect(args) as caller:
-            print(json.dumps(asdict(_measure(caller, spec))))
+    be_rank(spec.folder, spec.num_threads, 1, lambda caller: asdict(_measure(caller, spec)))
 
 
 def _measure(caller: Caller, spec: Spec) -> Report:

@@ -12,21 +12,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from experiments.bench.harness import Detail, Row, make_row, rates, ratios, rounded
-from experiments.bench.launching import run_ranks
+from experiments.bench.launching import be_rank, run_ranks
 from experiments.bench.subjects import LOCAL_LEVEL, Subjects
 from experiments.bench.updates import Transitions
 from experiments.bench.workloads import distinct_calls, ppo_data
-from lamorel_ext.config import DistributedSetupArgs, LamorelArgs, LlmArgs
-from lamorel_ext.llm.loading import load_host
-from lamorel_ext.llm.module_functions import ValueHead
-from lamorel_ext.llm.serving import Hosted, serve
-from lamorel_ext.llm.updaters import make_updaters
 from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.rpc.distributed import launched_role
-from lamorel_ext.rpc.runtime import connect
 from lamorel_ext.types import ScoreRequest
 
 BAR = 1.7
@@ -85,23 +76,12 @@ def two_servers(subjects: Subjects) -> list[Row]:
 def main(path: Path) -> None:
     """Be a server or the client, as the environment says."""
     spec = Spec(**json.loads(path.read_text(encoding="utf-8")))
-    torch.set_num_threads(spec.num_threads)
-    args = LamorelArgs(
-        distributed_setup_args=DistributedSetupArgs(n_llm_processes=spec.num_servers),
-        llm_args=LlmArgs(model_path=spec.folder, cache_size=0, num_threads=spec.num_threads),
+    be_rank(
+        spec.folder,
+        spec.num_threads,
+        spec.num_servers,
+        lambda caller: asdict(_measure(caller, spec.prompts)),
     )
-    role = launched_role(args)
-    if role is not None and role.is_server:
-        serve(
-            args,
-            lambda _: Hosted(
-                load_host(args.llm_args, torch.device("cpu"), {"value": ValueHead()}),
-                make_updaters(),
-            ),
-        )
-    else:
-        with connect(args) as caller:
-            print(json.dumps(asdict(_measure(caller, spec.prompts))))
 
 
 def _measure(caller: Caller, prompts: list[str]) -> Report:

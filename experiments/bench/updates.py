@@ -105,9 +105,7 @@ class _ScriptScorer(LamorelScorer):
     ) -> list[Answer]:
         """See ``LamorelScorer``."""
         keys = ["score", "value"] if with_value else ["score"]
-        answers: list[Answer] = self.module(
-            keys, prompts, candidates, require_grad, minibatch_size
-        )
+        answers: list[Answer] = self.module(keys, prompts, candidates, require_grad, minibatch_size)
         return answers
 
 

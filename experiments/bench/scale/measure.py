@@ -16,17 +16,10 @@ from pathlib import Path
 
 import torch
 
-from experiments.bench.launching import run_ranks
+from experiments.bench.launching import be_rank, run_ranks
 from experiments.bench.workloads import ppo_data, same_candidates
-from lamorel_ext.config import DistributedSetupArgs, LamorelArgs, LlmArgs
-from lamorel_ext.llm.loading import load_host
-from lamorel_ext.llm.module_functions import ValueHead
-from lamorel_ext.llm.serving import Hosted, serve
-from lamorel_ext.llm.updaters import make_updaters
 from lamorel_ext.processes.ranks import rank_and_size
 from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.rpc.distributed import launched_role
-from lamorel_ext.rpc.runtime import connect
 from lamorel_ext.types import ScoreRequest, UpdateRequest
 
 ROUND_TRIPS = 50
@@ -101,25 +94,16 @@ def cpu_seconds(pid: int) -> float:
 def main(path: Path) -> None:
     """Be a server or the client, as the environment says."""
     spec = Spec(**json.loads(path.read_text(encoding="utf-8")))
-    torch.set_num_threads(1)
-    args = LamorelArgs(
-        distributed_setup_args=DistributedSetupArgs(n_llm_processes=spec.servers),
-        llm_args=LlmArgs(model_path=spec.folder, cache_size=0, num_threads=1),
-    )
-    role, found = launched_role(args), rank_and_size()
+    found = rank_and_size()
     if found is not None:
         path.with_name(f"rank {found[0]}").write_text(str(os.getpid()))
-    if role is not None and role.is_server:
-        heads = {"value": ValueHead()}
-        serve(
-            args,
-            lambda _: Hosted(load_host(args.llm_args, torch.device("cpu"), heads), make_updaters()),
-        )
-        return
-    with connect(args) as caller:
+
+    def measure(caller: Caller) -> dict[str, object]:
         caller.info()  # every server is there, and has said who it is
         pids = [int(path.with_name(f"rank {1 + each}").read_text()) for each in range(spec.servers)]
-        print(json.dumps(asdict(_measure(caller, spec, pids))))
+        return asdict(_measure(caller, spec, pids))
+
+    be_rank(spec.folder, 1, spec.servers, measure)
 
 
 def _measure(caller: Caller, spec: Spec, pids: list[int]) -> Report:
