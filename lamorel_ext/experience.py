@@ -251,12 +251,13 @@ class Rollout:
 
     Attributes:
         turns: The steps.
-        rewards: Unscaled.
+        rewards: Unscaled, the environment's.
         terminated: True where the task itself ended the episode.
         done: True where the episode ended for either reason.
         values: V of the states acted in, in units of scaled rewards like the two below.
         errors: TD errors.
         advantages: Generalised advantages, not normalised.
+        learnt_rewards: Unscaled, what the agent learns from: a method may give others.
     """
 
     turns: tuple[Turn, ...]
@@ -266,6 +267,7 @@ class Rollout:
     values: np.ndarray
     errors: np.ndarray
     advantages: np.ndarray
+    learnt_rewards: np.ndarray
 
     @property
     def returns(self) -> np.ndarray:

@@ -262,10 +262,19 @@ def gae(errors: np.ndarray, done: np.ndarray, gamma: float, lam: float) -> np.nd
     return advantages
 
 
+ROUNDING = 1e-6
+"""Share of the largest magnitude up to which numbers of float32 networks may differ by rounding
+alone.
+"""
+
+
 def normalise(values: np.ndarray, eps: float = 1e-8) -> np.ndarray:
     """Shift and scale to mean 0 and standard deviation 1 over the whole array; a constant array
-    becomes zeros.
+    becomes zeros, also where its numbers differ by rounding.
     """
     centred = np.asarray(values, dtype=np.float64) - np.mean(values)
-    normalised: np.ndarray = centred / (np.std(values) + eps)
+    spread = np.std(values)
+    if spread <= ROUNDING * np.max(np.abs(values), initial=0.0):
+        return np.zeros_like(centred)
+    normalised: np.ndarray = centred / (spread + eps)
     return normalised

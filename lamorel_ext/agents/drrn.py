@@ -75,11 +75,11 @@ class DrrnAgent:
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
         """Remember the rollout, then take the gradient steps that are due; see ``Agent``."""
         before = self._env_steps // self.args.update_every
-        for turn in rollout.turns:
+        for turn, rewards in zip(rollout.turns, rollout.learnt_rewards, strict=True):
             self.replay.add(
                 turn.prompts,
                 turn.decision.actions,
-                turn.step.rewards,
+                rewards,
                 turn.stepped.reached.prompts,
                 turn.step.terminated,
                 *((turn.candidates, turn.stepped.reached.candidates) if self._by_state else ()),

@@ -16,7 +16,7 @@ Text = tuple[int, ...]
 """Places of a text's words."""
 _COLUMNS: dict[str, type[np.generic]] = {
     "before": np.int32,
-    "actions": np.int8,
+    "actions": np.int32,
     "rewards": np.float32,
     "after": np.int32,
     "ended": np.bool_,
@@ -62,8 +62,7 @@ class Replay:
         self._types = _COLUMNS | (_OFFERS if offers else {})
         self._of_texts = ("before", "after", *(_OFFERS if offers else ()))
         self._columns: dict[str, np.ndarray] = {
-            name: np.zeros(capacity, dtype=dtype)
-            for name, dtype in (self._types | {"actions": np.int32} if offers else _COLUMNS).items()
+            name: np.zeros(capacity, dtype=dtype) for name, dtype in self._types.items()
         }
         self._size = self._next = 0
         self._texts: list[Text] = []

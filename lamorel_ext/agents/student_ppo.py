@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lamorel_ext.agents.network import StudentNetwork
 from lamorel_ext.agents.optimizer import FlatAdam
 from lamorel_ext.config import StudentArgs
+from lamorel_ext.rl import ROUNDING
 
 STATS = (
     "policy_loss",
@@ -93,9 +94,10 @@ def ppo_losses(
     log_probs = network.policy(batch.features, batch.codes, batch.hints, batch.offered)
     log_ratio = log_probs.gather(1, batch.actions[:, None]).squeeze(1) - batch.old_log_probs
     ratio = log_ratio.exp()
-    advantages = (batch.advantages - batch.advantages.mean()) / (
-        batch.advantages.std(unbiased=False) + 1e-8
-    )
+    spread = batch.advantages.std(unbiased=False)
+    advantages = (batch.advantages - batch.advantages.mean()) / (spread + 1e-8)
+    # Equal ones are not told apart, whatever rounding makes of their mean.
+    advantages = advantages * (spread > ROUNDING * batch.advantages.abs().max())
     clipped = ratio.clamp(1 - args.clip_eps, 1 + args.clip_eps)
     policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
     value_loss = F.mse_loss(network.value(batch.features), batch.returns)
@@ -134,7 +136,10 @@ def update_student(
     seen = []
     for _ in range(args.epochs):
         order = torch.from_numpy(rng.permutation(len(batch.actions)))
-        for indices in torch.tensor_split(order, min(args.num_minibatches, len(order))):
+        # Alone in its minibatch an advantage is its own mean, and says nothing.
+        for indices in torch.tensor_split(
+            order, min(args.num_minibatches, max(1, len(order) // 2))
+        ):
             added = None if term is None else functools.partial(term, indices)
             losses = ppo_losses(network, batch.take(indices), args, added)
             if trust is not None:

@@ -88,7 +88,9 @@ class Method:
         return None
 
     def loss_term(self, rollout: Rollout) -> LossTerm | None:
-        """What is added to the student's loss while it learns from this rollout."""
+        """What is added to the student's loss while it learns from this rollout; a method that
+        overrides this is refused beside other agents.
+        """
         return None
 
     def learn(self, rollout: Rollout) -> dict[str, float]:
@@ -100,11 +102,13 @@ class Method:
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What changes while a run goes on, as JSON can hold it."""
+        """What changes while a run goes on, as JSON gives it back: no tuples, texts as keys."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Come back to a saved ``state``."""
+        """Come back to a saved ``state``; a wording is to be said again, here or when a rollout
+        begins.
+        """
 
     def tensors(self) -> dict[str, Tensor]:
         """The same, of weights."""

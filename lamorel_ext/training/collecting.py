@@ -54,7 +54,7 @@ def make_rollout(turns: Sequence[Turn], actor: Actor) -> Rollout:
         discount.gamma,
     )
     advantages = gae(errors, done, discount.gamma, discount.lam)
-    return Rollout(tuple(turns), rewards, terminated, done, values, errors, advantages)
+    return Rollout(tuple(turns), rewards, terminated, done, values, errors, advantages, rewards)
 
 
 def with_rewards(rollout: Rollout, rewards: np.ndarray, discount: Discount) -> Rollout:
@@ -74,7 +74,9 @@ def with_rewards(rollout: Rollout, rewards: np.ndarray, discount: Discount) -> R
         )
     errors = rollout.errors + (rewards - rollout.rewards) * discount.reward_scale
     advantages = gae(errors, rollout.done, discount.gamma, discount.lam)
-    return dataclasses.replace(rollout, errors=errors, advantages=advantages)
+    return dataclasses.replace(
+        rollout, errors=errors, advantages=advantages, learnt_rewards=rewards
+    )
 
 
 def _next_values(turns: Sequence[Turn], actor: Actor, values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from lamorel_ext.agents.kept_answers import MOST_ANSWERS, KeptAnswers
 from lamorel_ext.agents.making import make_agent
 from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient, Phases
 from lamorel_ext.agents.student import StudentAgent
+from lamorel_ext.as_json import changed_by_json
 from lamorel_ext.config import Config
 from lamorel_ext.errors import CheckpointError, ConfigError, UpdateError
 from lamorel_ext.experience import NoteTaker, Rollout, Scene
@@ -26,6 +27,7 @@ from lamorel_ext.methods.feedback.credit import make_credit
 from lamorel_ext.methods.feedback.edge import FeedbackEdge
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
 from lamorel_ext.processes.memory import resident_mib
+from lamorel_ext.prompts import PLAIN
 from lamorel_ext.randomness import Draws, make_rng, restore_rng_states, rng_states
 from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.training.building import (
@@ -52,6 +54,8 @@ TRAINING = ("train_success", "train_return", "train_failed")
 FOLLOWED = ("teacher_success", "teacher_return")
 METHOD = "method."
 """Before the names of a method's tensors in a checkpoint."""
+OF_THE_RUN = frozenset({*COUNTERS, *EVALUATION, *TRAINING, *FOLLOWED, "stage"})
+"""Columns that no agent or method gives."""
 
 
 class TrainingRun:
@@ -74,8 +78,8 @@ class TrainingRun:
     ) -> None:
         self.config = config
         self._clients = clients
-        reworded = RewordedClient(llm) if config.method and llm is not None else None
-        self.llm = None if llm is None else MeteredClient(reworded or llm)
+        self._reworded = RewordedClient(llm) if config.method and llm is not None else None
+        self.llm = None if llm is None else MeteredClient(self._reworded or llm)
         self._phases = Phases() if self.llm is None else self.llm.phases
         self._meter = SystemMeter(self._phases)
         self._streams = {
@@ -89,7 +93,8 @@ class TrainingRun:
         self.edge = FeedbackEdge(
             config, self.llm, signals, make_credit(config, self.agent, self._streams["feedback"])
         )
-        self.method = None if reworded is None else self._make_method(reworded)
+        self.method = None if self._reworded is None else self._make_method(self._reworded)
+        self._check_columns()
         self.tracer = self.edge.watcher = Tracer(config, self.llm, task)
         self.curriculum = Curriculum(config)
         self._env_factory = shared_factory(env_factory, clients)
@@ -97,6 +102,7 @@ class TrainingRun:
         self.evaluator = make_evaluator(config, env_factory)
         self.progress = Progress()
         self._scene: Scene | None = None
+        self._wording_before = ""
 
     def __enter__(self) -> TrainingRun:
         return self
@@ -163,8 +169,12 @@ class TrainingRun:
             CheckpointError: It does not belong to this configuration.
         """
         self._reset_llm()
-        if checkpoint is None:
-            return
+        if checkpoint is not None:
+            self._take_over(checkpoint)
+        if self.method is not None:
+            self.method.begin_evaluation()
+
+    def _take_over(self, checkpoint: Checkpoint) -> None:
         signals = checkpoint.state.get("signals", {})
         strangers = [
             None
@@ -174,7 +184,6 @@ class TrainingRun:
             with _reading(checkpoint):
                 self.method.restore(checkpoint.state["method"])
             self.method.forget_episodes()
-            self.method.begin_evaluation()
         self._load_agent(checkpoint)
 
     def rollout(self) -> Trace | None:
@@ -192,6 +201,7 @@ class TrainingRun:
             taker.notes.clear()
         if self.method is not None:
             self.method.begin_rollout()
+            self._check_wording()
         begin = time.perf_counter()
         left = (self.budget - self.progress.env_steps) // self.env.num_envs
         self.tracer.begin(
@@ -209,19 +219,21 @@ class TrainingRun:
         self.tracer.collected(rollout, self.agent)
         try:
             with self._phases.phase("learning"):
-                numbers = self._learn(rollout)
+                numbers, learnt = self._learn(rollout)
         except UpdateError as error:
             taken = self.progress.env_steps + rollout.rewards.size
             raise UpdateError(f"after {taken} environment steps: {error}") from error
-        trace = self.tracer.finish(rollout, [note for taker in takers for note in taker.notes])
+        trace = self.tracer.finish(learnt, [note for taker in takers for note in taker.notes])
         self.progress.averages.add(numbers)
         self.progress.note(rollout, time.perf_counter() - begin - self.tracer.seconds)
         if self.curriculum.note(rollout):
             self._change_env()
         return trace
 
-    def _learn(self, rollout: Rollout) -> dict[str, float]:
-        """Teacher, agent and method learn from a rollout; gives their numbers by column."""
+    def _learn(self, rollout: Rollout) -> tuple[dict[str, float], Rollout]:
+        """Teacher, agent and method learn from a rollout; gives their numbers by column, and the
+        rollout with what they learnt from.
+        """
         method, streams = self.method, self._streams
         if method is not None:
             rewards = method.rewards(rollout.turns)
@@ -235,7 +247,7 @@ class TrainingRun:
         else:
             learning = self.agent.update(rollout, streams["updates"])
         taught = {} if method is None else method.learn(rollout)
-        return feedback | learning | self._own(taught)
+        return feedback | learning | self._own(taught), rollout
 
     def _own(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """The method's numbers, by column."""
@@ -261,19 +273,15 @@ class TrainingRun:
             lambda: fingerprint(self.agent.tensors()),
             f"at step {self.progress.env_steps} the agent",
         )
+        if self.method is not None:
+            self.method.begin_evaluation()
         row = dict.fromkeys(COUNTERS, 0.0) | self.counters() | self._clients.lead(self._evaluate)
         kept = None if self.llm is None else self.llm.kept
         if kept is not None and self._clients.size > 1:
             kept.load(self._clients.lead(kept.tensors))
         if self.config.env.curriculum:
             row["stage"] = float(self.curriculum.stage)
-        columns = (
-            *TRAINING,
-            *self.agent.columns,
-            *(f"feedback_{name}" for name in self.edge.columns),
-            *self._own(dict.fromkeys(() if self.method is None else self.method.columns, 0.0)),
-        )
-        row |= self.progress.averages.take(columns)
+        row |= self.progress.averages.take((*TRAINING, *self._columns))
         self.progress.last_row = {
             name: None if math.isnan(value) else value for name, value in row.items()
         }
@@ -284,8 +292,6 @@ class TrainingRun:
     def _evaluate(self) -> dict[str, float]:
         """The columns that an evaluation gives."""
         signals = self.edge.signals if self.edge.speaks else None
-        if self.method is not None:
-            self.method.begin_evaluation()
         with self._unmetered(), self._phases.phase("evaluating"):
             result = self.evaluator.evaluate(self.agent, signals)
             row = dict(
@@ -330,7 +336,14 @@ class TrainingRun:
         kept = None if self.llm is None else self.llm.kept
         tensors = self.agent.tensors() | ({} if kept is None else kept.tensors())
         if self.method is not None:
-            state["method"] = self.method.state()
+            if taken := [name for name in tensors if name.startswith(METHOD)]:
+                raise ConfigError(f"agent: its tensor {taken[0]!r} has a name of the method's")
+            state["method"] = own_state = self.method.state()
+            state["wording"] = self._wording
+            if changed := changed_by_json(own_state):
+                raise ConfigError(
+                    f"method: {self.config.method.target}.state: JSON would change {changed}"
+                )
             tensors |= {f"{METHOD}{name}": own for name, own in self.method.tensors().items()}
         checkpoint = Checkpoint(self.progress.env_steps, tensors, state)
         checkpoint.check_finite()  # before anything is written: the last good one stays
@@ -367,6 +380,7 @@ class TrainingRun:
                 self.llm.counts.update(state["llm"])
             if self.method is not None:
                 self.method.restore(state["method"])
+                self._wording_before = str(state.get("wording", ""))
         self._load_agent(checkpoint)
 
     def _reset_llm(self) -> None:
@@ -396,6 +410,43 @@ class TrainingRun:
             if self.llm.kept is not None:
                 self.llm.kept.load(checkpoint.tensors)
 
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """Columns of agent, edge and method."""
+        own = () if self.method is None else self.method.columns
+        feedback = (f"feedback_{name}" for name in self.edge.columns)
+        return (*self.agent.columns, *feedback, *self._own(dict.fromkeys(own, 0.0)))
+
+    def _check_columns(self) -> None:
+        seen = set(OF_THE_RUN)
+        for name in self._columns:
+            if name in seen:
+                raise ConfigError(
+                    f"the curve has a column {name!r} already; agent"
+                    f" ({type(self.agent).__name__}) and method must give theirs other names"
+                )
+            seen.add(name)
+
+    @property
+    def _wording(self) -> str:
+        """The name of the method's wording; empty where the words are plain."""
+        wording = PLAIN if self._reworded is None else self._reworded.wording
+        return "" if wording is PLAIN else wording.name or type(wording).__name__
+
+    def _check_wording(self) -> None:
+        """A wording is no part of a checkpoint: the method must say it again.
+
+        Raises:
+            CheckpointError: It did not.
+        """
+        before, self._wording_before = self._wording_before, ""
+        if before and not self._wording:
+            raise CheckpointError(
+                f"the run had its LLM asked in the wording {before!r} when it was saved, and"
+                f" {self.config.method.target} says nothing of it after restore: reword there, or"
+                " in begin_rollout"
+            )
+
     def _make_method(self, reworded: RewordedClient) -> Method:
         """The method of ``method._target_``, with a random stream of its own."""
         config, llm = self.config, self.llm
@@ -403,6 +454,13 @@ class TrainingRun:
             raise ConfigError("method: needs an LLM server")
         self._streams["method"] = rng = make_rng(config.run.seed, "method")
         method = make_method(MethodSetting(config, llm, self.agent, rng, reworded.reword))
+        if type(method).loss_term is not Method.loss_term and not isinstance(
+            self.agent, StudentAgent
+        ):
+            raise ConfigError(
+                f"method: {config.method.target} has a loss_term, which only a student's loss"
+                f" takes; the agent is a {type(self.agent).__name__}"
+            )
         if self.edge.online and type(method).rewards is not Method.rewards:
             raise ConfigError(
                 f"method: {config.method.target} gives rewards when a rollout is over, but"

@@ -15,7 +15,8 @@ come the episodes, each followed by its steps, the updates of the teacher, and l
              direction; offered (texts of the actions, only where each state lists its own); action and its
              probability; reward (unscaled); end (null, "terminated" or "truncated"); value V(s);
              error A' (the TD error), previous (the error of the episode's step before, null on its
-             first); advantage (GAE); signal f as it was sent or said, null where there was none;
+             first); advantage (GAE), these of what was learnt from, a method's rewards too;
+             signal f as it was sent or said, null where there was none;
              and three groups, each null where there is no such thing:
       llm       chosen (place in candidates, or 0), text; scores of the candidates in nats, summed over their tokens, under the weights that
                 chose (before), after the update that this step's feedback went into (after), and

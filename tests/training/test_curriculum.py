@@ -32,7 +32,14 @@ def steps(num_steps, successes=0, failures=0, num_envs=4):
     shape = (num_steps, num_envs)
     empty = np.zeros(shape)
     return Rollout(
-        (), rewards.reshape(shape), done.reshape(shape), done.reshape(shape), empty, empty, empty
+        (),
+        rewards.reshape(shape),
+        done.reshape(shape),
+        done.reshape(shape),
+        empty,
+        empty,
+        empty,
+        empty,
     )
 
 

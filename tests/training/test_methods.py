@@ -135,7 +135,7 @@ def test_advantages_of_other_rewards_by_hand() -> None:
     errors = np.array([[0.3], [0.6]])
     done = np.array([[False], [True]])
     discount = Discount(0.9, 0.5, reward_scale=2.0)
-    rollout = Rollout((), rewards, done, done, values, errors, gae(errors, done, 0.9, 0.5))
+    rollout = Rollout((), rewards, done, done, values, errors, gae(errors, done, 0.9, 0.5), rewards)
     shaped = with_rewards(rollout, np.array([[1.0], [0.5]]), discount)
     # errors: .3 + 2 * 1 = 2.3 and .6 - 2 * .5 = -.4; advantages: 2.3 + .45 * -.4 = 2.12 and -.4
     assert np.allclose(shaped.errors[:, 0], [2.3, -0.4])
@@ -159,7 +159,7 @@ def test_rewards_at_the_rollouts_end_are_refused_where_feedback_needs_them_at_on
 
 def test_the_priors_divergence_by_hand() -> None:
     prior = prior_of(TableLlm(), coef=0.5, source="uniform")
-    rollout = Rollout((_turn(2),), *[np.zeros((1, 2))] * 6)
+    rollout = Rollout((_turn(2),), *[np.zeros((1, 2))] * 7)
     term = prior.loss_term(rollout)
     assert term is not None
     probs = torch.tensor([[0.5, 0.5, 0, 0, 0, 0], [1 / 6] * 6]).clamp_min(1e-30)
@@ -172,7 +172,7 @@ def test_the_priors_divergence_by_hand() -> None:
 def test_the_priors_pull_is_the_derivative_of_the_divergence_it_names(direction: str) -> None:
     llm = TableLlm(favourite="turn left", strength=1.3)
     prior = prior_of(llm, coef=2.0, direction=direction, temperature=2.0)
-    rollout = Rollout((_turn(3),), *[np.zeros((1, 3))] * 6)
+    rollout = Rollout((_turn(3),), *[np.zeros((1, 3))] * 7)
     term = prior.loss_term(rollout)
     assert term is not None
     table = prior._log_probs(rollout)
@@ -200,7 +200,7 @@ def test_the_priors_pull_is_the_derivative_of_the_divergence_it_names(direction:
 def test_the_priors_weight_anneals_in_a_straight_line_and_then_asks_nothing() -> None:
     llm = TableLlm()
     prior = prior_of(llm, coef=1.0, anneal_steps=4, source="llm")
-    rollout = Rollout((_turn(2),), *[np.zeros((1, 2))] * 6)
+    rollout = Rollout((_turn(2),), *[np.zeros((1, 2))] * 7)
     weights = []
     for _ in range(3):
         term = prior.loss_term(rollout)

@@ -170,7 +170,7 @@ class FeedbackEdge:
             return
         lessons = [lesson for step in pending for lesson in step]
         if self._baseline:
-            lessons = _less_mean(lessons)
+            lessons = _less_mean(lessons, _fewest(self._options))
         options = dict(self._options)
         if self._minibatches:
             options["seed"] = self.signals.draw_seed()
@@ -190,16 +190,34 @@ class FeedbackEdge:
                 self.watcher.after_update(told, stats)
 
 
-def _less_mean(lessons: list[Lesson]) -> list[Lesson]:
-    """Without the mean of the update's f; what is 0 stays 0, as it is no feedback."""
+def _less_mean(lessons: list[Lesson], fewest: int) -> list[Lesson]:
+    """Without the mean of the update's f; what is 0 stays 0, as it is no feedback, and what is not
+    sent does not count.
+    """
     every = np.concatenate([lesson.signals for lesson in lessons])
-    told = every[every != 0]
+    sent = np.array([sends for lesson in lessons for sends in _sent(lesson.said, fewest)])
+    told = every[sent & (every != 0)]
     mean = float(told.mean()) if len(told) else 0.0
     return [
         dataclasses.replace(
             lesson, signals=np.where(lesson.signals != 0, lesson.signals - mean, 0.0)
         )
         for lesson in lessons
+    ]
+
+
+def _fewest(options: Mapping[str, Scalar]) -> int:
+    """Texts that there must have been to choose from, for the chosen one to have a probability that
+    can change.
+    """
+    return 2 if options.get("normalise", FeedbackOptions.normalise) else 1
+
+
+def _sent(said: Said, fewest: int) -> list[bool]:
+    """Whether each prompt's text can be taught: an empty one has no probability to change."""
+    return [
+        bool(texts[choice]) and len(texts) >= fewest
+        for texts, choice in zip(said.candidates, said.chosen, strict=True)
     ]
 
 
@@ -217,12 +235,8 @@ def feedback_request(lessons: Sequence[Lesson], options: dict[str, Scalar]) -> U
     signals = np.concatenate([lesson.signals for lesson in lessons])
     log_probs = np.concatenate([lesson.old_log_probs for lesson in lessons])
     likelihoods = [lesson.likelihoods for lesson in lessons if lesson.likelihoods is not None]
-    fewest = 2 if options.get("normalise", FeedbackOptions.normalise) else 1
-    kept = [
-        i
-        for i, (texts, choice) in enumerate(zip(candidates, chosen, strict=True))
-        if texts[choice] and len(texts) >= fewest
-    ]
+    sent = [sends for lesson in lessons for sends in _sent(lesson.said, _fewest(options))]
+    kept = np.flatnonzero(sent).tolist()
     return UpdateRequest(
         updater="feedback",
         prompts=tuple(prompts[i] for i in kept),

@@ -109,7 +109,8 @@ class Goals(Method):
 
     def state(self) -> dict[str, Any]:
         """See ``Method``."""
-        return {"paid": [sorted(paid) for paid in self._paid], "carried": self._carried}
+        carried = [list(carried) for carried in self._carried]
+        return {"paid": [sorted(paid) for paid in self._paid], "carried": carried}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See ``Method``."""

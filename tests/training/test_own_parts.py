@@ -1,0 +1,332 @@
+"""What methods and agents of the user's own say reaches whoever it is for, or is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lamorel_ext.agents.drrn import DrrnAgent
+from lamorel_ext.agents.replay import Replay
+from lamorel_ext.agents.student_ppo import ppo_losses
+from lamorel_ext.as_json import changed_by_json
+from lamorel_ext.config import Config, Plug
+from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.experience import Rollout, Said
+from lamorel_ext.methods.base import Method
+from lamorel_ext.methods.feedback.credit import Lesson
+from lamorel_ext.methods.feedback.edge import _less_mean, feedback_request
+from lamorel_ext.prompts import Wording
+from lamorel_ext.rl import normalise
+from lamorel_ext.training.loop import train
+from lamorel_ext.training.recorder import MemoryRecorder
+from lamorel_ext.training.run import TrainingRun
+from tests.training.student_fakes import TableLlm, make_corridor, small_config
+
+SILENT = {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}}
+
+
+def config_with(method: type[Method], **groups: Any) -> Config:
+    plug = Plug(f"{__name__}.{method.__name__}")
+    return dataclasses.replace(small_config(**{**SILENT, **groups}), method=plug)
+
+
+def drrn_config(method: type[Method]) -> Config:
+    return config_with(method, arm={"agent": "drrn", "teacher": "none"})
+
+
+class Pays(Method):
+    """Seven for each step."""
+
+    def rewards(self, turns: Any) -> np.ndarray:
+        return np.full((len(turns), len(turns[0].step.rewards)), 7.0)
+
+
+class Pulls(Method):
+    def loss_term(self, rollout: Rollout) -> Any:
+        return None
+
+
+def test_what_a_method_pays_is_what_q_learning_remembers() -> None:
+    with TrainingRun(drrn_config(Pays), TableLlm(), make_corridor) as run:
+        run.start(None)
+        run.rollout()
+        assert isinstance(run.agent, DrrnAgent)
+        drawn = run.agent.replay.sample(50, np.random.default_rng(0))
+        assert set(drawn.rewards.tolist()) == {7.0}
+
+
+@pytest.mark.parametrize("agent", ["drrn", "llm_policy", "random"])
+def test_a_term_that_no_loss_takes_is_refused(agent: str) -> None:
+    config = config_with(Pulls, arm={"agent": agent, "teacher": "none"})
+    with pytest.raises(ConfigError, match=r"Pulls has a loss_term, which only a student's loss"):
+        TrainingRun(config, TableLlm(), make_corridor)
+
+
+def test_a_recorded_rollout_shows_what_was_learnt_from() -> None:
+    config = config_with(Pays)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, trace_every=1))
+    with TrainingRun(config, TableLlm(), make_corridor) as run:
+        run.start(None)
+        trace = run.rollout()
+        assert trace is not None
+        steps = [line for line in trace.lines if line["kind"] == "step"]
+        assert max(step["reward"] for step in steps) <= 1.0  # the environment's
+        assert min(step["error"] for step in steps) > 5.0
+
+
+# --- evaluations ----------------------------------------------------------------------------------
+
+
+class Best(Method):
+    """Asks in the wording that its weights, saved as tensors, choose."""
+
+    def __init__(self, setting: Any) -> None:
+        super().__init__(setting)
+        self.worth, self.shown = torch.zeros(2), [-1]
+
+    def learn(self, rollout: Rollout) -> dict[str, float]:
+        self.worth[1] += 1
+        return {}
+
+    def begin_evaluation(self) -> None:
+        self.shown.append(int(self.worth.argmax()))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"worth": self.worth.clone()}
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.worth = tensors["worth"].clone()
+
+
+def test_an_evaluation_of_a_checkpoint_begins_with_the_methods_weights_there(
+    tmp_path: Path,
+) -> None:
+    config, recorder = config_with(Best), MemoryRecorder(tmp_path)
+    train(config, TableLlm(), recorder, make_corridor)
+    with TrainingRun(config, TableLlm(), make_corridor) as run:
+        assert isinstance(run.method, Best)
+        run.take_over(None)
+        assert run.method.shown == [-1, 0]
+        run.take_over(recorder.last)
+        assert run.method.shown == [-1, 0, 1]
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+class Rewords(Method):
+    """Another wording from the first lesson on."""
+
+    again = False
+
+    def learn(self, rollout: Rollout) -> dict[str, float]:
+        self.setting.reword(Wording("moved", {"ball": "sphere"}))
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if self.again:
+            self.setting.reword(Wording("moved", {"ball": "sphere"}))
+
+
+class RewordsAgain(Rewords):
+    again = True
+
+
+@pytest.mark.parametrize("method", [Rewords, RewordsAgain])
+def test_a_wording_that_is_not_said_again_ends_the_resume(
+    method: type[Rewords], tmp_path: Path
+) -> None:
+    config, recorder = config_with(method), MemoryRecorder(tmp_path)
+    with TrainingRun(config, TableLlm(), make_corridor) as run:
+        run.start(None)
+        run.rollout()
+        run.save(recorder)
+    with TrainingRun(config, TableLlm(), make_corridor) as run:
+        run.start(recorder.last)
+        if method.again:
+            run.rollout()
+            return
+        with pytest.raises(CheckpointError, match=r"wording 'moved'.*reword there, or in begin_"):
+            run.rollout()
+
+
+class Counts(Method):
+    value: Any = None
+
+    def state(self) -> dict[str, Any]:
+        return {"own": self.value}
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({0: 1}, r"the key 0 of \['own'\] into a text"),
+        ([1, (2, 3)], r"\['own'\]\[1\] from a tuple into a list"),
+        (np.float32(1.0), r"\['own'\], a float32, which it cannot hold"),
+        (float("nan"), r"\['own'\], nan, which is no JSON"),
+    ],
+)
+def test_a_state_that_would_come_back_otherwise_is_not_saved(
+    value: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Counts, "value", value)
+    recorder = MemoryRecorder(tmp_path)
+    with TrainingRun(config_with(Counts), TableLlm(), make_corridor) as run:
+        run.start(None)
+        with pytest.raises(ConfigError, match=rf"Counts.state: JSON would change {told}"):
+            run.save(recorder)
+    assert recorder.last is None
+
+
+def test_what_json_gives_back_is_taken() -> None:
+    assert not changed_by_json({"a": [1, 2.5, None, True, "ü", {"b": []}], "c": -0.0})
+
+
+class Agent:
+    """As little as an agent needs."""
+
+    reads_prompts = enumerable = False
+    follower = None
+    columns: tuple[str, ...] = ()
+    own_tensors: tuple[str, ...] = ()
+
+    def __init__(self, setting: Any) -> None:
+        from lamorel_ext.experience import Discount
+
+        self.discount = Discount(0.9, 0.9, 1.0)
+
+    def decide(self, scene: Any, draws: Any) -> Any:
+        from lamorel_ext.experience import Decision
+
+        n = len(scene.prompts)
+        return Decision(np.full(n, 2), np.zeros(n), np.zeros(n))
+
+    def values(self, scene: Any) -> np.ndarray:
+        return np.zeros(len(scene.prompts))
+
+    def action_probs(self, scene: Any) -> np.ndarray:
+        return np.tile(np.eye(6)[2], (len(scene.prompts), 1))
+
+    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
+        return dict.fromkeys(self.columns, 1.0)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: torch.zeros(1) for name in self.own_tensors}
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        pass
+
+
+class Covers(Agent):
+    columns = ("mood", "return")
+
+
+class CoversTraining(Agent):
+    columns = ("train_return",)
+
+
+class Doubles(Agent):
+    columns = ("mood", "mood")
+
+
+class Takes(Agent):
+    own_tensors = ("body", "method.head")
+
+
+def config_of(agent: type[Agent]) -> Config:
+    config = small_config(arm={"agent": "own", "teacher": "none"}, feedback={"signal": "none"})
+    return dataclasses.replace(
+        config, agent=Plug(f"{__name__}.{agent.__name__}"), method=Plug(f"{__name__}.Best")
+    )
+
+
+@pytest.mark.parametrize(
+    ("agent", "column"), [(Covers, "return"), (CoversTraining, "train_return"), (Doubles, "mood")]
+)
+def test_a_column_that_is_there_already_is_refused(agent: type[Agent], column: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"a column '{column}' already; agent \({agent.__name__}"
+    ):
+        TrainingRun(config_of(agent), TableLlm(), make_corridor)
+
+
+def test_a_tensor_with_a_name_of_the_methods_is_not_saved(tmp_path: Path) -> None:
+    with TrainingRun(config_of(Takes), TableLlm(), make_corridor) as run:
+        run.start(None)
+        with pytest.raises(ConfigError, match=r"agent: its tensor 'method.head'"):
+            run.save(MemoryRecorder(tmp_path))
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [[0.1] * 24, [1000.1] * 7, [-0.3] * 3, [1e6 + 0.1] * 96])
+def test_equal_numbers_are_not_told_apart_by_rounding(values: list[float]) -> None:
+    assert not normalise(np.array(values)).any()
+    network: Any = SimpleNamespace(
+        policy=lambda *_: torch.zeros(len(values), 2).log_softmax(1),
+        value=lambda _: torch.zeros(len(values)),
+    )
+    zeros = torch.zeros(len(values), dtype=torch.int64)
+    advantages = torch.tensor(values)
+    batch: Any = SimpleNamespace(
+        features=None, codes=None, hints=None, offered=None, actions=zeros,
+        old_log_probs=torch.full((len(values),), 0.5).log(), advantages=advantages, returns=advantages,
+    )  # fmt: skip
+    losses = ppo_losses(network, batch, small_config().student)
+    assert float(losses.policy_loss) == 0.0
+
+
+def test_a_small_difference_is_still_one() -> None:
+    assert normalise(np.array([1.0, 1.0001])) == pytest.approx([-1.0, 1.0], abs=1e-3)
+
+
+def test_as_many_minibatches_as_samples_still_teach() -> None:
+    moved = []
+    for minibatches in (4, 2):
+        config = small_config(
+            **SILENT,
+            env={"num_envs": 1},
+            student={"num_steps": 4, "num_minibatches": minibatches, "entropy_coef": 0.0},
+        )
+        with TrainingRun(config, None, make_corridor) as run:
+            run.start(None)
+            before = {key: value.clone() for key, value in run.agent.tensors().items()}
+            for _ in range(4):
+                run.rollout()
+            after = run.agent.tensors()
+        moved.append(
+            max(
+                float((after[key] - before[key]).abs().max())
+                for key in before
+                if "actor" in key and "adam" not in key
+            )
+        )
+    assert moved[0] == moved[1] > 0
+
+
+def test_the_baseline_is_the_mean_of_what_is_taught() -> None:
+    said = Said(
+        ("a", "b", "c"),
+        (("x",), ("x", "y"), ("x", "y")),
+        np.array([0, 0, 1]),
+        np.zeros(3),
+        np.zeros(3),
+    )
+    lesson = Lesson(said, np.array([1.0, -1.0, -1.0]), None, said.log_probs)
+    taught = feedback_request(_less_mean([lesson], 2), {}).data["signals"]
+    assert taught.tolist() == [0.0, 0.0]
+    taught = feedback_request(_less_mean([lesson], 1), {"normalise": False}).data["signals"]
+    assert taught.tolist() == pytest.approx([4 / 3, -2 / 3, -2 / 3])
+
+
+def test_a_memory_holds_more_actions_than_a_byte_has_numbers() -> None:
+    replay = Replay(8)
+    replay.add(["a"], np.array([299]), np.zeros(1), ["b"], np.zeros(1, dtype=bool))
+    assert replay.sample(1, np.random.default_rng(0)).actions.tolist() == [299]
