@@ -52,12 +52,16 @@ def compare(
     Raises:
         LamorelExtError: As ``train_one``.
     """
-    from experiments.runs.run_folder import run_state, steps_done
+    from experiments.runs.run_folder import note_comparison, run_state, steps_done
     from lamorel_ext.training.shared import ONE_CLIENT
 
     clients = clients or ONE_CLIENT
     complete = clients.lead(lambda: [run_state(planned.folder) == "complete" for planned in runs])
     to_do = [planned for planned, done in zip(runs, complete, strict=True) if not done]
+    if not clients.rank:
+        for planned, done in zip(runs, complete, strict=True):
+            if done:
+                note_comparison(planned.folder, planned.config.compare)
     if len(to_do) < len(runs):
         log.info("%d of %d runs are complete already", len(runs) - len(to_do), len(runs))
     ticker = Ticker(sum(planned.config.run.total_steps for planned in to_do))

@@ -71,11 +71,22 @@ def read_policy(
         ConfigError: The overrides do not fit.
         CheckpointError: It is no run folder, or its checkpoint is corrupt.
     """
-    from experiments.runs.run_folder import read_checkpoint
+    from experiments.runs.run_folder import read_checkpoint, run_state
 
     config = policy_config(policy, overrides, config_name, config_dir, trusted)
     check_configs([config])
-    return config, None if policy == ZERO_SHOT else read_checkpoint(Path(policy))
+    if policy == ZERO_SHOT:
+        return config, None
+    checkpoint = read_checkpoint(Path(policy))
+    if (state := run_state(Path(policy))) != "complete":
+        log.warning(
+            "%s is %s: what is evaluated had learnt for %d of %d steps",
+            policy,
+            state,
+            checkpoint.env_steps,
+            config.run.total_steps,
+        )
+    return config, checkpoint
 
 
 def evaluate_all(
@@ -160,10 +171,11 @@ def show(config: Config, scores: Sequence[Score]) -> str:
     return "\n".join(lines)
 
 
-def as_json(config: Config, policy: str, scores: Sequence[Score]) -> str:
+def as_json(config: Config, policy: str, scores: Sequence[Score], env_steps: int) -> str:
     """The same for programs, in one line."""
     found = {
         "policy": policy,
+        "env_steps": env_steps,
         "level": config.env.own.target or config.env.level,
         "model": config.lamorel_args.llm_args.model_path if needs_llm(config) else None,
         "episodes": config.run.eval_episodes,
@@ -193,8 +205,9 @@ def run(argv: Sequence[str]) -> int:
         log.warning("%s", shortfall)
 
     def client(llm: LlmClient) -> int:
+        learnt = 0 if checkpoint is None else checkpoint.env_steps
         scores = evaluate_all(config, llm_of(config, llm), checkpoint, policy)
-        print(f"{show(config, scores)}\n{as_json(config, policy, scores)}")
+        print(f"{show(config, scores)}\n{as_json(config, policy, scores, learnt)}")
         return 0
 
     return run_as_ranked(config, client)

@@ -34,7 +34,7 @@ from experiments.runs.entry import add_trust_argument, run_main, start_log
 from experiments.runs.files import folder_to_write
 from experiments.runs.planning import policy_config
 from experiments.suites.generalisation.conditions import CONDITIONS, GROUPS, Condition, choose
-from lamorel_ext.config import Config
+from lamorel_ext.config import ArmArgs, Config, Plug
 from lamorel_ext.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -130,11 +130,14 @@ def _references(policies: Sequence[Policy], zero_shot: bool) -> list[Policy]:
         raise ConfigError("env: the runs were trained in different environments; test them apart")
     found = [Policy(RANDOM, policies[0].config, acts=False)]
     if readers and zero_shot:
-        arm = dataclasses.replace(readers[0].arm, name="llm_policy", agent="llm_policy")
-        feedback = dataclasses.replace(readers[0].feedback, signal="none")
-        found.insert(
-            0, Policy(ZERO_SHOT, dataclasses.replace(readers[0], arm=arm, feedback=feedback))
+        untrained = dataclasses.replace(
+            readers[0],
+            arm=ArmArgs(name="llm_policy", agent="llm_policy"),
+            feedback=dataclasses.replace(readers[0].feedback, signal="none"),
+            agent=Plug(),
+            method=Plug(),
         )
+        found.insert(0, Policy(ZERO_SHOT, untrained))
     return found
 
 

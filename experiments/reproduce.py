@@ -10,14 +10,14 @@ import argparse
 import csv
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.compare import compare
-from experiments.report.results import STEPS, SUCCESS, read_json, read_run
+from experiments.report.results import RETURN, STEPS, SUCCESS, read_json, read_run, readable_json
 from experiments.report.statistics import TIE
 from experiments.runs.build import run_as_ranked
 from experiments.runs.checks import check_configs
@@ -59,7 +59,8 @@ def read_curves(folder: Path) -> dict[Key, Curve]:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 curve = found.setdefault(
-                    (row["task"], row["arm"], int(row["seed"])), {STEPS: [], SUCCESS: []}
+                    (row["task"], row["arm"], int(row["seed"])),
+                    {STEPS: [], SUCCESS: [], RETURN: []},
                 )
                 for name, values in curve.items():
                     values.append(float(row[name]))
@@ -97,8 +98,31 @@ def plan(
     return found
 
 
+def check_fresh(planned: Iterable[Planned], versions: Mapping[str, object]) -> None:
+    """Complete runs of an earlier call are taken as they are, so they must be of this very code.
+
+    Raises:
+        ConfigError: One is of other code, or nobody can know.
+    """
+    from experiments.runs.run_folder import run_state
+
+    keys = ("commit", "dirty", *SAME_MACHINE)
+    here = {key: versions.get(key) for key in keys}
+    problems = []
+    for one in planned:
+        if run_state(one.folder) == "complete":
+            there = {key: readable_json(one.folder / "versions.json").get(key) for key in keys}
+            if here != there or here["dirty"] or here["commit"] is None:
+                problems.append(
+                    f"--output: {one.folder} holds a complete run that other code may have made;"
+                    " choose another folder, or remove it"
+                )
+    if problems:
+        raise ConfigError(problems)
+
+
 def deviation(published: Curve, again: Mapping[str, np.ndarray]) -> float:
-    """Largest difference of success at an evaluation.
+    """Largest difference at an evaluation, of success or of the return.
 
     Raises:
         CheckpointError: The two were evaluated at other steps.
@@ -108,7 +132,9 @@ def deviation(published: Curve, again: Mapping[str, np.ndarray]) -> float:
             f"evaluated at {list(again[STEPS])} environment steps, the published curve at"
             f" {published[STEPS]}"
         )
-    return float(np.max(np.abs(again[SUCCESS] - np.array(published[SUCCESS]))))
+    return max(
+        float(np.max(np.abs(again[name] - np.array(published[name])))) for name in (SUCCESS, RETURN)
+    )
 
 
 def unlike_machine(folder: Path, versions: Mapping[str, object]) -> list[str]:
@@ -137,7 +163,7 @@ def words(largest: float, unlike: Sequence[str]) -> str:
     """How far off a curve is, and what that means on this machine."""
     if largest <= TIE:
         return "the same curve"
-    off = f"off by up to {largest:.3f} in success at an evaluation"
+    off = f"off by up to {largest:.3f} in success or return at an evaluation"
     if largest > TOLERANCE:
         return f"{off}: more than the {TOLERANCE} that rounding on another machine explains"
     if not unlike:
@@ -203,6 +229,7 @@ def _run_again(folder: Path, planned: Mapping[Key, Planned], argv: Sequence[str]
 
     def client(llm: LlmClient) -> int:
         versions = describe_versions("reproduce", argv)
+        check_fresh(planned.values(), versions)
         compare(list(planned.values()), llm, versions)
         unlike = unlike_machine(folder, versions)
         print(

@@ -21,6 +21,7 @@ anew from the checkpoint.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import logging
@@ -54,7 +55,7 @@ from experiments.runs.files import (
 from experiments.runs.identity import differing_keys, run_identity
 from experiments.runs.samples import SYSTEM, WARNINGS, read_samples, warnings_kept
 from experiments.runs.trackers import Tracker, make_trackers
-from lamorel_ext.config import Config, read_config, to_yaml
+from lamorel_ext.config import CompareArgs, Config, read_config, to_yaml
 from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.processes.stopping import Stopped
 from lamorel_ext.training.recorder import Checkpoint, SaveLlm
@@ -71,8 +72,25 @@ def run_state(folder: Path) -> str:
     """
     if not (folder / "config.yaml").exists():
         return "absent"
-    state = str(readable_json(folder / "status.json").get("state", "running"))
+    status = readable_json(folder / "status.json")
+    if "state" not in status and _goes_to_the_end(folder):
+        return "complete"  # the report takes it so too
+    state = str(status.get("state", "running"))
     return "running" if state == "complete" and _curve_is_damaged(folder) else state
+
+
+def _goes_to_the_end(folder: Path) -> bool:
+    """True where the curve has the row of the last step, and no checkpoint says that it is another
+    one.
+    """
+    if curve_digest(folder / "checkpoints") is not None and _curve_is_damaged(folder):
+        return False
+    try:
+        rows = read_rows(folder / CURVE, decoded(folder / CURVE))
+        total = read_config(folder / "config.yaml").run.total_steps
+        return bool(rows) and float(rows[-1]["env_steps"]) >= total
+    except (OSError, KeyError, ValueError, CheckpointError, ConfigError):
+        return False
 
 
 def _curve_is_damaged(folder: Path) -> bool:
@@ -125,6 +143,15 @@ def check_folders(runs: Iterable[tuple[Path, Config]]) -> None:
     problems = [problem for folder, config in runs for problem in differences(folder, config)]
     if problems:
         raise ConfigError([*problems, "choose another output_dir, or remove what is there"])
+
+
+def note_comparison(folder: Path, asked: CompareArgs) -> None:
+    """Have a complete run's configuration say which comparison it is now part of: the report takes
+    its name and its order of arms from there.
+    """
+    stored = read_config(folder / "config.yaml")
+    if stored.compare != asked:
+        replace_text(folder / "config.yaml", to_yaml(dataclasses.replace(stored, compare=asked)))
 
 
 def trace_files(folder: Path) -> dict[int, Path]:

@@ -124,6 +124,16 @@ def test_what_is_babyais_own_is_left_out_in_an_environment_of_ones_own(condition
     assert hindrance(config, CONDITIONS["goal_as_wish"]) == ""
 
 
+@pytest.mark.parametrize("arm", ["npae", "prompt_search", "preferences", "cloning"])
+def test_the_model_before_training_is_asked_as_a_policy_whatever_the_arm_was(arm: str) -> None:
+    trained = load_config([f"arm={arm}"])
+    zero_shot = generalise._references([Policy(arm, trained)], zero_shot=True)[0].config
+    plain = load_config(["arm=llm_policy"])
+    for name in ("arm", "method", "agent"):
+        assert getattr(zero_shot, name) == getattr(plain, name)
+    assert zero_shot.env == trained.env and zero_shot.run == trained.run
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 

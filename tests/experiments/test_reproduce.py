@@ -12,13 +12,23 @@ from made_runs import make_config, make_run
 
 from experiments.publish import publish
 from experiments.report.making import find
-from experiments.report.results import STEPS, SUCCESS
-from experiments.reproduce import deviation, plan, run, unlike_code, unlike_machine, words
+from experiments.report.results import RETURN, STEPS, SUCCESS
+from experiments.reproduce import (
+    check_fresh,
+    deviation,
+    plan,
+    run,
+    unlike_code,
+    unlike_machine,
+    words,
+)
 from experiments.runs.entry import run_main
 from experiments.runs.identity import run_identity
+from experiments.runs.planning import Planned
 from experiments.runs.provenance import configs, provenance, read_configs
 from experiments.runs.versions import config_hash
-from lamorel_ext.errors import CheckpointError
+from lamorel_ext.config import read_config
+from lamorel_ext.errors import CheckpointError, ConfigError
 
 ARMS = ["llm_policy", "teacher_frozen"]
 
@@ -105,10 +115,35 @@ def test_a_folder_without_configurations_says_so(
 
 
 def test_a_curve_is_off_by_its_largest_difference() -> None:
-    there = {STEPS: [0.0, 10.0], SUCCESS: [0.5, 0.75]}
-    assert deviation(there, {STEPS: np.array([0.0, 10.0]), SUCCESS: np.array([0.5, 0.5])}) == 0.25
+    there = {STEPS: [0.0, 10.0], SUCCESS: [0.5, 0.75], RETURN: [0.25, 0.5]}
+    steps, same = np.array([0.0, 10.0]), np.array([0.25, 0.5])
+    assert deviation(there, {STEPS: steps, SUCCESS: np.array([0.5, 0.5]), RETURN: same}) == 0.25
+    halved = {STEPS: steps, SUCCESS: np.array([0.5, 0.75]), RETURN: same / 2}
+    assert deviation(there, halved) == 0.25
     with pytest.raises(CheckpointError, match="evaluated at"):
-        deviation(there, {STEPS: np.array([0.0, 20.0]), SUCCESS: np.array([0.5, 0.5])})
+        deviation(there, {**halved, STEPS: np.array([0.0, 20.0])})
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "taken"),
+    [
+        ({"commit": "abc", "dirty": False}, {"commit": "abc", "dirty": False}, True),
+        ({"commit": "abc", "dirty": False}, {"commit": "abd", "dirty": False}, False),
+        ({"commit": "abc", "dirty": True}, {"commit": "abc", "dirty": True}, False),
+        ({"commit": None, "dirty": None}, {"commit": None, "dirty": None}, False),
+    ],
+)
+def test_what_other_code_has_made_is_not_taken_for_todays(
+    there: dict[str, object], here: dict[str, object], taken: bool, tmp_path: Path
+) -> None:
+    folder = make_run(make_config("llm_policy", 4, tmp_path, ARMS), [0.0, 0.25, 0.5])
+    (folder / "versions.json").write_text(json.dumps(there))
+    planned = [Planned("one", read_config(folder / "config.yaml"))]
+    if taken:
+        check_fresh(planned, here)
+        return
+    with pytest.raises(ConfigError, match=r"holds a complete run that other code may have made"):
+        check_fresh(planned, here)
 
 
 def test_words_tell_rounding_from_other_code() -> None:

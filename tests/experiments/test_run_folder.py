@@ -18,7 +18,13 @@ from made_runs import VERSIONS, make_config, make_row, make_run
 
 from experiments import checkpoint_files
 from experiments.report.results import read_columns, read_run
-from experiments.runs.run_folder import RunFolder, check_folders, read_checkpoint, run_state
+from experiments.runs.run_folder import (
+    RunFolder,
+    check_folders,
+    note_comparison,
+    read_checkpoint,
+    run_state,
+)
 from experiments.runs.trackers import episode_text, tag
 from lamorel_ext.config import Config, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError
@@ -351,6 +357,39 @@ def test_what_can_be_made_anew_does_not_block_a_resume(
     path.unlink() if content is None else path.write_bytes(content)
     checkpoint, _ = resumed(config)
     assert checkpoint is not None and checkpoint.env_steps == 12
+
+
+@pytest.mark.parametrize("status", [None, "", "{}"])
+def test_a_curve_that_goes_to_the_end_is_kept_without_its_status(
+    config: Config, status: str | None
+) -> None:
+    total = config.run.total_steps
+    folder = folder_of(config)
+    with RunFolder(folder, config, VERSIONS) as run:
+        run.write(make_row(total - 1, 0.5))
+    (folder / "status.json").unlink()
+    if status is not None:
+        (folder / "status.json").write_text(status)
+    assert run_state(folder) == "running"
+    with RunFolder(folder, config, VERSIONS) as run:
+        run.write(make_row(total, 0.5))
+    (folder / "status.json").unlink()
+    if status is not None:
+        (folder / "status.json").write_text(status)
+    assert run_state(folder) == "complete"
+    other = dataclasses.replace(config, student=dataclasses.replace(config.student, lr=0.5))
+    with pytest.raises(ConfigError, match=r"student.lr"):
+        check_folders([(folder, other)])
+
+
+def test_a_complete_run_says_which_comparison_it_is_part_of_now(config: Config) -> None:
+    folder = folder_of(config)
+    with RunFolder(folder, config, VERSIONS) as run:
+        run.write(make_row(config.run.total_steps, 0.5))
+    asked = dataclasses.replace(config.compare, name="mine", bootstrap_samples=77)
+    note_comparison(folder, asked)
+    assert read_config(folder / "config.yaml") == dataclasses.replace(config, compare=asked)
+    assert run_state(folder) == "complete"
 
 
 def test_a_complete_run_whose_curve_is_damaged_is_done_again_from_its_checkpoint(
