@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 
 from lamorel_ext.config import EnvArgs
-from lamorel_ext.envs.own_copies import Copies, CopiesHere, Shown, made
+from lamorel_ext.envs.own_copies import Copies, CopiesHere, Shown
+from lamorel_ext.envs.own_keys import made, offers
 from lamorel_ext.envs.own_workers import CopiesInWorkers
-from lamorel_ext.errors import CheckpointError, ConfigError, EnvError
+from lamorel_ext.errors import CheckpointError, EnvError
 from lamorel_ext.types import BatchedEnv, ObservationBatch, StepBatch, TaskSpec
 
 EpisodeSeed = Callable[[int, int], int]
@@ -241,19 +242,9 @@ def own_batch(
         EnvError: It is no environment.
     """
     if offers(args, "make_batch"):
-        if args.num_workers:
-            raise ConfigError(
-                f"env.num_workers: must be 0 where {args.own.target} makes its own batch, got"
-                f" {args.num_workers}"
-            )
         brought = made(args).make_batch(num_envs, episode_seed)
         return BroughtBatch(brought, args, num_envs)
     return OwnBatch(args, num_envs, episode_seed, first_copy)
-
-
-def offers(args: EnvArgs, name: str) -> bool:
-    """True where what ``env._target_`` names has a method of that name, known before it is made."""
-    return callable(getattr(args.own.locate("env"), name, None))
 
 
 def look_at(args: EnvArgs, seed: int) -> TaskSpec:

@@ -15,7 +15,8 @@ import numpy as np
 
 from lamorel_ext.config import EnvArgs
 from lamorel_ext.config.plugs import why
-from lamorel_ext.errors import CheckpointError, EnvError, LamorelExtError
+from lamorel_ext.envs.own_keys import made
+from lamorel_ext.errors import CheckpointError, EnvError
 
 ADMISSIBLE = ("admissible", "admissible_commands")
 """Names, in ``info``, of the texts of a state's actions."""
@@ -350,18 +351,3 @@ class CopiesHere:
         """See ``Copies``."""
         for copy in self._copies:
             copy.close()
-
-
-def made(args: EnvArgs) -> Any:
-    """What ``env._target_`` names, called with its arguments.
-
-    Raises:
-        ConfigError: It cannot be had.
-        EnvError: It raises.
-    """
-    try:
-        return args.own.make("env")
-    except LamorelExtError:
-        raise
-    except Exception as error:
-        raise EnvError(f"env: {args.own.target}: {why(error)}") from error
