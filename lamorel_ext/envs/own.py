@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from lamorel_ext.config import EnvArgs
-from lamorel_ext.envs.own_copies import Copies, CopiesHere, Shown
+from lamorel_ext.envs.own_copies import REST, Copies, CopiesHere, Shown
 from lamorel_ext.envs.own_keys import made, offers
 from lamorel_ext.envs.own_offers import fault_of_texts, through_json
 from lamorel_ext.envs.own_workers import CopiesInWorkers
@@ -49,7 +49,13 @@ class OwnBatch:
         num_envs: Copies.
         episode_seed: Seed of an episode, from copy and episode.
         first_copy: Number of the first one, for messages.
+
+    Attributes:
+        rest_action: The action that leaves a copy as it is, as an evaluation does with those whose
+            episode has ended.
     """
+
+    rest_action = REST
 
     def __init__(
         self, args: EnvArgs, num_envs: int, episode_seed: EpisodeSeed, first_copy: int = 0

@@ -22,6 +22,8 @@ ADMISSIBLE = ("admissible", "admissible_commands")
 """Names, in ``info``, of the texts of a state's actions."""
 SUCCESS = ("success", "won")
 """Names, in ``info``, of whether an episode has succeeded."""
+REST = int(np.iinfo(np.int64).min)
+"""The action that leaves a copy as it is; no agent's mistake looks like it."""
 LONGEST = 10_000
 """Steps of an episode where ``env.max_steps`` does not say."""
 
@@ -91,11 +93,13 @@ class OwnCopy:
         return self._note(self._call("reset", seed=seed), ended=False)
 
     def step(self, action: int) -> Stepped:
-        """Take the action of that number.
+        """Take the action of that number; ``REST`` takes none.
 
         Raises:
             EnvError: The environment gives what is no step.
         """
+        if action == REST:
+            return Stepped(self._shown, 0.0, False, False, False)
         offered = self._shown.actions
         if not 0 <= action < len(offered):
             raise self._error("the action", f"0 to {len(offered) - 1}", action)

@@ -10,10 +10,15 @@ import pytest
 from gymnasium.spaces import Discrete
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from lamorel_ext.agents.actors import UniformActor
 from lamorel_ext.config import EnvArgs, Plug
 from lamorel_ext.envs.own import BroughtBatch, OwnBatch, own_batch
 from lamorel_ext.envs.own_offers import through_json
 from lamorel_ext.errors import CheckpointError, EnvError
+from lamorel_ext.prompts import PromptHistory
+from lamorel_ext.randomness import Draws
+from lamorel_ext.training.evaluate import run_episodes
+from lamorel_ext.training.scenes import PromptedEnv
 from lamorel_ext.types import ObservationBatch, StepBatch
 
 SEEDS = lambda copy, episode: 100 * copy + episode  # noqa: E731
@@ -352,6 +357,32 @@ def test_a_set_state_that_goes_elsewhere_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Keeps, "set_state", lambda self, state: ("elsewhere", {}))
     with pytest.raises(CheckpointError, match="set_state does not bring back"):
         resumed("Keeps", batch("Keeps"))
+
+
+class Ends(Walk):
+    """Ends after as many steps as the seed says, whatever is done; counts what it is asked."""
+
+    taken: list[int] = []
+
+    def step(self, action: Any) -> Any:
+        self.place -= 1
+        Ends.taken.append(action)
+        return self.seen(), 1.0, self.place < 0, False, {}
+
+
+@pytest.mark.parametrize("prompt", ["lamorel", "glam"])
+def test_an_evaluation_leaves_the_copies_alone_whose_episode_has_ended(prompt: Any) -> None:
+    Ends.taken = []
+    env = PromptedEnv(own_batch(own("Ends"), 6, SEEDS), PromptHistory(prompt))
+    found = run_episodes(env, UniformActor(), Draws.of_evaluation(0))
+    assert found.lengths.tolist() == found.returns.tolist() and len(set(found.lengths)) > 2
+    assert len(Ends.taken) == found.lengths.sum()
+
+
+@pytest.mark.parametrize("action", [-1, 3])
+def test_an_action_out_of_range_is_no_rest(action: int) -> None:
+    with pytest.raises(EnvError, match=f"the action: expected 0 to 2, got {action}"):
+        batch("Walk").step(np.array([action]))
 
 
 class Lists(Walk):
