@@ -242,8 +242,7 @@ class OwnCopy:
             if name is not None:
                 wanted = "either fixed action_texts, or a list for each state"
                 raise self._error(f"info[{name!r}]", wanted, "both")
-            discrete = isinstance(space, gymnasium.spaces.Discrete)
-            if space is not None and discrete and int(space.n) != len(self.action_texts):
+            if isinstance(space, gymnasium.spaces.Discrete) and space.n != len(self.action_texts):
                 raise self._error(
                     "env.action_texts", f"{space.n} texts, for {space}", list(self.action_texts)
                 )
@@ -254,6 +253,8 @@ class OwnCopy:
         if not found and not ended:
             where = f"action_texts, or a list of texts in info[{ADMISSIBLE[0]!r}]"
             raise self._error("the actions", where, "neither" if name is None else found)
+        if isinstance(space, gymnasium.spaces.Discrete) and space.n < len(found):
+            raise self._error(f"info[{name!r}]", f"at most {space.n} texts, for {space}", found)
         return tuple(found)
 
     def _meant(self, action: int) -> Any:

@@ -417,6 +417,12 @@ def test_what_lists_no_actions_in_an_order_is_refused(
         batch("Lists")
 
 
+def test_more_texts_than_the_space_has_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FromFive, "info", lambda self: {"admissible": ["a", "b", "c", "d"]})
+    with pytest.raises(EnvError, match="at most 3 texts, for Discrete"):
+        batch("FromFive")
+
+
 @pytest.mark.parametrize(
     "texts, words",
     [
