@@ -33,7 +33,7 @@ import numpy as np
 from lamorel_ext.config import EnvArgs
 from lamorel_ext.envs.own_copies import REST, Copies, CopiesHere, Shown
 from lamorel_ext.envs.own_keys import made, offers
-from lamorel_ext.envs.own_offers import fault_of_texts, through_json
+from lamorel_ext.envs.own_offers import as_saved, fault_of_texts
 from lamorel_ext.envs.own_workers import CopiesInWorkers
 from lamorel_ext.errors import CheckpointError, EnvError
 from lamorel_ext.types import BatchedEnv, ObservationBatch, StepBatch, TaskSpec
@@ -219,12 +219,8 @@ class BroughtBatch:
 
     def state(self) -> dict[str, list[int]]:
         """See ``BatchedEnv``."""
-        state = self._env.state()
-        try:
-            back: dict[str, list[int]] = through_json(state)
-        except (TypeError, ValueError) as error:
-            raise EnvError(f"env: {self._target}: state: JSON cannot hold it: {error}") from error
-        return back
+        saved: dict[str, list[int]] = as_saved(f"env: {self._target}: state", self._env.state())
+        return saved
 
     def restore(self, state: dict[str, list[int]]) -> ObservationBatch:
         """See ``BatchedEnv``."""

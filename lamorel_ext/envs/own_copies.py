@@ -15,7 +15,7 @@ import numpy as np
 from lamorel_ext.config import EnvArgs
 from lamorel_ext.config.plugs import why
 from lamorel_ext.envs.own_keys import made
-from lamorel_ext.envs.own_offers import fault_of_texts, keeps_state, offer_of, through_json
+from lamorel_ext.envs.own_offers import as_saved, fault_of_texts, keeps_state, offer_of
 from lamorel_ext.errors import CheckpointError, EnvError
 
 ADMISSIBLE = ("admissible", "admissible_commands")
@@ -138,10 +138,6 @@ class OwnCopy:
     def state(self) -> dict[str, Any]:
         """Where it stands; see ``OwnBatch.state``."""
         own = self._call("get_state") if keeps_state(self._env) else None
-        try:
-            own = through_json(own)
-        except (TypeError, ValueError) as error:
-            raise EnvError(f"{self._place}: get_state: JSON cannot hold it: {error}") from error
         sums = self._shown.checksums()
         return {
             "episodes": self.episode,
@@ -149,7 +145,7 @@ class OwnCopy:
             "totals": self._total,
             "texts": sums.pop("text"),
             "shown": sums,
-            "own": own,
+            "own": as_saved(f"{self._place}: get_state", own),
         }
 
     def restore(self, saved: Mapping[str, Any], seed: int) -> Shown:

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
+
+from lamorel_ext.as_json import changed_by_json
+from lamorel_ext.errors import EnvError
 
 _TRANSPARENT = (OrderEnforcing, PassiveEnvChecker)
 """What ``gymnasium.make`` puts around everything: nothing of an episode is theirs."""
@@ -48,34 +50,16 @@ def fault_of_texts(texts: Any) -> str:
     return "texts that differ" if len(set(texts)) < len(texts) else ""
 
 
-def through_json(value: Any) -> Any:
-    """What comes back of a value that is saved.
+def as_saved(place: str, state: Any) -> Any:
+    """A state as it comes back from a checkpoint: a copy, which nobody goes on changing.
+
+    Args:
+        place: What gave it, for the message.
+        state: What it gave.
 
     Raises:
-        TypeError: JSON cannot hold it, or makes something else of it.
-        ValueError: Likewise.
+        EnvError: JSON cannot hold it, or makes something else of it.
     """
-    back = json.loads(json.dumps(value))
-    if change := _change(value, back, "it"):
-        raise TypeError(change)
-    return back
-
-
-def _change(value: Any, back: Any, place: str) -> str:
-    """What JSON has made of a value, empty where it is the same."""
-    if isinstance(value, tuple):
-        return f"{place} is a tuple, which becomes a list: {value!r:.100}"
-    if isinstance(value, list):
-        parts = [
-            (one, own, f"{place}[{i}]")
-            for i, (one, own) in enumerate(zip(value, back, strict=True))
-        ]
-    elif isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                return f"{place} has the key {key!r}, which becomes a text"
-        parts = [(one, back[key], f"{place}[{key!r}]") for key, one in value.items()]
-    else:
-        same = value == back or (value != value and back != back)  # nan is not equal to itself
-        return "" if same else f"{place} is {value!r:.100}, which becomes {back!r:.100}"
-    return next(filter(None, (_change(*part) for part in parts)), "")
+    if changed := changed_by_json(state):
+        raise EnvError(f"{place}: JSON would change {changed}")
+    return json.loads(json.dumps(state))
