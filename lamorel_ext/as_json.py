@@ -24,8 +24,8 @@ def changed_by_json(value: Any, place: str = "") -> str:
     if type(value) is list:
         inside = (changed_by_json(own, f"{place}[{i}]") for i, own in enumerate(value))
         return next(filter(None, inside), "")
-    if type(value) is float and not math.isfinite(value):
-        return f"{place or 'it'}, {value}, which is no JSON"
+    if isinstance(value, float):  # NumPy's float64 too: the number is the same
+        return "" if math.isfinite(value) else f"{place or 'it'}, {value}, which is no JSON"
     try:
         back = json.loads(json.dumps(value))
     except (TypeError, ValueError):

@@ -38,7 +38,7 @@ def check_configs(configs: Iterable[Config], imports: bool = True) -> None:
 
 def _problems(config: Config, imports: bool) -> Iterator[str]:
     for key, plug in plugs_of(config):
-        yield from _plug_problems(key, plug, imports)
+        yield from _plug_problems(key, plug, config.env, imports)
     levels: dict[str, EnvArgs | StageArgs] = {} if config.env.own else {"env": config.env}
     for place, stage in enumerate(config.env.curriculum):
         levels[f"env.curriculum[{place}]"] = stage
@@ -50,10 +50,14 @@ def _problems(config: Config, imports: bool) -> Iterator[str]:
         yield "run.tracker: wandb is not installed: pip install 'lamorel-ext[trackers]'"
 
 
-def _plug_problems(key: str, plug: Plug, imports: bool) -> Iterator[str]:
+def _plug_problems(key: str, plug: Plug, env: EnvArgs, imports: bool) -> Iterator[str]:
     """Whether what the configuration names is there and takes the arguments beside it."""
     if imports:
         try:
+            if key == "env":
+                from lamorel_ext.envs.own_keys import own_plug
+
+                plug = own_plug(env)
             plug.check(key, 1 if key in ("agent", "method") else 0)
         except ConfigError as error:
             yield from error.problems

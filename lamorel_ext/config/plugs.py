@@ -99,6 +99,26 @@ class Plug:
         except (ImportError, AttributeError, ValueError):
             return None
 
+    def parameters(self, key: str) -> dict[str, bool]:
+        """The arguments that can be given by name, each with whether it has to be; those behind
+        a ``**keywords`` are not known.
+
+        Raises:
+            ConfigError: See ``locate``.
+        """
+        made = self.locate(key)
+        declared = getattr(made, "arguments_type", None)
+        try:
+            known = inspect.signature(declared if dataclasses.is_dataclass(declared) else made)
+        except ValueError:  # see ``_bound``
+            return {}
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return {
+            one.name: one.default is one.empty
+            for one in known.parameters.values()
+            if one.kind in by_name
+        }
+
     def make(self, key: str, *args: Any) -> Any:
         """Call what is named with ``args`` and its own arguments.
 

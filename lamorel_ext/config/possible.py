@@ -81,7 +81,7 @@ def _impossible_environment(config: Config) -> list[str]:
     )
     problems = [
         f"env.{name}: must be {said} where env._target_ names an environment of one's own, got"
-        f" {getattr(env, name)!r}"
+        f" {getattr(env, name)!r}; an argument of its own needs another name"
         for name, default, said in wanted
         if getattr(env, name) != default
     ]

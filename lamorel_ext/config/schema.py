@@ -189,7 +189,8 @@ class EnvArgs:
 
     Attributes:
         name: Of the task in reports; empty takes the level's. Set by the files in ``configs/task``.
-        level: Id of a BabyAI level, such as ``BabyAI-GoToRedBallNoDists-v0``.
+        level: Id of a BabyAI level, such as ``BabyAI-GoToRedBallNoDists-v0``; an environment of the
+            user's own gets it where it takes an argument of that name.
         num_envs: Copies stepped together.
         num_distractors: Objects, in the level's own way of counting (see
             ``envs.levels.make_level``); null keeps the level's own number.
@@ -208,7 +209,8 @@ class EnvArgs:
         action_texts: Texts of the actions of an environment of the user's own; empty takes what it
             says itself (``lamorel_ext.envs.own``).
         success_above: Return above which its episode is a success, where it does not say.
-        max_steps: Steps after which its episode is cut off; null leaves that to it.
+        max_steps: Steps after which its episode is cut off; null leaves that to it. It gets this,
+            ``action_texts`` and ``success_above`` too where it takes arguments of these names.
         own: An environment of the user's own in place of the level: ``_target_`` and its arguments,
             beside the keys above.
     """

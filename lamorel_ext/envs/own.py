@@ -7,13 +7,17 @@ What the environment has to offer (docs/own/environment/README.md has examples):
 * **Observations**: a text, or a dictionary with ``text`` and optionally ``mission`` (a text) and
   ``features`` (numbers of any shape, always the same). Lines of the text become sentences.
 * **Actions**: fixed ones, whose texts are ``env.action_texts`` or an attribute ``action_texts``; or
-  each state's own, as a list of texts ``admissible`` (or ``admissible_commands``) in ``info``.
-  ``step`` gets the text's number where the action space is ``Discrete``, else the text itself.
+  each state's own, as a list of texts ``admissible`` (or ``admissible_commands``) in ``info``; not
+  both. A list or tuple without repeats: its order numbers the actions. ``step`` gets the text's
+  number where the action space is ``Discrete`` (from its ``start`` on), else the text itself.
 * **Success**: ``success`` (or ``won``) in ``info`` where an episode ends, else whether its return
   is above ``env.success_above``.
-* Optional methods: ``expert_action()``, a number or text of an action; ``get_state()`` and
-  ``set_state(state)``, which gives what ``reset`` gives, with a state that JSON can hold. Without
-  these two a saved episode comes back by its seed and its actions, so it has to be deterministic.
+* Optional methods: ``expert_action()``, the text of an action or its number, as ``step`` gets it;
+  ``get_state()`` and ``set_state(state)``, which gives what ``reset`` gives, with a state that JSON
+  gives back as it was. Without these two a saved episode comes back by its seed and its actions, so
+  it has to be deterministic.
+* **Wrappers**: the outermost that has a name decides. A state is only saved where the outermost of
+  all has ``get_state`` and ``set_state``: those of what it wraps know nothing of the wrapper.
 * In place of all that, an object with ``make_batch(num_envs, episode_seed)`` gives a ``BatchedEnv``
   of its own making; ``episode_seed(copy, episode)`` is the seed of an episode.
 """
@@ -27,9 +31,11 @@ from typing import Any
 import numpy as np
 
 from lamorel_ext.config import EnvArgs
-from lamorel_ext.envs.own_copies import Copies, CopiesHere, Shown, made
+from lamorel_ext.envs.own_copies import REST, Copies, CopiesHere, Shown
+from lamorel_ext.envs.own_keys import made, offers
+from lamorel_ext.envs.own_offers import as_saved, fault_of_texts
 from lamorel_ext.envs.own_workers import CopiesInWorkers
-from lamorel_ext.errors import CheckpointError, ConfigError, EnvError
+from lamorel_ext.errors import CheckpointError, EnvError
 from lamorel_ext.types import BatchedEnv, ObservationBatch, StepBatch, TaskSpec
 
 EpisodeSeed = Callable[[int, int], int]
@@ -43,7 +49,13 @@ class OwnBatch:
         num_envs: Copies.
         episode_seed: Seed of an episode, from copy and episode.
         first_copy: Number of the first one, for messages.
+
+    Attributes:
+        rest_action: The action that leaves a copy as it is, as an evaluation does with those whose
+            episode has ended.
     """
+
+    rest_action = REST
 
     def __init__(
         self, args: EnvArgs, num_envs: int, episode_seed: EpisodeSeed, first_copy: int = 0
@@ -98,8 +110,9 @@ class OwnBatch:
         return np.array(self._copies.expert_actions(), dtype=np.int64)
 
     def state(self) -> dict[str, list[Any]]:
-        """One entry per copy: episode, return so far, checksum of the text, and the environment's
-        own state where it offers one; and the actions of the running episodes.
+        """One entry per copy: episode, return so far, checksums of the text and of the rest that it
+        shows, and the environment's own state where it offers one; and the actions of the running
+        episodes.
         """
         saved = self._copies.states()
         columns = {name: [own[name] for own in saved] for name in saved[0] if name != "actions"}
@@ -113,7 +126,8 @@ class OwnBatch:
         Raises:
             CheckpointError: The state is of another batch, or the environment is not deterministic.
         """
-        names = ("episodes", "totals", "texts", "own", "lengths")
+        state = {"shown": [{}] * self.num_envs, **state}  # older checkpoints have none
+        names = ("episodes", "totals", "texts", "shown", "own", "lengths")
         lists = [state.get(name) for name in (*names, "actions")]
         if any(not isinstance(values, list) for values in lists) or any(
             len(state[name]) != self.num_envs for name in names
@@ -171,7 +185,10 @@ class BroughtBatch:
 
     def __init__(self, env: BatchedEnv, args: EnvArgs, num_envs: int) -> None:
         self._env, self._target = env, args.own.target
-        self.action_texts = tuple(args.action_texts) or tuple(getattr(env, "action_texts", ()))
+        found = args.action_texts or getattr(env, "action_texts", ())
+        if fault := fault_of_texts(found):
+            raise self._error("action_texts", fault, found)
+        self.action_texts = tuple(found)
         self.has_expert = hasattr(env, "expert_actions")
         self.num_envs = num_envs
         self._size: int | None = None
@@ -185,23 +202,25 @@ class BroughtBatch:
     def step(self, actions: np.ndarray) -> StepBatch:
         """See ``BatchedEnv``."""
         step = self._env.step(actions)
-        for name in ("rewards", "terminated", "truncated"):
-            values = getattr(step, name)
-            if np.shape(values) != (self.num_envs,) or not np.isfinite(values).all():
-                raise self._error(name, f"{self.num_envs} finite numbers", values)
         reached = self._checked(step.reached)
         current = reached if step.current is step.reached else self._checked(step.current)
         return StepBatch(
-            reached, current, step.rewards, step.terminated, step.truncated, step.succeeded
+            reached,
+            current,
+            self._copied("rewards", step.rewards, np.float64),
+            self._copied("terminated", step.terminated, np.bool_),
+            self._copied("truncated", step.truncated, np.bool_),
+            None if step.succeeded is None else self._copied("succeeded", step.succeeded, np.bool_),
         )
 
     def expert_actions(self) -> np.ndarray:
         """See ``BatchedEnv``."""
-        return self._env.expert_actions()
+        return self._copied("expert_actions", self._env.expert_actions(), np.int64)
 
     def state(self) -> dict[str, list[int]]:
         """See ``BatchedEnv``."""
-        return self._env.state()
+        saved: dict[str, list[int]] = as_saved(f"env: {self._target}: state", self._env.state())
+        return saved
 
     def restore(self, state: dict[str, list[int]]) -> ObservationBatch:
         """See ``BatchedEnv``."""
@@ -211,6 +230,12 @@ class BroughtBatch:
         """See ``BatchedEnv``."""
         self._env.close()
 
+    def _copied(self, name: str, values: Any, kind: type[np.generic]) -> np.ndarray:
+        """A number for each copy, in an array of our own: a batch may fill its own anew."""
+        if np.shape(values) != (self.num_envs,) or not np.isfinite(values).all():
+            raise self._error(name, f"{self.num_envs} finite numbers", values)
+        return np.array(values, dtype=kind)
+
     def _checked(self, seen: ObservationBatch) -> ObservationBatch:
         num_envs = self.num_envs
         for name in ("missions", "descriptions"):
@@ -219,13 +244,20 @@ class BroughtBatch:
         actions = seen.actions or (self.action_texts,) * num_envs
         if len(actions) != num_envs or not any(actions):
             raise self._error("actions", "action_texts, or a list of texts per copy", seen.actions)
-        features = np.asarray(seen.features, dtype=np.float32)
+        for texts in seen.actions:
+            if fault := fault_of_texts(texts):
+                raise self._error("actions", fault, texts)
+            if texts and self.action_texts and tuple(texts) != self.action_texts:
+                raise self._error("actions", f"its action_texts {self.action_texts}", texts)
+        features = np.array(seen.features, dtype=np.float32)
         features = features.reshape(len(features), int(np.prod(features.shape[1:])))
         self._size = features.shape[1] if self._size is None else self._size
         if len(features) not in (0, num_envs) or features.shape[1] != self._size:
             raise self._error("features", f"shape ({num_envs}, {self._size})", features.shape)
         missions, said = tuple(seen.missions), tuple(tuple(one) for one in seen.descriptions)
-        return ObservationBatch(missions, said, features=features, actions=tuple(actions))
+        return ObservationBatch(
+            missions, said, features=features, actions=tuple(map(tuple, actions))
+        )
 
     def _error(self, what: str, expected: object, got: object) -> EnvError:
         return EnvError(f"env: {self._target}: {what}: expected {expected}, got {got!r:.200}")
@@ -241,19 +273,9 @@ def own_batch(
         EnvError: It is no environment.
     """
     if offers(args, "make_batch"):
-        if args.num_workers:
-            raise ConfigError(
-                f"env.num_workers: must be 0 where {args.own.target} makes its own batch, got"
-                f" {args.num_workers}"
-            )
         brought = made(args).make_batch(num_envs, episode_seed)
         return BroughtBatch(brought, args, num_envs)
     return OwnBatch(args, num_envs, episode_seed, first_copy)
-
-
-def offers(args: EnvArgs, name: str) -> bool:
-    """True where what ``env._target_`` names has a method of that name, known before it is made."""
-    return callable(getattr(args.own.locate("env"), name, None))
 
 
 def look_at(args: EnvArgs, seed: int) -> TaskSpec:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,16 @@ import numpy as np
 
 from lamorel_ext.config import EnvArgs
 from lamorel_ext.config.plugs import why
-from lamorel_ext.errors import CheckpointError, EnvError, LamorelExtError
+from lamorel_ext.envs.own_keys import made
+from lamorel_ext.envs.own_offers import as_saved, fault_of_texts, keeps_state, offer_of
+from lamorel_ext.errors import CheckpointError, EnvError
 
 ADMISSIBLE = ("admissible", "admissible_commands")
 """Names, in ``info``, of the texts of a state's actions."""
 SUCCESS = ("success", "won")
 """Names, in ``info``, of whether an episode has succeeded."""
+REST = int(np.iinfo(np.int64).min)
+"""The action that leaves a copy as it is; no agent's mistake looks like it."""
 LONGEST = 10_000
 """Steps of an episode where ``env.max_steps`` does not say."""
 
@@ -33,6 +36,16 @@ class Shown:
     mission: str = ""
     features: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     actions: tuple[str, ...] = ()
+
+    def checksums(self) -> dict[str, int]:
+        """Of each part, to be compared after a resume."""
+        parts = {
+            "text": self.text.encode(errors="surrogatepass"),
+            "mission": self.mission.encode(errors="surrogatepass"),
+            "features": (self.features + np.float32(0)).tobytes(),  # -0 is 0
+            "actions": "\n".join(self.actions).encode(errors="surrogatepass"),
+        }
+        return {name: zlib.crc32(part) for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -58,12 +71,11 @@ class OwnCopy:
 
     def __init__(self, env: Any, args: EnvArgs, place: str, first: Shown | None = None) -> None:
         self._env, self._args, self._place, self._first = env, args, place, first
-        self._bare = getattr(env, "unwrapped", env)
-        self.action_texts = tuple(args.action_texts) or self._own_texts()
         self.episode = 0
         self.actions: list[int] = []
         self._total = 0.0
         self._shown = Shown("")
+        self.action_texts = self._fixed_texts()
 
     @property
     def shown(self) -> Shown:
@@ -73,7 +85,7 @@ class OwnCopy:
     @property
     def has_expert(self) -> bool:
         """True where it offers ``expert_action``."""
-        return hasattr(self._bare, "expert_action")
+        return callable(offer_of(self._env, "expert_action"))
 
     def start(self, episode: int, seed: int) -> Shown:
         """Begin an episode."""
@@ -81,11 +93,13 @@ class OwnCopy:
         return self._note(self._call("reset", seed=seed), ended=False)
 
     def step(self, action: int) -> Stepped:
-        """Take the action of that number.
+        """Take the action of that number; ``REST`` takes none.
 
         Raises:
             EnvError: The environment gives what is no step.
         """
+        if action == REST:
+            return Stepped(self._shown, 0.0, False, False, False)
         offered = self._shown.actions
         if not 0 <= action < len(offered):
             raise self._error("the action", f"0 to {len(offered) - 1}", action)
@@ -112,26 +126,26 @@ class OwnCopy:
         """What the environment's own expert would do."""
         if not self.has_expert:
             raise EnvError(f"env: {self._args.own.target} offers no expert_action")
-        action, offered = self._bare.expert_action(), self._shown.actions
+        action, offered = self._call("expert_action"), self._shown.actions
         if isinstance(action, str) and action in offered:
             return offered.index(action)
-        if isinstance(action, (int, np.integer)) and 0 <= action < len(offered):
-            return int(action)
-        raise self._error("expert_action", f"one of {list(offered)} or its number", action)
+        start = self._first_number
+        if isinstance(action, (int, np.integer)) and 0 <= action - start < len(offered):
+            return int(action) - start
+        numbers = f"its number, from {start} on"
+        raise self._error("expert_action", f"one of {list(offered)} or {numbers}", action)
 
     def state(self) -> dict[str, Any]:
         """Where it stands; see ``OwnBatch.state``."""
-        own = self._bare.get_state() if hasattr(self._bare, "get_state") else None
-        try:
-            json.dumps(own)
-        except (TypeError, ValueError) as error:
-            raise EnvError(f"{self._place}: get_state: JSON cannot hold it: {error}") from error
+        own = self._call("get_state") if keeps_state(self._env) else None
+        sums = self._shown.checksums()
         return {
             "episodes": self.episode,
             "actions": list(self.actions),
             "totals": self._total,
-            "texts": zlib.crc32(self._shown.text.encode()),
-            "own": own,
+            "texts": sums.pop("text"),
+            "shown": sums,
+            "own": as_saved(f"{self._place}: get_state", own),
         }
 
     def restore(self, saved: Mapping[str, Any], seed: int) -> Shown:
@@ -141,17 +155,24 @@ class OwnCopy:
             CheckpointError: It looks different there.
         """
         self.start(int(saved["episodes"]), seed)
-        if saved["own"] is not None:
-            self._note(self._bare.set_state(saved["own"]), ended=False)
+        by_state = saved["own"] is not None and keeps_state(self._env)
+        if by_state:
+            self._note(self._call("set_state", saved["own"]), ended=False)
             self.actions, self._total = list(saved["actions"]), float(saved["totals"])
         else:
             for action in saved["actions"]:
                 self.step(action)
-        if zlib.crc32(self._shown.text.encode()) != saved["texts"]:
+        sums, wanted = self._shown.checksums(), {"text": saved["texts"], **saved["shown"]}
+        if differing := [name for name, value in wanted.items() if sums.get(name) != value]:
+            why_so = (
+                "set_state does not bring back what get_state saw"
+                if by_state
+                else "it is not deterministic; get_state and set_state, of the outermost wrapper,"
+                " would bring it back"
+            )
             raise CheckpointError(
                 f"{self._place}: the saved episode looks different after its {len(self.actions)}"
-                f" actions: {self._args.own.target} is not deterministic; get_state and set_state"
-                " would bring it back"
+                f" actions ({', '.join(differing)} of {self._args.own.target}): {why_so}"
             )
         return self._shown
 
@@ -162,15 +183,18 @@ class OwnCopy:
     def _call(self, name: str, *args: Any, **keywords: Any) -> Any:
         """Call the environment: whatever it raises ends the run with where that was."""
         try:
-            return getattr(self._env, name)(*args, **keywords)
+            return offer_of(self._env, name)(*args, **keywords)
         except Exception as error:
             steps = f"episode {self.episode}, step {len(self.actions)}"
             raise EnvError(f"{self._place}, {steps}: {name}: {why(error)}") from error
 
-    def _own_texts(self) -> tuple[str, ...]:
-        found = getattr(self._bare, "action_texts", ())
-        if isinstance(found, str) or not all(isinstance(text, str) and text for text in found):
-            raise self._error("action_texts", "texts that are not empty", found)
+    def _fixed_texts(self) -> tuple[str, ...]:
+        given = self._args.action_texts
+        found = given or offer_of(self._env, "action_texts")
+        if found is None:
+            return ()
+        if fault := fault_of_texts(found):
+            raise self._error("env.action_texts" if given else "action_texts", fault, found)
         return tuple(found)
 
     def _note(self, answer: Any, ended: bool) -> Shown:
@@ -200,7 +224,7 @@ class OwnCopy:
 
     def _features(self, values: Any) -> np.ndarray:
         try:
-            flat = np.asarray(values, dtype=np.float32).ravel()
+            flat = np.array(values, dtype=np.float32).ravel()  # the environment may reuse its own
         except (TypeError, ValueError):
             raise self._error("the observation's features", "numbers", values) from None
         if not np.isfinite(flat).all():
@@ -209,32 +233,40 @@ class OwnCopy:
 
     def _offered(self, info: Mapping[str, Any], ended: bool) -> tuple[str, ...]:
         space = getattr(self._env, "action_space", None)
+        name = next((name for name in ADMISSIBLE if info.get(name) is not None), None)
         if self.action_texts:
-            discrete = isinstance(space, gymnasium.spaces.Discrete)
-            if space is not None and discrete and int(space.n) != len(self.action_texts):
+            if name is not None:
+                wanted = "either fixed action_texts, or a list for each state"
+                raise self._error(f"info[{name!r}]", wanted, "both")
+            if isinstance(space, gymnasium.spaces.Discrete) and space.n != len(self.action_texts):
                 raise self._error(
                     "env.action_texts", f"{space.n} texts, for {space}", list(self.action_texts)
                 )
             return self.action_texts
-        found = next((info[name] for name in ADMISSIBLE if name in info), None)
-        texts = () if found is None or isinstance(found, str) else tuple(found)
-        if ended and not texts:
-            return ()
-        if not texts or not all(isinstance(text, str) and text for text in texts):
+        found = () if name is None else info[name]
+        if fault := fault_of_texts(found):
+            raise self._error(f"info[{name!r}]", fault, found)
+        if not found and not ended:
             where = f"action_texts, or a list of texts in info[{ADMISSIBLE[0]!r}]"
-            raise self._error("the actions", where, "neither" if found is None else found)
-        if len(set(texts)) < len(texts):
-            raise self._error(f"info[{ADMISSIBLE[0]!r}]", "texts that differ", list(texts))
-        return texts
+            raise self._error("the actions", where, "neither" if name is None else found)
+        if isinstance(space, gymnasium.spaces.Discrete) and space.n < len(found):
+            raise self._error(f"info[{name!r}]", f"at most {space.n} texts, for {space}", found)
+        return tuple(found)
 
     def _meant(self, action: int) -> Any:
         """What the environment's ``step`` takes."""
         space = getattr(self._env, "action_space", None)
         if isinstance(space, gymnasium.spaces.Discrete):
-            return int(space.start) + action
+            return self._first_number + action
         if space is None or isinstance(space, gymnasium.spaces.Text):
             return self._shown.actions[action]
         raise self._error("action_space", "Discrete, Text or none", space)
+
+    @property
+    def _first_number(self) -> int:
+        """That of the first action, as the environment counts."""
+        space = getattr(self._env, "action_space", None)
+        return int(space.start) if isinstance(space, gymnasium.spaces.Discrete) else 0
 
     def _cut(self, terminated: bool, truncated: bool) -> bool:
         limit, steps = self._args.max_steps, len(self.actions)
@@ -350,18 +382,3 @@ class CopiesHere:
         """See ``Copies``."""
         for copy in self._copies:
             copy.close()
-
-
-def made(args: EnvArgs) -> Any:
-    """What ``env._target_`` names, called with its arguments.
-
-    Raises:
-        ConfigError: It cannot be had.
-        EnvError: It raises.
-    """
-    try:
-        return args.own.make("env")
-    except LamorelExtError:
-        raise
-    except Exception as error:
-        raise EnvError(f"env: {args.own.target}: {why(error)}") from error

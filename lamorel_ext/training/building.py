@@ -8,7 +8,8 @@ from lamorel_ext.config import Config
 from lamorel_ext.envs.babyai.batch_checks import EpisodeSeed
 from lamorel_ext.envs.babyai.batched import make_batched_env, training_seeds
 from lamorel_ext.envs.babyai.levels import level_ids
-from lamorel_ext.envs.own import look_at, offers, own_batch
+from lamorel_ext.envs.own import look_at, own_batch
+from lamorel_ext.envs.own_keys import offers
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import BABYAI, Actor, StepListener
 from lamorel_ext.prompts import PromptHistory

@@ -70,7 +70,7 @@ def run_episodes(
         decision = actor.decide(shown, draws)
         actions = np.zeros(env.num_envs, dtype=np.int64)
         actions[running] = decision.actions
-        stepped = env.step(actions)
+        stepped = env.step(actions, running)
         rewards, done, terminated = (
             stepped.step.rewards[running],
             stepped.step.done[running],

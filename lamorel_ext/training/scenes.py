@@ -36,9 +36,18 @@ class PromptedEnv:
         observations = self._env.reset()
         return self._scene(observations, self._history.reset(observations))
 
-    def step(self, actions: np.ndarray) -> SceneStep:
-        """Take one action, ``(num_envs,)``, in each environment."""
-        step = self._env.step(actions)
+    def step(self, actions: np.ndarray, running: np.ndarray | None = None) -> SceneStep:
+        """Take one action, ``(num_envs,)``, in each environment.
+
+        Args:
+            running: Places of those that are still of interest; None means all. Where an
+                environment has a ``rest_action``, it leaves the others as they are.
+        """
+        taken, rest = actions, getattr(self._env, "rest_action", None)
+        if running is not None and rest is not None:
+            taken = np.full_like(actions, rest)
+            taken[running] = actions[running]
+        step = self._env.step(taken)
         prompts = self._history.step(actions, step)
         return SceneStep(
             Scene(step.reached, prompts.reached), self._scene(step.current, prompts.current), step

@@ -56,6 +56,7 @@ def test_an_own_environment_is_compared_and_named_in_the_report(
         (["arm=bot", "env._target_=my_kitchen.Kitchen"], 2, "offers no expert_action"),
         (["env.size=big"], 1, ""),
         (["env.language=fr"], 2, "env.language: must be en"),
+        (["env.level=hard"], 2, "env.level: my_game.Corridor takes no argument level"),
         (["env.action_texts=[a,b]"], 1, "expected 3 texts"),
     ],
 )

@@ -186,6 +186,7 @@ def test_a_state_that_would_come_back_otherwise_is_not_saved(
 
 def test_what_json_gives_back_is_taken() -> None:
     assert not changed_by_json({"a": [1, 2.5, None, True, "ü", {"b": []}], "c": -0.0})
+    assert not changed_by_json({"numpy": [np.float64(0.1)]})
 
 
 class Agent:

@@ -1,0 +1,65 @@
+"""What an environment of the user's own offers beside ``reset`` and ``step``: how it is found in
+wrappers, and what it has to be.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
+
+from lamorel_ext.as_json import changed_by_json
+from lamorel_ext.errors import EnvError
+
+_TRANSPARENT = (OrderEnforcing, PassiveEnvChecker)
+"""What ``gymnasium.make`` puts around everything: nothing of an episode is theirs."""
+
+
+def offer_of(env: Any, name: str, default: Any = None) -> Any:
+    """What an environment has under a name: the outermost wrapper that has it decides."""
+    if hasattr(env, name):  # asked first: a wrapper not of Gymnasium's may pass the rest on
+        return getattr(env, name)
+    look = getattr(env, "get_wrapper_attr", None)
+    try:
+        return look(name) if callable(look) else getattr(env.unwrapped, name)
+    except AttributeError:
+        return default
+
+
+def keeps_state(env: Any) -> bool:
+    """True where the outermost object itself has ``get_state`` and ``set_state``. Those of what it
+    wraps leave out what a wrapper may keep, such as the steps that ``TimeLimit`` counts, and give
+    what no wrapper has seen.
+    """
+    while type(env) in _TRANSPARENT:
+        env = env.env
+    names = ("get_state", "set_state")
+    return all(callable(inspect.getattr_static(env, name, None)) for name in names)
+
+
+def fault_of_texts(texts: Any) -> str:
+    """What actions' texts would have to be, empty where they are. A set is refused: its order, and
+    with it the actions' numbers, would be another in every process.
+    """
+    if not isinstance(texts, (list, tuple)):
+        return "a list or tuple of texts"
+    if not all(isinstance(text, str) and text for text in texts):
+        return "texts that are not empty"
+    return "texts that differ" if len(set(texts)) < len(texts) else ""
+
+
+def as_saved(place: str, state: Any) -> Any:
+    """A state as it comes back from a checkpoint: a copy, which nobody goes on changing.
+
+    Args:
+        place: What gave it, for the message.
+        state: What it gave.
+
+    Raises:
+        EnvError: JSON cannot hold it, or makes something else of it.
+    """
+    if changed := changed_by_json(state):
+        raise EnvError(f"{place}: JSON would change {changed}")
+    return json.loads(json.dumps(state))
