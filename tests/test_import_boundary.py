@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASICS = {"types", "errors", "options", "options of methods", "config", "finite", "processes"}
+BASICS = {
+    "types", "errors", "options", "options of methods", "config", "finite", "as_json", "processes",
+}  # fmt: skip
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
     "finite": set(),
+    "as_json": set(),
     "rl": set(),
     "randomness": {"errors"},
     "processes": {"errors"},
