@@ -76,9 +76,8 @@ class PlainForward:
                 self._encoder_decoder(chosen) if self.seq2seq else self._decoder(chosen)
             )
             outputs = self.model(**minibatch, output_hidden_states=hidden_states, use_cache=False)
-            # A learnt prompt stands before a decoder's own tokens.
             given = minibatch["decoder_input_ids" if self.seq2seq else "input_ids"]
-            first += outputs.logits.shape[1] - given.shape[1]
+            _drop_learnt_prompt(outputs, given.shape[1])
             yield PlainPass(
                 places,
                 outputs,
@@ -136,6 +135,16 @@ class PlainForward:
 
     def _put(self, values: np.ndarray) -> Tensor:
         return put(values, self.model.device)
+
+
+def _drop_learnt_prompt(outputs: Any, width: int) -> None:
+    """Leave the decoder's last ``width`` positions: a learnt prompt (PEFT's) stands before them."""
+    if outputs.logits.shape[1] == width:
+        return
+    outputs["logits"] = outputs.logits[:, -width:]
+    for key in ("hidden_states", "decoder_hidden_states"):
+        if (layers := outputs.get(key)) is not None:
+            outputs[key] = tuple(layer[:, -width:] for layer in layers)
 
 
 def nothing_read(model: Any, n: int) -> BaseModelOutput:
