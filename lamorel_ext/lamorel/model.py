@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
@@ -26,6 +27,7 @@ from lamorel_ext.llm.answers import TextEncoder, merge
 from lamorel_ext.llm.generation import takes_left_padding
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.scoring.engines import callable_of, is_as_made, make_engine, unwrap
+from lamorel_ext.llm.scoring.plain import rope_limit
 from lamorel_ext.llm.scoring.scorer import Scorer
 
 SCORE_KEY = "__score"
@@ -321,29 +323,47 @@ class LamorelModel(nn.Module):
             _chain(_unpadded(before), behind)
             for before, behind in zip(inputs, outputs, strict=True)
         ]
-        width = max(len(each["input_ids"]) for each in texts)
-        rows = [self._padded(each, width) for each in texts]
+        size = minibatch["input_ids"].shape[1]
+        apart = minibatch["attention_mask"].shape[1] - size
+        gaps = self._put([len(each["input_ids"]) - sum(each["attention_mask"]) for each in inputs])
+        places = torch.arange(size, device=self.device) + apart - gaps[:, None]
         if with_states:
             minibatch["output_hidden_states"] = True
+        limit = rope_limit(unwrap(self._LLM_model).config)
+        sides: dict[bool, list[int]] = {}
+        for row, text in enumerate(texts):
+            far = limit is not None and len(text["input_ids"]) > limit
+            sides.setdefault(far, []).append(row)
+        parts = [
+            self._read_texts([texts[row] for row in rows], places[rows], with_states)
+            for rows in sides.values()
+        ]
+        logits, *states = parts[0]
+        if len(parts) > 1:
+            order = np.argsort([row for rows in sides.values() for row in rows])
+            logits, *states = (torch.cat(pair)[order] for pair in zip(*parts, strict=True))
+        return CausalLMOutput(logits=logits, hidden_states=tuple(states) if with_states else None)
+
+    def _read_texts(
+        self, texts: Sequence[Sequences], places: Tensor, with_states: bool
+    ) -> list[Tensor]:
+        """Logits, and hidden states of each layer, at these places ``(n, size)`` of the texts; what
+        is outside of a text stands for padding.
+        """
+        width = max(len(each["input_ids"]) for each in texts)
+        rows = [self._padded(each, width) for each in texts]
         found = self._LLM_model(
             input_ids=self._put([each["input_ids"] for each in rows]),
             attention_mask=self._put([each["attention_mask"] for each in rows]),
             output_hidden_states=with_states,
             use_cache=False,
         )
-        size = minibatch["input_ids"].shape[1]
-        apart = minibatch["attention_mask"].shape[1] - size
-        gaps = self._put([len(each["input_ids"]) - sum(each["attention_mask"]) for each in inputs])
-        places = (torch.arange(size, device=self.device) + apart - gaps[:, None]).clamp(
-            0, width - 1
-        )
 
-        def laid_out(values: Tensor) -> Tensor:
-            at = (places + values.shape[1] - width).to(values.device)
-            return values[torch.arange(len(values), device=values.device)[:, None], at]
+        def at_places(values: Tensor) -> Tensor:
+            inside = (places.clamp(0, width - 1) + values.shape[1] - width).to(values.device)
+            return values[torch.arange(len(values), device=values.device)[:, None], inside]
 
-        states = tuple(laid_out(each) for each in found["hidden_states"]) if with_states else None
-        return CausalLMOutput(logits=laid_out(found["logits"]), hidden_states=states)
+        return [at_places(each) for each in (found["logits"], *(found.get("hidden_states") or ()))]
 
     def _positions(self, mask: Tensor, size: int) -> dict[str, Tensor]:
         """Positions of the last ``size`` columns, counted without the padding before a text."""

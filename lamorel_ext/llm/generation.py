@@ -22,7 +22,7 @@ from lamorel_ext.llm.devices import seeded
 from lamorel_ext.llm.fsdp import model_is_divided
 from lamorel_ext.llm.scoring.candidate_tree import Tokens
 from lamorel_ext.llm.scoring.engines import callable_of, unwrap
-from lamorel_ext.llm.scoring.plain import nothing_read
+from lamorel_ext.llm.scoring.plain import nothing_read, rope_limit
 from lamorel_ext.llm.scoring.scorer import Scorer
 from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar
 
@@ -251,8 +251,8 @@ def takes_left_padding(model: Any) -> bool:
     """Whether a decoder-only model answers behind padding what it answers without.
 
     It does where it attends by a mask alone and can be told positions that count from 0. Not a
-    recurrent model, nor one that counts positions by itself; and a learnt prompt (PEFT's) stands
-    before the padding.
+    recurrent model, nor one that counts positions by itself, nor one whose positions change with
+    the longest row (LongRoPE); and a learnt prompt (PEFT's) stands before the padding.
     """
     inner = unwrap(model)
     arguments = inspect.signature(inner.forward).parameters
@@ -261,6 +261,7 @@ def takes_left_padding(model: Any) -> bool:
         and "position_ids" in arguments
         and "past_key_values" in arguments
         and not getattr(inner, "_is_stateful", False)
+        and rope_limit(inner.config) is None
         and not any(hasattr(part, _COUNTS) for part in inner.modules())
     )
 

@@ -133,11 +133,17 @@ UNPADDABLE: dict[str, dict[str, Any]] = {
     "bart": {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 24},
     "mamba": {"state_size": 4},
     "openai-gpt": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "phi3": {
+        "num_key_value_heads": 2, "original_max_position_embeddings": 8,
+        "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 8},
+    },
     "recurrent_gemma": {"lru_width": 16, "attention_window_size": 8, "block_types": ["recurrent", "attention"]},
     "roberta": {"is_decoder": True, "max_position_embeddings": 70, "pad_token_id": 2},
     "rwkv": {"attention_hidden_size": 16, "context_length": 64},
 }  # fmt: skip
-"""Decoder-only models that read the padding before a text, or count positions by themselves."""
+"""Decoder-only models that read the padding before a text, count positions by themselves, or count
+otherwise beside a longer text.
+"""
 
 
 def make_unpaddable(architecture: str) -> Any:
