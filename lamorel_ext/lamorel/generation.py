@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.devices import seeded
+from lamorel_ext.llm.generation import needs_of, takes_left_padding
 from lamorel_ext.llm.scoring.engines import unwrap
 
 
@@ -55,28 +56,45 @@ def generate(
             )
     if options.get("stop_strings") is not None:
         options["tokenizer"] = tokenizer
-    inputs, behind = _inputs(model, tokenizer, contexts)
     options.setdefault("pad_token_id", _pad_token(model, tokenizer))
+    tokens = _tokens(model, tokenizer, contexts)
+    answers: dict[int, list[dict[str, Any]]] = {}
     try:
         with nullcontext() if seed is None else seeded(int(seed), model.device):
-            found = model.generate(**inputs, **options)
+            for places in _together(model, tokens):
+                inputs, behind = _inputs(model, tokenizer, [tokens[place] for place in places])
+                found = model.generate(**{**inputs, **options})
+                rows = _rows(model, tokenizer, found, behind, len(places), options, return_logprobs)
+                answers |= zip(places, rows, strict=True)
     except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
         shown = ", ".join(f"{name}={value!r:.40}" for name, value in arguments.items())
         raise RequestError(
             f"generate cannot be run with {shown}: {' '.join(str(error).split())}"
         ) from error
-    return _rows(model, tokenizer, found, behind, len(contexts), options, return_logprobs)
+    return [answers[place] for place in range(len(contexts))]
 
 
 _FORCED = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
 
 
-def _inputs(model: Any, tokenizer: Any, contexts: Sequence[str]) -> tuple[dict[str, Tensor], int]:
+def _together(model: Any, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Places of the contexts that are continued together: all, or those of one length where the
+    model would read the padding before a shorter one.
+    """
+    if model.config.is_encoder_decoder or takes_left_padding(model):
+        return [list(range(len(rows)))]
+    places: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(len(row), []).append(place)
+    return list(places.values())
+
+
+def _tokens(model: Any, tokenizer: Any, contexts: Sequence[str]) -> list[list[int]]:
+    """Of each context; what stands for an empty one in its place."""
     causal = not model.config.is_encoder_decoder
     rows = [
         list(tokenizer(str(context), add_special_tokens=False)["input_ids"]) for context in contexts
     ]
-    filler = _pad_token(model, tokenizer)
     for place, row in enumerate(rows):
         if not row:
             begin = (
@@ -88,7 +106,12 @@ def _inputs(model: Any, tokenizer: Any, contexts: Sequence[str]) -> tuple[dict[s
                 raise RequestError(
                     f"contexts[{place}] is empty, and the tokenizer has no token to begin with"
                 )
-            row.append(begin if causal else filler)
+            row.append(begin if causal else _pad_token(model, tokenizer))
+    return rows
+
+
+def _inputs(model: Any, tokenizer: Any, rows: Sequence[list[int]]) -> tuple[dict[str, Tensor], int]:
+    causal, filler = not model.config.is_encoder_decoder, _pad_token(model, tokenizer)
     width = max(map(len, rows))
     ids, masks = [], []
     for row in rows:
@@ -99,7 +122,7 @@ def _inputs(model: Any, tokenizer: Any, contexts: Sequence[str]) -> tuple[dict[s
         "input_ids": torch.tensor(ids, device=model.device),
         "attention_mask": torch.tensor(masks, device=model.device),
     }
-    return put, width if causal else 1
+    return put | (needs_of(model, put["input_ids"]) if causal else {}), width if causal else 1
 
 
 def _rows(

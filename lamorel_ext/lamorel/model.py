@@ -8,24 +8,26 @@ Lamorel lays them out; with T5 these share the work too (``sharing``).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.lamorel.generation import generate
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.lamorel.sharing import SharedOutputs, can_share
 from lamorel_ext.llm.answers import TextEncoder, merge
+from lamorel_ext.llm.generation import takes_left_padding
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.scoring.engines import callable_of, is_as_made, make_engine, unwrap
+from lamorel_ext.llm.scoring.plain import rope_limit
 from lamorel_ext.llm.scoring.scorer import Scorer
 
 SCORE_KEY = "__score"
@@ -226,6 +228,7 @@ class LamorelModel(nn.Module):
         tokens = [tuple(encoder.encode(own)) for own in texts]
         longest = [max(map(len, own)) for own in tokens]
         prompts = encoder.encode_prompts(contexts, behind=longest)
+        prompts = [prompt or (self.pad_token,) for prompt in prompts]  # as ``_context`` has it
         asked = merge(prompts, tokens)
         return scorer.score(*asked.distinct).log_probs.cpu()[asked.score_rows]
 
@@ -245,24 +248,35 @@ class LamorelModel(nn.Module):
         owners = [place for place, own in enumerate(rows) for _ in own]
         outputs = [row for own in rows for row in own]
         shares = can_share(self._LLM_model)
+        apart = self._settings.args.pre_encode_inputs
+        compact = self.model_type == "causal" and not takes_left_padding(self._LLM_model)
+        learnt = callable_of(self._LLM_model) is not unwrap(self._LLM_model)
         read: list[Any] | None = None
 
         def read_once() -> list[Any] | None:
             nonlocal read
-            if read is None and self._settings.args.pre_encode_inputs:
+            if read is None and apart:
                 read = self._read(inputs, options)
             return read
 
+        with_states = list(functions) != [SCORE_KEY]
         columns: dict[str, list[Any]] = {key: [] for key in functions}
         for start in range(0, len(outputs), options.minibatch_size):
             stop = min(start + options.minibatch_size, len(outputs))
             part = owners[start:stop]
             own = [inputs[place] for place in part]
+            found: Any
             if shares:
                 found, minibatch = self._shared(own, outputs[start:stop], options, read_once, part)
+            elif compact:
+                nothing = [None] if apart else None
+                minibatch = self._minibatch(own, outputs[start:stop], options, nothing, part)
+                found = self._unpadded_pass(own, outputs[start:stop], minibatch, with_states)
             else:
-                minibatch = self._minibatch(own, outputs[start:stop], options, read_once(), part)
-                found = self._pass(minibatch, list(functions) != [SCORE_KEY])
+                # A learnt prompt is put before what the model itself reads.
+                states = None if learnt else read_once()
+                minibatch = self._minibatch(own, outputs[start:stop], options, states, part)
+                found = self._pass(minibatch, with_states)
             more = dict(kwargs)
             if self._settings.version == "0.3":
                 more["current_minibatch_ids"] = list(range(start, stop))
@@ -281,10 +295,79 @@ class LamorelModel(nn.Module):
         if with_states:
             minibatch["output_hidden_states"] = True
         arguments = dict(minibatch)
-        if self._takes("position_ids") and self.model_type == "causal":
-            positions = (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-            arguments["position_ids"] = positions[:, -arguments["input_ids"].shape[1] :]
-        return self._LLM_model(**arguments)
+        if self.model_type == "causal":
+            arguments |= self._positions(
+                minibatch["attention_mask"], minibatch["input_ids"].shape[1]
+            )
+        try:
+            return self._LLM_model(**arguments)
+        except AttributeError as error:
+            if "encoder_outputs" not in minibatch:
+                raise
+            raise RequestError(
+                f"{type(unwrap(self._LLM_model)).__name__} cannot be given what its encoder has"
+                f" read: set pre_encode_inputs to false ({error})"
+            ) from error
+
+    def _unpadded_pass(
+        self,
+        inputs: Sequence[Sequences],
+        outputs: Sequence[Sequences],
+        minibatch: dict[str, Any],
+        with_states: bool,
+    ) -> CausalLMOutput:
+        """A pass of a causal model that reads no padding before a text; what it gives is laid out
+        as the minibatch is, without the positions of a learnt prompt.
+        """
+        texts = [
+            _chain(_unpadded(before), behind)
+            for before, behind in zip(inputs, outputs, strict=True)
+        ]
+        size = minibatch["input_ids"].shape[1]
+        apart = minibatch["attention_mask"].shape[1] - size
+        gaps = self._put([len(each["input_ids"]) - sum(each["attention_mask"]) for each in inputs])
+        places = torch.arange(size, device=self.device) + apart - gaps[:, None]
+        if with_states:
+            minibatch["output_hidden_states"] = True
+        limit = rope_limit(unwrap(self._LLM_model).config)
+        sides: dict[bool, list[int]] = {}
+        for row, text in enumerate(texts):
+            far = limit is not None and len(text["input_ids"]) > limit
+            sides.setdefault(far, []).append(row)
+        parts = [
+            self._read_texts([texts[row] for row in rows], places[rows], with_states)
+            for rows in sides.values()
+        ]
+        logits, *states = parts[0]
+        if len(parts) > 1:
+            order = np.argsort([row for rows in sides.values() for row in rows])
+            logits, *states = (torch.cat(pair)[order] for pair in zip(*parts, strict=True))
+        return CausalLMOutput(logits=logits, hidden_states=tuple(states) if with_states else None)
+
+    def _read_texts(
+        self, texts: Sequence[Sequences], places: Tensor, with_states: bool
+    ) -> list[Tensor]:
+        """Logits, and hidden states of each layer, at these places ``(n, size)`` of the texts; what
+        is outside of a text stands for padding.
+        """
+        width = max(len(each["input_ids"]) for each in texts)
+        rows = [self._padded(each, width) for each in texts]
+        found = self._LLM_model(
+            input_ids=self._put([each["input_ids"] for each in rows]),
+            attention_mask=self._put([each["attention_mask"] for each in rows]),
+            output_hidden_states=with_states,
+            use_cache=False,
+        )
+
+        def at_places(values: Tensor) -> Tensor:
+            inside = (places.clamp(0, width - 1) + values.shape[1] - width).to(values.device)
+            return values[torch.arange(len(values), device=values.device)[:, None], inside]
+
+        return [at_places(each) for each in (found["logits"], *(found.get("hidden_states") or ()))]
+
+    def _positions(self, mask: Tensor, size: int) -> dict[str, Tensor]:
+        """Positions of the last ``size`` columns, counted without the padding before a text."""
+        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -size:]}
 
     def _shared(
         self,
@@ -399,9 +482,8 @@ class LamorelModel(nn.Module):
             elif not batch["input_ids"].shape[1]:
                 read.append(None)
             else:
-                if self._takes("position_ids"):
-                    batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-                read.append(self._LLM_model(**batch, use_cache=True).past_key_values)
+                positions = self._positions(batch["attention_mask"], len(part[0]["input_ids"]))
+                read.append(self._LLM_model(**batch, **positions, use_cache=True).past_key_values)
         return read
 
     def _minibatch(
@@ -469,9 +551,6 @@ class LamorelModel(nn.Module):
         start = getattr(self._LLM_model.config, "decoder_start_token_id", None)
         return self.pad_token if start is None else int(start)
 
-    def _takes(self, name: str) -> bool:
-        return name in inspect.signature(unwrap(self._LLM_model).forward).parameters
-
     def _put(self, values: Any) -> Tensor:
         return torch.tensor(values, device=self.device, dtype=torch.int64)
 
@@ -510,6 +589,11 @@ def _pad_token(tokenizer: Any, settings: LlmSettings) -> int:
         if token is not None:
             return int(token)
     return 0
+
+
+def _unpadded(sequence: Sequences) -> Sequences:
+    real = list(compress(sequence["input_ids"], sequence["attention_mask"]))
+    return {"input_ids": real, "attention_mask": [1] * len(real)}
 
 
 def _part(sequence: Sequences, part: slice) -> Sequences:
@@ -569,7 +653,13 @@ def _cache_of(read: Sequence[Any], owners: Sequence[int], size: int, device: tor
 
 
 def _layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    try:
+        return [(layer.keys, layer.values) for layer in cache.layers]
+    except AttributeError as error:
+        raise RequestError(
+            f"a {type(cache).__name__} cannot be shared by candidates: set pre_encode_inputs to"
+            " false"
+        ) from error
 
 
 def initialised(

@@ -241,9 +241,11 @@ class Answerer:
         self, name: str, function: BaseModuleFunction, states: Tensor, prompts: Sequence[Tokens]
     ) -> Tensor:
         key = "decoder_hidden_states" if self.plain.seq2seq else "hidden_states"
+        contexts = _Contexts(prompts)
         return _checked(
             name,
-            function({key: (states[:, None].to(function.device),)}, {}, _Contexts(prompts)),
+            # A copy: one that works in place would change what the next one reads.
+            function({key: (states[:, None].to(function.device, copy=True),)}, {}, contexts),
             len(prompts),
         )
 
@@ -258,10 +260,17 @@ class Answerer:
             outputs, minibatch = one.outputs, one.minibatch
             if self.cut_context and not self.plain.seq2seq:
                 outputs, minibatch = _cut(outputs, minibatch, one.first)
-            for name, function in functions.items():
+            read = _tensors_of(outputs)
+            for number, (name, function) in enumerate(functions.items()):
+                versions = _changes(read)
                 values[name].append(
                     _checked(name, function(outputs, minibatch, one.prompts), len(one.places))
                 )
+                if number + 1 < len(functions) and _changes(read) != versions:
+                    raise RequestError(
+                        f"module function {name!r} changed in place what the others read of the"
+                        " pass; let it work on a clone"
+                    )
             places += one.places
         order = sorted(range(len(places)), key=lambda row: places[row])
         return {name: torch.cat(parts)[order] for name, parts in values.items()}, _tokens_of(pairs)
@@ -356,6 +365,18 @@ def _cut(
         "input_ids": minibatch["input_ids"][:, first:],
         "attention_mask": minibatch["attention_mask"],
     }
+
+
+def _tensors_of(outputs: Any) -> list[Tensor]:
+    """What module functions read of a pass."""
+    found = [outputs["logits"]]
+    for key in ("hidden_states", "decoder_hidden_states"):
+        found += outputs.get(key) or ()
+    return found
+
+
+def _changes(tensors: Sequence[Tensor]) -> list[int]:
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def _checked(name: str, result: object, rows: int) -> Tensor:

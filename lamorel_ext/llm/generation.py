@@ -4,9 +4,11 @@ out.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,7 +21,8 @@ from lamorel_ext.llm.answers import TextEncoder
 from lamorel_ext.llm.devices import seeded
 from lamorel_ext.llm.fsdp import model_is_divided
 from lamorel_ext.llm.scoring.candidate_tree import Tokens
-from lamorel_ext.llm.scoring.plain import nothing_read
+from lamorel_ext.llm.scoring.engines import callable_of, unwrap
+from lamorel_ext.llm.scoring.plain import nothing_read, rope_limit
 from lamorel_ext.llm.scoring.scorer import Scorer
 from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar
 
@@ -44,6 +47,9 @@ OPTIONS = frozenset(
     }
 )
 """Options of a request: transformers' own, and ``seed``, which fixes the sampling."""
+
+_COUNTS = "create_position_ids_from_input_ids"
+"""Of RoBERTa's kin, whose positions begin behind the number of their padding token, not at 0."""
 
 
 class Generator:
@@ -125,14 +131,18 @@ class Generator:
     ) -> list[list[Tokens]]:
         """Sequences of each prompt.
 
-        Prompts of similar length run together, an empty one only with empty ones.
+        Prompts of similar length run together, an empty one only with empty ones; of one length
+        where the model would read the padding before the shorter one.
         """
         each = max(int(options["num_return_sequences"]), int(options["num_beams"]))
         at_once = max(1, minibatch_size // each)
         places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-        empty = sum(not prompt for prompt in prompts)
+        padded = self._model.config.is_encoder_decoder or takes_left_padding(self._model)
         found: dict[int, list[Tokens]] = {}
-        for group in (places[:empty], places[empty:]):
+        for _, same in groupby(
+            places, lambda at: bool(prompts[at]) if padded else len(prompts[at])
+        ):
+            group = list(same)
             for start in range(0, len(group), at_once):
                 batch = group[start : start + at_once]
                 found |= dict(
@@ -184,6 +194,8 @@ class Generator:
             "input_ids": torch.tensor(rows, device=device),
             "attention_mask": torch.tensor(masks, device=device),
         }
+        if not seq2seq:
+            inputs |= needs_of(self._model, inputs["input_ids"])
         if seq2seq and model_is_divided(self._model):
             # ``generate`` would call the encoder alone, whose weights are whole in a pass of the
             # whole model only.
@@ -233,6 +245,42 @@ class Generator:
     def _end_tokens(self) -> tuple[int, ...]:
         end = self._model.generation_config.eos_token_id
         return () if end is None else tuple(end) if isinstance(end, (list, tuple)) else (int(end),)
+
+
+def takes_left_padding(model: Any) -> bool:
+    """Whether a decoder-only model answers behind padding what it answers without.
+
+    It does where it attends by a mask alone and can be told positions that count from 0. Not a
+    recurrent model, nor one that counts positions by itself, nor one whose positions change with
+    the longest row (LongRoPE); and a learnt prompt (PEFT's) stands before the padding.
+    """
+    inner = unwrap(model)
+    arguments = inspect.signature(inner.forward).parameters
+    return (
+        callable_of(model) is inner
+        and "position_ids" in arguments
+        and "past_key_values" in arguments
+        and not getattr(inner, "_is_stateful", False)
+        and rope_limit(inner.config) is None
+        and not any(hasattr(part, _COUNTS) for part in inner.modules())
+    )
+
+
+def needs_of(model: Any, tokens: Tensor) -> dict[str, Any]:
+    """What transformers' ``generate`` must be told of some models to continue as they are.
+
+    Args:
+        model: Decoder-only.
+        tokens: ``(n, length)``, without padding unless ``takes_left_padding``.
+    """
+    inner = unwrap(model)
+    if inner.config.model_type == "rwkv":
+        return {"use_cache": False}  # its state is right for a single sequence only
+    if "position_ids" in inspect.signature(inner.forward).parameters:
+        for part in inner.modules():
+            if (positions := getattr(part, _COUNTS, None)) is not None:
+                return {"position_ids": positions(tokens, part.padding_idx)}
+    return {}
 
 
 def _checked(options: Mapping[str, Scalar]) -> tuple[dict[str, Any], int | None]:

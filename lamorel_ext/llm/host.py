@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lamorel_ext.config import LlmArgs
@@ -30,12 +31,13 @@ from lamorel_ext.llm.answers import (
 )
 from lamorel_ext.llm.devices import seeded
 from lamorel_ext.llm.fresh import draw_model
-from lamorel_ext.llm.fsdp import model_is_divided, own_class, own_part, parts_of, whole_as
+from lamorel_ext.llm.fsdp import model_is_divided, own_class, parts_of, whole_as
 from lamorel_ext.llm.generation import Generator
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.scoring.engines import callable_of, make_engine, unwrap
 from lamorel_ext.llm.scoring.plain import PlainForward
 from lamorel_ext.llm.scoring.scorer import Scorer
+from lamorel_ext.llm.start import Start
 from lamorel_ext.llm.state import Memory, State, state_of
 from lamorel_ext.llm.ties import config_values, has_own_head
 from lamorel_ext.llm.weights import (
@@ -95,11 +97,10 @@ class ModelHost(nn.Module):
         self.module_functions = nn.ModuleDict(dict(module_functions or {}))
         self.weights_version = 0
         model.config.dtype = model.dtype
-        self._initialize_modules(args.seed, anew=False)
-        self._initial = {
-            name: own_part(tensor).to("cpu", copy=True)
-            for name, tensor in distinct_tensors(model).items()
-        }
+        # As they are before they are initialized the first time: drawn anew, they start from there.
+        self._uninitialized = copy.deepcopy(dict(self.module_functions))
+        self._initialize(dict(self.module_functions), args.seed)
+        self._initial, self._begun = Start(model), False
         self._divided = model_is_divided(model)
         self._encoder = TextEncoder(tokenizer, model.config, args.max_prompt_tokens)
         self._answerer = self._make_answerer(model)
@@ -110,7 +111,7 @@ class ModelHost(nn.Module):
         self._remembered_at: Hashable = None
         self._settings: Memory[Hashable, int] = Memory(KNOWN_SETTINGS)
         self._settings_met = 0
-        self._start: Mapping[str, Tensor] = self._initial
+        self._start: Mapping[str, Tensor] = self._initial.weights
         self._reference: Answerer | None = None
         self._reference_settings = 0
         self._reference_memory: Memory[Question, Answer] = Memory(args.cache_size)
@@ -370,7 +371,7 @@ class ModelHost(nn.Module):
 
     def reset(self, seed: int, weights: Weights = "pretrained", unused: Iterable[str] = ()) -> None:
         """Go back to the model weights of the start, or to fresh ones; draw the module functions
-        anew. Parameters stay the same objects.
+        anew. Parameters stay the same objects, and those that the start trained are trained.
 
         Args:
             seed: Of everything that is drawn.
@@ -379,16 +380,23 @@ class ModelHost(nn.Module):
                 reset.
 
         Raises:
-            RequestError: Fresh weights of a model with adapters, or no such kind of weights;
-                nothing was changed.
+            RequestError: Fresh weights of a model with adapters, no such kind of weights, or the
+                model or a module function has other tensors than at the start; nothing was changed.
         """
-        start = self._initial if weights == "pretrained" else self._fresh_weights(seed, weights)
+        self._begin()
+        start: Mapping[str, Tensor] = self._initial.weights
+        if weights != "pretrained":
+            start = {**start, **self._fresh_weights(seed, weights)}
+        self._initial.check(self.model, start)
+        drawn = self._drawn_modules(seed)
         if start is not self._start:
             self._start, self._reference = start, None
             self._reference_memory.clear()
-        copy_into(self.model, start)
+        self._initial.restore(self.model, start)
         self._unused = frozenset(unused)
-        self._initialize_modules(seed, anew=True)
+        for name, function in drawn.items():
+            # An optimiser holds the parameters: they stay the same objects.
+            Start(function).restore(self.module_functions[name], distinct_tensors(function))
         self.weights_changed()
 
     # --- checkpoints ------------------------------------------------------------------------------
@@ -401,6 +409,7 @@ class ModelHost(nn.Module):
             CheckpointError: Something cannot be written; files of an earlier save stay as they
                 were.
         """
+        self._begin()
         inner = unwrap(self.model)
         # First of all: ranks that hold parts of a divided model are giving them now.
         tensors = whole_tensors(self.model)
@@ -421,9 +430,13 @@ class ModelHost(nn.Module):
     def load(self, folder: Path) -> None:
         """Read the weights that ``save`` wrote. Nothing changes unless all of them fit.
 
+        The reference stays what the last reset of this host made it: after fresh weights, reset
+        with the same seed and weights before, as runs do.
+
         Raises:
             CheckpointError: A file is missing, corrupt or of another model; the message names it.
         """
+        self._begin()
         values = read_tensors(self.model, Path(folder) / MODEL_FILE)
         modules = read_tensors(self._modules_in_use(), Path(folder) / MODULES_FILE)
         copy_into(self.model, values)
@@ -489,16 +502,25 @@ class ModelHost(nn.Module):
             for name, tensor in model.named_parameters()
             if tensor is model.get_input_embeddings().weight
         )
-        kept = None
+        kept, initial = None, self._initial.weights
         if weights == "embeddings":
-            kept = whole_as(self._initial[name], model.get_input_embeddings().weight).cpu()
+            kept = whole_as(initial[name], model.get_input_embeddings().weight).cpu()
+        own_head = has_own_head(model)
         drawn = draw_model(
-            lambda: own_class(model)(copy.deepcopy(model.config)), seed, has_own_head(model), kept
+            lambda: own_class(model)(copy.deepcopy(model.config)), seed, own_head, kept
         )
-        return {
-            name: tensor.to(self._initial[name].dtype)
-            for name, tensor in distinct_tensors(drawn).items()
-        }
+        tensors = distinct_tensors(drawn)
+        if own_head and not has_own_head(drawn):
+            raise RequestError(
+                f"fresh weights cannot be drawn: this {model.config.model_type} has an output head"
+                " of its own, which its configuration ties to the input embeddings"
+            )
+        if other := [each for each in tensors if each not in initial]:
+            raise RequestError(
+                f"fresh weights cannot be drawn: {other[0]} of a {model.config.model_type} is not"
+                " in this model"
+            )
+        return {each: tensor.to(initial[each].dtype) for each, tensor in tensors.items()}
 
     def _make_answerer(self, model: PreTrainedModel) -> Answerer:
         size = self.args.minibatch_size
@@ -516,6 +538,7 @@ class ModelHost(nn.Module):
 
         A divided model takes them for so long: a second one would need its room once more.
         """
+        self._initial.check(self.model, self._start)
         if self._divided:
             present = {
                 name: part.clone() for name, part in parts_of(distinct_tensors(self.model)).items()
@@ -534,32 +557,45 @@ class ModelHost(nn.Module):
         """A model of its own with the weights of the start; on the CPU it is the remembered tensors
         themselves, not one more copy.
         """
-        held: dict[int, object] = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if name in self._start:
-                value = self._start[name].to(tensor.device)
-                held[id(tensor)] = (
-                    nn.Parameter(value, requires_grad=False)
-                    if isinstance(tensor, nn.Parameter)
-                    else value
-                )
+        held = self._initial.held(self.model, self._start)
         copied: PreTrainedModel = copy.deepcopy(self.model, held).requires_grad_(False).eval()
         return copied
 
-    def _initialize_modules(self, seed: int, anew: bool) -> None:
-        for name in self.module_functions:
-            function = self.module_functions[name]
+    def _begin(self) -> None:
+        """Before the first question: what updaters did to the model belongs to its start."""
+        if not self._begun:
+            self._begun = True
+            self._initial.take_in(self.model)
+            self._start = self._initial.weights
+
+    def _initialize(self, functions: Mapping[str, nn.Module], seed: int) -> None:
+        for name, function in functions.items():
             if not isinstance(function, BaseModuleFunction):
                 raise TypeError(
                     f"module function {name!r} is a {type(function).__name__}, not a"
                     " BaseModuleFunction"
                 )
             function.device, function.llm_config = self.device, unwrap(self.model).config
-            drawn = copy.deepcopy(function) if anew else function
             with seeded(seed, self.device):
-                drawn.initialize()
-            if anew:  # an optimiser holds the parameters: they stay the same objects
-                copy_into(function, distinct_tensors(drawn))
+                function.initialize()
+            if lazy := [key for key, value in function.named_parameters() if is_lazy(value)]:
+                raise TypeError(
+                    f"module function {name!r}: {lazy[0]} has no size after initialize(), as in a"
+                    " LazyLinear; llm_config says how wide states are"
+                )
+
+    def _drawn_modules(self, seed: int) -> dict[str, nn.Module]:
+        """The module functions as they are at the start of a run with this seed."""
+        drawn = copy.deepcopy(self._uninitialized)
+        self._initialize(drawn, seed)
+        for name, function in drawn.items():
+            own = distinct_tensors(self.module_functions[name])
+            if other := sorted(own.keys() ^ distinct_tensors(function).keys()):
+                raise RequestError(
+                    f"module function {name!r}: {other[0]} was put in or taken out since"
+                    " initialize(); it cannot be drawn anew"
+                )
+        return drawn
 
     def _state(self) -> State:
         return state_of(self.model, self.module_functions)
@@ -568,6 +604,7 @@ class ModelHost(nn.Module):
         """A number for the model's settings; what was remembered of other weights is forgotten, and
         after other settings the engine is chosen anew.
         """
+        self._begin()
         state = self._state()
         if (stamp := (self.weights_version, state.weights)) != self._remembered_at:
             self._memory.clear()

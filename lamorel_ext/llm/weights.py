@@ -19,7 +19,7 @@ from lamorel_ext.finite import not_finite
 from lamorel_ext.llm.fsdp import own_part, part_of, whole
 
 
-def distinct_tensors(module: nn.Module) -> dict[str, Tensor]:
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and saved buffers by name; a tensor shared under several names comes once, under
     the first.
     """
@@ -27,8 +27,13 @@ def distinct_tensors(module: nn.Module) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if names.setdefault(id(tensor), name) == name:
-            tensors[name] = tensor.detach()
+            tensors[name] = tensor
     return tensors
+
+
+def distinct_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The same without gradients."""
+    return {name: tensor.detach() for name, tensor in named_tensors(module).items()}
 
 
 def copy_into(module: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -270,7 +270,9 @@ class Caller:
         self._everywhere(SaveRequest(str(folder)))
 
     def load(self, folder: str) -> None:
-        """Let every server read what ``save`` wrote."""
+        """Let every server read what ``save`` wrote. The reference stays what the last ``reset``
+        made it: after fresh weights, reset with the same seed and weights before, as runs do.
+        """
         self._everywhere(LoadRequest(str(folder)))
 
     def forget(self) -> None:

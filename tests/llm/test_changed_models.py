@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
+from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.types import GenerateRequest
 from tests.llm.tiny_models import ACTIONS, ids, make_causal, make_host, make_t5, make_tokenizer
 
@@ -131,6 +132,9 @@ def test_a_removed_hook_gives_the_fast_engine_back() -> None:
 # --- learnt prompts -------------------------------------------------------------------------------
 
 
+LEARNT = ("PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig")
+
+
 def with_prompt(model: Any, kind: str) -> Any:
     peft = pytest.importorskip("peft", reason="the extra lora is not installed")
     seq2seq = model.config.is_encoder_decoder
@@ -175,6 +179,51 @@ def test_generated_texts_follow_a_learnt_prompt() -> None:
         max_new_tokens=4,
     )
     assert found.tokens.tolist() == own[0, 1 : 1 + len(found.tokens)].tolist()
+
+
+class Shapes(BaseModuleFunction):
+    """Lamorel's way to score, which needs outputs as long as the tokens it was given."""
+
+    def initialize(self) -> None:
+        pass
+
+    def forward(
+        self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        tokens, states = minibatch["input_ids"], forward_outputs["hidden_states"][-1]
+        logits = forward_outputs["logits"]
+        assert logits.shape[1] == tokens.shape[1] == states.shape[1]
+        behind = tokens.shape[1] - minibatch["attention_mask"].shape[1]
+        start = len(tokenized_contexts[0]["input_ids"]) if not behind else 0
+        chosen = logits[:, :-1].log_softmax(-1).gather(2, tokens[:, 1:, None]).squeeze(2)
+        return chosen[:, start:].masked_fill(tokens[:, 1 + start :] == 0, 0).sum(-1)
+
+
+@pytest.mark.parametrize("kind", LEARNT)
+@pytest.mark.parametrize("cut", [True, False])
+def test_module_functions_see_no_position_of_a_learnt_prompt(cut: bool, kind: str) -> None:
+    host = make_host(
+        with_prompt(make_causal(), kind),
+        {"mine": Shapes()},
+        pre_encode_inputs=cut,
+        minibatch_size=4,
+    )
+    result = host.score(PROMPTS, [ACTIONS] * len(PROMPTS), ("mine",))
+    torch.testing.assert_close(result.modules["mine"], result.log_probs, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", LEARNT)
+def test_texts_behind_a_learnt_prompt_are_the_same_in_any_company(kind: str) -> None:
+    adapted = with_prompt(make_causal(), kind)
+    adapted.base_model.generation_config.eos_token_id = None
+    adapted.generation_config.eos_token_id = None
+    host = make_host(adapted)
+
+    def texts(*prompts: str) -> list[int]:
+        return host.generate(GenerateRequest(prompts, {"max_new_tokens": 5})).tokens.tolist()
+
+    prompts = [prompt for prompt in PROMPTS if prompt]
+    assert texts(*prompts) == [token for prompt in prompts for token in texts(prompt)]
 
 
 def test_a_subclass_that_changes_nothing_is_still_right() -> None:

@@ -20,6 +20,7 @@ from tests.llm.tiny_models import (
     ACTIONS,
     PROMPTS,
     SHARED,
+    UNPADDABLE,
     WORDS,
     ids,
     make_causal,
@@ -27,6 +28,7 @@ from tests.llm.tiny_models import (
     make_mt5,
     make_t5,
     make_tokenizer,
+    make_unpaddable,
     plain_scores,
     plain_token_log_probs,
 )
@@ -92,6 +94,12 @@ def test_every_architecture_that_reads_trees(architecture: str) -> None:
     candidates = ["turn left", "turn left and go forward", "toggle", ""]
     check(model, prompts, [candidates] * len(prompts))
     check(model, prompts[:3], [candidates] * 3)  # these begin alike, which is read once
+
+
+@pytest.mark.parametrize("architecture", sorted(UNPADDABLE))
+def test_every_architecture_that_reads_padding(architecture: str) -> None:
+    prompts = [*PROMPTS[:3], PROMPTS[4]]
+    check(make_unpaddable(architecture), prompts, [ACTIONS] * 4, 1e-5)  # float32 within Mamba
 
 
 @pytest.mark.parametrize(

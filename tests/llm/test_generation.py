@@ -13,10 +13,12 @@ from lamorel_ext.errors import RequestError
 from lamorel_ext.types import GenerateRequest
 from tests.llm.tiny_models import (
     PROMPTS,
+    UNPADDABLE,
     ids,
     make_causal,
     make_host,
     make_t5,
+    make_unpaddable,
     plain_next,
     plain_token_log_probs,
 )
@@ -154,3 +156,17 @@ def test_no_prompts_no_texts() -> None:
         0,
         0,
     )
+
+
+@pytest.mark.parametrize("name", UNPADDABLE)
+@torch.no_grad()
+def test_models_that_read_padding_continue_each_prompt_as_if_alone(name: str) -> None:
+    model = make_unpaddable(name)
+    host = make_host(model)
+    prompts = [prompt for prompt in PROMPTS if prompt]
+    prompts += [prompt.replace("go", "turn").replace("you", "the") for prompt in prompts]
+    found = host.generate(GenerateRequest(tuple(prompts), {"max_new_tokens": 5})).tokens
+    for prompt, tokens in zip(prompts, found.view(-1, 5).tolist(), strict=True):
+        context = ids(host.tokenizer, prompt)
+        for step, token in enumerate(tokens):
+            assert token == int(plain_next(model, context, tokens[:step]).argmax())

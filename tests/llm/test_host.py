@@ -348,6 +348,39 @@ def test_an_empty_prompt_needs_something_to_stand_for_it() -> None:
         host.score(["go", ""], [["drop"], ["drop"]])
 
 
+class InPlace(BaseModuleFunction):
+    """Changes what it reads."""
+
+    def initialize(self) -> None:
+        pass
+
+    def forward(
+        self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
+    ) -> Tensor:
+        states: Tensor = forward_outputs["decoder_hidden_states"][-1]
+        return states[:, 0].mul_(0).sum(-1)
+
+
+class InPlaceFast(InPlace):
+    needs = "state"
+
+
+def test_a_module_function_that_works_in_place_changes_nothing_for_the_others() -> None:
+    functions = {"full": InPlace(), "fast": InPlaceFast(), "sum": FirstStateFast()}
+    host = make_host(make_t5(), functions)
+    alone = host.score(PROMPTS, SIX, ("sum",)).modules["sum"]
+    result = host.score(PROMPTS, SIX, ("fast", "sum"))
+    assert torch.equal(result.modules["sum"], alone) and not result.modules["fast"].any()
+    host.score(PROMPTS, SIX, ("full",))
+
+
+def test_a_whole_pass_that_is_changed_in_place_before_others_read_it_is_refused() -> None:
+    host = make_host(make_t5(), {"full": InPlace(), "sum": FirstState()})
+    with pytest.raises(RequestError, match="'full' changed in place what the others read"):
+        host.score(PROMPTS, SIX, ("full", "sum"))
+    assert host.score(PROMPTS, SIX, ("sum", "full")).modules["sum"].abs().min() > 0
+
+
 def test_a_module_function_of_the_wrong_shape_is_refused() -> None:
     class Scalar(FirstState):
         def forward(

@@ -491,3 +491,32 @@ def test_an_initializer_that_puts_in_what_is_not_finite_is_named(tmp_path: Path)
     write(tmp_path, make_causal(dtype=torch.float32))
     with pytest.raises(ModelLoadError, match="after Breaks: .* is not finite in 1 of"):
         load_host(args(tmp_path), CPU, initializer=Breaks())
+
+
+def encoder(kind: str, **more: Any) -> Any:
+    sizes = {
+        "vocab_size": len(make_tokenizer()),
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "initializer_range": 0.4,
+        "max_position_embeddings": 70,
+    }
+    config = transformers.AutoConfig.for_model(kind, **sizes, **more)
+    return transformers.AutoModelForCausalLM.from_config(config).double()
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_an_encoder_that_sees_the_candidate_is_no_causal_model(
+    tmp_path: Path, kind: str, pretrained: bool
+) -> None:
+    folder = write(tmp_path, encoder(kind))
+    fails(folder, rf"no causal model \({kind}\).*is_decoder=True", pretrained=pretrained)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_an_encoder_made_a_decoder_is_a_causal_model(tmp_path: Path, kind: str) -> None:
+    folder = write(tmp_path, encoder(kind, is_decoder=True))
+    assert load_model(args(folder), CPU)[2] == "causal"

@@ -129,6 +129,40 @@ def make_causal(
     return transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
 
 
+UNPADDABLE: dict[str, dict[str, Any]] = {
+    "bart": {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 24},
+    "mamba": {"state_size": 4},
+    "openai-gpt": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "phi3": {
+        "num_key_value_heads": 2, "original_max_position_embeddings": 8,
+        "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 8},
+    },
+    "recurrent_gemma": {"lru_width": 16, "attention_window_size": 8, "block_types": ["recurrent", "attention"]},
+    "roberta": {"is_decoder": True, "max_position_embeddings": 70, "pad_token_id": 2},
+    "rwkv": {"attention_hidden_size": 16, "context_length": 64},
+}  # fmt: skip
+"""Decoder-only models that read the padding before a text, count positions by themselves, or count
+otherwise beside a longer text.
+"""
+
+
+def make_unpaddable(architecture: str) -> Any:
+    """One of ``UNPADDABLE``, of 2 layers, that never ends a text."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+        "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1,
+    }  # fmt: skip
+    config = transformers.AutoConfig.for_model(architecture, **sizes | UNPADDABLE[architecture])
+    model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+    model.generation_config.eos_token_id = model.generation_config.forced_eos_token_id = None
+    return model
+
+
 def make_host(
     model: Any, module_functions: dict[str, BaseModuleFunction] | None = None, **args: Any
 ) -> ModelHost:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError, UpdateError
+from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.updaters import (
     BaseUpdater,
     FeedbackUpdater,
@@ -20,8 +22,10 @@ from lamorel_ext.llm.updaters import (
     SupervisedUpdater,
     make_updaters,
 )
+from lamorel_ext.llm.updaters.batches import Chunk, score_chunk
 from lamorel_ext.llm.updaters.gradients import GradientStepper
 from lamorel_ext.types import Scalar, ScoreResult, UpdateRequest
+from tests.llm.tiny_models import make_host, make_t5
 from tests.updaters.updater_fakes import (
     FakeHost,
     ThreadGroup,
@@ -272,6 +276,23 @@ def test_a_critic_that_is_evaluated_on_every_candidate_counts_for_the_first() ->
     assert torch.equal(*weights)
 
 
+def test_a_prompt_without_candidates_has_a_row_of_its_own_beside_others() -> None:
+    class Numbered(BaseModuleFunction):
+        def initialize(self) -> None:
+            pass
+
+        def forward(self, forward_outputs: Any, minibatch: Any, *args: Any, **kwargs: Any) -> Any:
+            return forward_outputs["logits"][:, 0]
+
+    host = make_host(make_t5(), {"first": Numbered()})
+    prompts = ("you see a wall", "go", "you see a red ball")
+    alone = [host.score([each], [("drop",)], ("first",)).modules["first"] for each in prompts]
+    for lists in (((), ("drop", "turn left"), ()), (("drop", "toggle"), (), ("go",)), ((), (), ())):
+        chunk = Chunk(prompts, lists, torch.arange(3), torch.arange(3))
+        found = score_chunk(host, chunk, ["first"], False)[0].modules["first"]
+        torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=1e-9)
+
+
 # --- failures on the way --------------------------------------------------------------------------
 
 
@@ -323,7 +344,7 @@ def test_replaced_parameters_are_noticed() -> None:
     host = ready(updater)
     updater.update(FEEDBACK_REQUEST)
     host.read.weight = torch.nn.Parameter(host.read.weight.detach().clone())
-    with pytest.raises(UpdateError, match="parameters were replaced"):
+    with pytest.raises(UpdateError, match=r"read\.weight was replaced since the last update"):
         updater.update(FEEDBACK_REQUEST)
 
 
@@ -628,3 +649,35 @@ def test_a_lamorel_style_updater_gets_its_own_samples_by_their_ids() -> None:
 def test_the_base_class_alone_does_not_pretend_to_update() -> None:
     with pytest.raises(NotImplementedError, match="perform_update"):
         BaseUpdater().update(FEEDBACK_REQUEST)
+
+
+def test_an_optimizer_that_is_not_saved_or_reset_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Own(LamorelStyle):
+        pass
+
+    class Saving(LamorelStyle):
+        def save(self, folder: Path) -> None:
+            super().save(folder)
+
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    adam, plain = torch.optim.Adam([weight]), torch.optim.SGD([weight])
+    for kind, optimizer in ((Own, adam), (Own, plain), (Saving, adam)):
+        updater = kind()
+        updater.optimizers = {"policy": [optimizer]}
+        updater.save(tmp_path)
+        assert not caplog.records  # nothing has been learnt yet, or there is nothing to lose
+    adam.step()
+    plain.step()
+    for kind, optimizer in ((Own, plain), (Saving, adam), (Own, adam), (Own, adam)):
+        updater = kind()
+        updater.optimizers = {"policy": [optimizer]}
+        updater.save(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Own: its optimizer (optimizers) is not in save(): a run that goes on from a checkpoint"
+        " starts it anew"
+    ]
+    updater.reset(0)
+    assert "Own: its optimizer (optimizers) is not in reset()" in caplog.records[-1].getMessage()

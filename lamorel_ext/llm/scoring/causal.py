@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from lamorel_ext.llm.devices import put, put_integers
 from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens, TreeBatch, batch_trees
 from lamorel_ext.llm.scoring.packing import make_packing
+from lamorel_ext.llm.scoring.plain import rope_limit
 from lamorel_ext.llm.scoring.scorer import Reading
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits, edge_log_probs
 
@@ -64,6 +65,7 @@ def takes_trees(model: PreTrainedModel) -> bool:
     return (
         config.model_type in TREE_MODELS
         and window is None
+        and rope_limit(config) is None
         and not getattr(config, "add_cross_attention", False)
     )
 

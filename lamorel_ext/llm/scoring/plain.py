@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class PlainForward:
 
     A decoder-only model only ever gets prompts of one length together, so that nothing is padded
     before a candidate: right for models that cannot mask (recurrent ones) or that count positions
-    by themselves.
+    by themselves. And none on both sides of its ``rope_limit``.
 
     Args:
         model: Any model with an output head of transformers.
@@ -76,9 +77,8 @@ class PlainForward:
                 self._encoder_decoder(chosen) if self.seq2seq else self._decoder(chosen)
             )
             outputs = self.model(**minibatch, output_hidden_states=hidden_states, use_cache=False)
-            # A learnt prompt stands before a decoder's own tokens.
             given = minibatch["decoder_input_ids" if self.seq2seq else "input_ids"]
-            first += outputs.logits.shape[1] - given.shape[1]
+            _drop_learnt_prompt(outputs, given.shape[1])
             yield PlainPass(
                 places,
                 outputs,
@@ -90,16 +90,19 @@ class PlainForward:
 
     def _minibatches(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
         """Places in order of the prompts' lengths."""
-        batch: list[int] = []
-        for place in sorted(range(len(pairs)), key=lambda place: len(pairs[place][0])):
-            length, earlier = len(pairs[place][0]), len(pairs[batch[0]][0]) if batch else 0
-            apart = length != earlier if not self.seq2seq else (length == 0) != (earlier == 0)
-            if batch and (apart or len(batch) == self.minibatch_size):
-                yield batch
-                batch = []
-            batch.append(place)
-        if batch:
-            yield batch
+        limit = None if self.seq2seq else rope_limit(self.model.config)
+
+        def kind(place: int) -> tuple[int, bool]:
+            prompt, candidate = pairs[place]
+            if self.seq2seq:
+                return int(bool(prompt)), False
+            return len(prompt), limit is not None and len(prompt) + len(candidate) > limit
+
+        order = sorted(range(len(pairs)), key=lambda place: (len(pairs[place][0]), kind(place)))
+        for _, alike in groupby(order, kind):
+            group = list(alike)
+            for start in range(0, len(group), self.minibatch_size):
+                yield group[start : start + self.minibatch_size]
 
     def _encoder_decoder(
         self, pairs: Sequence[Pair]
@@ -136,6 +139,31 @@ class PlainForward:
 
     def _put(self, values: np.ndarray) -> Tensor:
         return put(values, self.model.device)
+
+
+def rope_limit(config: Any) -> int | None:
+    """Tokens up to which rotary positions have one set of frequencies; the longest row of a pass
+    decides which set all its rows get (LongRoPE). None where there is one set.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    each = [rope, *(values for values in rope.values() if isinstance(values, dict))]
+    limits = [
+        values.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        for values in each
+        if values.get("rope_type") == "longrope"
+    ]
+    return min((int(limit) for limit in limits if limit), default=None)
+
+
+def _drop_learnt_prompt(outputs: Any, width: int) -> None:
+    """Leave the decoder's last ``width`` positions: a learnt prompt (PEFT's) stands before them."""
+    if outputs.logits.shape[1] == width:
+        return
+    outputs["logits"] = outputs.logits[:, -width:]
+    for key in ("hidden_states", "decoder_hidden_states"):
+        if (layers := outputs.get(key)) is not None:
+            outputs[key] = tuple(layer[:, -width:] for layer in layers)
 
 
 def nothing_read(model: Any, n: int) -> BaseModelOutput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from torch.nn import Parameter
 
 from lamorel_ext.llm.updaters.gradients import sum_dtype, sum_over_servers
 from lamorel_ext.types import ScoreResult, ServerGroup, UpdateRequest, UpdateResult
+
+log = logging.getLogger(__name__)
 
 
 class Host(Protocol):
@@ -49,6 +52,18 @@ class SingleServer:
 
     def barrier(self) -> None:
         """Nobody to wait for."""
+
+
+_WARNED: set[tuple[type, str]] = set()
+
+
+def _has_learnt(value: Any) -> bool:
+    """Whether it is one of PyTorch's optimisers, or holds some, with moments or the like."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_learnt, value))
+    if isinstance(value, dict):
+        return any(map(_has_learnt, value.values()))
+    return isinstance(value, torch.optim.Optimizer) and bool(value.state)
 
 
 class BaseUpdater:
@@ -124,10 +139,16 @@ class BaseUpdater:
             parameter.grad = (summed / self._group.size).to(parameter.device, parameter.dtype)
 
     def reset(self, seed: int) -> None:
-        """Forget what was learnt; the host goes back to its initial weights at the same time."""
+        """Forget what was learnt; the host goes back to its initial weights at the same time. Here
+        nothing, with a warning where an optimiser has learnt something.
+        """
+        self._warn_of_optimizer("reset", "after a reset it goes on with what it has learnt")
 
     def save(self, folder: Path) -> None:
-        """Write the updater's state into ``folder``; called on the first server only."""
+        """Write the updater's state into ``folder``; called on the first server only. Here nothing,
+        with a warning where an optimiser has something to write.
+        """
+        self._warn_of_optimizer("save", "a run that goes on from a checkpoint starts it anew")
 
     def give_parts(self) -> None:
         """Take part in ``save`` where the servers hold one model together: called on the others
@@ -136,3 +157,16 @@ class BaseUpdater:
 
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote; called on every server, once the host has its weights."""
+
+    def _warn_of_optimizer(self, method: str, consequence: str) -> None:
+        """Once for each class that leaves ``method`` as it is."""
+        kind = type(self)
+        own = [name for name, value in vars(self).items() if _has_learnt(value)]
+        left = getattr(kind, method) is getattr(BaseUpdater, method)
+        if own and left and (kind, method) not in _WARNED:
+            _WARNED.add((kind, method))
+            names = ", ".join(own)
+            log.warning(
+                "%s: its optimizer (%s) is not in %s(): %s",
+                kind.__name__, names, method, consequence,
+            )  # fmt: skip

@@ -287,9 +287,9 @@ def _logits(name: str, values: Tensor, counts: tuple[int, ...]) -> Tensor:
 
 def _per_prompt(values: Tensor, counts: tuple[int, ...]) -> Tensor:
     """One row per prompt: of a module function that was evaluated on every candidate the first
-    one's, as in Lamorel's examples.
+    one's, as in Lamorel's examples. A prompt without candidates has one row too.
     """
     if len(values) == len(counts):
         return values
-    sizes = torch.tensor(counts, device=values.device)
+    sizes = torch.tensor(counts, device=values.device).clamp(min=1)
     return values[sizes.cumsum(0) - sizes]

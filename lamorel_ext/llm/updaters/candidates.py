@@ -259,15 +259,16 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         """Made at the first update: an optimiser that is never asked for costs no memory."""
         if self._stepper is None:
             self._stepper = self._new_stepper()
-        current = [parameter for _, parameter in self._host.named_trainable_parameters()]
-        known = self._stepper.parameters
-        if len(current) != len(known) or any(
-            a is not b for a, b in zip(current, known, strict=True)
-        ):
-            raise UpdateError(
-                f"{self.name}: the model's parameters were replaced since the last update; reset or"
-                " load first"
-            )
+        current = dict(self._host.named_trainable_parameters())
+        known = dict(zip(self._stepper.names, self._stepper.parameters, strict=True))
+        for name in dict.fromkeys((*known, *current)):
+            if current.get(name) is not known.get(name):
+                what = "replaced" if name in current else "frozen or taken out"
+                what = what if name in known else "put in or unfrozen"
+                raise UpdateError(
+                    f"{self.name}: {name} was {what} since the last update, whose Adam knows other"
+                    " parameters; reset or load first"
+                )
         return self._stepper
 
     def _train_step(
