@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_outputs import BaseModelOutput
 
 from lamorel_ext.errors import RequestError
@@ -90,10 +91,13 @@ class PlainForward:
 
     def _minibatches(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
         """Places in order of the prompts' lengths."""
+        # Attention of somebody else's, without masks of its own, would heed the padding.
+        attention = getattr(self.model.config, "_attn_implementation", None) or "eager"
+        pads = self.seq2seq and attention in ALL_MASK_ATTENTION_FUNCTIONS
         batch: list[int] = []
         for place in sorted(range(len(pairs)), key=lambda place: len(pairs[place][0])):
             length, earlier = len(pairs[place][0]), len(pairs[batch[0]][0]) if batch else 0
-            apart = length != earlier if not self.seq2seq else (length == 0) != (earlier == 0)
+            apart = (length == 0) != (earlier == 0) if pads else length != earlier
             if batch and (apart or len(batch) == self.minibatch_size):
                 yield batch
                 batch = []
