@@ -106,8 +106,8 @@ class Plug:
         Raises:
             ConfigError: See ``locate``.
         """
-        made = self.locate(key)
-        declared = getattr(made, "arguments_type", None)
+        made: Any = self.locate(key)
+        declared: Any = getattr(made, "arguments_type", None)
         try:
             known = inspect.signature(declared if dataclasses.is_dataclass(declared) else made)
         except ValueError:  # see ``_bound``

@@ -212,7 +212,8 @@ def update(handler: RequestHandler, request: UpdateRequest) -> UpdateResult:
         check_update(request)
         updater = _updater(handler, request.updater)
         _check_same_weights(handler)
-        result = updater.update(request)
+        with _unremembered(handler, updater):
+            result = updater.update(request)
         _check_after(handler, updater, request.updater)
         return result
 
@@ -342,17 +343,35 @@ def _check_same_weights(handler: RequestHandler) -> None:
     )
 
 
+def _is_ours(updater: Updater) -> bool:
+    """Whether an updater is one of ours, whose changes of weights are all announced; a subclass of
+    the user's may do anything else besides.
+    """
+    # Here, so that a client, which has this file for servers of its own, need not load updaters.
+    from lamorel_ext.llm.updaters.candidates import CandidateUpdater
+
+    ours = type(updater).__module__.startswith("lamorel_ext.")
+    return ours and isinstance(updater, CandidateUpdater)
+
+
+def _unremembered(handler: RequestHandler, updater: Updater) -> AbstractContextManager[Any]:
+    """While an updater of the user's own is at work: weights can change in ways that PyTorch does
+    not count.
+    """
+    nothing = getattr(handler.host, "remembering_nothing", None)
+    return nullcontext() if nothing is None or _is_ours(updater) else nothing()
+
+
 def _check_after(handler: RequestHandler, updater: Updater, name: str) -> None:
     """Our updaters check each step; what one of the user's own has done to the weights is only seen
     afterwards.
     """
-    # Here, so that a client, which has this file for servers of its own, need not load updaters.
+    # Here, as above.
     from lamorel_ext.llm.updaters.agreement import check_servers
-    from lamorel_ext.llm.updaters.candidates import CandidateUpdater
 
-    if isinstance(updater, CandidateUpdater) or not isinstance(handler.host, nn.Module):
+    if _is_ours(updater) or not isinstance(handler.host, nn.Module):
         return
-    handler.host.forget()  # weights can change in ways that PyTorch does not count
+    handler.host.forget()  # a host of the user's own may remember too
     try:
         check_servers(handler.host, handler.learners, name or type(updater).__name__)
     except UpdateError:

@@ -34,7 +34,7 @@ from lamorel_ext.llm.fresh import draw_model
 from lamorel_ext.llm.fsdp import model_is_divided, own_class, parts_of, whole_as
 from lamorel_ext.llm.generation import Generator
 from lamorel_ext.llm.module_functions import BaseModuleFunction
-from lamorel_ext.llm.scoring.engines import callable_of, make_engine, unwrap
+from lamorel_ext.llm.scoring.engines import callable_of, is_steady, make_engine, unwrap
 from lamorel_ext.llm.scoring.plain import PlainForward
 from lamorel_ext.llm.scoring.scorer import Scorer
 from lamorel_ext.llm.start import Start
@@ -105,6 +105,7 @@ class ModelHost(nn.Module):
         self._encoder = TextEncoder(tokenizer, model.config, args.max_prompt_tokens)
         self._answerer = self._make_answerer(model)
         self._made_for = 0
+        self._steady = self._told = self._remembers = True
         self._memory: Memory[tuple[Question, tuple[str, ...], bool, int], Answer] = Memory(
             args.cache_size
         )
@@ -151,7 +152,8 @@ class ModelHost(nn.Module):
 
         A score is the sum of the candidate's token log-probabilities in nats, without special
         tokens; ``""`` scores 0. Without gradients, answers are remembered until the weights change,
-        for each setting of the model (which adapter is on, say) by itself.
+        for each setting of the model (which adapter is on, say) by itself; none where hooks or
+        parts of somebody else's may change them unseen.
 
         Args:
             prompts: ``n`` prompts, repeated ones at no cost; an empty one is allowed.
@@ -232,7 +234,7 @@ class ModelHost(nn.Module):
         costs = []
         for questions in asked:
             found = {
-                question: ELSEWHERE if question in seen else self._memory.get((question, *key))
+                question: ELSEWHERE if question in seen else self._known((question, *key))
                 for question in dict.fromkeys(questions)
             }
             fresh = [
@@ -250,7 +252,7 @@ class ModelHost(nn.Module):
                     "cached_prompts": float(sum(found[each] is not None for each in questions)),
                 }
             )
-            if self.args.cache_size:
+            if self.args.cache_size and self._keeps:
                 seen.update(found)
         return costs
 
@@ -271,7 +273,7 @@ class ModelHost(nn.Module):
             answers = {
                 question: answer
                 for question in places
-                if (answer := self._memory.get((question, names, with_score, settings))) is not None
+                if (answer := self._known((question, names, with_score, settings))) is not None
             }
         cached = sum(question in answers for question in questions)
         unasked = [question for question in places if question not in answers]
@@ -289,13 +291,13 @@ class ModelHost(nn.Module):
                     missing, [places[question] for question in missing], functions, with_score
                 )
             answers |= zip(missing, fresh, strict=True)
-            self._settings.put(
-                self._state().settings, settings
-            )  # a module may count its calls: that is no other model
+            # A module may count its calls: that is no other model.
+            self._settings.put(self._state(with_weights=False).settings, settings)
         if given and unasked:
             with torch.no_grad():  # what is read together depends on it
                 stats = self._answerer.count(unasked, {}, True)
-        for question in () if require_grad else dict.fromkeys((*unasked, *missing)):
+        keeps = self._keeps and not require_grad
+        for question in dict.fromkeys((*unasked, *missing)) if keeps else ():
             self._memory.put((question, names, with_score, settings), answers[question])
         return answers, stats, cached
 
@@ -303,7 +305,7 @@ class ModelHost(nn.Module):
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
     ) -> Tensor:
         """Scores under the weights of the start, or those of the last reset, ``(sum(counts),)``;
-        without gradient, and remembered for good.
+        without gradient, and remembered for good where ``score`` remembers.
 
         The settings are those of the moment: with an adapter switched off, the start without it.
 
@@ -312,7 +314,8 @@ class ModelHost(nn.Module):
         """
         questions = _questions(prompts, candidates, True, False)
         places = distinct(questions)
-        if (settings := self._present_settings()) != self._reference_settings:
+        settings = self._present_settings()
+        if settings != self._reference_settings or not self._keeps:
             self._reference, self._reference_settings = None, settings
             self._reference_memory.clear()
         known = {
@@ -327,7 +330,8 @@ class ModelHost(nn.Module):
                 )
             for question, answer in zip(missing, fresh, strict=True):
                 known[question] = answer
-                self._reference_memory.put(question, answer)
+                if self._keeps:
+                    self._reference_memory.put(question, answer)
         return join([known[question] for question in questions], (), self.score_dtype)[0]
 
     def generate(self, request: GenerateRequest) -> GenerateResult:
@@ -368,6 +372,19 @@ class ModelHost(nn.Module):
         changes its rounding, and a resumed run would ask another set."""
         self._memory.clear()
         self._reference_memory.clear()
+
+    @contextmanager
+    def remembering_nothing(self) -> Iterator[None]:
+        """Answer anew whatever is asked meanwhile and right afterwards: for whoever may change
+        weights in ways that PyTorch does not count.
+        """
+        before, self._remembers = self._remembers, False
+        self.forget()
+        try:
+            yield
+        finally:
+            self._remembers = before
+            self.forget()
 
     def reset(self, seed: int, weights: Weights = "pretrained", unused: Iterable[str] = ()) -> None:
         """Go back to the model weights of the start, or to fresh ones; draw the module functions
@@ -536,7 +553,8 @@ class ModelHost(nn.Module):
     def _reference_answerer(self) -> Iterator[Answerer]:
         """Answers with the weights of the start.
 
-        A divided model takes them for so long: a second one would need its room once more.
+        A divided model takes them for so long: a second one would need its room once more. So does
+        one with hooks or parts of somebody else's: a copy's might still look at the model.
         """
         self._initial.check(self.model, self._start)
         if self._divided:
@@ -549,9 +567,28 @@ class ModelHost(nn.Module):
             finally:
                 copy_into(self.model, present)
             return
+        if not (self._steady and self._told):
+            with self._at_start():
+                yield self._answerer
+            return
         if self._reference is None:
             self._reference = self._make_answerer(self._frozen_copy())
         yield self._reference
+
+    @contextmanager
+    def _at_start(self) -> Iterator[None]:
+        """The model with the weights of the start; in their place, so that a gradient that is still
+        to be taken with the present ones finds them as they were.
+        """
+        tensors = self.model.state_dict(keep_vars=True)
+        present = {name: tensor.data for name, tensor in tensors.items() if name in self._start}
+        try:
+            for name, value in present.items():
+                tensors[name].data = self._start[name].to(value.device, value.dtype)
+            yield
+        finally:
+            for name, value in present.items():
+                tensors[name].data = value
 
     def _frozen_copy(self) -> PreTrainedModel:
         """A model of its own with the weights of the start; on the CPU it is the remembered tensors
@@ -597,8 +634,16 @@ class ModelHost(nn.Module):
                 )
         return drawn
 
-    def _state(self) -> State:
-        return state_of(self.model, self.module_functions)
+    def _state(self, with_weights: bool = True) -> State:
+        return state_of(self.model, self.module_functions, with_weights=with_weights)
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether answers may be remembered: nothing but what is looked at can change them."""
+        return self._remembers and self._steady and self._told
+
+    def _known(self, key: tuple[Question, tuple[str, ...], bool, int]) -> Answer | None:
+        return self._memory.get(key) if self._keeps else None
 
     def _present_settings(self) -> int:
         """A number for the model's settings; what was remembered of other weights is forgotten, and
@@ -615,6 +660,8 @@ class ModelHost(nn.Module):
             self._settings.put(state.settings, number)
         if number != self._made_for:
             self._answerer, self._made_for = self._make_answerer(self.model), number
+            self._steady = is_steady(self.model)
+        self._told = state.told
         return number
 
     def _tidy_device(self) -> None:

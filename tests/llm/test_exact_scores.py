@@ -255,11 +255,10 @@ def test_token_log_probs_are_those_of_each_step() -> None:
 @pytest.mark.parametrize("length", [1, 7, 40, 300])
 def test_position_buckets_are_transformers_own(length: int) -> None:
     model = make_t5(relative_attention_num_buckets=32)
-    model.config.relative_attention_max_distance = 128
     for stack, bidirectional in ((model.encoder, True), (model.decoder, False)):
         attention = stack.block[0].layer[0].SelfAttention
         attention.relative_attention_max_distance = 128
-        ours = t5._Bias(stack, model.config, bidirectional)
+        ours = t5._Bias(stack, bidirectional)
         expected = attention.compute_bias(length, length)
         if bidirectional:
             assert torch.equal(ours.toeplitz(length, expected.device), expected)

@@ -43,6 +43,11 @@ TREE_MODELS = frozenset(
 output layer's; tests compare each with plain passes.
 """
 
+MASKED = frozenset(
+    {"model", "decoder", "transformer", "gpt_neox", "layers", "h", "self_attn", "attn", "attention"}
+)
+"""Names of the parts that such a mask goes through; each must heed it."""
+
 CPU_ROWS = 512
 """Positions worked on at a time, per thread."""
 TRAINING_ROWS = 4096

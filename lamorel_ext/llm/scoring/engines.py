@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as calling
 from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lamorel_ext.llm.fsdp import model_is_divided
+from lamorel_ext.llm.fsdp import model_is_divided, own_class
 from lamorel_ext.llm.scoring.any_model import PlainEngine
-from lamorel_ext.llm.scoring.causal import CausalEngine, takes_trees
+from lamorel_ext.llm.scoring.causal import MASKED, CausalEngine, takes_trees
 from lamorel_ext.llm.scoring.scorer import Engine
-from lamorel_ext.llm.scoring.t5_forward import CALLED, T5Engine, is_t5
+from lamorel_ext.llm.scoring.t5_forward import CALLED, T5Engine, has_its_parts, is_t5
 
 _MAKERS = ("torch.nn.", "transformers.")
 """Of the modules that a fast engine knows: it works with their weights, not through them."""
+_MOVERS = ("accelerate.",)
+_ATTENTION = ("eager", "sdpa", None)
+"""What the fast engines' sums are, under any of these names; None is transformers' default."""
+_IN_LAYERS = frozenset(
+    {"LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "LN_TUNING", "VERA", "FOURIERFT"}
+    | {"HRA", "MISS", "BONE", "RANDLORA", "SHIRA", "C3A", "ROAD", "WAVEFT", "VBLORA", "DELORA"}
+    | {"TRAINABLE_TOKENS"}
+)
+"""PEFT's methods whose adapters stand in the place of layers, and do nothing else to a pass."""
 
 
 def make_engine(model: PreTrainedModel, minibatch_size: int) -> Engine:
@@ -25,8 +40,7 @@ def make_engine(model: PreTrainedModel, minibatch_size: int) -> Engine:
     """
     called = callable_of(model)
     config: Any = called.config
-    # The layers of a divided model are whole only within forward passes of its own.
-    if called is unwrap(model) and not model_is_divided(called) and is_as_made(called):
+    if called is unwrap(model) and is_as_made(called):
         if is_t5(called):
             return T5Engine(called)
         if not config.is_encoder_decoder and takes_trees(called):
@@ -42,24 +56,67 @@ def unwrap(model: Any) -> Any:
 
 
 def callable_of(model: Any) -> Any:
-    """Whom to call for an answer: the transformers model, or the adapter's wrapper where that adds
-    something to every pass, as learnt prompts and prefixes do.
+    """Whom to call for an answer: the transformers model, or the adapter's wrapper where that may
+    add something to a pass: learnt prompts, a choice among adapters, a hook of the user's.
     """
-    adapter: Any = getattr(model, "active_peft_config", None)
-    adds = any(
-        getattr(adapter, name, False) for name in ("is_prompt_learning", "is_adaption_prompt")
+    inner = unwrap(model)
+    return inner if inner is model or (_wrapped_as_made(model) and _act_in_layers(model)) else model
+
+
+def _wrapped_as_made(model: Any) -> bool:
+    """Whether PEFT's wrapper, and what it holds the adapters in, are as PEFT made them."""
+    inner = unwrap(model)
+    wrappers = [model, getattr(model, "base_model", inner)]
+    return all(
+        part is inner or (_is_by(part, ("peft.",)) and not is_hooked(part)) for part in wrappers
     )
-    return model if adds else unwrap(model)
+
+
+def _act_in_layers(model: Any) -> bool:
+    """Whether adapters do all they do in the layers that they stand for, chosen or not."""
+    return all(
+        getattr(adapter.peft_type, "value", adapter.peft_type) in _IN_LAYERS
+        and getattr(adapter, "alora_invocation_tokens", None) is None
+        for adapter in model.peft_config.values()
+    )
 
 
 def is_as_made(model: Any) -> bool:
+    """Whether a fast engine computes what a call of this transformers model would.
+
+    The layers of a divided model are whole only within forward passes of its own.
+    """
+    return (
+        not model_is_divided(model)
+        and _is_steady(model)
+        and (not is_t5(model) or has_its_parts(model))
+    )
+
+
+def is_steady(model: Any) -> bool:
+    """Whether a model, with its wrapper, answers by its weights and settings (``state.State``)
+    alone: a hook, or a part of somebody else's, may heed anything.
+    """
+    return _is_steady(unwrap(model)) and _wrapped_as_made(model)
+
+
+def _is_steady(model: Any) -> bool:
     """Whether a transformers model does what its classes say: no part has a hook or a forward
     function of somebody else's, or is of a class of somebody else's where an engine would pass it
-    over. Layers in the place of those that every engine calls (LoRA) change nothing.
+    over, and attention is transformers' own. Layers in the place of those that every engine calls
+    (LoRA) change nothing.
     """
-    return not any(is_hooked(module) for module in model.modules()) and _is_known(
-        model, deep=is_t5(model)
-    )
+    modules, t5 = list(model.modules()), is_t5(model)
+    # A fast engine may do the work of these without a call.
+    spared = _MAKERS if t5 else _MAKERS[:1]
+    kinds = {own_class(module) for module in modules}
+    if any(kind.__module__.startswith(spared) and _is_patched(kind) for kind in kinds):
+        return False
+    if any(map(is_hooked, modules)) or not _attends_as_made():
+        return False
+    if t5:
+        return _is_known(model, lambda name: name not in CALLED)
+    return _is_known(model, lambda name: name in MASKED or name.isdigit())
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -71,17 +128,76 @@ def is_hooked(module: nn.Module) -> bool:
     hooks = [
         hook
         for kind in ("forward", "forward_pre", "backward", "backward_pre")
-        for hook in own[f"_{kind}_hooks"].values()
+        for owner, name in ((own, f"_{kind}_hooks"), (vars(calling), f"_global_{kind}_hooks"))
+        for hook in owner[name].values()
     ]
-    # transformers leaves hooks of its own behind a pass that was asked for hidden states.
-    others = [hook for hook in hooks if not hook.__module__.startswith("transformers.")]
-    return bool(others or ("forward" in own and "_hf_hook" not in own))
+    # transformers leaves hooks of its own behind a pass that was asked for hidden states; those of
+    # a divided model make its layers whole.
+    if any(not _home(hook).startswith(("transformers.", "torch.distributed.")) for hook in hooks):
+        return True
+    moves = own.get("_hf_hook")
+    others = [hook for hook in getattr(moves, "hooks", [moves]) if not _is_by(hook, _MOVERS)]
+    if "forward" in own and others:
+        return True
+    methods = [
+        value
+        for name, value in own.items()
+        if name != "forward"
+        and isinstance(value, (FunctionType, MethodType, partial))
+        and callable(getattr(type(module), name, None))
+    ]
+    return not all(_home(method).startswith((*_MAKERS, *_MOVERS, "peft.")) for method in methods)
 
 
-def _is_known(module: nn.Module, deep: bool) -> bool:
-    """``deep``: its parts too, down to those that are called."""
-    if not f"{type(module).__module__}.".startswith(_MAKERS):
-        return False
-    return not deep or all(
-        name in CALLED or _is_known(child, deep) for name, child in module.named_children()
+def _is_known(module: nn.Module, passes_over: Callable[[str], bool]) -> bool:
+    """A module, and those of its parts, told by their names, that are passed over."""
+    config = vars(module).get("config")
+    return (
+        _is_by(module, _MAKERS)
+        and getattr(config, "_attn_implementation", None) in _ATTENTION
+        and all(
+            _is_known(child, passes_over)
+            for name, child in module.named_children()
+            if passes_over(name)
+        )
     )
+
+
+def _is_by(thing: Any, makers: tuple[str, ...]) -> bool:
+    """Whether a thing is of a class of these makers, as they made it."""
+    kind = own_class(thing)
+    return f"{kind.__module__}.".startswith(makers) and not _is_patched(kind)
+
+
+def _is_patched(kind: type) -> bool:
+    """Whether a class has a method from elsewhere than its library."""
+    library = f"{kind.__module__.split('.')[0]}."
+    methods = [getattr(kind, "forward", None), *vars(kind).values()]
+    functions = (getattr(method, "__func__", method) for method in methods)
+    return any(
+        isinstance(function, FunctionType) and not _home(function).startswith((library, "torch."))
+        for function in functions
+    )
+
+
+def _attends_as_made() -> bool:
+    """Whether nobody has put another function under the names of transformers' own."""
+    found = [
+        known.get(name)
+        for known in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)
+        for name in _ATTENTION
+    ]
+    return all(_home(each).startswith("transformers.") for each in found if each is not None)
+
+
+def _home(function: Any) -> str:
+    """The module that a function was written in, whatever it says of itself (``functools.wraps``);
+    that of its class where it is no function.
+    """
+    function = getattr(function, "__func__", function)
+    if isinstance(function, partial):
+        return _home(function.func)
+    if not isinstance(function, FunctionType):
+        return type(function).__module__
+    home = str(function.__globals__.get("__name__"))
+    return _home(vars(function)["__wrapped__"]) if home == "contextlib" else home

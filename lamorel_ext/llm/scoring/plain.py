@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_outputs import BaseModelOutput
 
 from lamorel_ext.errors import RequestError
@@ -91,10 +92,13 @@ class PlainForward:
     def _minibatches(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
         """Places in order of the prompts' lengths."""
         limit = None if self.seq2seq else rope_limit(self.model.config)
+        # Attention of somebody else's, without masks of its own, would heed the padding.
+        attention = getattr(self.model.config, "_attn_implementation", None) or "eager"
+        pads = self.seq2seq and attention in ALL_MASK_ATTENTION_FUNCTIONS
 
         def kind(place: int) -> tuple[int, bool]:
             prompt, candidate = pairs[place]
-            if self.seq2seq:
+            if pads:
                 return int(bool(prompt)), False
             return len(prompt), limit is not None and len(prompt) + len(candidate) > limit
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -59,6 +60,50 @@ place; of all others the weights are read.
 def is_t5(model: nn.Module) -> bool:
     """Whether this file's forward pass is the model's own."""
     return isinstance(model, (T5ForConditionalGeneration, MT5ForConditionalGeneration))
+
+
+def has_its_parts(model: Any) -> bool:
+    """Whether every part of a T5 whose weights are read is of the class, and has the settings, that
+    this file computes with.
+    """
+    home = vars(sys.modules[type(model).__module__])
+    own = type(model).__name__.removesuffix("ForConditionalGeneration")
+    norm, attention = home[f"{own}LayerNorm"], home[f"{own}Attention"]
+    for stack, cross in ((model.encoder, ()), (model.decoder, ("LayerCrossAttention",))):
+        kinds = [home[own + part] for part in ("LayerSelfAttention", *cross, "LayerFF")]
+        blocks = list(stack.block)
+        if not blocks or any(type(block) is not home[f"{own}Block"] for block in blocks):
+            return False
+        if any([type(layer) for layer in block.layer] != kinds for block in blocks):
+            return False
+        layers = [layer for block in blocks for layer in block.layer]
+        inner: list[Any] = [getattr(block.layer[-1], "DenseReluDense", None) for block in blocks]
+        feeds = [home[f"{own}{name}"] for name in ("DenseActDense", "DenseGatedActDense")]
+        at: list[Any] = [getattr(block.layer[0], "SelfAttention", None) for block in blocks]
+        across: list[Any] = [
+            getattr(block.layer[1], "EncDecAttention", None) for block in blocks if cross
+        ]
+        if not (
+            all(type(part) in feeds for part in inner)
+            and all(type(part) is attention and _is_usual(part) for part in (*at, *across))
+            and at[0].has_relative_attention_bias
+            and not any(part.has_relative_attention_bias for part in across)
+            and all(part.is_decoder == bool(cross) for part in at)
+            and type(stack.final_layer_norm) is norm
+            and all(type(layer.layer_norm) is norm for layer in layers)
+            and all(
+                type(getattr(part, "dropout", None)) in (nn.Dropout, nn.Identity)
+                for part in (stack, *layers, *inner)
+            )
+        ):
+            return False
+    return True
+
+
+def _is_usual(attention: Any) -> bool:
+    """Scores are not scaled (older transformers have no word for it), heads equally wide."""
+    wide = attention.n_heads * attention.key_value_proj_dim
+    return getattr(attention, "scaling", 1.0) == 1.0 and wide == attention.inner_dim
 
 
 class T5Engine:
@@ -159,7 +204,7 @@ class T5Forward:
         )
         if texts:
             first = _home(stack.block[0])
-            bias = _Bias(stack, self.config, bidirectional=True).toeplitz(len(texts[-1]), first)
+            bias = _Bias(stack, bidirectional=True).toeplitz(len(texts[-1]), first)
             states += [
                 self._encode_chunk(stack, chunk, bias, words)
                 for chunk in _chunks(texts, _row_budget(device))
@@ -197,7 +242,7 @@ class T5Forward:
         stack = self.model.decoder
         first = _home(stack.block[0])
         packing = make_packing(trees.counts, first)
-        bias = _Bias(stack, self.config, bidirectional=False).between(trees.depths.to(first))
+        bias = _Bias(stack, bidirectional=False).between(trees.depths.to(first))
         bias = bias.masked_fill(~trees.attends[:, None].to(first), torch.finfo(bias.dtype).min)
         memory = _Memory(states.to(first), prompts.to(first), packing, self.config)
         x = words.embed(
@@ -218,7 +263,7 @@ class T5Forward:
             self.config, "scale_decoder_outputs", False
         )  # MT5 has no such entry and never scales
         return compute_logits(
-            self.model.lm_head, states, self.config.d_model**-0.5 if scaled else 1.0
+            self.model.lm_head, states, self.model.model_dim**-0.5 if scaled else 1.0
         )
 
     def _self_attention(self, layer: Any, x: Tensor, packing: Packing, bias: Tensor) -> Tensor:
@@ -264,7 +309,8 @@ class Words:
         """
         if not len(self._distinct):
             found: Tensor = table(tokens)
-            return found
+            # A module of somebody else's may keep what it gives, and sums go on in place.
+            return found if type(table) is nn.Embedding else found.clone()
         # A module in the place of a plain table may do more than look up.
         key = id(table.weight) if type(table) is nn.Embedding else id(table)
         if key not in self._rows:
@@ -353,11 +399,12 @@ class _Memory:
 class _Bias:
     """Relative position bias of one stack: the first block's table serves all blocks."""
 
-    def __init__(self, stack: Any, config: Any, bidirectional: bool) -> None:
-        self.table = stack.block[0].layer[0].SelfAttention.relative_attention_bias
+    def __init__(self, stack: Any, bidirectional: bool) -> None:
+        attention = stack.block[0].layer[0].SelfAttention
+        self.table = attention.relative_attention_bias
         self.buckets, self.max_distance = (
-            config.relative_attention_num_buckets,
-            config.relative_attention_max_distance,
+            attention.relative_attention_num_buckets,
+            attention.relative_attention_max_distance,
         )
         self.bidirectional = bidirectional
 
@@ -409,7 +456,9 @@ def _last_norm(stack: Any, x: Tensor) -> Tensor:
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
     inner, normed = layer.DenseReluDense, _rms_norm(layer.layer_norm, x)
     if hasattr(inner, "wi_0"):
-        hidden = _times(_activate(inner.act, inner.wi_0(normed)), inner.wi_1(normed))
+        gate, hidden = _activate(inner.act, inner.wi_0(normed)), inner.wi_1(normed)
+        # What another activation gives may be kept by whoever made it.
+        hidden = _times(gate, hidden) if type(inner.act) is NewGELUActivation else gate * hidden
     else:
         hidden = _activate(inner.act, inner.wi(normed))
     result: Tensor = inner.wo(hidden.to(_weight_dtype(inner.wo, hidden)))
@@ -423,7 +472,7 @@ def _weight_dtype(linear: Any, like: Tensor) -> torch.dtype:
 
 
 def _activate(act: nn.Module, x: Tensor) -> Tensor:
-    if not isinstance(act, NewGELUActivation):
+    if type(act) is not NewGELUActivation:
         activated: Tensor = act(x)
         return activated
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype == torch.bfloat16:
