@@ -107,9 +107,10 @@ class Plug:
             ConfigError: See ``locate``.
         """
         made: Any = self.locate(key)
-        declared: Any = getattr(made, "arguments_type", None)
+        declared = getattr(made, "arguments_type", None)
+        called: Any = declared if dataclasses.is_dataclass(declared) else made
         try:
-            known = inspect.signature(declared if dataclasses.is_dataclass(declared) else made)
+            known = inspect.signature(called)
         except ValueError:  # see ``_bound``
             return {}
         by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
