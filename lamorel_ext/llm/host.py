@@ -37,7 +37,7 @@ from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.scoring.engines import callable_of, is_steady, make_engine, unwrap
 from lamorel_ext.llm.scoring.plain import PlainForward
 from lamorel_ext.llm.scoring.scorer import Scorer
-from lamorel_ext.llm.start import Start
+from lamorel_ext.llm.start import Start, unsaved_buffers
 from lamorel_ext.llm.state import Memory, State, state_of
 from lamorel_ext.llm.ties import config_values, has_own_head
 from lamorel_ext.llm.weights import (
@@ -580,11 +580,14 @@ class ModelHost(nn.Module):
         """The model with the weights of the start; in their place, so that a gradient that is still
         to be taken with the present ones finds them as they were.
         """
-        tensors = self.model.state_dict(keep_vars=True)
-        present = {name: tensor.data for name, tensor in tensors.items() if name in self._start}
+        tensors = self.model.state_dict(keep_vars=True) | unsaved_buffers(self.model)
+        start = {**self._start, **self._initial.buffers}
+        present = {name: tensor.data for name, tensor in tensors.items() if name in start}
         try:
             for name, value in present.items():
-                tensors[name].data = self._start[name].to(value.device, value.dtype)
+                # A copy of a buffer: a pass may change it in place.
+                copied = not isinstance(tensors[name], nn.Parameter)
+                tensors[name].data = start[name].to(value.device, value.dtype, copy=copied)
             yield
         finally:
             for name, value in present.items():

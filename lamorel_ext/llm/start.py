@@ -24,12 +24,13 @@ class Start:
 
     Attributes:
         weights: By name; of a divided model this rank's parts.
+        buffers: Those that no checkpoint holds.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._given = {name: ref(tensor) for name, tensor in named_tensors(model).items()}
         self.weights = _copies(distinct_tensors(model))
-        self._buffers = _copies(unsaved_buffers(model))
+        self.buffers = _copies(unsaved_buffers(model))
         self._trained = _flags(model)
 
     def take_in(self, model: nn.Module) -> None:
@@ -45,7 +46,7 @@ class Start:
                 before = _copy(tensor)
             weights[name] = before
         self.weights = weights
-        self._buffers = _copies(unsaved_buffers(model)) | self._buffers
+        self.buffers = _copies(unsaved_buffers(model)) | self.buffers
         self._trained = _flags(model)
 
     def check(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -74,13 +75,13 @@ class Start:
     def restore(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Give a model these weights, and the buffers and the trained parameters of the start."""
         copy_into(model, weights)
-        set_unsaved_buffers(model, self._buffers)
+        set_unsaved_buffers(model, self.buffers)
         for name, parameter in _parameters(model):
             parameter.requires_grad_(self._trained.get(name, parameter.requires_grad))
 
     def held(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[int, object]:
         """For ``copy.deepcopy``: what a copy with these weights takes in the place of the model's
-        tensors; on the CPU the remembered tensors themselves.
+        tensors; on the CPU the remembered weights themselves.
         """
         held: dict[int, object] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -89,11 +90,11 @@ class Start:
                 held[id(tensor)] = (
                     nn.Parameter(value, requires_grad=False)
                     if isinstance(tensor, nn.Parameter)
-                    else value
+                    else value.clone()  # a pass may change it in place
                 )
         for name, buffer in unsaved_buffers(model).items():
-            if name in self._buffers:
-                held[id(buffer)] = self._buffers[name].to(buffer.device, copy=True)
+            if name in self.buffers:
+                held[id(buffer)] = self.buffers[name].to(buffer.device, copy=True)
         return held
 
 

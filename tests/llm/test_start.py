@@ -226,6 +226,27 @@ def test_what_is_frozen_or_put_in_between_updates_is_named() -> None:
         updater.update(request)
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_part_that_counts_its_calls_leaves_the_start_as_it_was(persistent: bool) -> None:
+    class Counting(Scaled):
+        def forward(self, states: Tensor) -> Any:
+            self.shift.add_(1.0)
+            return super().forward(states)
+
+    def asked() -> Tensor:
+        host.forget()
+        return host.reference_log_probs(*ASKED)
+
+    model = make_t5()
+    model.encoder.block[0].layer[-1] = Counting(model.encoder.block[0].layer[-1], persistent)
+    host = make_host(model, cache_size=0)
+    start = asked()
+    scores(host)
+    assert torch.equal(asked(), start) and torch.equal(asked(), start)
+    host.reset(0)
+    assert float(model.encoder.block[0].layer[-1].shift[0]) == 0
+
+
 # --- module functions
 
 
