@@ -60,13 +60,16 @@ def callable_of(model: Any) -> Any:
     add something to a pass: learnt prompts, a choice among adapters, a hook of the user's.
     """
     inner = unwrap(model)
-    return inner if inner is model or (_wrapped_as_made(model) and _act_in_layers(model)) else model
+    plain = inner is model or (_wrapped_as_made(model) and _act_in_layers(model))
+    return inner if plain else model
 
 
 def _wrapped_as_made(model: Any) -> bool:
-    """Whether PEFT's wrapper, and what it holds the adapters in, are as PEFT made them."""
+    """Whether PEFT's wrapper, if there is one, and what it holds the adapters in are as PEFT made
+    them.
+    """
     inner = unwrap(model)
-    wrappers = [model, getattr(model, "base_model", inner)]
+    wrappers = [] if inner is model else [model, getattr(model, "base_model", inner)]
     return all(
         part is inner or (_is_by(part, ("peft.",)) and not is_hooked(part)) for part in wrappers
     )
