@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
-from itertools import islice
 from types import BuiltinFunctionType, FunctionType, SimpleNamespace
 from typing import Any, Generic, TypeVar
 
@@ -30,13 +29,15 @@ _WHOLE = (Tensor, nn.Parameter)
 _PLAIN = (bool, int, float, str, bytes, type(None), np.generic)
 _SETTINGS = frozenset({bool, int, float, str, type(None)})
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_FIRST_OF_ITS_OWN = len(vars(nn.Module()))
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+GIVEN = len(_OF_EVERY_MODULE)
+"""Attributes that PyTorch gives to every module, before any others."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""What PyTorch calls the hooks of a module, and behind ``_global`` those of all modules."""
 _LIBRARIES = ("torch.nn.", "transformers.")
 """Of whose modules the plain settings count; what others put on them is still seen."""
 _WITHOUT_SETTINGS: frozenset[Any] = frozenset({nn.Linear, nn.Dropout, nn.ModuleList})
 _STAYING = (type, BuiltinFunctionType, Enum, torch.dtype, torch.device)
-_KEPT = ("transformers.", "tokenizers.", "peft.")
+_KEPT = ("transformers.", "tokenizers.", "peft.", "torch.distributed.")
 """Whose objects stay as they are while a module has them."""
 _DEPTH = 6
 """Of collections within collections that count by value."""
@@ -72,6 +73,7 @@ def state_of(*models: nn.Module, with_weights: bool = True) -> State:
     weights: list[Hashable] = []
     settings: list[Hashable] = [_around()]
     told = True
+    after, before, back, early = HOOKS
     seen: set[int] = set()
     kinds: dict[Any, bool] = {}
     configs: dict[int, Any] = {}
@@ -84,23 +86,24 @@ def state_of(*models: nn.Module, with_weights: bool = True) -> State:
         own = vars(module)
         left += own["_modules"].values()
         if with_weights:
-            for tensors in (own["_parameters"], own["_buffers"]):
-                for tensor in tensors.values():
-                    if tensor is not None:
-                        weights.append(_stamp(tensor))
+            for tensor in own["_parameters"].values():
+                if tensor is not None:
+                    weights.append(_stamp(tensor))
+            for tensor in own["_buffers"].values():
+                if tensor is not None:
+                    weights.append(_stamp(tensor))
         settings.append((id(module), own["training"], len(own), id(own.get("forward"))))
-        for name in _HOOKS:
-            if own[name]:
-                settings.append((name, *own[name]))
+        if own[before] or own[after] or own[back] or own[early]:
+            settings += [(name, *own[name]) for name in HOOKS]
         kind = type(module)
         if kind in _WITHOUT_SETTINGS:
             continue
         if kind not in kinds:
             kinds[kind] = kind.__module__.startswith(_LIBRARIES)
         if kinds[kind]:
-            # What PyTorch gives to every module comes first.
-            values = islice(own.values(), len(_OF_EVERY_MODULE), None)
-            settings += [value for value in values if type(value) in _SETTINGS]
+            if len(own) > GIVEN:
+                values = list(own.values())[GIVEN:]
+                settings += [value for value in values if type(value) in _SETTINGS]
             if "config" in own:
                 configs[id(own["config"])] = own["config"]
             continue
@@ -122,7 +125,7 @@ def state_of(*models: nn.Module, with_weights: bool = True) -> State:
 
 def _around() -> Hashable:
     """What acts on every module: hooks, attention functions and masks, automatic precision."""
-    hooks = [each for name in _HOOKS for each in vars(calling)[f"_global{name}"]]
+    hooks = [each for name in HOOKS for each in vars(calling)[f"_global{name}"]]
     precision = [
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         for device in ("cpu", "cuda")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import islice
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -18,10 +19,13 @@ from lamorel_ext.llm.scoring.any_model import PlainEngine
 from lamorel_ext.llm.scoring.causal import MASKED, CausalEngine, takes_trees
 from lamorel_ext.llm.scoring.scorer import Engine
 from lamorel_ext.llm.scoring.t5_forward import CALLED, T5Engine, has_its_parts, is_t5
+from lamorel_ext.llm.state import GIVEN, HOOKS
 
 _MAKERS = ("torch.nn.", "transformers.")
 """Of the modules that a fast engine knows: it works with their weights, not through them."""
 _MOVERS = ("accelerate.",)
+"""Whose hooks move tensors to where the weights are, and do nothing else."""
+_FUNCTIONS = frozenset({FunctionType, MethodType, partial})
 _ATTENTION = ("eager", "sdpa", None)
 """What the fast engines' sums are, under any of these names; None is transformers' default."""
 _IN_LAYERS = frozenset(
@@ -60,14 +64,17 @@ def callable_of(model: Any) -> Any:
     add something to a pass: learnt prompts, a choice among adapters, a hook of the user's.
     """
     inner = unwrap(model)
-    return inner if inner is model or (_wrapped_as_made(model) and _act_in_layers(model)) else model
+    plain = inner is model or (_wrapped_as_made(model) and _act_in_layers(model))
+    return inner if plain else model
 
 
 def _wrapped_as_made(model: Any) -> bool:
-    """Whether PEFT's wrapper, and what it holds the adapters in, are as PEFT made them."""
+    """Whether PEFT's wrapper, if there is one, and what it holds the adapters in are as PEFT made
+    them.
+    """
     inner = unwrap(model)
-    wrappers = [model, getattr(model, "base_model", inner)]
-    return all(
+    wrappers = [] if inner is model else [model, getattr(model, "base_model", inner)]
+    return not (wrappers and all_are_hooked()) and all(
         part is inner or (_is_by(part, ("peft.",)) and not is_hooked(part)) for part in wrappers
     )
 
@@ -107,16 +114,22 @@ def _is_steady(model: Any) -> bool:
     (LoRA) change nothing.
     """
     modules, t5 = list(model.modules()), is_t5(model)
+    if all_are_hooked() or any(map(is_hooked, modules)) or not _attends_as_made():
+        return False
+    kinds = {type(module): module for module in modules}
+    made = {kind: _is_by(module, _MAKERS) for kind, module in kinds.items()}
     # A fast engine may do the work of these without a call.
     spared = _MAKERS if t5 else _MAKERS[:1]
-    kinds = {own_class(module) for module in modules}
-    if any(kind.__module__.startswith(spared) and _is_patched(kind) for kind in kinds):
-        return False
-    if any(map(is_hooked, modules)) or not _attends_as_made():
+    if any(kind.__module__.startswith(spared) and not made[kind] for kind in kinds):
         return False
     if t5:
-        return _is_known(model, lambda name: name not in CALLED)
-    return _is_known(model, lambda name: name in MASKED or name.isdigit())
+        return _is_known(model, made, lambda name: name not in CALLED)
+    return _is_known(model, made, lambda name: name in MASKED or name.isdigit())
+
+
+def all_are_hooked() -> bool:
+    """Whether there are hooks on every module that is called."""
+    return any(vars(calling)[f"_global{name}"] for name in HOOKS)
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -125,38 +138,42 @@ def is_hooked(module: nn.Module) -> bool:
     What accelerate puts on a model of several devices only moves tensors.
     """
     own = vars(module)
-    hooks = [
-        hook
-        for kind in ("forward", "forward_pre", "backward", "backward_pre")
-        for owner, name in ((own, f"_{kind}_hooks"), (vars(calling), f"_global_{kind}_hooks"))
-        for hook in owner[name].values()
-    ]
+    hooks = [hook for name in HOOKS if own[name] for hook in own[name].values()]
     # transformers leaves hooks of its own behind a pass that was asked for hidden states; those of
     # a divided model make its layers whole.
     if any(not _home(hook).startswith(("transformers.", "torch.distributed.")) for hook in hooks):
         return True
-    moves = own.get("_hf_hook")
-    others = [hook for hook in getattr(moves, "hooks", [moves]) if not _is_by(hook, _MOVERS)]
-    if "forward" in own and others:
-        return True
-    methods = [
-        value
-        for name, value in own.items()
-        if name != "forward"
-        and isinstance(value, (FunctionType, MethodType, partial))
-        and callable(getattr(type(module), name, None))
+    if "forward" in own:
+        moves = own.get("_hf_hook")
+        if not all(_is_by(hook, _MOVERS) for hook in getattr(moves, "hooks", [moves])):
+            return True
+    functions = [
+        name for name, value in islice(own.items(), GIVEN, None) if type(value) in _FUNCTIONS
     ]
-    return not all(_home(method).startswith((*_MAKERS, *_MOVERS, "peft.")) for method in methods)
+    return any(
+        name != "forward"
+        and callable(getattr(type(module), name, None))
+        and not _home(own[name]).startswith((*_MAKERS, *_MOVERS, "peft."))
+        for name in functions
+    )
 
 
-def _is_known(module: nn.Module, passes_over: Callable[[str], bool]) -> bool:
-    """A module, and those of its parts, told by their names, that are passed over."""
+def _is_known(
+    module: nn.Module, made: Mapping[type, bool], passes_over: Callable[[str], bool]
+) -> bool:
+    """A module, and those of its parts, told by their names, that are passed over.
+
+    Args:
+        module: Of the model.
+        made: Whether a class is one of the makers', as they made it.
+        passes_over: Whether an engine passes over a part of this name.
+    """
     config = vars(module).get("config")
     return (
-        _is_by(module, _MAKERS)
+        made[type(module)]
         and getattr(config, "_attn_implementation", None) in _ATTENTION
         and all(
-            _is_known(child, passes_over)
+            _is_known(child, made, passes_over)
             for name, child in module.named_children()
             if passes_over(name)
         )
