@@ -8,7 +8,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from experiments.report.roles import Missing, is_control, is_feedback, is_literal_rule, uses_expert
+from experiments.report.roles import (
+    Missing,
+    beyond_feedback,
+    is_control,
+    is_feedback,
+    is_literal_rule,
+    nearly_without_edge,
+    uses_expert,
+)
 from experiments.report.statistics import Interval
 from experiments.report.summary import (
     NO_EDGE,
@@ -78,7 +86,8 @@ def _answer(summary: Summary) -> str:
         return (
             question
             + ("n" if several else "N")
-            + "ot answered here: no feedback arm stands beside the same arm without feedback."
+            + "ot answered here: no feedback arm stands beside the same arm without feedback"
+            + f"{_nearly(summary)}."
         )
     best = max(judged, key=lambda edge: _estimate(edge.differences[NO_EDGE]))
     alone = best.differences[NO_EDGE]
@@ -108,6 +117,17 @@ def _answer(summary: Summary) -> str:
         f" {alone.compared} feedback arm{'' if alone.compared == 1 else 's'} compared"
     )
     return f"{question}{text[0].lower() + text[1:] if several else text}: area {behind}."
+
+
+def _nearly(summary: Summary) -> str:
+    """Which arm comes nearest to a feedback arm without its feedback, and what else differs."""
+    arms = [row.arm for row in summary.arms]
+    for arm in arms:
+        nearest = nearly_without_edge(arm, arms) if is_feedback(arm.config) else None
+        if nearest is not None and (keys := beyond_feedback(arm, nearest)):
+            others = ", ".join(keys[:NAMES_AT_MOST]) + (", ..." if keys[NAMES_AT_MOST:] else "")
+            return f" ({nearest.label} differs from {arm.label} in {others} too)"
+    return ""
 
 
 def _estimate(difference: Difference) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments.report.statistics import area_under_curve, steps_to
-from experiments.runs.identity import differing_keys, method
+from experiments.runs.identity import differing_keys, flat, method
 from lamorel_ext.config import Config, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
@@ -33,6 +33,19 @@ EXACT = "eval_exact"
 """1 where an evaluation went through all states, 0 where it played held-out episodes."""
 NEEDED = (STEPS, SUCCESS, RETURN, CALLS, TOKENS, SECONDS)
 """Columns that every curve of a complete run has, and without which there is nothing to report."""
+NOT_THE_TASK = (
+    "env.name",
+    "env._target_",
+    "env.num_envs",
+    "env.curriculum",
+    "env.prompt",
+    "env.history",
+    "env.backend",
+    "env.num_workers",
+)
+"""Keys of ``env`` that do not make the task: its names, and what two arms of one task may differ
+in, as an evaluation is on the same episodes with any of it.
+"""
 _LARGEST = 1e15
 """Of any number of a curve: beyond it floating point does not count in ones."""
 
@@ -69,7 +82,20 @@ class Run:
         """What was trained on: ``env.level``, or the name of an environment that the run brought
         itself.
         """
-        return str(self.status.get("environment", self.config.env.level))
+        env = self.config.env
+        return str(self.status.get("environment", env.own.target or env.level))
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """What makes its task, by key: all of ``env`` but ``NOT_THE_TASK``, with ``level`` as its
+        level.
+        """
+        keys = {
+            key: value
+            for key, value in flat(self.config).items()
+            if key.startswith("env.") and key not in NOT_THE_TASK
+        }
+        return {**keys, "env.level": self.level}
 
     def last(self, column: str) -> float:
         """Value at the last evaluation."""
@@ -324,36 +350,80 @@ def _cells(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
 
 
 def group_tasks(runs: Sequence[Run]) -> list[Task]:
-    """Runs grouped by level and number of objects, in the order of ``compare.tasks``, and by arm
-    within each.
+    """Runs grouped by the name of their task and by what makes it, in the order of
+    ``compare.tasks``, and by arm within each.
 
     Raises:
         CheckpointError: Two runs of a task have the same configuration and the same seed.
     """
-    groups: dict[tuple[str, int | None], list[Run]] = {}
     tasks = max((run.config.compare.tasks for run in runs), key=len, default=())
-    for run in sorted(
+    ordered = sorted(
         runs,
         key=lambda run: (
             tasks.index(run.config.env.name) if run.config.env.name in tasks else len(tasks)
         ),
-    ):
-        groups.setdefault((run.level, run.config.env.num_distractors), []).append(run)
-    names = [
-        members[0].config.env.name or _level_label(*level) for level, members in groups.items()
-    ]
+    )
+    groups = list(_by_task(ordered).values())
     return [
-        Task(
-            name if names.count(name) == 1 else f"{name} ({_level_label(*level)})",
-            tuple(group_arms(members)),
-        )
-        for name, (level, members) in zip(names, groups.items(), strict=True)
+        Task(label, tuple(group_arms(members)))
+        for label, members in zip(_task_labels(groups), groups, strict=True)
     ]
 
 
-def _level_label(level: str, num_distractors: int | None) -> str:
-    short = level.removeprefix("BabyAI-").removesuffix("-v0")
-    return short if num_distractors is None else f"{short}, {num_distractors} objects"
+def _by_task(runs: Sequence[Run]) -> dict[tuple[Any, ...], list[Run]]:
+    """Runs by name and task; one without a name belongs to the only name that its task has."""
+    named: dict[tuple[Any, ...], dict[str, None]] = {}
+    what = [tuple(run.task.items()) for run in runs]
+    for run, task in zip(runs, what, strict=True):
+        if run.config.env.name:
+            named.setdefault(task, {})[run.config.env.name] = None
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run, task in zip(runs, what, strict=True):
+        names = list(named.get(task, {}))
+        name = run.config.env.name or (names[0] if len(names) == 1 else "")
+        groups.setdefault((name, *task), []).append(run)
+    return groups
+
+
+def _task_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The name of each task, or its level's, with the values that set it apart from namesakes."""
+    names = []
+    for members in groups:
+        named = [run.config.env.name for run in members if run.config.env.name]
+        names.append(named[0] if named else _level_label(members[0]))
+    labels = []
+    for name, members in zip(names, groups, strict=True):
+        namesakes = [other[0].task for own, other in zip(names, groups, strict=True) if own == name]
+        labels.append(_set_apart(name, members[0].task, namesakes))
+    return distinct(labels, " ({})")
+
+
+def _level_label(run: Run) -> str:
+    short = run.level.removeprefix("BabyAI-").removesuffix("-v0")
+    number = run.config.env.num_distractors
+    return short if number is None else f"{short}, {number} objects"
+
+
+def _set_apart(name: str, own: Mapping[str, Any], namesakes: Sequence[Mapping[str, Any]]) -> str:
+    """A name, with the values that the namesakes do not share."""
+    apart = ", ".join(f"{key}={own.get(key)}" for key in differing_keys(namesakes))
+    return f"{name} ({apart})" if apart else name
+
+
+def distinct(names: Sequence[str], number: str) -> list[str]:
+    """The names, with a number behind each that stands before it already.
+
+    Args:
+        number: How the number is written, such as ``_{}``.
+    """
+    found: list[str] = []
+    for name in names:
+        count, own = 1, name
+        while own in found:
+            count += 1
+            own = name + number.format(count)
+        found.append(own)
+    return found
 
 
 def group_arms(runs: Sequence[Run]) -> list[Arm]:
@@ -389,6 +459,4 @@ def _order(run: Run, arms: Sequence[str]) -> tuple[int, str, int]:
 def _distinct_label(arm: Arm, arms: Sequence[Arm]) -> str:
     """The arm's name, with the values that set it apart from others of that name."""
     namesakes = [method(other.config) for other in arms if other.label == arm.label]
-    values = method(arm.config)
-    apart = ", ".join(f"{key}={values.get(key)}" for key in differing_keys(namesakes))
-    return f"{arm.label} ({apart})" if apart else arm.label
+    return _set_apart(arm.label, method(arm.config), namesakes)

@@ -125,18 +125,36 @@ def _declared_controls(config: Config) -> list[tuple[str, str, tuple[Any, ...]]]
 
 
 def without_edge(arm: Arm, arms: Iterable[Arm]) -> Arm | None:
-    """The arm with the same agent and teacher and no feedback: ``teacher_frozen``, or
-    ``llm_policy``.
+    """The same arm without feedback, ``teacher_frozen`` or ``llm_policy``: nothing but keys of
+    ``feedback`` differ.
     """
-    config = arm.config
-    alike = [
+    nearest = _nearest(arm, _frozen(arm, arms))
+    return None if nearest is None or beyond_feedback(arm, nearest) else nearest
+
+
+def nearly_without_edge(arm: Arm, arms: Iterable[Arm]) -> Arm | None:
+    """Of those with the same agent and teacher and no feedback, the one that differs in fewest
+    other keys, which may be too many to compare it with.
+    """
+    return _nearest(arm, _frozen(arm, arms))
+
+
+def beyond_feedback(arm: Arm, other: Arm) -> list[str]:
+    """Keys outside ``feedback`` in which two arms differ: where there are any, their difference is
+    not that of the feedback.
+    """
+    keys = differing_keys([method(arm.config), method(other.config)])
+    return [key for key in keys if not key.startswith("feedback.")]
+
+
+def _frozen(arm: Arm, arms: Iterable[Arm]) -> list[Arm]:
+    """Those with the same agent and teacher and no feedback."""
+    kind = (arm.config.arm.agent, arm.config.arm.teacher, "none")
+    return [
         other
         for other in arms
-        if (other.config.arm.agent, other.config.arm.teacher, other.config.feedback.signal)
-        == (config.arm.agent, config.arm.teacher, "none")
-        and other.config.method == config.method
+        if (other.config.arm.agent, other.config.arm.teacher, other.config.feedback.signal) == kind
     ]
-    return _nearest(arm, alike)
 
 
 def control_of(arm: Arm, kind: str, arms: Iterable[Arm]) -> Arm | None:
@@ -201,9 +219,14 @@ def missing_controls(arms: Sequence[Arm]) -> list[Missing]:
 
 
 def _nearest(arm: Arm, others: Sequence[Arm]) -> Arm | None:
-    """The one with the fewest differences; among equals the first."""
+    """The one with the fewest differences outside ``feedback``, then with the fewest at all; among
+    equals the first.
+    """
     return min(
         others,
-        key=lambda other: len(differing_keys([method(arm.config), method(other.config)])),
+        key=lambda other: (
+            len(beyond_feedback(arm, other)),
+            len(differing_keys([method(arm.config), method(other.config)])),
+        ),
         default=None,
     )

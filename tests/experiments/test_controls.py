@@ -90,6 +90,32 @@ def test_a_run_that_differs_in_anything_else_is_no_control(tmp_path: Path, other
     assert control_of(arm, "random", [far]) is None
 
 
+@pytest.mark.parametrize(
+    "other", ["student.lr=0.5", "lamorel_args.llm_args.model_path=other", "arm.weights=fresh"]
+)
+def test_an_arm_that_differs_in_more_than_the_feedback_is_not_the_arm_without_it(
+    tmp_path: Path, other: str
+) -> None:
+    (arm,) = make_arms(tmp_path / "arm", ["teacher_feedback+signal=td"])
+    (far,) = make_arms(tmp_path / "far", ["teacher_frozen"], other)
+    (near,) = make_arms(tmp_path / "near", ["teacher_frozen"], "feedback.epochs=3")
+    assert without_edge(arm, [far, near]) is near
+    assert without_edge(arm, [far]) is None
+
+
+def test_the_answer_names_what_else_the_nearest_arm_without_feedback_differs_in(
+    tmp_path: Path,
+) -> None:
+    for arm, more in (("teacher_frozen", "student.lr=0.5"), ("teacher_feedback", "ppo.lr=0.002")):
+        for seed in range(3):
+            make_run(make_config(arm, seed, tmp_path, [arm], more), [0.1 * seed] * 3)
+    assert headline(find(tmp_path).whole)[0] == (
+        "Did the feedback help? Not answered here: no feedback arm stands beside the same arm"
+        " without feedback (teacher_frozen differs from teacher_feedback in student.lr, ppo.lr"
+        " too)."
+    )
+
+
 def test_the_random_sign_of_earlier_run_folders_controls_every_signal(tmp_path: Path) -> None:
     arms = make_arms(
         tmp_path,

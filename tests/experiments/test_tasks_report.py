@@ -101,6 +101,58 @@ def test_tasks_without_a_name_are_called_by_their_level(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "labels"),
+    [
+        ("env.size=4", "env.size=9", {"Env (env.size=4)", "Env (env.size=9)"}),
+        ("env.max_steps=5", "env.max_steps=6", {"Env (env.max_steps=5)", "Env (env.max_steps=6)"}),
+        ("env.name=small", "env.name=big", {"small", "big"}),
+        ("env.name=same", "+env.name=same env.size=9", {"same (env.size=None)", "same (env.size=9)"}),
+    ],
+)  # fmt: skip
+def test_tasks_that_differ_in_anything_of_the_environment_are_not_one(
+    tmp_path: Path, one: str, two: str, labels: set[str]
+) -> None:
+    for place, words in enumerate((one, two)):
+        for arm in ARMS[:2]:
+            added = [f"+{word}" if word.startswith("env.size") else word for word in words.split()]
+            config = make_config(
+                arm, 0, tmp_path / str(place), ARMS, "env._target_=Env", *added
+            )
+            make_run(config, [0.5 * place] * 3)
+    tasks = group_tasks(read_runs(tmp_path))
+    assert {task.label for task in tasks} == labels
+    assert [[arm.label for arm in task.arms] for task in tasks] == [ARMS[:2]] * 2
+
+
+def test_arms_of_one_task_may_be_asked_and_stepped_in_different_ways(tmp_path: Path) -> None:
+    ways = ["env.prompt=glam", "env.num_envs=4", "env.backend=minigrid", "env.history=2"]
+    for place, way in enumerate(ways):
+        make_run(make_config("llm_policy", 0, tmp_path / str(place), ARMS, way), [0.0] * 3)
+    (task,) = group_tasks(read_runs(tmp_path))
+    assert len(task.arms) == len(ways)
+
+
+def test_a_run_without_a_task_name_belongs_to_the_task_of_the_same_environment(
+    tmp_path: Path,
+) -> None:
+    make_run(make_config(ARMS[0], 0, tmp_path / "a", ARMS, "task=go_to_local_d4"), [0.0] * 3)
+    alike = ("env.level=BabyAI-GoToLocal-v0", "env.num_distractors=4")
+    make_run(make_config(ARMS[1], 0, tmp_path / "b", ARMS, *alike), [0.0] * 3)
+    (task,) = group_tasks(read_runs(tmp_path))
+    assert (task.label, [arm.label for arm in task.arms]) == ("go_to_local_d4", ARMS[:2])
+
+
+def test_a_lost_status_leaves_a_run_in_its_own_environment(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        own = make_config(ARMS[0], seed, tmp_path, ARMS, "env._target_=mine.Env")
+        folder = make_run(own, [0.0] * 3)
+        (folder / "status.json").write_text('{"state": "complete", "environment": "mine.Env"}')
+    (folder / "status.json").unlink()
+    (task,) = group_tasks(read_runs(tmp_path))
+    assert (task.label, list(task.arms[0].runs)) == ("mine.Env", [0, 1])
+
+
 def test_over_all_tasks_every_task_counts_the_same(report: Path) -> None:
     overall = {row["arm"]: row for row in rows(report, "overall")}
     gae = overall["teacher_feedback/gae"]
