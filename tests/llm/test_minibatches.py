@@ -106,16 +106,16 @@ def test_the_gradient_of_the_table_of_all_tokens_is_made_once(
     own_head: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model: Any = make_t5(own_head=own_head)
-    table, calls, made = model.shared, [], nn.Embedding.forward
+    table, calls, made = model.shared, [], nn.functional.embedding
     for module in (model.encoder.embed_tokens, model.decoder.embed_tokens):
         assert type(module) is nn.Embedding and module.weight is table.weight
 
-    def spy(module: nn.Embedding, tokens: Any) -> Any:
-        if module.weight is table.weight:
+    def spy(tokens: Any, weight: Any, *options: Any) -> Any:
+        if weight is table.weight:
             calls.append(len(tokens))
-        return made(module, tokens)
+        return made(tokens, weight, *options)
 
-    monkeypatch.setattr(nn.Embedding, "forward", spy)
+    monkeypatch.setattr(nn.functional, "embedding", spy)
     make_host(model, minibatch_size=2).score(
         PROMPTS, [ACTIONS] * len(PROMPTS), require_grad=True
     ).log_probs.sum().backward()
