@@ -51,6 +51,8 @@ class Curves:
         self.students = (
             settings.get("intervals") == "t"
         )  # tables of an earlier version have bootstrapped means
+        # tables of an earlier version have the ends of every mean cut, returns' too
+        self.cut: list[str] = settings.get("cut_at_0_and_1", ["success", "area", "return"])
         self.samples, self.seed = int(settings["samples"]), int(settings["seed"])
         self.tail, self.tie = (1 - settings["level"]) / 2, settings["tie"]
         self.runs: dict[tuple[str, str, int], list[Row]] = {}
@@ -336,7 +338,8 @@ def expected_summary(curves: Curves, row: Row) -> dict[str, float]:
     seeds, areas = curves.seeds(task, arm), curves.areas(task, arm)
     found = {"seeds": float(len(seeds))}
     found |= triple("success", curves.mean([curves.last(task, arm, "success")], 0, 1))
-    found |= triple("return", curves.mean([curves.last(task, arm, "return")], 0, 1))
+    ends = (0.0, 1.0) if "return" in curves.cut else (-math.inf, math.inf)
+    found |= triple("return", curves.mean([curves.last(task, arm, "return")], *ends))
     found["return_x20"] = 20 * found["return"]
     found |= triple("area", curves.mean([areas], 0, 1)) | triple(
         "area_iqm", curves.interval([areas], middle_mean)

@@ -204,15 +204,7 @@ def draw(
     ]
     shown = telling or [panel for panel in shown if panel.lines][:1]
     x_max = max(float(curve.x.max()) for curve in series.values())
-    drawn = [*series.values(), *(beside or {}).values()]
-    y_max = max(
-        float(
-            np.nanmax(
-                [curve.y.max(), np.nanmax(curve.high) if not np.isnan(curve.high).all() else 0]
-            )
-        )
-        for curve in drawn
-    )
+    ends = _heights([*series.values(), *(beside or {}).values()])
 
     def fill(axes: Axes, panel: Panel, told: Values) -> None:
         for line in panel.lines:
@@ -222,7 +214,7 @@ def draw(
                 axes.plot(
                     other.x, other.y, color=line.colour, linestyle=":", linewidth=0.9, zorder=2.5
                 )
-        _fill(axes, panel, series, axes_labels, (x_max or 1.0, 1.04 * y_max or 1.0), label_heights)
+        _fill(axes, panel, series, axes_labels, x_max or 1.0, ends, label_heights)
         for line in panel.lines:
             _tell(told, axes, line.arm, series[line.arm], axes_labels)
 
@@ -236,6 +228,16 @@ def draw(
     return Picture(
         name, caption, parts[0][1] if len(parts) == 1 else _svg(*whole), _png(whole[0]), parts
     )
+
+
+def _heights(curves: Sequence[Series]) -> tuple[float, float]:
+    """Where the vertical axis begins and ends: at zero, or below the lowest where that is below."""
+    values = np.concatenate([part for curve in curves for part in (curve.y, curve.low, curve.high)])
+    lowest, highest = float(np.nanmin(values)), float(np.nanmax(values))
+    if lowest >= 0:
+        return 0.0, 1.04 * highest or 1.0
+    room = 0.04 * (highest - lowest) or 1.0
+    return lowest - room, highest + room
 
 
 def _tell(told: Values, axes: Axes, name: str, curve: Series, labels: tuple[str, str]) -> None:
@@ -283,6 +285,7 @@ def _fill(
     panel: Panel,
     series: Mapping[str, Series],
     labels: tuple[str, str],
+    x_max: float,
     ends: tuple[float, float],
     label_heights: Mapping[str, float] | None,
 ) -> None:
@@ -300,28 +303,32 @@ def _fill(
             axes.fill_between(
                 curve.x, curve.low, curve.high, color=line.colour, alpha=0.12, linewidth=0, zorder=2
             )
-    axes.set_xlim(0, ends[0])
-    axes.set_ylim(0, ends[1])
+    axes.set_xlim(0, x_max)
+    axes.set_ylim(*ends)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.set_title(panel.title, loc="left", fontsize=9, fontweight="bold")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    if ends[0] >= 1000:
+    if x_max >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if label_heights is None:
-        _label_ends(axes, panel, series, ends)
+        _label_ends(axes, panel, series, x_max, ends)
     else:
         _label_samples(axes, panel, label_heights)
 
 
 def _label_ends(
-    axes: Axes, panel: Panel, series: Mapping[str, Series], ends: tuple[float, float]
+    axes: Axes,
+    panel: Panel,
+    series: Mapping[str, Series],
+    x_max: float,
+    ends: tuple[float, float],
 ) -> None:
     """Write each line's name beside its end, and move apart those that would overlap."""
-    tips = [
-        (float(series[line.arm].x[-1]) / ends[0], float(series[line.arm].y[-1]) / ends[1], line)
-        for line in panel.lines
-    ]
+    tips = []
+    for line in panel.lines:
+        x, y = float(series[line.arm].x[-1]), float(series[line.arm].y[-1])
+        tips.append((x / x_max, (y - ends[0]) / (ends[1] - ends[0]), line))
     for (x, y, line), place in zip(tips, spread([y for _, y, _ in tips], LABEL_GAP), strict=True):
         axes.annotate(
             line.label,

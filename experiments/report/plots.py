@@ -175,4 +175,6 @@ def _series(arm: Arm, x: str, y: str) -> Series:
     heights = np.stack([run.columns[y][:points] for run in runs])
     places = np.mean([run.columns[x][:points] for run in runs], axis=0)
     mean, low, high = mean_columns(heights)
-    return Series(places, mean, np.clip(low, 0, 1), np.clip(high, 0, 1))
+    if y != RETURN:  # the others are rates
+        low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
+    return Series(places, mean, low, high)

@@ -284,11 +284,11 @@ def _how_to_read(task: Summary) -> str:
         for kind, labels in sorted(kinds.items())
     )
     return (
-        "Brackets are 95 % intervals over seeds, Student's t, cut at 0 and 1. The area is the mean"
-        f" success over the first {task.tasks[0].until:,.0f} environment steps; IQM is its"
-        " interquartile mean over seeds. Teacher followed blindly is the success at the end of the"
-        " teacher's own choice, without a student. Steps to a level are those of the median seed,"
-        f" a dash where it never gets there. Evaluation: {evaluation}."
+        "Brackets are 95 % intervals over seeds, Student's t, those of rates cut at 0 and 1. The"
+        f" area is the mean success over the first {task.tasks[0].until:,.0f} environment steps;"
+        " IQM is its interquartile mean over seeds. Teacher followed blindly is the success at the"
+        " end of the teacher's own choice, without a student. Steps to a level are those of the"
+        f" median seed, a dash where it never gets there. Evaluation: {evaluation}."
     )
 
 

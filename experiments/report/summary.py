@@ -396,7 +396,7 @@ class _Table:
             label=label,
             arms=self._runs[label],
             success=mean_interval(_strata(self._finals[label])).within(0, 1),
-            returned=mean_interval(_strata(self._returns[label])).within(0, 1),
+            returned=mean_interval(_strata(self._returns[label])),
             area=mean_interval(areas).within(0, 1),
             area_iqm=stratified_bootstrap(areas, interquartile_mean_of_tasks, self._samples),
             rank=self._rank(label),

@@ -50,6 +50,7 @@ def resampling_settings(samples: int) -> dict[str, object]:
     """What another program needs to repeat the intervals; see ``report.statistics``."""
     return {
         "intervals": "t",
+        "cut_at_0_and_1": ["success", "area"],
         "generator": "numpy.random.default_rng",
         "seed": 0,
         "samples": samples,

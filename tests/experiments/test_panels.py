@@ -21,6 +21,7 @@ from experiments.report.panels import (
     LABEL_GAP,
     PALETTE,
     Series,
+    _heights,
     draw,
     lay_out,
     readable,
@@ -142,6 +143,24 @@ def test_a_figure_is_drawn_as_a_whole_and_panel_by_panel() -> None:
         ("steps", "success"),
     )
     assert len(alone.parts) == 1
+
+
+@pytest.mark.parametrize(
+    ("heights", "ends"),
+    [
+        ([0.25, 0.5], (0, 0.52)),
+        ([0.0, 0.0], (0, 1)),
+        ([-35.0, -10.0], (-36, -9)),
+        ([-1.0, 24.0], (-2, 25)),
+        ([-3.0, -3.0], (-4, -2)),
+    ],
+)
+def test_an_axis_holds_every_value_and_begins_at_zero_where_none_is_below(
+    heights: list[float], ends: tuple[float, float]
+) -> None:
+    unknown = np.full(2, np.nan)
+    found = _heights([Series(np.arange(2.0), np.array(heights), unknown, unknown)])
+    assert found == pytest.approx(ends)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=14))

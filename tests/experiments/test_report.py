@@ -12,14 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from made_runs import make_config, make_run
+from made_runs import VERSIONS, make_config, make_row, make_run
+from scipy import stats
 
+from experiments import recompute
 from experiments.report.figures import Picture
 from experiments.report.headline import headline
 from experiments.report.making import compose_page, find, make_report
+from experiments.report.plots import _series
 from experiments.report.results import group_arms, read_runs
 from experiments.runs.identity import method
+from experiments.runs.run_folder import RunFolder
 from lamorel_ext.config import Plug
 from lamorel_ext.errors import CheckpointError
 
@@ -500,3 +505,26 @@ def test_the_code_of_a_strangers_method_is_not_imported_for_its_controls(
     assert Plug("lamorel_ext.methods.goals.Goals").known().controls == {"choice": ("random",)}
     assert Plug("lamorel_ext.methods.goals.Nothing").known() is None
     assert Plug("json.JSONEncoder").known() is json.JSONEncoder  # it is there already
+
+
+@pytest.mark.parametrize("returns", [(-31.0, -29.0, -35.0), (7.0, 9.0, 8.5), (-0.5, 0.5, 0.75)])
+def test_the_interval_of_a_return_is_cut_nowhere(
+    tmp_path: Path, returns: tuple[float, ...]
+) -> None:
+    for seed, value in enumerate(returns):
+        config = make_config("student_alone", seed, tmp_path, ["student_alone"])
+        with RunFolder(Path(config.run.output_dir), config, VERSIONS) as run:
+            for steps in (0.0, 10.0, 20.0):
+                run.write(make_row(steps, 0.4 * seed, **{"return": value}))
+    make_report(tmp_path)
+    with (tmp_path / "tables" / "summary.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    ends = stats.ttest_1samp(returns, 0).confidence_interval(0.95)
+    found = [float(row[name]) for name in ("return", "return_low", "return_high")]
+    assert found == pytest.approx([np.mean(returns), ends.low, ends.high], abs=1e-9)
+    # Those of the success, 0, 0.4 and 0.8, lie outside of what a rate can be.
+    assert (row["success_low"], row["success_high"]) == ("0", "1")
+    assert recompute.main([str(tmp_path)]) == 0
+    (task,) = find(tmp_path).tasks
+    series = _series(task.arms[0].arm, "env_steps", "return")
+    assert (series.low[-1], series.high[-1]) == pytest.approx((ends.low, ends.high), abs=1e-9)
