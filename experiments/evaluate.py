@@ -204,10 +204,14 @@ def run(argv: Sequence[str]) -> int:
     if not config.env.own and (shortfall := expert_shortfall(config.env.level)):
         log.warning("%s", shortfall)
 
+    # The LLM as it is is a policy; another arm is one that has not learnt.
+    plain = checkpoint is not None or config.arm.agent in ("llm_policy", "own")
+    name = policy if plain else f"{config.arm.name}, untrained"
+
     def client(llm: LlmClient) -> int:
         learnt = 0 if checkpoint is None else checkpoint.env_steps
-        scores = evaluate_all(config, llm_of(config, llm), checkpoint, policy)
-        print(f"{show(config, scores)}\n{as_json(config, policy, scores, learnt)}")
+        scores = evaluate_all(config, llm_of(config, llm), checkpoint, name)
+        print(f"{show(config, scores)}\n{as_json(config, name, scores, learnt)}")
         return 0
 
     return run_as_ranked(config, client)

@@ -86,7 +86,32 @@ def checked_config(
         configs = [load_config(overrides, config_name, config_dir)]
     check_configs(configs, imports=False)
     placements(configs[0].lamorel_args)
+    if array:
+        _check_servers_alike(configs)
     return configs[0]
+
+
+def _check_servers_alike(configs: Sequence[Config]) -> None:
+    """One script starts every job of an array."""
+    first = configs[0]
+    for config in configs:
+        for name, value in _shape(first).items():
+            if (other := _shape(config)[name]) != value:
+                raise ConfigError(
+                    f"lamorel_args.{name}: the jobs of one array start alike, but"
+                    f" {first.arm.name} has {value} and {config.arm.name} has {other}; make an"
+                    " array for each"
+                )
+
+
+def _shape(config: Config) -> dict[str, object]:
+    """What the script of a job depends on."""
+    args = config.lamorel_args
+    return {
+        "distributed_setup_args": args.distributed_setup_args,
+        "accelerate_args": args.accelerate_args,
+        "llm_args.parallelism": args.llm_args.parallelism,
+    }
 
 
 def launch(argv: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ from lamorel_ext.config import (
     save_config,
     to_mapping,
 )
+from lamorel_ext.config.cells import read_cell
 from lamorel_ext.envs.babyai.levels import make_level
 from lamorel_ext.errors import ConfigError
 
@@ -553,6 +554,33 @@ def test_a_list_in_a_cell_is_a_cell_for_each_value_and_a_name_is_the_cell_again(
     )
 
 
+@pytest.mark.parametrize(
+    ("typed", "name", "value"),
+    [
+        ("lr=1e-5", "lr=1e-05", 1e-5),
+        ("lr=0.00001", "lr=1e-05", 1e-5),
+        ("student.kappa=5.0", "student.kappa=5", 5.0),
+        ("env.num_distractors=null", "env.num_distractors=null", None),
+        ("run.portable=true", "run.portable=true", True),
+        ("compare.name=12:30", "compare.name=12:30", "12:30"),
+        ("compare.name=on", "compare.name=on", "on"),
+    ],
+)
+def test_a_cell_means_what_a_command_line_would_and_has_one_name(
+    typed: str, name: str, value: Any
+) -> None:
+    cell = read_cell(f"student_alone+{typed}")
+    assert cell.name == f"student_alone+{name}" and read_cell(cell.name) == cell
+    assert list(cell.values.values()) == [value]
+
+
+def test_a_value_that_the_arms_do_not_differ_in_reaches_all_of_them() -> None:
+    configs = load_matrix(
+        ["compare.arms=[teacher_feedback,teacher_feedback+epochs=2]", "feedback.signal=td"]
+    )
+    assert {config.feedback.signal for config in configs.values()} == {"td"}
+
+
 def test_controls_stand_behind_each_feedback_arm_and_nowhere_else() -> None:
     configs = load_matrix(
         [
@@ -586,6 +614,27 @@ def test_controls_stand_behind_each_feedback_arm_and_nowhere_else() -> None:
         (
             ["compare.arms=['teacher_feedback+lr=0.1']", "feedback.lr=0.2"],
             "feedback.lr: set by the cell",
+        ),
+        (
+            ["compare.arms=[teacher_frozen,teacher_feedback]", "feedback.signal=td"],
+            r"feedback.signal: would go over what tells the arms apart \(none of teacher_frozen, "
+            r"weighted of teacher_feedback\); ask for a cell, such as \{base: teacher_feedback, "
+            r"feedback.signal: td\}",
+        ),
+        (
+            ["compare.arms=[llm_policy,student_alone]", "arm.agent=student"],
+            r"arm.agent: would go over what tells the arms apart",
+        ),
+        (
+            ["compare.arms=['teacher_feedback+lr=1e-5','teacher_feedback+lr=0.00001']"],
+            "teacher_feedback.lr=1e-05 is asked for twice",
+        ),
+        (
+            [
+                "compare.arms=['student_alone+student.hidden_size=64',"
+                "'student_alone+student.hidden_size=64.0']"
+            ],
+            "student_alone.student.hidden_size=64 is asked for twice",
         ),
     ],
 )

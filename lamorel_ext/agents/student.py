@@ -12,7 +12,13 @@ from lamorel_ext.agents.features import encode_actions, encode_states
 from lamorel_ext.agents.guidance import NO_HINT, AskingTeacher, OfferedActions, Teacher
 from lamorel_ext.agents.network import StudentNetwork
 from lamorel_ext.agents.optimizer import FlatAdam
-from lamorel_ext.agents.student_ppo import STATS, LossTerm, StudentBatch, update_student
+from lamorel_ext.agents.student_ppo import (
+    STATS,
+    LossTerm,
+    StudentBatch,
+    num_minibatches,
+    update_student,
+)
 from lamorel_ext.config import StudentArgs
 from lamorel_ext.errors import CheckpointError
 from lamorel_ext.experience import (
@@ -242,7 +248,7 @@ class StudentAgent:
 
 def _update_counts(samples: int, args: StudentArgs) -> dict[str, float]:
     """Optimiser steps of one update, and samples, each counted as often as it was used."""
-    steps = args.epochs * min(args.num_minibatches, samples)
+    steps = args.epochs * num_minibatches(samples, args)
     return {
         "student_update_steps": float(steps),
         "student_update_samples": float(args.epochs * samples),

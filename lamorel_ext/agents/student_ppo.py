@@ -113,6 +113,13 @@ def ppo_losses(
     return Losses(total, policy_loss, value_loss, entropy, kl, clip_fraction)
 
 
+def num_minibatches(samples: int, args: StudentArgs) -> int:
+    """Of a pass over so many samples. Alone in its minibatch an advantage is its own mean, and says
+    nothing.
+    """
+    return min(args.num_minibatches, max(1, samples // 2))
+
+
 def update_student(
     network: StudentNetwork,
     optimizer: FlatAdam,
@@ -136,10 +143,7 @@ def update_student(
     seen = []
     for _ in range(args.epochs):
         order = torch.from_numpy(rng.permutation(len(batch.actions)))
-        # Alone in its minibatch an advantage is its own mean, and says nothing.
-        for indices in torch.tensor_split(
-            order, min(args.num_minibatches, max(1, len(order) // 2))
-        ):
+        for indices in torch.tensor_split(order, num_minibatches(len(order), args)):
             added = None if term is None else functools.partial(term, indices)
             losses = ppo_losses(network, batch.take(indices), args, added)
             if trust is not None:

@@ -10,12 +10,11 @@ cell's folder, so it is the same in every comparison.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import yaml
 
 from lamorel_ext.config.schema import Config
 from lamorel_ext.errors import ConfigError
@@ -24,6 +23,8 @@ from lamorel_ext.methods.feedback.options import Sign
 USUAL_GROUP = "feedback."
 BARE = ("signal", "credit", "loss", "channel", "kappa_mode")
 """Keys whose values say by themselves what they are about, so that labels leave the key out."""
+
+_WORDS = {"true": True, "false": False, "null": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ def read_cell(text: str) -> Cell:
             raise ConfigError(f"compare.arms: {text}: expected base+key=value+..., got {part!r}")
         if full in values:
             raise ConfigError(f"compare.arms: {text}: names {full} twice")
-        values[full] = yaml.safe_load(value)
+        values[full] = _value(value)
     return Cell(base, values)
 
 
@@ -139,12 +140,24 @@ def named(config: Config, cell: Cell) -> Config:
 
 
 def _plain(value: Any) -> bool:
-    return isinstance(value, (bool, int, float)) or (
+    return isinstance(value, (bool, int, float, type(None))) or (
         isinstance(value, str) and value != "" and not set(value) & set("+=/ ")
     )
 
 
+def _value(text: str) -> Any:
+    """What a command line means by it. YAML knows numbers and truths that it does not: ``on``,
+    ``12:30``; and takes ``1e-5`` for a word.
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(text)
+    return text
+
+
 def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
     return f"{value:.12g}" if isinstance(value, float) else str(value)

@@ -69,6 +69,10 @@ def _with_cell(overrides: Sequence[str]) -> tuple[list[str], Cell | None]:
     return found + ([] if cell is None else cell.overrides), cell
 
 
+TELLING_APART = ("feedback.signal", "arm.agent", "arm.teacher", "arm.weights", "arm.action_heads")
+"""Keys by which the files of arms say what an arm is."""
+
+
 def load_matrix(
     overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR
 ) -> dict[tuple[str, str], Config]:
@@ -88,8 +92,15 @@ def load_matrix(
     # What is wrong with it is said below, together with the problems of each arm: every one of
     # them has its values.
     compare = build(CompareArgs, _expanded(mapping, []).get("compare", {}), "compare.", [])
-    cells = {name: read_cell(name) for name in compare.arms if name}
+    read = [read_cell(name) for name in compare.arms if name]
+    cells = {cell.name: cell for cell in read}
+    if len(cells) < len(read):
+        twice = next(cell.name for cell in read if read.count(cell) > 1)
+        raise ConfigError(f"compare.arms: {twice} is asked for twice")
+    if cells:
+        compare = dataclasses.replace(compare, arms=tuple(cells))
     _check_cells_alone(cells, overrides)
+    _check_arms_stay_apart(cells, overrides, config_name, config_dir)
     configs: dict[tuple[str, str], Config] = {}
     problems: dict[str, list[tuple[str, str]]] = {}
     tasks = tuple(dict.fromkeys(compare.tasks)) or ("",)
@@ -128,6 +139,33 @@ def _check_cells_alone(cells: Mapping[str, Cell], overrides: Sequence[str]) -> N
         ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _check_arms_stay_apart(
+    cells: Mapping[str, Cell], overrides: Sequence[str], config_name: str, config_dir: Path | str
+) -> None:
+    """A value on the command line goes over every arm's own: what tells arms apart would be gone,
+    and their names would still say it.
+    """
+    problems = []
+    for text in overrides:
+        key = text.partition("=")[0].lstrip("+")
+        if key not in TELLING_APART or len(cells) < 2:
+            continue
+        others = [each for each in overrides if each is not text]
+        group, name = key.split(".")
+        own = {}
+        for arm, cell in cells.items():
+            config = load_config([*others, f"arm={cell.base}"], config_name, config_dir)
+            own[arm] = getattr(getattr(config, group), name)
+        if len(set(own.values())) > 1:
+            told = ", ".join(f"{value} of {arm}" for arm, value in own.items())
+            problems.append(
+                f"{key}: would go over what tells the arms apart ({told}); ask for a cell, such as"
+                f" {{base: teacher_feedback, {text.lstrip('+').replace('=', ': ', 1)}}}"
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _with_controls(

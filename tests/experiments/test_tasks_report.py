@@ -116,9 +116,7 @@ def test_tasks_that_differ_in_anything_of_the_environment_are_not_one(
     for place, words in enumerate((one, two)):
         for arm in ARMS[:2]:
             added = [f"+{word}" if word.startswith("env.size") else word for word in words.split()]
-            config = make_config(
-                arm, 0, tmp_path / str(place), ARMS, "env._target_=Env", *added
-            )
+            config = make_config(arm, 0, tmp_path / str(place), ARMS, "env._target_=Env", *added)
             make_run(config, [0.5 * place] * 3)
     tasks = group_tasks(read_runs(tmp_path))
     assert {task.label for task in tasks} == labels

@@ -296,6 +296,16 @@ def test_words_with_spaces_survive_the_shell() -> None:
         ),
         (["evaluate", "policy=a", "policy=b"], "policy: one at a time, got a, b"),
         (["--slurm-array", "compare", "run.seed=3"], "run.seed=3: an array sets this itself"),
+        (
+            [
+                "--slurm-array",
+                "compare",
+                "compare.arms=[student_alone,"
+                "'teacher_frozen+lamorel_args.distributed_setup_args.n_llm_processes=4']",
+            ],
+            "lamorel_args.distributed_setup_args: the jobs of one array start alike, but"
+            " student_alone has",
+        ),
         (["--slurm-array", "evaluate", "arm=bot"], "arm=bot: an array sets this itself"),
         (["--slurm", "--sbatch", "time=", "compare"], "--sbatch time=: expected KEY=VALUE"),
         (["--slurm", "--sbatch=-p", "compare"], "with sbatch's long names"),
