@@ -40,9 +40,11 @@ def headline(summary: Summary, tasks: Sequence[Summary] = ()) -> list[str]:
         tasks: The tasks one by one, where there are several.
     """
     if not summary.against_baseline:
+        where = " on every task" if len(summary.tasks) > 1 else ""
         return [
-            f"Only one arm, {summary.baseline}, has complete runs: there is nothing to compare it"
-            " with."
+            f"Only one arm, {summary.baseline}, has complete runs{where}: there is nothing to"
+            " compare it with.",
+            *map(_task_sentence, tasks),
         ]
     best = _best_arm(summary)
     rivals = [

@@ -130,7 +130,7 @@ def find(folder: Path) -> Findings:
             + "\n".join(unfinished_line(run) for run in runs)
         )
     samples = complete[0].config.compare.bootstrap_samples
-    tasks = group_tasks(complete)
+    tasks = group_tasks(complete, unfinished)
     everywhere = set.intersection(*({arm.label for arm in task.arms} for task in tasks))
     return Findings(
         title=f"Report: {complete[0].config.compare.name}",

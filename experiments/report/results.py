@@ -46,6 +46,9 @@ NOT_THE_TASK = (
 """Keys of ``env`` that do not make the task: its names, and what two arms of one task may differ
 in, as an evaluation is on the same episodes with any of it.
 """
+SET_BY_TASKS = ("run.total_steps", "run.eval_every", "run.eval_episodes", "run.evaluation")
+"""What a task's file sets beside ``env``: an arm keeps its name with another value on another task.
+"""
 _LARGEST = 1e15
 """Of any number of a curve: beyond it floating point does not count in ones."""
 
@@ -90,11 +93,7 @@ class Run:
         """What makes its task, by key: all of ``env`` but ``NOT_THE_TASK``, with ``level`` as its
         level.
         """
-        keys = {
-            key: value
-            for key, value in flat(self.config).items()
-            if key.startswith("env.") and key not in NOT_THE_TASK
-        }
+        keys = {key: value for key, value in flat(self.config).items() if _makes_task(key)}
         return {**keys, "env.level": self.level}
 
     def last(self, column: str) -> float:
@@ -122,6 +121,10 @@ class Run:
             if cost in self.columns
             else None
         )
+
+
+def _makes_task(key: str) -> bool:
+    return key.startswith("env.") and key not in NOT_THE_TASK
 
 
 @dataclass(frozen=True)
@@ -349,25 +352,33 @@ def _cells(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def group_tasks(runs: Sequence[Run]) -> list[Task]:
+def group_tasks(runs: Sequence[Run], unfinished: Sequence[Run] = ()) -> list[Task]:
     """Runs grouped by the name of their task and by what makes it, in the order of
-    ``compare.tasks``, and by arm within each.
+    ``compare.tasks``, and by arm within each. An arm has one label on all tasks, and no other has
+    it.
+
+    Args:
+        runs: Those that are complete.
+        unfinished: Others of their folder: in no group, but labels do not change when they are
+            complete.
 
     Raises:
         CheckpointError: Two runs of a task have the same configuration and the same seed.
     """
-    tasks = max((run.config.compare.tasks for run in runs), key=len, default=())
-    ordered = sorted(
-        runs,
+    every = [*runs, *unfinished]
+    tasks = max((run.config.compare.tasks for run in every), key=len, default=())
+    every.sort(
         key=lambda run: (
             tasks.index(run.config.env.name) if run.config.env.name in tasks else len(tasks)
         ),
     )
-    groups = list(_by_task(ordered).values())
-    return [
-        Task(label, tuple(group_arms(members)))
-        for label, members in zip(_task_labels(groups), groups, strict=True)
-    ]
+    groups, complete = list(_by_task(every).values()), {id(run) for run in runs}
+    labels, found = _arm_labels(groups), []
+    for label, members in zip(_task_labels(groups), groups, strict=True):
+        kept = [run for run in members if id(run) in complete]
+        if kept:
+            found.append(Task(label, tuple(_arms(kept, labels))))
+    return found
 
 
 def _by_task(runs: Sequence[Run]) -> dict[tuple[Any, ...], list[Run]]:
@@ -394,7 +405,7 @@ def _task_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     labels = []
     for name, members in zip(names, groups, strict=True):
         namesakes = [other[0].task for own, other in zip(names, groups, strict=True) if own == name]
-        labels.append(_set_apart(name, members[0].task, namesakes))
+        labels.append(_set_apart(name, members[0].task, differing_keys(namesakes)))
     return distinct(labels, " ({})")
 
 
@@ -404,9 +415,9 @@ def _level_label(run: Run) -> str:
     return short if number is None else f"{short}, {number} objects"
 
 
-def _set_apart(name: str, own: Mapping[str, Any], namesakes: Sequence[Mapping[str, Any]]) -> str:
-    """A name, with the values that the namesakes do not share."""
-    apart = ", ".join(f"{key}={own.get(key)}" for key in differing_keys(namesakes))
+def _set_apart(name: str, own: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """A name, with the values of the keys that its namesakes do not share."""
+    apart = ", ".join(f"{key}={own.get(key)}" for key in keys)
     return f"{name} ({apart})" if apart else name
 
 
@@ -433,6 +444,11 @@ def group_arms(runs: Sequence[Run]) -> list[Arm]:
     Raises:
         CheckpointError: Two runs have the same configuration and the same seed.
     """
+    return _arms(runs, _arm_labels([runs]))
+
+
+def _arms(runs: Sequence[Run], labels: Mapping[int, str]) -> list[Arm]:
+    """Runs of one task by arm, with the label that each run has by its ``id``."""
     groups: dict[tuple[Any, ...], dict[int, Run]] = {}
     arms = max((run.config.compare.arms for run in runs), key=len, default=())
     for run in sorted(runs, key=lambda run: _order(run, arms)):
@@ -443,20 +459,63 @@ def group_arms(runs: Sequence[Run]) -> list[Arm]:
                 f" same seed {run.seed}"
             )
         members[run.seed] = run
-    grouped = [
-        Arm(next(iter(members.values())).config.arm.name, dict(sorted(members.items())))
+    return [
+        Arm(labels[id(next(iter(members.values())))], dict(sorted(members.items())))
         for members in groups.values()
     ]
-    return [Arm(_distinct_label(arm, grouped), arm.runs) for arm in grouped]
+
+
+def _arm_labels(tasks: Sequence[Sequence[Run]]) -> dict[int, str]:
+    """The label of each run's arm, by the run's ``id``: the arm's name, with the values that set it
+    apart from others of that name on any task.
+    """
+    by_name: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for run, own in _what_arms_are(tasks):
+        by_name.setdefault(run.config.arm.name, []).append((id(run), own))
+    found: dict[int, tuple[str, tuple[Any, ...]]] = {}
+    for name, members in by_name.items():
+        keys = differing_keys([own for _, own in members])
+        for which, own in members:
+            found[which] = (_set_apart(name, own, keys), (name, *own.items()))
+    arms = {what: label for label, what in found.values()}
+    numbered = dict(zip(arms, distinct(list(arms.values()), " ({})"), strict=True))
+    return {which: numbered[what] for which, (_, what) in found.items()}
+
+
+def _what_arms_are(tasks: Sequence[Sequence[Run]]) -> list[tuple[Run, dict[str, Any]]]:
+    """Each run with the values that make its arm the same arm on every task: its method without
+    what its task sets.
+
+    A task sets what all of its arms share, where each task has several; and, of what makes a task
+    and of its budget, what the runs of an arm's name share.
+    """
+    values = [[(run, method(run.config)) for run in members] for members in tasks]
+    several = all(len({run.config.arm.name for run in members}) > 1 for members in tasks)
+    apart = _apart_within(values)
+    found = []
+    for name in dict.fromkeys(run.config.arm.name for members in tasks for run in members):
+        ours = [[pair for pair in members if pair[0].config.arm.name == name] for members in values]
+        own_apart = _apart_within(ours)
+        for run, own in (pair for members in ours for pair in members):
+            kept = {
+                key: value
+                for key, value in own.items()
+                if key in own_apart
+                or not (key in SET_BY_TASKS or _makes_task(key) or (several and key not in apart))
+            }
+            found.append((run, kept))
+    return found
+
+
+def _apart_within(tasks: Sequence[Sequence[tuple[Run, Mapping[str, Any]]]]) -> set[str]:
+    """Keys in which two runs of one task differ."""
+    found: set[str] = set()
+    for members in tasks:
+        found.update(differing_keys([own for _, own in members]))
+    return found
 
 
 def _order(run: Run, arms: Sequence[str]) -> tuple[int, str, int]:
     """As asked for, then by name."""
     name = run.folder.parent.name
     return (arms.index(name) if name in arms else len(arms), str(run.folder.parent), run.seed)
-
-
-def _distinct_label(arm: Arm, arms: Sequence[Arm]) -> str:
-    """The arm's name, with the values that set it apart from others of that name."""
-    namesakes = [method(other.config) for other in arms if other.label == arm.label]
-    return _set_apart(arm.label, method(arm.config), namesakes)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from made_runs import make_config, make_run
 
+from experiments.report.headline import headline
 from experiments.report.making import find, make_report
 from experiments.report.results import group_tasks, read_runs
 
@@ -279,3 +280,97 @@ def test_an_arm_that_lacks_runs_on_a_task_is_left_out_over_all_tasks_alone(tmp_p
     ]
     assert [[row.label for row in task.arms] for task in findings.tasks] == [
         ["llm_policy", "teacher_frozen", "teacher_feedback/gae", "teacher_feedback/constant/random sign"], ["llm_policy", "teacher_feedback/gae", "teacher_feedback/constant/random sign"]]  # fmt: skip
+
+
+LEVELS = {"one": "env.level=BabyAI-GoToLocal-v0", "two": "env.level=BabyAI-GoToRedBall-v0"}
+
+
+def make_sweep(
+    root: Path, heights: dict[tuple[str, str, str], float], *failed: tuple[str, str, str]
+) -> Path:
+    """Three runs of each task, arm and override."""
+    for (task, arm, more), height in heights.items():
+        for seed in range(3):
+            where = root / task / f"{arm},{more}".replace("/", "_")
+            config = make_config(arm, seed, where, [arm], LEVELS[task], *more.split())
+            folder = make_run(config, [height + 0.01 * seed] * 3)
+            if (task, arm, more) in failed:
+                (folder / "status.json").write_text(json.dumps({"state": "failed"}))
+    return root
+
+
+def overall_arms(root: Path) -> dict[str, set[float]]:
+    """The step sizes of the student behind each row over all tasks."""
+    overall = find(root).overall
+    rows = overall.arms if overall else ()
+    return {row.label: {run.config.student.lr for run in row.runs} for row in rows}
+
+
+FAST, SLOW = "student.lr=0.1", "student.lr=0.01"
+SWEEP = {
+    (task, arm, more): height
+    for task in LEVELS
+    for arm, more, height in (
+        ("student_alone", "", 0.3),
+        ("teacher_frozen", FAST, 0.9),
+        ("teacher_frozen", SLOW, 0.1),
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("failed", "left"),
+    [
+        ((), [FAST, SLOW]),
+        ((("two", "teacher_frozen", SLOW),), [FAST]),
+        ((("one", "teacher_frozen", FAST), ("two", "teacher_frozen", SLOW)), []),
+    ],
+)
+def test_an_arm_of_a_sweep_meets_itself_on_the_other_task_whatever_is_complete(
+    tmp_path: Path, failed: tuple[tuple[str, str, str], ...], left: list[str]
+) -> None:
+    found = overall_arms(make_sweep(tmp_path, SWEEP, *failed))
+    assert found.pop("student_alone") == {0.002}
+    assert found == {f"teacher_frozen ({lr})": {float(lr.partition("=")[2])} for lr in left}
+
+
+def test_an_arm_with_another_model_on_another_task_is_not_the_same_arm(tmp_path: Path) -> None:
+    model = "lamorel_args.llm_args.model_path="
+    runs = {("one", "student_alone", ""): 0.1, ("two", "student_alone", ""): 0.1}
+    runs |= {(task, "teacher_frozen", f"{model}{task}"): 0.5 for task in LEVELS}
+    make_sweep(tmp_path, runs)
+    assert list(overall_arms(tmp_path)) == ["student_alone"]
+    answer = headline(find(tmp_path).whole, find(tmp_path).tasks)
+    assert answer[0] == (
+        "Only one arm, student_alone, has complete runs on every task: there is nothing to compare"
+        " it with."
+    )
+    assert answer[1].startswith(f"On GoToLocal: teacher_frozen ({model}one) is ")
+
+
+def test_a_single_arm_with_other_values_on_each_task_is_two_arms(tmp_path: Path) -> None:
+    make_sweep(tmp_path, {("one", "student_alone", FAST): 0.1, ("two", "student_alone", SLOW): 0.1})
+    assert find(tmp_path).overall is None
+
+
+def test_what_a_task_sets_for_all_of_its_arms_leaves_them_the_same_arms(tmp_path: Path) -> None:
+    settings = {"one": f"{FAST} run.eval_episodes=50", "two": f"{SLOW} run.eval_episodes=60"}
+    make_sweep(
+        tmp_path, {(task, arm, more): 0.5 for task, more in settings.items() for arm in ARMS[:2]}
+    )
+    assert list(overall_arms(tmp_path)) == ARMS[:2]  # fmt: skip
+
+
+def test_an_arm_that_ran_longer_on_one_task_leaves_the_others_together(tmp_path: Path) -> None:
+    runs = {(task, arm, ""): 0.5 for task in LEVELS for arm in ARMS[:2]}
+    make_sweep(tmp_path, runs | {("two", ARMS[1], "run.eval_every=5"): 0.5})
+    assert ARMS[0] in overall_arms(tmp_path)
+
+
+def test_labels_that_would_read_alike_are_numbered(tmp_path: Path) -> None:
+    for value in ("null", "'None'"):
+        more = f"lamorel_args.llm_args.gguf_file={value}"
+        make_sweep(tmp_path / value.strip("'"), {("one", "student_alone", more): 0.1})
+    (task,) = group_tasks(read_runs(tmp_path))
+    start = "student_alone (lamorel_args.llm_args.gguf_file=None)"
+    assert [arm.label for arm in task.arms] == [start, f"{start} (2)"]
