@@ -206,6 +206,8 @@ def read_run(folder: Path) -> Run:
         columns = read_columns(path)
         if state == "complete" or columns:
             _check_curve(path, columns)
+        if state == "complete":
+            _check_end(path, columns, config.run.total_steps)
     except CheckpointError as error:
         if state == "complete":
             raise CheckpointError(
@@ -254,6 +256,19 @@ def _check_curve(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     for name in (STEPS, CALLS, TOKENS, SECONDS):
         if np.any(np.diff(columns[name]) < 0):
             raise CheckpointError(f"{path}: {name} goes down from one row to the next")
+
+
+def _check_end(path: Path, columns: Mapping[str, np.ndarray], total_steps: int) -> None:
+    """Raises CheckpointError where the last evaluations of a complete run are gone.
+
+    Training goes on to the first multiple of ``env.num_envs`` that is not below the budget, and a
+    row stands at such a multiple: one below that is below the budget itself.
+    """
+    if columns[STEPS][-1] < total_steps:
+        raise CheckpointError(
+            f"{path} has lost its last rows: the run is complete, expected one at {total_steps}"
+            f" {STEPS} or later, the last is at {columns[STEPS][-1]:g}"
+        )
 
 
 def readable_json(path: Path) -> dict[str, Any]:

@@ -528,3 +528,20 @@ def test_the_interval_of_a_return_is_cut_nowhere(
     (task,) = find(tmp_path).tasks
     series = _series(task.arms[0].arm, "env_steps", "return")
     assert (series.low[-1], series.high[-1]) == pytest.approx((ends.low, ends.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_complete_curve_that_ends_before_the_budget_is_damage(tmp_path: Path, kept: int) -> None:
+    for seed in (0, 1):
+        folder = make_run(make_config("llm_policy", seed, tmp_path, ARMS), [0.0, 0.25, 0.5])
+    curve = folder / "metrics.csv"
+    curve.write_text("".join(curve.read_text().splitlines(keepends=True)[: 1 + kept]))
+    with pytest.raises(CheckpointError, match="has lost its last rows.*expected one at 20 env_st"):
+        find(tmp_path)
+    (folder / "status.json").write_text('{"state": "failed"}')
+    assert [run.seed for run in find(tmp_path).unfinished] == [1]
+
+
+def test_a_curve_may_end_beyond_the_budget_as_copies_are_stepped_together(tmp_path: Path) -> None:
+    config = make_config("llm_policy", 0, tmp_path, ARMS, "run.total_steps=17")
+    assert find(make_run(config, [0.0, 0.25, 0.5]).parents[1]).tasks[0].seeds == 1
