@@ -100,6 +100,14 @@ class Run:
         """Value at the last evaluation."""
         return float(self.columns[column][-1])
 
+    def at(self, column: str, until: float) -> float:
+        """Value at ``until`` steps, as ``area`` has it; at the last evaluation where the budget is
+        no larger than that.
+        """
+        if self.config.run.total_steps <= until or self.last(STEPS) <= until:
+            return self.last(column)
+        return float(np.interp(until, self.columns[STEPS], self.columns[column]))
+
     def area(self, column: str, until: float) -> float:
         """Mean height of a curve over environment steps."""
         return area_under_curve(self.columns[STEPS], self.columns[column], until)
