@@ -80,6 +80,24 @@ class Curves:
         """Value at the last evaluation, seed by seed."""
         return [self.column(task, arm, seed, name)[-1] for seed in self.seeds(task, arm)]
 
+    def end(self, task: str, arm: str, seed: int, name: str) -> float:
+        """Value at the last evaluation; of a budget beyond the task's end on the straight line
+        there.
+        """
+        steps, values = (self.column(task, arm, seed, key) for key in ("env_steps", name))
+        until = self.until[task]
+        if float(self.runs[task, arm, seed][-1]["total_steps"]) <= until or steps[-1] <= until:
+            return values[-1]
+        i = next(i for i in range(len(steps)) if steps[i] >= until)
+        if i == 0 or steps[i] == until:
+            return values[i]
+        share = (until - steps[i - 1]) / (steps[i] - steps[i - 1])
+        return values[i - 1] + share * (values[i] - values[i - 1])
+
+    def ends(self, task: str, arm: str, name: str) -> list[float]:
+        """Seed by seed."""
+        return [self.end(task, arm, seed, name) for seed in self.seeds(task, arm)]
+
     def area(self, task: str, arm: str, seed: int) -> float:
         """Mean success over the budget."""
         return mean_height(
@@ -337,9 +355,9 @@ def expected_summary(curves: Curves, row: Row) -> dict[str, float]:
     task, arm = row["task"], row["arm"]
     seeds, areas = curves.seeds(task, arm), curves.areas(task, arm)
     found = {"seeds": float(len(seeds))}
-    found |= triple("success", curves.mean([curves.last(task, arm, "success")], 0, 1))
+    found |= triple("success", curves.mean([curves.ends(task, arm, "success")], 0, 1))
     ends = (0.0, 1.0) if "return" in curves.cut else (-math.inf, math.inf)
-    found |= triple("return", curves.mean([curves.last(task, arm, "return")], *ends))
+    found |= triple("return", curves.mean([curves.ends(task, arm, "return")], *ends))
     found["return_x20"] = 20 * found["return"]
     found |= triple("area", curves.mean([areas], 0, 1)) | triple(
         "area_iqm", curves.interval([areas], middle_mean)
@@ -376,10 +394,7 @@ def expected_difference(curves: Curves, row: Row, tasks: Sequence[str]) -> dict[
         for arm in (ours, theirs)
     ]
     finals = [
-        [
-            [curves.column(task, arm, seed, "success")[-1] for seed in seeds]
-            for task, seeds in paired
-        ]
+        [[curves.end(task, arm, seed, "success") for seed in seeds] for task, seeds in paired]
         for arm in (ours, theirs)
     ]
     every = [[curves.areas(task, arm) for task in tasks] for arm in (ours, theirs)]
@@ -406,7 +421,7 @@ def expected_overall(curves: Curves, row: Row) -> dict[str, float]:
     """What a row of ``overall.csv`` should hold."""
     arm = row["arm"]
     areas = [curves.areas(task, arm) for task in curves.tasks]
-    finals = [curves.last(task, arm, "success") for task in curves.tasks]
+    finals = [curves.ends(task, arm, "success") for task in curves.tasks]
     ranked = [_ranks(curves, task, arm) for task in curves.tasks]
     found = {"tasks": float(len(areas)), "runs": float(sum(map(len, areas)))} | triple(
         "success", curves.mean(finals, 0, 1)

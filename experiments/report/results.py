@@ -100,6 +100,14 @@ class Run:
         """Value at the last evaluation."""
         return float(self.columns[column][-1])
 
+    def at(self, column: str, until: float) -> float:
+        """Value at ``until`` steps, as ``area`` has it; at the last evaluation where the budget is
+        no larger than that.
+        """
+        if self.config.run.total_steps <= until or self.last(STEPS) <= until:
+            return self.last(column)
+        return float(np.interp(until, self.columns[STEPS], self.columns[column]))
+
     def area(self, column: str, until: float) -> float:
         """Mean height of a curve over environment steps."""
         return area_under_curve(self.columns[STEPS], self.columns[column], until)
@@ -206,6 +214,8 @@ def read_run(folder: Path) -> Run:
         columns = read_columns(path)
         if state == "complete" or columns:
             _check_curve(path, columns)
+        if state == "complete":
+            _check_end(path, columns, config.run.total_steps)
     except CheckpointError as error:
         if state == "complete":
             raise CheckpointError(
@@ -254,6 +264,19 @@ def _check_curve(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     for name in (STEPS, CALLS, TOKENS, SECONDS):
         if np.any(np.diff(columns[name]) < 0):
             raise CheckpointError(f"{path}: {name} goes down from one row to the next")
+
+
+def _check_end(path: Path, columns: Mapping[str, np.ndarray], total_steps: int) -> None:
+    """Raises CheckpointError where the last evaluations of a complete run are gone.
+
+    Training goes on to the first multiple of ``env.num_envs`` that is not below the budget, and a
+    row stands at such a multiple: one below that is below the budget itself.
+    """
+    if columns[STEPS][-1] < total_steps:
+        raise CheckpointError(
+            f"{path} has lost its last rows: the run is complete, expected one at {total_steps}"
+            f" {STEPS} or later, the last is at {columns[STEPS][-1]:g}"
+        )
 
 
 def readable_json(path: Path) -> dict[str, Any]:

@@ -70,12 +70,13 @@ class ArmSummary:
     Attributes:
         label: Of the arm.
         arms: The runs, by task.
-        success: Share of successful episodes at the last evaluation.
-        returned: Unscaled return at the last evaluation.
+        success: Share of successful episodes where the task ends (``Task.until``): at the last
+            evaluation, or of a larger budget between two.
+        returned: Unscaled return there.
         area: Mean success over the budget (area under the curve divided by its length).
         area_iqm: The same, as interquartile mean over the runs of all tasks.
         rank: Mean rank of the area among all arms, 1 the best, over the seeds that all arms have.
-        followed: Success at the last evaluation of the teacher followed blindly; NaN without one.
+        followed: Success there of the teacher followed blindly; NaN without one.
         cost_to: What the median run had spent when an evaluation first reached a threshold, by
             threshold and cost; None where most runs never get there, and where there are several
             tasks.
@@ -115,7 +116,7 @@ class Difference:
             ``without_edge``, or the kind of control.
         per_run: Difference by task and seed.
         interval: Of the mean over tasks of the mean over seeds.
-        success: The same for success at the last evaluation.
+        success: The same for success where the task ends.
         improvement: Chance that a run of ours beats a run of theirs.
         p: Two-sided, of the difference of areas; NaN where there is no interval.
         p_corrected: The same, after Holm's correction for all differences with the same
@@ -373,8 +374,11 @@ class _Table:
         }
         until = {task.label: task.until for task in tasks}
         self._areas = self._scores(lambda task, run: run.area(SUCCESS, until[task]))
-        self._finals = self._scores(lambda task, run: run.last(SUCCESS))
-        self._returns = self._scores(lambda task, run: run.last(RETURN))
+        self._finals = self._scores(lambda task, run: run.at(SUCCESS, until[task]))
+        self._returns = self._scores(lambda task, run: run.at(RETURN, until[task]))
+        self._teachers = self._scores(
+            lambda task, run: run.at(TEACHER, until[task]) if TEACHER in run.columns else math.nan
+        )
         self._ranks = _rank_by_seed(self._areas)
 
     def _scores(self, score: Callable[[str, Run], float]) -> dict[str, dict[str, dict[int, float]]]:
@@ -400,7 +404,7 @@ class _Table:
             area=mean_interval(areas).within(0, 1),
             area_iqm=stratified_bootstrap(areas, interquartile_mean_of_tasks, self._samples),
             rank=self._rank(label),
-            followed=self._followed(label),
+            followed=mean_interval(_strata(self._teachers[label])).within(0, 1),
             cost_to=(
                 {
                     (level, cost): median_cost(runs, level, cost)
@@ -450,13 +454,6 @@ class _Table:
             cut_at=cut_at,
             sampled=self._sampled(ours, theirs),
         )
-
-    def _followed(self, label: str) -> Interval:
-        strata = [
-            [run.last(TEACHER) if TEACHER in run.columns else math.nan for run in arm.runs.values()]
-            for arm in self._runs[label].values()
-        ]
-        return mean_interval(strata).within(0, 1)
 
     def _rank(self, label: str) -> Interval:
         strata = _strata(self._ranks[label])

@@ -48,9 +48,12 @@ def make_row(steps: float, success: float, **more: float) -> dict[str, float]:
 
 
 def make_run(config: Config, curve: Sequence[float]) -> Path:
-    """A complete run whose evaluations at 0, 10, 20, ... have the given success."""
+    """A complete run whose evaluations at 0, 10, 20, ..., or further apart where that is needed to
+    reach the budget, have the given success.
+    """
     folder = Path(config.run.output_dir)
+    apart = max(10.0, config.run.total_steps / max(1, len(curve) - 1))
     with RunFolder(folder, config, VERSIONS) as run:
         for point, success in enumerate(curve):
-            run.write(make_row(10.0 * point, success))
+            run.write(make_row(apart * point, success))
     return folder

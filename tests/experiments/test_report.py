@@ -528,3 +528,46 @@ def test_the_interval_of_a_return_is_cut_nowhere(
     (task,) = find(tmp_path).tasks
     series = _series(task.arms[0].arm, "env_steps", "return")
     assert (series.low[-1], series.high[-1]) == pytest.approx((ends.low, ends.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_complete_curve_that_ends_before_the_budget_is_damage(tmp_path: Path, kept: int) -> None:
+    for seed in (0, 1):
+        folder = make_run(make_config("llm_policy", seed, tmp_path, ARMS), [0.0, 0.25, 0.5])
+    curve = folder / "metrics.csv"
+    curve.write_text("".join(curve.read_text().splitlines(keepends=True)[: 1 + kept]))
+    with pytest.raises(CheckpointError, match="has lost its last rows.*expected one at 20 env_st"):
+        find(tmp_path)
+    (folder / "status.json").write_text('{"state": "failed"}')
+    assert [run.seed for run in find(tmp_path).unfinished] == [1]
+
+
+def test_a_curve_may_end_beyond_the_budget_as_copies_are_stepped_together(tmp_path: Path) -> None:
+    config = make_config("llm_policy", 0, tmp_path, ARMS, "run.total_steps=17")
+    assert find(make_run(config, [0.0, 0.25, 0.5]).parents[1]).tasks[0].seeds == 1
+
+
+def by_arm(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "tables" / "summary.csv").open() as file:
+        return {row["arm"]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize(("budget", "success"), [(20, 0.5), (15, 0.375), (5, 0.125)])
+def test_a_longer_budget_is_compared_where_the_shortest_ends(
+    tmp_path: Path, budget: int, success: float
+) -> None:
+    names = ["student_alone", "teacher_frozen"]
+    for seed in (0, 1):
+        short = make_config("student_alone", seed, tmp_path, names, f"run.total_steps={budget}")
+        make_run(short, [0.0, 0.25, 0.75 + 0.05 * seed])
+        long = make_config("teacher_frozen", seed, tmp_path, names, "run.total_steps=40")
+        make_run(long, [0.0, 0.25, 0.5, 0.75, 1.0])
+    make_report(tmp_path)
+    rows = by_arm(tmp_path)
+    assert float(rows["teacher_frozen"]["success"]) == pytest.approx(success, abs=1e-12)
+    assert float(rows["teacher_frozen"]["return"]) == pytest.approx(success / 2, abs=1e-12)
+    # The shortest budget is the run's own end, though its copies went on to step 20 together.
+    assert float(rows["student_alone"]["success"]) == pytest.approx(0.775, abs=1e-12)
+    difference = find(tmp_path).tasks[0].against_baseline[0].success
+    assert difference.estimate == pytest.approx(success - 0.775, abs=1e-12)
+    assert recompute.main([str(tmp_path)]) == 0

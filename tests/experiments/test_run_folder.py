@@ -75,7 +75,7 @@ def test_the_rows_are_events_of_tensorboard_too(config: Config) -> None:
     events = EventAccumulator(str(make_run(config, [0.25, 0.5]) / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("eval/success")] == [
         (0, 0.25),
-        (10, 0.5),
+        (20, 0.5),
     ]
 
 
@@ -180,7 +180,7 @@ def test_a_run_without_a_checkpoint_starts_over(config: Config) -> None:
     make_run(config, [0.25, 0.5])
     with RunFolder(folder_of(config), config, VERSIONS) as run:
         assert run.resume() is None
-        run.write(make_row(0, 0.125))
+        run.write(make_row(20, 0.125))
     assert read_run(folder_of(config)).columns["success"].tolist() == [0.125]
 
 

@@ -63,7 +63,7 @@ def state_of(root: Path) -> tuple[str, str]:
 def test_a_complete_run_shows_its_last_evaluation(tmp_path: Path) -> None:
     complete(tmp_path)
     seen = only(tmp_path)
-    assert (seen.state, seen.env_steps, seen.total_steps) == ("complete", 10, 20)
+    assert (seen.state, seen.env_steps, seen.total_steps) == ("complete", 20, 20)
     assert (seen.name, seen.success, seen.problem) == ("llm_policy/seed_0", 0.75, "")
 
 
