@@ -87,10 +87,11 @@ def is_literal_rule(config: Config) -> bool:
     value of the edge as it comes.
     """
     literal, given = FeedbackArgs(), config.feedback
-    kept = ("ties", "loss", "channel", "warmup_steps", "credit", "baseline")
+    kept = ("ties", "channel", "warmup_steps", "credit", "baseline")
     return (
         is_feedback(config)
         and given.signal == "previous"
+        and given.loss != "unlikelihood"  # a bound leaves the first step as it is
         and all(getattr(given, key) == getattr(literal, key) for key in kept)
     )
 

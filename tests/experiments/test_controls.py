@@ -80,7 +80,7 @@ def test_a_control_is_the_arm_with_another_sign(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    ["feedback.kl_coef=0.1", "feedback.loss=clipped", "student.kappa=2", "feedback.epochs=4"],
+    ["feedback.kl_coef=0.1", "feedback.loss=reinforce", "student.kappa=2", "feedback.epochs=4"],
 )
 def test_a_run_that_differs_in_anything_else_is_no_control(tmp_path: Path, other: str) -> None:
     (arm,) = make_arms(tmp_path / "arm", ["teacher_feedback+signal=td"])
