@@ -91,11 +91,12 @@ class Run:
 
     @property
     def task(self) -> dict[str, Any]:
-        """What makes its task, by key: all of ``env`` but ``NOT_THE_TASK``, with ``level`` as its
-        level.
+        """What makes its task, by key: all of ``env`` but ``NOT_THE_TASK``, and an environment that
+        the run brought itself.
         """
         keys = {key: value for key, value in flat(self.config).items() if _makes_task(key)}
-        return {**keys, "env.level": self.level}
+        own = {} if self.level == self.config.env.level else {"environment": self.level}
+        return own | keys
 
     def last(self, column: str) -> float:
         """Value at the last evaluation."""
