@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.report.making import make_report
+from experiments.report.making import earlier_files, make_report
 from experiments.runs.entry import run_main
 from experiments.runs.files import folder_to_write, writing
 from experiments.runs.provenance import CONFIGS, PROVENANCE
@@ -24,7 +24,8 @@ FIGURES = ("success_by_steps.png", "controls.png")
 
 
 def publish(runs: Path, target: Path) -> list[Path]:
-    """Write the tables, figures and provenance of ``runs`` into ``target``, over what is there.
+    """Write the tables, figures and provenance of ``runs`` into ``target``, in place of those that
+    an earlier publication left there.
 
     Returns:
         The files that were written.
@@ -38,7 +39,11 @@ def publish(runs: Path, target: Path) -> list[Path]:
         files += [path for path in Path(made, "figures").iterdir() if path.name.endswith(FIGURES)]
         with writing(target):
             target.mkdir(parents=True, exist_ok=True)
-            return [Path(shutil.copyfile(path, target / path.name)) for path in sorted(files)]
+            stale = earlier_files(target, target)
+            made_here = [Path(shutil.copyfile(path, target / path.name)) for path in sorted(files)]
+            for path in stale.difference(made_here):
+                path.unlink()
+            return made_here
 
 
 def run(argv: Sequence[str]) -> int:

@@ -20,8 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.report.headline import headline, warnings
-from experiments.report.results import SUCCESS, Run, group_tasks, read_runs
-from experiments.report.summary import Summary, summarise
+from experiments.report.results import (
+    STEPS,
+    SUCCESS,
+    Run,
+    distinct,
+    files_below,
+    group_tasks,
+    read_runs,
+)
+from experiments.report.summary import COSTS, Summary, summarise
 from experiments.report.tables import all_tables, resampling_settings
 from experiments.runs.entry import run_main
 from experiments.runs.files import folder_to_write, replace_json, writing
@@ -104,7 +112,7 @@ def _state(folder: Path) -> dict[Path, tuple[int, int]]:
     """When the files that a report reads were written, and their sizes."""
     found = {}
     for name in ("metrics.csv", "status.json"):
-        for path in folder.rglob(name):
+        for path in files_below(folder, name):
             if "checkpoints" in path.relative_to(folder).parts:
                 continue  # each holds the curve so far
             with suppress(OSError):  # it is being replaced
@@ -141,40 +149,74 @@ def find(folder: Path) -> Findings:
     )
 
 
+FIGURES = (
+    *(f"{value}_by_{STEPS.removeprefix('env_')}" for value in ("success", "return", "teacher")),
+    *(f"success_by_{cost}" for cost in COSTS),
+    "difference_to_baseline",
+    "difference_to_frozen_teacher",
+    "controls",
+    "scores",
+    "profiles",
+)
+"""Names of figures; over several tasks with the task's name, or ``overall``, before them."""
+TABLES = ("summary", "differences", "curves", "overall", "overall_differences", "profiles")
+
+
+def earlier_files(tables: Path, figures: Path) -> set[Path]:
+    """The tables and figures of an earlier report, whose tasks its ``summary.csv`` names."""
+    labels: dict[str, None] = {}
+    with suppress(OSError, ValueError, csv.Error):
+        with (tables / "summary.csv").open(newline="", encoding="utf-8") as file:
+            labels = dict.fromkeys(row.get("task") or "" for row in csv.DictReader(file))
+    prefixes = ["", "overall_", *(f"{name}_" for name in file_names(list(labels)))]
+    paths = [tables / f"{name}.csv" for name in TABLES]
+    for name in (prefix + figure for prefix in prefixes for figure in FIGURES):
+        paths += [figures / f"{name}.svg", figures / f"{name}.png"]
+    return {path for path in paths if path.is_file()}
+
+
 def write_report(findings: Findings, output: Path) -> Path:
     """Write page, figures and tables; see ``make_report``."""
     from experiments.report.plots import draw_overall, draw_task
 
     several = len(findings.tasks) > 1
     overall = draw_overall(findings.overall, findings.samples) if findings.overall else {}
+    names = file_names([task.label for task in findings.tasks])
     tasks = [
-        draw_task(task, f"{file_name(task.label)}_" if several else "") for task in findings.tasks
+        draw_task(task, f"{name}_" if several else "")
+        for task, name in zip(findings.tasks, names, strict=True)
     ]
     target = output / "report.html"
     with writing(output):
         for name in ("figures", "tables"):
             (output / name).mkdir(parents=True, exist_ok=True)
+        stale = earlier_files(output / "tables", output / "figures")
         for pictures in (overall, *tasks):
             for drawn in (drawn for group in pictures.values() for drawn in group):
-                (output / "figures" / f"{drawn.name}.svg").write_text(drawn.svg, encoding="utf-8")
-                (output / "figures" / f"{drawn.name}.png").write_bytes(drawn.png)
+                svg, png = (output / "figures" / f"{drawn.name}.{kind}" for kind in ("svg", "png"))
+                svg.write_text(drawn.svg, encoding="utf-8")
+                png.write_bytes(drawn.png)
+                stale -= {svg, png}
         for name, (header, rows) in all_tables(
             findings.tasks, findings.overall, findings.samples
         ).items():
-            with (output / "tables" / f"{name}.csv").open(
-                "w", newline="", encoding="utf-8"
-            ) as file:
+            table = output / "tables" / f"{name}.csv"
+            with table.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([header, *rows])
+            stale.discard(table)
         replace_json(output / "tables" / "resampling.json", resampling_settings(findings.samples))
         write_provenance(findings.tasks, output)
         viewer = VIEWER if (output / VIEWER).exists() else None
         target.write_text(compose_page(findings, overall, tasks, viewer), encoding="utf-8")
+        for path in stale:
+            path.unlink()
     return target
 
 
-def file_name(label: str) -> str:
-    """A label as part of a file's name."""
-    return re.sub("[^A-Za-z0-9_]+", "_", label).strip("_")
+def file_names(labels: Sequence[str]) -> list[str]:
+    """Labels as parts of files' names, no two alike."""
+    plain = [re.sub("[^A-Za-z0-9_]+", "_", label).strip("_") for label in labels]
+    return distinct(plain, "_{}")
 
 
 def compose_page(

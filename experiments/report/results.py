@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +91,12 @@ class Run:
 
     @property
     def task(self) -> dict[str, Any]:
-        """What makes its task, by key: all of ``env`` but ``NOT_THE_TASK``, with ``level`` as its
-        level.
+        """What makes its task, by key: all of ``env`` but ``NOT_THE_TASK``, and an environment that
+        the run brought itself.
         """
         keys = {key: value for key, value in flat(self.config).items() if _makes_task(key)}
-        return {**keys, "env.level": self.level}
+        own = {} if self.level == self.config.env.level else {"environment": self.level}
+        return own | keys
 
     def last(self, column: str) -> float:
         """Value at the last evaluation."""
@@ -182,15 +184,39 @@ class Task:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Every run below ``folder``, in the order of their folders' names.
+    """Every run below ``folder``, in the order of their folders' names; links to folders are
+    followed.
 
     Raises:
         CheckpointError: There is none, or a file of one cannot be read.
     """
-    runs = [read_run(path.parent) for path in sorted(folder.rglob("config.yaml"))]
+    runs = [read_run(path.parent) for path in sorted(files_below(folder, "config.yaml"))]
     if not runs:
         raise NotThereError(f"{folder} holds no run: no config.yaml in it or below it")
     return runs
+
+
+def files_below(folder: Path, name: str) -> list[Path]:
+    """Files of this name in a folder, below it, and below the folders that links in it lead to;
+    none twice, whatever leads there, and nothing around ``folder`` itself.
+    """
+    found: list[Path] = []
+    start, links = folder.resolve(), [folder]
+    seen: set[Path] = set()
+    for top in links:  # grows: what lies below a folder itself comes before what links lead to
+        real = top.resolve()
+        if real in seen or (top is not folder and start.is_relative_to(real)):
+            continue
+        for where, folders, files in os.walk(top):
+            seen.add(Path(where).resolve())
+            if name in files:
+                found.append(Path(where, name))
+            below = [Path(where, own) for own in sorted(folders)]
+            links += [path for path in below if path.is_symlink()]
+            folders[:] = [
+                path.name for path in below if not path.is_symlink() and path.resolve() not in seen
+            ]
+    return found
 
 
 def read_run(folder: Path) -> Run:

@@ -505,7 +505,7 @@ def pays(runs: Sequence[Run], cost: str) -> bool:
 
 def is_exact(runs: Sequence[Run]) -> bool:
     """True where every evaluation went through all states."""
-    return all(bool(run.columns[EXACT].all()) if EXACT in run.columns else False for run in runs)
+    return all(EXACT in run.columns and bool((run.columns[EXACT] == 1).all()) for run in runs)
 
 
 def median_cost(runs: Sequence[Run], threshold: float, cost: str) -> float | None:

@@ -18,11 +18,19 @@ from made_runs import VERSIONS, make_config, make_row, make_run
 from scipy import stats
 
 from experiments import recompute
+from experiments.publish import publish
 from experiments.report.figures import Picture
 from experiments.report.headline import headline
-from experiments.report.making import compose_page, find, make_report
+from experiments.report.making import (
+    compose_page,
+    earlier_files,
+    file_names,
+    find,
+    make_report,
+)
 from experiments.report.plots import _series
 from experiments.report.results import group_arms, read_runs
+from experiments.report.summary import is_exact
 from experiments.runs.identity import method
 from experiments.runs.run_folder import RunFolder
 from lamorel_ext.config import Plug
@@ -571,3 +579,77 @@ def test_a_longer_budget_is_compared_where_the_shortest_ends(
     difference = find(tmp_path).tasks[0].against_baseline[0].success
     assert difference.estimate == pytest.approx(success - 0.775, abs=1e-12)
     assert recompute.main([str(tmp_path)]) == 0
+
+
+def published(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_second_publication_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+    runs, target = tmp_path / "runs", tmp_path / "published"
+    for task in ("go_to_local_d4", "open_door"):
+        for arm in ("student_alone", "teacher_frozen"):
+            make_run(make_config(arm, 0, runs / task, [arm], f"task={task}"), [0.5] * 3)
+    publish(runs, target)
+    (target / "README.md").write_text("of somebody's own")
+    (target / "my_controls.png").write_text("of somebody's own")
+    report = make_report(runs)
+    first = {path.name for path in (report.parent / "figures").iterdir()}
+    assert "overall.csv" in published(target) and "overall_profiles.svg" in first
+    assert "open_door_success_by_steps.png" in published(target) & first
+    shutil.rmtree(runs / "open_door")
+    publish(runs, target)
+    assert published(target) - published(publish_into(runs, tmp_path / "anew")) == {
+        "README.md",
+        "my_controls.png",
+    }
+    assert recompute.main([str(target)]) == 0
+    make_report(runs)
+    anew = make_report(runs, tmp_path / "other").parent
+    for name in ("figures", "tables"):
+        assert published(runs / name) == published(anew / name)
+
+
+def publish_into(runs: Path, target: Path) -> Path:
+    publish(runs, target)
+    return target
+
+
+def test_figures_have_no_other_names_than_those_that_a_second_report_removes(
+    tmp_path: Path,
+) -> None:
+    for task in ("go_to_local_d4", "open_door"):
+        for arm in ARMS:
+            make_run(make_config(arm, 0, tmp_path / task, ARMS, f"task={task}"), [0.5] * 3)
+    make_report(tmp_path)
+    tables, figures = tmp_path / "tables", tmp_path / "figures"
+    written = {*tables.glob("*.csv"), *figures.iterdir()}
+    assert earlier_files(tables, figures) == written
+
+
+def test_links_to_folders_are_followed_once_and_loops_not_at_all(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    for seed in range(3):
+        make_run(make_config("student_alone", seed, root, ARMS), [0.5] * 3)
+    (root / "student_alone" / "seed_2").rename(tmp_path / "elsewhere")
+    (root / "student_alone" / "seed_2").symlink_to(tmp_path / "elsewhere")
+    (root / "a_link").symlink_to(root / "student_alone")
+    (root / "student_alone" / "up").symlink_to(tmp_path)
+    (root / "student_alone" / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "elsewhere" / "itself").symlink_to(tmp_path / "elsewhere")
+    found = [run.folder.relative_to(root) for run in read_runs(root)]
+    assert found == [Path("student_alone", f"seed_{seed}") for seed in range(3)]
+    (tmp_path / "link").symlink_to(root)
+    assert len(read_runs(tmp_path / "link")) == 3
+
+
+def test_an_evaluation_that_does_not_say_that_it_is_exact_is_not(tmp_path: Path) -> None:
+    run = read_runs(make_run(make_config("student_alone", 0, tmp_path, ARMS), [0.5] * 3))[0]
+    assert is_exact([run])
+    unknown = np.array([1, 1, np.nan])
+    assert not is_exact([dataclasses.replace(run, columns={**run.columns, "eval_exact": unknown})])
+
+
+def test_labels_that_give_one_file_name_are_numbered() -> None:
+    labels = ["go-to local", "go_to_local", "go to local", "open"]
+    assert file_names(labels) == ["go_to_local", "go_to_local_2", "go_to_local_3", "open"]

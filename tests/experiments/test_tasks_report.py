@@ -107,6 +107,7 @@ def test_tasks_without_a_name_are_called_by_their_level(tmp_path: Path) -> None:
     [
         ("env.size=4", "env.size=9", {"Env (env.size=4)", "Env (env.size=9)"}),
         ("env.max_steps=5", "env.max_steps=6", {"Env (env.max_steps=5)", "Env (env.max_steps=6)"}),
+        ("env.level=a", "env.level=b", {"Env (env.level=a)", "Env (env.level=b)"}),
         ("env.name=small", "env.name=big", {"small", "big"}),
         ("env.name=same", "+env.name=same env.size=9", {"same (env.size=None)", "same (env.size=9)"}),
     ],
@@ -118,7 +119,8 @@ def test_tasks_that_differ_in_anything_of_the_environment_are_not_one(
         for arm in ARMS[:2]:
             added = [f"+{word}" if word.startswith("env.size") else word for word in words.split()]
             config = make_config(arm, 0, tmp_path / str(place), ARMS, "env._target_=Env", *added)
-            make_run(config, [0.5 * place] * 3)
+            folder = make_run(config, [0.5 * place] * 3)
+            (folder / "status.json").write_text('{"state": "complete", "environment": "Env"}')
     tasks = group_tasks(read_runs(tmp_path))
     assert {task.label for task in tasks} == labels
     assert [[arm.label for arm in task.arms] for task in tasks] == [ARMS[:2]] * 2
