@@ -114,7 +114,9 @@ def turn(
 
 
 def config_of(recipe: str, **groups: Any) -> Config:
-    chosen = load_config([f"arm={recipe}"])
+    # the runs here have room for one round of reward programs
+    short = ["method.rounds=1"] if recipe == "reward_program" else []
+    chosen = load_config([f"arm={recipe}", *short])
     config = small_config(**groups)
     return dataclasses.replace(
         config, arm=chosen.arm, feedback=chosen.feedback, method=chosen.method, agent=chosen.agent
