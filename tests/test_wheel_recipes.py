@@ -14,6 +14,8 @@ RECIPES = sorted(path.stem for path in (ROOT / "docs" / "methods").glob("*.md"))
 
 COMPARED = ("preferences", "skills")
 """Whose comparison is run; the others' are composed, which takes a tenth of the time."""
+MORE = {"reward_program": ["student.num_steps=2"]}
+"""Words besides: a search needs at least 6 rollouts."""
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -21,7 +23,8 @@ def test_the_page_of_a_recipe_runs_as_it_stands(
     recipe: str, installed: Path, user_folder: Path
 ) -> None:
     words = [] if recipe in COMPARED else ["--cfg", "job"]
-    page_is_run(f"methods/{recipe}.md", installed, user_folder, *SHORT, compare_with=words)
+    short = [*SHORT, *MORE.get(recipe, [])]
+    page_is_run(f"methods/{recipe}.md", installed, user_folder, *short, compare_with=words)
     alone = last_row(user_folder / "runs" / recipe)
     assert float(alone["env_steps"]) == 32
     assert any(name.startswith(f"{recipe}_") for name in alone)

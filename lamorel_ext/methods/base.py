@@ -42,8 +42,9 @@ class MethodSetting:
 class Method:
     """The half on the client. A subclass overrides what it needs; as it stands nothing happens.
 
-    For each rollout the calls come in the order ``begin_rollout``, ``rewards``, ``loss_term``,
-    ``learn``; ``begin_evaluation`` comes before each evaluation, by whichever program.
+    ``begin_run`` comes first. For each rollout the calls come in the order ``begin_rollout``,
+    ``rewards``, ``loss_term``, ``learn``; ``begin_evaluation`` comes before each evaluation, by
+    whichever program.
 
     Args:
         setting: What it works with.
@@ -70,6 +71,11 @@ class Method:
     def __init__(self, setting: MethodSetting, options: Any = None) -> None:
         self.setting, self.options = setting, options
         self.notes: list[Note] = []
+
+    def begin_run(self) -> None:
+        """A run begins; not where one goes on from a checkpoint, or is evaluated. What its budget
+        has no room for can be refused here.
+        """
 
     def begin_rollout(self) -> None:
         """The agent acts to learn from now on."""

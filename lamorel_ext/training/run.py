@@ -149,7 +149,10 @@ class TrainingRun:
 
         Raises:
             CheckpointError: It does not belong to this configuration.
+            ConfigError: The method cannot begin with it.
         """
+        if checkpoint is None and self.method is not None:
+            self.method.begin_run()
         self._reset_llm()
         if self.llm is not None and self.config.arm.agent == "student":
             if not self.config.feedback_trains and not self.config.method:

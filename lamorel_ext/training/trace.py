@@ -5,7 +5,7 @@ A trace is a file of JSON lines, numbers rounded to six digits. The first line i
 come the episodes, each followed by its steps, the updates of the teacher, and last the notes of method and agent. Every line has a
 ``kind``::
 
-    trace    version; env_steps and rollout before it began, env (always 0); seed, level, num_distractors, arm, agent, teacher, vocabulary, signal,
+    trace    version; env_steps and rollout before it began, env (always 0); seed, level, language, prompt (of env), num_distractors, arm, agent, teacher, vocabulary, signal,
              loss, channel, every; method (name of its class, null without one); gamma, lam, reward_scale; actions (texts by id; none where each state lists its own); left_out
              (steps of the rollout after the recorded ones). Of an environment of the user's own level is its dotted name
     episode  number of the environment's episode, and actions (ids) from its start to the first step recorded; both null where the run was resumed

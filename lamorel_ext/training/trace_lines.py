@@ -92,6 +92,8 @@ def header_line(
         "env": ENV,
         "seed": config.run.seed,
         "level": config.env.own.target or config.env.level,
+        "language": config.env.language,
+        "prompt": config.env.prompt,
         "num_distractors": config.env.num_distractors,
         "arm": arm.name,
         "agent": arm.agent,

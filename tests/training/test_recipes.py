@@ -114,7 +114,9 @@ def turn(
 
 
 def config_of(recipe: str, **groups: Any) -> Config:
-    chosen = load_config([f"arm={recipe}"])
+    # the runs here have room for one round of reward programs
+    short = ["method.rounds=1"] if recipe == "reward_program" else []
+    chosen = load_config([f"arm={recipe}", *short])
     config = small_config(**groups)
     return dataclasses.replace(
         config, arm=chosen.arm, feedback=chosen.feedback, method=chosen.method, agent=chosen.agent
@@ -463,6 +465,166 @@ def test_recorded_rollouts_are_learnt_from(tmp_path: Path) -> None:
     assert read_traces(tmp_path) == [told("p", 1, 0.5), told("p", 0, -0.5)]
     method = Preferences(setting(), PreferencesOptions(traces=str(tmp_path)))
     assert method.pairs(None) == [Pair("p", "right", "left")]  # type: ignore[arg-type]
+
+
+def recorded(folder: Path, *lines: dict[str, Any], name: str = "000000") -> Path:
+    """A folder of a run with one recorded rollout more."""
+    (folder / "traces").mkdir(parents=True, exist_ok=True)
+    (folder / "traces" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def step(text: str, advantage: float = 0.5, **more: Any) -> dict[str, Any]:
+    return {"kind": "step", "prompt": "p", "llm": {"text": text}, "advantage": advantage, **more}
+
+
+def test_a_recorded_state_with_a_list_of_its_own_is_learnt_from_with_that_list(
+    tmp_path: Path,
+) -> None:
+    first, second = ["open", "take"], ["close", "take", "eat"]
+    lines: list[dict[str, Any]] = [
+        {"kind": "trace", "vocabulary": "action_hint"},
+        {"kind": "episode", "candidates": first},
+        step("open", offered=first),
+        step("take", offered=second),
+        step("eat", offered=second),
+        step("take"),
+    ]
+    found = [(each.candidates, each.chosen) for each in read_traces(recorded(tmp_path, *lines))]
+    own, other = tuple(first), tuple(second)
+    assert found == [(own, 0), (other, 1), (other, 2), (own, 1)]
+
+
+@pytest.mark.parametrize(
+    "vocabulary, candidates, expected",
+    [
+        ("subgoal", ["go to the ball", "look"], ("go to the ball", "look")),
+        ("free", None, ("look",)),
+    ],
+)
+def test_guidance_that_is_no_action_is_not_sought_among_the_actions_offered(
+    vocabulary: str, candidates: list[str] | None, expected: tuple[str, ...], tmp_path: Path
+) -> None:
+    lines: list[dict[str, Any]] = [
+        {"kind": "trace", "vocabulary": vocabulary},
+        {"kind": "episode", "candidates": candidates},
+        step("look", offered=["open", "take"]),
+    ]
+    assert read_traces(recorded(tmp_path, *lines))[0].candidates == expected
+
+
+def test_a_recorded_text_that_could_not_be_said_is_told(tmp_path: Path) -> None:
+    episode = {"kind": "episode", "candidates": ["open", "take"]}
+    with pytest.raises(ConfigError, match="line 2: llm: 'eat' is none of .*: open, take"):
+        read_traces(recorded(tmp_path, episode, step("eat")))
+
+
+@pytest.mark.parametrize(
+    "header, own, words",
+    [
+        ({"vocabulary": "free"}, "action_hint", "guidance.vocabulary=free, but it is action_hint"),
+        ({"vocabulary": "subgoal"}, "free", "guidance.vocabulary=subgoal, but it is free here"),
+        ({"vocabulary": "action_hint"}, "subgoal", "=action_hint, but it is subgoal here"),
+        # an LLM that acts says actions, whatever the key is
+        ({"vocabulary": "free", "agent": "llm_policy"}, "subgoal", "=action_hint, but it is sub"),
+        ({"vocabulary": "free", "agent": "llm_policy"}, "action_hint", ""),
+        ({"vocabulary": "subgoal", "agent": "student"}, "subgoal", ""),
+        ({}, "subgoal", ""),
+    ],
+)
+def test_recorded_rollouts_of_another_vocabulary_are_refused(
+    header: dict[str, str], own: str, words: str, tmp_path: Path
+) -> None:
+    episode = {"kind": "episode", "candidates": ["left", "right"]}
+    recorded(tmp_path, {"kind": "trace", **header}, episode, step("left"))
+    made = dataclasses.replace(setting(), config=small_config(guidance={"vocabulary": own}))
+    if not words:
+        assert Preferences(made, PreferencesOptions(traces=str(tmp_path)))._told(None)  # type: ignore[arg-type]
+        return
+    with pytest.raises(ConfigError, match="000000.jsonl, line 1: recorded with") as caught:
+        Preferences(made, PreferencesOptions(traces=str(tmp_path)))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "header, words",
+    [
+        ({"level": "Other"}, "env.level=Other, here it is Corridor"),
+        ({"language": "fr"}, "env.language=fr, here it is en"),
+        ({"prompt": "glam"}, "env.prompt=glam, here it is lamorel"),
+        ({"level": "Corridor", "language": "en", "prompt": "lamorel"}, ""),
+        ({}, ""),
+    ],
+)
+def test_recorded_rollouts_with_other_prompts_are_warned_of_once(
+    header: dict[str, str], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("000000", "000001"):
+        recorded(tmp_path, {"kind": "trace", **header}, step("left"), name=name)
+    Preferences(setting(), PreferencesOptions(traces=str(tmp_path)))
+    assert len(caplog.messages) == bool(words)
+    assert words in "".join(caplog.messages)
+
+
+def check_source(options: dict[str, str], grow: Any, folder: Path, key: str) -> None:
+    """A run whose source has changed is not resumed; what was learnt can be evaluated."""
+    plug = Plug("lamorel_ext.methods.preferences.Preferences", json.dumps(options))
+    config = dataclasses.replace(config_of("preferences"), method=plug)
+    fragile = FragileRecorder(folder / "run")
+    with pytest.raises(Stops):
+        train(config, PairLlm(), fragile, make_corridor)
+    fragile.rollouts_left, held = 9, grow()
+    with pytest.raises(CheckpointError, match=rf"{key}: .* saved \(1 lines .* got 2 \("):
+        train(config, PairLlm(), fragile, make_corridor)
+    with TrainingRun(config, PairLlm(), make_corridor) as run:
+        run.take_over(fragile.last)
+        run.evaluate()
+    held()  # what it held before
+    train(config, PairLlm(), fragile, make_corridor)
+    assert fragile.rows[-1]["env_steps"] == 128
+
+
+@pytest.mark.parametrize("learn", ["pairs", "returns"])
+def test_a_run_is_not_resumed_with_more_recorded_rollouts_than_it_began_with(
+    learn: str, tmp_path: Path
+) -> None:
+    lines: list[dict[str, Any]] = [
+        {"kind": "trace"},
+        {"kind": "episode", "candidates": ["left", "right"]},
+        step("left"),
+    ]
+    recorded(tmp_path, *lines)
+
+    def grow() -> Any:
+        recorded(tmp_path, *lines, name="000001")
+        return (tmp_path / "traces" / "000001.jsonl").unlink
+
+    check_source({"learn": learn, "traces": str(tmp_path)}, grow, tmp_path, "method.traces")
+
+
+def test_a_run_is_not_resumed_with_another_file_of_rankings(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    line = '{"prompt": "p", "better": "a", "worse": "b"}\n'
+    path.write_text(line)
+
+    def grow() -> Any:
+        path.write_text(line * 2)
+        return lambda: path.write_text(line)
+
+    check_source({"rankings": str(path)}, grow, tmp_path, "method.rankings")
+
+
+def test_a_checkpoint_that_does_not_know_what_was_learnt_from_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "p", "better": "a", "worse": "b"}\n')
+    method = Preferences(setting(), PreferencesOptions(rankings=str(path)))
+    held = json.loads(json.dumps(method.state()))
+    method.restore({})
+    method.begin_rollout()
+    method.restore({"source": held["source"] | {"sha256": "0" * 64}})
+    with pytest.raises(CheckpointError, match="mine.jsonl: expected what it held"):
+        method.begin_rollout()
+    assert Preferences(setting(), PreferencesOptions()).state() == {}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lamorel_ext.agents.features import encode_observations, views_of
+from lamorel_ext.config import Plug
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.methods.base import MethodSetting
 from lamorel_ext.methods.reward_program import RewardProgram, RewardProgramOptions
@@ -39,8 +40,10 @@ def read(before: np.ndarray, reached: np.ndarray, mission: str, action: int = 2)
     return {name: int(values[0]) for name, values in found.items()}
 
 
-def search(llm: TableLlm | None = None, **options: Any) -> tuple[RewardProgram, TableLlm]:
-    llm, config = llm or TableLlm(), config_of("reward_program")
+def search(
+    llm: TableLlm | None = None, steps: int = 9999, **options: Any
+) -> tuple[RewardProgram, TableLlm]:
+    llm, config = llm or TableLlm(), config_of("reward_program", run={"total_steps": steps})
     with TrainingRun(config, llm, make_corridor) as run:
         rng = np.random.default_rng(0)
         setting = MethodSetting(config, llm, run.agent, rng, lambda wording: None)
@@ -292,3 +295,88 @@ def test_an_agent_without_views_is_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(config, arm=dataclasses.replace(config.arm, agent="llm_policy"))
     with pytest.raises(ConfigError, match="reward_program needs a student that sees BabyAI's"):
         train(config, TableLlm(), MemoryRecorder(tmp_path), make_corridor)
+
+
+# --- within a run's budget ------------------------------------------------------------------------
+
+
+def run_of(folder: Path, total_steps: int, **options: Any) -> MemoryRecorder:
+    """Four corridors, eight steps a rollout: 32 steps each."""
+    plug = Plug("lamorel_ext.methods.reward_program.RewardProgram", json.dumps(options))
+    config = config_of("reward_program", run={"total_steps": total_steps})
+    recorder = MemoryRecorder(folder)
+    train(dataclasses.replace(config, method=plug), TableLlm(), recorder, make_corridor)
+    return recorder
+
+
+@pytest.mark.parametrize(
+    "options, steps, words",
+    [
+        ({"count": 4}, 544, ("method.rounds=2", "method.count=4", "18 rollouts", "=544 are 17 of 32")),
+        ({"count": 1, "rounds": 1, "trial_rollouts": 5}, 128, ("=5: ", "5 rollouts", "=160 are")),
+        ({"programs": ["1", "2", "1"]}, 96, ("method.programs=", "4 rollouts", "=96 are 3 of 32")),
+        ({}, 160, ("method.count=1", "6 rollouts", "run.total_steps=192 are enough")),
+    ],
+)  # fmt: skip
+def test_a_search_that_the_run_has_no_room_for_is_refused_before_anything_is_recorded(
+    options: dict[str, Any], steps: int, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_of(tmp_path, steps, **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options, steps",
+    [
+        ({"count": 4, "proposals": "random"}, 576),
+        ({"count": 4, "proposals": "random"}, 548),  # the 18th rollout is a short one
+        ({"count": 1, "rounds": 1, "trial_rollouts": 5}, 160),
+        ({"programs": ["1", "2", "1"]}, 128),
+        ({}, 192),
+        ({"proposals": "random"}, 544),
+    ],
+)
+def test_a_run_ends_with_the_best_programs_student(
+    options: dict[str, Any], steps: int, tmp_path: Path
+) -> None:
+    last = run_of(tmp_path, steps, **options).last
+    assert last is not None
+    assert not any(name.startswith("method.") for name in last.tensors)
+    assert last.state["method"]["tried"] == [] and last.state["method"]["best"]
+
+
+@pytest.mark.parametrize(
+    "total_steps, count", [(10, 1), (160, 1), (192, 1), (320, 2), (544, 3), (576, 4), (9999, 4)]
+)
+def test_as_many_programs_are_proposed_as_the_run_has_room_for(
+    total_steps: int, count: int
+) -> None:
+    assert search(steps=total_steps)[0]._count == count
+    assert search(steps=total_steps, count=3)[0]._count == 3
+
+
+def test_a_checkpoint_of_a_run_without_room_is_gone_on_from_and_evaluated(tmp_path: Path) -> None:
+    recorder = run_of(tmp_path, 192)
+    plug = Plug("lamorel_ext.methods.reward_program.RewardProgram", '{"count": 4}')
+    config = dataclasses.replace(config_of("reward_program"), method=plug)
+    with TrainingRun(config, TableLlm(), make_corridor) as run:
+        run.take_over(recorder.last)
+        run.evaluate()
+    with TrainingRun(config, TableLlm(), make_corridor) as run:
+        run.start(recorder.last)
+        assert run.finished
+
+
+def test_an_annealed_kappa_goes_on_from_trial_to_trial(tmp_path: Path) -> None:
+    # nothing is learnt, so that the column is the annealed number alone
+    student = {"lr": 0.0, "kappa_mode": "annealed", "kappa_steps": 128}
+    config = config_of("reward_program", student=student, run={"eval_every": 32})
+    recorder = MemoryRecorder(tmp_path)
+    config = dataclasses.replace(config, arm=dataclasses.replace(config.arm, teacher="oracle"))
+    train(config, TableLlm(), recorder, make_corridor)
+    kappas = [row["student_kappa"] for row in recorder.rows[1:]]
+    assert kappas == pytest.approx([5.0, 3.75, 2.5, 1.25])
+    assert recorder.last is not None and int(recorder.last.tensors["steps_seen"]) == 128
+    assert float(recorder.last.tensors["student.trust"]) == 0.0

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lamorel_ext.errors import ConfigError
+from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.experience import Note, Rollout
 from lamorel_ext.methods.base import Method, MethodSetting
 from lamorel_ext.methods.feedback.options import FeedbackOptions
 from lamorel_ext.methods.preferences.data import (
     Pair,
     Told,
+    fingerprint_of,
     ranked,
     read_rankings,
     read_traces,
@@ -107,7 +108,13 @@ class Preferences(PairMethod):
         self._args = options
         _check(setting, options)
         self._file = read_rankings(Path(options.rankings)) if options.rankings else None
-        self._recorded = read_traces(Path(options.traces)) if options.traces else None
+        traces = Path(options.traces)
+        self._recorded = read_traces(traces, setting.config) if options.traces else None
+        known = self._file if self._recorded is None else self._recorded
+        self._source: dict[str, Any] = {}
+        if known is not None:
+            self._source = {"lines": len(known), "sha256": fingerprint_of(known)}
+        self._source_before: dict[str, Any] | None = None
         self._model: RewardModel | None = None
         if options.learn == "reward_model":
             generator = torch.Generator().manual_seed(int(setting.rng.integers(2**31)))
@@ -126,6 +133,32 @@ class Preferences(PairMethod):
         if self._model is None:
             return self._learn_returns(rollout)
         return self._learn_payments(rollout, self._model)
+
+    def begin_rollout(self) -> None:
+        """See ``Method``.
+
+        Raises:
+            CheckpointError: The run was saved when its file or folder held something else. An
+                evaluation of what was learnt from it is none the worse for that.
+        """
+        before, self._source_before = self._source_before, None
+        if before and before != self._source:
+            key = "rankings" if self._args.rankings else "traces"
+            own = self._source
+            raise CheckpointError(
+                f"method.{key}: {getattr(self._args, key)}: expected what it held when this run was"
+                f" saved ({before['lines']} lines to learn from, SHA-256 {before['sha256'][:12]}),"
+                f" got {own['lines']} ({own['sha256'][:12]}): put that back, or begin anew in"
+                " another run.output_dir"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """See ``Method``: what the file or the folder held."""
+        return {"source": self._source} if self._source else {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See ``Method``."""
+        self._source_before = state.get("source")
 
     def tensors(self) -> dict[str, Tensor]:
         """See ``Method``."""

@@ -4,18 +4,23 @@ recorded ones, and rankings that a human wrote.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from lamorel_ext.config import Config
 from lamorel_ext.errors import ConfigError, NotThereError
 from lamorel_ext.experience import Rollout
 from lamorel_ext.randomness import log_softmax
+
+log = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
 
@@ -98,43 +103,110 @@ def read_rankings(path: Path) -> list[Pair]:
     return _read_lines("method.rankings", path, "rankings", _read_pair)
 
 
-def read_traces(folder: Path) -> list[Told]:
+def read_traces(folder: Path, config: Config | None = None) -> list[Told]:
     """The guidance in the recorded rollouts of a run (``run.trace_every``).
+
+    Args:
+        folder: The run's.
+        config: Of the run that is to learn from them; what its prompts have otherwise is warned
+            of. None holds them against nothing.
 
     Raises:
         NotThereError: Nothing was recorded there.
-        ConfigError: Naming the file and line that is no trace's.
+        ConfigError: Naming the file and line that is no trace's, or is of another vocabulary.
     """
     paths = sorted(folder.expanduser().glob("traces/*.jsonl"))
     if not paths:
         raise NotThereError(f"method.traces: {folder}: no recorded rollouts (traces/*.jsonl) in it")
     told: list[Told] = []
+    differs: dict[str, str] = {}
     for path in paths:
-        reader = _TraceReader()
+        reader = _TraceReader(config)
         told += _read_lines("method.traces", path, "guidance of an LLM", reader.read)
+        differs = reader.differs | differs
+    for what in differs.values():
+        log.warning("method.traces: %s: %s: its prompts may not come up here", folder, what)
     return told
 
 
-class _TraceReader:
-    """Reads a trace line by line: an episode's line says what can be said in its steps."""
+def fingerprint_of(known: Sequence[Pair] | Sequence[Told]) -> str:
+    """Equal where the same can be learnt, in the same order."""
+    found = hashlib.sha256()
+    for each in known:
+        values = vars(each) | {"log_probs": None}
+        found.update(json.dumps(values, sort_keys=True).encode())
+    return found.hexdigest()
 
-    def __init__(self) -> None:
+
+def _vocabulary(agent: Any, vocabulary: Any) -> Any:
+    """What an LLM says beside an agent; one that acts itself says actions, whatever is set."""
+    return "action_hint" if agent in ("llm_policy", "cloning") else vocabulary
+
+
+class _TraceReader:
+    """Reads a trace line by line: the first one says of what run it is, an episode's line what can
+    be said in its steps.
+
+    Args:
+        config: Of the run that is to learn from it.
+
+    Attributes:
+        differs: By key in words what is otherwise in ``config``, but for the vocabulary.
+    """
+
+    def __init__(self, config: Config | None) -> None:
+        self._config = config
+        self._by_state = True
         self._candidates: list[str] | None = None
+        self.differs: dict[str, str] = {}
 
     def read(self, values: Any) -> Told | str | None:
         """What a line tells; None where it is about something else."""
         try:
+            if values["kind"] == "trace":
+                return self._begin(values)
             if values["kind"] == "episode":
                 self._candidates = values["candidates"]
             if values["kind"] != "step" or values["llm"] is None or not values["llm"]["text"]:
                 return None
             said, advantage = values["llm"]["text"], float(values["advantage"])
-            candidates = tuple(self._candidates or [said])
+            listed = self._candidates
+            if listed and self._by_state:  # each state may have a list of its own
+                listed = values.get("offered") or listed
+            candidates = tuple(listed or [said])
             if not math.isfinite(advantage):
                 return f"advantage: expected a number, got {values['advantage']}"
+            if said not in candidates:
+                could = ", ".join(candidates)[:200]
+                return f"llm: {said!r} is none of what could be said: {could}"
             return Told(str(values["prompt"]), candidates, candidates.index(said), advantage)
         except (KeyError, TypeError, ValueError) as error:
             return f"not a line of a trace: {error!r}"
+
+    def _begin(self, header: dict[str, Any]) -> str | None:
+        """Hold the header against this run's configuration; what it lacks is taken as fitting."""
+        vocabulary = _vocabulary(header.get("agent"), header.get("vocabulary"))
+        self._by_state = vocabulary in ("action_hint", None)
+        config = self._config
+        if config is None:
+            return None
+        own = _vocabulary(config.arm.agent, config.guidance.vocabulary)
+        if vocabulary not in (own, None):
+            return (
+                f"recorded with guidance.vocabulary={vocabulary}, but it is {own} here: the LLM"
+                " would learn what it cannot say"
+            )
+        env = config.env
+        levels = [env.own.target or env.level, *(stage.level for stage in env.curriculum)]
+        for key, expected in (
+            ("level", levels),
+            ("language", [env.language]),
+            ("prompt", [env.prompt]),
+        ):
+            got = header.get(key)
+            if got not in (None, *expected):
+                self.differs[key] = f"recorded with env.{key}={got}, here it is {expected[0]}"
+        return None
 
 
 def _read_lines(

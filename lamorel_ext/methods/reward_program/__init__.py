@@ -5,6 +5,7 @@ the same start, and what came of them stands before the next question (Ma et al.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
@@ -28,6 +29,11 @@ from lamorel_ext.methods.reward_program.language import (
 from lamorel_ext.options import number
 from lamorel_ext.randomness import log_softmax, sample_rows
 
+MOST = 4
+"""Programs that are proposed at a time, where nobody says how many."""
+ANNEALED = ("steps_seen", "student.trust")
+"""Tensors of a student whose kappa follows the run's steps."""
+
 
 @dataclass(frozen=True)
 class RewardProgramOptions:
@@ -38,7 +44,8 @@ class RewardProgramOptions:
         limit: Largest value of a program; beyond it it is cut off.
         proposals: ``chosen``: the LLM scores the productions of a grammar. ``written``: it writes
             expressions itself. ``random``: productions are drawn, as a control; it asks no LLM.
-        count: Programs that are proposed at a time.
+        count: Programs that are proposed at a time; 0: as many as the run has rollouts for,
+            ``MOST`` at most.
         rounds: How often; the best of a round is tried again beside the next proposals.
         trial_rollouts: Rollouts that the student learns from one program; what the environment paid
             in all but the first, which a student without it collects, is what it is judged by.
@@ -50,7 +57,7 @@ class RewardProgramOptions:
     coef: float = number(0.1, at_least=0)
     limit: float = number(1.0, above=0)
     proposals: Literal["chosen", "written", "random"] = "chosen"
-    count: int = number(4, at_least=1)
+    count: int = number(0, at_least=0)
     rounds: int = number(2, at_least=1)
     trial_rollouts: int = number(2, at_least=2)
     max_terms: int = number(3, at_least=1, at_most=3)
@@ -112,11 +119,37 @@ class RewardProgram(Method):
             raise ConfigError(problems)
         self._args, self._agent = options, agent
         self._rounds = 1 if options.programs else options.rounds
+        config = setting.config
+        self._size = config.num_steps * config.env.num_envs
+        self._rollouts = math.ceil(config.run.total_steps / self._size)
+        trials = self._rollouts // options.trial_rollouts - (self._rounds - 1)
+        self._count = options.count or max(1, min(MOST, trials // self._rounds))
         self._search = Search()
         self._program: Program | None = None
         self._start: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}
         self._numbers: dict[str, float] = {}
+
+    def begin_run(self) -> None:
+        """See ``Method``.
+
+        Raises:
+            ConfigError: The run may end before the search does, with a student of a trial.
+        """
+        args, steps = self._args, self.setting.config.run.total_steps
+        if args.programs:
+            trials, of = len(set(args.programs)), f"method.programs={list(args.programs)}"
+        else:  # from the second round on the best of the one before is tried again
+            trials = self._rounds * self._count + self._rounds - 1
+            of = f"method.rounds={args.rounds}, method.count={self._count}"
+        needed = trials * args.trial_rollouts
+        if needed > self._rollouts:
+            raise ConfigError(
+                f"{of}, method.trial_rollouts={args.trial_rollouts}: up to {needed} rollouts are"
+                f" needed, but run.total_steps={steps} are {self._rollouts} of {self._size} steps"
+                " (env.num_envs x student.num_steps);"
+                f" run.total_steps={needed * self._size} are enough"
+            )
 
     def rewards(self, turns: Sequence[Turn]) -> np.ndarray | None:
         """See ``Method``."""
@@ -187,12 +220,18 @@ class RewardProgram(Method):
             search.best, search.fitness, self._best = own, earned, self._agent.tensors()
         search.place, search.rollouts, search.earned = search.place + 1, 0, 0.0
         if search.place == len(search.tried):
-            self._agent.load_tensors(self._best)
+            self._become(self._best)
             search.tried, search.place, search.round = [], 0, search.round + 1
             self._start, self._best = {}, {}
         else:
-            self._agent.load_tensors(self._start)
+            self._become(self._start)
         self._choose()
+
+    def _become(self, tensors: dict[str, Tensor]) -> None:
+        """Have an earlier student go on; an annealed kappa stays where the run's steps are."""
+        own = self._agent.tensors()
+        kept = ANNEALED if self._agent.args.kappa_mode == "annealed" else ()
+        self._agent.load_tensors(tensors | {name: own[name] for name in kept})
 
     def _choose(self) -> None:
         """Pay by the program that is tried, or else by the best one."""
@@ -231,13 +270,13 @@ class RewardProgram(Method):
             self.notes.append(Note(prompt, answered, f"chosen: {chosen}"))
             return chosen
 
-        programs = [derived(choose, args.max_terms) for _ in range(args.count)]
+        programs = [derived(choose, args.max_terms) for _ in range(self._count)]
         return [[program.text, program.words] for program in programs]
 
     def _written(self, about: str) -> list[list[str]]:
         """What the LLM writes, where it is a program; what is none is told in the next question."""
         args, search = self._args, self._search
-        prompts = (f"{TASK}{about}Better reward:",) * args.count
+        prompts = (f"{TASK}{about}Better reward:",) * self._count
         seed = int(self.setting.rng.integers(2**31))
         texts, _ = sample_texts(self.setting.llm, prompts, args.max_new_tokens, seed)
         found = []
