@@ -355,7 +355,7 @@ def test_what_arms_differ_in_is_shown(report: Path) -> None:
     part = report.read_text().split("<h2>What the arms differ in")[1].split("</section>")[0]
     headers = re.findall(r'<th scope="col">([^<]*)</th>', part)
     assert headers == [
-        "arm", "arm.agent", "feedback.epochs", "feedback.signal", "feedback.credit", "feedback.ties",
+        "arm", "arm.agent", "feedback.loss", "feedback.epochs", "feedback.signal", "feedback.credit", "feedback.ties",
     ]  # fmt: skip
 
 
