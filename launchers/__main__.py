@@ -93,10 +93,10 @@ def checked_config(
 
 def _check_servers_alike(configs: Sequence[Config]) -> None:
     """One script starts every job of an array."""
-    first = configs[0]
+    first, wanted = configs[0], _shape(configs[0])
     for config in configs:
-        for name, value in _shape(first).items():
-            if (other := _shape(config)[name]) != value:
+        for name, other in _shape(config).items():
+            if other != (value := wanted[name]):
                 raise ConfigError(
                     f"lamorel_args.{name}: the jobs of one array start alike, but"
                     f" {first.arm.name} has {value} and {config.arm.name} has {other}; make an"

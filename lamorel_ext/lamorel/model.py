@@ -207,9 +207,12 @@ class LamorelModel(nn.Module):
     def _plain_scores(self, contexts: Sequence[Any], options: _Options) -> bool:
         """Whether the fast scorer gives what is asked for."""
         custom = type(self._module_functions[SCORE_KEY]) is not LogScores
-        inner = unwrap(self._LLM_model)
-        plain = callable_of(self._LLM_model) is inner and is_as_made(inner) and not inner.training
-        return not custom and plain and all(isinstance(context, str) for context in contexts)
+        return (
+            not custom
+            and not unwrap(self._LLM_model).training
+            and all(isinstance(context, str) for context in contexts)
+            and is_as_made(self._LLM_model)  # last: it looks at every part of the model
+        )
 
     def _scores(
         self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], options: _Options

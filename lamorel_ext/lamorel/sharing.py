@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lamorel_ext.llm.devices import put_integers
 from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens, batch_trees, make_tree
-from lamorel_ext.llm.scoring.engines import callable_of, is_as_made, unwrap
+from lamorel_ext.llm.scoring.engines import is_as_made, unwrap
 from lamorel_ext.llm.scoring.t5_forward import T5Forward, is_t5
 
 _END = -2
@@ -146,9 +146,8 @@ def can_share(model: Any) -> bool:
     """
     inner = unwrap(model)
     return (
-        callable_of(model) is inner
-        and is_t5(inner)
-        and is_as_made(inner)
+        is_t5(inner)
+        and is_as_made(model)
         and not any(module.training or "forward" in vars(module) for module in inner.modules())
     )
 

@@ -413,7 +413,8 @@ class ModelHost(nn.Module):
         self._unused = frozenset(unused)
         for name, function in drawn.items():
             # An optimiser holds the parameters: they stay the same objects.
-            Start(function).restore(self.module_functions[name], distinct_tensors(function))
+            begun = Start(function)
+            begun.restore(self.module_functions[name], begun.weights)
         self.weights_changed()
 
     # --- checkpoints ------------------------------------------------------------------------------

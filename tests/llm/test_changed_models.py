@@ -95,6 +95,23 @@ def own_class(model: Any) -> None:
     model.__class__ = Cooler
 
 
+def hold_to_itself(model: Any, change: Callable[[Any], None], late: bool) -> None:
+    """A model, changed before it is hosted or between two questions, answers as a plain pass of it
+    does, and had a fast engine before.
+    """
+    before = expected(model)
+    if not late:
+        change(model)
+    host = make_host(model)
+    if late:
+        torch.testing.assert_close(scored(host), before)
+        assert host.info()["engine"] != "PlainEngine"
+        change(model)
+    after = expected(model)
+    assert (after - before).abs().max() > 1e-2
+    torch.testing.assert_close(scored(host), after)
+
+
 CHANGES = [steer_block, cool_the_whole_model, own_forward, own_class]
 
 
@@ -104,17 +121,7 @@ CHANGES = [steer_block, cool_the_whole_model, own_forward, own_class]
 def test_a_changed_model_answers_as_it_is(
     change: Callable[[Any], None], make: Callable[[], Any], late: bool
 ) -> None:
-    model = make()
-    before = expected(model)
-    if not late:
-        change(model)
-    host = make_host(model)
-    if late:
-        torch.testing.assert_close(scored(host), before)
-        change(model)
-    after = expected(model)
-    assert (after - before).abs().max() > 1e-2
-    torch.testing.assert_close(scored(host), after)
+    hold_to_itself(make(), change, late)
 
 
 def test_a_part_of_another_class_is_called() -> None:
@@ -461,18 +468,7 @@ def with_lora(model: Any, **options: Any) -> Any:
 def test_what_is_put_on_an_adapters_wrapper_takes_part(
     change: Callable[[Any], None], make: Callable[[], Any], late: bool
 ) -> None:
-    model = with_lora(make())
-    before = expected(model)
-    if not late:
-        change(model)
-    host = make_host(model)
-    if late:
-        torch.testing.assert_close(scored(host), before)
-        assert host.info()["engine"] != "PlainEngine"
-        change(model)
-    after = expected(model)
-    assert (after - before).abs().max() > 1e-2
-    torch.testing.assert_close(scored(host), after)
+    hold_to_itself(with_lora(make()), change, late)
 
 
 def test_a_hook_on_what_holds_the_adapters_takes_part() -> None:

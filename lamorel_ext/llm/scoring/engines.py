@@ -44,7 +44,7 @@ def make_engine(model: PreTrainedModel, minibatch_size: int) -> Engine:
     """
     called = callable_of(model)
     config: Any = called.config
-    if called is unwrap(model) and is_as_made(called):
+    if is_as_made(model):
         if is_t5(called):
             return T5Engine(called)
         if not config.is_encoder_decoder and takes_trees(called):
@@ -89,14 +89,16 @@ def _act_in_layers(model: Any) -> bool:
 
 
 def is_as_made(model: Any) -> bool:
-    """Whether a fast engine computes what a call of this transformers model would.
+    """Whether a fast engine computes what a call of this model, with its wrapper, would.
 
     The layers of a divided model are whole only within forward passes of its own.
     """
+    inner = unwrap(model)
     return (
-        not model_is_divided(model)
-        and _is_steady(model)
-        and (not is_t5(model) or has_its_parts(model))
+        callable_of(model) is inner
+        and not model_is_divided(inner)
+        and _is_steady(inner)
+        and (not is_t5(inner) or has_its_parts(inner))
     )
 
 
