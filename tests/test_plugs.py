@@ -142,5 +142,5 @@ def test_code_named_by_somebody_elses_configuration_needs_trust() -> None:
 
 
 def test_an_updater_with_options_of_its_requests_is_made_without_them() -> None:
-    made = Plug("lamorel_ext.methods.preferences.updater.PairUpdater").make("updaters.mine")
+    made = Plug("lamorel_ext.methods.pairs.updater.PairUpdater").make("updaters.mine")
     assert made.name == "preferences"

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lamorel_ext.agents.drrn_network import DrrnNetwork
-from lamorel_ext.agents.optimizer import FlatAdam
+from lamorel_ext.agents.optimizer import FlatAdam, expect_tensor, load_weights, weights_of
 from lamorel_ext.agents.replay import Replay, Transitions
-from lamorel_ext.agents.student import expect_tensor
 from lamorel_ext.agents.word_places import word_places
 from lamorel_ext.config import DrrnArgs
 from lamorel_ext.experience import BABYAI, Actor, Decision, Discount, Rollout, Scene
@@ -100,16 +99,9 @@ class DrrnAgent:
         """Weights as ``drrn.<name>``, the target's as ``target.<name>``, Adam's state, the memory,
         and the two counters.
         """
-        saved = {
-            f"drrn.{name}": tensor.detach().clone()
-            for name, tensor in self.network.named_parameters()
-        }
+        saved = weights_of(self.network, "drrn.") | self.optimizer.tensors()
         if self.target is not self.network:
-            saved |= {
-                f"target.{name}": tensor.detach().clone()
-                for name, tensor in self.target.named_parameters()
-            }
-        saved |= {f"adam.{key}": tensor for key, tensor in self.optimizer.tensors().items()}
+            saved |= weights_of(self.target, "target.")
         saved |= {f"replay.{key}": tensor for key, tensor in self.replay.tensors().items()}
         return saved | {"counters": torch.tensor([self._env_steps, self._updates])}
 
@@ -119,19 +111,10 @@ class DrrnAgent:
         Raises:
             CheckpointError: A tensor is missing or has another shape.
         """
-        networks = {"drrn": self.network} | (
-            {"target": self.target} if self.target is not self.network else {}
-        )
-        with torch.no_grad():
-            for prefix, network in networks.items():
-                for name, parameter in network.named_parameters():
-                    parameter.copy_(expect_tensor(tensors, f"{prefix}.{name}", parameter.shape))
-        self.optimizer.load(
-            {
-                key: expect_tensor(tensors, f"adam.{key}", own.shape)
-                for key, own in self.optimizer.tensors().items()
-            }
-        )
+        load_weights(self.network, tensors, "drrn.")
+        if self.target is not self.network:
+            load_weights(self.target, tensors, "target.")
+        self.optimizer.load(tensors)
         self.replay.load(
             {
                 key.removeprefix("replay."): tensor

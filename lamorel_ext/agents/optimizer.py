@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lamorel_ext.errors import UpdateError
+from lamorel_ext.errors import CheckpointError, UpdateError
 from lamorel_ext.finite import not_finite
 
 
@@ -113,16 +113,51 @@ class FlatAdam:
             raise UpdateError(f"{found} after optimiser step {self._steps}")
         return norm
 
-    def tensors(self) -> dict[str, Tensor]:
-        """A copy of its state: ``steps`` (int64 scalar), ``first``, ``second`` moments (flat)."""
+    def tensors(self, prefix: str = "adam.") -> dict[str, Tensor]:
+        """A copy of its state, ``prefix`` before each name: ``steps`` (int64 scalar), ``first`` and
+        ``second`` moments (flat).
+        """
         return {
-            "steps": torch.tensor(self._steps),
-            "first": self._first.clone(),
-            "second": self._second.clone(),
+            f"{prefix}steps": torch.tensor(self._steps),
+            f"{prefix}first": self._first.clone(),
+            f"{prefix}second": self._second.clone(),
         }
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Come back to a saved state."""
-        self._steps = int(tensors["steps"])
-        self._first.copy_(tensors["first"])
-        self._second.copy_(tensors["second"])
+    def load(self, tensors: dict[str, Tensor], prefix: str = "adam.") -> None:
+        """Come back to a saved state.
+
+        Raises:
+            CheckpointError: See ``expect_tensor``.
+        """
+        self._steps = int(expect_tensor(tensors, f"{prefix}steps", torch.Size()))
+        for name, own in (("first", self._first), ("second", self._second)):
+            own.copy_(expect_tensor(tensors, f"{prefix}{name}", own.shape))
+
+
+def weights_of(network: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """A copy of a network's weights, ``prefix`` before their names."""
+    return {f"{prefix}{name}": own.detach().clone() for name, own in network.named_parameters()}
+
+
+def load_weights(network: nn.Module, tensors: dict[str, Tensor], prefix: str = "") -> None:
+    """Come back to saved ``weights_of`` a network.
+
+    Raises:
+        CheckpointError: See ``expect_tensor``.
+    """
+    with torch.no_grad():
+        for name, own in network.named_parameters():
+            own.copy_(expect_tensor(tensors, f"{prefix}{name}", own.shape))
+
+
+def expect_tensor(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
+    """The saved tensor of that name.
+
+    Raises:
+        CheckpointError: It is missing or has another shape.
+    """
+    saved = tensors.get(name)
+    if saved is None or saved.shape != shape:
+        got = "nothing" if saved is None else str(tuple(saved.shape))
+        raise CheckpointError(f"{name}: expected shape {tuple(shape)}, got {got}")
+    return saved

@@ -11,7 +11,7 @@ from torch import Tensor
 from lamorel_ext.agents.features import encode_actions, encode_states
 from lamorel_ext.agents.guidance import NO_HINT, AskingTeacher, OfferedActions, Teacher
 from lamorel_ext.agents.network import StudentNetwork
-from lamorel_ext.agents.optimizer import FlatAdam
+from lamorel_ext.agents.optimizer import FlatAdam, expect_tensor, load_weights, weights_of
 from lamorel_ext.agents.student_ppo import (
     STATS,
     LossTerm,
@@ -20,7 +20,6 @@ from lamorel_ext.agents.student_ppo import (
     update_student,
 )
 from lamorel_ext.config import StudentArgs
-from lamorel_ext.errors import CheckpointError
 from lamorel_ext.experience import (
     BABYAI,
     Actor,
@@ -166,18 +165,12 @@ class StudentAgent:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights as ``student.<name>``, the optimiser's state as ``adam.<key>``."""
-        weights = {
-            f"student.{name}": tensor.detach().clone()
-            for name, tensor in self.network.named_parameters()
-        }
+        found = weights_of(self.network, "student.") | self.optimizer.tensors()
         if self.trust_optimizer is not None:
-            weights |= {
-                f"adam_trust.{key}": tensor
-                for key, tensor in self.trust_optimizer.tensors().items()
-            }
+            found |= self.trust_optimizer.tensors("adam_trust.")
         if self.args.kappa_mode == "annealed":
-            weights["steps_seen"] = torch.tensor(self._steps_seen)
-        return weights | {f"adam.{key}": tensor for key, tensor in self.optimizer.tensors().items()}
+            found["steps_seen"] = torch.tensor(self._steps_seen)
+        return found
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Come back to saved tensors.
@@ -185,22 +178,12 @@ class StudentAgent:
         Raises:
             CheckpointError: A tensor is missing or has another shape.
         """
-        for name, parameter in self.network.named_parameters():
-            with torch.no_grad():
-                parameter.copy_(expect_tensor(tensors, f"student.{name}", parameter.shape))
+        load_weights(self.network, tensors, "student.")
         if self.args.kappa_mode == "annealed":
             self._steps_seen = int(expect_tensor(tensors, "steps_seen", torch.Size()))
         if self.trust_optimizer is not None:
-            state = self.trust_optimizer.tensors().items()
-            self.trust_optimizer.load(
-                {key: expect_tensor(tensors, f"adam_trust.{key}", own.shape) for key, own in state}
-            )
-        self.optimizer.load(
-            {
-                key: expect_tensor(tensors, f"adam.{key}", own.shape)
-                for key, own in self.optimizer.tensors().items()
-            }
-        )
+            self.trust_optimizer.load(tensors, "adam_trust.")
+        self.optimizer.load(tensors)
 
     def _anneal(self) -> None:
         """Move kappa to where it is to be after the steps seen: it stays as it is while a rollout
@@ -253,19 +236,6 @@ def _update_counts(samples: int, args: StudentArgs) -> dict[str, float]:
         "student_update_steps": float(steps),
         "student_update_samples": float(args.epochs * samples),
     }
-
-
-def expect_tensor(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
-    """The saved tensor of that name.
-
-    Raises:
-        CheckpointError: It is missing or has another shape.
-    """
-    saved = tensors.get(name)
-    if saved is None or saved.shape != shape:
-        got = "nothing" if saved is None else str(tuple(saved.shape))
-        raise CheckpointError(f"{name}: expected shape {tuple(shape)}, got {got}")
-    return saved
 
 
 class BlindFollower:

@@ -63,7 +63,7 @@ def test_every_step_of_the_clients_optimiser_checks_loss_gradient_and_result(
     with pytest.raises(UpdateError, match=message):
         optimizer.minimise(loss(parameter), lr, limit)
     if "not taken" in message:
-        assert parameter.tolist() == [1.0] * 3 and int(optimizer.tensors()["steps"]) == 0
+        assert parameter.tolist() == [1.0] * 3 and int(optimizer.tensors()["adam.steps"]) == 0
 
 
 def blow_up(folder, **groups):

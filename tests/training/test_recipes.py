@@ -26,21 +26,21 @@ from lamorel_ext.methods.constitution import (
     verdicts,
 )
 from lamorel_ext.methods.goals import Goals, GoalsOptions, captions, goals_of
-from lamorel_ext.methods.preferences import Preferences, payments, weights_of_returns
-from lamorel_ext.methods.preferences.data import (
-    Pair,
-    Told,
+from lamorel_ext.methods.pairs import Pair, read_rankings
+from lamorel_ext.methods.pairs.options import PairOptions
+from lamorel_ext.methods.pairs.updater import PairUpdater
+from lamorel_ext.methods.preferences import (
+    Preferences,
+    payments,
     ranked,
-    read_rankings,
-    read_traces,
-    told_in,
+    weights_of_returns,
 )
-from lamorel_ext.methods.preferences.options import PairOptions, PreferencesOptions
+from lamorel_ext.methods.preferences.options import PreferencesOptions
 from lamorel_ext.methods.preferences.reward_model import RewardModel, ranked_episodes
-from lamorel_ext.methods.preferences.updater import PairUpdater
 from lamorel_ext.methods.prompt_search import EDITS, PromptSearch, PromptSearchOptions
 from lamorel_ext.methods.proxy_reward import ProxyReward, ProxyRewardOptions, question
 from lamorel_ext.methods.skills import Skills, SkillsOptions, monologue, values_loss
+from lamorel_ext.methods.told import Told, read_traces, told_in
 from lamorel_ext.prompts import ACTION_NAMES, glam_prompt
 from lamorel_ext.randomness import Draws, make_rng
 from lamorel_ext.rpc.clients import Clients

@@ -14,9 +14,8 @@ from lamorel_ext.agents.llm_teachers import candidate_table
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Rollout
 from lamorel_ext.methods.base import MethodSetting
-from lamorel_ext.methods.preferences import PairMethod
-from lamorel_ext.methods.preferences.data import Pair
-from lamorel_ext.methods.preferences.options import PairLoss
+from lamorel_ext.methods.pairs import Pair, PairMethod
+from lamorel_ext.methods.pairs.options import PairLoss
 from lamorel_ext.options import number
 from lamorel_ext.prompts import state_of
 from lamorel_ext.randomness import log_softmax, sample_rows

@@ -5,7 +5,7 @@ et al. 2023, arXiv 2305.18290). A file of a human's rankings is read in the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,85 +15,17 @@ from torch import Tensor
 
 from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.experience import Note, Rollout
-from lamorel_ext.methods.base import Method, MethodSetting
+from lamorel_ext.methods.base import MethodSetting
 from lamorel_ext.methods.feedback.options import FeedbackOptions
-from lamorel_ext.methods.preferences.data import (
-    Pair,
-    Told,
-    fingerprint_of,
-    ranked,
-    read_rankings,
-    read_traces,
-    told_in,
-)
-from lamorel_ext.methods.preferences.options import PairLoss, PairOptions, PreferencesOptions
+from lamorel_ext.methods.pairs import Pair, PairMethod, read_rankings
+from lamorel_ext.methods.preferences.options import PreferencesOptions
 from lamorel_ext.methods.preferences.reward_model import RewardModel, Texts, ranked_episodes
+from lamorel_ext.methods.told import Told, fingerprint_of, read_traces, told_in
 from lamorel_ext.options import in_common
 from lamorel_ext.rl import normalise
-from lamorel_ext.types import Scalar, UpdateRequest
+from lamorel_ext.types import Scalar
 
-UPDATER = "preferences"
-PAIR_COLUMNS = ("pairs", "loss", "margin", "accuracy")
 Side = TypeVar("Side")
-
-
-class PairMethod(Method):
-    """Teaches the LLM from pairs; a subclass says which.
-
-    Its columns: ``pairs`` of a rollout, and what the servers say of the update (``PairUpdater``).
-    """
-
-    columns = PAIR_COLUMNS
-    updaters = {UPDATER: "lamorel_ext.methods.preferences.updater.PairUpdater"}
-
-    def __init__(self, setting: MethodSetting, options: PairLoss) -> None:
-        super().__init__(setting, options)
-        self._loss = options
-
-    def pairs(self, rollout: Rollout) -> list[Pair]:
-        """What is to be learnt from a rollout."""
-        raise NotImplementedError(f"{type(self).__name__} must write pairs()")
-
-    def question(self, pair: Pair) -> str:
-        """What was asked to rank a pair, for a note."""
-        return pair.prompt
-
-    def learn(self, rollout: Rollout) -> dict[str, float]:
-        """See ``Method``."""
-        pairs = self.pairs(rollout)
-        if not pairs:
-            return {"pairs": 0.0}
-        options = in_common(PairOptions, self._loss) | self._shuffling()
-        prompts = tuple(pair.prompt for pair in pairs)
-        candidates = tuple((pair.better, pair.worse) for pair in pairs)
-        stats = self._update(UPDATER, prompts, candidates, {}, options)
-        steps = steps_of_prompts(rollout)
-        for pair in pairs:
-            changed = f"{pair.better!r} is made likelier against {pair.worse!r}"
-            step = steps.get(pair.prompt)
-            self.notes.append(Note(self.question(pair), f"better: {pair.better}", changed, step))
-        return {"pairs": float(len(pairs))} | {
-            name: stats[name] for name in PAIR_COLUMNS if name in stats
-        }
-
-    def _shuffling(self) -> dict[str, Scalar]:
-        """The seed of an update, where it is cut into minibatches."""
-        if not self._loss.minibatch_size:
-            return {}
-        return {"seed": int(self.setting.rng.integers(2**31))}
-
-    def _update(
-        self,
-        updater: str,
-        prompts: tuple[str, ...],
-        candidates: tuple[tuple[str, ...], ...],
-        data: dict[str, Tensor],
-        options: dict[str, Scalar],
-    ) -> dict[str, float]:
-        """One update on the servers; gives what they say of it."""
-        places = torch.arange(len(prompts))
-        request = UpdateRequest(updater, prompts, candidates, places, len(prompts), data, options)
-        return dict(self.setting.llm.update_batch(request).stats)
 
 
 class Preferences(PairMethod):
@@ -237,6 +169,22 @@ class Preferences(PairMethod):
         return stats
 
 
+def ranked(told: Iterable[Told]) -> list[Pair]:
+    """For each prompt after which different things were said the best and the worst of them, by the
+    mean of the advantages after each; a tie is no pair.
+    """
+    by_prompt: dict[str, dict[str, list[float]]] = {}
+    for each in told:
+        by_prompt.setdefault(each.prompt, {}).setdefault(each.text, []).append(each.advantage)
+    pairs = []
+    for prompt, by_text in by_prompt.items():
+        means = {text: float(np.mean(values)) for text, values in by_text.items()}
+        better, worse = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+        if means[better] > means[worse]:
+            pairs.append(Pair(prompt, better, worse))
+    return pairs
+
+
 def weights_of_returns(advantages: np.ndarray, temperature: float) -> np.ndarray:
     """``(n,)``: exponentials of the standardised advantages, scaled to a mean of 1."""
     exponents = normalise(advantages) / temperature
@@ -256,15 +204,6 @@ def payments(model: RewardModel, told: Sequence[Told]) -> np.ndarray:
         expected = float(np.exp(each.log_probs[: len(own)]) @ own) if len(own) > 1 else 0.0
         found.append(own[each.chosen] - expected)
     return np.array(found)
-
-
-def steps_of_prompts(rollout: Rollout) -> dict[str, int]:
-    """Where the first environment's guidance was asked for with a prompt, the first time."""
-    steps: dict[str, int] = {}
-    for step, turn in enumerate(rollout.turns):
-        if turn.decision.said is not None:
-            steps.setdefault(turn.decision.said.prompts[0], step)
-    return steps
 
 
 def _check(setting: MethodSetting, options: PreferencesOptions) -> None:

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
 from lamorel_ext.agents.network import TwoLayers
-from lamorel_ext.agents.optimizer import FlatAdam
-from lamorel_ext.agents.student import expect_tensor
+from lamorel_ext.agents.optimizer import FlatAdam, load_weights, weights_of
 from lamorel_ext.experience import Rollout
 
 Texts = tuple[tuple[str, str], ...]
@@ -71,18 +70,12 @@ class RewardModel:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that learns, for a checkpoint."""
-        found = {name: own.detach().clone() for name, own in self._network.named_parameters()}
-        return found | {f"adam.{key}": own for key, own in self._optimizer.tensors().items()}
+        return weights_of(self._network) | self._optimizer.tensors()
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Come back to saved ``tensors``."""
-        with torch.no_grad():
-            for name, own in self._network.named_parameters():
-                own.copy_(expect_tensor(tensors, name, own.shape))
-        adam = self._optimizer.tensors().items()
-        self._optimizer.load(
-            {key: expect_tensor(tensors, f"adam.{key}", own.shape) for key, own in adam}
-        )
+        load_weights(self._network, tensors)
+        self._optimizer.load(tensors)
 
 
 def ranked_episodes(rollout: Rollout) -> list[tuple[Texts, Texts]]:

@@ -20,8 +20,8 @@ from lamorel_ext.agents.guidance import Vocabulary, choose_guidance, every_guida
 from lamorel_ext.agents.llm_teachers import LlmTeacher, told_shares
 from lamorel_ext.agents.making import AgentSetting, make_network
 from lamorel_ext.agents.network import TwoLayers
-from lamorel_ext.agents.optimizer import FlatAdam
-from lamorel_ext.agents.student import StudentAgent, expect_tensor, student_batch
+from lamorel_ext.agents.optimizer import FlatAdam, load_weights, weights_of
+from lamorel_ext.agents.student import StudentAgent, student_batch
 from lamorel_ext.agents.student_ppo import LossTerm
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Guidance, Note, Rollout, Said, Scene
@@ -188,20 +188,11 @@ class Skills(StudentAgent):
 
     def tensors(self) -> dict[str, Tensor]:
         """See ``Agent``."""
-        found = super().tensors()
-        for name, parameter in self.skill_values.named_parameters():
-            found[f"skills.{name}"] = parameter.detach().clone()
-        for key, tensor in self._skill_optimizer.tensors().items():
-            found[f"adam_skills.{key}"] = tensor
-        return found
+        found = super().tensors() | weights_of(self.skill_values, "skills.")
+        return found | self._skill_optimizer.tensors("adam_skills.")
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """See ``Agent``."""
         super().load_tensors(tensors)
-        for name, parameter in self.skill_values.named_parameters():
-            with torch.no_grad():
-                parameter.copy_(expect_tensor(tensors, f"skills.{name}", parameter.shape))
-        state = self._skill_optimizer.tensors().items()
-        self._skill_optimizer.load(
-            {key: expect_tensor(tensors, f"adam_skills.{key}", own.shape) for key, own in state}
-        )
+        load_weights(self.skill_values, tensors, "skills.")
+        self._skill_optimizer.load(tensors, "adam_skills.")

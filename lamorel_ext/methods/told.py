@@ -1,6 +1,4 @@
-"""What preferences are made of: guidance and how the student did after it, from a rollout or from
-recorded ones, and rankings that a human wrote.
-"""
+"""What the LLM said and how the student did after it, from a rollout or from recorded ones."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,15 +21,6 @@ from lamorel_ext.randomness import log_softmax
 log = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One ranking: of two texts after a prompt the better and the worse one."""
-
-    prompt: str
-    better: str
-    worse: str
 
 
 @dataclass(frozen=True)
@@ -77,32 +66,6 @@ def told_in(rollout: Rollout) -> list[Told]:
     return told
 
 
-def ranked(told: Iterable[Told]) -> list[Pair]:
-    """For each prompt after which different things were said the best and the worst of them, by the
-    mean of the advantages after each; a tie is no pair.
-    """
-    by_prompt: dict[str, dict[str, list[float]]] = {}
-    for each in told:
-        by_prompt.setdefault(each.prompt, {}).setdefault(each.text, []).append(each.advantage)
-    pairs = []
-    for prompt, by_text in by_prompt.items():
-        means = {text: float(np.mean(values)) for text, values in by_text.items()}
-        better, worse = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-        if means[better] > means[worse]:
-            pairs.append(Pair(prompt, better, worse))
-    return pairs
-
-
-def read_rankings(path: Path) -> list[Pair]:
-    """Read a file of rankings.
-
-    Raises:
-        NotThereError: There is no such file.
-        ConfigError: Naming the line that is none, or ranks a text above itself.
-    """
-    return _read_lines("method.rankings", path, "rankings", _read_pair)
-
-
 def read_traces(folder: Path, config: Config | None = None) -> list[Told]:
     """The guidance in the recorded rollouts of a run (``run.trace_every``).
 
@@ -122,14 +85,14 @@ def read_traces(folder: Path, config: Config | None = None) -> list[Told]:
     differs: dict[str, str] = {}
     for path in paths:
         reader = _TraceReader(config)
-        told += _read_lines("method.traces", path, "guidance of an LLM", reader.read)
+        told += read_lines("method.traces", path, "guidance of an LLM", reader.read)
         differs = reader.differs | differs
     for what in differs.values():
         log.warning("method.traces: %s: %s: its prompts may not come up here", folder, what)
     return told
 
 
-def fingerprint_of(known: Sequence[Pair] | Sequence[Told]) -> str:
+def fingerprint_of(known: Sequence[Any]) -> str:
     """Equal where the same can be learnt, in the same order."""
     found = hashlib.sha256()
     for each in known:
@@ -209,7 +172,7 @@ class _TraceReader:
         return None
 
 
-def _read_lines(
+def read_lines(
     key: str, path: Path, what: str, read: Callable[[Any], Read | str | None]
 ) -> list[Read]:
     """What the lines of JSON in a file say.
@@ -247,19 +210,3 @@ def _read_lines(
     if problems:
         raise ConfigError(problems)
     return found
-
-
-def _read_pair(values: Any) -> Pair | str:
-    """A ranking, or what is wrong with it."""
-    keys = ("prompt", "better", "worse")
-    if not isinstance(values, dict) or set(values) != set(keys):
-        return f"expected an object with {', '.join(keys)}, got {json.dumps(values)[:80]}"
-    if not all(isinstance(values[key], str) and values[key].strip() for key in keys):
-        return "prompt, better and worse must be texts that are not empty"
-    if values["better"].strip() == values["worse"].strip():
-        return f"a tie: {values['better']!r} is better and worse"
-    try:
-        "".join(values.values()).encode()
-    except UnicodeEncodeError as error:
-        return f"half a character in a text: {error.reason}"
-    return Pair(**values)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.updaters.batches import DataSpec, Scored
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
-from lamorel_ext.methods.preferences.options import PairOptions
+from lamorel_ext.methods.pairs.options import PairOptions
 from lamorel_ext.types import UpdateRequest
 
 
