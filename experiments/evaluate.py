@@ -160,7 +160,8 @@ def show(config: Config, scores: Sequence[Score]) -> str:
             for value in (score.exact_success, score.exact_return)
         ]
         lines.append(
-            f"{score.name:{width}}{_interval(score.success):>24}{_interval(score.returned):>26}{exact[0]:>16}{exact[1]:>15}"
+            f"{score.name:{width}}{_interval(score.success):>24}{_interval(score.returned):>26}"
+            f"{exact[0]:>16}{exact[1]:>15}"
         )
     failed = [f"{score.name} in {score.failed}" for score in scores if score.failed]
     if failed:

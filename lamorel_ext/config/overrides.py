@@ -22,7 +22,9 @@ SEARCH_PATH = "hydra.searchpath"
 """The one key of Hydra's own that can be set."""
 
 _SHAPE = re.compile(
-    r"\s*(?P<sign>\+\+|\+|~)?(?P<key>[^=\s~+#'\"\[\]{}()]+(?:\[\d+\][^=\s'\"\[\]{}()]*)*)\s*=(?P<value>.*)",
+    r"\s*(?P<sign>\+\+|\+|~)?"
+    r"(?P<key>[^=\s~+#'\"\[\]{}()]+(?:\[\d+\][^=\s'\"\[\]{}()]*)*)"
+    r"\s*=(?P<value>.*)",
     re.DOTALL,
 )
 _INDEX = re.compile(r"\[(\d+)\]")

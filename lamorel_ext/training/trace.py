@@ -2,34 +2,41 @@
 was said and done, and what was learnt from it.
 
 A trace is a file of JSON lines, numbers rounded to six digits. The first line is the header, then
-come the episodes, each followed by its steps, the updates of the teacher, and last the notes of method and agent. Every line has a
-``kind``::
+come the episodes, each followed by its steps, the updates of the teacher, and last the notes of
+method and agent. Every line has a ``kind``::
 
-    trace    version; env_steps and rollout before it began, env (always 0); seed, level, language, prompt (of env), num_distractors, arm, agent, teacher, vocabulary, signal,
-             loss, channel, every; method (name of its class, null without one); gamma, lam, reward_scale; actions (texts by id; none where each state lists its own); left_out
-             (steps of the rollout after the recorded ones). Of an environment of the user's own level is its dotted name
-    episode  number of the environment's episode, and actions (ids) from its start to the first step recorded; both null where the run was resumed
-             from a checkpoint that does not know; mission; candidates (what can be said, null where
-             there is no list)
-    step     prompt as the LLM read it; sentences; view (7 x 7 x 3 bytes ``[x, y, channel]`` in hexadecimal; empty where there is none);
-             direction; offered (texts of the actions, only where each state lists its own); action and its
-             probability; reward (unscaled); end (null, "terminated" or "truncated"); value V(s);
-             error A' (the TD error), previous (the error of the episode's step before, null on its
-             first); advantage (GAE), these of what was learnt from, a method's rewards too;
-             signal f as it was sent or said, null where there was none;
-             and three groups, each null where there is no such thing:
-      llm       chosen (place in candidates, or 0), text; scores of the candidates in nats, summed over their tokens, under the weights that
-                chose (before), after the update that this step's feedback went into (after), and
-                after the policy's own PPO or a method's update (later); null for each that did not take place; update,
-                its place among the updates below
-      guidance  text that the student heard, hint (action id, or null), and of a teacher that is no LLM its probabilities by candidate
-      policy    of an agent that is no LLM, by action: heard, after this guidance; silent, after none (code zero and the row of "no hint", an input
-                that a taught student is not trained on); mixed, averaged over what the teacher
-                could have said, sum_x M(x|s) pi(a|x,s); the last two null where nobody gives
-                guidance
-    update   number, samples, stats (what the server said of it; loss, entropy and the like as they were before the step)
-    note     step (place among all steps of the file, null where it is of the whole rollout); asked, answered, changed: texts
-"""  # noqa: E501
+    trace    version; env_steps and rollout before it began, env (always 0); seed, level, language,
+             prompt (of env), num_distractors, arm, agent, teacher, vocabulary, signal, loss,
+             channel, every; method (name of its class, null without one); gamma, lam, reward_scale;
+             actions (texts by id; none where each state lists its own); left_out (steps of the
+             rollout after the recorded ones). Of an environment of the user's own level is its
+             dotted name
+    episode  number of the environment's episode, and actions (ids) from its start to the first step
+             recorded; both null where the run was resumed from a checkpoint that does not know;
+             mission; candidates (what can be said, null where there is no list)
+    step     prompt as the LLM read it; sentences; view (7 x 7 x 3 bytes ``[x, y, channel]`` in
+             hexadecimal; empty where there is none); direction; offered (texts of the actions, only
+             where each state lists its own); action and its probability; reward (unscaled); end
+             (null, "terminated" or "truncated"); value V(s); error A' (the TD error), previous (the
+             error of the episode's step before, null on its first); advantage (GAE), these of what
+             was learnt from, a method's rewards too; signal f as it was sent or said, null where
+             there was none; and three groups, each null where there is no such thing:
+      llm       chosen (place in candidates, or 0), text; scores of the candidates in nats, summed
+                over their tokens, under the weights that chose (before), after the update that this
+                step's feedback went into (after), and after the policy's own PPO or a method's
+                update (later); null for each that did not take place; update, its place among the
+                updates below
+      guidance  text that the student heard, hint (action id, or null), and of a teacher that is no
+                LLM its probabilities by candidate
+      policy    of an agent that is no LLM, by action: heard, after this guidance; silent, after
+                none (code zero and the row of "no hint", an input that a taught student is not
+                trained on); mixed, averaged over what the teacher could have said, sum_x M(x|s)
+                pi(a|x,s); the last two null where nobody gives guidance
+    update   number, samples, stats (what the server said of it; loss, entropy and the like as they
+             were before the step)
+    note     step (place among all steps of the file, null where it is of the whole rollout); asked,
+             answered, changed: texts
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""PPO on a game of one's own with Lamorel's interface: turn left where the ball is red, else right."""  # noqa: E501
+"""PPO on a game of one's own with Lamorel's interface: turn left where the ball is red, else
+right.
+"""
 
 import hydra
 import torch

@@ -277,7 +277,8 @@ def draw_level(level: RoomGridLevel, width: int, height: int) -> None:
         try:
             RoomGrid._gen_grid(level, width, height)
             level.gen_mission()
-            level.validate_instrs(level.instrs)  # type: ignore[attr-defined]  # minigrid's levels set it in gen_mission
+            # minigrid's levels set instrs in gen_mission
+            level.validate_instrs(level.instrs)  # type: ignore[attr-defined]
         except RejectSampling:
             rejected, stuck = rejected + 1, 0
         except RecursionError:

@@ -109,7 +109,8 @@ class WorkerPool:
                     min(waiting.values()), f"gave no answer for {self.patience_s:g} s"
                 )
             for connection in ready:
-                number = waiting.pop(connection)  # type: ignore[call-overload]  # wait also takes sockets, which none of these is
+                # wait also takes sockets, which none of these is
+                number = waiting.pop(connection)  # type: ignore[call-overload]
                 answers[number] = self._read(number)
         return answers
 
