@@ -13,7 +13,8 @@ come the episodes, each followed by its steps, the updates of the teacher, and l
              there is no list)
     step     prompt as the LLM read it; sentences; view (7 x 7 x 3 bytes ``[x, y, channel]`` in hexadecimal; empty where there is none);
              direction; offered (texts of the actions, only where each state lists its own); action and its
-             probability; reward (unscaled); end (null, "terminated" or "truncated"); value V(s);
+             probability; reward (unscaled); end (null, "terminated" or "truncated"); won (true where the episode that ends
+             here is a success, null where nobody knows; only there); value V(s);
              error A' (the TD error), previous (the error of the episode's step before, null on its
              first); advantage (GAE), these of what was learnt from, a method's rewards too;
              signal f as it was sent or said, null where there was none;
@@ -204,6 +205,7 @@ class Tracer:
             "episode": self._course.episode,
             "actions": self._course.actions,
             "error": self._course.error,
+            "returned": self._course.returned,
         }
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
@@ -214,9 +216,14 @@ class Tracer:
         """
         try:
             self._course = (
-                Course(None, None, None)
+                Course(None, None, None, None)
                 if state is None
-                else Course(state["episode"], state["actions"], state["error"])
+                else Course(
+                    state["episode"],
+                    state["actions"],
+                    state["error"],
+                    state.get("returned"),  # checkpoints of earlier versions do not know
+                )
             )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"not the state of a trace: {error!r}") from error
