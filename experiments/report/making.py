@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from experiments.report.headline import headline, warnings
 from experiments.report.results import (
+    CHECKPOINTS,
     STEPS,
     SUCCESS,
     Run,
@@ -111,13 +112,11 @@ def watch(
 def _state(folder: Path) -> dict[Path, tuple[int, int]]:
     """When the files that a report reads were written, and their sizes."""
     found = {}
-    for name in ("metrics.csv", "status.json"):
-        for path in files_below(folder, name):
-            if "checkpoints" in path.relative_to(folder).parts:
-                continue  # each holds the curve so far
-            with suppress(OSError):  # it is being replaced
-                stat = path.stat()
-                found[path] = (stat.st_mtime_ns, stat.st_size)
+    # Each checkpoint holds the curve so far.
+    for path in files_below(folder, "metrics.csv", "status.json", leave_out=(CHECKPOINTS,)):
+        with suppress(OSError):  # it is being replaced
+            stat = path.stat()
+            found[path] = (stat.st_mtime_ns, stat.st_size)
     return found
 
 

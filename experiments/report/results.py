@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+"""Folder of a run in which none is."""
 STEPS = "env_steps"
 SUCCESS = "success"
 RETURN = "return"
@@ -196,9 +198,15 @@ def read_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def files_below(folder: Path, name: str) -> list[Path]:
-    """Files of this name in a folder, below it, and below the folders that links in it lead to;
-    none twice, whatever leads there, and nothing around ``folder`` itself.
+def files_below(folder: Path, *names: str, leave_out: Collection[str] = ()) -> list[Path]:
+    """Files of these names in a folder, below it, and below the folders that links in it lead to;
+    none twice, whatever leads there, and nothing around ``folder`` itself. What vanishes meanwhile
+    is passed over.
+
+    Args:
+        folder: Where to begin.
+        names: Of the files.
+        leave_out: Names of folders that are not looked into.
     """
     found: list[Path] = []
     start, links = folder.resolve(), [folder]
@@ -209,9 +217,8 @@ def files_below(folder: Path, name: str) -> list[Path]:
             continue
         for where, folders, files in os.walk(top):
             seen.add(Path(where).resolve())
-            if name in files:
-                found.append(Path(where, name))
-            below = [Path(where, own) for own in sorted(folders)]
+            found += [Path(where, name) for name in names if name in files]
+            below = [Path(where, own) for own in sorted(folders) if own not in leave_out]
             links += [path for path in below if path.is_symlink()]
             folders[:] = [
                 path.name for path in below if not path.is_symlink() and path.resolve() not in seen

@@ -23,6 +23,7 @@ from browser import CHROMEDRIVER, Browser
 from browser import browse as drive
 from made_runs import VERSIONS
 
+from experiments.compare import show_loop
 from experiments.report.page import CSS
 from experiments.runs.entry import run_main
 from experiments.runs.run_folder import RunFolder, trace_files
@@ -310,6 +311,24 @@ def test_arms_are_chosen_by_label_or_folder_and_an_empty_choice_is_an_error(
     untraced = config_of("student_alone", tmp_path / "run", "run.trace_every=0")
     assert run_main(viewer.run, [str(make_traced_run(untraced))]) == 2
     assert "run.trace_every was 0" in capsys.readouterr().err
+
+
+def test_a_comparison_shows_its_loop_behind_links_and_is_reported_without_what_is_damaged(
+    compared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(compared / "student_alone", tmp_path / "elsewhere/student_alone")
+    folder = tmp_path / "comparison"
+    folder.mkdir()
+    (folder / "student_alone").symlink_to(tmp_path / "elsewhere/student_alone")
+    show_loop(folder)
+    assert capsys.readouterr().out == f"viewer: {folder / 'viewer.html'}\n"
+    trace_files(folder / "student_alone/seed_0")[0].write_text("{")
+    with caplog.at_level("WARNING"):
+        show_loop(folder)  # the report comes behind it
+    assert capsys.readouterr().out == "" and "step_000000.jsonl cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize(
