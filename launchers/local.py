@@ -11,7 +11,7 @@ from types import FrameType
 
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.processes import stopping
-from lamorel_ext.processes.identity import this_process
+from lamorel_ext.processes.identity import how_it_ended, this_process
 from lamorel_ext.processes.ranks import LAUNCH_VARIABLES
 from lamorel_ext.processes.secret import VARIABLE, new_secret
 from launchers.command import Command
@@ -58,7 +58,7 @@ def run_here(command: Command) -> int:
             signal.signal(signum, handler)
     if status < 0:
         print(
-            f"launch: its agent (process {child.pid}) ended by {signal.Signals(-status).name}",
+            f"launch: its agent (process {child.pid}) {how_it_ended(status)}",
             file=sys.stderr,
         )
         return 128 - status
