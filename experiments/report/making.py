@@ -28,6 +28,7 @@ from experiments.report.results import (
     distinct,
     files_below,
     group_tasks,
+    never_begun,
     read_runs,
 )
 from experiments.report.summary import COSTS, Summary, summarise
@@ -53,6 +54,7 @@ class Findings:
         tasks: One by one.
         overall: All of them together, where there are several and an arm has runs on each.
         unfinished: Runs that are not complete; they are left out of everything else.
+        absent: Folders of runs that the comparison asks for and that were never begun.
         samples: Resamples behind each interval of interquartile means, profiles and probabilities.
     """
 
@@ -60,6 +62,7 @@ class Findings:
     tasks: tuple[Summary, ...]
     overall: Summary | None
     unfinished: tuple[Run, ...]
+    absent: tuple[Path, ...]
     samples: int
 
     @property
@@ -144,6 +147,7 @@ def find(folder: Path) -> Findings:
         tasks=tuple(summarise([task], samples) for task in tasks),
         overall=summarise(tasks, samples) if len(tasks) > 1 and everywhere else None,
         unfinished=tuple(unfinished),
+        absent=tuple(never_begun(runs, folder)),
         samples=samples,
     )
 
@@ -241,7 +245,7 @@ def compose_page(
                 ),
             )
         )
-    sections += provenance_sections(findings.tasks, findings.unfinished)
+    sections += provenance_sections(findings.tasks, findings.unfinished, findings.absent)
     answer = headline(findings.whole, findings.tasks if findings.overall else findings.tasks[1:])
     return page.page(findings.title, answer, sections, warnings(findings.tasks))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import numpy as np
 
 from experiments.report.statistics import area_under_curve, steps_to
 from experiments.runs.identity import differing_keys, flat, method
+from experiments.runs.planning import place_of
 from lamorel_ext.config import Config, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
@@ -196,6 +198,29 @@ def read_runs(folder: Path) -> list[Run]:
     if not runs:
         raise NotThereError(f"{folder} holds no run: no config.yaml in it or below it")
     return runs
+
+
+def never_begun(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Folders that the comparisons in ``folder`` ask for, and in which no run is.
+
+    Args:
+        runs: All that are below ``folder``.
+        folder: What is read.
+    """
+    asked: dict[Path, None] = {}
+    for run in runs:
+        compare, own = run.config.compare, Path(run.config.run.output_dir)
+        if not own.is_relative_to(compare.output_dir):
+            continue
+        place = own.relative_to(compare.output_dir).parts
+        if not place or run.folder.parts[-len(place) :] != place:
+            continue  # it lies elsewhere by now
+        whole = run.folder.parents[len(place) - 1]
+        if whole.is_relative_to(folder):
+            every = itertools.product(compare.tasks or ("",), compare.arms, compare.seeds)
+            asked.update(dict.fromkeys(whole / place_of(*one) for one in every))
+    there = {run.folder for run in runs}
+    return [path for path in asked if path not in there]
 
 
 def files_below(folder: Path, *names: str, leave_out: Collection[str] = ()) -> list[Path]:
