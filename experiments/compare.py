@@ -29,7 +29,7 @@ from experiments.runs.progress import Ticker
 from experiments.runs.versions import describe_versions
 from experiments.train import train_one
 from experiments.viewer.__main__ import make_viewer
-from lamorel_ext.errors import ConfigError
+from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.processes.ranks import rank_of_log
 
 if TYPE_CHECKING:
@@ -72,9 +72,18 @@ def compare(
 
 
 def show_loop(folder: Path) -> None:
-    """Make the viewer's page, where anything was recorded; the report links to it."""
-    if any(folder.rglob("traces/step_*.jsonl")):
+    """Make the viewer's page, where anything was recorded; the report links to it, and is made
+    without it where a recorded rollout cannot be read.
+    """
+    from experiments.report.results import read_runs
+    from experiments.runs.run_folder import trace_files
+
+    if not any(trace_files(run.folder) for run in read_runs(folder)):
+        return
+    try:
         print(f"viewer: {make_viewer(folder)}")
+    except CheckpointError as error:
+        log.warning("no viewer: %s", error)
 
 
 def part_of(text: str) -> tuple[int, int]:

@@ -186,6 +186,7 @@ class ScoreResult:
         stats: Additive counters and seconds: ``prompts``, ``distinct_prompts``, ``cached_prompts``,
             ``tokens``, ``seconds``. From servers in processes of their own also ``queue_seconds``
             that it waited there, and ``merged``, requests of others answered by the same reading.
+            Of several servers together the counters are summed, and of seconds the most count.
     """
 
     log_probs: Tensor

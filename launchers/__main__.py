@@ -206,6 +206,25 @@ def _slurm_options(options: argparse.Namespace) -> SlurmOptions:
         )
         if value < least
     ]
+    kinds = [kind for kind in ("slurm", "slurm_array", "slurm_report") if getattr(options, kind)]
+    if len(kinds) > 1:
+        named = ", ".join(f"--{kind.replace('_', '-')}" for kind in kinds)
+        problems.append(f"{named}: one at a time; --slurm-array --submit hands in a report as well")
+    if kinds and options.one_process:
+        problems.append("--one-process: a batch script starts several ranks; leave one of them out")
+    if not kinds and not options.dry_run:
+        own = {
+            "--sbatch": options.sbatch,
+            "--setup": options.setup,
+            "--srun": options.srun,
+            "--save-before-limit": options.save_before_limit,
+            "--python": options.python != sys.executable,
+        }
+        if given := [name for name, value in own.items() if value]:
+            problems.append(
+                f"{', '.join(given)}: of a batch script; needs --slurm, --slurm-array or"
+                " --slurm-report, without which the launch starts here"
+            )
     if (options.submit or options.chain > 1) and not _writes_batch_script(options):
         problems.append("--submit, --chain: need --slurm, --slurm-array or --slurm-report")
     elif options.chain > 1 and not options.submit:

@@ -47,8 +47,10 @@ def accelerate_arguments(config: Config) -> list[str]:
     """
     accelerate = config.lamorel_args.accelerate_args
     _check_machines(config)
-    arguments = ["--config_file", accelerate.config_file] if accelerate.config_file else []
-    arguments += [
+    # Without a file that the key names accelerate reads the user's own, whose GPUs are for others.
+    file = accelerate.config_file
+    arguments = [
+        *(("--config_file", file) if file else ("--gpu_ids", "all")),
         "--multi_gpu",
         "--num_processes",
         str(num_processes(config, accelerate.machine_rank)),

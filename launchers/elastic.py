@@ -85,7 +85,7 @@ def _launch() -> int:
         rank, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         ended = (
-            f"ended by {signal.Signals(status - 128).name}"
+            f"ended by {identity.signal_name(status - 128)}"
             if status - 128 in SIGNALS
             else f"ended with exit status {status}"
         )

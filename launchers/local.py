@@ -9,8 +9,9 @@ import sys
 import time
 from types import FrameType
 
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.processes import stopping
-from lamorel_ext.processes.identity import this_process
+from lamorel_ext.processes.identity import how_it_ended, this_process
 from lamorel_ext.processes.ranks import LAUNCH_VARIABLES
 from lamorel_ext.processes.secret import VARIABLE, new_secret
 from launchers.command import Command
@@ -24,12 +25,18 @@ def run_here(command: Command) -> int:
         break off what the first one has begun.
     ``accelerate launch`` runs as ``launchers.elastic`` under this interpreter: the same ranks, a
     shorter last word when one fails.
+
+    Raises:
+        ConfigError: There is no such program.
     """
     argv = list(command.argv)
     if argv[:2] == ["accelerate", "launch"]:
         argv = [sys.executable, "-m", "lamorel_ext", "elastic", *argv[2:]]
     stopping.release()
-    child = subprocess.Popen(argv, env=child_environment(command), start_new_session=True)
+    try:
+        child = subprocess.Popen(argv, env=child_environment(command), start_new_session=True)
+    except OSError as error:
+        raise ConfigError(f"{argv[0]} cannot be started: {error.strerror}") from error
     first: list[float] = []
 
     def forward(signum: int, frame: FrameType | None) -> None:
@@ -51,7 +58,7 @@ def run_here(command: Command) -> int:
             signal.signal(signum, handler)
     if status < 0:
         print(
-            f"launch: its agent (process {child.pid}) ended by {signal.Signals(-status).name}",
+            f"launch: its agent (process {child.pid}) {how_it_ended(status)}",
             file=sys.stderr,
         )
         return 128 - status

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
 from lamorel_ext.config import Config
+from lamorel_ext.config.overrides import quote
 from lamorel_ext.errors import ConfigError, LamorelExtError
 from lamorel_ext.lamorel.alias import ROOT, environment
 from lamorel_ext.lamorel.settings import Settings, read_settings
@@ -66,13 +67,14 @@ def launch_script(argv: Sequence[str]) -> int:
     options = make_parser().parse_intermixed_args(list(argv))
     overrides = list(options.overrides)
     script = options.script
-    if script is not None and "=" in script:
+    if script is not None and "=" in script and not Path(script).expanduser().is_file():
         overrides.insert(0, script)
         script = None
     folder = Path(options.config_path).expanduser().resolve()
     name = options.config_name.removesuffix(".yaml").removesuffix(".yml")
     if script is not None:
-        overrides.append(f"++rl_script_args.path={Path(script).expanduser().resolve()}")
+        path = quote(str(Path(script).expanduser().resolve()))
+        overrides.append(f"++rl_script_args.path={path}")
     command = script_command(folder, name, overrides)
     if options.dry_run:
         print(command.shell())
@@ -172,7 +174,13 @@ def _accelerated(settings: Settings, args: Any, folder: Path) -> Any:
     given = OmegaConf.select(args, "accelerate_args") or {}
     port = accelerate.main_process_port
     if accelerate.num_machines > 1 and not port:
-        port = int(file.get("main_process_port") or DEFAULT_PORT)
+        told = str(file.get("main_process_port") or DEFAULT_PORT)
+        if not told.isdecimal():
+            raise ConfigError(
+                f"{folder / str(accelerate.config_file)}: main_process_port is {told!r}, expected a"
+                " whole number"
+            )
+        port = int(told)
     address = (
         given.get("main_process_ip") or file.get("main_process_ip") or accelerate.main_process_ip
     )
@@ -188,7 +196,7 @@ def _accelerate_file(folder: Path, name: str | None) -> Mapping[str, Any]:
         return {}
     try:
         read = safe_load((folder / name).read_text(encoding="utf-8"))
-    except (OSError, YAMLError) as error:
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise ConfigError(
             f"{folder / name} cannot be read: {' '.join(str(error).split())}"
         ) from error
@@ -205,4 +213,4 @@ def _reported(work: Any) -> int:
         return int(work())
     except LamorelExtError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status

@@ -141,16 +141,19 @@ def array_script(
     jobs = max(len(compare.tasks), 1) * len(compare.arms) * len(compare.seeds)
     at_once = f"%{options.max_concurrent}" if options.max_concurrent else ""
     own = {"array": f"0-{jobs - 1}{at_once}", "output": "%x-%A_%a.out"}
+    lines = _array_lines(config)
     if task == "evaluate":
         name, last = task, f'-m {MODULES[task]} "policy=$folder" {shlex.join(_of_run(arguments))}'
     else:
         name = "train"
+        # With the controls, which a run alone would not know to be part of its comparison.
+        lines += ['every_arm=$(IFS=,; echo "${arms[*]}")', "export every_arm"]
         choice = '"task=$task" "arm=$arm"' if compare.tasks else '"arm=$arm"'
         last = (
             f'-m {MODULES["train"]} {shlex.join(arguments)} {choice} "run.seed=$seed"'
-            ' "run.output_dir=$folder"'
+            ' "run.output_dir=$folder" "compare.arms=[$every_arm]"'
         )
-    return _script(config, f"lamorel-ext-{name}", options, own, _array_lines(config), last.rstrip())
+    return _script(config, f"lamorel-ext-{name}", options, own, lines, last.rstrip())
 
 
 def report_script(config: Config, options: SlurmOptions | None = None) -> str:
@@ -173,7 +176,7 @@ def report_script(config: Config, options: SlurmOptions | None = None) -> str:
         {**own, **taken},
         options,
         [
-            f'{python} -m lamorel_ext viewer {folder} || echo "no viewer: nothing was recorded"',
+            f'{python} -m lamorel_ext viewer {folder} || echo "no viewer: see above"',
             f"{python} -m lamorel_ext report {folder}",
         ],
     )

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING
 
 from experiments.report.headline import headline, warnings
 from experiments.report.results import (
+    CHECKPOINTS,
     STEPS,
     SUCCESS,
     Run,
     distinct,
     files_below,
     group_tasks,
+    never_begun,
     read_runs,
 )
 from experiments.report.summary import COSTS, Summary, summarise
@@ -52,6 +54,7 @@ class Findings:
         tasks: One by one.
         overall: All of them together, where there are several and an arm has runs on each.
         unfinished: Runs that are not complete; they are left out of everything else.
+        absent: Folders of runs that the comparison asks for and that were never begun.
         samples: Resamples behind each interval of interquartile means, profiles and probabilities.
     """
 
@@ -59,6 +62,7 @@ class Findings:
     tasks: tuple[Summary, ...]
     overall: Summary | None
     unfinished: tuple[Run, ...]
+    absent: tuple[Path, ...]
     samples: int
 
     @property
@@ -111,13 +115,11 @@ def watch(
 def _state(folder: Path) -> dict[Path, tuple[int, int]]:
     """When the files that a report reads were written, and their sizes."""
     found = {}
-    for name in ("metrics.csv", "status.json"):
-        for path in files_below(folder, name):
-            if "checkpoints" in path.relative_to(folder).parts:
-                continue  # each holds the curve so far
-            with suppress(OSError):  # it is being replaced
-                stat = path.stat()
-                found[path] = (stat.st_mtime_ns, stat.st_size)
+    # Each checkpoint holds the curve so far.
+    for path in files_below(folder, "metrics.csv", "status.json", leave_out=(CHECKPOINTS,)):
+        with suppress(OSError):  # it is being replaced
+            stat = path.stat()
+            found[path] = (stat.st_mtime_ns, stat.st_size)
     return found
 
 
@@ -145,6 +147,7 @@ def find(folder: Path) -> Findings:
         tasks=tuple(summarise([task], samples) for task in tasks),
         overall=summarise(tasks, samples) if len(tasks) > 1 and everywhere else None,
         unfinished=tuple(unfinished),
+        absent=tuple(never_begun(runs, folder)),
         samples=samples,
     )
 
@@ -242,7 +245,7 @@ def compose_page(
                 ),
             )
         )
-    sections += provenance_sections(findings.tasks, findings.unfinished)
+    sections += provenance_sections(findings.tasks, findings.unfinished, findings.absent)
     answer = headline(findings.whole, findings.tasks if findings.overall else findings.tasks[1:])
     return page.page(findings.title, answer, sections, warnings(findings.tasks))
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ import numpy as np
 
 from experiments.report.statistics import area_under_curve, steps_to
 from experiments.runs.identity import differing_keys, flat, method
+from experiments.runs.planning import place_of
 from lamorel_ext.config import Config, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+"""Folder of a run in which none is."""
 STEPS = "env_steps"
 SUCCESS = "success"
 RETURN = "return"
@@ -196,9 +200,38 @@ def read_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def files_below(folder: Path, name: str) -> list[Path]:
-    """Files of this name in a folder, below it, and below the folders that links in it lead to;
-    none twice, whatever leads there, and nothing around ``folder`` itself.
+def never_begun(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Folders that the comparisons in ``folder`` ask for, and in which no run is.
+
+    Args:
+        runs: All that are below ``folder``.
+        folder: What is read.
+    """
+    asked: dict[Path, None] = {}
+    for run in runs:
+        compare, own = run.config.compare, Path(run.config.run.output_dir)
+        if not own.is_relative_to(compare.output_dir):
+            continue
+        place = own.relative_to(compare.output_dir).parts
+        if not place or run.folder.parts[-len(place) :] != place:
+            continue  # it lies elsewhere by now
+        whole = run.folder.parents[len(place) - 1]
+        if whole.is_relative_to(folder):
+            every = itertools.product(compare.tasks or ("",), compare.arms, compare.seeds)
+            asked.update(dict.fromkeys(whole / place_of(*one) for one in every))
+    there = {run.folder for run in runs}
+    return [path for path in asked if path not in there]
+
+
+def files_below(folder: Path, *names: str, leave_out: Collection[str] = ()) -> list[Path]:
+    """Files of these names in a folder, below it, and below the folders that links in it lead to;
+    none twice, whatever leads there, and nothing around ``folder`` itself. What vanishes meanwhile
+    is passed over.
+
+    Args:
+        folder: Where to begin.
+        names: Of the files.
+        leave_out: Names of folders that are not looked into.
     """
     found: list[Path] = []
     start, links = folder.resolve(), [folder]
@@ -209,9 +242,8 @@ def files_below(folder: Path, name: str) -> list[Path]:
             continue
         for where, folders, files in os.walk(top):
             seen.add(Path(where).resolve())
-            if name in files:
-                found.append(Path(where, name))
-            below = [Path(where, own) for own in sorted(folders)]
+            found += [Path(where, name) for name in names if name in files]
+            below = [Path(where, own) for own in sorted(folders) if own not in leave_out]
             links += [path for path in below if path.is_symlink()]
             folders[:] = [
                 path.name for path in below if not path.is_symlink() and path.resolve() not in seen

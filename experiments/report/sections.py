@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from experiments.report import page
 from experiments.report.figures import Picture
@@ -464,7 +465,9 @@ def _telemetry_mean(arm: Arm, column: str) -> float:
 # --- how it was made ------------------------------------------------------------------------------
 
 
-def provenance_sections(tasks: Sequence[Summary], unfinished: Sequence[Run]) -> list[str]:
+def provenance_sections(
+    tasks: Sequence[Summary], unfinished: Sequence[Run], absent: Sequence[Path]
+) -> list[str]:
     """What arms and tasks differ in, what was left out, and the commands."""
     sections = [
         page.section(
@@ -485,6 +488,9 @@ def provenance_sections(tasks: Sequence[Summary], unfinished: Sequence[Run]) -> 
     if unfinished:
         lines = "\n".join(unfinished_line(run) for run in unfinished)
         sections.append(page.section(f"Runs left out: {len(unfinished)}", page.preformatted(lines)))
+    if absent:
+        lines = "\n".join(map(str, absent))
+        sections.append(page.section(f"Runs not begun: {len(absent)}", page.preformatted(lines)))
     return [*sections, page.section("How these runs were made", *_provenance(tasks))]
 
 

@@ -101,8 +101,17 @@ def plan(
     ]
 
 
+def place_of(task: str, arm: str, seed: int) -> Path:
+    """Where a run lies in the folder of its comparison.
+
+    Args:
+        task: Empty where the comparison names none.
+    """
+    return Path(task, arm, f"seed_{seed}")
+
+
 def _plan_one(whole: Path, task: str, arm: str, seed: int, config: Config) -> Planned:
-    folder = whole / task / arm / f"seed_{seed}"
+    folder = whole / place_of(task, arm, seed)
     run = dataclasses.replace(config.run, seed=seed, output_dir=str(folder))
     compare = dataclasses.replace(config.compare, output_dir=str(whole))
     return Planned(

@@ -63,6 +63,7 @@ class Content:
         made = self._rollout(recorded)
         self.size += len(json.dumps(made))
         facts = {key: recorded.header.get(key) for key in _FACTS}
+        facts["sign"] = run.config.feedback.sign
         entry = self.runs.setdefault(
             (name, seed), {"label": name, "seed": seed, "facts": facts, "rollouts": []}
         )
@@ -179,6 +180,7 @@ def make_content(
         CheckpointError: A file cannot be read.
     """
     runs = [(arm.label, run) for arm in group_arms(read_runs(folder)) for run in arm.runs.values()]
+    _check_choice(folder, runs, arms, seeds)
     chosen = [
         (name, run)
         for name, run in sorted(runs, key=lambda pair: pair[1].seed)
@@ -198,13 +200,26 @@ def make_content(
         for name, run, paths in traces
     ]
     if not there:
-        known = (
-            f"there are the arms {', '.join(dict.fromkeys(name for name, _ in runs))}"
-            if not chosen
-            else "run.trace_every was 0, or too high"
-        )
-        raise NotThereError(f"{folder} holds no recorded rollout of {len(chosen)} run(s): {known}")
+        why = "run.trace_every was 0, or too high" if chosen else "no arm has a run of this seed"
+        raise NotThereError(f"{folder} holds no recorded rollout of {len(chosen)} run(s): {why}")
     return _pages(recorded, folder.resolve().name)
+
+
+def _check_choice(
+    folder: Path, runs: Sequence[tuple[str, Run]], arms: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """Raises NotThereError where an arm or a seed that is asked for is none of the runs'."""
+    labels = dict.fromkeys(name for name, _ in runs)
+    known = {*labels, *(run.folder.parent.name for _, run in runs)}
+    there = dict.fromkeys(sorted(run.seed for _, run in runs))
+    if strangers := [arm for arm in arms if arm not in known]:
+        raise NotThereError(
+            f"{folder} holds no arm {', '.join(strangers)}; there are the arms {', '.join(labels)}"
+        )
+    if unlike := [str(seed) for seed in seeds if seed not in there]:
+        raise NotThereError(
+            f"{folder} holds no seed {', '.join(unlike)}; there are {', '.join(map(str, there))}"
+        )
 
 
 def _pages(recorded: Sequence[tuple[str, Run, list[Path]]], title: str) -> Iterator[Line]:

@@ -176,6 +176,8 @@ def _wrong_value(kind: str, line: Line) -> str:
             return f"{key} is {value!r:.60}, expected {names}"
         if isinstance(value, (int, float)) and abs(value) > _LARGEST:
             return f"{key} is {value!r:.60}, too large"
+    if not isinstance(won := line.get("won"), bool | None):
+        return f"won is {won!r:.60}, expected bool or null"
     for key in _TEXTS:
         if not all(isinstance(text, str) for text in line.get(key) or ()):
             return f"{key} holds something else than texts"

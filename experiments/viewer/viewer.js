@@ -74,6 +74,9 @@ const isFree = () => run().facts.vocabulary === "free";
 const actionTexts = () => step().offered?.map(text) ?? run().facts.actions; // "offered": each state lists its own
 const actionName = (action) => actionTexts()[action] ?? "done";
 
+/** Whether the episode that ended here was a success, as the run counts it; null where nobody knows. Older traces tell the reward alone. */
+const won = (one) => "won" in one ? one.won : one.reward > 0;
+
 /** Probability of what was said, and its summed log-probability; of free text there is only the latter. */
 function likelihood(said, scores) {
   if (!known(scores)) return null;
@@ -258,7 +261,7 @@ function drawStrip() {
     within(pane, () => go(Math.floor(n * (event.clientX - box.left) / box.width)));
   });
   const name = sent ? "f, step by step" : "no f in this arm; A′, step by step";
-  $("strip").replaceChildren(svg, element("p", { class: "name" }, `${name}; green below: reward, grey: out of time`));
+  $("strip").replaceChildren(svg, element("p", { class: "name" }, `${name}; green below: reward, grey: an end without one`));
 }
 
 // --- parts of the cards ------------------------------------------------------------------------------------------------------------
@@ -333,7 +336,7 @@ const hinted = (guidance) => guidance ? known(guidance.hint) ? `The student hear
 function drawStudent(now) {
   const head = element("p", { class: "big" }, actionName(now.action));
   if (!now.policy) {
-    const probs = now.llm && known(now.llm.before) ? softmax(now.llm.before) : null;
+    const probs = now.llm && known(now.llm.before) && run().facts.agent !== "own" ? softmax(now.llm.before) : null;
     fill("student", head, note(probs ? `The LLM acts itself: P(a | s) = M(x | s), ${percent(probs[now.action])} for this action. There is no student, so no policy without guidance.`
       : `P(a | s) = ${percent(now.probability)} for this action.`));
     return;
@@ -352,7 +355,7 @@ function drawStudent(now) {
 }
 
 function explain(now) {
-  const { signal, channel } = run().facts, f = now.signal;
+  const { signal, sign, channel } = run().facts, f = now.signal;
   if (signal === "none") return "There is no feedback edge in this arm.";
   if (!known(f)) return "No feedback for this step: the critic is still warming up.";
   const compare = now.previous > now.error ? `A = ${number(now.previous)} is above A′ = ${number(now.error)}: worse than the step before.`
@@ -363,15 +366,20 @@ function explain(now) {
     gae: `f is the sign of the ${isPolicy() ? "policy" : "student"}'s GAE advantage.`,
     state: f === 0 ? "The first visit to this prompt: there is nothing to compare A′ with." : `A′ is ${f > 0 ? "above" : "below"} the mean of A′ at this prompt so far (which is not recorded).`,
     weighted: "f is the GAE advantage, normalised over the rollout.",
-    random: "A control: f is a fair coin.", shuffled: "A control: signs of the whole rollout, permuted.", positive: "A control: always +1.", inverted: "A control: another signal, turned around.",
-  }[signal];
-  return `${rule} ${channel === "prompt" ? "It is said in the next prompt." : channel === "both" ? "It is sent to the LLM's servers and said in the next prompt." : ""}`;
+    constant: "f is always 1, whatever came of it.",
+  }[signal] ?? `f follows the rule ${signal}.`;
+  const control = {
+    random: "A control: a fair coin decides the sign of f.", shuffled: "A control: f of other steps, permuted.",
+    positive: "A control: the sign of f is always plus.", inverted: "A control: f is turned around.",
+  }[sign === "own" ? signal : sign];  // before there were signs, a control was a signal of its own
+  return `${control ?? rule} ${channel === "prompt" ? "It is said in the next prompt." : channel === "both" ? "It is sent to the LLM's servers and said in the next prompt." : ""}`;
 }
 
 function drawOutcome(now) {
   const f = now.signal, word = known(f) ? signWord(f) : "–";
   const badge = element("span", { class: `sign ${known(f) ? signOf(f) : ""}${word.length > 2 ? " wide" : ""}`, role: "img", "aria-label": `f = ${signWord(f)}` }, word);
-  const ends = { terminated: "the task is solved", truncated: "the step limit" };
+  const ends = { terminated: won(now) === false ? "the task ended without success" : won(now) ? "the task is solved" : "the task ended",
+    truncated: won(now) ? "the step limit, with success" : "the step limit" };
   const by = run().facts.signal;
   fill("outcome", element("div", { class: "verdict" }, badge, element("p", {}, explain(now))), facts([
     ["reward", `${number(now.reward)}${now.end ? `, end: ${ends[now.end] ?? now.end}` : ""}`],
@@ -388,10 +396,12 @@ function drawLearning(now) {
   if (llm.text !== undefined && text(llm.text) === "") { fill("learning", note("The LLM said nothing: the empty text has no probability to change.")); return; }
   const stages = [["before", "before", likelihood(llm, llm.before)], ["after feedback", "fill chosen", likelihood(llm, llm.after)],
     [laterName(), "later", likelihood(llm, llm.later)]].filter(([, , found]) => found);
+  const still = run().facts.signal === "none" || run().facts.channel === "prompt" ? "The LLM's weights do not change here." : "No update contained this step.";
+  if (!stages.length) { fill("learning", note(`${still} Text that the LLM wrote is scored with an update alone.`)); return; }
   const first = stages[0][2], end = stages[stages.length - 1][2], fed = likelihood(llm, llm.after);
   if (stages.length === 1) {
     fill("learning", element("p", { class: "big" }, `p(xₜ) = ${percent(first.p)}`), facts([["log p(xₜ)", number(first.log)], isFree() ? null : ["summed over its tokens", number(first.sum)]]),
-      note(run().facts.signal === "none" || run().facts.channel === "prompt" ? "The LLM's weights do not change here." : "No update contained this step."));
+      note(still));
     return;
   }
   const change = (fed ?? end).log - first.log;
@@ -483,7 +493,7 @@ const seedsOf = (label) => DATA.runs.flatMap((one, place) => one.label === label
 
 function episodeName(one, place) {
   const last = one.steps[one.steps.length - 1];
-  const end = last.reward > 0 ? "success" : last.end === "truncated" ? "out of time" : last.end ? "failed" : "goes on";
+  const end = !last.end ? "goes on" : won(last) ? "success" : last.end === "truncated" ? "out of time" : won(last) === false ? "failed" : "over";
   return `${known(one.number) ? one.number : `no. ${place + 1}`}: ${one.steps.length} steps${one.before ? `, from t = ${one.before}` : ""}, ${end}`;
 }
 
@@ -501,7 +511,7 @@ function choose(chosen, t) {
   options($("episode"), rollout().episodes.map(episodeName), state.episode);
   const own = run().facts;
   $("facts").textContent = [rollout().level, own.agent === "llm_policy" ? "the LLM is the policy" : { llm: "an LLM teaches a student", none: "a student alone", random: "random guidance", oracle: "the BabyAI bot teaches a student" }[own.teacher] ?? AGENTS[own.agent] ?? "",
-    own.signal === "none" ? "no feedback" : `signal ${own.signal}, loss ${own.loss}, channel ${own.channel}, ${own.every === "rollout" ? "one update per rollout" : `an update every ${own.every === 1 ? "step" : `${own.every} steps`}`}`,
+    own.signal === "none" ? "no feedback" : `signal ${own.signal}${own.sign === "own" ? "" : ` with its sign ${own.sign}`}, loss ${own.loss}, channel ${own.channel}, ${own.every === "rollout" ? "one update per rollout" : `an update every ${own.every === 1 ? "step" : `${own.every} steps`}`}`,
     own.method ? `method ${own.method}` : "", rollout().left_out ? `${rollout().left_out} later steps of this rollout were not recorded` : ""].filter(Boolean).join(" · ");
   $("mission").textContent = text(episode().mission);
   $("slider").max = episode().steps.length - 1;
@@ -573,7 +583,7 @@ function sides() {
 /** The first run with a feedback edge that is no control; then any with an edge; then the first. */
 function opensOn() {
   const controls = ["none", "random", "shuffled", "positive", "inverted"];
-  const edge = DATA.runs.findIndex((one) => !controls.includes(one.facts.signal));
+  const edge = DATA.runs.findIndex((one) => !controls.includes(one.facts.signal) && one.facts.sign === "own");
   return edge >= 0 ? edge : Math.max(0, DATA.runs.findIndex((one) => one.facts.signal !== "none"));
 }
 

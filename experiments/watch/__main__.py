@@ -88,8 +88,9 @@ def show(
 
 def over(runs: Sequence[Seen]) -> bool:
     """True once nothing is left to happen: every run that is planned is complete."""
-    planned = max((seen.planned for seen in runs), default=0)
-    return len(runs) >= planned and all(seen.state == "complete" for seen in runs)
+    from experiments.watch.reading import planned
+
+    return len(runs) >= planned(runs) and all(seen.state == "complete" for seen in runs)
 
 
 def picture(runs: Sequence[Seen]) -> Any:

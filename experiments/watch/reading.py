@@ -6,12 +6,20 @@ import math
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from experiments.report.results import RETURN, STEPS, SUCCESS, Run, read_run
+from experiments.report.results import (
+    CHECKPOINTS,
+    RETURN,
+    STEPS,
+    SUCCESS,
+    Run,
+    files_below,
+    read_run,
+)
 from experiments.runs.samples import SYSTEM, WARNINGS, last_lines, read_samples
 from lamorel_ext.errors import CheckpointError, NotThereError
 from lamorel_ext.processes.identity import process
@@ -41,7 +49,9 @@ class Seen:
         sample: The last of ``system.jsonl``; empty without one.
         warnings: The last ones.
         problem: Why it failed, stopped, or cannot be read.
-        planned: Runs of the comparison that it belongs to; 0 where it belongs to none.
+        comparison: Folder of the comparison that it belongs to; empty where it belongs to none, or
+            a part of it is watched.
+        planned: Runs of that comparison.
     """
 
     name: str
@@ -54,6 +64,7 @@ class Seen:
     sample: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     problem: str = ""
+    comparison: str = ""
     planned: int = 0
 
     @property
@@ -85,8 +96,18 @@ class Seen:
         }
 
 
+def planned(runs: Sequence[Seen]) -> int:
+    """How many runs there are to be: those of each comparison, and those that belong to none."""
+    comparisons: dict[str, int] = {}
+    for seen in runs:
+        comparisons[seen.comparison] = max(comparisons.get(seen.comparison, 0), seen.planned)
+    alone = [seen for seen in runs if not seen.comparison and seen.state != "broken"]
+    return max(len(runs), sum(comparisons.values()) + len(alone))
+
+
 class Reader:
-    """Reads the runs below a folder again and again; what has not changed is not read twice.
+    """Reads the runs below a folder again and again; what has not changed is not read twice. Links
+    to folders are followed.
 
     Args:
         folder: Of a run or a comparison.
@@ -104,8 +125,8 @@ class Reader:
         """
         if not self.folder.is_dir():
             raise NotThereError(f"{self.folder} is no folder")
-        found = {path.parent for name in FILES[:3] for path in self.folder.rglob(name)}
-        folders = [each for each in sorted(found) if not self._is_checkpoint(each)]
+        found = files_below(self.folder, *FILES[:3], leave_out=(CHECKPOINTS,))
+        folders = sorted({path.parent for path in found})
         if not folders:
             raise NotThereError(
                 f"{self.folder} holds no run: no {', '.join(FILES[:3])} in it or below it"
@@ -118,14 +139,11 @@ class Reader:
         if known is None or known[0] != stamps:
             name = str(folder.relative_to(self.folder))
             seen = _read(folder, name, stamps)
-            if name == ".":  # the run itself is watched, not its comparison
-                seen = replace(seen, name=folder.name, planned=0)
+            if name == ".":
+                seen = replace(seen, name=folder.name)
             known = self._known[folder] = (stamps, seen)
         seen = known[1]
         return _gone(folder, seen) if seen.state == "running" else seen
-
-    def _is_checkpoint(self, folder: Path) -> bool:
-        return "checkpoints" in folder.relative_to(self.folder).parts
 
 
 def _read(folder: Path, name: str, stamps: Stamps) -> Seen:
@@ -152,16 +170,24 @@ def _read(folder: Path, name: str, stamps: Stamps) -> Seen:
         sample,
         warnings,
         str(run.status.get("error", "")),
-        _planned(run),
+        *_comparison(run, Path(name)),
     )
 
 
-def _planned(run: Run) -> int:
-    """Runs of the comparison whose folders lie where this one's does."""
-    compare = run.config.compare
-    if not Path(run.config.run.output_dir).is_relative_to(compare.output_dir):
-        return 0
-    return max(len(compare.tasks), 1) * len(compare.arms) * len(compare.seeds)
+def _comparison(run: Run, place: Path) -> tuple[str, int]:
+    """The comparison among whose folders this one's lies, and the number of its runs.
+
+    Args:
+        run: The run.
+        place: Of its folder, in what is watched.
+    """
+    compare, folder = run.config.compare, Path(run.config.run.output_dir)
+    if not folder.is_relative_to(compare.output_dir):
+        return "", 0
+    if len(place.parts) < len(folder.relative_to(compare.output_dir).parts):
+        return "", 0  # an arm or a run is watched, not the whole
+    number = max(len(compare.tasks), 1) * len(compare.arms) * len(compare.seeds)
+    return compare.output_dir, number
 
 
 def _gone(folder: Path, seen: Seen) -> Seen:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from experiments.runs.progress import describe_seconds
-from experiments.watch.reading import Seen, age
+from experiments.watch.reading import Seen, age, planned
 
 HEADER = (
     "run", "state", "steps", "success", "return", "steps/s", "tokens/s", "memory hits", "queue",
@@ -20,9 +20,8 @@ LIVELY = ("running", "failed", "broken", "gone", "stopped", "complete")
 def headline(runs: Sequence[Seen]) -> str:
     """How many runs there are, by state."""
     states = Counter(seen.state for seen in runs)
-    planned = max((seen.planned for seen in runs), default=0)
     told = ", ".join(f"{states[state]} {state}" for state in LIVELY if states[state])
-    of = f" of {planned}" if planned > len(runs) else ""
+    of = f" of {number}" if (number := planned(runs)) > len(runs) else ""
     return f"{len(runs)}{of} run{'' if len(runs) == 1 and not of else 's'}: {told}"
 
 

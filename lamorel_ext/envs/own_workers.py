@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from multiprocessing.connection import wait
 from typing import Any
 
 import gymnasium
@@ -27,6 +28,7 @@ from gymnasium.vector import AsyncVectorEnv
 from lamorel_ext.config import EnvArgs
 from lamorel_ext.envs.own_copies import CopiesHere, Shown, Stepped
 from lamorel_ext.errors import CheckpointError, ConfigError, EnvError, EnvWorkerError
+from lamorel_ext.processes.identity import how_it_ended
 from lamorel_ext.processes.stopping import HEARD
 
 PATIENCE_S = 600.0
@@ -256,12 +258,13 @@ class CopiesInWorkers:
         if not isinstance(error, (OSError, EOFError)):
             return error
         processes = list(self._vector.processes)
-        for process in processes:  # one has ended; its exit code may be a moment late
-            process.join(0.2)
+        # One has ended, or is about to: a core dump may take longer than the end of its connection.
+        ended = wait([process.sentinel for process in processes], _FAREWELL_S)
         for worker, process in enumerate(processes):
+            if process.sentinel in ended:
+                process.join(_FAREWELL_S)  # its files are closed a moment before it has ended
             if (code := process.exitcode) is not None:
-                how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-                return EnvWorkerError(worker, how)
+                return EnvWorkerError(worker, how_it_ended(code))
         return EnvWorkerError(0, f"closed its connection: {error!r}")
 
     def _end(self) -> None:

@@ -1,10 +1,12 @@
-"""Which process is meant, and whether it still lives: a number alone may have gone to another one
-meanwhile.
+"""Which process is meant, whether it still lives, and how it ended: a number alone may have gone to
+another one meanwhile.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +66,24 @@ def read(text: str) -> Process | None:
     if not (pid.isdecimal() and started.isdecimal()):
         return None
     return Process(int(pid), int(started), space)
+
+
+def how_it_ended(status: int) -> str:
+    """The end of a process, for people.
+
+    Args:
+        status: As Python has it: below 0 it is the number of the signal that ended the process.
+    """
+    if status >= 0:
+        return f"ended with exit status {status}"
+    return f"died of {signal_name(-status)}"
+
+
+def signal_name(signum: int) -> str:
+    """SIGKILL or the like; most of the system's real-time signals have no name."""
+    with suppress(ValueError):
+        return signal.Signals(signum).name
+    return f"signal {signum}"
 
 
 def _state(pid: int) -> tuple[str, int]:

@@ -2,8 +2,10 @@
 showing it.
 
 The server sends a random challenge; the peer answers with its rank, a challenge of its own and a
-keyed hash over all of it; the server answers with a keyed hash in turn. Everything has a fixed
-size, so that a stranger can make nobody read or store more than that.
+keyed hash over all of it; the server answers with a keyed hash in turn, and the peer says that it
+is still there: one that was stopped or cut off for too long has given up and tries again on another
+connection. Everything has a fixed size, so that a stranger can make nobody read or store more than
+that.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ _REPLY = struct.Struct("!4sBI16s32s")
 _PROOF_BYTES = 32
 _REFUSAL = bytes(_PROOF_BYTES)
 """In place of a server's proof: who does not know the token must not try again and again."""
+
+_HERE = b"\1"
+"""The peer's last word: it has not given up."""
 
 
 def introduce(sock: socket.socket, token: bytes, my_rank: int, server_rank: int) -> None:
@@ -49,6 +54,7 @@ def introduce(sock: socket.socket, token: bytes, my_rank: int, server_rank: int)
         raise ProtocolError(
             f"what listens in the place of rank {server_rank} does not know this launch's token"
         )
+    sock.sendall(_HERE)
 
 
 def examine(sock: socket.socket, token: bytes, server_rank: int) -> int:
@@ -59,7 +65,7 @@ def examine(sock: socket.socket, token: bytes, server_rank: int) -> int:
 
     Raises:
         ProtocolError: It does not belong to this launch.
-        OSError: The connection broke or nothing came in time.
+        OSError: The connection broke, nothing came in time, or the peer had given up.
     """
     challenge = secrets.token_bytes(16)
     sock.sendall(_CHALLENGE.pack(MAGIC, VERSION, challenge))
@@ -71,6 +77,9 @@ def examine(sock: socket.socket, token: bytes, server_rank: int) -> int:
     if (magic, version) != (MAGIC, VERSION) or not known:
         raise ProtocolError("a stranger connected; it does not know this launch's token")
     sock.sendall(_proof(token, b"server", challenge, theirs, server_rank))
+    sock.settimeout(None)  # one of ours: it says that it is there, or closes
+    if _receive(sock, len(_HERE)) != _HERE:
+        raise ProtocolError(f"rank {rank} broke off the handshake")
     return int(rank)
 
 

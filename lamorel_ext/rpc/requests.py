@@ -27,6 +27,9 @@ from lamorel_ext.types import (
     UpdateResult,
 )
 
+AT_ONCE = ("seconds", "queue_seconds")
+"""What servers say of a time that passes on all of them."""
+
 # --- checks ---------------------------------------------------------------------------------------
 
 
@@ -291,7 +294,7 @@ def merge_score(answers: Sequence[ScoreResult]) -> ScoreResult:
             name: torch.cat([answer.modules[name] for answer in answers])
             for name in answers[0].modules
         },
-        stats=_summed([answer.stats for answer in answers]),
+        stats=_together([answer.stats for answer in answers]),
     )
 
 
@@ -310,7 +313,7 @@ def merge_generate(answers: Sequence[GenerateResult]) -> GenerateResult:
         tokens=torch.cat([answer.tokens for answer in answers]),
         token_log_probs=torch.cat([answer.token_log_probs for answer in answers]),
         lengths=tuple(length for answer in answers for length in answer.lengths),
-        stats=_summed([answer.stats for answer in answers]),
+        stats=_together([answer.stats for answer in answers]),
     )
 
 
@@ -337,6 +340,8 @@ def _same_keys(modules: Sequence[dict[str, torch.Tensor]]) -> None:
         raise ValueError(f"the servers evaluated different module functions: {sorted(names)}")
 
 
-def _summed(stats: Sequence[dict[str, float]]) -> dict[str, float]:
+def _together(stats: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Counters are summed; of seconds, which pass on all servers at once, the most count."""
     names = dict.fromkeys(name for each in stats for name in each)
-    return {name: sum(each.get(name, 0.0) for each in stats) for name in names}
+    told = {name: [each.get(name, 0.0) for each in stats] for name in names}
+    return {name: max(values) if name in AT_ONCE else sum(values) for name, values in told.items()}

@@ -279,6 +279,9 @@ def gather(futures: Sequence[Future[Answer]], finish: Callable[[Sequence[Answer]
             if error is not None:
                 gathered.set_exception(error)
                 return
+        settle()
+
+    def settle() -> None:
         try:
             gathered.set_result(finish(_without_failures([each.result() for each in futures])))
         except Exception as problem:
@@ -286,6 +289,8 @@ def gather(futures: Sequence[Future[Answer]], finish: Callable[[Sequence[Answer]
 
     for future in futures:
         future.add_done_callback(on_done)
+    if not futures:  # nobody will ever call back
+        settle()
     return gathered
 
 

@@ -17,10 +17,11 @@ method and agent. Every line has a ``kind``::
     step     prompt as the LLM read it; sentences; view (7 x 7 x 3 bytes ``[x, y, channel]`` in
              hexadecimal; empty where there is none); direction; offered (texts of the actions, only
              where each state lists its own); action and its probability; reward (unscaled); end
-             (null, "terminated" or "truncated"); value V(s); error A' (the TD error), previous (the
-             error of the episode's step before, null on its first); advantage (GAE), these of what
-             was learnt from, a method's rewards too; signal f as it was sent or said, null where
-             there was none; and three groups, each null where there is no such thing:
+             (null, "terminated" or "truncated"); won (true where the episode that ends here is a
+             success, null where nobody knows; only there); value V(s); error A' (the TD error),
+             previous (the error of the episode's step before, null on its first); advantage (GAE),
+             these of what was learnt from, a method's rewards too; signal f as it was sent or said,
+             null where there was none; and three groups, each null where there is no such thing:
       llm       chosen (place in candidates, or 0), text; scores of the candidates in nats, summed
                 over their tokens, under the weights that chose (before), after the update that this
                 step's feedback went into (after), and after the policy's own PPO or a method's
@@ -211,6 +212,7 @@ class Tracer:
             "episode": self._course.episode,
             "actions": self._course.actions,
             "error": self._course.error,
+            "returned": self._course.returned,
         }
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
@@ -221,9 +223,14 @@ class Tracer:
         """
         try:
             self._course = (
-                Course(None, None, None)
+                Course(None, None, None, None)
                 if state is None
-                else Course(state["episode"], state["actions"], state["error"])
+                else Course(
+                    state["episode"],
+                    state["actions"],
+                    state["error"],
+                    state.get("returned"),  # checkpoints of earlier versions do not know
+                )
             )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"not the state of a trace: {error!r}") from error

@@ -37,11 +37,23 @@ class Course:
         episode: Number of its episode, None where that is unknown.
         actions: Taken in it so far, likewise.
         error: TD error of its last step, None where there is none.
+        returned: Rewards of its steps so far, unscaled; None where that is unknown.
     """
 
     episode: int | None = 0
     actions: list[int] | None = field(default_factory=list)
     error: float | None = None
+    returned: float | None = 0.0
+
+    def won(self, rollout: Rollout, t: int) -> bool | None:
+        """Whether the episode that ends with step ``t`` is a success, as the run counts it; None
+        where nobody knows.
+        """
+        if (told := rollout.turns[t].step.succeeded) is not None:
+            return bool(told[ENV])
+        if self.returned is None:
+            return None
+        return self.returned + float(rollout.rewards[t, ENV]) > 0
 
     def advance(self, rollout: Rollout, t: int) -> None:
         """Count step ``t`` in."""
@@ -52,8 +64,11 @@ class Course:
                 [] if known else None,
                 None,
             )
+            self.returned = 0.0
             return
         self.error = float(rollout.errors[t, ENV])
+        if self.returned is not None:
+            self.returned += float(rollout.rewards[t, ENV])
         if self.actions is not None:
             self.actions.append(int(rollout.turns[t].decision.actions[ENV]))
 
@@ -180,6 +195,7 @@ def step_line(
         else "truncated"
         if rollout.done[t, ENV]
         else None,
+        **({"won": course.won(rollout, t)} if rollout.done[t, ENV] else {}),
         "value": rounded(rollout.values[t, ENV]),
         "error": rounded(rollout.errors[t, ENV]),
         "previous": rounded(course.error),

@@ -314,7 +314,7 @@ def test_worker_processes_give_the_steps_of_this_process(
     [
         (Raises, EnvError, r"copy 1, episode 0, step 0: step: ValueError: the lamp is broken"),
         (NotANumber, EnvError, "copy 0.*reward: expected a finite number, got nan"),
-        (Exits, EnvWorkerError, "environment worker 0 ended with 7"),
+        (Exits, EnvWorkerError, "environment worker 0 ended with exit status 7"),
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_raised_here(

@@ -23,6 +23,7 @@ from lamorel_ext.envs.babyai.batched import make_batched_env, training_seeds
 from lamorel_ext.envs.babyai.process_batch import ProcessBatch
 from lamorel_ext.envs.babyai.worker_messages import packed, unpacked
 from lamorel_ext.errors import CheckpointError, ConfigError, EnvWorkerError, LevelError
+from lamorel_ext.processes.identity import how_it_ended, signal_name
 from lamorel_ext.training.building import make_env
 
 LEVEL = "BabyAI-GoToSeqS5R2-v0"
@@ -114,14 +115,28 @@ def test_a_signal_to_every_process_leaves_the_end_to_the_client(sent: signal.Sig
     assert all(is_gone(pid) for pid in pids)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0, "ended with exit status 0"),
+        (7, "ended with exit status 7"),
+        (-signal.SIGKILL, "died of SIGKILL"),
+        (-(signal.SIGRTMIN + 1), f"died of signal {signal.SIGRTMIN + 1}"),  # it has no name
+    ],
+)
+def test_the_end_of_a_process_has_one_wording(status: int, words: str) -> None:
+    assert how_it_ended(status) == words
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV, signal.SIGRTMIN + 1])
 def test_a_worker_that_dies_is_reported_at_once_and_none_is_left(sent: signal.Signals) -> None:
     env = workers()
     env.reset()
     pids = env.pids
     os.kill(pids[1], sent)
     start = time.monotonic()
-    with pytest.raises(EnvWorkerError, match=f"environment worker 1 died of {sent.name}"):
+    words = f"environment worker 1 died of {signal_name(sent)}$"
+    with pytest.raises(EnvWorkerError, match=words):
         for _ in range(3):
             env.step(np.zeros(3, dtype=np.int64))
     assert time.monotonic() - start < 5

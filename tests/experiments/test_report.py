@@ -29,7 +29,7 @@ from experiments.report.making import (
     make_report,
 )
 from experiments.report.plots import _series
-from experiments.report.results import group_arms, read_runs
+from experiments.report.results import group_arms, never_begun, read_runs
 from experiments.report.summary import is_exact
 from experiments.runs.identity import method
 from experiments.runs.run_folder import RunFolder
@@ -366,6 +366,30 @@ def test_unfinished_runs_are_left_out_and_named(runs: Path, tmp_path: Path) -> N
     text = page_without_figures(tmp_path)
     assert "Runs left out: 1" in text and "seed_1: failed: rank 1 died" in text
     assert "<td>1 of 1</td>" in text  # pairs won against the baseline
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_runs_that_were_never_begun_are_named(tmp_path: Path, moved: bool) -> None:
+    """A job of an array may have failed before it made its folder."""
+    root = tmp_path / "made"
+    own = (f"compare.output_dir={root}", "compare.seeds=[0,1]")
+    for arm, seed in (("llm_policy", 0), ("llm_policy", 1), ("student_alone", 1)):
+        make_run(make_config(arm, seed, root, ["llm_policy", "student_alone"], *own), [0.0, 0.5])
+    if moved:
+        root = root.rename(tmp_path / "moved")
+    text = page_without_figures(root)
+    assert "Runs not begun: 1" in text and f"{root}/student_alone/seed_0" in text
+    assert never_begun(read_runs(root / "student_alone"), root / "student_alone") == []  # a part
+    shutil.copytree(root / "student_alone/seed_1", root / "student_alone/seed_0")
+    assert never_begun(read_runs(root), root) == []
+
+
+def test_runs_of_two_comparisons_are_missed_in_each(tmp_path: Path) -> None:
+    for name, seeds in (("a", "[0,1]"), ("b", "[5]")):
+        own = (f"compare.output_dir={tmp_path / name}", f"compare.seeds={seeds}")
+        seed = int(seeds[1])
+        make_run(make_config("llm_policy", seed, tmp_path / name, ["llm_policy"], *own), [0.0, 0.5])
+    assert never_begun(read_runs(tmp_path), tmp_path) == [tmp_path / "a/llm_policy/seed_1"]
 
 
 def test_runs_of_one_arm_with_other_settings_are_another_arm(runs: Path, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import CHROMEDRIVER
+from browser import CHROMEDRIVER, Browser
 from browser import browse as drive
 from made_runs import VERSIONS
 
+from experiments.compare import show_loop
 from experiments.report.page import CSS
 from experiments.runs.entry import run_main
 from experiments.runs.run_folder import RunFolder, trace_files
@@ -299,14 +300,35 @@ def test_arms_are_chosen_by_label_or_folder_and_an_empty_choice_is_an_error(
         viewer.make_viewer(compared, tmp_path / "one.html", arms=[name], seeds=[0])
         (one,) = data_of(tmp_path / "one.html")["runs"]
         assert one["label"] == name.replace("_feedback+signal=", "+feedback/")
-    assert run_main(viewer.run, [str(compared), "--arm", "nobody"]) == 2
-    assert (
-        "holds no recorded rollout of 0 run(s): there are the arms teacher_feedback/previous/every=1"
-        in capsys.readouterr().err
-    )
+    for chosen in (["--arm", "nobody"], ["--arm", "student_alone", "--arm", "nobody"]):
+        assert run_main(viewer.run, [str(compared), *chosen]) == 2
+        assert (
+            "holds no arm nobody; there are the arms teacher_feedback/previous/every=1"
+            in capsys.readouterr().err
+        )
+    assert run_main(viewer.run, [str(compared), "--seed", "0", "--seed", "7"]) == 2
+    assert "holds no seed 7; there are 0" in capsys.readouterr().err
     untraced = config_of("student_alone", tmp_path / "run", "run.trace_every=0")
     assert run_main(viewer.run, [str(make_traced_run(untraced))]) == 2
     assert "run.trace_every was 0" in capsys.readouterr().err
+
+
+def test_a_comparison_shows_its_loop_behind_links_and_is_reported_without_what_is_damaged(
+    compared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(compared / "student_alone", tmp_path / "elsewhere/student_alone")
+    folder = tmp_path / "comparison"
+    folder.mkdir()
+    (folder / "student_alone").symlink_to(tmp_path / "elsewhere/student_alone")
+    show_loop(folder)
+    assert capsys.readouterr().out == f"viewer: {folder / 'viewer.html'}\n"
+    trace_files(folder / "student_alone/seed_0")[0].write_text("{")
+    with caplog.at_level("WARNING"):
+        show_loop(folder)  # the report comes behind it
+    assert capsys.readouterr().out == "" and "step_000000.jsonl cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -550,6 +572,75 @@ def test_notes_are_shown_at_their_step_as_plain_text(noted: Path, tmp_path: Path
     body = re.search(r'<article id="notes"[^>]*>(.*?)</article>', document, re.DOTALL)
     assert body and "&lt;/script&gt;" in body.group(1) and "<small>answered</small>yes" in document
     assert "the student is paid by distance_before - distance" in body.group(1)
+
+
+@pytest.fixture(scope="module")
+def driven() -> Iterator[Browser]:
+    with drive() as session:
+        yield session
+
+
+@pytest.mark.skipif(not (BROWSER and CHROMEDRIVER), reason="needs chromium and chromedriver")
+@pytest.mark.parametrize(
+    ("change", "place", "said"),
+    [
+        # What an LLM wrote is scored beside an update: without one there is no probability.
+        ({"vocabulary": "free"}, "learning", "No update contained this step."),
+        ({"vocabulary": "free", "signal": "none"}, "learning", "weights do not change here"),
+        ({"vocabulary": "free"}, "observation", "The prompt, as the LLM read it"),
+        ({"end": "terminated", "won": False}, "outcome", "ended without success"),
+        ({"end": "terminated", "won": False, "reward": 0.5}, "episode", "failed"),
+        ({"end": "terminated", "won": True, "reward": 0.0}, "episode", "success"),
+        ({"end": "truncated", "won": False}, "episode", "out of time"),
+        ({"end": "terminated", "won": None}, "outcome", "end: the task ended"),
+        ({"end": "terminated", "reward": 0.9}, "outcome", "the task is solved"),  # an older trace
+        ({"signal": "constant"}, "outcome", "f is always 1"),
+        ({"signal": "td"}, "outcome", "f is the sign of A′."),
+    ],
+)
+def test_what_stands_on_the_page_is_so_whatever_was_recorded(
+    compared: Path, tmp_path: Path, driven: Browser, change: dict[str, Any], place: str, said: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(compared / ARMS[0] / "seed_0", folder)
+    path = trace_files(folder)[0]
+    header, episode, *steps = [json.loads(line) for line in path.read_text().splitlines()]
+    header |= {key: value for key, value in change.items() if key in header}
+    if header["vocabulary"] == "free":
+        episode["candidates"] = None
+        for step in steps:
+            step["llm"] = {**(step.get("llm") or {}), "before": None, "after": None, "later": None}
+    first = steps[0] | {key: value for key, value in change.items() if key not in header}
+    rest = [line for line in steps if line["kind"] == "update"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in (header, episode, first, *rest)))
+    made = viewer.make_viewer(folder, tmp_path / "page.html", steps=[0])
+    driven.open(made, 1280)
+    assert driven.log("browser") == []
+    assert said in driven.run(f"return document.getElementById('{place}').innerText")
+
+
+@pytest.mark.skipif(not (BROWSER and CHROMEDRIVER), reason="needs chromium and chromedriver")
+@pytest.mark.parametrize(
+    ("sign", "said"),
+    [("random", "a fair coin"), ("inverted", "turned around"), ("positive", "always plus")],
+)
+def test_a_control_is_explained_as_one_and_not_opened_first(
+    compared: Path, tmp_path: Path, driven: Browser, sign: str, said: str
+) -> None:
+    control = "a_control"  # comes first, by the name of its folder
+    config = config_of(ARMS[0], tmp_path / control / "seed_0", f"feedback.sign={sign}")
+    make_traced_run(config)
+    shutil.copytree(compared / ARMS[0] / "seed_0", tmp_path / "b" / "seed_0")
+    made = viewer.make_viewer(tmp_path)
+    driven.open(made, 1280)
+    shown = "return document.getElementById('facts').innerText"
+    assert "with its sign" not in driven.run(shown)
+    place = next(i for i, run in enumerate(data_of(made)["runs"]) if run["facts"]["sign"] == sign)
+    driven.run(f"location.hash = 'run={place}&t=1'; fromAddress()")
+    assert f"signal previous with its sign {sign}" in driven.run(shown)
+    outcome = driven.run("return document.getElementById('outcome').innerText")
+    assert "A control: " in outcome and said in outcome
+    assert driven.log("browser") == []
 
 
 @in_a_browser

@@ -6,18 +6,21 @@ import io
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from made_runs import VERSIONS, make_config, make_row, make_run
 
+from experiments.report.results import read_runs
 from experiments.runs.run_folder import RunFolder
 from experiments.runs.samples import SYSTEM, WARNINGS, read_samples
 from experiments.watch.__main__ import over, picture, run, show
-from experiments.watch.reading import Reader, Seen
+from experiments.watch.reading import Reader, Seen, planned
 from experiments.watch.text import details, plain
 from lamorel_ext.errors import NotThereError
 from lamorel_ext.processes.stopping import Stop, Stopped
@@ -146,6 +149,68 @@ def test_a_folder_without_a_run_is_the_users_mistake(
     (tmp_path / "a file").touch()
     with pytest.raises(NotThereError, match=name):
         Reader(tmp_path / name).look()
+
+
+# --- which folders, and how many there are to be --------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["run", "arm", "comparison"])
+def test_runs_behind_links_are_watched_as_they_are_reported(tmp_path: Path, level: str) -> None:
+    folder = complete(tmp_path / "elsewhere")
+    target = {"run": folder, "arm": folder.parent, "comparison": folder.parent.parent}[level]
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    (watched / "linked").symlink_to(target)
+    (watched / "around").symlink_to(watched)  # a circle
+    (seen,) = Reader(watched).look()
+    assert seen.state == "complete" and seen.name.startswith("linked")
+    assert [run.state for run in read_runs(watched)] == ["complete"]
+
+
+def test_folders_that_vanish_meanwhile_are_passed_over(tmp_path: Path) -> None:
+    """A run writes and removes folders below ``checkpoints`` after each of its rollouts."""
+    folder, ended = complete(tmp_path), threading.Event()
+
+    def churn() -> None:
+        while not ended.is_set():
+            for place in ("checkpoints", "traces"):
+                (folder / place / "step-1/llm/heads").mkdir(parents=True)
+                shutil.rmtree(folder / place / "step-1")
+
+    writer = threading.Thread(target=churn)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert only(tmp_path).state == "complete"
+    finally:
+        ended.set()
+        writer.join()
+
+
+def test_several_comparisons_are_over_when_each_of_them_is(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        complete(tmp_path / name)
+    complete(tmp_path / "b", "student_alone")
+    runs = Reader(tmp_path).look()
+    assert planned(runs) == 4 and not over(runs)
+    assert plain(runs).startswith("3 of 4 runs: 3 complete")
+    complete(tmp_path / "a", "student_alone")
+    assert over(Reader(tmp_path).look())
+
+
+def test_a_part_of_a_comparison_is_over_by_itself(tmp_path: Path) -> None:
+    own = (f"compare.output_dir={tmp_path}", "compare.seeds=[0,1]")
+    for seed in (0, 1):
+        make_run(make_config("llm_policy", seed, tmp_path, ARMS, *own), [0.5, 0.75])
+    assert planned(Reader(tmp_path).look()) == 4
+    for part in (tmp_path / "llm_policy", tmp_path / "llm_policy/seed_1"):
+        assert over(Reader(part).look()) and " of " not in plain(Reader(part).look()).split("\n")[0]
+
+
+def test_a_broken_run_is_one_of_those_that_were_planned(tmp_path: Path) -> None:
+    (complete(tmp_path) / "config.yaml").write_text("run: [")
+    complete(tmp_path, "student_alone")
+    assert planned(Reader(tmp_path).look()) == 2
 
 
 # --- the picture ----------------------------------------------------------------------------------

@@ -3,12 +3,17 @@
 import importlib.util
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from launchers.script import launch_script, main
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "lamorel_ppo"
@@ -284,6 +289,48 @@ def test_what_cannot_be_started_says_why(
 ) -> None:
     with pytest.raises(AssertionError, match=complaint):
         run(arguments, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lr=1e-4", "mäin, (b)", "it's two words"])
+def test_a_script_may_lie_in_a_folder_of_any_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``=`` makes an override elsewhere, and Hydra's values have a grammar."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "main.py").touch()
+    where = ["--config-path", str(EXAMPLE), "--config-name", "config"]
+    assert launch_script([str(folder / "main.py"), *where, "--dry-run"]) == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert words.count(str(folder / "main.py")) == 1
+    (told,) = [word for word in words if word.startswith("++rl_script_args.path=")]
+    assert OverridesParser.create().parse_override(told).value() == str(folder / "main.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"main_process_port: abc", "main_process_port is 'abc', expected a whole number"),
+        (b"\xff\xfe", "default_config.yaml cannot be read: 'utf-8' codec"),
+        (b"main_process_port: [1]", "expected a whole number"),
+        (b'main_process_port: "12346"', ""),
+    ],
+)
+def test_what_is_wrong_with_accelerates_file_is_said(
+    text: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(EXAMPLE / "config.yaml", tmp_path)
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate/default_config.yaml").write_bytes(text)
+    own = "++lamorel_args.accelerate_args"
+    options = [
+        *("--config-path", str(tmp_path), "--config-name", "config", "--dry-run"),
+        f"{own}.num_machines=2",
+        f"{own}.config_file=accelerate/default_config.yaml",
+    ]
+    assert main("script", [str(EXAMPLE / "main.py"), *options]) == (2 if said else 0)
+    out, err = capsys.readouterr()
+    assert said in err and ("12346" in out) == (not said)
 
 
 def test_nobody_finds_lamorel_who_did_not_ask_for_it() -> None:

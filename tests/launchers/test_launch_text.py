@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.runs.planning import plan
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.errors import CheckpointError, ConfigError, LamorelExtError
 from lamorel_ext.processes.stopping import SAVE_S
@@ -469,6 +470,7 @@ def test_an_array_covers_every_arm_and_seed_once(tmp_path: Path) -> None:
     }
     expected = {
         f"arm={arm} run.seed={seed} run.output_dir=runs/demo/{arm}/seed_{seed}"
+        " compare.arms=[llm_policy,student_alone]"
         for arm in ("llm_policy", "student_alone")
         for seed in (0, 4, 7)
     }
@@ -492,10 +494,31 @@ def test_an_array_over_tasks_covers_every_task_arm_and_seed_once(tmp_path: Path)
     }
     assert ends == {
         f"task={task} arm={arm} run.seed={seed} run.output_dir=runs/demo/{task}/{arm}/seed_{seed}"
+        " compare.arms=[llm_policy,student_alone,teacher_frozen]"
         for task in ("go_to_local", "open_door")
         for arm in ("llm_policy", "student_alone", "teacher_frozen")
         for seed in (0, 4)
     }
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_run_of_an_array_is_the_one_of_the_comparison_and_knows_all_of_its_arms(
+    tmp_path: Path, nodes: int
+) -> None:
+    """Also the controls: whoever counts the runs that there are to be goes by ``compare.arms``."""
+    overrides = ["compare.seeds=[4]", f"lamorel_args.accelerate_args.num_machines={nodes}"]
+    planned = plan(overrides, "demo")
+    script = array_script(planned[0].config, "compare", arguments(*overrides))
+    assert f"#SBATCH --array=0-{len(planned) - 1}\n" in script
+    for task, wanted in [*enumerate(planned)][3:6]:
+        (tmp_path / "log.txt").unlink(missing_ok=True)
+        started = run_on_fake_cluster(
+            script, tmp_path, FAKE_NODES=str(nodes), SLURM_ARRAY_TASK_ID=str(task)
+        )
+        for line in started:
+            words = line.split(" train --config-name demo ")[1].split()
+            assert load_config(words, "demo") == wanted.config
+    assert any("sign=inverted" in arm for arm in planned[0].config.compare.arms)
 
 
 @pytest.mark.parametrize("status", [0, 7, 138, 143])
@@ -772,3 +795,59 @@ def test_a_signal_at_the_very_end_does_not_change_the_exit_status(tmp_path: Path
     time.sleep(1.0)
     child.send_signal(signal.SIGTERM)
     assert child.wait(60) == 138
+
+
+# --- what would be done otherwise than was said ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sbatch", "time=01:00:00"], "--sbatch: of a batch script; needs --slurm"),
+        (["--setup", "module load cuda", "--srun=-v"], "--setup, --srun: of a batch script"),
+        (["--save-before-limit", "60"], "--save-before-limit: of a batch script"),
+        (["--python", "/opt/python"], "--python: of a batch script"),
+        (["--slurm", "--slurm-array"], "--slurm, --slurm-array: one at a time"),
+        (["--slurm-array", "--slurm-report"], "--slurm-array, --slurm-report: one at a time"),
+        (["--slurm", "--one-process"], "--one-process: a batch script starts several ranks"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launchers.__main__.run_here", lambda command: 99)
+    with pytest.raises(ConfigError, match=said):
+        launch(["train", "--config-name", "demo", *words])
+
+
+def test_a_dry_run_shows_what_such_options_change(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(["train", "--config-name", "demo", "--dry-run", "--sbatch", "time=9"]) == 0
+    assert "#SBATCH --time=9\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("program", ["no-such-program", "."])
+def test_a_command_that_cannot_be_started_is_named(program: str) -> None:
+    with pytest.raises(ConfigError, match=f"{program} cannot be started"):
+        run_here(Command((program,)))
+
+
+@pytest.mark.parametrize("gpus", ["'0'", "2,3", "all"])
+def test_a_users_own_file_of_accelerate_decides_nothing(
+    tmp_path: Path, gpus: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``accelerate config`` writes it, and accelerate reads it where no other is named."""
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate/default_config.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nmixed_precision: fp16\n"
+        f"gpu_ids: {gpus}\nmachine_rank: 1\nmain_process_ip: 10.1.2.3\nnum_machines: 2\n"
+        "num_processes: 8\nrdzv_backend: c10d\nsame_network: false\nuse_cpu: false\n"
+    )
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    (tmp_path / "show.py").write_text(
+        "import os\nprint(*map(os.environ.get, ('RANK', 'WORLD_SIZE', 'CUDA_VISIBLE_DEVICES')))\n"
+    )
+    config = demo("lamorel_args.distributed_setup_args.n_llm_processes=1")
+    words = ("accelerate", "launch", *accelerate_arguments(config), str(tmp_path / "show.py"))
+    assert run_here(Command(words)) == 0
+    assert sorted(capfd.readouterr().out.split("\n")) == ["", "0 2 5", "1 2 5"]

@@ -362,7 +362,7 @@ def test_headers_that_lie_are_refused(raw: bytes) -> None:
         (PREFIX.pack(b"HTTP", VERSION, 0, 0, 0, 0, 0), "starts with b'HTTP'"),
         (
             PREFIX.pack(MAGIC, VERSION + 1, 0, 0, 0, 0, 0),
-            "version 3 of the wire format, this is version 2",
+            f"version {VERSION + 1} of the wire format, this is version {VERSION}",
         ),
         (PREFIX.pack(MAGIC, VERSION, 99, 0, 0, 0, 0), "kind of frame: 99"),
         (PREFIX.pack(MAGIC, VERSION, 0, 0, 0, 2**31, 0), "announces 2147483648 bytes"),

@@ -162,6 +162,21 @@ def test_shards_of_a_seeded_generation_do_not_repeat_each_other() -> None:
     }
 
 
+@pytest.mark.parametrize("servers", [1, 2, 4])
+def test_counters_of_servers_add_up_and_their_seconds_pass_at_once(servers: int) -> None:
+    """How long a request waited at its servers is no longer with more of them."""
+    told = [
+        {"tokens": 10.0, "seconds": 1.0 + place, "queue_seconds": 4.0 - place}
+        for place in range(servers)
+    ]
+    scores = [ScoreResult(torch.zeros(1), (1,), stats=stats) for stats in told]
+    texts = [
+        GenerateResult((("a",),), torch.zeros(1), torch.zeros(1), (1,), stats) for stats in told
+    ]
+    expected = {"tokens": 10.0 * servers, "seconds": float(servers), "queue_seconds": 4.0}
+    assert merge_score(scores).stats == merge_generate(texts).stats == expected
+
+
 def test_an_update_is_told_once_with_the_seconds_of_the_slowest() -> None:
     merged = merge_update(
         [UpdateResult({"loss": 0.5, "seconds": 1.0}), UpdateResult({"loss": 0.5, "seconds": 3.0})]

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import queue
 import secrets
 import socket
 import threading
@@ -19,7 +20,7 @@ from lamorel_ext.rpc.handshake import examine, introduce
 from lamorel_ext.rpc.link import SILENCE_S, Link, Peer
 from lamorel_ext.rpc.rendezvous import accept_peers, connect_to_servers
 from lamorel_ext.rpc.tcp_transport import TcpTransport
-from lamorel_ext.rpc.wire.codec import MAGIC, PREFIX, VERSION
+from lamorel_ext.rpc.wire.codec import MAGIC, PREFIX, VERSION, Kind, frame
 from lamorel_ext.types import ScoreRequest, UpdateRequest
 from tests.rpc.rpc_fakes import ACTIONS, fake_log_prob, threaded_launch
 
@@ -406,6 +407,66 @@ def test_a_false_server_is_recognised() -> None:
     server.sendall(MAGIC + bytes([VERSION]) + os.urandom(16) + os.urandom(32))
     with pytest.raises(ProtocolError, match="rank 3 does not know this launch's token"):
         introduce(client, secrets.token_bytes(32), 1, 3)
+
+
+class GivesUp(OSError):
+    """In the place of a handshake's timeout."""
+
+
+class Impatient:
+    """A connection whose owner gives up after so many words of the other end.
+
+    Args:
+        sock: Of the connection.
+        hears: Words that are still waited for.
+    """
+
+    def __init__(self, sock: socket.socket, hears: int) -> None:
+        self._sock, self._hears = sock, hears
+
+    def recv(self, num_bytes: int) -> bytes:
+        if not self._hears:
+            self._sock.close()
+            raise GivesUp
+        self._hears -= 1
+        return self._sock.recv(num_bytes)
+
+    def sendall(self, data: bytes) -> None:
+        self._sock.sendall(data)
+
+
+@pytest.mark.parametrize("hears", [0, 1])
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_rank_that_gave_up_a_handshake_comes_in_with_the_next_one(hears: int, times: int) -> None:
+    """Both ends of a connection may be cut off, or stopped, for longer than a handshake waits: what
+    was sent arrives all the same, from somebody who is not there any more.
+    """
+    token = secrets.token_bytes(32)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = listening.getsockname()
+        expected = {0: Peer(0, "rl client 0")}
+        result: list[list[Link]] = []
+        thread = threading.Thread(
+            target=lambda: result.append(accept_peers(listening, token, 1, expected, 20.0)),
+            daemon=True,
+        )
+        thread.start()
+        for _ in range(times):
+            sock = Impatient(socket.create_connection(address, timeout=5), hears)
+            with pytest.raises(GivesUp):
+                introduce(sock, token, 0, 1)  # type: ignore[arg-type]
+        thread.join(0.3)  # what has arrived is looked at
+        assert thread.is_alive()
+        client = socket.create_connection(address, timeout=5)
+        introduce(client, token, 0, 1)
+        thread.join(5)
+        (link,) = result[0]
+    heard: queue.Queue[int] = queue.Queue()
+    link.start(lambda _, received: heard.put(received.prefix.call_id), lambda _, error: None)
+    client.sendall(b"".join(frame(kind=Kind.STOP, call_id=15)))
+    assert heard.get(timeout=5) == 15
+    link.close()
+    client.close()
 
 
 def test_strangers_silent_ones_and_impostors_do_not_keep_the_peers_out() -> None:

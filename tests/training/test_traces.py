@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from lamorel_ext.errors import CheckpointError
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
 from lamorel_ext.training.loop import train
+from lamorel_ext.training.progress import Progress
 from lamorel_ext.training.recorder import MemoryRecorder
 from lamorel_ext.training.run import TrainingRun
 from lamorel_ext.training.trace import MAX_STEPS, Tracer
@@ -251,6 +253,59 @@ def test_episodes_follow_the_environment_through_all_rollouts(traced):
     assert number >= 2
 
 
+@pytest.mark.parametrize(
+    ("rewards", "told", "won"),
+    [
+        ((0.0, 1.0), None, True),
+        ((0.0, 0.0), None, False),
+        ((1.0, 0.0), None, True),  # the return is above 0, the last reward is not
+        ((0.0, 1.0), False, False),  # a reward for coming near
+        ((0.0, 0.0), True, True),  # a success without a reward
+        ((1.0, -2.0), None, False),
+    ],
+)
+def test_an_episode_is_won_where_the_run_counts_it_so(rewards, told, won):
+    done = np.array([[False], [True]])
+    turns = [
+        SimpleNamespace(
+            step=SimpleNamespace(
+                succeeded=None if told is None else np.array([told]),
+                done=over,
+                terminated=over,
+            ),
+            decision=SimpleNamespace(actions=np.zeros(1, dtype=int)),
+        )
+        for over in done
+    ]
+    rollout = SimpleNamespace(
+        turns=turns,
+        rewards=np.array(rewards)[:, None],
+        done=done,
+        terminated=done,
+        errors=np.zeros((2, 1)),
+    )
+    course, progress = Course(), Progress()
+    course.advance(rollout, 0)
+    assert course.won(rollout, 1) is won
+    progress.note(rollout, 1.0)
+    assert progress.averages.take(("train_success",)) == {"train_success": float(won)}
+    course.advance(rollout, 1)
+    assert course == Course(1, [], None, 0.0)
+    unknown = Course(None, None, None, None)  # resumed in the middle of an episode
+    assert unknown.won(rollout, 1) is (None if told is None else won)
+
+
+def test_only_the_last_step_of_an_episode_says_whether_it_was_won(traced):
+    steps = [
+        line
+        for trace in traced("teacher_oracle")[1].traces.values()
+        for line in lines_of(trace, "step")
+    ]
+    assert all(("won" in step) == (step["end"] is not None) for step in steps)
+    assert {step["won"] for step in steps if step["end"]} == {True}
+    assert all(step["reward"] > 0 for step in steps if step["end"])
+
+
 def test_errors_and_advantages_follow_from_values_and_rewards(traced):
     kinds = set()
     for trace in traced("teacher_oracle")[1].traces.values():
@@ -440,7 +495,9 @@ def test_a_resumed_run_has_the_traces_of_one_that_was_not_stopped(arm, traced, t
 def test_a_checkpoint_without_a_course_leaves_the_episode_unknown():
     tracer = Tracer(small_config(), None)
     tracer.restore(None)
-    assert tracer.state() == {"episode": None, "actions": None, "error": None}
+    assert tracer.state() == {"episode": None, "actions": None, "error": None, "returned": None}
+    tracer.restore({"episode": 3, "actions": [1], "error": 0.5})  # of an earlier version
+    assert tracer.state()["returned"] is None
     with pytest.raises(CheckpointError, match="'actions'"):
         tracer.restore({"episode": 3})
     assert Course() == Course(0, [], None)

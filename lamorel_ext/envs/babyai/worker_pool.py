@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from lamorel_ext.envs.babyai.worker_messages import packed, unpacked
 from lamorel_ext.errors import CheckpointError, EnvWorkerError, LevelError
+from lamorel_ext.processes.identity import how_it_ended
 
 PATIENCE_S = 600.0
 """Without an answer for so long, a worker counts as stuck.
@@ -129,10 +129,7 @@ class WorkerPool:
             code = self._workers[number].process.wait(_FAREWELL_S)
         except subprocess.TimeoutExpired:
             return EnvWorkerError(number, "closed its connection")
-        return EnvWorkerError(
-            number,
-            f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}",
-        )
+        return EnvWorkerError(number, how_it_ended(code))
 
 
 def _start() -> _Worker:

@@ -41,7 +41,7 @@ from lamorel_ext.rpc.wire.fields import (
 from lamorel_ext.types import Answer, Request
 
 MAGIC = b"LMRX"
-VERSION = 2
+VERSION = 3
 PREFIX = struct.Struct("!4sBBQQIQ")
 MAX_HEADER_BYTES = 64 * 2**20
 MAX_PAYLOAD_BYTES = 2**30
