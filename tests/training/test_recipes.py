@@ -937,6 +937,13 @@ def test_a_policy_that_is_evaluated_is_asked_with_the_best_instruction(tmp_path:
             run.take_over(recorder.last)
 
 
+def test_an_edit_with_a_new_line_that_is_none_is_told() -> None:
+    # what single quotes of a shell leave of it
+    with pytest.raises(ConfigError, match="has a backslash and an n where a new line seems meant"):
+        PromptSearch(setting(), PromptSearchOptions(edits=("", r"You see a ball\nAction: drop")))
+    PromptSearch(setting(), PromptSearchOptions(edits=("", "You see a ball\nAction: drop")))
+
+
 @pytest.mark.parametrize("edits", [(), ("a", "a")])
 def test_edits_must_differ(edits: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"method.edits: expected different instructions"):

@@ -79,6 +79,11 @@ class PromptSearch(Method):
             raise ConfigError(
                 f"method.edits: expected different instructions, got {list(options.edits)}"
             )
+        if broken := [edit for edit in options.edits if r"\n" in edit]:
+            raise ConfigError(
+                f"method.edits: {broken[0]!r} has a backslash and an n where a new line seems"
+                " meant; a shell makes one in $'...'"
+            )
         self._args = options
         self._tries = np.zeros(len(options.edits))
         self._worth = np.zeros(len(options.edits))
