@@ -205,7 +205,7 @@ def test_a_trace_has_the_teachers_scores_after_a_methods_update(
     assert steps and any(step["later"] != step["before"] for step in steps)
 
 
-@pytest.mark.parametrize("recipe", ["constitution", "prompt_search"])
+@pytest.mark.parametrize("recipe", ["constitution", "preferences", "prompt_search"])
 @pytest.mark.parametrize("agent", ["drrn", "cloning", "random", "heads"])
 def test_an_agent_to_which_no_llm_says_anything_is_refused(recipe: str, agent: str) -> None:
     own: dict[str, Any] = {"agent": "llm_policy", "action_heads": True, "weights": "fresh"}
