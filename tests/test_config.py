@@ -356,6 +356,18 @@ def test_an_impossible_value_is_named_with_its_key(override: str, message: str) 
             "guidance.vocabulary: free text needs an LLM, but arm.teacher is random",
         ),
         (
+            ("env.num_envs=1", "student.num_steps=1"),
+            "student.num_steps: a rollout of one step of one environment",
+        ),
+        (
+            ("arm=llm_policy", "env.num_envs=1", "ppo.num_steps=1"),
+            "ppo.num_steps: a rollout of one step of one environment",
+        ),
+        (
+            ("arm=skills", "guidance.vocabulary=subgoal", "env._target_=my.Game"),
+            "guidance.vocabulary: subgoal speaks of BabyAI's objects",
+        ),
+        (
             ("arm=teacher_oracle", "guidance.vocabulary=subgoal"),
             "guidance.vocabulary: must be action_hint where arm.teacher is oracle",
         ),

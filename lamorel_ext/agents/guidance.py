@@ -115,7 +115,8 @@ def make_vocabulary(
     """The vocabulary of that name."""
     texts = action_texts if kind == "action_hint" else SUBGOALS
     hints = [
-        place if kind == "action_hint" else hinted_action(text) for place, text in enumerate(texts)
+        place if kind == "action_hint" else hinted_action(text, action_texts)
+        for place, text in enumerate(texts)
     ]
     return Vocabulary(kind, np.array(hints, dtype=np.int64), action_texts)
 

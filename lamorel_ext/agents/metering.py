@@ -204,8 +204,8 @@ class MeteredClient(PassingClient):
 
     @property
     def _about(self) -> str:
-        """A client that rewords what it is asked gives another answer in each wording."""
-        return repr(getattr(self._llm, "wording", None))
+        """Clients that reword what they are asked give another answer in each wording."""
+        return repr(getattr(self._llm, "wordings", None))
 
     @contextmanager
     def _hearing(self) -> Iterator[Heard]:

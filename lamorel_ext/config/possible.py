@@ -85,7 +85,7 @@ def _impossible_environment(config: Config) -> list[str]:
         for name, default, said in wanted
         if getattr(env, name) != default
     ]
-    if config.arm.agent == "student" and config.guidance.vocabulary == "subgoal":
+    if config.arm.agent in ("student", "own") and config.guidance.vocabulary == "subgoal":
         problems.append(
             "guidance.vocabulary: subgoal speaks of BabyAI's objects; where env._target_ names an"
             " environment of one's own it can be action_hint or free"
@@ -114,7 +114,7 @@ def _impossible_method(config: Config) -> list[str]:
     problems = []
     feedback, arm = config.feedback, config.arm
     used = feedback.signal
-    problems += _impossible_credit(config)
+    problems += [*_impossible_credit(config), *_impossible_rollouts(config)]
     if used == "none" and feedback.sign != "own":
         problems.append(
             f"feedback.sign: must be own where feedback.signal is none, got {feedback.sign}"
@@ -182,6 +182,17 @@ def _impossible_method(config: Config) -> list[str]:
                 f"with {' and '.join(weighing)} it can be reinforce or clipped"
             )
     return problems
+
+
+def _impossible_rollouts(config: Config) -> list[str]:
+    """PPO normalises the advantages of a rollout: a single one is its own mean."""
+    group = {"student": "student", "llm_policy": "ppo"}.get(config.arm.agent)
+    if group is None or config.num_steps * config.env.num_envs > 1:
+        return []
+    return [
+        f"{group}.num_steps: a rollout of one step of one environment (env.num_envs=1) has one"
+        " advantage, which is its own mean: nothing is learnt from it; must be at least 2"
+    ]
 
 
 def _impossible_plugs(config: Config) -> list[str]:

@@ -38,6 +38,18 @@ class MethodSetting:
     rng: np.random.Generator
     reword: Callable[[Wording], None]
 
+    @property
+    def llm_guides(self) -> bool:
+        """True where the agent's actions in training hang on what the LLM makes of prompts: not
+        where the agent reads them itself (DRRN), nor where the expert acts (cloning).
+        """
+        return self.agent.reads_prompts and self.config.arm.agent not in ("drrn", "cloning")
+
+    @property
+    def llm_speaks(self) -> bool:
+        """The same by texts, which can be made likelier: action heads choose without words."""
+        return self.llm_guides and not self.config.arm.action_heads
+
 
 class Method:
     """The half on the client. A subclass overrides what it needs; as it stands nothing happens.

@@ -41,6 +41,11 @@ class RewordedClient(PassingClient):
         super().__init__(llm)
         self.wording = PLAIN
 
+    @property
+    def wordings(self) -> tuple[Wording, ...]:
+        """In force on the way to the LLM: this client's, and those of the ones behind it."""
+        return (self.wording, *getattr(self._llm, "wordings", ()))
+
     def reword(self, wording: Wording) -> None:
         """Use ``wording`` from now on."""
         self.wording = wording

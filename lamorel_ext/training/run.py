@@ -14,6 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from lamorel_ext.agents.action_heads import ACTION_HEADS
+from lamorel_ext.agents.actors import FixedAgent
+from lamorel_ext.agents.cloning import CloningAgent
 from lamorel_ext.agents.kept_answers import MOST_ANSWERS, KeptAnswers
 from lamorel_ext.agents.making import make_agent
 from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient, Phases
@@ -464,7 +466,13 @@ class TrainingRun:
                 f"method: {config.method.target} has a loss_term, which only a student's loss"
                 f" takes; the agent is a {type(self.agent).__name__}"
             )
-        if self.edge.online and type(method).rewards is not Method.rewards:
+        pays = type(method).rewards is not Method.rewards
+        if pays and isinstance(self.agent, (FixedAgent, CloningAgent)):
+            raise ConfigError(
+                f"method: {config.method.target} gives rewards, but arm.agent={config.arm.agent}"
+                " learns from none"
+            )
+        if self.edge.online and pays:
             raise ConfigError(
                 f"method: {config.method.target} gives rewards when a rollout is over, but"
                 " feedback.every and feedback.channel need them at once"

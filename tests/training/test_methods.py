@@ -92,6 +92,11 @@ class Wrong(Told):
         return np.array([[math.nan]])
 
 
+class Pays(Method):
+    def rewards(self, turns: Any) -> np.ndarray:
+        return np.stack([turn.step.rewards for turn in turns])
+
+
 class Talkative(Told):
     def learn(self, rollout: Rollout) -> dict[str, float]:
         return {"calls": 1.0, "moods": 2.0}
@@ -146,6 +151,12 @@ def test_advantages_of_other_rewards_by_hand() -> None:
 def test_rewards_that_are_none_end_the_run_with_their_shape() -> None:
     with pytest.raises(UpdateError, match=r"rewards of a method: expected .*\(16, 4\)|shape"):
         run_of(Plug(f"{__name__}.Wrong"))
+
+
+@pytest.mark.parametrize("agent", ["random", "bot", "cloning"])
+def test_rewards_are_refused_beside_an_agent_that_learns_from_none(agent: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Pays gives rewards, but arm.agent={agent} learn"):
+        run_of(Plug(f"{__name__}.Pays"), arm={"agent": agent})
 
 
 def test_rewards_at_the_rollouts_end_are_refused_where_feedback_needs_them_at_once() -> None:

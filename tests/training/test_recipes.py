@@ -205,6 +205,20 @@ def test_a_trace_has_the_teachers_scores_after_a_methods_update(
     assert steps and any(step["later"] != step["before"] for step in steps)
 
 
+@pytest.mark.parametrize("recipe", ["constitution", "preferences", "prompt_search"])
+@pytest.mark.parametrize("agent", ["drrn", "cloning", "random", "heads"])
+def test_an_agent_to_which_no_llm_says_anything_is_refused(recipe: str, agent: str) -> None:
+    own: dict[str, Any] = {"agent": "llm_policy", "action_heads": True, "weights": "fresh"}
+    arm = own if agent == "heads" else {"agent": agent}
+    config = config_of(recipe)
+    config = dataclasses.replace(config, arm=dataclasses.replace(config.arm, **arm))
+    if (recipe, agent) == ("prompt_search", "heads"):  # its prompts have the instruction too
+        TrainingRun(config, PairLlm(), make_corridor)
+        return
+    with pytest.raises(ConfigError, match=f"method: {recipe} needs an LLM that"):
+        TrainingRun(config, PairLlm(), make_corridor)
+
+
 # --- proxy_reward ---------------------------------------------------------------------------------
 
 
@@ -272,6 +286,31 @@ def test_shuffled_transcripts_pay_the_same_in_another_order() -> None:
     assert paid["own"].tolist() != paid["shuffled"].tolist()
 
 
+@pytest.mark.parametrize("questions", [1, 2, 3])
+def test_shuffled_transcripts_never_pay_their_own_answers_however_few_there_are(
+    questions: int,
+) -> None:
+    methods = [proxy(TableLlm(), every=1, potential=False, transcripts="shuffled")]
+    methods.append(proxy(TableLlm(), every=1, potential=False))
+    alike = []
+    for rollout in range(20):
+        told = [turn(f"You see a wall {9 * rollout + i} steps forward") for i in range(questions)]
+        mixed, own = (method.rewards(told)[:, 0].tolist() for method in methods)
+        alike.append(mixed == own)
+    assert not any(alike)
+
+
+def test_a_rollouts_only_question_gets_the_answer_to_the_one_before_also_after_a_resume() -> None:
+    llm = TableLlm()
+    method = proxy(llm, coef=1.0, every=1, potential=False, transcripts="shuffled")
+    first, second = (turn(f"You see a wall {step} steps forward") for step in (2, 3))
+    assert method.rewards([first])[:, 0].tolist() == [0.0]  # nothing was asked before
+    again = proxy(llm, coef=1.0, every=1, potential=False, transcripts="shuffled")
+    again.restore(json.loads(json.dumps(method.state())))
+    own = odds_of(llm, ["go forward: You see a wall 2 steps forward"])
+    assert again.rewards([second])[:, 0] == pytest.approx([own])
+
+
 # --- goals ----------------------------------------------------------------------------------------
 
 
@@ -320,6 +359,22 @@ def test_a_goal_pays_once_an_episode() -> None:
     ]
     assert method.rewards(turns)[:, 0].tolist() == [0.25, 0.0, 1.0, 0.25]
     assert method.learn(None) == {"reached": 0.5, "bonus": 0.125}  # type: ignore[arg-type]
+
+
+def test_goals_reached_are_counted_also_where_they_pay_nothing() -> None:
+    llm = TableLlm(favourite="go to the red ball", strength=9.0)
+    method = Goals(setting(llm), GoalsOptions(coef=0.0))
+    turns = [turn("You see a red ball 1 step forward", prompt=RED), turn(prompt=RED)]
+    assert method.rewards(turns)[:, 0].tolist() == [0.0, 0.0]
+    assert method.learn(None) == {"reached": 0.5, "bonus": 0.0}  # type: ignore[arg-type]
+
+
+def test_a_goal_word_for_word_is_reached_whatever_its_vector_rounds_to() -> None:
+    llm = TableLlm(favourite="go to the red ball", strength=9.0)
+    method = Goals(setting(llm), GoalsOptions(threshold=1.0))
+    method._encode = lambda text: np.full(3, 0.57735, dtype=np.float32)  # a square of .99999
+    turns = [turn("You see a red ball 1 step forward", prompt=RED)]
+    assert method.rewards(turns)[:, 0].tolist() == [0.1]
 
 
 def test_a_goal_that_the_llm_does_not_set_pays_nothing() -> None:
@@ -882,6 +937,13 @@ def test_a_policy_that_is_evaluated_is_asked_with_the_best_instruction(tmp_path:
             run.take_over(recorder.last)
 
 
+def test_an_edit_with_a_new_line_that_is_none_is_told() -> None:
+    # what single quotes of a shell leave of it
+    with pytest.raises(ConfigError, match="has a backslash and an n where a new line seems meant"):
+        PromptSearch(setting(), PromptSearchOptions(edits=("", r"You see a ball\nAction: drop")))
+    PromptSearch(setting(), PromptSearchOptions(edits=("", "You see a ball\nAction: drop")))
+
+
 @pytest.mark.parametrize("edits", [(), ("a", "a")])
 def test_edits_must_differ(edits: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"method.edits: expected different instructions"):
@@ -969,6 +1031,25 @@ def test_values_learn_which_skill_pays() -> None:
     agent.update(rollout, make_rng(0, "updates"))
     values = torch.sigmoid(agent.skill_values(torch.from_numpy(features[:1])))[0]
     assert values[0] > 0.8 and values[1:].max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("returns", "words"),
+    [((-3.0, -1.0), "from -3 to -1"), ((0.5, 4.0), "from 0.5 to 4"), ((-0.05, 1.05), "")],
+)
+def test_returns_that_the_values_cannot_tell_apart_are_warned_of_once(
+    returns: tuple[float, ...], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = skills(TableLlm())
+    for _ in range(2):
+        agent._check_returns(torch.tensor(returns))
+    assert len(caplog.messages) == bool(words) and words in "".join(caplog.messages)
+
+
+def test_skills_refuse_rollouts_of_a_single_advantage() -> None:
+    config = config_of("skills", env={"num_envs": 1}, student={"num_steps": 1})
+    with pytest.raises(ConfigError, match=r"student.num_steps: skills need rollouts of more"):
+        Skills(AgentSetting(config, TableLlm(), 3), SkillsOptions())
 
 
 def test_an_agent_of_skills_acts() -> None:

@@ -3,11 +3,14 @@ weights.
 """
 
 import numpy as np
+import pytest
 import torch
 
 from lamorel_ext.agents.llm_teachers import distribution_over
 from lamorel_ext.agents.metering import MeteredClient
 from lamorel_ext.experience import AllStates, Scene
+from lamorel_ext.prompts import PLAIN, WORDINGS
+from lamorel_ext.training.rewording import RewordedClient
 from lamorel_ext.types import ObservationBatch, ScoreRequest, ScoreResult, UpdateRequest
 
 TEXTS = (("left", "right"),) * 2
@@ -94,3 +97,17 @@ def test_other_servers_are_another_memory() -> None:
     for llm in (first, second):
         distribution_over(client(llm), scene(), TEXTS)
     assert first.asked == second.asked == 1
+
+
+@pytest.mark.parametrize("behind", [0, 1, 2])
+def test_another_wording_is_asked_anew_whichever_client_says_it(behind: int) -> None:
+    llm = CountingLlm()
+    rewording = speaker = RewordedClient(llm)  # type: ignore[arg-type]
+    for _ in range(behind):  # a method's own, around those of whoever tests it
+        rewording = RewordedClient(rewording)
+    meter = MeteredClient(rewording)
+    meter.reset(0)
+    for wording in (PLAIN, WORDINGS["other_nouns"], WORDINGS["other_nouns"], PLAIN):
+        with speaker.speaking(wording):
+            distribution_over(meter, scene(), TEXTS)
+    assert llm.asked == 2  # of the pretrained weights every answer is remembered

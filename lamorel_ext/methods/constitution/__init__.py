@@ -58,8 +58,8 @@ class Constitution(PairMethod):
 
     def __init__(self, setting: MethodSetting, options: ConstitutionOptions) -> None:
         super().__init__(setting, options)
-        if not setting.agent.reads_prompts:
-            raise ConfigError("method: constitution needs an LLM that gives guidance")
+        if not setting.llm_speaks:
+            raise ConfigError("method: constitution needs an LLM that gives guidance in words")
         if setting.config.guidance.vocabulary == "free":
             raise ConfigError(
                 "guidance.vocabulary: constitution draws a rival from a list; free text has none"

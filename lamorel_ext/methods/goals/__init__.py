@@ -84,6 +84,7 @@ class Goals(Method):
         """See ``Method``."""
         goals = self._set_goals(turns)
         bonus = np.zeros((len(turns), len(turns[0].prompts)))
+        reached_goals = 0
         for step, turn in enumerate(turns):
             reached = turn.stepped.reached.observations.descriptions
             for env, sentences in enumerate(reached):
@@ -92,6 +93,7 @@ class Goals(Method):
                 for goal in goals[step][env]:
                     if goal not in self._paid[env] and self._close(goal, told):
                         self._paid[env].add(goal)
+                        reached_goals += 1
                         bonus[step, env] += self._args.coef
                 if env == 0:
                     changed = f"{bonus[step, env]:+.4f} to the reward of this step"
@@ -99,8 +101,7 @@ class Goals(Method):
                     self.notes.append(Note(asked, ", ".join(goals[step][env]), changed, step))
                 if turn.step.done[env]:
                     self._paid[env], self._carried[env] = set(), ()
-        paid = bonus / self._args.coef if self._args.coef else bonus
-        self._numbers = {"reached": float(paid.mean()), "bonus": float(bonus.mean())}
+        self._numbers = {"reached": reached_goals / bonus.size, "bonus": float(bonus.mean())}
         return np.stack([turn.step.rewards for turn in turns]) + bonus
 
     def learn(self, rollout: Rollout) -> dict[str, float]:
@@ -160,7 +161,7 @@ class Goals(Method):
         return f"{state_of(prompt)}Next goal:"
 
     def _close(self, goal: str, told: Sequence[str]) -> bool:
-        return any(
+        return goal in told or any(  # a vector's product with itself may round below 1
             float(self._encode(goal) @ self._encode(caption)) >= self._args.threshold
             for caption in told
         )

@@ -214,8 +214,8 @@ def _check(setting: MethodSetting, options: PreferencesOptions) -> None:
     """
     problems = []
     offline = bool(options.rankings or options.traces)
-    if not setting.agent.reads_prompts and (not offline or options.learn == "reward_model"):
-        problems.append("method: preferences needs an LLM that gives guidance, or rankings")
+    if not setting.llm_speaks and (not offline or options.learn == "reward_model"):
+        problems.append("method: preferences needs an LLM that guides in words, or rankings")
     if options.rankings and options.traces:
         problems.append("method.rankings, method.traces: one of them")
     if options.rankings and options.learn == "returns":

@@ -73,11 +73,16 @@ class PromptSearch(Method):
 
     def __init__(self, setting: MethodSetting, options: PromptSearchOptions) -> None:
         super().__init__(setting, options)
-        if not setting.agent.reads_prompts:
-            raise ConfigError("method: prompt_search needs an agent or teacher that reads prompts")
+        if not setting.llm_guides:
+            raise ConfigError("method: prompt_search needs an LLM that acts or gives guidance")
         if not options.edits or len(set(options.edits)) < len(options.edits):
             raise ConfigError(
                 f"method.edits: expected different instructions, got {list(options.edits)}"
+            )
+        if broken := [edit for edit in options.edits if r"\n" in edit]:
+            raise ConfigError(
+                f"method.edits: {broken[0]!r} has a backslash and an n where a new line seems"
+                " meant; a shell makes one in $'...'"
             )
         self._args = options
         self._tries = np.zeros(len(options.edits))

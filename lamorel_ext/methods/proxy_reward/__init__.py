@@ -31,7 +31,8 @@ class ProxyRewardOptions:
         potential: True: the reward is the discounted change of the log-odds, which are 0 at an
             episode's start and where the task ends it. False, as in the paper: the log-odds
             themselves, at each question and at an episode's end.
-        transcripts: ``shuffled`` gives each question the answer of another one, as a control.
+        transcripts: ``shuffled`` gives each question the answer of another one of its rollout, or,
+            where it is the only one, of the one before it, as a control.
     """
 
     coef: float = number(0.05, at_least=0)
@@ -56,6 +57,7 @@ class ProxyReward(Method):
         super().__init__(setting, options)
         self._args = options
         self._numbers: dict[str, float] = {}
+        self._before = 0.0  # the answer to the last question; none is no opinion
         self.forget_episodes()
 
     def forget_episodes(self) -> None:
@@ -70,7 +72,7 @@ class ProxyReward(Method):
         places, questions = self._questions(turns)
         odds = self._log_odds(questions)
         if self._args.transcripts == "shuffled":
-            odds = self.setting.rng.permutation(odds)
+            odds = self._of_others(odds)
         answers = {}
         for place, value in zip(places, odds, strict=True):
             answers[place] = float(np.clip(value, -self._args.limit, self._args.limit))
@@ -92,13 +94,15 @@ class ProxyReward(Method):
 
     def state(self) -> dict[str, Any]:
         """See ``Method``."""
-        return {"told": self._told, "steps": self._steps, "potential": self._potential.tolist()}
+        standing = {"told": self._told, "steps": self._steps, "before": self._before}
+        return standing | {"potential": self._potential.tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See ``Method``."""
         self._told = [list(lines) for lines in state["told"]]
         self._steps = [int(steps) for steps in state["steps"]]
         self._potential = np.array(state["potential"], dtype=np.float64)
+        self._before = float(state.get("before", 0.0))
 
     def _questions(self, turns: Sequence[Turn]) -> tuple[list[tuple[int, int]], list[str]]:
         """The steps and environments that a question is asked about, and the questions."""
@@ -127,6 +131,19 @@ class ProxyReward(Method):
         table = candidate_table(self.setting.llm, tuple(questions), (ANSWERS,) * len(questions))
         odds: np.ndarray = table[:, 0] - table[:, 1]
         return odds
+
+    def _of_others(self, odds: np.ndarray) -> np.ndarray:
+        """``(n,)``: the answers in another order, never in their own."""
+        before = self._before
+        if not len(odds):
+            return odds
+        self._before = float(odds[-1])
+        if len(odds) == 1:
+            return np.array([before])
+        order = self.setting.rng.permutation(len(odds))
+        if (order == np.arange(len(odds))).all():
+            order = np.roll(order, 1)
+        return odds[order]
 
     def _bonus(self, step: int, turn: Turn, answers: dict[tuple[int, int], float]) -> np.ndarray:
         """``(num_envs,)``: what is added to the rewards of a step."""

@@ -6,6 +6,7 @@ times what the student has learnt that it can do from here (Ahn et al. 2022, Say
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -29,6 +30,11 @@ from lamorel_ext.options import number
 from lamorel_ext.prompts import with_line
 from lamorel_ext.randomness import Draws, entropies, sample_rows
 from lamorel_ext.types import LlmClient, TaskSpec
+
+log = logging.getLogger(__name__)
+
+MOST_CUT = 0.1
+"""What may be cut off a return between 0 and 1 on average: an untrained critic is beside it too."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,11 @@ class Skills(StudentAgent):
         task = setting.task
         if task.by_state:
             raise ConfigError("agent: skills need the same actions in every state")
+        if config.num_steps * config.env.num_envs == 1:
+            raise ConfigError(
+                "student.num_steps: skills need rollouts of more than one step of one environment:"
+                " a single advantage is its own mean"
+            )
         vocabulary = make_vocabulary(kind, task.action_texts)
         generator = torch.Generator().manual_seed(setting.seed)
         network = make_network(vocabulary.size, args, generator, task)
@@ -169,7 +180,7 @@ class Skills(StudentAgent):
         teacher = SkillTeacher(setting.llm, vocabulary, self.skill_values, options, task)
         super().__init__(network, teacher, args, options.choose != "values", task)
         self.notes = teacher.notes
-        self._options = options
+        self._options, self._warned = options, False
         self._skill_optimizer = FlatAdam(list(self.skill_values.parameters()))
         self.columns = (*self.columns, "skills_loss")
 
@@ -178,6 +189,7 @@ class Skills(StudentAgent):
     ) -> dict[str, float]:
         """See ``Agent``; the values learn the returns of the skills that were chosen."""
         batch = student_batch(rollout)
+        self._check_returns(batch.returns)
         losses = []
         for _ in range(self._options.epochs):
             loss = values_loss(self.skill_values(batch.features), batch.codes, batch.returns)
@@ -185,6 +197,18 @@ class Skills(StudentAgent):
             losses.append(float(loss.detach()))
         numbers = super().update(rollout, rng, term)
         return numbers | {"skills_loss": float(np.mean(losses))}
+
+    def _check_returns(self, returns: Tensor) -> None:
+        """Warn once where values between 0 and 1 cannot tell the returns apart."""
+        cut = float((returns - returns.clamp(0.0, 1.0)).abs().mean())
+        if cut > MOST_CUT and not self._warned:
+            self._warned = True
+            log.warning(
+                "agent: skills have values between 0 and 1, but returns go from %.3g to %.3g: what"
+                " lies beyond is cut off, and values tell little",
+                float(returns.min()),
+                float(returns.max()),
+            )
 
     def tensors(self) -> dict[str, Tensor]:
         """See ``Agent``."""
