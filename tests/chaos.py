@@ -284,6 +284,8 @@ class Chaos:
             return f"NOT ENDED: {left}, {launch.log}"
         took = f"{ended - started:.1f} s, ranks {time.monotonic() - ended:.1f} s more"
         said, status = launch.log.read_text(errors="replace"), launch.process.returncode
+        if begun_anew(launch):
+            return f"status {status}, refused what was harmed before"
         # Who kills the launcher itself hears from the shell what it was.
         named = re.search(r"rank \d|SIG[A-Z0-9]+|cannot be written|the loss of process", said)
         if (status > 0 and fault != "none" and not named) or not fits(status, fault):
@@ -292,18 +294,10 @@ class Chaos:
         return f"status {status}, step {launch.steps()}, {took}"
 
     def finish(self, folder: Path) -> None:
-        """Give the same command until the run is complete, and compare its curve.
-
-        Where the only checkpoint was harmed, the run has refused it and said what to take away: do
-        that, as a user would.
-        """
+        """Give the same command until the run is complete, and compare its curve."""
         log = folder.with_name(f"{folder.name}-end.log")
         launch = Launch(folder, log)
-        checkpoints = folder / "checkpoints"
-        if launch.wait(RUN_S * self.slow) and (
-            f"Without {checkpoints} the run starts over" in log.read_text(errors="replace")
-        ):
-            shutil.rmtree(checkpoints)
+        if launch.wait(RUN_S * self.slow) and begun_anew(launch):
             launch = Launch(folder, log.with_name(f"{folder.name}-anew.log"))
         if not launch.wait(RUN_S * self.slow):
             self.count("hangs")
@@ -316,6 +310,17 @@ class Chaos:
             say(f"WRONG CURVE: {folder}")
         else:
             shutil.rmtree(folder)
+
+
+def begun_anew(launch: Launch) -> bool:
+    """Whether a launch that has ended refused its only checkpoint, which was harmed, and said what
+    to take away; that is done then, as a user would.
+    """
+    checkpoints = launch.folder / "checkpoints"
+    if f"Without {checkpoints} the run starts over" not in launch.log.read_text(errors="replace"):
+        return False
+    shutil.rmtree(checkpoints)
+    return True
 
 
 def fits(status: int, fault: str) -> bool:
