@@ -163,7 +163,7 @@ def _read(folder: Path, name: str, stamps: Stamps) -> Seen:
         name,
         run.state,
         int(max(steps)),
-        run.config.run.total_steps,
+        run.config.budget,
         updated,
         _last(run, SUCCESS),
         _last(run, RETURN),

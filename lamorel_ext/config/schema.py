@@ -461,6 +461,13 @@ class Config:
         return own.get(self.arm.agent, self.student.num_steps)
 
     @property
+    def budget(self) -> int:
+        """Environment steps of the whole run: the smallest multiple of ``env.num_envs`` that is not
+        below ``run.total_steps``.
+        """
+        return -(-self.run.total_steps // self.env.num_envs) * self.env.num_envs
+
+    @property
     def asks_llm(self) -> bool:
         """True where the arm asks a language model anything."""
         return (

@@ -153,7 +153,7 @@ class RequestHandler:
         """Answer a request; whatever goes wrong is an answer too."""
         try:
             return _HANDLERS[type(request)](self, request)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an updater's sys.exit(0) is no good end either
             return failure_of(error, self.rank, self.role)
 
     def handle_together(self, requests: Sequence[ScoreRequest]) -> list[Answer]:

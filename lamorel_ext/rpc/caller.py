@@ -32,7 +32,7 @@ from lamorel_ext.rpc.requests import (
     split_update,
     take_score,
 )
-from lamorel_ext.rpc.transport import Transport, gather
+from lamorel_ext.rpc.transport import Transport, check_may_wait, gather
 from lamorel_ext.types import (
     Answer,
     CallRequest,
@@ -157,7 +157,8 @@ class Caller:
     # --- typed ------------------------------------------------------------------------------------
 
     def submit_score(self, request: ScoreRequest) -> Future[ScoreResult]:
-        """Ask for scores and go on; the future raises what ``score_batch`` would.
+        """Ask for scores and go on; the future raises what ``score_batch`` would. Its callbacks
+        run where answers arrive: they may ask for more in this way, and wait for nothing.
 
         Raises:
             RequestError: The request can never be answered.
@@ -228,10 +229,12 @@ class Caller:
             RequestError: The request can never be answered.
             RpcError: No answer comes.
         """
+        check_may_wait()
         return self.submit_score(request).result()
 
     def generate_batch(self, request: GenerateRequest) -> GenerateResult:
         """Continue prompts. Raises as ``score_batch``."""
+        check_may_wait()
         check_generate(request)
         started = time.perf_counter()
         num_prompts = len(request.prompts)
@@ -285,6 +288,7 @@ class Caller:
         """What the first server hosts, ``num_servers``, and how much memory each server holds that
         is a process of its own (``memory_mib_server_N``).
         """
+        check_may_wait()
         asked = [self._transport.submit(each, InfoRequest()) for each in range(self.num_servers)]
         answers = _wait(InfoResult, asked)
         memory = {
@@ -308,6 +312,7 @@ class Caller:
         Returns:
             The answers, in the order of ``requests``.
         """
+        check_may_wait()
         if not together:
             asked = [self._transport.submit(server, each) for server, each in requests.items()]
             return [answer.values for answer in _wait(CallResult, asked)]
@@ -452,10 +457,12 @@ class Caller:
         return _Cut(shards, lambda answers: put_back(answers, parts, request))
 
     def _everywhere(self, request: Request) -> None:
+        check_may_wait()
         self.forget_places()
         _wait(Done, self._transport.submit_together([request] * self.num_servers))
 
     def _update(self, request: UpdateRequest) -> list[UpdateResult]:
+        check_may_wait()
         check_update(request)
         self.forget_places()
         started = time.perf_counter()

@@ -176,13 +176,13 @@ class LockstepGroup:
         self._given_up = None
         try:
             result = work()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._tell_failure(error)
             raise
         self._agree(_END)
         return result
 
-    def _tell_failure(self, error: Exception) -> None:
+    def _tell_failure(self, error: BaseException) -> None:
         if self.broken is None and self._given_up is None:
             try:
                 self._exchange(_END, failed=True)

@@ -19,6 +19,7 @@ from lamorel_ext.errors import ProtocolError, RequestTimeout, RpcError
 from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.link import Frame, Link, Peer
+from lamorel_ext.rpc.transport import answering
 from lamorel_ext.rpc.wire.codec import Kind, Packed, frame, pack
 from lamorel_ext.types import Answer, CloseRequest, Request
 
@@ -172,15 +173,16 @@ class TcpTransport:
         if pending is None:
             # The answer to a call that was given up.
             return
-        if received.prefix.kind is Kind.TICKET:
-            pending.future.set_result(received.prefix.ticket)
-        elif received.message is None:
-            pending.future.set_exception(
-                received.problem
-                or ProtocolError(f"{link.peer} answered {pending.what} with nothing")
-            )
-        else:
-            pending.future.set_result(received.message)
+        with answering():
+            if received.prefix.kind is Kind.TICKET:
+                pending.future.set_result(received.prefix.ticket)
+            elif received.message is None:
+                pending.future.set_exception(
+                    received.problem
+                    or ProtocolError(f"{link.peer} answered {pending.what} with nothing")
+                )
+            else:
+                pending.future.set_result(received.message)
 
     def _on_lost(self, link: Link, error: RpcError) -> None:
         with self._lock:
@@ -191,8 +193,9 @@ class TcpTransport:
     def _fail_pending(self, error: RpcError) -> None:
         with self._lock:
             pending, self._pending = list(self._pending.values()), {}
-        for each in pending:
-            each.future.set_exception(error)
+        with answering():
+            for each in pending:
+                each.future.set_exception(error)
 
     def _give_up_late_calls(self) -> None:
         while not self._closed.wait(min(1.0, self._timeout_s / 4)):
@@ -203,9 +206,11 @@ class TcpTransport:
                 }
                 for call_id in late:
                     del self._pending[call_id]
-            for each in late.values():
-                each.future.set_exception(
-                    RequestTimeout(
-                        f"{each.link.peer} did not answer {each.what} within {self._timeout_s:g} s"
+            with answering():
+                for each in late.values():
+                    each.future.set_exception(
+                        RequestTimeout(
+                            f"{each.link.peer} did not answer {each.what} within"
+                            f" {self._timeout_s:g} s"
+                        )
                     )
-                )

@@ -7,11 +7,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
-from lamorel_ext.errors import RpcError
+from lamorel_ext.errors import RequestError, RpcError
 from lamorel_ext.processes.memory import MEMORY, MEMORY_OF_SERVER
 from lamorel_ext.rpc.failures import error_of
 from lamorel_ext.rpc.groups import SECOND_HAND
@@ -21,6 +22,36 @@ T = TypeVar("T")
 
 Handler = Callable[[Request], Answer]
 """A server as seen from outside: it answers, with a ``Failure`` where it raised."""
+
+
+class _Thread(threading.local):
+    """What this thread is doing."""
+
+    answering = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Complete futures, whose callbacks run on this thread: what waits for another answer in one of
+    them would keep that from arriving.
+    """
+    before, _thread.answering = _thread.answering, True
+    try:
+        yield
+    finally:
+        _thread.answering = before
+
+
+def check_may_wait() -> None:
+    """Raises ``RequestError`` where answers arrive: what is waited for there would never come."""
+    if _thread.answering:
+        raise RequestError(
+            "a callback of submit_score waits for another answer, which arrives on the same thread:"
+            " ask with submit_score there, or from another thread"
+        )
 
 
 class Transport(Protocol):
@@ -252,9 +283,13 @@ def _serve(handler: Handler, inbox: Inbox[tuple[Request, Future[Answer]] | None]
     while (item := inbox.get()) is not None:
         request, future = item
         try:
-            future.set_result(handler(request))
+            answer = handler(request)
         except BaseException as error:
-            future.set_exception(error)
+            with answering():
+                future.set_exception(error)
+        else:
+            with answering():
+                future.set_result(answer)
 
 
 def gather(futures: Sequence[Future[Answer]], finish: Callable[[Sequence[Answer]], T]) -> Future[T]:

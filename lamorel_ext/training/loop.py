@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lamorel_ext.config import Config
 from lamorel_ext.envs.babyai.expert import expert_shortfall
-from lamorel_ext.errors import ConfigError, RpcError
+from lamorel_ext.errors import ConfigError, LamorelExtError, RpcError
 from lamorel_ext.portable import hold_portable
 from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.caller import Caller
@@ -60,6 +61,7 @@ def train(
     Raises:
         Stopped: This process was asked to end; between two rollouts a checkpoint is whole, so there
             it was made.
+        LamorelExtError: A part of the run's own called ``sys.exit``.
         ConfigError: ``run.portable`` is set, but this process was not started so; or ``llm`` knows
             of other clients.
     """
@@ -107,9 +109,17 @@ def train(
 
 @contextmanager
 def _ending_together() -> Iterator[None]:
-    """Servers that were asked to end as well, and went first, are no failure of this run."""
+    """Servers that were asked to end as well, and went first, are no failure of this run; an exit
+    in the middle of it is one, whatever its status.
+    """
     try:
         yield
+    except SystemExit as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise LamorelExtError(
+            f"the run is not over, but {frame.filename}, line {frame.lineno}, ended the process:"
+            f" SystemExit({error.code!r})"
+        ) from error
     except RpcError as error:
         if stopping.asked() is None:
             raise

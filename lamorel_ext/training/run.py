@@ -122,11 +122,8 @@ class TrainingRun:
 
     @property
     def budget(self) -> int:
-        """Environment steps of the whole run: the smallest multiple of ``env.num_envs`` that is not
-        below ``run.total_steps``.
-        """
-        copies = self.config.env.num_envs
-        return math.ceil(self.config.run.total_steps / copies) * copies
+        """See ``Config``."""
+        return self.config.budget
 
     @property
     def finished(self) -> bool:

@@ -87,6 +87,18 @@ def test_a_run_that_goes_on_shows_how_it_uses_its_machines(tmp_path: Path) -> No
     assert len((tmp_path / "llm_policy/seed_0" / WARNINGS).read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize(("copies", "budget"), [(1, 20), (3, 21), (16, 32)])
+def test_the_budget_is_what_the_copies_reach_together(
+    tmp_path: Path, copies: int, budget: int
+) -> None:
+    config = make_config("llm_policy", 0, tmp_path, ARMS, f"env.num_envs={copies}")
+    with RunFolder(Path(config.run.output_dir), config, VERSIONS) as folder:
+        folder.resume()
+        folder.write(make_row(budget, 0.25))
+        folder.progress(budget, budget, {})
+    assert f"{budget} of {budget}" in plain([only(tmp_path)])
+
+
 def test_a_run_without_a_warning_has_no_file_of_them(tmp_path: Path) -> None:
     assert not (complete(tmp_path) / WARNINGS).exists()
 

@@ -26,6 +26,8 @@ from lamorel_ext.types import (
     ResetRequest,
     ScoreRequest,
     ScoreResult,
+    UpdateRequest,
+    UpdateResult,
 )
 from tests.rpc.rpc_fakes import ACTIONS, FakeHost, SumUpdater
 
@@ -100,6 +102,22 @@ def test_only_the_first_server_writes_and_every_server_reads(tmp_path: Path) -> 
         "model/weight.txt",
         "updaters/sum/seed.txt",
     ]
+
+
+class LeavingUpdater(SumUpdater):
+    """One of somebody's own that ends the process, as a command line's parser does."""
+
+    def update(self, request: UpdateRequest) -> UpdateResult:
+        raise SystemExit(0)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_updater_that_leaves_the_process_is_an_answer_not_a_good_end(number: int) -> None:
+    hosted = [Hosted(FakeHost(), {"leaves": LeavingUpdater()}) for _ in range(number)]
+    with in_process(hosted) as caller:
+        with pytest.raises(RemoteError, match=r"raised SystemExit: 0"):
+            caller.update(["a", "b"], [ACTIONS] * 2, updater="leaves")
+        assert len(caller.score(["a"], [ACTIONS])) == 1  # it still serves
 
 
 def test_every_server_hears_what_a_reset_starts_from() -> None:

@@ -1,7 +1,8 @@
 """The caller's two halves, typed and in Lamorel's call shape, over servers in this process."""
 
 import math
-from collections.abc import Iterator
+import queue
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,44 @@ def test_calls_can_overlap(caller: Caller) -> None:
     assert [future.result(10).log_probs.item() for future in futures] == pytest.approx(
         [-n - 0.01 for n in range(1, 8)], abs=1e-6
     )
+
+
+def asked_in_a_callback(caller: Caller, ask: Callable[[], Any]) -> Any:
+    """What came of ``ask`` where an answer arrives."""
+    found: queue.Queue[Any] = queue.Queue()
+
+    def again(_: Any) -> None:
+        try:
+            found.put(ask())
+        except Exception as error:
+            found.put(error)
+
+    caller.submit_score(ScoreRequest(("a", "b", "c"), (ACTIONS,) * 3)).add_done_callback(again)
+    return found.get(timeout=10)
+
+
+WAITING: dict[str, Callable[[Caller], Any]] = {
+    "score": lambda caller: caller.score(["d"], [ACTIONS]),
+    "generate": lambda caller: caller.generate(["d"]),
+    "update": lambda caller: caller.update(["d"], [ACTIONS], signals=[1.0]),
+    "info": lambda caller: caller.info(),
+    "forget": lambda caller: caller.forget(),
+}
+
+
+@pytest.mark.parametrize("what", WAITING)
+def test_a_callback_that_would_wait_for_itself_is_told_so(caller: Caller, what: str) -> None:
+    error = asked_in_a_callback(caller, lambda: WAITING[what](caller))
+    assert isinstance(error, RequestError) and "submit_score" in str(error)
+    before = caller.stats
+    assert len(caller.score(["d"], [ACTIONS])) == 1  # nothing is stuck, and nothing was sent
+    assert (before["llm_calls"], before["update_calls"]) == (1, 0)
+
+
+def test_a_callback_may_ask_for_more(caller: Caller) -> None:
+    request = ScoreRequest(("d",), (ACTIONS,))
+    pending = asked_in_a_callback(caller, lambda: caller.submit_score(request))
+    assert pending.result(10).log_probs[0] == fake_log_prob("d", ACTIONS[0])
 
 
 def test_an_update_reaches_every_sample_once(caller: Caller) -> None:

@@ -114,6 +114,25 @@ def test_a_gradient_of_billions_of_numbers_can_be_summed(size: int) -> None:
         assert torch.equal(result, torch.full((2,), float(size)))
 
 
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_server_whose_updater_leaves_the_process_keeps_nobody_waiting(status: int) -> None:
+    def work(group: LockstepGroup) -> None:
+        def leave() -> None:
+            if group.rank == 1:
+                raise SystemExit(status)
+            group.all_reduce_sum(torch.ones(1))
+
+        try:
+            group.together(leave)
+        except SystemExit as error:
+            raise RuntimeError(f"exit {error.code}") from error
+
+    began = time.monotonic()
+    first, second = on_servers(2, work)
+    assert time.monotonic() - began < 5
+    assert isinstance(first, OtherServerFailed) and str(second) == f"exit {status}"
+
+
 def test_several_that_fail_at_once_are_all_named() -> None:
     def work(group: LockstepGroup) -> None:
         def update() -> None:

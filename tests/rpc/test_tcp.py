@@ -14,7 +14,14 @@ import torch
 import torch.distributed as dist
 
 from lamorel_ext.config import DistributedSetupArgs
-from lamorel_ext.errors import PeerDiedError, ProtocolError, RemoteError, RequestTimeout, RpcError
+from lamorel_ext.errors import (
+    PeerDiedError,
+    ProtocolError,
+    RemoteError,
+    RequestError,
+    RequestTimeout,
+    RpcError,
+)
 from lamorel_ext.rpc import rendezvous
 from lamorel_ext.rpc.handshake import examine, introduce
 from lamorel_ext.rpc.link import SILENCE_S, Link, Peer
@@ -41,6 +48,26 @@ def seconds_until(call: Callable[[], object], error: type[BaseException], match:
     with pytest.raises(error, match=match):
         call()
     return time.monotonic() - started
+
+
+@pytest.mark.parametrize("clients", [1, 2])
+def test_a_callback_over_sockets_waits_for_nothing(clients: int) -> None:
+    """With several clients an update needs a ticket, which arrives there too."""
+    found: queue.Queue[object] = queue.Queue()
+    with threaded_launch(clients, 2) as launch:
+        caller = launch.callers[0]
+
+        def again(_: object) -> None:
+            for ask in (caller.score, caller.update):
+                try:
+                    found.put(ask(["b"], [ACTIONS]))
+                except RequestError as error:
+                    found.put(error)
+
+        caller.submit_score(ScoreRequest(("a",), (ACTIONS,))).add_done_callback(again)
+        for _ in range(2):
+            assert isinstance(found.get(timeout=10), RequestError)
+        assert len(caller.update(["b"], [ACTIONS], signals=[1.0])) == 2
 
 
 def test_scores_heads_texts_and_updates_travel() -> None:

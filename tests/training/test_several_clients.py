@@ -22,11 +22,12 @@ from lamorel_ext.errors import (
     LamorelExtError,
     LevelError,
     RemoteError,
+    RpcError,
     UpdateError,
 )
 from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.rpc.clients import Clients, make_thread_clients
+from lamorel_ext.rpc.clients import Clients, ThreadClients, make_thread_clients
 from lamorel_ext.rpc.transport import InProcessTransport
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import MemoryRecorder
@@ -188,6 +189,52 @@ def test_an_environment_that_fails_on_one_client_ends_the_run_on_all(tmp_path: P
         "rl client 1",
         "LevelError",
     )
+
+
+class LeavingEnv(CorridorEnv):
+    """An environment of somebody's own, part of which takes the process for its own."""
+
+    def step(self, actions: np.ndarray) -> Any:
+        raise SystemExit(0)
+
+
+def test_an_exit_in_the_middle_of_a_run_is_a_failure_whatever_its_status(tmp_path: Path) -> None:
+    def factory(config: Config, held_out: bool, copies: range | None = None) -> CorridorEnv:
+        return LeavingEnv(4, 0)
+
+    with pytest.raises(LamorelExtError, match=r"clients.py, line \d+, ended.*SystemExit\(0\)"):
+        train(small_config(), TableLlm(), MemoryRecorder(tmp_path), factory)
+
+
+def test_an_exit_on_one_client_is_told_there_and_ends_the_other(tmp_path: Path) -> None:
+    def factory(config: Config, held_out: bool, copies: range | None = None) -> CorridorEnv:
+        last = copies is not None and copies.start == 2
+        return LeavingEnv(2, 0, 2) if last else make_corridor(config, held_out, copies)
+
+    def client(clients: Clients) -> Any:
+        led = LedRecorder(MemoryRecorder(tmp_path) if clients.rank == 0 else None, clients)
+        try:
+            return train(small_config(), SharedClient(TableLlm(), clients), led, factory, clients)
+        except LamorelExtError:
+            barrier.abort()  # as the end of a process breaks its connections
+            raise
+
+    found: list[Any] = [None, None]
+    barrier, table = threading.Barrier(2, timeout=30.0), [b"", b""]
+
+    def one(rank: int) -> None:
+        try:
+            client(Clients(ThreadClients(rank, table, barrier)))
+        except BaseException as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60.0)
+    assert "SystemExit(0)" in str(found[1]) and isinstance(found[1], LamorelExtError)
+    assert isinstance(found[0], RpcError)
 
 
 def test_an_update_that_fails_ends_the_run_on_all(tmp_path: Path) -> None:
