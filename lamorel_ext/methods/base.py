@@ -96,7 +96,8 @@ class Method:
         """What was learnt is shown from now on, and nothing is tried out."""
 
     def rewards(self, turns: Sequence[Turn]) -> np.ndarray | None:
-        """What the agent learns from in place of the environment's rewards.
+        """What the agent learns from in place of the environment's rewards; a method that
+        overrides this is refused beside agents that learn from none.
 
         Evaluations and the columns of training stay with the environment's.
 

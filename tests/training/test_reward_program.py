@@ -290,6 +290,15 @@ def test_a_program_of_the_configuration_that_is_none_is_named() -> None:
     ]
 
 
+@pytest.mark.parametrize("proposals", ["random", "chosen", "written"])
+def test_programs_of_ones_own_have_no_random_control(proposals: str) -> None:
+    if proposals != "random":
+        search(programs=("seen",), proposals=proposals)
+        return
+    with pytest.raises(ConfigError, match="method.proposals: must not be random where method.prog"):
+        search(programs=("seen",), proposals=proposals)
+
+
 def test_an_agent_without_views_is_refused(tmp_path: Path) -> None:
     config = config_of("reward_program")
     config = dataclasses.replace(config, arm=dataclasses.replace(config.arm, agent="llm_policy"))

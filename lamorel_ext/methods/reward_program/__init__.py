@@ -115,6 +115,11 @@ class RewardProgram(Method):
                 read_program(text)
             except ConfigError as error:
                 problems.append(f"method.programs[{place}]: {error.problems[0]}")
+        if options.programs and options.proposals == "random":
+            problems.append(
+                "method.proposals: must not be random where method.programs names what is tried:"
+                " it would be no control"
+            )
         if problems:
             raise ConfigError(problems)
         self._args, self._agent = options, agent
