@@ -193,7 +193,7 @@ class Caller:
                 "_current_batch_ids": _places(llm, part, own),
                 **kwargs,
             }
-            requests[server] = CallRequest("update", values if len(part) else {})
+            requests[server] = CallRequest("update", values)
         answers = self._caller.call(requests, together=True)
         return [answer["result"] for answer in answers if "result" in answer]
 

@@ -25,7 +25,7 @@ from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.lamorel.sharing import SharedOutputs, can_share
 from lamorel_ext.llm.answers import TextEncoder, merge
 from lamorel_ext.llm.generation import takes_left_padding
-from lamorel_ext.llm.module_functions import BaseModuleFunction
+from lamorel_ext.llm.module_functions import LogScores, first_states
 from lamorel_ext.llm.scoring.engines import callable_of, is_as_made, make_engine, unwrap
 from lamorel_ext.llm.scoring.plain import rope_limit
 from lamorel_ext.llm.scoring.scorer import Scorer
@@ -44,31 +44,6 @@ class _Options:
     forced_context_len: int | None = None
     forced_sequence_len: int | None = None
     add_eos_on_candidates: bool | None = None
-
-
-class LogScores(BaseModuleFunction):
-    """The sum of a candidate's token log-probabilities in nats, padding left out by its mask."""
-
-    def initialize(self) -> None:
-        """Nothing to build."""
-
-    def forward(
-        self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
-    ) -> Tensor:
-        """``(n,)``."""
-        if "decoder_input_ids" in minibatch:
-            tokens, real = minibatch["decoder_input_ids"], minibatch["decoder_attention_mask"]
-        else:
-            tokens = minibatch["input_ids"]
-            real = minibatch["attention_mask"][:, -tokens.shape[1] :].clone()
-            first = minibatch["attention_mask"].shape[1] - tokens.shape[1]
-            for row, context in enumerate(tokenized_contexts):
-                # Where the context is in the pass, its tokens and the one that ends it are no
-                # candidate's.
-                real[row, : len(context["input_ids"]) + 1 - first] = 0
-        logits, tokens = forward_outputs["logits"][:, :-1], tokens[:, 1:]
-        chosen = torch.gather(logits.float().log_softmax(-1), 2, tokens[:, :, None]).squeeze(-1)
-        return torch.where(real[:, 1:].bool(), chosen, 0.0).sum(-1).cpu()
 
 
 class LamorelModel(nn.Module):
@@ -285,8 +260,11 @@ class LamorelModel(nn.Module):
                 more["current_minibatch_ids"] = list(range(start, stop))
             for key, function in functions.items():
                 extra = {} if key == SCORE_KEY else more
+                seen: tuple[Any, Any] = found, minibatch
+                if getattr(function, "needs", "full") == "state":  # one of ours
+                    seen = first_states(found, minibatch, own), {}
                 columns[key].append(
-                    function(found, minibatch=minibatch, tokenized_contexts=own, **extra)
+                    function(seen[0], minibatch=seen[1], tokenized_contexts=own, **extra)
                 )
         return {key: _joined(key, parts, len(outputs)) for key, parts in columns.items()}
 

@@ -12,9 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lamorel_ext import BaseModuleFunction
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import RequestError
-from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, LogScores, initialised
+from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.llm.loading import load_model
+from lamorel_ext.llm.module_functions import LogScores
 
 SETTINGS = LlmSettings("", "0.2", LlmArgs(minibatch_size=3), range(1))
 CONTEXTS = ["You see a red ball", "go", "You see a green ball 2 steps left"]
