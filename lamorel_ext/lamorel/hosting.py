@@ -156,6 +156,11 @@ def make_host(
     shared = _attributes(settings, wrapper, rank)
     wrapper = initialised(wrapper, custom_module_functions, settings, shared)
     if custom_model_initializer is not None:
+        if not callable(getattr(custom_model_initializer, "initialize_model", None)):
+            raise TypeError(
+                f"custom_model_initializer is a {type(custom_model_initializer).__name__}, not a"
+                " BaseModelInitializer"
+            )
         give(custom_model_initializer, shared)
         wrapper = custom_model_initializer.initialize_model(wrapper)
         if not isinstance(wrapper, LamorelModel):

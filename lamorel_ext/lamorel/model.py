@@ -138,9 +138,9 @@ class LamorelModel(nn.Module):
             layout["pad_contexts"] = self._settings.version == "0.2"
         options = _Options(self._minibatch_size(minibatch_size), **layout)
         texts = _candidates(candidates, len(contexts))
+        self._activate(peft_adapter)
         if not contexts:
             return []
-        self._activate(peft_adapter)
         with nullcontext() if require_grad else torch.no_grad():
             if keys == [SCORE_KEY] and not require_grad and self._plain_scores(contexts, options):
                 columns: dict[str, Any] = {SCORE_KEY: self._scores(contexts, texts, options)}
@@ -165,9 +165,10 @@ class LamorelModel(nn.Module):
 
     def _minibatch_size(self, asked: int | None) -> int:
         size = self._settings.args.minibatch_size if asked is None else asked
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+        if not whole or size < 1:
             raise RequestError(f"minibatch_size is {size!r}, expected an integer of at least 1")
-        return size
+        return int(size)
 
     def _activate(self, adapter: str | None) -> None:
         if adapter is None:
@@ -212,6 +213,8 @@ class LamorelModel(nn.Module):
 
     def _with_end(self, texts: Sequence[str], options: _Options) -> list[str]:
         end = self._LLM_tokenizer.eos_token if options.add_eos_on_candidates else ""
+        if end is None:
+            raise RequestError("add_eos_on_candidates: the tokenizer has no end token")
         return [text + end for text in texts]
 
     def _passes(
