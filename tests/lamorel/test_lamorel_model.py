@@ -203,6 +203,18 @@ def test_log_probabilities_are_those_after_the_temperature_and_the_models_own_be
     )
 
 
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_log_probabilities_of_beams_are_those_of_the_beam_that_was_kept(
+    parts: Any, sequences: int
+) -> None:
+    rows = make(parts).generate(
+        CONTEXTS, return_logprobs=True, max_new_tokens=4, num_beams=3, length_penalty=0.0,
+        num_return_sequences=sequences,
+    )  # fmt: skip
+    for row in (row for own in rows for row in own):
+        assert row["beam_score"] == pytest.approx(float(row["text_logprob"]), abs=1e-4)
+
+
 def test_an_argument_that_transformers_does_not_have_is_named(parts: Any) -> None:
     with pytest.raises(RequestError, match="no_such_argument"):
         make(parts).generate(["go"], no_such_argument=1)
