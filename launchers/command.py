@@ -15,6 +15,9 @@ MODULES = {task: f"lamorel_ext {task}" for task in ("train", "compare", "evaluat
 LATE_S = 60
 """Seconds by which a machine may come later than the others, where ``peer_timeout`` is less."""
 
+RENDEZVOUS = "--rdzv_endpoint"
+"""Option of torch's launcher, for launches of one process each that meet there."""
+
 
 @dataclass(frozen=True)
 class Command:

@@ -14,7 +14,7 @@ from lamorel_ext.processes import stopping
 from lamorel_ext.processes.identity import how_it_ended, this_process
 from lamorel_ext.processes.ranks import LAUNCH_VARIABLES
 from lamorel_ext.processes.secret import VARIABLE, new_secret
-from launchers.command import Command
+from launchers.command import RENDEZVOUS, Command
 
 
 def run_here(command: Command) -> int:
@@ -71,8 +71,7 @@ def child_environment(command: Command) -> dict[str, str]:
     """
     inherited = {name: value for name, value in os.environ.items() if name not in LAUNCH_VARIABLES}
     secret = inherited.get(VARIABLE) or new_secret()
-    several = (
-        "--machine_rank" in command.argv
-    )  # their secret must be a common one, which the ranks ask for
+    # Of several launches, whose secret must be a common one, which the ranks ask for.
+    several = "--machine_rank" in command.argv or RENDEZVOUS in command.argv
     own = {stopping.PARENTS: this_process().text, **({} if several else {VARIABLE: secret})}
     return {**inherited, **own, **command.environment}

@@ -24,12 +24,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
-from lamorel_ext.config import Config
+from lamorel_ext.config import Config, DistributedSetupArgs
 from lamorel_ext.config.overrides import quote
 from lamorel_ext.errors import ConfigError, LamorelExtError
 from lamorel_ext.lamorel.alias import ROOT, environment
-from lamorel_ext.lamorel.settings import Settings, read_settings
-from launchers.command import Command, accelerate_arguments, rank_environment
+from lamorel_ext.lamorel.settings import Multinode, Settings, read_settings
+from lamorel_ext.rpc.topology import world_size
+from launchers.command import RENDEZVOUS, Command, accelerate_arguments, rank_environment
 from launchers.local import run_here
 
 DEFAULT_PORT = 12345
@@ -112,7 +113,7 @@ def main(task: str, argv: Sequence[str]) -> int:
 
 
 def script_command(folder: Path, name: str, overrides: Sequence[str]) -> Command:
-    """The ``accelerate launch`` line of a script.
+    """The ``accelerate launch`` line of a script; torch's launcher with 0.3's ``multinode``.
 
     Args:
         folder: Of the configuration.
@@ -132,9 +133,20 @@ def script_command(folder: Path, name: str, overrides: Sequence[str]) -> Command
     own = [*overrides, "hydra.run.dir=.", "--config-path", str(folder), "--config-name", name]
     gpus = any(llm.args.parallelism.use_gpu or any(llm.devices) for llm in settings.llms)
     surroundings = {} if gpus else rank_environment(config)
-    return Command(
-        ("accelerate", "launch", *accelerate_arguments(config), str(script), *own), surroundings
-    )
+    launcher = ("accelerate", "launch", *accelerate_arguments(config))
+    if settings.multinode is not None:
+        launcher = _one_of_many(settings.args.distributed_setup_args, settings.multinode)
+    return Command((*launcher, str(script), *own), surroundings)
+
+
+def _one_of_many(setup: DistributedSetupArgs, meeting: Multinode) -> tuple[str, ...]:
+    """0.3's ``multinode``: as many launches as processes, each of one, that meet at an address."""
+    return (
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", str(world_size(setup)),
+        "--nproc_per_node", "1", "--rdzv_backend", "c10d", RENDEZVOUS,
+        f"{meeting.main_process_ip}:{meeting.main_process_port}",
+        "--rdzv_id", str(meeting.experiment_id),
+    )  # fmt: skip
 
 
 def _compose(folder: Path, name: str, overrides: Sequence[str]) -> Any:

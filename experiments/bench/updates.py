@@ -28,9 +28,10 @@ from experiments.bench.workloads import (
     rollout_calls,
     same_candidates,
 )
-from lamorel_ext.lamorel.model import LamorelModel, LogScores
+from lamorel_ext.lamorel.model import LamorelModel
 from lamorel_ext.lamorel.optimisers import fused_adam
 from lamorel_ext.lamorel.settings import LlmSettings
+from lamorel_ext.llm.module_functions import LogScores
 from lamorel_ext.llm.updaters import PPOUpdater
 from lamorel_ext.types import Scalar, UpdateRequest
 

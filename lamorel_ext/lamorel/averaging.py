@@ -9,7 +9,8 @@ afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -29,15 +30,19 @@ class AveragedModule(nn.Module):
 
     Args:
         module: The model.
+
+    Attributes:
+        group: The servers, once ``begin`` was called.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self._group: ServerGroup = SingleServer()
+        self.group: ServerGroup = SingleServer()
         self._hooked: dict[int, nn.Parameter] = {}
         self._queued = False
         self._updating = False
+        self._alone = self._next_alone = False
         self._passes = 0
         self._all_passes = 0
         self._uneven = False
@@ -45,11 +50,23 @@ class AveragedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model gives."""
         self._hook()
+        self._alone = self._next_alone
         return self.module(*args, **kwargs)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """As in DistributedDataParallel: the backward passes of what the model gives meanwhile are
+        not averaged. Gradients add up until one that is.
+        """
+        before, self._next_alone = self._next_alone, True
+        try:
+            yield
+        finally:
+            self._next_alone = before
 
     def begin(self, group: ServerGroup) -> None:
         """Take the group, and the first server's weights. Every server must call it, once."""
-        self._group = group
+        self.group = group
         self._copy_from(0)
 
     def update(self, work: Callable[[], T] | None) -> T | None:
@@ -62,7 +79,7 @@ class AveragedModule(nn.Module):
             What ``work`` gives.
         """
         self._hook()
-        self._passes, self._updating = 0, True
+        self._passes, self._updating, self._alone = 0, True, False
         try:
             with fused_adam():
                 result = work() if work is not None else None
@@ -82,7 +99,7 @@ class AveragedModule(nn.Module):
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     def _on_gradient(self, parameter: Tensor) -> None:
-        if self._updating and not self._queued and self._several:
+        if self._updating and not self._queued and not self._alone and self._several:
             self._queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self._on_backward_done)
 
@@ -93,7 +110,7 @@ class AveragedModule(nn.Module):
 
     @property
     def _several(self) -> bool:
-        return self._group.size > 1
+        return self.group.size > 1
 
     def _average(self, active: bool) -> bool:
         """Average once, if any server is at it; gives whether one was."""
@@ -103,21 +120,21 @@ class AveragedModule(nn.Module):
         word = torch.tensor([float(active), float(len(parameters))], dtype=torch.float64)
         if not active:
             word[1] = 0
-        self._group.all_reduce_sum(word)
+        self.group.all_reduce_sum(word)
         count = int(word[0])
         if not count:
             return False
         # Parameters that no server has a gradient for stay without one: an optimiser passes them
         # over.
         has = torch.tensor([float(active and p.grad is not None) for p in parameters])
-        self._group.all_reduce_sum(has)
+        self.group.all_reduce_sum(has)
         wanted = [p for p, number in zip(parameters, has.tolist(), strict=True) if number]
         if not wanted:
             return True
         gradients = [
             p.grad if active and p.grad is not None else torch.zeros_like(p) for p in wanted
         ]
-        sums = sum_over_servers(gradients, self._group, sum_dtype(gradients))
+        sums = sum_over_servers(gradients, self.group, sum_dtype(gradients))
         if active:
             for parameter, summed in zip(wanted, sums, strict=True):
                 mean = (summed / count).to(parameter.device, parameter.dtype)
@@ -138,10 +155,10 @@ class AveragedModule(nn.Module):
         """
         if not self._several:
             return
-        counts = torch.zeros(2, self._group.size, dtype=torch.float64)
+        counts = torch.zeros(2, self.group.size, dtype=torch.float64)
         self._all_passes += self._passes
-        counts[0, self._group.rank], counts[1, self._group.rank] = self._passes, self._all_passes
-        self._group.all_reduce_sum(counts)
+        counts[0, self.group.rank], counts[1, self.group.rank] = self._passes, self._all_passes
+        self.group.all_reduce_sum(counts)
         now, ever = counts.tolist()
         self._uneven = self._uneven or len(set(now)) > 1
         if self._uneven:
@@ -154,9 +171,9 @@ class AveragedModule(nn.Module):
         with torch.no_grad():
             for dtype in dict.fromkeys(p.dtype for p in held):
                 same = [p for p in held if p.dtype == dtype]
-                mine = self._group.rank == leader
+                mine = self.group.rank == leader
                 sums = sum_over_servers(
-                    [p if mine else torch.zeros_like(p) for p in same], self._group, dtype
+                    [p if mine else torch.zeros_like(p) for p in same], self.group, dtype
                 )
                 for parameter, value in zip(same, sums, strict=True):
                     parameter.copy_(value)

@@ -51,6 +51,12 @@ class Caller:
         from lamorel_ext.rpc.distributed import launched_role, server_subgroups
 
         self._settings = read_settings(config)
+        custom = {
+            "custom_updater": custom_updater,
+            "custom_module_functions": custom_module_functions,
+            "custom_model_initializer": custom_model_initializer,
+        }
+        _check_names(self._settings, custom)
         args = self._settings.args
         logger.setLevel(getattr(logging, args.log_level.upper()))
         role = launched_role(args)
@@ -69,13 +75,12 @@ class Caller:
             which = next(
                 i for i, llm in enumerate(self._settings.llms) if role.index in llm.servers
             )
-            custom = (custom_updater, custom_module_functions, custom_model_initializer)
             _serve(
                 self._settings,
                 self._settings.llms[which],
                 groups[which],
                 role.index,
-                *self._own(which, custom),
+                *self._own(which, tuple(custom.values())),
             )
             sys.exit(0)
         if role.index == 0:
@@ -114,6 +119,13 @@ class Caller:
         module_function_keys: Sequence[str],
         contexts: Sequence[Any],
         candidates: Sequence[Sequence[str]] | None = None,
+        pad_contexts: bool = True,
+        forced_context_len: int | None = None,
+        forced_sequence_len: int | None = None,
+        add_eos_on_candidates: bool = False,
+        require_grad: bool = False,
+        minibatch_size: int | None = None,
+        peft_adapter: str | None = None,
         llm_to_call: str | None = None,
         **kwargs: Any,
     ) -> list[dict[str, Any]]:
@@ -123,18 +135,31 @@ class Caller:
             module_function_keys: Their names.
             contexts: ``n`` texts (or lists of tokens).
             candidates: ``n`` lists; None means ``[""]`` for each.
+            pad_contexts: Of a causal model: whether contexts are padded to one length.
+            forced_context_len: Tokens to pad contexts to.
+            forced_sequence_len: Tokens to pad contexts with their candidates to.
+            add_eos_on_candidates: Whether the end token follows each candidate.
+            require_grad: Whether gradients flow on the server; what comes back has none.
+            minibatch_size: Rows of a pass; None takes the configured number.
+            peft_adapter: Adapter to activate before, on all servers of the LLM.
             llm_to_call: Which LLM, where there are several.
-            **kwargs: ``minibatch_size``, ``require_grad``, ``peft_adapter``; 0.3's
-                ``pad_contexts``, ``forced_context_len``, ``forced_sequence_len`` and
-                ``add_eos_on_candidates``; everything else reaches the module functions.
+            **kwargs: Reach the module functions.
 
         Returns:
             For each context a dictionary, with a row per candidate of each function.
         """
         llm = self._llm(llm_to_call)
-        if llm.version == "0.3":
-            kwargs.setdefault("pad_contexts", True)
-        shared = {"module_function_keys": list(module_function_keys), **kwargs}
+        shared = {
+            "module_function_keys": list(module_function_keys),
+            "pad_contexts": pad_contexts,
+            "forced_context_len": forced_context_len,
+            "forced_sequence_len": forced_sequence_len,
+            "add_eos_on_candidates": add_eos_on_candidates,
+            "require_grad": require_grad,
+            "minibatch_size": minibatch_size,
+            "peft_adapter": peft_adapter,
+            **kwargs,
+        }
         batch = {"contexts": _listed(contexts, "contexts")}
         if candidates is not None and len(candidates):
             batch["candidates"] = _listed(candidates, "candidates", like=batch["contexts"])
@@ -144,17 +169,14 @@ class Caller:
         self,
         contexts: Sequence[str],
         return_logprobs: bool = False,
+        peft_adapter: str | None = None,
         llm_to_call: str | None = None,
         **kwargs: Any,
     ) -> list[list[dict[str, Any]]]:
         """Continue each context; see ``generation.generate`` for arguments and results."""
         batch = {"contexts": _listed(contexts, "contexts")}
-        return self._rows(
-            self._llm(llm_to_call),
-            "generate",
-            batch,
-            {"return_logprobs": return_logprobs, **kwargs},
-        )
+        shared = {"return_logprobs": return_logprobs, "peft_adapter": peft_adapter, **kwargs}
+        return self._rows(self._llm(llm_to_call), "generate", batch, shared)
 
     def update(
         self,
@@ -193,7 +215,7 @@ class Caller:
                 "_current_batch_ids": _places(llm, part, own),
                 **kwargs,
             }
-            requests[server] = CallRequest("update", values if len(part) else {})
+            requests[server] = CallRequest("update", values)
         answers = self._caller.call(requests, together=True)
         return [answer["result"] for answer in answers if "result" in answer]
 
@@ -214,7 +236,7 @@ class Caller:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _own(self, which: int, custom: tuple[Any, Any, Any]) -> tuple[Any, Mapping[str, Any], Any]:
+    def _own(self, which: int, custom: tuple[Any, ...]) -> tuple[Any, Mapping[str, Any], Any]:
         """Updater, module functions and initialiser of one LLM."""
         if self._settings.version == "0.3":
             name = self._settings.llms[which].name
@@ -243,15 +265,38 @@ class Caller:
         shared: Mapping[str, Any],
     ) -> list[Any]:
         """The rows of all contexts, each server having answered for a part of them."""
+        if not batch["contexts"]:
+            raise RequestError("contexts is empty, expected at least one")
         requests: dict[int, CallRequest] = {}
+        # An adapter stays active, so that a server without a part of this batch needs it too.
+        everywhere = shared.get("peft_adapter") is not None
         parts = split_evenly(len(batch["contexts"]), len(llm.servers))
         for server, part in zip(llm.servers, parts, strict=True):
-            if len(part):
+            if len(part) or everywhere:
                 own = {name: values[part.start : part.stop] for name, values in batch.items()}
                 requests[server] = CallRequest(method, {**shared, **own})
-        if not requests:
-            raise RequestError("contexts is empty, expected at least one")
         return [row for answer in self._caller.call(requests) for row in answer["rows"]]
+
+
+def _check_names(settings: Settings, custom: Mapping[str, Any]) -> None:
+    """In 0.3 what is given is given by LLM."""
+    if settings.version == "0.2":
+        return
+    names = [llm.name for llm in settings.llms]
+    problems = []
+    for key, given in custom.items():
+        if given is not None and not isinstance(given, Mapping):
+            problems.append(
+                f"{key} is a {type(given).__name__}, expected a dictionary by name of the LLM"
+            )
+            continue
+        problems += [
+            f"{key}: there is no LLM {name!r} in llm_configs, which has {', '.join(names)}"
+            for name in given or {}
+            if name not in names
+        ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _places(llm: LlmSettings, part: range, candidates: Sequence[Sequence[Any]] | None) -> Any:

@@ -17,8 +17,10 @@ from lamorel_ext.errors import ModelLoadError, RequestError
 from lamorel_ext.lamorel.averaging import AveragedModule
 from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, give, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
+from lamorel_ext.lamorel.upstream import for_lamorel
 from lamorel_ext.llm.loading import load_model
 from lamorel_ext.llm.lora import with_adapters
+from lamorel_ext.llm.updaters.candidates import CandidateUpdater
 from lamorel_ext.types import ServerGroup
 
 
@@ -58,11 +60,16 @@ class LamorelHost:
     def _update(self, values: Mapping[str, Any], group: ServerGroup) -> dict[str, Any]:
         if self._updater is None:
             raise RequestError("update was called, but Caller was given no custom_updater")
-        if not values:  # fewer contexts than servers: this one has no part of the batch
-            self.module.update(None)
-            return {}
-        result = self.module.update(lambda: self._updater.perform_update(**values))
-        return {"result": _detached(result)}
+        mine = len(values["contexts"]) > 0  # else there are fewer contexts than servers
+
+        def work() -> Any:
+            return self._updater.perform_update(**values)
+
+        if getattr(self._updater, "averages_itself", False):
+            result = work()
+        else:
+            result = self.module.update(work if mine else None)
+        return {"result": _detached(result)} if mine else {}
 
     # --- what a server asks of other hosts --------------------------------------------------------
 
@@ -149,6 +156,11 @@ def make_host(
     shared = _attributes(settings, wrapper, rank)
     wrapper = initialised(wrapper, custom_module_functions, settings, shared)
     if custom_model_initializer is not None:
+        if not callable(getattr(custom_model_initializer, "initialize_model", None)):
+            raise TypeError(
+                f"custom_model_initializer is a {type(custom_model_initializer).__name__}, not a"
+                " BaseModelInitializer"
+            )
         give(custom_model_initializer, shared)
         wrapper = custom_model_initializer.initialize_model(wrapper)
         if not isinstance(wrapper, LamorelModel):
@@ -157,6 +169,8 @@ def make_host(
                 " given"
             )
     if custom_updater is not None:
+        if isinstance(custom_updater, CandidateUpdater):  # one of ours, by itself
+            custom_updater = for_lamorel(custom_updater)
         if not callable(getattr(custom_updater, "perform_update", None)):
             raise TypeError(
                 f"custom_updater is a {type(custom_updater).__name__}, not a BaseUpdater"

@@ -25,7 +25,7 @@ from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.lamorel.sharing import SharedOutputs, can_share
 from lamorel_ext.llm.answers import TextEncoder, merge
 from lamorel_ext.llm.generation import takes_left_padding
-from lamorel_ext.llm.module_functions import BaseModuleFunction
+from lamorel_ext.llm.module_functions import LogScores, first_states
 from lamorel_ext.llm.scoring.engines import callable_of, is_as_made, make_engine, unwrap
 from lamorel_ext.llm.scoring.plain import rope_limit
 from lamorel_ext.llm.scoring.scorer import Scorer
@@ -44,31 +44,6 @@ class _Options:
     forced_context_len: int | None = None
     forced_sequence_len: int | None = None
     add_eos_on_candidates: bool | None = None
-
-
-class LogScores(BaseModuleFunction):
-    """The sum of a candidate's token log-probabilities in nats, padding left out by its mask."""
-
-    def initialize(self) -> None:
-        """Nothing to build."""
-
-    def forward(
-        self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
-    ) -> Tensor:
-        """``(n,)``."""
-        if "decoder_input_ids" in minibatch:
-            tokens, real = minibatch["decoder_input_ids"], minibatch["decoder_attention_mask"]
-        else:
-            tokens = minibatch["input_ids"]
-            real = minibatch["attention_mask"][:, -tokens.shape[1] :].clone()
-            first = minibatch["attention_mask"].shape[1] - tokens.shape[1]
-            for row, context in enumerate(tokenized_contexts):
-                # Where the context is in the pass, its tokens and the one that ends it are no
-                # candidate's.
-                real[row, : len(context["input_ids"]) + 1 - first] = 0
-        logits, tokens = forward_outputs["logits"][:, :-1], tokens[:, 1:]
-        chosen = torch.gather(logits.float().log_softmax(-1), 2, tokens[:, :, None]).squeeze(-1)
-        return torch.where(real[:, 1:].bool(), chosen, 0.0).sum(-1).cpu()
 
 
 class LamorelModel(nn.Module):
@@ -163,9 +138,9 @@ class LamorelModel(nn.Module):
             layout["pad_contexts"] = self._settings.version == "0.2"
         options = _Options(self._minibatch_size(minibatch_size), **layout)
         texts = _candidates(candidates, len(contexts))
+        self._activate(peft_adapter)
         if not contexts:
             return []
-        self._activate(peft_adapter)
         with nullcontext() if require_grad else torch.no_grad():
             if keys == [SCORE_KEY] and not require_grad and self._plain_scores(contexts, options):
                 columns: dict[str, Any] = {SCORE_KEY: self._scores(contexts, texts, options)}
@@ -190,9 +165,10 @@ class LamorelModel(nn.Module):
 
     def _minibatch_size(self, asked: int | None) -> int:
         size = self._settings.args.minibatch_size if asked is None else asked
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+        if not whole or size < 1:
             raise RequestError(f"minibatch_size is {size!r}, expected an integer of at least 1")
-        return size
+        return int(size)
 
     def _activate(self, adapter: str | None) -> None:
         if adapter is None:
@@ -237,6 +213,8 @@ class LamorelModel(nn.Module):
 
     def _with_end(self, texts: Sequence[str], options: _Options) -> list[str]:
         end = self._LLM_tokenizer.eos_token if options.add_eos_on_candidates else ""
+        if end is None:
+            raise RequestError("add_eos_on_candidates: the tokenizer has no end token")
         return [text + end for text in texts]
 
     def _passes(
@@ -285,8 +263,11 @@ class LamorelModel(nn.Module):
                 more["current_minibatch_ids"] = list(range(start, stop))
             for key, function in functions.items():
                 extra = {} if key == SCORE_KEY else more
+                seen: tuple[Any, Any] = found, minibatch
+                if getattr(function, "needs", "full") == "state":  # one of ours
+                    seen = first_states(found, minibatch, own), {}
                 columns[key].append(
-                    function(found, minibatch=minibatch, tokenized_contexts=own, **extra)
+                    function(seen[0], minibatch=seen[1], tokenized_contexts=own, **extra)
                 )
         return {key: _joined(key, parts, len(outputs)) for key, parts in columns.items()}
 

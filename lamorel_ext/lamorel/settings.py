@@ -41,6 +41,25 @@ _SETUP_03 = frozenset(
     }
 )
 _DTYPE_NAMES = {"torch_dtype": "dtype", "dtype": "dtype"}
+_HOW_IT_IS_LOADED = frozenset(
+    {
+        "attn_implementation",
+        "cache_dir",
+        "device_map",
+        "force_download",
+        "local_files_only",
+        "low_cpu_mem_usage",
+        "max_memory",
+        "offload_folder",
+        "proxies",
+        "resume_download",
+        "token",
+        "use_auth_token",
+        "use_cache",
+        "use_safetensors",
+    }
+)
+"""Of transformers' ``from_pretrained``: they choose no weights and no arithmetic but rounding."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +87,24 @@ class LlmSettings:
 
 
 @dataclass(frozen=True)
+class Multinode:
+    """0.3's ``multinode_args``: where launches of one process each meet."""
+
+    main_process_ip: str = ""
+    main_process_port: int = 0
+    experiment_id: int | str = 0
+
+
+@dataclass(frozen=True)
 class Settings:
-    """A launch: Lamorel's keys for roles and addresses, and the LLMs."""
+    """A launch: Lamorel's keys for roles and addresses, and the LLMs; with ``multinode`` a launch
+    is one process of it.
+    """
 
     args: LamorelArgs
     llms: tuple[LlmSettings, ...]
     unused: tuple[str, ...] = field(default=())
+    multinode: Multinode | None = None
 
     @property
     def version(self) -> Version:
@@ -99,9 +130,10 @@ def read_settings(config: Any) -> Settings:
     read = _read_03 if new else _read_02
     args, llms = read(plain, config, problems, unused)
     _check(args, llms, problems)
+    multinode = _multinode(plain, problems, unused) if new else None
     if problems:
         raise ConfigError(problems)
-    return Settings(args, llms, tuple(unused))
+    return Settings(args, llms, tuple(unused), multinode)
 
 
 def say_unused(settings: Settings) -> None:
@@ -205,6 +237,23 @@ def _read_03(
     return args, tuple(llms)
 
 
+def _multinode(
+    plain: Mapping[str, Any], problems: list[str], unused: list[str]
+) -> Multinode | None:
+    setup = _section(plain, "distributed_setup_args", [])
+    if not setup.get("multinode"):
+        return None
+    where = "distributed_setup_args.multinode_args"
+    given = _section(setup, "multinode_args", problems)
+    found: Multinode = _take(Multinode, given, where, problems, unused)
+    if not found.main_process_ip or not found.main_process_port:
+        problems.append(
+            f"lamorel_args.{where}: multinode needs main_process_ip and main_process_port, got"
+            f" {given!r:.80}"
+        )
+    return found
+
+
 def _devices(raw: Any, count: int, where: str, problems: list[str]) -> tuple[tuple[int, ...], ...]:
     key = f"{where}.devices_per_process"
     if not isinstance(raw, (list, tuple)) or len(raw) != count:
@@ -242,15 +291,18 @@ def _llm_args(
     for key, value in dict(values.get("constructor_kwargs") or {}).items():
         if key in _DTYPE_NAMES and value is not None:
             values["dtype"] = str(value).removeprefix("torch.")
-        elif key == "trust_remote_code":
+        elif key in ("trust_remote_code", "load_in_4bit"):
             values[key] = value
-        elif key == "load_in_4bit":
-            values[key] = value
-        else:
+        elif key in _HOW_IT_IS_LOADED or value is None:
             unused.append(f"{where}.constructor_kwargs.{key}")
+        else:
+            problems.append(
+                f"{where}.constructor_kwargs.{key}: {value!r:.80} may change what the model says,"
+                " and is not here; there are dtype, load_in_4bit and trust_remote_code"
+            )
     if values.get("handler") not in (None, "hf_llm"):
         problems.append(f"{where}.handler: {values['handler']!r} is not here; hf_llm is")
-    if values.get("seed") is None:
+    if not values.get("seed"):  # Lamorel takes 0 for none, too
         values["seed"] = DEFAULT_SEED
     for key in _NEEDED_LATER - {each.name for each in fields(LlmArgs)}:
         values.pop(key, None)

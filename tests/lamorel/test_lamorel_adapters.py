@@ -9,9 +9,10 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lamorel_ext.config import LlmArgs
-from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, LogScores, initialised
+from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.llm.loading import load_model
+from lamorel_ext.llm.module_functions import LogScores
 
 peft = pytest.importorskip("peft", reason="the extra lora is not installed")
 SETTINGS = LlmSettings("", "0.3", LlmArgs(), range(1))

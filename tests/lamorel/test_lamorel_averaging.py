@@ -99,6 +99,47 @@ def test_the_gradient_is_the_mean_over_servers_also_where_it_is_accumulated() ->
     assert found[0].item() == found[1].item() == pytest.approx(11 * 1.5)
 
 
+def accumulated(inside: bool) -> Callable[[AveragedModule, int, int], None]:
+    """Three passes, of which the last is averaged; before it the sum is each server's own."""
+
+    def update(module: AveragedModule, server: int, number: int) -> None:
+        module.zero_grad()
+        bias = module.module[2].bias  # type: ignore[index]
+        for scale in (1.0, 10.0):
+            with module.no_sync():
+                loss = module(torch.full((1, 3), float(server))).sum() * scale
+                if inside:
+                    loss.backward()
+            if not inside:
+                loss.backward()
+        assert bias.grad.item() == pytest.approx(11.0)
+        assert module._passes == 0
+        module(torch.full((1, 3), float(server))).sum().mul(server + 1).backward()
+        assert bias.grad.item() == pytest.approx(11.0 + 1.5)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter -= 0.01 * parameter.grad  # type: ignore[operator]
+
+    return update
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_no_sync_lets_gradients_add_up_until_a_pass_that_is_averaged(inside: bool) -> None:
+    assert same(run(2, lambda server, number: True, accumulated(inside), updates=3))
+
+
+def test_no_sync_of_one_update_does_not_reach_the_next() -> None:
+    def alone(module: AveragedModule, server: int, number: int) -> None:
+        if number == 0:
+            module.zero_grad()
+            with module.no_sync():
+                module(torch.ones(1, 3)).sum().backward()
+        else:
+            adam(module, server, number)
+
+    assert same(run(2, lambda server, number: True, alone, updates=3))
+
+
 @pytest.mark.parametrize(
     "parts",
     [

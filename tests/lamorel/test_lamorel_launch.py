@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -257,6 +258,29 @@ def test_a_script_of_03_with_two_llms_runs(tmp_path: Path) -> None:
         found["results"][0]["ids"]["candidates"] == [[0], [0, 1]]
         and found["results"][0]["llm"] == "a"
     )
+
+
+def test_launches_of_one_process_each_of_03_meet(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = f"{{main_process_ip: 127.0.0.1, main_process_port: {port}, experiment_id: 3}}"
+    config = CONFIG_03.replace(
+        "    backend: gloo", f"    multinode: true\n    multinode_args: {place}"
+    )
+    options = ["script", "--alias", "main.py", *written(tmp_path, SCRIPT_03, config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["LAMOREL_EXT_TOKEN"] = "a secret that all of them have"
+    launches = [
+        subprocess.Popen(
+            [sys.executable, "-m", "launchers", *options], cwd=tmp_path, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    said = [launch.communicate(timeout=150)[0] for launch in launches]
+    assert not any(launch.returncode for launch in launches), said
+    assert [each["ids"]["contexts"] for each in answer(tmp_path)["results"]] == [[0, 1], [2]]
 
 
 def test_an_updater_that_raises_ends_the_script_with_its_reason(tmp_path: Path) -> None:

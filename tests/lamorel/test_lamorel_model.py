@@ -12,9 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lamorel_ext import BaseModuleFunction
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import RequestError
-from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, LogScores, initialised
+from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.llm.loading import load_model
+from lamorel_ext.llm.module_functions import LogScores
 
 SETTINGS = LlmSettings("", "0.2", LlmArgs(minibatch_size=3), range(1))
 CONTEXTS = ["You see a red ball", "go", "You see a green ball 2 steps left"]
@@ -200,6 +201,18 @@ def test_log_probabilities_are_those_after_the_temperature_and_the_models_own_be
     np.testing.assert_allclose(
         plain["tokens_probability"], np.exp(row["tokens_logprob"]), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_log_probabilities_of_beams_are_those_of_the_beam_that_was_kept(
+    parts: Any, sequences: int
+) -> None:
+    rows = make(parts).generate(
+        CONTEXTS, return_logprobs=True, max_new_tokens=4, num_beams=3, length_penalty=0.0,
+        num_return_sequences=sequences,
+    )  # fmt: skip
+    for row in (row for own in rows for row in own):
+        assert row["beam_score"] == pytest.approx(float(row["text_logprob"]), abs=1e-4)
 
 
 def test_an_argument_that_transformers_does_not_have_is_named(parts: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.lamorel.settings import read_settings
+from lamorel_ext.lamorel.settings import Multinode, read_settings
 
 
 def old(**changes: Any) -> dict[str, Any]:
@@ -96,6 +96,95 @@ def test_a_configuration_of_03_names_its_llms_and_their_devices() -> None:
     assert other.servers == range(2, 3) and other.devices == ((0, 2),) and other.pad_token_id == 7
     assert settings.args.distributed_setup_args.n_llm_processes == 3
     assert main.args.parallelism.synchronize_gpus_after_scoring
+
+
+@pytest.mark.parametrize("seed", [None, 0, "missing"])
+def test_no_seed_is_lamorels(seed: Any) -> None:
+    config = old()
+    if seed != "missing":
+        config["llm_args"]["seed"] = seed
+    assert read_settings(config).llms[0].args.seed == 42
+    config["llm_args"]["seed"] = 5
+    assert read_settings(config).llms[0].args.seed == 5
+
+
+@pytest.mark.parametrize("handler", ["unsloth", "vllm", 3])
+def test_another_handler_is_refused_by_name(handler: Any) -> None:
+    config = new()
+    config["llm_configs"]["other"]["handler"] = handler
+    with pytest.raises(ConfigError, match=f"llm_configs.other.handler: {handler!r} is not here"):
+        read_settings(config)
+    for same in ("hf_llm", None):
+        config["llm_configs"]["other"]["handler"] = same
+        assert read_settings(config).unused == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("revision", "v2"), ("subfolder", "a"), ("load_in_8bit", True), ("max_seq_length", 100)],
+)
+def test_what_would_load_another_model_is_refused(key: str, value: Any) -> None:
+    config = new()
+    config["llm_configs"]["main"]["constructor_kwargs"] = {key: value}
+    with pytest.raises(ConfigError, match=f"main.constructor_kwargs.{key}: .* is not here"):
+        read_settings(config)
+
+
+def test_how_it_is_loaded_is_named_as_not_used() -> None:
+    config = new()
+    config["llm_configs"]["main"]["constructor_kwargs"] = {
+        "attn_implementation": "sdpa", "device_map": "auto", "revision": None, "dtype": "float32",
+    }  # fmt: skip
+    settings = read_settings(config)
+    assert [each.rpartition(".")[2] for each in settings.unused] == [
+        "attn_implementation", "device_map", "revision",
+    ]  # fmt: skip
+    assert settings.llms[0].args.dtype == "float32"
+
+
+@pytest.mark.parametrize("level", ["debug", "INFO", "warning", "critical"])
+def test_levels_of_logging_and_timeouts_are_read(level: str) -> None:
+    assert read_settings(old(log_level=level, gloo_timeout=7)).args.gloo_timeout == 7
+    config = old()
+    del config["gloo_timeout"], config["log_level"]
+    args = read_settings(config).args
+    assert args.gloo_timeout == 1800 and args.log_level == "info"
+
+
+def test_what_is_not_needed_of_03_is_accepted() -> None:
+    config = new()
+    setup = config["distributed_setup_args"]
+    setup.update(backend="nccl", init_timeout=None, timeout=None)
+    setup["llm_processes"]["main"]["ddp_kwargs"] = {"find_unused_parameters": True}
+    config["llm_configs"]["main"]["allow_subgraph_use_whith_gradient"] = True
+    settings = read_settings(config)
+    assert settings.unused == ("llm_processes.main.ddp_kwargs",)
+    assert settings.args.gloo_timeout == 1800
+
+
+def test_launches_of_one_process_each_meet_at_an_address() -> None:
+    config = new()
+    assert read_settings(config).multinode is None
+    setup = config["distributed_setup_args"]
+    setup["multinode"] = True
+    with pytest.raises(ConfigError, match="multinode needs main_process_ip and main_process_port"):
+        read_settings(config)
+    setup["multinode_args"].update(main_process_ip="host", main_process_port=25000)
+    assert read_settings(config).multinode == Multinode("host", 25000, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("main_process_ip", "???"), ("main_process_port", "25000"), ("a", 1)]
+)
+def test_a_meeting_place_that_cannot_be_is_refused(key: str, value: Any) -> None:
+    config = new()
+    place = {"main_process_ip": "host", "main_process_port": 25000, "experiment_id": "x"}
+    config["distributed_setup_args"].update(multinode=True, multinode_args={**place, key: value})
+    if key == "a":
+        assert read_settings(config).unused == ("distributed_setup_args.multinode_args.a",)
+        return
+    with pytest.raises(ConfigError, match=f"multinode_args.{key}"):
+        read_settings(config)
 
 
 @pytest.mark.parametrize("devices", [None, ["cpu"], ["cpu", "gpu"], ["cpu", []], ["cpu", [-1]]])

@@ -11,11 +11,12 @@ import torch
 from lamorel_ext import BaseModuleFunction
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.lamorel import model as lamorel_model
-from lamorel_ext.lamorel.model import LamorelModel, LogScores, initialised
+from lamorel_ext.lamorel.model import LamorelModel, initialised
 from lamorel_ext.lamorel.optimisers import fused_adam
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.lamorel.sharing import SharedOutputs, can_share
 from lamorel_ext.llm.loading import load_model
+from lamorel_ext.llm.module_functions import LogScores
 
 CONTEXTS = [
     "You see a red ball",

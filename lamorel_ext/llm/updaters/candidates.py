@@ -170,16 +170,23 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
     ) -> dict[str, float]:
         """Lamorel's shape of ``update``. See ``BaseUpdater``."""
         indices = torch.as_tensor(_current_batch_ids, dtype=torch.int64)
-        whole = {
-            key: torch.as_tensor(value)
+        given = {
+            key: value if isinstance(value, Scalar) else torch.as_tensor(value)
             for key, value in kwargs.items()
-            if not isinstance(value, Scalar)
         }
-        total = max((len(values) for values in whole.values()), default=len(contexts))
-        options = {key: value for key, value in kwargs.items() if key not in whole}
+        whole = {key: v for key, v in given.items() if isinstance(v, Tensor) and v.dim()}
+        # Of all servers: there may be no data to tell it by.
+        total = torch.tensor(len(contexts))
+        self._group.all_reduce_sum(total)
+        options = {
+            key: value.item() if isinstance(value, Tensor) else value
+            for key, value in given.items()
+            if key not in whole
+        }
         data = {key: values[indices] for key, values in whole.items()}
         lists = tuple(tuple(own) for own in candidates)
-        request = UpdateRequest(self.name, tuple(contexts), lists, indices, total, data, options)
+        prompts, count = tuple(contexts), int(total)
+        request = UpdateRequest(self.name, prompts, lists, indices, count, data, options)
         return self.update(request).stats
 
     def reset(self, seed: int) -> None:
