@@ -15,13 +15,16 @@ import socket
 import sys
 import threading
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lamorel_ext.errors import LamorelExtError
 from lamorel_ext.processes import identity, stopping
 from lamorel_ext.processes.network import is_here, own_addresses, why_nobody_meets_there
 from lamorel_ext.processes.presence import share_a_host, tidy
 from lamorel_ext.processes.secret import private_folder
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 SHUTDOWN_S = 45
 """Seconds that the ranks have after a signal: more than ``stopping.Stop`` gives them."""
@@ -82,7 +85,7 @@ def _launch() -> int:
         )
         return 1
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = first_failure(error)
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         ended = (
             f"ended by {identity.signal_name(status - 128)}"
@@ -102,6 +105,17 @@ def _launch() -> int:
         )
         return 128 + first
     return 0
+
+
+def first_failure(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+    """The rank that failed first, and how.
+
+    Of ranks that ended between two looks of the agent it is one that a signal ended, if any: the
+    others have ended because of it, and PyTorch knows no better order than that of their numbers.
+    """
+    by_signal = [(at, each) for at, each in error.failures.items() if each.exitcode < 0]
+    asked = [(at, each) for at, each in error.failures.items() if each.exitcode > 128]
+    return (*by_signal, *asked, error.get_first_failure())[0]
 
 
 def _hear_signals() -> socket.socket:

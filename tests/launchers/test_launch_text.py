@@ -745,6 +745,27 @@ time.sleep(120)
 """
 
 
+@pytest.mark.parametrize(
+    ("statuses", "rank"),
+    [
+        ({0: 1, 1: 1, 2: -9}, 2),  # killed; the others ended because of it
+        ({0: 1, 1: 143, 2: 1}, 1),
+        ({1: -15, 2: -9}, 1),
+        ({1: 1, 2: 3}, 1),
+        ({2: 1}, 2),
+    ],
+)
+def test_of_ranks_that_ended_together_the_one_that_a_signal_ended_was_the_first(
+    statuses: dict[int, int], rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.elastic.multiprocessing import errors
+
+    monkeypatch.setattr(time, "time", lambda: 1.0)
+    failures = {at: errors.ProcessFailure(at, 7, code, "") for at, code in statuses.items()}
+    found, failure = elastic.first_failure(errors.ChildFailedError("train", failures))
+    assert (found, failure.exitcode) == (rank, statuses[rank])
+
+
 def start_slow_ranks(folder: Path, *launcher: str) -> subprocess.Popen[str]:
     """Three ranks of ``SLOW_TO_END``, started by these arguments of Python; they are all there."""
     (folder / "ranks_of_a_test.py").write_text(SLOW_TO_END)
