@@ -54,7 +54,7 @@ def summary_of(*arms: Sequence[Run]) -> Summary:
 
 
 def sections(summary: Summary) -> dict[str, str]:
-    parts = [*task_sections(summary, NOTHING), *provenance_sections([summary], [])]
+    parts = [*task_sections(summary, NOTHING), *provenance_sections([summary], [], [])]
     return {
         re.findall("<h2>(.*?)</h2>", part)[0]: part.replace("\N{NO-BREAK SPACE}", " ")
         for part in parts

@@ -41,7 +41,7 @@ SAMPLE = {
 
 
 def complete(root: Path, arm: str = "llm_policy", seed: int = 0) -> Path:
-    own = (f"compare.output_dir={root}", "compare.seeds=[0]")
+    own = (f"compare.output_dir={root}", "compare.seeds=[0]", "env.num_envs=1")
     return make_run(make_config(arm, seed, root, ARMS, *own), [0.5, 0.75])
 
 
