@@ -110,12 +110,16 @@ def _launch() -> int:
 def first_failure(error: ChildFailedError) -> tuple[int, ProcessFailure]:
     """The rank that failed first, and how.
 
-    Of ranks that ended between two looks of the agent it is one that a signal ended, if any: the
-    others have ended because of it, and PyTorch knows no better order than that of their numbers.
+    Of ranks that the agent saw ended in one look it is one that was killed or crashed, if any: the
+    others have ended because of it, and PyTorch, which dates them to the second, would take the
+    lowest. SIGTERM is what the agent sends to whoever is left, and SIGKILL long after that.
     """
-    by_signal = [(at, each) for at, each in error.failures.items() if each.exitcode < 0]
-    asked = [(at, each) for at, each in error.failures.items() if each.exitcode > 128]
-    return (*by_signal, *asked, error.get_first_failure())[0]
+    rank, first = error.get_first_failure()
+    for at, each in error.failures.items():
+        together = each.timestamp - first.timestamp <= 1
+        if together and each.exitcode < 0 and each.exitcode != -signal.SIGTERM:
+            return at, each
+    return rank, first
 
 
 def _hear_signals() -> socket.socket:

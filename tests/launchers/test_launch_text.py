@@ -749,19 +749,23 @@ time.sleep(120)
     ("statuses", "rank"),
     [
         ({0: 1, 1: 1, 2: -9}, 2),  # killed; the others ended because of it
-        ({0: 1, 1: 143, 2: 1}, 1),
-        ({1: -15, 2: -9}, 1),
-        ({1: 1, 2: 3}, 1),
+        ({0: 1, 2: -11}, 2),
+        ({1: 129, 2: -15}, 1),  # the agent ended the other one
+        ({0: -15, 1: -15, 2: 1}, 0),  # as PyTorch has it
         ({2: 1}, 2),
     ],
 )
-def test_of_ranks_that_ended_together_the_one_that_a_signal_ended_was_the_first(
-    statuses: dict[int, int], rank: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("later_s", [0, 46])
+def test_of_ranks_that_ended_together_one_that_was_killed_was_the_first(
+    statuses: dict[int, int], rank: int, later_s: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch.distributed.elastic.multiprocessing import errors
 
-    monkeypatch.setattr(time, "time", lambda: 1.0)
+    clock = iter([1.0, *[1.0 + later_s] * 9])
+    monkeypatch.setattr(time, "time", lambda: next(clock))
     failures = {at: errors.ProcessFailure(at, 7, code, "") for at, code in statuses.items()}
+    if later_s:  # whoever is killed by then is killed by the agent
+        rank = next(iter(statuses))
     found, failure = elastic.first_failure(errors.ChildFailedError("train", failures))
     assert (found, failure.exitcode) == (rank, statuses[rank])
 
