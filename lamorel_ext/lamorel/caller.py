@@ -11,10 +11,9 @@ from typing import Any
 
 from lamorel_ext.errors import ConfigError, RequestError
 from lamorel_ext.lamorel.settings import LlmSettings, Settings, logger, read_settings, say_unused
+from lamorel_ext.rpc.lamorel_shape import SCORE_KEY
 from lamorel_ext.rpc.topology import Placement, split_evenly
 from lamorel_ext.types import CallRequest
-
-SCORE_KEY = "__score"
 
 
 def lamorel_init() -> None:

@@ -15,12 +15,13 @@ from transformers import set_seed
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ModelLoadError, RequestError
 from lamorel_ext.lamorel.averaging import AveragedModule
-from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, give, initialised
+from lamorel_ext.lamorel.model import LamorelModel, give, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.lamorel.upstream import for_lamorel
 from lamorel_ext.llm.loading import load_model
 from lamorel_ext.llm.lora import with_adapters
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
+from lamorel_ext.rpc.lamorel_shape import SCORE_KEY
 from lamorel_ext.types import ServerGroup
 
 

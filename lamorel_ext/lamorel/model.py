@@ -29,8 +29,8 @@ from lamorel_ext.llm.module_functions import LogScores, first_states
 from lamorel_ext.llm.scoring.engines import callable_of, is_as_made, make_engine, unwrap
 from lamorel_ext.llm.scoring.plain import rope_limit
 from lamorel_ext.llm.scoring.scorer import Scorer
+from lamorel_ext.rpc.lamorel_shape import SCORE_KEY
 
-SCORE_KEY = "__score"
 Sequences = dict[str, list[int]]
 """Lamorel's tokenised text: ``input_ids`` and ``attention_mask``."""
 

@@ -20,9 +20,8 @@ from lamorel_ext.llm.initializers import BaseModelInitializer
 from lamorel_ext.llm.module_functions import BaseModuleFunction, first_states
 from lamorel_ext.llm.updaters.base import BaseUpdater
 from lamorel_ext.rpc.groups import LockstepGroup
+from lamorel_ext.rpc.lamorel_shape import SCORE_KEY
 from lamorel_ext.types import ScoreResult
-
-SCORE_KEY = "__score"
 
 
 def for_lamorel(part: Any, scores: str = SCORE_KEY) -> Any:

@@ -12,10 +12,11 @@ import torch
 from lamorel_ext import BaseModuleFunction
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import RequestError
-from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, initialised
+from lamorel_ext.lamorel.model import LamorelModel, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.llm.module_functions import BaseModuleFunction as Function
 from lamorel_ext.llm.module_functions import LogScores
+from lamorel_ext.rpc.lamorel_shape import SCORE_KEY
 from tests.llm.test_changed_models import LEARNT, with_prompt
 from tests.llm.tiny_models import (
     UNPADDABLE,
