@@ -123,9 +123,9 @@ def one_process(task: str, arguments: Sequence[str], python: str = "python") -> 
 
 def rank_environment(config: Config) -> dict[str, str]:
     """Variables that every rank needs."""
-    return (
-        {} if config.lamorel_args.llm_args.parallelism.use_gpu else {"ACCELERATE_USE_CPU": "true"}
-    )
+    args = config.lamorel_args
+    gpus = args.llm_args.parallelism.use_gpu or args.distributed_setup_args.client_devices
+    return {} if gpus else {"ACCELERATE_USE_CPU": "true"}
 
 
 def threads_per_process(config: Config) -> int:

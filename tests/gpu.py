@@ -9,13 +9,17 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from lamorel_ext.config import LlmArgs, ParallelismArgs
+from lamorel_ext.agents.actors import FixedAgent, UniformActor
+from lamorel_ext.agents.making import AgentSetting, make_agent
+from lamorel_ext.config import LlmArgs, ParallelismArgs, load_config
 from lamorel_ext.llm.host import ModelHost
 from lamorel_ext.llm.loading import load_host
 from lamorel_ext.llm.module_functions import ValueHead
+from lamorel_ext.llm.serving import Hosted, in_process
 from lamorel_ext.llm.updaters import make_updaters
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.rpc.groups import make_thread_groups
@@ -92,6 +96,24 @@ def one_model(gpus: int) -> bool:
     return True
 
 
+class OnGpu(FixedAgent):
+    """An agent of one's own with weights on its client's GPU."""
+
+    def __init__(self, setting: AgentSetting) -> None:
+        super().__init__(UniformActor())
+        self.weights = torch.ones(3, device=setting.device)
+
+
+def own_agent_on_a_gpu() -> bool:
+    """Whether an agent of one's own has its client's GPU."""
+    plain = load_config(["arm.teacher=none", "feedback.signal=none", "agent._target_=tests.gpu.OnGpu",
+                         "lamorel_args.distributed_setup_args.client_devices=[0]"])  # fmt: skip
+    hosted = Hosted(make(0), make_updaters())
+    with in_process([hosted]) as caller:
+        agent: Any = make_agent(plain, caller)
+    return bool(agent.weights.device == torch.device("cuda", 0) and agent.weights.sum() == 3)
+
+
 CHECKS: dict[str, tuple[int, Callable[[], bool]]] = {
     "float32 scores and a step on a GPU": (1, lambda: apart(1) < FLOAT32),
     "bfloat16 scores and a step on a GPU": (1, lambda: apart(1, "bfloat16") < BFLOAT16),
@@ -99,6 +121,7 @@ CHECKS: dict[str, tuple[int, Callable[[], bool]]] = {
     "layers over two GPUs, float32": (2, lambda: apart(2) < FLOAT32),
     "fsdp on one GPU": (1, lambda: one_model(1)),
     "one model over two GPUs (fsdp)": (2, lambda: one_model(2)),
+    "an agent of one's own on its client's GPU": (1, own_agent_on_a_gpu),
     "layers over two GPUs, bfloat16": (2, lambda: apart(2, "bfloat16") < BFLOAT16),
 }
 """GPUs that each needs, and what it checks."""

@@ -532,6 +532,7 @@ def test_impossible_numbers_are_named_with_all_other_mistakes() -> None:
         "lamorel_args.llm_args.num_threads=4",
         "lamorel_args.llm_args.dtype=bfloat16",
         "lamorel_args.llm_args.parallelism.use_gpu=true",
+        "lamorel_args.distributed_setup_args.client_devices=[0]",
     ],
 )
 def test_a_portable_run_refuses_what_goes_by_the_machine(override: str) -> None:

@@ -84,6 +84,10 @@ def test_a_configuration_without_plugs_has_no_keys_of_theirs() -> None:
         ("heads.mine.width=3", "heads.mine: expected"),
         ("env.size=5", "env.size: unknown key"),
         ("arm.agent=own", "agent._target_: must name the agent"),
+        (
+            "lamorel_args.distributed_setup_args.client_devices=[0]",
+            "client_devices: only an agent of one's own (agent._target_) computes on a GPU",
+        ),
     ],
 )
 def test_what_names_nothing_is_refused(override: str, words: str) -> None:

@@ -145,9 +145,11 @@ def _add(found: dict[str, Plug], group: str, name: str, plug: Plug) -> None:
 
 def alone(args: LamorelArgs) -> Placement:
     """Where a server lives that shares the client's process."""
-    parallelism = args.llm_args.parallelism
-    gpus = range(parallelism.model_parallelism_size if parallelism.use_gpu else 0)
-    return Placement(0, Role("llm server", 0), 0, 0, tuple(gpus))
+    setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
+    taken, size = setup.client_devices, parallelism.model_parallelism_size
+    free = [gpu for gpu in range(size + len(taken)) if gpu not in taken][:size]
+    gpus = setup.devices_per_process[0] if setup.devices_per_process else tuple(free)
+    return Placement(0, Role("llm server", 0), 0, 0, gpus if parallelism.use_gpu else ())
 
 
 def use_threads(num_threads: int) -> None:

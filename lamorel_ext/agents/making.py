@@ -24,6 +24,7 @@ from lamorel_ext.config import Config, StudentArgs
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import BABYAI, Actor, Rollout
 from lamorel_ext.randomness import make_rng
+from lamorel_ext.rpc.topology import CLIENT_DEVICES
 from lamorel_ext.types import LlmClient, TaskSpec
 
 
@@ -58,27 +59,34 @@ class AgentSetting:
         llm: The servers.
         seed: For its initial weights.
         task: What the environment asks of it.
+        device: Where its weights belong, as ``torch.device`` reads it: this client's of
+            ``lamorel_args.distributed_setup_args.client_devices``, ``cpu`` without one.
     """
 
     config: Config
     llm: LlmClient
     seed: int
     task: TaskSpec = BABYAI
+    device: str = "cpu"
 
 
-def make_agent(config: Config, llm: LlmClient | None, task: TaskSpec = BABYAI) -> Agent:
+def make_agent(
+    config: Config, llm: LlmClient | None, task: TaskSpec = BABYAI, client: int = 0
+) -> Agent:
     """The agent that the configuration names.
 
     Args:
         task: What the environment asks of it.
+        client: The RL client that it is of.
 
     Raises:
         ConfigError: It needs an LLM and there is none, its teacher cannot speak the vocabulary, or
-            it is one of the user's own that cannot be had or is no ``Agent``.
+            it is one of the user's own that cannot be had or is no ``Agent``, or is to have a GPU
+            that is not there.
     """
     kind = config.arm.agent
     if kind == "own":
-        return _own_agent(config, llm, task)
+        return _own_agent(config, llm, task, client)
     if kind in ("random", "bot"):
         return FixedAgent(UniformActor() if kind == "random" else ExpertActor())
     if kind in ("llm_policy", "cloning"):
@@ -116,10 +124,11 @@ def make_network(
     )
 
 
-def _own_agent(config: Config, llm: LlmClient | None, task: TaskSpec) -> Agent:
+def _own_agent(config: Config, llm: LlmClient | None, task: TaskSpec, client: int) -> Agent:
     if llm is None:
         raise ConfigError("arm.agent: own needs an LLM server")
-    made: Agent = config.agent.make("agent", AgentSetting(config, llm, _weights_seed(config), task))
+    setting = AgentSetting(config, llm, _weights_seed(config), task, _device(config, client))
+    made: Agent = config.agent.make("agent", setting)
     needed = (*Actor.__annotations__, *Agent.__annotations__, *_methods(Actor), *_methods(Agent))
     missing = [name for name in needed if not hasattr(made, name)]
     if missing:
@@ -128,6 +137,19 @@ def _own_agent(config: Config, llm: LlmClient | None, task: TaskSpec) -> Agent:
             " lamorel_ext.agents.making.Agent"
         )
     return made
+
+
+def _device(config: Config, client: int) -> str:
+    devices = config.lamorel_args.distributed_setup_args.client_devices
+    if not devices:
+        return "cpu"
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if devices[client] >= there:
+        raise ConfigError(
+            f"{CLIENT_DEVICES}: rl client {client} is to use GPU {devices[client]} of its machine,"
+            f" which has {there}"
+        )
+    return f"cuda:{devices[client]}"
 
 
 def _methods(protocol: type) -> list[str]:

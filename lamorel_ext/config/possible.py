@@ -199,6 +199,12 @@ def _impossible_plugs(config: Config) -> list[str]:
     """Names without what they name."""
     if config.arm.agent == "own" and not config.agent:
         return ["agent._target_: must name the agent where arm.agent is own"]
+    if config.arm.agent != "own" and config.lamorel_args.distributed_setup_args.client_devices:
+        return [
+            "lamorel_args.distributed_setup_args.client_devices: only an agent of one's own"
+            f" (agent._target_) computes on a GPU; {config.arm.agent} has at most a small network,"
+            " which a CPU runs as fast"
+        ]
     return []
 
 
@@ -326,6 +332,11 @@ def _impossible_portability(config: Config) -> list[str]:
     if llm.parallelism.use_gpu:
         problems.append(
             f"lamorel_args.llm_args.parallelism.use_gpu: must be false {wanted}: GPUs differ"
+        )
+    if config.lamorel_args.distributed_setup_args.client_devices:
+        problems.append(
+            "lamorel_args.distributed_setup_args.client_devices: must be empty"
+            f" {wanted}: GPUs differ"
         )
     if llm.dtype in ("bfloat16", "auto"):
         problems.append(

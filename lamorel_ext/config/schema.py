@@ -36,6 +36,8 @@ class DistributedSetupArgs:
             other clients; 0 takes what is there.
         devices_per_process: GPUs of each LLM server on its machine, ``()`` for the CPU; none
             divides the GPUs evenly.
+        client_devices: The GPU of each RL client on its machine, which the LLM servers then leave
+            to it, unless ``devices_per_process`` says otherwise; none for the CPU.
     """
 
     n_rl_processes: int = number(1, at_least=1)
@@ -44,6 +46,7 @@ class DistributedSetupArgs:
     merge_prompts: int = number(1024, at_least=0)
     merge_wait_s: float = number(0.0, at_least=0)
     devices_per_process: tuple[tuple[int, ...], ...] = number((), at_least=0)
+    client_devices: tuple[int, ...] = number((), at_least=0)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def in_process(hosted: Sequence[Hosted], shards: Shards = "contiguous") -> Calle
 
 def _placement(rank: int, args: LamorelArgs) -> Placement:
     machine = next(node for node, ranks in enumerate(ranks_by_machine(args)) if rank in ranks)
-    num_gpus = torch.cuda.device_count() if args.llm_args.parallelism.use_gpu else 0
+    num_gpus = torch.cuda.device_count() if args.llm_args.parallelism.use_gpu else None
     return next(each for each in placements_on(machine, args, num_gpus) if each.rank == rank)
 
 

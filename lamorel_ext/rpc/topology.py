@@ -5,13 +5,14 @@ Lamorel's rule: the first ``n_rl_processes`` ranks are RL clients, the next ``n_
 LLM servers. Ranks fill the machines one after the other, as many on each, the first machines one
 more where that does not come out even, or as ``processes_per_machine`` says. The GPUs of a machine
 are divided evenly among the LLM servers on it, and each takes the first ``model_parallelism_size``
-of its share; ``devices_per_process`` names them by hand instead.
+of its share; ``devices_per_process`` names them by hand instead. An RL client has a GPU where
+``client_devices`` gives it one, which is then none of the servers' share.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from lamorel_ext.config import DistributedSetupArgs, LamorelArgs
 from lamorel_ext.errors import ConfigError
 
 DEVICES = "lamorel_args.distributed_setup_args.devices_per_process"
+CLIENT_DEVICES = "lamorel_args.distributed_setup_args.client_devices"
 RoleKind = Literal["rl client", "llm server"]
 
 
@@ -173,17 +175,15 @@ def placements_on(
     ranks = ranks_by_machine(args)[node]
     setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
     servers = [rank for rank in ranks if role_of(rank, setup).is_server]
-    shares: Mapping[int, tuple[int, ...]] = {}
-    if setup.devices_per_process:
-        shares = _devices_by_hand(node, servers, setup, num_gpus)
-    elif parallelism.use_gpu and servers:
-        needed = len(servers) * parallelism.model_parallelism_size
-        shares = _share_gpus(
-            node,
-            servers,
-            needed if num_gpus is None else num_gpus,
-            parallelism.model_parallelism_size,
-        )
+    shares = _devices_by_hand(node, ranks, setup, num_gpus)
+    if parallelism.use_gpu and servers and not setup.devices_per_process:
+        taken = {gpu for gpus in shares.values() for gpu in gpus}
+        size = parallelism.model_parallelism_size
+        there = range(len(servers) * size + len(taken) if num_gpus is None else num_gpus)
+        free = [gpu for gpu in there if gpu not in taken]
+        if num_gpus is None:
+            free = free[: len(servers) * size]
+        shares |= _share_gpus(node, servers, free, size)
     return tuple(
         Placement(rank, role_of(rank, setup), node, place, shares.get(rank, ()))
         for place, rank in enumerate(ranks)
@@ -218,26 +218,33 @@ def format_table(table: Sequence[Placement], num_envs: int = 0) -> str:
 
 
 def _share_gpus(
-    node: int, servers: Sequence[int], available: int, size: int
-) -> Mapping[int, tuple[int, ...]]:
-    shares = split_evenly(available, len(servers))
+    node: int, servers: Sequence[int], free: Sequence[int], size: int
+) -> dict[int, tuple[int, ...]]:
+    shares = split_evenly(len(free), len(servers))
     if len(shares[-1]) < size:
         raise ConfigError(
             f"lamorel_args.llm_args.parallelism.model_parallelism_size: {len(servers)} LLM servers"
             f" on machine {node} need {size} GPUs each, {len(servers) * size} in all, and it has"
-            f" {available}"
+            f" {len(free)} for them"
         )
-    return {rank: tuple(share[:size]) for rank, share in zip(servers, shares, strict=True)}
+    return {
+        rank: tuple(free[place] for place in share[:size])
+        for rank, share in zip(servers, shares, strict=True)
+    }
 
 
 def _devices_by_hand(
-    node: int, servers: Sequence[int], setup: DistributedSetupArgs, available: int | None
-) -> Mapping[int, tuple[int, ...]]:
-    """``devices_per_process`` by rank. Servers may share a GPU."""
-    shares = {rank: setup.devices_per_process[rank - setup.n_rl_processes] for rank in servers}
+    node: int, ranks: Sequence[int], setup: DistributedSetupArgs, available: int | None
+) -> dict[int, tuple[int, ...]]:
+    """``client_devices`` and ``devices_per_process`` by rank. Ranks may share a GPU."""
+    named: dict[int, tuple[int, ...]] = {
+        rank: (gpu,) for rank, gpu in enumerate(setup.client_devices)
+    }
+    named |= dict(enumerate(setup.devices_per_process, start=setup.n_rl_processes))
+    shares = {rank: named[rank] for rank in ranks if rank in named}
     missing = [
-        f"{DEVICES}: {role_of(rank, setup)} is to use GPU {gpu} of machine {node}, which has"
-        f" {available}"
+        f"{DEVICES if role_of(rank, setup).is_server else CLIENT_DEVICES}: {role_of(rank, setup)}"
+        f" is to use GPU {gpu} of machine {node}, which has {available}"
         for rank, gpus in shares.items()
         for gpu in gpus
         if available is not None and gpu >= available
@@ -285,11 +292,13 @@ def _machine_problems(args: LamorelArgs) -> list[str]:
 
 def _device_problems(args: LamorelArgs) -> list[str]:
     setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
-    devices = setup.devices_per_process
-    if not devices:
-        return []
-    problems = []
-    if len(devices) != setup.n_llm_processes:
+    devices, problems = setup.devices_per_process, []
+    if setup.client_devices and len(setup.client_devices) != setup.n_rl_processes:
+        problems.append(
+            f"{CLIENT_DEVICES}: expected a GPU for each of the n_rl_processes="
+            f"{setup.n_rl_processes} clients, got {len(setup.client_devices)}"
+        )
+    if devices and len(devices) != setup.n_llm_processes:
         problems.append(
             f"{DEVICES}: expected an entry for each of the n_llm_processes={setup.n_llm_processes}"
             f" servers, got {len(devices)}"

@@ -90,7 +90,7 @@ class TrainingRun:
         }
         self._draws = Draws(self._streams["actions"], self._streams["guidance"])
         task = task_of(config, env_factory)
-        self.agent = make_agent(config, self.llm, task)
+        self.agent = make_agent(config, self.llm, task, clients.rank)
         signals = FeedbackSignals(config.feedback, config.env.num_envs, self._streams["feedback"])
         self.edge = FeedbackEdge(
             config, self.llm, signals, make_credit(config, self.agent, self._streams["feedback"])

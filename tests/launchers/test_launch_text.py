@@ -232,6 +232,17 @@ def test_servers_on_gpus_are_not_kept_off_them() -> None:
     )
 
 
+def test_a_client_with_a_gpu_is_not_kept_off_it() -> None:
+    config = load_config(
+        [
+            *("agent._target_=mine.Agent", "arm.teacher=none", "feedback.signal=none"),
+            "lamorel_args.distributed_setup_args.client_devices=[2]",
+        ]
+    )
+    assert accelerate_launch(config, "train", []).environment == {}
+    assert "#SBATCH --gpus-per-node=3\n" in batch_script(config, "train", [])
+
+
 def test_an_accelerate_config_file_comes_first() -> None:
     words = accelerate_arguments(demo("lamorel_args.accelerate_args.config_file=my.yaml"))
     assert words[:2] == ["--config_file", "my.yaml"]

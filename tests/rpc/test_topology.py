@@ -148,9 +148,37 @@ def test_devices_may_be_named_by_hand_and_shared() -> None:
     assert [place.device for place in table] == ["cpu", "cuda:3", "cuda:3", "cpu", "cuda:1"]
 
 
+def with_clients_on(args: LamorelArgs, *gpus: int) -> LamorelArgs:
+    setup = replace(args.distributed_setup_args, client_devices=gpus)
+    return replace(args, distributed_setup_args=setup)
+
+
+def test_servers_leave_the_clients_gpus_to_them() -> None:
+    args = with_clients_on(lamorel_args(1, 3, use_gpu=True), 0)
+    for there in (None, 4):
+        table = placements(args, gpus_per_node=there)
+        assert [place.gpus for place in table] == [(0,), (1,), (2,), (3,)]
+    # Each client's is counted on its own machine, by hand nothing is divided, and a client alone may
+    # have one.
+    args = laid_out(lamorel_args(2, 3, machines=2, use_gpu=True), (1, 4))
+    table = placements(with_clients_on(args, 3, 1), gpus_per_node=4)
+    assert [place.gpus for place in table] == [(3,), (1,), (0,), (2,), (3,)]
+    shared = with_clients_on(laid_out(lamorel_args(1, 1, use_gpu=True), (), ((2,),)), 2)
+    assert [place.device for place in placements(shared)] == ["cuda:2", "cuda:2"]
+    alone = placements(with_clients_on(lamorel_args(1, 1), 1))
+    assert [place.device for place in alone] == ["cuda:1", "cpu"]
+    with pytest.raises(ConfigError, match="need 1 GPUs each, 3 in all, and it has 2 for them"):
+        placements(with_clients_on(lamorel_args(1, 3, use_gpu=True), 0), gpus_per_node=3)
+
+
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
+        (
+            with_clients_on(lamorel_args(2, 1), 0),
+            "client_devices: expected a GPU for each of the n_rl_processes=2 clients, got 1",
+        ),
+        (with_clients_on(lamorel_args(1, 1), 4), "rl client 0 is to use GPU 4 of machine 0, which"),
         (laid_out(lamorel_args(1, 3, 2), (3,)), r"\[3\] are 3 processes on 1 machines; expected 2"),
         (laid_out(lamorel_args(1, 3, 2), (3, 2)), r"\[3, 2\] are 5 processes on 2 machines"),
         (laid_out(lamorel_args(1, 2, use_gpu=True), (), ((0,),)), "an entry for each of the n_llm"),

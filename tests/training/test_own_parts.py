@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from lamorel_ext.agents.actors import FixedAgent, UniformActor
 from lamorel_ext.agents.drrn import DrrnAgent
+from lamorel_ext.agents.making import AgentSetting, make_agent
 from lamorel_ext.agents.replay import Replay
 from lamorel_ext.agents.student_ppo import ppo_losses
 from lamorel_ext.as_json import changed_by_json
@@ -331,3 +333,33 @@ def test_a_memory_holds_more_actions_than_a_byte_has_numbers() -> None:
     replay = Replay(8)
     replay.add(["a"], np.array([299]), np.zeros(1), ["b"], np.zeros(1, dtype=bool))
     assert replay.sample(1, np.random.default_rng(0)).actions.tolist() == [299]
+
+
+class Placed(FixedAgent):
+    """Says where its weights would be."""
+
+    def __init__(self, setting: AgentSetting) -> None:
+        super().__init__(UniformActor())
+        self.device = setting.device
+
+
+def test_an_agent_of_ones_own_is_told_the_gpu_of_its_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def made(client: int, *devices: int) -> Any:
+        config = small_config(**SILENT | {"arm": {"agent": "own", "teacher": "none"}})
+        lamorel = config.lamorel_args
+        setup = dataclasses.replace(lamorel.distributed_setup_args, client_devices=devices)
+        lamorel = dataclasses.replace(lamorel, distributed_setup_args=setup)
+        own = Plug(f"{__name__}.{Placed.__name__}")
+        config = dataclasses.replace(config, agent=own, lamorel_args=lamorel)
+        return make_agent(config, TableLlm(), client=client)
+
+    assert made(0).device == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [made(client, 3, 1).device for client in (0, 1)] == ["cuda:3", "cuda:1"]
+    with pytest.raises(
+        ConfigError, match="rl client 1 is to use GPU 4 of its machine, which has 4"
+    ):
+        made(1, 0, 4)
