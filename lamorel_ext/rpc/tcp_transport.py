@@ -21,7 +21,7 @@ from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.link import Frame, Link, Peer
 from lamorel_ext.rpc.transport import answering
 from lamorel_ext.rpc.wire.codec import Kind, Packed, frame, pack
-from lamorel_ext.types import Answer, CloseRequest, Request
+from lamorel_ext.types import Answer, CloseRequest, InfoRequest, Request
 
 CLOSE_TIMEOUT_S = 5.0
 
@@ -133,8 +133,24 @@ class TcpTransport:
     def _ticket(self) -> int:
         call_id, pending = self._expect(0, "ticket")
         self._write(call_id, frame(kind=Kind.TICKET, call_id=call_id))
-        ticket: int = pending.future.result()
+        try:
+            ticket: int = pending.future.result()
+        except BaseException:  # an interrupt: the ticket is still on its way
+            with self._lock:
+                self._pending.pop(call_id, None)
+            if pending.future.done() and pending.future.exception() is None:
+                self._use_up(pending.future.result())
+            raise
         return ticket
+
+    def _use_up(self, ticket: int) -> None:
+        """Send something that changes nothing with a ticket that nobody waits for any more: every
+        server would hold back what has a higher one, whosever it is.
+        """
+        packed = pack(InfoRequest())
+        for link in self._links:
+            with contextlib.suppress(RpcError):  # a lost link is told to whoever asks next
+                link.send(frame(packed, Kind.MESSAGE, next(self._call_ids), ticket))
 
     def _expect(self, server_index: int, what: str) -> tuple[int, _Pending]:
         pending = _Pending(self._links[server_index], what, time.monotonic() + self._timeout_s)
@@ -172,6 +188,8 @@ class TcpTransport:
             pending = self._pending.pop(received.prefix.call_id, None)
         if pending is None:
             # The answer to a call that was given up.
+            if received.prefix.kind is Kind.TICKET:
+                self._use_up(received.prefix.ticket)
             return
         with answering():
             if received.prefix.kind is Kind.TICKET:

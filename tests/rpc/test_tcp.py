@@ -26,6 +26,7 @@ from lamorel_ext.rpc import rendezvous
 from lamorel_ext.rpc.handshake import examine, introduce
 from lamorel_ext.rpc.link import SILENCE_S, Link, Peer
 from lamorel_ext.rpc.rendezvous import accept_peers, connect_to_servers
+from lamorel_ext.rpc.tcp_listener import TcpListener
 from lamorel_ext.rpc.tcp_transport import TcpTransport
 from lamorel_ext.rpc.wire.codec import MAGIC, PREFIX, VERSION, Kind, frame
 from lamorel_ext.types import ScoreRequest, UpdateRequest
@@ -382,6 +383,28 @@ def test_no_answer_in_time_is_a_timeout_that_names_rank_and_seconds() -> None:
             )
             < 0.9
         )
+
+
+def test_a_ticket_that_comes_too_late_does_not_block_the_other_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late = threading.Event()
+    give = TcpListener._give_ticket
+
+    def hesitate(self: TcpListener, link: Link, call_id: int) -> None:
+        if link.peer.rank == 0:
+            late.wait(5)
+        give(self, link, call_id)
+
+    monkeypatch.setattr(TcpListener, "_give_ticket", hesitate)
+    with threaded_launch(2, 2, timeout_s=0.4) as launch:
+        first, second = launch.callers
+        with pytest.raises(RequestTimeout, match="did not answer ticket within 0.4 s"):
+            first.update(["a"], [ACTIONS], signals=[1.0])
+        late.set()
+        for caller in (second, first):
+            assert len(caller.update(["a"], [ACTIONS], signals=[1.0])) == 2
+    assert launch.errors == {}
 
 
 def test_nonsense_on_an_open_connection_is_a_protocol_error_at_the_other_end() -> None:
