@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lamorel_ext.errors import CheckpointError, WriteError
+from lamorel_ext.processes.identity import this_process
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def held_alone(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.readline().strip() or "another process"
             raise CheckpointError(
                 f"{folder} is in use by {holder}: two processes cannot write one run"
             ) from error
@@ -92,7 +93,8 @@ def held_alone(folder: Path) -> Iterator[None]:
             )
         with writing(path):
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            own = this_process()
+            file.write(f"{own} on {socket.gethostname()}\n{own.text}\n")
             file.flush()
         yield
 

@@ -22,7 +22,7 @@ from experiments.report.results import (
 )
 from experiments.runs.samples import SYSTEM, WARNINGS, last_lines, read_samples
 from lamorel_ext.errors import CheckpointError, NotThereError
-from lamorel_ext.processes.identity import process
+from lamorel_ext.processes.identity import process, read
 from lamorel_ext.processes.memory import MEMORY_OF_RANK
 
 FILES = ("config.yaml", "status.json", "metrics.csv", SYSTEM, WARNINGS)
@@ -195,8 +195,13 @@ def _gone(folder: Path, seen: Seen) -> Seen:
     holder = ""
     with suppress(OSError):
         holder = (folder / ".lock").read_text(encoding="utf-8", errors="replace")
-    found = re.fullmatch(r"process (\d+) on (.+)", holder.strip())
-    if found is None or found[2] != socket.gethostname() or process(int(found[1])).alive:
+    said, _, identity = holder.partition("\n")
+    found = re.fullmatch(r"process (\d+) on (.+)", said.strip())
+    if found is None or found[2] != socket.gethostname():
+        return seen
+    # An earlier version left the number alone, which may be another process's by now.
+    known = read(identity.strip()) or process(int(found[1]))
+    if not known.visible or known.alive:
         return seen
     problem = (
         f"{found[0]} is not there any more; the run's command goes on from its last checkpoint"

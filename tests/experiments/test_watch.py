@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_runs import VERSIONS, make_config, make_row, make_run
@@ -23,6 +25,7 @@ from experiments.watch.__main__ import over, picture, run, show
 from experiments.watch.reading import Reader, Seen, planned
 from experiments.watch.text import details, plain
 from lamorel_ext.errors import NotThereError
+from lamorel_ext.processes.identity import this_process
 from lamorel_ext.processes.stopping import Stop, Stopped
 
 ARMS = ["llm_policy", "student_alone"]
@@ -124,6 +127,23 @@ def test_a_killed_process_is_gone_where_it_can_be_seen(tmp_path: Path, host: str
     state, problem = state_of(tmp_path)
     assert state == ("running" if host else "gone")
     assert host or f"process {dead.pid}" in problem
+    folder.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [({}, "running"), ({"started": 1}, "gone"), ({"space": "pid:[1]"}, "running")],
+)
+def test_a_process_that_only_has_the_number_of_the_one_that_was_killed_is_another(
+    tmp_path: Path, change: dict[str, Any], state: str
+) -> None:
+    folder = begun(tmp_path)
+    folder.__enter__()
+    lock = tmp_path / "llm_policy/seed_0/.lock"
+    whose, identity = lock.read_text().splitlines()
+    assert identity == this_process().text
+    lock.write_text(f"{whose}\n{dataclasses.replace(this_process(), **change).text}\n")
+    assert state_of(tmp_path)[0] == state
     folder.__exit__(None, None, None)
 
 
