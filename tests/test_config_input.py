@@ -133,6 +133,11 @@ def test_list_items_and_trailing_commas_and_plus_signs_and_null_are_taken() -> N
         ("run.output_dir='a", "stops at character 16"),
         ("compare.arms=[[a=b]]", "Hydra: no viable alternative at input '[[a='"),
         ("run.seed=1,2", "one run has one value here"),
+        ("run.total_steps=1e6", "expected int, got 1000000.0; write 1000000"),
+        ("env.num_workers=2.0", "expected int, got 2.0; write 2"),
+        ("run.seed=1.5", "expected int, got 1.5"),
+        ("compare.seeds={0: 1}", "compare.seeds: expected a list, got {'0': 1}"),
+        ("env.curriculum={level: x}", "env.curriculum: expected a list, got {'level': 'x'}"),
         ("task=go_to_loca", "did you mean go_to_local?"),
         ("model=smolm2", "did you mean smollm2?"),
         ("arm=teacher_froze", "did you mean teacher_frozen?"),
@@ -142,6 +147,22 @@ def test_what_cannot_be_meant_is_said_with_its_reason(override: str, words: str)
     with pytest.raises(ConfigError) as caught:
         load_config([override])
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "env.num_envs=0",
+        "student.num_steps=0",
+        "compare.arms=[{feedback.signal: gae}]",
+        "compare.seeds=[a]",
+        "student.num_steps=x",
+    ],
+)
+def test_what_follows_from_a_mistake_is_not_another_one(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([override])
+    assert len(caught.value.problems) == 1, caught.value
 
 
 def test_both_mistakes_are_named() -> None:

@@ -187,7 +187,7 @@ def _impossible_method(config: Config) -> list[str]:
 def _impossible_rollouts(config: Config) -> list[str]:
     """PPO normalises the advantages of a rollout: a single one is its own mean."""
     group = {"student": "student", "llm_policy": "ppo"}.get(config.arm.agent)
-    if group is None or config.num_steps * config.env.num_envs > 1:
+    if group is None or config.num_steps * config.env.num_envs != 1:
         return []
     return [
         f"{group}.num_steps: a rollout of one step of one environment (env.num_envs=1) has one"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -235,7 +236,9 @@ def _checked(mapping: Mapping[str, Any], known: Sequence[str]) -> Config:
     config: Config = build(Config, mapping, "", problems)
     if config.agent:
         config = dataclasses.replace(config, arm=dataclasses.replace(config.arm, agent="own"))
-    problems += impossible_values(config)
+    # A default stands in for what is wrong already: nothing more is to be said of its key.
+    wrong = {re.split(r"[:\[]", problem)[0] for problem in problems}
+    problems += [each for each in impossible_values(config) if each.split(":")[0] not in wrong]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return config
@@ -329,6 +332,8 @@ def _compose_groups(name: str, chosen: Mapping[str, str], folders: Sequence[Path
 def _set(composed: DictConfig, key: str, value: Any) -> str:
     """Set one value; gives what is wrong with the key."""
     try:
+        if isinstance(value, Mapping) and isinstance(OmegaConf.select(composed, key), ListConfig):
+            return f"{key}: expected a list, got {value!r}"
         OmegaConf.update(composed, key, value, force_add=True)
     except (OmegaConfBaseException, IndexError, ValueError, TypeError, AttributeError) as error:
         group, _, last = key.rpartition(".")

@@ -63,7 +63,9 @@ def _convert(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
         )
     fitting = [option for option in _alternatives(hint) if _fits(option, value)]
     if not fitting:
-        problems.append(f"{key}: expected {_describe(hint)}, got {value!r}")
+        whole = int in _alternatives(hint) and isinstance(value, float) and value.is_integer()
+        written = f"; write {int(value)}" if whole else ""
+        problems.append(f"{key}: expected {_describe(hint)}, got {value!r}{written}")
         return value
     if isinstance(value, str) and any(
         letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value
