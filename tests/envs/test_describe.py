@@ -31,8 +31,10 @@ def test_walls_are_named_in_the_order_forward_left_right() -> None:
         "You see a wall 3 steps right",
     )
     assert describe(image, language="fr") == (
-        "Tu vois un mur à 6 pas devant", "Tu vois un mur à 1 pas à gauche", "Tu vois un mur à 3 pas à droite",
-    )  # fmt: skip
+        "Tu vois un mur à 6 pas devant",
+        "Tu vois un mur à 1 pas à gauche",
+        "Tu vois un mur à 3 pas à droite",
+    )
 
 
 def test_anything_between_hides_a_wall_but_unseen_cells_do_not() -> None:

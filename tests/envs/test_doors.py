@@ -51,9 +51,10 @@ OPEN, TOGGLE = "open", 5
 def test_the_levels_with_doors_are_known() -> None:
     names = {level.removeprefix("BabyAI-").removesuffix("-v0") for level in DOOR_LEVELS}
     assert names == {
-        "OpenDoor", "OpenDoorColor", "OpenDoorLoc", "OpenDoorDebug", "OpenRedDoor", "OpenTwoDoors", "OpenTwoDoorsDebug",
-        "OpenRedBlueDoors", "OpenRedBlueDoorsDebug", "OpenDoorsOrderN2", "OpenDoorsOrderN4", "OpenDoorsOrderN2Debug",
-        "OpenDoorsOrderN4Debug", "UnlockLocal", "UnlockLocalDist", "MixedTrainLocal", "MixedTestLocal",
+        "OpenDoor", "OpenDoorColor", "OpenDoorLoc", "OpenDoorDebug", "OpenRedDoor", "OpenTwoDoors",
+        "OpenTwoDoorsDebug", "OpenRedBlueDoors", "OpenRedBlueDoorsDebug", "OpenDoorsOrderN2",
+        "OpenDoorsOrderN4", "OpenDoorsOrderN2Debug", "OpenDoorsOrderN4Debug", "UnlockLocal",
+        "UnlockLocalDist", "MixedTrainLocal", "MixedTestLocal",
     }  # fmt: skip
     for level in ("Open", "Unlock", "KeyInBox", "GoToDoor", "UnlockPickup", "OpenGoToMedium"):
         assert room_level(f"BabyAI-{level}-v0") is None
@@ -223,8 +224,9 @@ def small_rooms(generator: np.random.Generator, instruction: dict[str, Any]) -> 
     for code, (x, y) in zip((500, 520, 550, 700, 610), cells, strict=False):
         grid[y][x] = code
     return {
-        "level": "BabyAI-Made-v0", "width": 7, "height": 7, "grid": grid, "box_contents": [], "agent_pos": agent,
-        "agent_dir": int(generator.integers(4)), "carrying": None, "mission": "made", "step_count": 0,
+        "level": "BabyAI-Made-v0", "width": 7, "height": 7, "grid": grid, "box_contents": [],
+        "agent_pos": agent, "agent_dir": int(generator.integers(4)), "carrying": None,
+        "mission": "made", "step_count": 0,
         "max_steps": 16 * 4 * (1 if instruction["kind"] == OPEN else 2), "see_through_walls": False,
         "rooms": {"size": 4, "rows": 2, "cols": 2}, "instr": instruction,
     }  # fmt: skip
@@ -298,8 +300,10 @@ def recorded_doors() -> Iterator[tuple[Task | None, list[dict[str, Any]]]]:
             continue
         kinds = first["instr"]["kind"], *(first["instr"].get(part, {}).get("kind") for part in "ab")
         tasks: dict[tuple[str | None, ...], Task] = {
-            (OPEN, None, None): "open", ("before", OPEN, OPEN): "open_open", ("after", OPEN, OPEN): "open_open",
-        }  # fmt: skip
+            (OPEN, None, None): "open",
+            ("before", OPEN, OPEN): "open_open",
+            ("after", OPEN, OPEN): "open_open",
+        }
         yield tasks.get(kinds), episode
 
 

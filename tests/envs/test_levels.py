@@ -122,11 +122,11 @@ def test_mixed_missions_leave_out_the_excluded_phrases() -> None:
 
 @pytest.mark.parametrize(
     ("level", "max_steps"),
-    [
-        ("GoToRedBallNoDists", 64), ("PutNextLocal", 128), ("UnlockLocal", 576), ("UnlockToUnlock", 108), ("BlockedUnlockPickup", 72),
-        ("KeyCorridorS3R1", 27), ("PickupAbove", 324), ("OpenTwoDoors", 648), ("MoveTwoAcrossS8N9", 512), ("PutNextS7N4Carrying", 196),
-        ("FindObjS7", 441), ("PickUpSeqGoToLocal", 128), ("SynthS5R2", 100), ("KeyCorridor", 1080), ("1RoomS12", 144),
-    ],
+    [("GoToRedBallNoDists", 64), ("PutNextLocal", 128), ("UnlockLocal", 576),
+     ("UnlockToUnlock", 108), ("BlockedUnlockPickup", 72), ("KeyCorridorS3R1", 27),
+     ("PickupAbove", 324), ("OpenTwoDoors", 648), ("MoveTwoAcrossS8N9", 512),
+     ("PutNextS7N4Carrying", 196), ("FindObjS7", 441), ("PickUpSeqGoToLocal", 128),
+     ("SynthS5R2", 100), ("KeyCorridor", 1080), ("1RoomS12", 144)],
 )  # fmt: skip
 def test_step_limits_are_the_originals(level: str, max_steps: int) -> None:
     built = make_level(f"BabyAI-{level}-v0")

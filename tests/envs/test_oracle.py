@@ -30,15 +30,24 @@ def record_episode(seed: int, actions: list[int]) -> list[dict[str, Any]]:
     for t, action in enumerate([*actions, None]):
         sentences.append(info["descriptions"])
         state = {
-            "id": t, "level": env.level_id, "seed": seed, "episode": 0, "t": t, "width": 8, "height": 8, "grid": grid_codes(level.grid),
-            "box_contents": box_contents(level.grid), "agent_pos": [int(x) for x in level.agent_pos], "agent_dir": int(level.agent_dir),
-            "carrying": thing_record(level.carrying), "mission": level.mission, "step_count": level.step_count, "max_steps": level.max_steps,
+            "id": t, "level": env.level_id, "seed": seed, "episode": 0, "t": t, "width": 8,
+            "height": 8, "grid": grid_codes(level.grid), "box_contents": box_contents(level.grid),
+            "agent_pos": [int(x) for x in level.agent_pos], "agent_dir": int(level.agent_dir),
+            "carrying": thing_record(level.carrying), "mission": level.mission,
+            "step_count": level.step_count, "max_steps": level.max_steps,
             "see_through_walls": False, "rooms": {"size": 8, "rows": 1, "cols": 1},
-            "instr": {"kind": "goto", "desc": {"type": "ball", "color": "red", "loc": None}, "strict": False},
-            "image": observation["image"].reshape(-1).tolist(), "descriptions": info["descriptions"],
+            "instr": {
+                "kind": "goto", "desc": {"type": "ball", "color": "red", "loc": None},
+                "strict": False,
+            },
+            "image": observation["image"].reshape(-1).tolist(),
+            "descriptions": info["descriptions"],
             "descriptions_fr": list(describe(observation["image"], language="fr")),
-            "glam_prompt": glam_prompt(level.mission, sentences[-3:], names[-2:] if t > 1 else names),
-            "lamorel_prompt": lamorel_prompt(level.mission, info["descriptions"]), "action_id": action, "after": None,
+            "glam_prompt": glam_prompt(
+                level.mission, sentences[-3:], names[-2:] if t > 1 else names,
+            ),
+            "lamorel_prompt": lamorel_prompt(level.mission, info["descriptions"]),
+            "action_id": action, "after": None,
         }  # fmt: skip
         if action is not None:
             observation, reward, terminated, truncated, info = env.step(action)
@@ -136,9 +145,14 @@ def test_a_file_that_cannot_be_read_is_answered_in_one_line(
         [{name: value for name, value in lines[0].items() if name != "grid"}],
     )
     expected = {
-        tmp_path / "absent.gz": "No such file", cut: "cannot be read", plain: "gzip", broken: "line 1 is not JSON", gap: "t = 2",
-        impossible: "no possible state", lacking: "lacks grid",
-    }  # fmt: skip
+        tmp_path / "absent.gz": "No such file",
+        cut: "cannot be read",
+        plain: "gzip",
+        broken: "line 1 is not JSON",
+        gap: "t = 2",
+        impossible: "no possible state",
+        lacking: "lacks grid",
+    }
     for path, message in expected.items():
         assert main([str(path)]) == 2
         output = capsys.readouterr()

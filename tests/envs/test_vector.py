@@ -47,7 +47,10 @@ ROOM_LEVELS = [
     for level in level_ids()
     if level != SLOW and (rules := room_level(level)) and rules.columns * rules.rows == 1
 ]
-STEPPED = ["GoToLocal", "GoToRedBall", "GoToLocalS5N2", "GoToLocal2", "PickupLoc", "PutNextLocalS5N3", "PickUpSeqGoToLocal", "PickUpSeqPickUpLocal"]  # fmt: skip
+STEPPED = [
+    "GoToLocal", "GoToRedBall", "GoToLocalS5N2", "GoToLocal2", "PickupLoc", "PutNextLocalS5N3",
+    "PickUpSeqGoToLocal", "PickUpSeqPickUpLocal",
+]  # fmt: skip
 STEPPED += ["PickupDistDebug", "GoToObjS4", "OneRoomS12"]
 
 
@@ -110,7 +113,7 @@ def looks_in(env: Any) -> dict[int, int]:
 
 @pytest.mark.parametrize("level", STEPPED)
 def test_steps_are_minigrids(level: str) -> None:
-    """Half of the actions come from the bot, so that missions get done; the others use everything."""
+    """Half of the actions come from the bot, so missions get done; the others use everything."""
     language: Literal["en", "fr"] = "fr" if level == "GoToRedBall" else "en"
     ours = make_batched_env(f"BabyAI-{level}-v0", 8, language, seed=3, backend="vector")
     minigrids = make_batched_env(f"BabyAI-{level}-v0", 8, language, seed=3, backend="minigrid")
@@ -229,9 +232,11 @@ def crowded_room(generator: np.random.Generator, instruction: dict[str, Any]) ->
     for code, (x, y) in zip((600, 600, 720, 720, 540, 700), cells, strict=False):
         grid[y][x] = code
     return {
-        "level": "BabyAI-Made-v0", "width": 6, "height": 6, "grid": grid, "box_contents": [], "agent_pos": cells[-1],
-        "agent_dir": int(generator.integers(4)), "carrying": None, "mission": "made", "step_count": 0, "max_steps": 72 if instruction["kind"] != "goto" else 36,
-        "see_through_walls": False, "rooms": {"size": 6, "rows": 1, "cols": 1}, "instr": instruction,
+        "level": "BabyAI-Made-v0", "width": 6, "height": 6, "grid": grid, "box_contents": [],
+        "agent_pos": cells[-1], "agent_dir": int(generator.integers(4)), "carrying": None,
+        "mission": "made", "step_count": 0,
+        "max_steps": 72 if instruction["kind"] != "goto" else 36, "see_through_walls": False,
+        "rooms": {"size": 6, "rows": 1, "cols": 1}, "instr": instruction,
     }  # fmt: skip
 
 
@@ -442,8 +447,10 @@ def test_shortest_paths_are_those_of_a_search_by_hand() -> None:
 
     ``> . .``
     ``x x .``
-    ``. g .``   two steps, right, two steps, right: the goal is ahead from the lower right corner; the way back leads over the lower left
-    corner only where a thing is taken away.
+    ``. g .``
+
+    Two steps, right, two steps, right: the goal is ahead from the lower right corner; the way back
+    leads over the lower left corner only where a thing is taken away.
     """
     rooms = Rooms(RoomLevel(5, ("goto",), ()), 2)
     goal, key = (17, look_of(1, 0) | FIRST), look_of(0, 0)

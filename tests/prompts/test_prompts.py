@@ -20,7 +20,10 @@ from lamorel_ext.prompts import (
 )
 from lamorel_ext.types import ObservationBatch, StepBatch
 
-HEAD = "Possible action of the agent: turn left, turn right, go forward, pick up, drop, toggle \n Goal of the agent: go to the red ball"
+HEAD = (
+    "Possible action of the agent: turn left, turn right, go forward, pick up, drop, toggle \n "
+    "Goal of the agent: go to the red ball"
+)
 
 
 def observe(*sentences: str, mission: str = "go to the red ball") -> ObservationBatch:
@@ -93,7 +96,8 @@ def test_glam_prompt_wants_an_action_between_every_two_observations() -> None:
 )
 def test_french_glam_prompt_translates_by_substrings(mission: str, goal: str) -> None:
     assert glam_prompt_french(mission, [("A",)], [], ["x", "y"]) == (
-        f"Actions possibles pour l'agent: x, y \n But de l'agent: {goal} \n Observation 0: A, \n Action 0: "
+        "Actions possibles pour l'agent: x, y \n "
+        f"But de l'agent: {goal} \n Observation 0: A, \n Action 0: "
     )
 
 

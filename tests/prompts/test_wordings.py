@@ -30,7 +30,8 @@ def test_whole_words_are_replaced_wherever_they_stand() -> None:
     )
     assert TALK.prompt(prompt) == (
         "Goal of the agent: go to the faze xolo\n"
-        "Observation: You see a faze xolo 2 steps left, You see a reddish balloon, redball or ball_red\nAction:"
+        "Observation: You see a faze xolo 2 steps left, "
+        "You see a reddish balloon, redball or ball_red\nAction:"
     )
 
 
@@ -54,15 +55,18 @@ def test_names_of_actions_change_in_the_list_and_among_those_taken_but_not_in_th
         "pick up the red ball", [("You carry a red ball",), ("Action 7: drop it",)], ["drop"]
     )
     assert TALK.prompt(prompt) == (
-        "Possible action of the agent: rotate left, turn right, go forward, take, release, toggle \n Goal of the agent: pick up the faze xolo"
-        " \n Observation 0: You carry a faze xolo, \n Action 0: release \n Observation 1: Action 7: drop it, \n Action 1: "
+        "Possible action of the agent: rotate left, turn right, go forward, take, release, "
+        "toggle \n Goal of the agent: pick up the faze xolo \n Observation 0: "
+        "You carry a faze xolo, \n Action 0: release \n "
+        "Observation 1: Action 7: drop it, \n Action 1: "
     )
 
 
 def test_the_french_list_of_actions_is_one_too() -> None:
     prompt = glam_prompt_french("go to the red ball", [("Tu vois une balle rouge",)], [])
     assert TALK.prompt(prompt).startswith(
-        "Actions possibles pour l'agent: rotate left, turn right, go forward, take, release, toggle \n"
+        "Actions possibles pour l'agent: "
+        "rotate left, turn right, go forward, take, release, toggle \n"
     )
 
 
