@@ -298,12 +298,18 @@ def test_an_inconsistent_update_request_names_what_is_wrong(
             caller.update_batch(UpdateRequest(**{**good, **changes}))
 
 
-@pytest.mark.parametrize("call", [
-    lambda caller: caller.update(["a"], candidates=None), lambda caller: caller.update(["a"], candidates=3),
-    lambda caller: caller.update(None, candidates=[["x"]]), lambda caller: caller.update(["a"], candidates="x"),
-    lambda caller: caller.score(contexts=3, candidates=[["x"]]), lambda caller: caller.generate(contexts=None),
-    lambda caller: caller.custom_module_fns(None, ["a"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda caller: caller.update(["a"], candidates=None),
+        lambda caller: caller.update(["a"], candidates=3),
+        lambda caller: caller.update(None, candidates=[["x"]]),
+        lambda caller: caller.update(["a"], candidates="x"),
+        lambda caller: caller.score(contexts=3, candidates=[["x"]]),
+        lambda caller: caller.generate(contexts=None),
+        lambda caller: caller.custom_module_fns(None, ["a"]),
+    ],
+)
 def test_what_is_no_list_is_refused_by_its_name(caller: Caller, call: Any) -> None:
     with pytest.raises(
         RequestError, match="(candidates|contexts|module_function_keys) is .*, expected a list"

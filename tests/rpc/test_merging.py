@@ -100,10 +100,13 @@ def test_what_two_clients_wait_for_is_answered_at_once_and_each_gets_its_own() -
         ([(0, asking("x")), (0, asking("y"))], []),
         ([(0, asking("x")), (1, asking("y", modules=("value",)))], []),
         ([(0, asking("x")), (1, asking(*"abcdefgh"))], []),
-        ([(0, asking("x")), (1, asking("y")), (0, asking("z")), (1, asking("u"))], ["x | y", "z | u"]),
+        (
+            [(0, asking("x")), (1, asking("y")), (0, asking("z")), (1, asking("u"))],
+            ["x | y", "z | u"],
+        ),
         ([(0, asking("x")), (0, asking("y")), (1, asking("z"))], ["y | z"]),
     ],
-)  # fmt: skip
+)
 def test_only_requests_of_several_clients_for_the_same_are_put_together(
     requests: list[tuple[int, ScoreRequest]], together: list[str]
 ) -> None:

@@ -205,7 +205,13 @@ def test_no_answers_cannot_be_merged(merge) -> None:  # type: ignore[no-untyped-
 def with_rows_per_candidate(request: ScoreRequest, scored: bool) -> ScoreResult:
     """An answer whose module gives a row for each candidate."""
     answer = score_alone(request)
-    rows = torch.tensor([[float(len(prompt)), float(len(text))] for prompt, texts in zip(request.prompts, request.candidates, strict=True) for text in texts])  # fmt: skip
+    rows = torch.tensor(
+        [
+            [float(len(prompt)), float(len(text))]
+            for prompt, texts in zip(request.prompts, request.candidates, strict=True)
+            for text in texts
+        ]
+    )
     counts = answer.counts if scored else (0,) * len(request.prompts)
     return ScoreResult(
         answer.log_probs if scored else torch.zeros(0), counts, {"full": rows}, answer.stats

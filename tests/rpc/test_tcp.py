@@ -207,9 +207,7 @@ def test_an_update_that_raises_on_one_server_fails_everywhere_at_once_and_the_se
         assert [stats["weight"] for stats in update()] == [4.0] * 3
 
 
-def test_after_a_failure_that_left_the_servers_with_different_weights_they_refuse_updates_until_a_reset() -> (
-    None
-):
+def test_servers_whose_weights_differ_after_a_failure_refuse_updates_until_a_reset() -> None:
     with threaded_launch(1, 2) as launch:
         caller = launch.callers[0]
         update = lambda **more: caller.update(["a", "b"], [ACTIONS] * 2, signals=[1.0] * 2, **more)  # noqa: E731
@@ -221,7 +219,10 @@ def test_after_a_failure_that_left_the_servers_with_different_weights_they_refus
         for _ in range(2):
             with pytest.raises(
                 RemoteError,
-                match="the servers do not agree: llm server 0 has 2 steps behind it .* load a checkpoint or reset",
+                match=(
+                    "the servers do not agree: "
+                    "llm server 0 has 2 steps behind it .* load a checkpoint or reset"
+                ),
             ):
                 update()
         caller.reset(0)
@@ -564,7 +565,10 @@ def test_peers_that_do_not_come_are_named() -> None:
         expected = {0: Peer(0, "rl client 0"), 2: Peer(2, "llm server 1")}
         with pytest.raises(
             RpcError,
-            match=r"rank 0 .rl client 0., rank 2 .llm server 1. did not connect to rank 1 within 0.1 s",
+            match=(
+                r"rank 0 .rl client 0., rank 2 .llm server 1. "
+                r"did not connect to rank 1 within 0.1 s"
+            ),
         ):
             accept_peers(listening, secrets.token_bytes(32), 1, expected, 0.1)
 

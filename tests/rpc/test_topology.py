@@ -158,8 +158,8 @@ def test_servers_leave_the_clients_gpus_to_them() -> None:
     for there in (None, 4):
         table = placements(args, gpus_per_node=there)
         assert [place.gpus for place in table] == [(0,), (1,), (2,), (3,)]
-    # Each client's is counted on its own machine, by hand nothing is divided, and a client alone may
-    # have one.
+    # Each client's is counted on its own machine, by hand nothing is divided, and a client alone
+    # may have one.
     args = laid_out(lamorel_args(2, 3, machines=2, use_gpu=True), (1, 4))
     table = placements(with_clients_on(args, 3, 1), gpus_per_node=4)
     assert [place.gpus for place in table] == [(3,), (1,), (0,), (2,), (3,)]

@@ -82,7 +82,10 @@ def test_the_first_update_that_lets_servers_differ_fails_and_says_what_to_do(
         caller.save(str(tmp_path / "good"))
         with pytest.raises(
             RemoteError,
-            match=f"updater 'Own'.*llm server 1 has other weights than llm server 0.*{name}.*average_gradients",
+            match=(
+                "updater 'Own'.*llm server 1 has other weights "
+                f"than llm server 0.*{name}.*average_gradients"
+            ),
         ):
             caller.update(PROMPTS, [ACTIONS] * 3)
         with pytest.raises(RemoteError, match="no sound weights"):

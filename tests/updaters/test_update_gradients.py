@@ -166,7 +166,10 @@ def test_a_head_that_has_not_one_logit_per_candidate_is_refused() -> None:
     before = host.weights()
     with pytest.raises(
         RequestError,
-        match=r"module 'actions' must give one logit per candidate, got shape \(2, 4\) for 2 to 4 candidates",
+        match=(
+            r"module 'actions' must give one logit per candidate, "
+            r"got shape \(2, 4\) for 2 to 4 candidates"
+        ),
     ):
         updater.update(make_request("ppo", 11, ppo_data(11), policy_module="actions"))
     with pytest.raises(

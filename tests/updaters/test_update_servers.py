@@ -166,9 +166,7 @@ def test_a_shard_that_is_refused_on_one_server_is_given_up_by_all(name: str) -> 
     assert ("another server" if name != "overlap" else own) in results[0][0]
 
 
-def test_a_server_that_fails_in_the_middle_stops_the_others_too_and_all_go_on_together_afterwards() -> (
-    None
-):
+def test_a_server_that_fails_in_the_middle_stops_the_others_and_all_go_on_afterwards() -> None:
     request = make_request("ppo", N, ppo_data(N), lr=0.1, minibatch_size=5, epochs=1)
 
     def work(group: ThreadGroup) -> Any:

@@ -138,7 +138,7 @@ class ThreadGroup:
 
 
 def on_servers(size: int, work: Callable[[ThreadGroup], Any]) -> list[Any]:
-    """Run ``work`` on each of ``size`` servers; what it raises comes back in place of its result."""
+    """Run ``work`` on each of ``size`` servers; what it raises comes back as its result."""
     results: list[Any] = [None] * size
 
     def run(group: ThreadGroup) -> None:
