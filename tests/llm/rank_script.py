@@ -90,7 +90,10 @@ def attempt(caller: Caller, event: str, **options: float) -> None:
 def work(caller: Caller) -> None:
     """The client's part."""
     prompts = tuple(
-        "Goal of the agent: go to the red ball\nObservation: You see a wall 2 steps left, You see a red ball"
+        (
+            "Goal of the agent: go to the red ball\n"
+            "Observation: You see a wall 2 steps left, You see a red ball"
+        )
         for _ in range(32)
     )
     request = ScoreRequest(prompts, (ACTIONS,) * 32, ("value",))

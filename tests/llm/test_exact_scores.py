@@ -308,7 +308,10 @@ def test_flan_t5_tokenizer_appends_nothing() -> None:
     host = ModelHost(model, tokenizer, LlmArgs())
     assert ids(tokenizer, "turn left") == [919, 646]
     prompts = [
-        "Goal of the agent: go to the red ball\nObservation: You see a wall 3 steps forward\nAction:",
+        (
+            "Goal of the agent: go to the red ball\n"
+            "Observation: You see a wall 3 steps forward\nAction:"
+        ),
         "",
     ]
     with torch.no_grad():

@@ -36,8 +36,8 @@ def train(caller: Caller, seed: int) -> list[dict[str, float]]:
     advantages = torch.tensor([1.0, -0.5, 0.25, -2.0, 0.75], dtype=torch.float64)
     options: dict[str, Any] = {"lr": 1e-3, "epochs": 2, "minibatch_size": 3, "seed": seed}
     return caller.update(
-        PROMPTS, REQUEST.candidates, updater="ppo",
-        actions=actions, old_log_probs=old, advantages=advantages, returns=values + advantages, values=values, **options,
+        PROMPTS, REQUEST.candidates, updater="ppo", actions=actions, old_log_probs=old,
+        advantages=advantages, returns=values + advantages, values=values, **options,
     )  # fmt: skip
 
 

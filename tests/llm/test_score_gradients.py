@@ -49,9 +49,12 @@ def same(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 MODELS = {
-    "t5": lambda: make_t5(), "t5-tied-relu": lambda: make_t5("relu", own_head=False), "llama": make_causal, "gpt2": lambda: make_causal("gpt2"),
+    "t5": lambda: make_t5(),
+    "t5-tied-relu": lambda: make_t5("relu", own_head=False),
+    "llama": make_causal,
+    "gpt2": lambda: make_causal("gpt2"),
     "bloom": lambda: make_causal("bloom"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -25,7 +25,10 @@ from lamorel_ext.config import LlmArgs
 from lamorel_ext.llm.host import ModelHost
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 
-WORDS = "turn left right go forward pick up drop toggle goal of the agent : red ball you see a wall 1 2 3 step steps and action observation".split()
+WORDS = (
+    "turn left right go forward pick up drop toggle goal of the agent : "
+    "red ball you see a wall 1 2 3 step steps and action observation"
+).split()
 SPECIAL = ["<pad>", "</s>", "<unk>"]
 VOCAB = len(SPECIAL) + len(WORDS)
 ACTIONS = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
@@ -72,8 +75,9 @@ def make_t5(
         **sizes,
     }
     config = T5Config(
-        vocab_size=vocab, relative_attention_max_distance=12, feed_forward_proj=ff, tie_word_embeddings=not own_head,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **shape,
+        vocab_size=vocab, relative_attention_max_distance=12, feed_forward_proj=ff,
+        tie_word_embeddings=not own_head, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        **shape,
     )  # fmt: skip
     model = T5ForConditionalGeneration(config)
     with torch.no_grad():
@@ -114,8 +118,9 @@ def make_causal(
     """A decoder-only model of 2 layers."""
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
-        "vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 24,
-        "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "initializer_range": 0.4,
+        "vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64,
+        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "initializer_range": 0.4,
     }  # fmt: skip
     if architecture == "gpt2":
         sizes |= {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
@@ -130,14 +135,21 @@ def make_causal(
 
 
 UNPADDABLE: dict[str, dict[str, Any]] = {
-    "bart": {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 24},
+    "bart": {
+        "d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 24,
+    },
     "mamba": {"state_size": 4},
     "openai-gpt": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
     "phi3": {
         "num_key_value_heads": 2, "original_max_position_embeddings": 8,
-        "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 8},
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
+            "long_factor": [8.0] * 4, "original_max_position_embeddings": 8,
+        },
     },
-    "recurrent_gemma": {"lru_width": 16, "attention_window_size": 8, "block_types": ["recurrent", "attention"]},
+    "recurrent_gemma": {
+        "lru_width": 16, "attention_window_size": 8, "block_types": ["recurrent", "attention"],
+    },
     "roberta": {"is_decoder": True, "max_position_embeddings": 70, "pad_token_id": 2},
     "rwkv": {"attention_hidden_size": 16, "context_length": 64},
 }  # fmt: skip
@@ -150,8 +162,9 @@ def make_unpaddable(architecture: str) -> Any:
     """One of ``UNPADDABLE``, of 2 layers, that never ends a text."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
-        "vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-        "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1,
+        "vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 24, "max_position_embeddings": 64, "pad_token_id": 0,
+        "eos_token_id": 1, "bos_token_id": 1,
     }  # fmt: skip
     config = transformers.AutoConfig.for_model(architecture, **sizes | UNPADDABLE[architecture])
     model = transformers.AutoModelForCausalLM.from_config(config).double().eval()

@@ -138,7 +138,8 @@ def test_the_exit_status_is_the_signals_also_where_pythons_own_end_takes_long(
 
 def test_an_interrupt_during_imports_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
-        "import sys; sys.argv[0] = '-m'\nimport experiments\nprint('importing', flush=True)\nimport time; time.sleep(60)\n"
+        "import sys; sys.argv[0] = '-m'\nimport experiments\n"
+        "print('importing', flush=True)\nimport time; time.sleep(60)\n"
     )
     root = Path(__file__).resolve().parents[2]
     child = subprocess.Popen(
