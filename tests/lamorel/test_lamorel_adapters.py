@@ -27,8 +27,9 @@ def model(request: pytest.FixtureRequest) -> LamorelModel:
         torch.manual_seed(0)
         modules = ["q_proj", "v_proj"]
         config = LlamaConfig(
-            vocab_size=inner.config.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, bos_token_id=1, eos_token_id=1, pad_token_id=0,
+            vocab_size=inner.config.vocab_size, hidden_size=32, intermediate_size=48,
+            num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=1,
+            pad_token_id=0,
         )  # fmt: skip
         inner = LlamaForCausalLM(config).eval()
     config = peft.LoraConfig(r=2, target_modules=modules, init_lora_weights=False)

@@ -48,8 +48,10 @@ def test_arguments_in_the_order_of_03_are_what_they_are_there() -> None:
     caller.custom_module_fns(["a"], ["go"], [["x"]], False, 7, 9, True, True, 2, "b", "other")
     assert sent.requests.keys() == {2}
     assert sent.requests[2] == {
-        "module_function_keys": ["a"], "contexts": ["go"], "candidates": [["x"]], "pad_contexts": False, "forced_context_len": 7,
-        "forced_sequence_len": 9, "add_eos_on_candidates": True, "require_grad": True, "minibatch_size": 2, "peft_adapter": "b",
+        "module_function_keys": ["a"], "contexts": ["go"], "candidates": [["x"]],
+        "pad_contexts": False, "forced_context_len": 7, "forced_sequence_len": 9,
+        "add_eos_on_candidates": True, "require_grad": True, "minibatch_size": 2,
+        "peft_adapter": "b",
     }  # fmt: skip
     caller.generate(["go"], True, "b", "other", max_new_tokens=3)
     assert sent.requests[2]["peft_adapter"] == "b" and sent.requests[2]["max_new_tokens"] == 3

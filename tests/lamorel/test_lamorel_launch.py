@@ -54,30 +54,39 @@ class Initializer(BaseModelInitializer):
 class Updater(BaseUpdater):
     def perform_update(self, contexts, candidates, _current_batch_ids, **kwargs):
         if not hasattr(self, "optimizer"):
-            self.optimizer = torch.optim.Adam(self._llm_module.module._module_functions["value"].parameters(), lr=0.1)
+            self.optimizer = torch.optim.Adam(
+                self._llm_module.module._module_functions["value"].parameters(), lr=0.1
+            )
         if contexts[0] is not None:
             labels = kwargs["exps"]["labels"][_current_batch_ids]
-            rows = self._llm_module(["value"], contexts=contexts, candidates=candidates, require_grad=True)
-            loss = (torch.stack([row["value"][0] for row in rows]).squeeze(-1) - labels).square().mean()
+            rows = self._llm_module(
+                ["value"], contexts=contexts, candidates=candidates, require_grad=True
+            )
+            loss = (
+                torch.stack([row["value"][0] for row in rows]).squeeze(-1) - labels
+            ).square().mean()
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        return {"ids": _current_batch_ids, "kinds": [type(contexts).__name__, type(kwargs["exps"]["names"]).__name__],
-                "weights": self._llm_module.module._module_functions["value"].op.weight.detach().sum().item(),
+        return {"ids": _current_batch_ids,
+                "kinds": [type(contexts).__name__, type(kwargs["exps"]["names"]).__name__],
+                "weights": self._llm_module.module._module_functions["value"]
+                .op.weight.detach().sum().item(),
                 "rank": accelerator.process_index, "nothing": kwargs["nothing"],
                 "keys": list(self._llm_module.state_dict())[:1]}
 
 @hydra.main(config_path="config", config_name="config")
 def main(config):
-    lm = Caller(config.lamorel_args, custom_updater=Updater(), custom_module_functions={"value": Head()},
-                custom_model_initializer=Initializer())
+    lm = Caller(config.lamorel_args, custom_updater=Updater(),
+                custom_module_functions={"value": Head()}, custom_model_initializer=Initializer())
     env = gym.make("BabyAI-GoToRedBall-v0")
     env.seed(100)
     envs = ParallelEnv([env])
     observations, infos = envs.reset()
     envs.step(np.array([2]))
     prompts = [f"You see a red ball {i} steps left" for i in range(5)]
-    rows = lm.score(prompts, np.array([["turn left", "drop"]] * 5), additional_module_function_keys=["value"], scale=0)
+    rows = lm.score(prompts, np.array([["turn left", "drop"]] * 5),
+                    additional_module_function_keys=["value"], scale=0)
     exps = DictList()
     exps.labels = torch.arange(5.0)
     exps.names = np.array(prompts)
@@ -86,9 +95,11 @@ def main(config):
         results = lm.update(prompts, None, exps=dict(exps), nothing=None)
     import torch.distributed as dist
     with open(config.rl_script_args.output, "w") as file:
-        json.dump({"results": results, "scaled": rows[0]["value"].abs().sum().item(), "rows": len(rows[0]["__score"]),
-                   "words": infos[0]["descriptions"], "first": len(first), "empty": lm.score(["go"], [[]])[0].tolist(),
-                   "group": dist.get_world_size(lm.get_rl_dist_group()), "mean": utils.synthesize([1, 3])["mean"]}, file)
+        json.dump({"results": results, "scaled": rows[0]["value"].abs().sum().item(),
+                   "rows": len(rows[0]["__score"]), "words": infos[0]["descriptions"],
+                   "first": len(first), "empty": lm.score(["go"], [[]])[0].tolist(),
+                   "group": dist.get_world_size(lm.get_rl_dist_group()),
+                   "mean": utils.synthesize([1, 3])["mean"]}, file)
     lm.close()
 
 if __name__ == "__main__":
@@ -104,13 +115,18 @@ from lamorel import BaseUpdater, BaseModuleFunction, Caller
 class Head(BaseModuleFunction):
     def initialize(self):
         self.op = torch.nn.Linear(self.model_config.d_model, 1)
-    def forward(self, forward_outputs, minibatch, tokenized_contexts, current_minibatch_ids, **kwargs):
+    def forward(
+        self, forward_outputs, minibatch, tokenized_contexts, current_minibatch_ids, **kwargs
+    ):
         state = forward_outputs["decoder_hidden_states"][-1][:, 0]
-        return {"value": self.op(state), "pad": torch.full((len(state),), self.llm_config.pad_token)}
+        return {"value": self.op(state),
+                "pad": torch.full((len(state),), self.llm_config.pad_token)}
 
 class Updater(BaseUpdater):
     def perform_update(self, contexts, candidates, _current_batch_ids, **kwargs):
-        rows = self._llm_module(["head"], contexts=contexts, candidates=candidates, require_grad=True)
+        rows = self._llm_module(
+            ["head"], contexts=contexts, candidates=candidates, require_grad=True
+        )
         sum(row["head"]["value"].sum() for row in rows).backward()
         return {"ids": _current_batch_ids, "llm": self.current_process_config["llm"]}
 
@@ -118,19 +134,27 @@ class Updater(BaseUpdater):
 def main(config):
     lm = Caller(config.lamorel_args, custom_updater={"a": Updater()},
                 custom_module_functions={"a": {"head": Head()}, "b": {"head": Head()}})
-    scores = {name: lm.score(["go", "see"], [["left"], ["right", "left"]], llm_to_call=name) for name in "ab"}
+    scores = {name: lm.score(["go", "see"], [["left"], ["right", "left"]], llm_to_call=name)
+              for name in "ab"}
     row = lm.custom_module_fns(["head"], ["go"], llm_to_call="b", pad_contexts=False)[0]
-    results = lm.update(["go", "see", "go"], [["left"], ["right", "left"], ["left"]], llm_to_call="a")
+    results = lm.update(
+        ["go", "see", "go"], [["left"], ["right", "left"], ["left"]], llm_to_call="a"
+    )
     with open(config.rl_script_args.output, "w") as file:
-        json.dump({"same": all(torch.allclose(x, y, atol=1e-4) for x, y in zip(scores["a"], scores["b"])), "results": results,
-                   "head": sorted(row["head"]), "pad": row["head"]["pad"].tolist()}, file)
+        json.dump({"same": all(torch.allclose(x, y, atol=1e-4)
+                               for x, y in zip(scores["a"], scores["b"])),
+                   "results": results, "head": sorted(row["head"]),
+                   "pad": row["head"]["pad"].tolist()}, file)
     lm.close()
 
 if __name__ == "__main__":
     main()
 """
 
-LLM = "model_type: seq2seq, model_path: embedded, pretrained: true, minibatch_size: 4, pre_encode_inputs: true, load_in_4bit: false"
+LLM = (
+    "model_type: seq2seq, model_path: embedded, pretrained: true, "
+    "minibatch_size: 4, pre_encode_inputs: true, load_in_4bit: false"
+)
 CONFIG_02 = f"""
 lamorel_args:
   log_level: info

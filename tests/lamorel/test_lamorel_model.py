@@ -48,8 +48,9 @@ def parts(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
     if request.param == "causal":
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=model.config.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            bos_token_id=1, eos_token_id=1, pad_token_id=0,
+            vocab_size=model.config.vocab_size, hidden_size=32, intermediate_size=48,
+            num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=1,
+            pad_token_id=0,
         )  # fmt: skip
         yield LlamaForCausalLM(config).eval(), tokenizer
     else:

@@ -161,8 +161,8 @@ def test_a_model_that_cannot_share_what_was_read_says_what_to_set() -> None:
     import transformers
 
     config = transformers.AutoConfig.for_model(
-        "switch_transformers", vocab_size=len(TOKENIZER), d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, num_experts=2,
-        decoder_start_token_id=0, pad_token_id=0,
+        "switch_transformers", vocab_size=len(TOKENIZER), d_model=16, d_kv=8, d_ff=24, num_layers=2,
+        num_heads=2, num_experts=2, decoder_start_token_id=0, pad_token_id=0,
     )  # fmt: skip
     model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
     with pytest.raises(RequestError, match="set pre_encode_inputs to false"):

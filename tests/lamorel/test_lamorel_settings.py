@@ -13,13 +13,16 @@ def old(**changes: Any) -> dict[str, Any]:
     config: dict[str, Any] = {
         "log_level": "info", "gloo_timeout": 60, "allow_subgraph_use_whith_gradient": True,
         "distributed_setup_args": {"n_rl_processes": 1, "n_llm_processes": 3},
-        "accelerate_args": {"config_file": "accelerate/default_config.yaml", "machine_rank": 0, "num_machines": 1, "num_processes": 4},
+        "accelerate_args": {
+            "config_file": "accelerate/default_config.yaml", "machine_rank": 0, "num_machines": 1,
+            "num_processes": 4,
+        },
         "llm_args": {
-            "model_type": "seq2seq", "model_path": "t5-small", "pretrained": True, "minibatch_size": 192, "pre_encode_inputs": True,
-            "load_in_4bit": False,
+            "model_type": "seq2seq", "model_path": "t5-small", "pretrained": True,
+            "minibatch_size": 192, "pre_encode_inputs": True, "load_in_4bit": False,
             "parallelism": {
-                "use_gpu": False, "model_parallelism_size": 2, "synchronize_gpus_after_scoring": False,
-                "empty_cuda_cache_after_scoring": False,
+                "use_gpu": False, "model_parallelism_size": 2,
+                "synchronize_gpus_after_scoring": False, "empty_cuda_cache_after_scoring": False,
             },
         },
     }  # fmt: skip
@@ -28,15 +31,17 @@ def old(**changes: Any) -> dict[str, Any]:
 
 def new() -> dict[str, Any]:
     llm = {
-        "handler": "hf_llm", "constructor_kwargs": {"torch_dtype": "bfloat16"}, "model_type": "causal", "model_path": "a/b",
-        "pretrained": True, "minibatch_size": 8, "pre_encode_inputs": False, "load_in_4bit": False,
-        "allow_subgraph_use_whith_gradient": False, "synchronize_gpus_after_scoring": True, "empty_cuda_cache_after_scoring": False,
+        "handler": "hf_llm", "constructor_kwargs": {"torch_dtype": "bfloat16"},
+        "model_type": "causal", "model_path": "a/b", "pretrained": True, "minibatch_size": 8,
+        "pre_encode_inputs": False, "load_in_4bit": False,
+        "allow_subgraph_use_whith_gradient": False, "synchronize_gpus_after_scoring": True,
+        "empty_cuda_cache_after_scoring": False,
     }  # fmt: skip
     return {
         "log_level": "debug", "llm_configs": {"main": llm, "other": {**llm, "pad_token_id": 7}},
         "distributed_setup_args": {
-            "backend": "gloo", "init_timeout": 120, "timeout": 30, "multinode": False, "multinode_args": {"experiment_id": 0},
-            "n_rl_processes": 2,
+            "backend": "gloo", "init_timeout": 120, "timeout": 30, "multinode": False,
+            "multinode_args": {"experiment_id": 0}, "n_rl_processes": 2,
             "llm_processes": {
                 "main": {"n_processes": 2, "devices_per_process": ["cpu", [1]], "ddp_kwargs": None},
                 "other": {"n_processes": 1, "devices_per_process": [[0, 2]]},

@@ -1,4 +1,4 @@
-"""A pass that shares work gives module functions what transformers' own pass gives, gradients too."""
+"""A pass that shares work gives module functions what transformers' pass gives, gradients too."""
 
 from collections.abc import Callable
 from dataclasses import replace

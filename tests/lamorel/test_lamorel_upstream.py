@@ -1,4 +1,4 @@
-"""Our updaters, module functions and initialisers as parts of a Lamorel script, ours and upstream's.
+"""Our updaters, module functions and initialisers in a Lamorel script, ours and upstream's.
 
 ``LAMOREL_PYTHON`` names a Python that has upstream's Lamorel, 0.2 or 0.3 (transformers 4.46 and
 accelerate 0.34 start it on a CPU); without it this Python is asked.
@@ -71,10 +71,13 @@ def parts(kind: str) -> tuple[Any, Any]:
     model, tokenizer, _ = load_model(LlmArgs(), CPU)
     if kind == "causal":
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=model.config.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, bos_token_id=1, eos_token_id=1, pad_token_id=0,
-        )).eval()  # fmt: skip
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=model.config.vocab_size, hidden_size=32, intermediate_size=48,
+                num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=1,
+                pad_token_id=0,
+            )
+        ).eval()  # fmt: skip
     return model, tokenizer
 
 
@@ -330,27 +333,35 @@ def main(config):
     made = PPOUpdater() if config.rl_script_args.updater == "ppo" else FeedbackUpdater()
     functions = {"value": for_lamorel(Head(8)), "log_scores": for_lamorel(LogScores())}
     lm = Caller(config.lamorel_args, custom_updater=by_llm(for_lamorel(made, scores="log_scores")),
-                custom_module_functions=by_llm(functions), custom_model_initializer=by_llm(for_lamorel(Frozen())))
+                custom_module_functions=by_llm(functions),
+                custom_model_initializer=by_llm(for_lamorel(Frozen())))
     contexts = ["You see a red ball", "go", "You see a green ball 2 steps left", "go"]
-    candidates = [["turn left", "drop"], ["toggle", "turn right", "drop"], ["turn left", "pick up"], ["toggle", "turn right", "drop"]]
+    candidates = [["turn left", "drop"], ["toggle", "turn right", "drop"],
+                  ["turn left", "pick up"], ["toggle", "turn right", "drop"]]
     ask = lambda: lm.custom_module_fns(["value", "log_scores"], contexts, candidates=candidates)
     rows = ask()
     actions = torch.tensor([0, 2, 1, 1])
     if config.rl_script_args.updater == "ppo":
-        data = {"actions": actions, "advantages": [1.0, -1.0, 0.5, 2.0], "returns": [1.0, 0.0, 0.5, -1.0],
-                "old_log_probs": torch.stack([row["log_scores"].log_softmax(-1)[a] for row, a in zip(rows, actions)]),
+        data = {"actions": actions, "advantages": [1.0, -1.0, 0.5, 2.0],
+                "returns": [1.0, 0.0, 0.5, -1.0],
+                "old_log_probs": torch.stack([row["log_scores"].log_softmax(-1)[a]
+                                              for row, a in zip(rows, actions)]),
                 "values": torch.stack([row["value"][0, 0] for row in rows]), "minibatch_size": 3}
     else:
         data = {"chosen": actions, "signals": [1.0, -1.0, 0.5, 2.0], "kl_coef": 0.1}
     stats = [lm.update(contexts, candidates, lr=1e-3, epochs=2, **data) for _ in range(2)]
     with open(config.rl_script_args.output, "w") as file:
-        json.dump({"stats": stats, "rows": [[{key: value.tolist() for key, value in row.items()} for row in each] for each in (rows, ask())]}, file)
+        json.dump({"stats": stats, "rows": [[{key: value.tolist() for key, value in row.items()}
+                                             for row in each] for each in (rows, ask())]}, file)
     lm.close()
 
 if __name__ == "__main__":
     main()
 """
-LLM = f"model_type: seq2seq, model_path: {ROOT / 'lamorel_ext/llm/embedded'}, pretrained: true, minibatch_size: 4, pre_encode_inputs: true, load_in_4bit: false"
+LLM = (
+    f"model_type: seq2seq, model_path: {ROOT / 'lamorel_ext/llm/embedded'}, "
+    "pretrained: true, minibatch_size: 4, pre_encode_inputs: true, load_in_4bit: false"
+)
 TIDY = "synchronize_gpus_after_scoring: false, empty_cuda_cache_after_scoring: false"
 CONFIGS = {
     "0.2": f"""
@@ -370,7 +381,8 @@ lamorel_args:
     m: {{handler: hf_llm, constructor_kwargs: null, {LLM}, {TIDY}}}
   distributed_setup_args:
     {{backend: gloo, timeout: 60, init_timeout: 60, multinode: false, n_rl_processes: 1,
-      llm_processes: {{m: {{n_processes: SERVERS, devices_per_process: DEVICES, ddp_kwargs: {{find_unused_parameters: true}}}}}}}}
+      llm_processes: {{m: {{n_processes: SERVERS, devices_per_process: DEVICES,
+        ddp_kwargs: {{find_unused_parameters: true}}}}}}}}
 rl_script_args: {{path: "", output: "???", updater: "???"}}
 """,
 }
