@@ -102,8 +102,12 @@ class CorridorEnv:
         return np.where(self._facings == 1, 2, 0)
 
     def state(self) -> dict[str, list[int]]:
-        return {"episodes": self._episodes.tolist(), "steps": self._steps.tolist(), "positions": self._positions.tolist(),
-                "facings": self._facings.tolist()}  # fmt: skip
+        return {
+            "episodes": self._episodes.tolist(),
+            "steps": self._steps.tolist(),
+            "positions": self._positions.tolist(),
+            "facings": self._facings.tolist(),
+        }
 
     def restore(self, state: dict[str, list[int]]) -> ObservationBatch:
         self._episodes, self._steps = np.array(state["episodes"]), np.array(state["steps"])

@@ -142,8 +142,9 @@ def test_one_update_per_rollout_carries_every_sample_in_order():
         request.data["old_log_probs"], np.concatenate([words.log_probs for words in said])
     )
     assert request.options == {
-        "loss": "clipped", "lr": 0.25, "epochs": 1, "entropy_coef": 0.0, "kl_coef": 0.5, "clip_eps": 0.2, "max_grad_norm": 1.0,
-        "minibatch_size": 0, "gradient_minibatch_size": 0, "normalise": True, "posterior": False,
+        "loss": "clipped", "lr": 0.25, "epochs": 1, "entropy_coef": 0.0, "kl_coef": 0.5,
+        "clip_eps": 0.2, "max_grad_norm": 1.0, "minibatch_size": 0, "gradient_minibatch_size": 0,
+        "normalise": True, "posterior": False,
     }  # fmt: skip
     assert numbers["f_positive"] == np.mean(rollout.advantages > 0)
     assert {"loss", "kl", "grad_norm"} <= set(numbers)
@@ -373,5 +374,11 @@ def test_a_meter_counts_calls_prompts_and_tokens_but_not_while_paused():
     rollout, _ = collect(env, agent, edge, env.reset(), 2, draws())
     edge.after_rollout(rollout)
     meter.update_batch(dataclasses.replace(llm.updates()[0]))
-    assert meter.counts == {"llm_calls": 2.0, "llm_prompts": 2.0 + 8.0, "llm_tokens": 3.0 + 7.0,
-                            "llm_updates": 1.0, "llm_update_steps": 0.0, "llm_update_samples": 0.0}  # fmt: skip
+    assert meter.counts == {
+        "llm_calls": 2.0,
+        "llm_prompts": 2.0 + 8.0,
+        "llm_tokens": 3.0 + 7.0,
+        "llm_updates": 1.0,
+        "llm_update_steps": 0.0,
+        "llm_update_samples": 0.0,
+    }

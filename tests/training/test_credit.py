@@ -1,4 +1,4 @@
-"""Whom feedback is given to, against brute force over all guidances and against finite differences."""
+"""Whom feedback is given to, against brute force over all guidances and finite differences."""
 
 from __future__ import annotations
 
@@ -165,8 +165,12 @@ def test_the_clipped_ratio_is_that_of_the_pair_and_starts_at_one() -> None:
         lesson.old_log_probs, pair_log_probs(said, lesson.likelihoods), rtol=1e-12
     )
     scores = torch.tensor(said.scores, requires_grad=True)
-    data = {"signals": torch.tensor(f), "chosen": torch.tensor(said.chosen), "likelihoods": torch.tensor(lesson.likelihoods),
-            "old_log_probs": torch.tensor(lesson.old_log_probs - np.sign(f))}  # fmt: skip
+    data = {
+        "signals": torch.tensor(f),
+        "chosen": torch.tensor(said.chosen),
+        "likelihoods": torch.tensor(lesson.likelihoods),
+        "old_log_probs": torch.tensor(lesson.old_log_probs - np.sign(f)),
+    }
     # The ratio has moved by a factor e in the direction of f: beyond the range, so nothing pulls
     # any further.
     FeedbackUpdater().loss(

@@ -1,5 +1,5 @@
-"""Methods beside the feedback edge: their hooks in a run, the KL prior by hand, and methods, agents,
-updaters and heads of the user's own.
+"""Methods beside the feedback edge: their hooks in a run, the KL prior by hand, and methods,
+agents, updaters and heads of the user's own.
 """
 
 import dataclasses

@@ -67,7 +67,7 @@ def test_every_step_of_the_clients_optimiser_checks_loss_gradient_and_result(
 
 
 def blow_up(folder, **groups):
-    """Run until the weights explode after the first checkpoint; gives the error and the recorder."""
+    """Run until the weights explode after the first checkpoint; give the error and recorder."""
     config = small_config(**groups)
     recorder = MemoryRecorder(folder)
     half = dataclasses.replace(config, run=dataclasses.replace(config.run, total_steps=64))
@@ -88,7 +88,10 @@ def test_a_run_whose_weights_explode_says_where_and_leaves_the_last_good_checkpo
 ):
     groups = ALONE if agent == "student" else {
         "arm": {"agent": "drrn"}, "feedback": {"signal": "none"},
-        "drrn": {"num_steps": 8, "hidden_size": 8, "embedding_size": 8, "batch_size": 16, "replay_size": 90},
+        "drrn": {
+            "num_steps": 8, "hidden_size": 8, "embedding_size": 8, "batch_size": 16,
+            "replay_size": 90,
+        },
     }  # fmt: skip
     message, recorder = blow_up(tmp_path, **groups)
     assert (

@@ -280,7 +280,8 @@ def test_equal_numbers_are_not_told_apart_by_rounding(values: list[float]) -> No
     advantages = torch.tensor(values)
     batch: Any = SimpleNamespace(
         features=None, codes=None, hints=None, offered=None, actions=zeros,
-        old_log_probs=torch.full((len(values),), 0.5).log(), advantages=advantages, returns=advantages,
+        old_log_probs=torch.full((len(values),), 0.5).log(), advantages=advantages,
+        returns=advantages,
     )  # fmt: skip
     losses = ppo_losses(network, batch, small_config().student)
     assert float(losses.policy_loss) == 0.0

@@ -308,11 +308,14 @@ def is_halved(config, remote=True, env_factory=make_corridor):
 @pytest.mark.parametrize(
     "groups",
     [
-        {"feedback": {"signal": "td", "every": 4}}, {"feedback": {"signal": "td", "channel": "prompt"}}, {"guidance": {"vocabulary": "free"}},
-        {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}}, {"arm": {"agent": "cloning"}, "feedback": {"signal": "none"}},
+        {"feedback": {"signal": "td", "every": 4}},
+        {"feedback": {"signal": "td", "channel": "prompt"}},
+        {"guidance": {"vocabulary": "free"}},
+        {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}},
+        {"arm": {"agent": "cloning"}, "feedback": {"signal": "none"}},
         {"env": {"num_envs": 1}},
     ],
-)  # fmt: skip
+)
 def test_there_are_no_halves_where_the_arm_does_not_allow_it(groups):
     assert is_halved(small_config(run={"pipeline": True}))
     assert not is_halved(small_config(**groups, run={"pipeline": True}))

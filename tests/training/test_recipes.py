@@ -1,5 +1,5 @@
-"""The recipes of docs/methods.md: every bonus, score and loss by hand, and each of them in runs that
-are stopped and resumed.
+"""The recipes of docs/methods.md: every bonus, score and loss by hand, and each of them in runs
+that are stopped and resumed.
 """
 
 import dataclasses
@@ -332,7 +332,10 @@ def test_goals_of_a_prompt_with_a_history_are_about_what_is_seen_now() -> None:
     assert asked.endswith("You see a wall, You see a grey key here, \nNext goal:")
 
 
-RED = "Goal of the agent: go\nObservation: You see a red ball 2 steps forward, You see a wall\nAction:"
+RED = (
+    "Goal of the agent: go\n"
+    "Observation: You see a red ball 2 steps forward, You see a wall\nAction:"
+)
 
 
 def test_goals_are_about_the_objects_seen() -> None:

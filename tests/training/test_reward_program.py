@@ -321,12 +321,16 @@ def run_of(folder: Path, total_steps: int, **options: Any) -> MemoryRecorder:
 @pytest.mark.parametrize(
     "options, steps, words",
     [
-        ({"count": 4}, 544, ("method.rounds=2", "method.count=4", "18 rollouts", "=544 are 17 of 32")),
+        (
+            {"count": 4},
+            544,
+            ("method.rounds=2", "method.count=4", "18 rollouts", "=544 are 17 of 32"),
+        ),
         ({"count": 1, "rounds": 1, "trial_rollouts": 5}, 128, ("=5: ", "5 rollouts", "=160 are")),
         ({"programs": ["1", "2", "1"]}, 96, ("method.programs=", "4 rollouts", "=96 are 3 of 32")),
         ({}, 160, ("method.count=1", "6 rollouts", "run.total_steps=192 are enough")),
     ],
-)  # fmt: skip
+)
 def test_a_search_that_the_run_has_no_room_for_is_refused_before_anything_is_recorded(
     options: dict[str, Any], steps: int, words: tuple[str, ...], tmp_path: Path
 ) -> None:

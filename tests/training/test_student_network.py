@@ -220,8 +220,14 @@ def test_an_update_of_a_single_transition_stays_finite():
 
 def test_explained_variance_compares_errors_with_returns():
     network, batch = make_network(), make_batch(2)
-    exact = StudentBatch(*(getattr(batch, name) for name in ("features", "codes", "hints", "actions", "old_log_probs")),
-                         advantages=torch.tensor([1.0, -1.0]), returns=torch.tensor([2.0, -2.0]))  # fmt: skip
+    exact = StudentBatch(
+        *(
+            getattr(batch, name)
+            for name in ("features", "codes", "hints", "actions", "old_log_probs")
+        ),
+        advantages=torch.tensor([1.0, -1.0]),
+        returns=torch.tensor([2.0, -2.0]),
+    )
     stats = update_student(
         network,
         FlatAdam(list(network.parameters())),

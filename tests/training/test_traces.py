@@ -21,8 +21,11 @@ from lamorel_ext.types import ScoreRequest, ScoreResult
 from tests.training.student_fakes import TableLlm, make_corridor, small_config
 from tests.training.test_training import ARMS, FragileRecorder, Stops, without_seconds
 
-WATCHED = ("llm_policy", "llm_policy+feedback", "llm_policy+online", "teacher_feedback", "previous_online", "both", "free", "shuffled",
-           "warmup_online", "student_alone", "teacher_oracle", "drrn", "cloning")  # fmt: skip
+WATCHED = (
+    "llm_policy", "llm_policy+feedback", "llm_policy+online", "teacher_feedback", "previous_online",
+    "both", "free", "shuffled", "warmup_online", "student_alone", "teacher_oracle", "drrn",
+    "cloning",
+)  # fmt: skip
 """The arms in which recording does something different."""
 
 
