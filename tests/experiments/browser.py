@@ -34,7 +34,7 @@ class Browser:
         self._url = url
 
     def open(self, page: Path, width: int, height: int = 800) -> None:
-        """Show a file in a window whose page is exactly ``width`` CSS pixels wide, as a phone's is."""
+        """Show a file in a window whose page is exactly ``width`` CSS pixels wide, as on phones."""
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.cdp("Emulation.setDeviceMetricsOverride", **screen)
         ask(f"{self._url}/url", {"url": page.resolve().as_uri()})

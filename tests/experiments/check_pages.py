@@ -18,15 +18,19 @@ from browser import Browser, browse
 
 CONTROLS = "a[href], button, select, input, summary, [tabindex='0']"
 REACHABLE = f"""return [...document.querySelectorAll("{CONTROLS}")].filter((one) =>
-  !one.disabled && one.getClientRects().length && getComputedStyle(one).visibility !== "hidden").length"""
+  !one.disabled && one.getClientRects().length &&
+  getComputedStyle(one).visibility !== "hidden").length"""
 FOCUSED = """const one = document.activeElement, style = getComputedStyle(one);
 if (one === document.body) return null;
 const all = [...document.querySelectorAll("*")];
 const shown = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
-return [all.indexOf(one), shown, one.id || one.tagName + ": " + one.textContent.trim().slice(0, 40)];"""
+return [all.indexOf(one), shown,
+  one.id || one.tagName + ": " + one.textContent.trim().slice(0, 40)];"""
 AXE = """const found = await axe.run(document);
-return [["passes", "", found.passes.length, [found.incomplete.map((one) => one.id).join()]]].concat(found.violations.map((one) => [one.impact, one.id, one.nodes.length,
-  one.nodes.slice(0, 3).map((node) => node.target.join(" ") + " " + (node.failureSummary ?? "").slice(0, 150))]));"""
+return [["passes", "", found.passes.length, [found.incomplete.map((one) => one.id).join()]]].concat(
+  found.violations.map((one) => [one.impact, one.id, one.nodes.length,
+    one.nodes.slice(0, 3).map((node) =>
+      node.target.join(" ") + " " + (node.failureSummary ?? "").slice(0, 150))]));"""
 
 
 def press(browser: Browser, key: str, code: int, text: str = "") -> None:

@@ -34,9 +34,12 @@ from lamorel_ext.training.run import TrainingRun
 from tests.training.student_fakes import TableLlm
 
 Damage = Callable[[bytes, random.Random], bytes]
-SMALL = ("arm=teacher_feedback+signal=gae", "run.total_steps=32", "run.eval_every=16", "env.num_envs=2", "student.num_steps=8",
-         "run.evaluation=episodes", "run.eval_episodes=2", "run.checkpoint_every=1", "run.trace_every=1",
-         "student.hidden_size=8", "compare.bootstrap_samples=20")  # fmt: skip
+SMALL = (
+    "arm=teacher_feedback+signal=gae", "run.total_steps=32", "run.eval_every=16", "env.num_envs=2",
+    "student.num_steps=8", "run.evaluation=episodes", "run.eval_episodes=2",
+    "run.checkpoint_every=1", "run.trace_every=1", "student.hidden_size=8",
+    "compare.bootstrap_samples=20",
+)  # fmt: skip
 STRANGE = [None, True, -1, 0, 3, 1e300, 2**70, "", "x", "\ud800", [], [1], {}, {"a": 1}]
 
 

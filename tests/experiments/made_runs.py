@@ -42,9 +42,11 @@ def make_config(arm: str, seed: int, root: Path, arms: Sequence[str], *overrides
 
 
 def make_row(steps: float, success: float, **more: float) -> dict[str, float]:
-    """One evaluation; the return is half the success, and every step costs two calls of ten tokens."""
-    return {"env_steps": steps, "success": success, "return": success / 2, "eval_exact": 1.0, "llm_calls": 2 * steps, "llm_tokens": 20 * steps,
-            "seconds": steps / 10, **more}  # fmt: skip
+    """One evaluation; the return is half the success, a step costs two calls of ten tokens."""
+    return {
+        "env_steps": steps, "success": success, "return": success / 2, "eval_exact": 1.0,
+        "llm_calls": 2 * steps, "llm_tokens": 20 * steps, "seconds": steps / 10, **more,
+    }  # fmt: skip
 
 
 def make_run(config: Config, curve: Sequence[float]) -> Path:
