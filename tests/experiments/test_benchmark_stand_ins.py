@@ -28,7 +28,10 @@ from lamorel_ext.envs import BabyAITextEnv
 
 ACTIONS = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
 PROMPTS = (
-    "Goal of the agent: go to the red ball\nObservation: You see a wall 2 steps forward, You see a red ball 1 step left\nAction:",
+    (
+        "Goal of the agent: go to the red ball\n"
+        "Observation: You see a wall 2 steps forward, You see a red ball 1 step left\nAction:"
+    ),
     "Goal of the agent: go to the red ball\nObservation: You see a wall 5 steps left\nAction:",
     "Goal of the agent: go to the red ball\nObservation: You carry a grey key\nAction:",
 )

@@ -32,23 +32,28 @@ from lamorel_ext.llm.updaters import PPOUpdater
 ROWS = {
     "score_distinct": ["score_distinct", "score_limit"],
     "update_64": ["update_64", "update_64_distinct"],
-    "env_text": ["env_text", "env_text_16"], "env_paper": ["env_paper", "env_paper_16"],
+    "env_text": ["env_text", "env_text_16"],
+    "env_paper": ["env_paper", "env_paper_16"],
     "transport_share": ["transport_share", "rpc_round_trip"],
     "two_servers": ["two_servers_score", "two_servers_update"],
     "simulate": ["simulate_costs", "simulate_check", *(f"simulate_{n}" for n in CLIENTS)],
     "iterations": [
-        "iteration_llm_policy", "iteration_llm_policy_feedback", "iteration_teacher_frozen", "iteration_teacher_feedback",
+        "iteration_llm_policy",
+        "iteration_llm_policy_feedback",
+        "iteration_teacher_frozen",
+        "iteration_teacher_feedback",
         "iteration_student_alone",
     ],
     "score_gpu": ["score_gpu", "score_gpu_call"] if torch.cuda.is_available() else ["score_gpu"],
-}  # fmt: skip
+}
 """Benchmarks whose rows are not just one of their own name."""
 
 BARS = {
-    "score_rollout": 8.0, "score_distinct": 2.5, "score_limit": 0.6, "score_two": 1.5, "score_growth": 3.0, "update_64": 2.2, "update_320": 5.0,
-    "update_script": 3.0, "two_servers_score": 1.7, "two_servers_update": 1.7, "update_64_distinct": 6.0, "env_text_16": 50.0,
-    "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0, "figure2_2100": 40.0, "score_gpu": 20_000.0,
-    "simulate_check": 0.15,
+    "score_rollout": 8.0, "score_distinct": 2.5, "score_limit": 0.6, "score_two": 1.5,
+    "score_growth": 3.0, "update_64": 2.2, "update_320": 5.0, "update_script": 3.0,
+    "two_servers_score": 1.7, "two_servers_update": 1.7, "update_64_distinct": 6.0,
+    "env_text_16": 50.0, "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0,
+    "figure2_2100": 40.0, "score_gpu": 20_000.0, "simulate_check": 0.15,
 }  # fmt: skip
 
 
@@ -106,9 +111,12 @@ def test_a_benchmark_gives_well_formed_rows(rows: dict[str, list[Row]], name: st
 
 def test_contenders_are_compared_on_the_same_numbers(rows: dict[str, list[Row]]) -> None:
     differences = [
-        value for name in ("score_rollout", "score_distinct", "score_two") for row in rows[name] for key, value in row.detail.items()
+        value
+        for name in ("score_rollout", "score_distinct", "score_two")
+        for row in rows[name]
+        for key, value in row.detail.items()
         if key.endswith("max_difference_nats")
-    ]  # fmt: skip
+    ]
     assert len(differences) == 4
     assert all(isinstance(value, float) and value < 1e-4 for value in differences)
 

@@ -107,7 +107,10 @@ def test_generalisation_hears_of_its_arguments_before_it_looks_for_runs(
                 "env.backend=vector",
                 "env.curriculum=[{level:BabyAI-Open-v0,steps:9}]",
             ],
-            "env.backend: the vector backend knows levels that lie in one room, with doors or without, not BabyAI-Open-v0",
+            (
+                "env.backend: the vector backend knows levels that lie in one room, "
+                "with doors or without, not BabyAI-Open-v0"
+            ),
         ),
         (
             ["task=put_next_local", "env.prompt=glam", "env.language=fr"],
@@ -148,11 +151,14 @@ def test_what_cannot_be_had_is_found_beforehand(overrides: list[str], problem: s
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["run.evaluation=exact"], ["arm=student_alone", "env.prompt=glam", "run.evaluation=exact"], ["arm=bot", "run.evaluation=exact"],
-        ["task=go_to_local", "env.prompt=glam", "env.language=fr"], ["env.level=BabyAI-Open-v0", "env.num_workers=2"],
+        ["run.evaluation=exact"],
+        ["arm=student_alone", "env.prompt=glam", "run.evaluation=exact"],
+        ["arm=bot", "run.evaluation=exact"],
+        ["task=go_to_local", "env.prompt=glam", "env.language=fr"],
+        ["env.level=BabyAI-Open-v0", "env.num_workers=2"],
         ["task=go_to_local", "env.num_distractors=3", "env.backend=vector"],
     ],
-)  # fmt: skip
+)
 def test_what_can_be_had_is_not_refused(overrides: list[str]) -> None:
     check_configs([load_config(overrides)])
 

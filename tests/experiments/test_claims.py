@@ -81,11 +81,14 @@ FOUR = (
 def test_the_sign_helps_where_every_control_is_beaten() -> None:
     first = headline(compare(dict(zip(FOUR, (FAR, GAE, FAR, FAR, FAR), strict=True))))[1]
     assert first.startswith(
-        "teacher_feedback/gae is better than teacher_frozen: area under the success curve +0.200 [+0.200, +0.200]"
+        "teacher_feedback/gae is better than teacher_frozen: "
+        "area under the success curve +0.200 [+0.200, +0.200]"
     )
     assert first.endswith(
-        " It is ahead of teacher_feedback/constant/random sign (+0.200 [+0.200, +0.200]), teacher_feedback/gae/shuffled sign (+0.200 [+0.200, +0.200]) and teacher_feedback/gae/inverted sign "
-        "(+0.200 [+0.200, +0.200]) too, so the sign itself helps."
+        " It is ahead of teacher_feedback/constant/random sign (+0.200 [+0.200, +0.200]), "
+        "teacher_feedback/gae/shuffled sign (+0.200 [+0.200, +0.200]) "
+        "and teacher_feedback/gae/inverted sign (+0.200 [+0.200, +0.200]) "
+        "too, so the sign itself helps."
     )
 
 
@@ -99,11 +102,13 @@ def test_a_lead_over_the_random_sign_alone_is_no_merit_of_the_sign() -> None:
     ).interval
     assert near.low < 0 < near.high
     assert first.startswith(
-        "teacher_feedback/gae is better than teacher_frozen: area under the success curve +0.200 [+0.200, +0.200]"
+        "teacher_feedback/gae is better than teacher_frozen: "
+        "area under the success curve +0.200 [+0.200, +0.200]"
     )
     ends = f"[−{-near.low:.3f}, +{near.high:.3f}]"
     assert first.endswith(
-        f" But it is not shown to be ahead of teacher_feedback/gae/shuffled sign (+0.000 {ends}) or teacher_feedback/gae/inverted sign (+0.000 {ends}), "
+        f" But it is not shown to be ahead of teacher_feedback/gae/shuffled sign (+0.000 {ends}) "
+        f"or teacher_feedback/gae/inverted sign (+0.000 {ends}), "
         "so its signs are not shown to be what helps."
     )
 
@@ -111,7 +116,8 @@ def test_a_lead_over_the_random_sign_alone_is_no_merit_of_the_sign() -> None:
 def test_controls_that_were_not_run_are_no_controls_beaten() -> None:
     first = headline(compare(dict(zip(FOUR[:3], (FAR, GAE, FAR), strict=True))))[1]
     assert first.endswith(
-        "too; without the shuffled or inverted sign that does not yet show that its signs are what helps."
+        "too; without the shuffled or inverted sign that "
+        "does not yet show that its signs are what helps."
     )
 
 
@@ -137,13 +143,15 @@ def test_on_few_seeds_the_first_sentence_calls_a_lead_a_tendency() -> None:
     )
     answer = headline(summary)
     assert answer[1].startswith(
-        "teacher_feedback/gae is ahead of teacher_frozen on 3 seeds, which is a tendency: area under the success curve +0.200 "
+        "teacher_feedback/gae is ahead of teacher_frozen on 3 seeds, "
+        "which is a tendency: area under the success curve +0.200 "
     )
     assert answer[1].endswith("too, which speaks for the signs themselves.")
     assert "Ahead of teacher_frozen, after the correction: teacher_feedback/gae." in answer
     shown = sections(summary)
     assert answer[0].startswith(
-        "Did the feedback help? Tentatively, yes: teacher_feedback/gae against teacher_frozen: area +0.200 "
+        "Did the feedback help? Tentatively, yes: "
+        "teacher_feedback/gae against teacher_frozen: area +0.200 "
     )
     assert answer[0].endswith(", corrected p < .001, 3 seeds, 1 feedback arm compared.")
     assert (
@@ -171,7 +179,10 @@ def test_a_difference_between_unlike_evaluations_says_so() -> None:
         flat("teacher_feedback+signal=previous", (0.25, 0.25)),
         sampled,
     )
-    words = "Not evaluated alike: teacher_feedback/previous/prompt/chosen on held-out episodes, teacher_frozen exactly."
+    words = (
+        "Not evaluated alike: teacher_feedback/previous/prompt/chosen on held-out episodes, "
+        "teacher_frozen exactly."
+    )
     assert [sentence for sentence in headline(summary) if sentence.startswith(words)]
     shown = sections(summary)
     assert words in shown["Against the baseline, teacher_frozen"] and words in shown["Controls"]
@@ -179,7 +190,9 @@ def test_a_difference_between_unlike_evaluations_says_so() -> None:
     header, rows = difference_table([summary])
     place = header.index("evaluated_alike")
     assert {(row[1], row[place]) for row in rows if row[4] == ""} == {
-        ("teacher_feedback/previous", "1"), ("teacher_feedback/previous/prompt/chosen", "0")}  # fmt: skip
+        ("teacher_feedback/previous", "1"),
+        ("teacher_feedback/previous/prompt/chosen", "0"),
+    }
 
 
 def test_equal_evaluations_need_no_word() -> None:
@@ -206,9 +219,9 @@ def test_coins_of_a_constant_have_no_magnitudes() -> None:
     )
     note = sections(compare(dict.fromkeys(arms, (0.5, 0.5))))["Controls"]
     assert (
-        "teacher_feedback/constant/random sign says ±1, without the magnitudes of teacher_feedback/weighted; teacher_feedback/weighted/shuffled sign keeps them."
-        in note
-    )
+        "teacher_feedback/constant/random sign says ±1, without the magnitudes of "
+        "teacher_feedback/weighted; teacher_feedback/weighted/shuffled sign keeps them."
+    ) in note
 
 
 # --- costs ----------------------------------------------------------------------------------------

@@ -50,8 +50,9 @@ def compare(folder: Path, heights: Mapping[str, Sequence[float]], *overrides: st
 
 def test_a_control_is_the_arm_with_another_sign(tmp_path: Path) -> None:
     names = [
-        "teacher_frozen", "teacher_feedback+signal=gae", "teacher_feedback+signal=gae+sign=random", "teacher_feedback+signal=gae+sign=inverted",
-        "teacher_feedback+signal=gae+credit=posterior", "teacher_feedback+signal=gae+credit=posterior+sign=random", "llm_policy",
+        "teacher_frozen", "teacher_feedback+signal=gae", "teacher_feedback+signal=gae+sign=random",
+        "teacher_feedback+signal=gae+sign=inverted", "teacher_feedback+signal=gae+credit=posterior",
+        "teacher_feedback+signal=gae+credit=posterior+sign=random", "llm_policy",
         "llm_policy_feedback+signal=gae", "llm_policy_feedback+signal=gae+sign=shuffled",
     ]  # fmt: skip
     arms = {arm.label: arm for arm in make_arms(tmp_path, names)}
@@ -196,7 +197,8 @@ def test_a_report_without_controls_says_so_and_names_the_files(tmp_path: Path) -
     )
     (warning,) = warnings([summary])
     assert warning.startswith(
-        "Controls are missing: teacher_feedback/gae has no complete run with the shuffled or inverted sign"
+        "Controls are missing: "
+        "teacher_feedback/gae has no complete run with the shuffled or inverted sign"
     )
     assert warning.endswith("Set compare.controls=[shuffled,inverted].")
     nothing = {"curves": (), "costs": (), "differences": (), "controls": ()}
@@ -212,9 +214,9 @@ def test_a_report_without_controls_says_so_and_names_the_files(tmp_path: Path) -
     # of freedom.
     cells = section.split("<tbody>")[1].replace("\N{NO-BREAK SPACE}", " ")
     assert (
-        "<td>+0.375 [−1.213, +1.963] p = 0.205</td><td>+0.500 [−0.261, +1.261] p = 0.106</td><td>missing</td><td>missing</td>"
-        in cells
-    )
+        "<td>+0.375 [−1.213, +1.963] p = 0.205</td><td>+0.500 [−0.261, +1.261] p = 0.106</td>"
+        "<td>missing</td><td>missing</td>"
+    ) in cells
 
 
 def test_with_all_controls_there_is_no_warning(tmp_path: Path) -> None:
@@ -248,40 +250,65 @@ def shown(summary: Summary, signal: str, kind: str) -> str:
 def test_where_the_papers_rule_fails_the_variant_that_helps_is_named_with_its_interval(
     tmp_path: Path,
 ) -> None:
-    summary = compare(tmp_path, {
-        "teacher_frozen": 3 * (0.5, 0.5), "teacher_feedback+signal=previous+every=1": 3 * (0.25, 0.5), "teacher_feedback+signal=td+every=1": 3 * (0.75, 1.0),
-        "teacher_feedback+signal=state+every=1": 3 * (0.5, 0.75), "teacher_feedback+signal=constant+every=1+sign=random": 3 * (0.5, 0.25),
-    })  # fmt: skip
+    summary = compare(
+        tmp_path,
+        {
+            "teacher_frozen": 3 * (0.5, 0.5),
+            "teacher_feedback+signal=previous+every=1": 3 * (0.25, 0.5),
+            "teacher_feedback+signal=td+every=1": 3 * (0.75, 1.0),
+            "teacher_feedback+signal=state+every=1": 3 * (0.5, 0.75),
+            "teacher_feedback+signal=constant+every=1+sign=random": 3 * (0.5, 0.25),
+        },
+    )
     failed, variant = literal_rule(summary)
     assert failed == (
-        f"The paper's literal rule (previous) shows no benefit: teacher_feedback/previous/every=1 {shown(summary, 'previous', 'without_edge')} against teacher_frozen and "
-        f"{shown(summary, 'previous', 'random')} against teacher_feedback/constant/every=1/random sign."
+        "The paper's literal rule (previous) shows no benefit: "
+        f"teacher_feedback/previous/every=1 {shown(summary, 'previous', 'without_edge')} "
+        f"against teacher_frozen and {shown(summary, 'previous', 'random')} "
+        "against teacher_feedback/constant/every=1/random sign."
     )
     assert variant == (
-        "Of the 2 other feedback arms tried, 1 is ahead of both the arm without feedback and every control that was run, a tendency; by most "
-        f"teacher_feedback/td/every=1 {shown(summary, 'td', 'without_edge')} against teacher_frozen and {shown(summary, 'td', 'random')} against teacher_feedback/constant/every=1/random sign."
+        "Of the 2 other feedback arms tried, 1 is ahead of both the arm without feedback "
+        "and every control that was run, a tendency; by most teacher_feedback/td/every=1 "
+        f"{shown(summary, 'td', 'without_edge')} against teacher_frozen and "
+        f"{shown(summary, 'td', 'random')} against teacher_feedback/constant/every=1/random sign."
     )
     assert headline(summary)[2:4] == [failed, variant]
 
 
 def test_where_no_variant_helps_that_is_said(tmp_path: Path) -> None:
-    summary = compare(tmp_path, {
-        "teacher_frozen": 3 * (0.5, 0.5), "teacher_feedback+signal=previous+every=1": 3 * (0.25, 0.5), "teacher_feedback+signal=td+every=1": 3 * (0.75, 0.5),
-        "teacher_feedback+signal=constant+every=1+sign=random": 3 * (0.5, 0.25),
-    })  # fmt: skip
+    summary = compare(
+        tmp_path,
+        {
+            "teacher_frozen": 3 * (0.5, 0.5),
+            "teacher_feedback+signal=previous+every=1": 3 * (0.25, 0.5),
+            "teacher_feedback+signal=td+every=1": 3 * (0.75, 0.5),
+            "teacher_feedback+signal=constant+every=1+sign=random": 3 * (0.5, 0.25),
+        },
+    )
     assert literal_rule(summary)[1] == (
-        "Of one other feedback arm tried, none is ahead of both the arm without feedback and every control that was run. The closest is "
-        f"teacher_feedback/td/every=1 {shown(summary, 'td', 'without_edge')} against teacher_frozen and +0.250 [+0.250, +0.250] against teacher_feedback/constant/every=1/random sign."
+        "Of one other feedback arm tried, none is ahead of both the arm without feedback "
+        "and every control that was run. The closest is teacher_feedback/td/every=1 "
+        f"{shown(summary, 'td', 'without_edge')} against teacher_frozen and "
+        "+0.250 [+0.250, +0.250] against teacher_feedback/constant/every=1/random sign."
     )
 
 
 def test_where_the_papers_rule_helps_nothing_else_is_looked_for(tmp_path: Path) -> None:
-    summary = compare(tmp_path, {
-        "teacher_frozen": 3 * (0.25, 0.25), "teacher_feedback+signal=previous": 3 * (0.5, 0.75), "teacher_feedback+signal=td": 3 * (0.75, 0.75), "teacher_feedback+signal=constant+sign=random": 3 * (0.25, 0.0)})  # fmt: skip
+    summary = compare(
+        tmp_path,
+        {
+            "teacher_frozen": 3 * (0.25, 0.25),
+            "teacher_feedback+signal=previous": 3 * (0.5, 0.75),
+            "teacher_feedback+signal=td": 3 * (0.75, 0.75),
+            "teacher_feedback+signal=constant+sign=random": 3 * (0.25, 0.0),
+        },
+    )
     (sentence,) = literal_rule(summary)
     assert sentence.startswith(
-        f"The paper's literal rule (previous) is ahead, on so few seeds a tendency: teacher_feedback/previous {shown(summary, 'previous', 'without_edge')} against "
-        "teacher_frozen"
+        "The paper's literal rule (previous) is ahead, "
+        "on so few seeds a tendency: teacher_feedback/previous "
+        f"{shown(summary, 'previous', 'without_edge')} against teacher_frozen"
     )
 
 
@@ -295,8 +322,9 @@ def test_the_papers_rule_has_to_beat_every_control_that_was_run(tmp_path: Path) 
     summary = compare(tmp_path, {arm: 10 * levels for arm, levels in heights.items()})
     (sentence,) = literal_rule(summary)
     assert sentence == (
-        "The paper's literal rule (previous) shows no benefit: teacher_feedback/previous +0.250 [+0.250, +0.250] against teacher_frozen and "
-        "+0.000 [+0.000, +0.000] against teacher_feedback/previous/inverted sign, the hardest of 2 controls to beat."
+        "The paper's literal rule (previous) shows no benefit: teacher_feedback/previous "
+        "+0.250 [+0.250, +0.250] against teacher_frozen and +0.000 [+0.000, +0.000] "
+        "against teacher_feedback/previous/inverted sign, the hardest of 2 controls to beat."
     )
 
 

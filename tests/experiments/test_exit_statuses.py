@@ -1,4 +1,4 @@
-"""Every program ends with 2 for what the user said wrong and with 1 for what went wrong, in one message."""
+"""Every program ends with one message: 2 for what the user said wrong, 1 for what went wrong."""
 
 from __future__ import annotations
 
@@ -42,9 +42,12 @@ FULL = {
     "run/report.html": ["experiments.report", "run"],
     "new/versions.json.part": ["experiments.train", "arm=student_alone", "run.output_dir=new"],
     "new/student_alone/seed_0/versions.json.part": [
-        "experiments.compare", "compare.arms=[student_alone]", "compare.seeds=[0]", "compare.output_dir=new",
+        "experiments.compare",
+        "compare.arms=[student_alone]",
+        "compare.seeds=[0]",
+        "compare.output_dir=new",
     ],
-}  # fmt: skip
+}
 """Commands by a file that they write."""
 
 
@@ -86,7 +89,11 @@ def test_every_program_is_walked() -> None:
         if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
     }
     started_by_others = {
-        "launchers.elastic", "launchers.as_lamorel", "experiments.bench.pipeline", "experiments.bench.ranks",
-        "experiments.bench.scale.measure", "experiments.bench.servers",
-    }  # fmt: skip
+        "launchers.elastic",
+        "launchers.as_lamorel",
+        "experiments.bench.pipeline",
+        "experiments.bench.ranks",
+        "experiments.bench.scale.measure",
+        "experiments.bench.servers",
+    }
     assert found - started_by_others <= {words[0] for words in SAID_WRONG}

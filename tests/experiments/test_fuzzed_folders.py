@@ -23,14 +23,20 @@ def test_a_damaged_run_folder_ends_in_documented_errors_only() -> None:
     assert found == [] and counts["accepted"] and counts["refused"]
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"steps,success\n1,0.5\n", "no column of numbers env_steps"), (b"env_steps,success\n", "no column"),
-    (b"\xff\xfe\x00", "cannot be read"), (b"\x00" * 40, "no learning curve"), (b"", "no learning curve"),
-    (b"env_steps,success,return,llm_calls,llm_tokens,seconds\n", "no row below its header"),
-    (b"env_steps,success,return,llm_calls,llm_tokens,seconds\n0,1.5,0,0,0,0\n", "above 1"),
-    (b"env_steps,success,return,llm_calls,llm_tokens,seconds\n0,0.5,inf,0,0,0\n", "not finite"),
-    (b"env_steps,env_steps\n0,0\n", "several columns"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"steps,success\n1,0.5\n", "no column of numbers env_steps"),
+        (b"env_steps,success\n", "no column"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"\x00" * 40, "no learning curve"),
+        (b"", "no learning curve"),
+        (b"env_steps,success,return,llm_calls,llm_tokens,seconds\n", "no row below its header"),
+        (b"env_steps,success,return,llm_calls,llm_tokens,seconds\n0,1.5,0,0,0,0\n", "above 1"),
+        (b"env_steps,success,return,llm_calls,llm_tokens,seconds\n0,0.5,inf,0,0,0\n", "not finite"),
+        (b"env_steps,env_steps\n0,0\n", "several columns"),
+    ],
+)
 def test_a_curve_that_is_none_is_named(
     tmp_path: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,20 +47,34 @@ def test_a_curve_that_is_none_is_named(
     assert "metrics.csv" in errors and message in errors and "Traceback" not in errors
 
 
-HEADER = {"kind": "trace", "version": VERSION, "env_steps": 0, "rollout": 0, "env": 0, "seed": 0, "level": "x", "num_distractors": None,
-          "agent": "student", "teacher": None, "vocabulary": "v", "signal": "none", "loss": "l", "channel": "c", "every": "rollout",
-          "actions": ["a"], "left_out": 0}  # fmt: skip
+HEADER = {
+    "kind": "trace", "version": VERSION, "env_steps": 0, "rollout": 0, "env": 0, "seed": 0,
+    "level": "x", "num_distractors": None, "agent": "student", "teacher": None, "vocabulary": "v",
+    "signal": "none", "loss": "l", "channel": "c", "every": "rollout", "actions": ["a"],
+    "left_out": 0,
+}  # fmt: skip
 EPISODE = {"kind": "episode", "number": 0, "actions": [], "mission": "go", "candidates": None}
 
 
-@pytest.mark.parametrize(("lines", "message"), [
-    ([json.dumps({**HEADER, "env_steps": float("nan")})], "line 1 holds NaN"),
-    ([json.dumps(HEADER), json.dumps(EPISODE).replace('"number": 0', '"number": 1e999')], "line 2 holds 1e999"),
-    ([json.dumps(HEADER), json.dumps(EPISODE)[:30]], "line 2 is cut off or damaged"),
-    ([json.dumps({**HEADER, "actions": 3})], "actions is 3, expected list or null"),
-    ([json.dumps(HEADER), json.dumps({**EPISODE, "candidates": [1]})], "candidates holds something else than texts"),
-    ([json.dumps({**HEADER, "seed": 2**60})], "too large"), (["[" * 100_000], "cannot be read"), ([], "an empty file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([json.dumps({**HEADER, "env_steps": float("nan")})], "line 1 holds NaN"),
+        (
+            [json.dumps(HEADER), json.dumps(EPISODE).replace('"number": 0', '"number": 1e999')],
+            "line 2 holds 1e999",
+        ),
+        ([json.dumps(HEADER), json.dumps(EPISODE)[:30]], "line 2 is cut off or damaged"),
+        ([json.dumps({**HEADER, "actions": 3})], "actions is 3, expected list or null"),
+        (
+            [json.dumps(HEADER), json.dumps({**EPISODE, "candidates": [1]})],
+            "candidates holds something else than texts",
+        ),
+        ([json.dumps({**HEADER, "seed": 2**60})], "too large"),
+        (["[" * 100_000], "cannot be read"),
+        ([], "an empty file"),
+    ],
+)
 def test_a_trace_that_a_page_cannot_show_is_named_with_its_line(
     tmp_path: Path, lines: list[str], message: str
 ) -> None:

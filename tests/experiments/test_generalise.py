@@ -237,7 +237,8 @@ def test_the_answer_names_the_arm_that_loses_most_among_those_that_read() -> Non
     ]
     first, second, third, fourth, caution = headline(summarise(tests))
     assert first == (
-        "Said in other words, the same episodes cost fragile most: −0.700 under sentences in French, where it still succeeds in 0.200."
+        "Said in other words, the same episodes cost fragile most: "
+        "−0.700 under sentences in French, where it still succeeds in 0.200."
     )
     assert second == "Mean change of success over these 2 tests: fragile −0.355, steady −0.050."
     assert third == "No arm loses more than 0.02 under: nouns that exist: chair, table, car."
@@ -266,8 +267,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison of three arms with a tiny model."""
     folder = tmp_path_factory.mktemp("trained")
     model = save_tiny_llm(tmp_path_factory.mktemp("tiny_llm"))
-    overrides = [*SMALL, f"lamorel_args.llm_args.model_path={model}", "lamorel_args.llm_args.value_head_hidden=8", "compare.seeds=[5]",
-                 "compare.arms=[llm_policy,teacher_feedback+signal=gae,student_alone]", "compare.controls=[]", f"compare.output_dir={folder}"]  # fmt: skip
+    overrides = [
+        *SMALL,
+        f"lamorel_args.llm_args.model_path={model}",
+        "lamorel_args.llm_args.value_head_hidden=8",
+        "compare.seeds=[5]",
+        "compare.arms=[llm_policy,teacher_feedback+signal=gae,student_alone]",
+        "compare.controls=[]",
+        f"compare.output_dir={folder}",
+    ]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(compare, "start_log", lambda level: None)
         assert compare.run(overrides) == 0

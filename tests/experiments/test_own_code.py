@@ -25,7 +25,9 @@ from lamorel_ext.types import ScoreRequest, UpdateRequest
 
 class Stubborn(FixedAgent):
     def __init__(self, setting, action=2):
-        assert setting.llm.score_batch(ScoreRequest(("a",), (("b",),), ("mood",))).modules["mood"] == 7
+        assert (
+            setting.llm.score_batch(ScoreRequest(("a",), (("b",),), ("mood",))).modules["mood"] == 7
+        )
         super().__init__(UniformActor((action,)))
 
 
@@ -43,7 +45,8 @@ class Nudge(Method):
     def learn(self, rollout):
         prompts = rollout.turns[0].prompts[:2]
         request = UpdateRequest(
-            "nudge", prompts, (("go forward",),) * 2, torch.arange(2), 2, {}, {"step": self.options.step}
+            "nudge", prompts, (("go forward",),) * 2, torch.arange(2), 2, {},
+            {"step": self.options.step},
         )
         return {"moved": self.setting.llm.update_batch(request).stats["moved"]}
 
