@@ -28,8 +28,9 @@ def test_an_own_environment_is_compared_and_named_in_the_report(
     folder: Path, target: str, other: str
 ) -> None:
     made = program(
-        folder, "compare", f"env._target_={target}", f"compare.arms=[{other},teacher_feedback+signal=gae]",
-        "compare.seeds=[0]", "compare.controls=[]", "compare.output_dir=out", *SHORT,
+        folder, "compare", f"env._target_={target}",
+        f"compare.arms=[{other},teacher_feedback+signal=gae]", "compare.seeds=[0]",
+        "compare.controls=[]", "compare.output_dir=out", *SHORT,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr[-2000:]
     assert target in (folder / "out" / "report.html").read_text()

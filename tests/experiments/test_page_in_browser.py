@@ -20,8 +20,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-ARMS = ["llm_policy", "llm_policy_feedback+signal=previous+every=1", "llm_policy_feedback+signal=previous+every=1+sign=inverted", "teacher_frozen", "teacher_feedback+signal=gae",
-        "teacher_feedback+signal=gae+sign=shuffled", "teacher_feedback+signal=previous+every=1", "teacher_feedback+signal=constant+every=1+sign=random", "student_alone"]  # fmt: skip
+ARMS = [
+    "llm_policy",
+    "llm_policy_feedback+signal=previous+every=1",
+    "llm_policy_feedback+signal=previous+every=1+sign=inverted",
+    "teacher_frozen",
+    "teacher_feedback+signal=gae",
+    "teacher_feedback+signal=gae+sign=shuffled",
+    "teacher_feedback+signal=previous+every=1",
+    "teacher_feedback+signal=constant+every=1+sign=random",
+    "student_alone",
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +60,14 @@ def test_the_page_fits_its_window_and_needs_nothing_else(
     browser.open(page, width)
     assert browser.run("return window.innerWidth") == width
     assert browser.run("return document.documentElement.scrollWidth") <= width
-    edges = "[...document.body.querySelectorAll('section, p, a, figure, pre, .wide, nav')].map(e => e.getBoundingClientRect().right)"
+    edges = (
+        "[...document.body.querySelectorAll('section, p, a, figure, pre, .wide, nav')]"
+        ".map(e => e.getBoundingClientRect().right)"
+    )
     assert browser.run(f"return Math.max(...{edges})") <= width
     images = browser.run(
-        "return [...document.querySelectorAll('figure svg')].map(image => image.getBoundingClientRect()).map(box => [box.width, box.height])"
+        "return [...document.querySelectorAll('figure svg')]"
+        ".map(image => image.getBoundingClientRect()).map(box => [box.width, box.height])"
     )
     assert len(images) > 25 and all(w > 250 and h > 60 for w, h in images)
     assert browser.log("browser") == [] and browser.requests() == [page.resolve().as_uri()]
@@ -66,8 +79,10 @@ def test_on_a_phone_wide_tables_scroll_in_their_own_box_and_keep_their_first_col
 ) -> None:
     browser.open(page, 360)
     found = browser.run(
-        "const box = document.querySelector('.wide'); box.scrollLeft = 200; const cell = box.querySelector('tbody td');"
-        "return [box.scrollWidth, box.clientWidth, box.scrollLeft, cell.getBoundingClientRect().left, box.getBoundingClientRect().left]"
+        "const box = document.querySelector('.wide'); box.scrollLeft = 200; "
+        "const cell = box.querySelector('tbody td');"
+        "return [box.scrollWidth, box.clientWidth, box.scrollLeft, "
+        "cell.getBoundingClientRect().left, box.getBoundingClientRect().left]"
     )
     content, shown, scrolled, cell, box = found
     assert content > shown and scrolled == 200 and cell == pytest.approx(box, abs=1)  # CSS pixels

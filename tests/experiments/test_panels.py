@@ -37,8 +37,13 @@ def make_arms(*names: str) -> list[Arm]:
     ]
 
 
-MANY = make_arms("llm_policy", "llm_policy_feedback+signal=gae", "llm_policy_feedback+signal=gae+sign=random", "student_alone", "teacher_frozen", "teacher_feedback+signal=gae",
-                 "teacher_feedback+signal=previous", "teacher_feedback+signal=constant+sign=random", "teacher_feedback+signal=gae+sign=inverted", "teacher_feedback+signal=td+every=1", "teacher_feedback+signal=constant+every=1+sign=random")  # fmt: skip
+MANY = make_arms(
+    "llm_policy", "llm_policy_feedback+signal=gae", "llm_policy_feedback+signal=gae+sign=random",
+    "student_alone", "teacher_frozen", "teacher_feedback+signal=gae",
+    "teacher_feedback+signal=previous", "teacher_feedback+signal=constant+sign=random",
+    "teacher_feedback+signal=gae+sign=inverted", "teacher_feedback+signal=td+every=1",
+    "teacher_feedback+signal=constant+every=1+sign=random",
+)  # fmt: skip
 
 
 def test_a_few_arms_share_a_panel_and_keep_their_names() -> None:
@@ -129,7 +134,11 @@ def test_a_figure_is_drawn_as_a_whole_and_panel_by_panel() -> None:
     series = {arm.label: Series(steps, flat, flat - 0.1, flat + 0.1) for arm in MANY}
     picture = draw("name", "caption", lay_out(MANY), series, ("steps", "success"))
     assert [title for title, _ in picture.parts] == [
-        "Without feedback", "LLM as policy, with feedback", "Teacher, updated per rollout", "Teacher, updated while acting"]  # fmt: skip
+        "Without feedback",
+        "LLM as policy, with feedback",
+        "Teacher, updated per rollout",
+        "Teacher, updated while acting",
+    ]
     assert (
         picture.png.startswith(b"\x89PNG")
         and all("<svg" in svg for _, svg in picture.parts)

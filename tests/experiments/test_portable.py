@@ -15,8 +15,9 @@ import pytest
 from lamorel_ext.portable import VARIABLES, NotPortableError, hold_portable
 
 RUN = (
-    "arm=teacher_feedback+signal=gae run.total_steps=32 env.num_envs=4 student.num_steps=8 run.eval_every=32"
-    " run.evaluation=episodes run.eval_episodes=2 run.trace_every=0 run.portable=true"
+    "arm=teacher_feedback+signal=gae run.total_steps=32 "
+    "env.num_envs=4 student.num_steps=8 run.eval_every=32 "
+    "run.evaluation=episodes run.eval_episodes=2 run.trace_every=0 run.portable=true"
 )
 MACHINES = [
     {},
@@ -53,6 +54,9 @@ def test_a_process_that_was_not_started_so_is_refused_with_what_to_set(
     monkeypatch.setenv("MKL_CBWR", "AVX512")
     with pytest.raises(
         NotPortableError,
-        match="run.portable: these variables must be set before Python starts: .*MKL_CBWR='COMPATIBLE'",
+        match=(
+            "run.portable: these variables must be set before Python starts: "
+            ".*MKL_CBWR='COMPATIBLE'"
+        ),
     ):
         hold_portable()

@@ -128,9 +128,9 @@ def test_every_recorded_sentence_and_mission_is_made_of_whole_words(tokenizer: T
 
 def test_a_lamorel_prompt_is_some_dozens_of_tokens(tokenizer: Tokenizer) -> None:
     prompt = lamorel_prompt("go to the red ball", SENTENCES[1:])
-    expected = "Goal of the agent : go to the red ball \n Observation : You see a wall 3 steps forward , ".split(
-        " "
-    )[:-1]
+    expected = (
+        "Goal of the agent : go to the red ball \n Observation : You see a wall 3 steps forward , "
+    ).split(" ")[:-1]
     expected += "You see a red ball 2 steps left and 1 step forward \n Action :".split(" ")
     assert [
         piece.lstrip("▁") for piece in tokenizer.encode(prompt, add_special_tokens=False).tokens

@@ -30,8 +30,10 @@ from lamorel_ext.training.building import make_env
 from lamorel_ext.training.run import TrainingRun
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["env.num_envs=4", "student.num_steps=8", "ppo.num_steps=8", "run.total_steps=64", "run.eval_every=32", "run.evaluation=episodes",
-         "run.eval_episodes=4"]  # fmt: skip
+SMALL = [
+    "env.num_envs=4", "student.num_steps=8", "ppo.num_steps=8", "run.total_steps=64",
+    "run.eval_every=32", "run.evaluation=episodes", "run.eval_episodes=4",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +208,11 @@ def test_a_plan_has_every_arm_for_a_seed_before_the_next_seed() -> None:
         "demo",
     )
     assert [run.name for run in planned] == [
-        "student_alone, seed 3", "teacher_frozen, seed 3", "student_alone, seed 1", "teacher_frozen, seed 1"]  # fmt: skip
+        "student_alone, seed 3",
+        "teacher_frozen, seed 3",
+        "student_alone, seed 1",
+        "teacher_frozen, seed 1",
+    ]
     assert [str(run.folder) for run in planned][0] == "runs/demo/student_alone/seed_3"
     assert {(run.config.arm.teacher, run.config.run.seed) for run in planned} == {
         ("none", 3),
@@ -219,9 +225,7 @@ def test_a_plan_has_every_arm_for_a_seed_before_the_next_seed() -> None:
     )
 
 
-def test_a_plan_over_tasks_has_each_task_in_a_folder_of_its_own_and_the_experiments_values_win() -> (
-    None
-):
+def test_a_plan_over_tasks_has_a_folder_for_each_task_and_the_experiments_values_win() -> None:
     words = [
         "compare.tasks=[go_to_local_d4,open_door]",
         "compare.arms=[student_alone,llm_policy]",
@@ -353,7 +357,10 @@ def test_arms_that_want_other_servers_cannot_share_a_launch(tmp_path: Path) -> N
         (
             ["env.num_distractors=2"],
             2,
-            "env.num_distractors: BabyAI-GoToRedBallNoDists-v0 does not take a number of distractors",
+            (
+                "env.num_distractors: "
+                "BabyAI-GoToRedBallNoDists-v0 does not take a number of distractors"
+            ),
         ),
         (["lamorel_args.llm_args.model_path=./no/such/model"], 2, "no/such/model does not exist"),
         (
@@ -568,7 +575,10 @@ def test_the_time_left_follows_from_the_steps_done_so_far(caplog: pytest.LogCapt
         now[0] = 106.0
         ticker.tell("b", 500, 500)
     assert caplog.messages == [
-        "a: 100 of 500 steps, about 2 min left in all", "a: 500 of 500 steps, about 2 min left in all", "b: 500 of 500 steps"]  # fmt: skip
+        "a: 100 of 500 steps, about 2 min left in all",
+        "a: 500 of 500 steps, about 2 min left in all",
+        "b: 500 of 500 steps",
+    ]
 
 
 def test_times_are_rounded_for_people() -> None:

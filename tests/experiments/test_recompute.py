@@ -92,12 +92,11 @@ def test_every_number_of_every_table_is_found_again(
 
 @pytest.mark.parametrize(
     ("table", "column"),
-    [
-        ("summary", "area_iqm_high"), ("summary", "llm_tokens"),
-        ("differences", "low"), ("differences", "evaluated_alike"), ("differences", "area_by_seconds_difference_low"),
-        ("differences", "area_by_llm_calls_until"),  ("differences", "area_difference"),
-        ("overall", "mean_rank_low"), ("overall_differences", "probability_of_improvement_high"), ("profiles", "share"),
-    ],
+    [("summary", "area_iqm_high"), ("summary", "llm_tokens"), ("differences", "low"),
+     ("differences", "evaluated_alike"), ("differences", "area_by_seconds_difference_low"),
+     ("differences", "area_by_llm_calls_until"), ("differences", "area_difference"),
+     ("overall", "mean_rank_low"), ("overall_differences", "probability_of_improvement_high"),
+     ("profiles", "share")],
 )  # fmt: skip
 def test_a_falsified_cell_is_noticed(
     tables: Path, tmp_path: Path, table: str, column: str, capsys: pytest.CaptureFixture[str]
@@ -174,13 +173,13 @@ def test_columns_that_only_one_version_writes_are_named(
     assert recompute.main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert (
-        "columns that are not there, as in tables of an earlier version: differences.evaluated_alike\n"
-        in printed
-    )
+        "columns that are not there, as in tables of an earlier version: "
+        "differences.evaluated_alike\n"
+    ) in printed
     assert (
-        "columns that nothing is compared with, as in tables of an earlier version: differences.other\n"
-        in printed
-    )
+        "columns that nothing is compared with, "
+        "as in tables of an earlier version: differences.other\n"
+    ) in printed
 
 
 def test_nothing_of_the_report_is_imported() -> None:

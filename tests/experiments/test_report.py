@@ -91,14 +91,16 @@ def test_the_first_lines_answer_the_question(runs: Path) -> None:
         # Unpaired: 0.5 twice against 0.25 and 0.125, standard error 1/16, one degree of freedom:
         # 12.706 / 16 = 0.794 to either side, p = 1 - 2 / pi * atan(5) = 0.12567; the frozen
         # teacher's 0.105 comes first in Holm's order: twice that holds for both.
-        "teacher_feedback/gae is not distinguishable from llm_policy: area under the success curve +0.312 [−0.482, +1.107] "
-        "(corrected p = 0.211, 2 arms compared), ahead in 2 of 2 paired seeds, probability of improvement 1.00."
+        "teacher_feedback/gae is not distinguishable from llm_policy: area under the "
+        "success curve +0.312 [−0.482, +1.107] (corrected p = 0.211, 2 arms compared), "
+        "ahead in 2 of 2 paired seeds, probability of improvement 1.00."
     )
     # gae minus frozen: 0 and 0.125, mean 0.0625; one degree of freedom again, p = 0.5. Of the four
     # pairs two are won and two are ties.
     assert sentences[1] == (
-        "teacher_feedback/gae is not distinguishable from teacher_frozen: area under the success curve "
-        "+0.062 [−0.732, +0.857] (corrected p = 0.500, 2 arms compared), ahead in 1 of 2 paired seeds, probability of improvement 0.75."
+        "teacher_feedback/gae is not distinguishable from teacher_frozen: area under the "
+        "success curve +0.062 [−0.732, +0.857] (corrected p = 0.500, 2 arms compared), "
+        "ahead in 1 of 2 paired seeds, probability of improvement 0.75."
     )
     assert (
         "3 arms were tried" in sentences[-1]
@@ -118,14 +120,16 @@ def test_a_control_may_be_the_best_arm_but_speaks_for_no_feedback(tmp_path: Path
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
     first, second, better, *_ = first_lines(tmp_path)
     assert first.startswith(
-        "teacher_feedback/constant/random sign is ahead of llm_policy on 2 seeds, which is a tendency: area under the success curve +0.650"
+        "teacher_feedback/constant/random sign is ahead of llm_policy on 2 seeds, "
+        "which is a tendency: area under the success curve +0.650"
     )
     assert second.startswith(
-        "teacher_feedback/td is ahead of teacher_frozen on 2 seeds, which is a tendency: area under the success curve +0.250"
+        "teacher_feedback/td is ahead of teacher_frozen on 2 seeds, "
+        "which is a tendency: area under the success curve +0.250"
     )
-    assert (
-        better
-        == "Ahead of llm_policy, after the correction: teacher_frozen, teacher_feedback/td, teacher_feedback/constant/random sign."
+    assert better == (
+        "Ahead of llm_policy, after the correction: teacher_frozen, "
+        "teacher_feedback/td, teacher_feedback/constant/random sign."
     )
 
 
@@ -152,8 +156,9 @@ def test_where_the_baseline_is_the_best_arm_that_comes_first(tmp_path: Path) -> 
         for seed in (0, 1):
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
     assert first_lines(tmp_path)[0].startswith(
-        "llm_policy is ahead of every other arm on 2 seeds, which is a tendency; next comes teacher_frozen. teacher_frozen is behind llm_policy "
-        "on 2 seeds, which is a tendency: area under the success curve −0.400 [−0.400, −0.400]"
+        "llm_policy is ahead of every other arm on 2 seeds, which is a tendency; "
+        "next comes teacher_frozen. teacher_frozen is behind llm_policy on 2 seeds, "
+        "which is a tendency: area under the success curve −0.400 [−0.400, −0.400]"
     )
 
 
@@ -164,7 +169,8 @@ def test_an_arm_that_follows_the_bot_is_a_bound_and_not_the_best(tmp_path: Path)
             make_run(make_config(arm, seed, tmp_path, arms), [height, height, height])
     sentences = first_lines(tmp_path)
     assert sentences[0].startswith(
-        "teacher_frozen is ahead of llm_policy on 2 seeds, which is a tendency: area under the success curve +0.150"
+        "teacher_frozen is ahead of llm_policy on 2 seeds, "
+        "which is a tendency: area under the success curve +0.150"
     )
     assert sentences[-1].startswith(
         "teacher_oracle follows the bot, a bound and no rival. 3 arms were tried"
@@ -355,7 +361,8 @@ def test_what_arms_differ_in_is_shown(report: Path) -> None:
     part = report.read_text().split("<h2>What the arms differ in")[1].split("</section>")[0]
     headers = re.findall(r'<th scope="col">([^<]*)</th>', part)
     assert headers == [
-        "arm", "arm.agent", "feedback.loss", "feedback.epochs", "feedback.signal", "feedback.credit", "feedback.ties",
+        "arm", "arm.agent", "feedback.loss", "feedback.epochs", "feedback.signal",
+        "feedback.credit", "feedback.ties",
     ]  # fmt: skip
 
 
@@ -407,13 +414,19 @@ def test_runs_of_one_arm_with_other_settings_are_another_arm(runs: Path, tmp_pat
 
 
 def test_runs_with_and_without_a_curriculum_are_told_apart(tmp_path: Path) -> None:
-    stages = "env.curriculum=[{level:BabyAI-GoToObj-v0,steps:9},{level:BabyAI-GoToLocal-v0,num_distractors:2,success:0.5}]"
+    stages = (
+        "env.curriculum=[{level:BabyAI-GoToObj-v0,steps:9},"
+        "{level:BabyAI-GoToLocal-v0,num_distractors:2,success:0.5}]"
+    )
     for root, overrides in ((tmp_path / "with", (stages,)), (tmp_path / "without", ())):
         make_run(
             make_config("student_alone", 0, root, ("student_alone",), *overrides), [0.0, 0.5, 1.0]
         )
     assert make_report(tmp_path / "with").exists()
-    listed = "('level=BabyAI-GoToObj-v0, steps=9', 'level=BabyAI-GoToLocal-v0, num_distractors=2, success=0.5')"
+    listed = (
+        "('level=BabyAI-GoToObj-v0, steps=9', "
+        "'level=BabyAI-GoToLocal-v0, num_distractors=2, success=0.5')"
+    )
     labels = [arm.label for arm in group_arms(read_runs(tmp_path))]
     assert labels == [
         f"student_alone (env.curriculum={listed})",

@@ -52,7 +52,9 @@ def published(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_publishing_copies_tables_figures_and_provenance_and_no_page(published: Path) -> None:
     assert {path.name for path in published.iterdir()} == {
-        "configs.json", "curves.csv", "differences.csv", "provenance.json", "resampling.json", "success_by_steps.png", "summary.csv"}  # fmt: skip
+        "configs.json", "curves.csv", "differences.csv", "provenance.json", "resampling.json",
+        "success_by_steps.png", "summary.csv",
+    }  # fmt: skip
 
 
 def test_configurations_come_back_as_the_runs_had_them(runs: Path, published: Path) -> None:
@@ -102,8 +104,10 @@ def test_an_arm_that_is_not_there_is_named(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "found no such file"), ("{}", "found no such file"), ('{"shared": {}}', "expected shared and arms"),
-     ('{"shared": {"run.sead": 1}, "arms": [{"task": "t", "arm": "a", "config": {}}]}', "run.sead: unknown key")],
+    [(None, "found no such file"), ("{}", "found no such file"),
+     ('{"shared": {}}', "expected shared and arms"),
+     ('{"shared": {"run.sead": 1}, "arms": [{"task": "t", "arm": "a", "config": {}}]}',
+      "run.sead: unknown key")],
 )  # fmt: skip
 def test_a_folder_without_configurations_says_so(
     tmp_path: Path, text: str | None, message: str
