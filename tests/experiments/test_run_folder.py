@@ -82,8 +82,10 @@ def test_the_rows_are_events_of_tensorboard_too(config: Config) -> None:
 RECORDED = (
     {"kind": "trace", "env_steps": 10, "actions": ["turn left", "go forward"]},
     {"kind": "episode", "mission": "go to the red ball"},
-    {"kind": "step", "action": 1, "reward": 0.0, "end": None, "signal": -1.0, "llm": None, "guidance": {"text": "go forward"}},
-    {"kind": "step", "action": 0, "reward": 0.5, "end": "terminated", "signal": None, "llm": None, "guidance": None},
+    {"kind": "step", "action": 1, "reward": 0.0, "end": None, "signal": -1.0, "llm": None,
+     "guidance": {"text": "go forward"}},
+    {"kind": "step", "action": 0, "reward": 0.5, "end": "terminated", "signal": None, "llm": None,
+     "guidance": None},
     {"kind": "episode", "mission": "another"},
 )  # fmt: skip
 
@@ -112,8 +114,10 @@ def test_tensorboard_has_hyper_parameters_and_recorded_episodes_after_a_resume_t
 
 def test_an_episode_of_actions_by_state_is_text_too() -> None:
     steps = [
-        {"offered": ["go north", "look"], "action": 1, **dict.fromkeys(("llm", "guidance", "signal", "end")), "reward": 0.0},
-        {"offered": ["take key"], "action": 0, **dict.fromkeys(("llm", "guidance", "signal", "end")), "reward": 1.0},
+        {"offered": ["go north", "look"], "action": 1,
+         **dict.fromkeys(("llm", "guidance", "signal", "end")), "reward": 0.0},
+        {"offered": ["take key"], "action": 0,
+         **dict.fromkeys(("llm", "guidance", "signal", "end")), "reward": 1.0},
     ]  # fmt: skip
     lines = [
         {"env_steps": 8, "actions": []},
@@ -263,9 +267,14 @@ def test_a_disk_that_is_full_at_the_start_of_a_resume_leaves_the_configuration(
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("step-5/client.safetensors", b"not safetensors"), ("step-5/client.safetensors", b""), ("step-5/state.json", b"{"), ("step-5/manifest.json", b"{}"),
-     ("step-5/metrics.csv", b"env_steps,success")],
-)  # fmt: skip
+    [
+        ("step-5/client.safetensors", b"not safetensors"),
+        ("step-5/client.safetensors", b""),
+        ("step-5/state.json", b"{"),
+        ("step-5/manifest.json", b"{}"),
+        ("step-5/metrics.csv", b"env_steps,success"),
+    ],
+)
 def test_a_corrupt_checkpoint_is_named(config: Config, name: str, content: bytes) -> None:
     with RunFolder(folder_of(config), config, VERSIONS) as run:
         run.checkpoint(a_checkpoint(5), None)
@@ -320,10 +329,14 @@ def resumed(config: Config) -> tuple[Checkpoint | None, str]:
         return found, (folder_of(config) / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("damage", [
-    lambda data: data[:-3], lambda data: data[:5], lambda data: b"", lambda data: data + bytes(4096),
-    lambda data: data.replace(b"0.1", b"0.9"), lambda data: data.replace(b"success", b"sucess"), lambda data: b"\xff\xfe" + data, None,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-3], lambda data: data[:5], lambda data: b"",
+        lambda data: data + bytes(4096), lambda data: data.replace(b"0.1", b"0.9"),
+        lambda data: data.replace(b"success", b"sucess"), lambda data: b"\xff\xfe" + data, None,
+    ],
+)  # fmt: skip
 def test_whatever_became_of_the_curve_it_comes_back_as_it_was(config: Config, damage: Any) -> None:
     path = a_stopped_run(config) / "metrics.csv"
     whole = "".join(path.read_text().splitlines(keepends=True)[:3])
@@ -568,8 +581,9 @@ def test_a_run_that_goes_on_is_the_same_one_at_weights_and_biases(
 
 @pytest.mark.parametrize(
     "column, expected",
-    [("success", "eval/success"), ("eval_exact", "eval/exact"), ("feedback_kl", "feedback/kl"), ("train_return", "train/return"),
-     ("student_grad_norm", "student/grad_norm"), ("llm_calls", "llm/calls"), ("seconds", "run/seconds"), ("env_steps", "run/env_steps")],
+    [("success", "eval/success"), ("eval_exact", "eval/exact"), ("feedback_kl", "feedback/kl"),
+     ("train_return", "train/return"), ("student_grad_norm", "student/grad_norm"),
+     ("llm_calls", "llm/calls"), ("seconds", "run/seconds"), ("env_steps", "run/env_steps")],
 )  # fmt: skip
 def test_tensorboard_shows_columns_in_groups(column: str, expected: str) -> None:
     assert tag(column) == expected

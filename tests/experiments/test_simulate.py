@@ -1,4 +1,4 @@
-"""The model of a launch: parts by hand, where it must not depend on what, and what it is fitted to."""
+"""The model of a launch: parts by hand, what it must not depend on, and what it is fitted to."""
 
 from __future__ import annotations
 

@@ -87,12 +87,15 @@ def test_what_is_wrong_with_one_run_is_said_before_any_begins(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "overrides, below, runs",
     [
-        (["arm=npae,drrn", "run.seed=range(0,2)"], [""], ["npae/seed_0", "drrn/seed_0", "npae/seed_1", "drrn/seed_1"]),
+        (["arm=npae,drrn", "run.seed=range(0,2)"], [""],
+         ["npae/seed_0", "drrn/seed_0", "npae/seed_1", "drrn/seed_1"]),
         (["arm='drrn+student.lr=1'", "run.seed=3"], [""], ["drrn+student.lr=1/seed_3"]),
         (["task=go_to_local,pick_up_local", "compare.arms=[drrn]", "compare.seeds=[0]"], [""],
          ["go_to_local/drrn/seed_0", "pick_up_local/drrn/seed_0"]),
-        (["arm=drrn", "run.seed=0", "student.lr=1e-3,3e-4"], ["student.lr=0.001", "student.lr=0.0003"], ["drrn/seed_0"]),
-        (["compare.arms=[drrn],[random]", "compare.seeds=[0]"], ["compare.arms=[drrn]", "compare.arms=[random]"], None),
+        (["arm=drrn", "run.seed=0", "student.lr=1e-3,3e-4"],
+         ["student.lr=0.001", "student.lr=0.0003"], ["drrn/seed_0"]),
+        (["compare.arms=[drrn],[random]", "compare.seeds=[0]"],
+         ["compare.arms=[drrn]", "compare.arms=[random]"], None),
     ],
 )  # fmt: skip
 def test_a_sweep_of_comparisons(

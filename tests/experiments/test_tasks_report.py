@@ -109,9 +109,13 @@ def test_tasks_without_a_name_are_called_by_their_level(tmp_path: Path) -> None:
         ("env.max_steps=5", "env.max_steps=6", {"Env (env.max_steps=5)", "Env (env.max_steps=6)"}),
         ("env.level=a", "env.level=b", {"Env (env.level=a)", "Env (env.level=b)"}),
         ("env.name=small", "env.name=big", {"small", "big"}),
-        ("env.name=same", "+env.name=same env.size=9", {"same (env.size=None)", "same (env.size=9)"}),
+        (
+            "env.name=same",
+            "+env.name=same env.size=9",
+            {"same (env.size=None)", "same (env.size=9)"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_tasks_that_differ_in_anything_of_the_environment_are_not_one(
     tmp_path: Path, one: str, two: str, labels: set[str]
 ) -> None:
@@ -205,11 +209,12 @@ def test_the_first_lines_answer_over_all_tasks_and_then_for_each(report: Path) -
     # Two seeds a task show nothing, even where every run of one arm is above every run of the
     # other.
     assert answer[0].startswith(
-        "Did the feedback help? Over 2 tasks, that is not shown: the best feedback arm, teacher_feedback/gae, against teacher_frozen: area +0.312"
+        "Did the feedback help? Over 2 tasks, that is not shown: the best feedback arm, "
+        "teacher_feedback/gae, against teacher_frozen: area +0.312"
     )
     assert answer[1].startswith(
-        "Over 2 tasks, teacher_feedback/gae is not distinguishable from llm_policy: area under the success curve +0.312 [−0.032, +0.657] "
-        "(corrected p = "
+        "Over 2 tasks, teacher_feedback/gae is not distinguishable from llm_policy: "
+        "area under the success curve +0.312 [−0.032, +0.657] (corrected p = "
     )
     assert answer[1].endswith(
         "3 arms compared), ahead in 3 of 4 pairs of runs, probability of improvement 0.88."
@@ -281,7 +286,14 @@ def test_an_arm_that_lacks_runs_on_a_task_is_left_out_over_all_tasks_alone(tmp_p
         "teacher_feedback/constant/random sign",
     ]
     assert [[row.label for row in task.arms] for task in findings.tasks] == [
-        ["llm_policy", "teacher_frozen", "teacher_feedback/gae", "teacher_feedback/constant/random sign"], ["llm_policy", "teacher_feedback/gae", "teacher_feedback/constant/random sign"]]  # fmt: skip
+        [
+            "llm_policy",
+            "teacher_frozen",
+            "teacher_feedback/gae",
+            "teacher_feedback/constant/random sign",
+        ],
+        ["llm_policy", "teacher_feedback/gae", "teacher_feedback/constant/random sign"],
+    ]
 
 
 LEVELS = {"one": "env.level=BabyAI-GoToLocal-v0", "two": "env.level=BabyAI-GoToRedBall-v0"}

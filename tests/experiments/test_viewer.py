@@ -40,7 +40,10 @@ from lamorel_ext.training.recorder import Checkpoint
 from lamorel_ext.training.trace import Trace
 from tests.training.student_fakes import TableLlm
 
-HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u2028 & 'go' \"to\""
+HOSTILE = (
+    "</script><script>document.title='owned'</script>"
+    "<img src=x onerror=\"document.title='owned'\">\u2028 & 'go' \"to\""
+)
 ARMS = (
     "teacher_feedback+signal=previous+every=1",
     "llm_policy_feedback+signal=gae",
@@ -58,8 +61,10 @@ in_a_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome
 
 
 def config_of(arm: str, folder: Path, *overrides: str) -> Config:
-    small = ["env.num_envs=2", "student.num_steps=8", "ppo.num_steps=8", "run.total_steps=48", "run.eval_every=48", "run.evaluation=episodes",
-             "run.eval_episodes=2", "run.trace_every=1"]  # fmt: skip
+    small = [
+        "env.num_envs=2", "student.num_steps=8", "ppo.num_steps=8", "run.total_steps=48",
+        "run.eval_every=48", "run.evaluation=episodes", "run.eval_episodes=2", "run.trace_every=1",
+    ]  # fmt: skip
     return load_config(
         [
             f"arm={arm}",
@@ -258,7 +263,13 @@ def test_every_part_of_a_side_lies_inside_of_it() -> None:
 AA = 4.5
 """WCAG's ratio for text of any size."""
 SHEETS = {
-    "report": (CSS, [*((ink, on) for ink in ("ink", "soft", "accent") for on in ("page", "tint")), ("ink", "warm")]),
+    "report": (
+        CSS,
+        [
+            *((ink, on) for ink in ("ink", "soft", "accent") for on in ("page", "tint")),
+            ("ink", "warm"),
+        ],
+    ),
     "viewer": (
         resources.files("experiments.viewer").joinpath("viewer.css").read_text(encoding="utf-8"),
         [
@@ -266,7 +277,7 @@ SHEETS = {
             *(("on", badge) for badge in ("ink", "up", "down", "zero")),
         ],
     ),
-}  # fmt: skip
+}
 
 
 def luminance(colour: str) -> float:
@@ -354,9 +365,13 @@ def test_another_version_is_refused(compared: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("level", "backend"),
-    [("BabyAI-GoToRedBallNoDists-v0", "table"), ("BabyAI-GoToLocal-v0", "vector"), ("BabyAI-UnlockLocal-v0", "minigrid"),
-     ("BabyAI-MixedTrainLocal-v0", "minigrid")],
-)  # fmt: skip
+    [
+        ("BabyAI-GoToRedBallNoDists-v0", "table"),
+        ("BabyAI-GoToLocal-v0", "vector"),
+        ("BabyAI-UnlockLocal-v0", "minigrid"),
+        ("BabyAI-MixedTrainLocal-v0", "minigrid"),
+    ],
+)
 def test_an_episode_is_played_again_from_its_seed_and_actions(level: str, backend: Any) -> None:
     """Whatever the agent saw lies in the replayed grid where the view says; the agent stands where
     its actions have led it.
@@ -422,8 +437,10 @@ def test_each_level_of_a_curriculum_is_recorded_and_played_again(tmp_path: Path)
     )
     recorded = [read_trace(path) for path in trace_files(folder).values()]
     assert [(one.header["env_steps"], one.header["level"]) for one in recorded] == [
-        (0, "BabyAI-GoToObj-v0"), (32, "BabyAI-GoToRedBallNoDists-v0"), (80, "BabyAI-GoToRedBallNoDists-v0"),
-    ]  # fmt: skip
+        (0, "BabyAI-GoToObj-v0"),
+        (32, "BabyAI-GoToRedBallNoDists-v0"),
+        (80, "BabyAI-GoToRedBallNoDists-v0"),
+    ]
     assert (
         recorded[1].episodes[0].line["number"] == 0
         and recorded[1].episodes[0].line["actions"] == []
@@ -532,8 +549,11 @@ def test_a_note_without_a_place_is_refused(noted: Path, tmp_path: Path, step: An
 
 def browse(address: str, profile: Path) -> tuple[str, list[str]]:
     """The document after its scripts have run, and what they wrote to the console."""
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--enable-logging=stderr",
-               f"--user-data-dir={profile}", "--window-size=1280,900", "--virtual-time-budget=4000", "--dump-dom", address]  # fmt: skip
+    command = [
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        "--no-first-run", "--enable-logging=stderr", f"--user-data-dir={profile}",
+        "--window-size=1280,900", "--virtual-time-budget=4000", "--dump-dom", address,
+    ]  # fmt: skip
     done = subprocess.run(
         command,
         capture_output=True,
@@ -674,13 +694,18 @@ def test_on_paper_there_are_two_sides_and_no_controls(page: Path) -> None:
         assert browser.run(shown) == [0, 2, 2]
 
 
-HARNESS = """<!DOCTYPE html><title>waiting</title><iframe id="narrow" width="360" height="700"></iframe><iframe id="wide" width="1280" height="900"></iframe>
+HARNESS = """<!DOCTYPE html><title>waiting</title>\
+<iframe id="narrow" width="360" height="700"></iframe>\
+<iframe id="wide" width="1280" height="900"></iframe>
 <script>
 const found = {}, frame = (id) => document.getElementById(id);
 const doc = (id) => frame(id).contentDocument;
-const press = (id, key, more = {}) => doc(id).body.dispatchEvent(new (frame(id).contentWindow.KeyboardEvent)("keydown", { ...more, key, bubbles: true, cancelable: true }));
+const press = (id, key, more = {}) => doc(id).body.dispatchEvent(
+  new (frame(id).contentWindow.KeyboardEvent)(
+    "keydown", { ...more, key, bubbles: true, cancelable: true }));
 const overflow = (id) => doc(id).documentElement.scrollWidth - doc(id).documentElement.clientWidth;
-const load = (id, address) => new Promise((done) => { frame(id).onload = done; frame(id).src = address; });
+const load = (id, address) => new Promise((done) => {
+  frame(id).onload = done; frame(id).src = address; });
 (async () => {
   for (const id of ["narrow", "wide"]) {
     await load(id, "viewer.html");
@@ -693,12 +718,17 @@ const load = (id, address) => new Promise((done) => { frame(id).onload = done; f
     }
   }
   const at = () => Number(doc("wide").body.dataset.step);
-  found.keys = ["ArrowRight", "ArrowRight", "ArrowLeft", "Home", "ArrowLeft", "End", "ArrowRight"].map((key) => { press("wide", key); return at(); });
-  const focus = (id) => { doc("wide").getElementById(id).focus(); doc("wide").getElementById(id).click(); return doc("wide").activeElement.id; };
+  found.keys = ["ArrowRight", "ArrowRight", "ArrowLeft", "Home", "ArrowLeft", "End", "ArrowRight"]
+    .map((key) => { press("wide", key); return at(); });
+  const focus = (id) => {
+    doc("wide").getElementById(id).focus(); doc("wide").getElementById(id).click();
+    return doc("wide").activeElement.id; };
   found.focus = [focus("last"), focus("forward"), at(), focus("first"), focus("back"), at()];
   const chosen = () => Number(doc("wide").getElementById("episode").value);
   found.episodes = doc("wide").getElementById("episode").options.length;
-  const bracket = (key) => { press("wide", key, { modifierAltGraph: true, ctrlKey: true, altKey: true }); return chosen(); };
+  const bracket = (key) => {
+    press("wide", key, { modifierAltGraph: true, ctrlKey: true, altKey: true });
+    return chosen(); };
   found.brackets = [chosen(), bracket("]"), bracket("[")];
   press("wide", "ArrowRight", { ctrlKey: true });
   found.shortcut = at();
@@ -714,7 +744,8 @@ const load = (id, address) => new Promise((done) => { frame(id).onload = done; f
   arm.dispatchEvent(new Event("change"));
   found.chosen = doc("wide").getElementById("facts").textContent;
   found.steps = Number(doc("wide").getElementById("slider").max) + 1;
-  found.unnamed = [...doc("wide").querySelectorAll("button, select, input, svg[role=img]")].filter((one) =>
+  found.unnamed = [
+    ...doc("wide").querySelectorAll("button, select, input, svg[role=img]")].filter((one) =>
     !one.getAttribute("aria-label") && !one.closest("label, button")?.textContent.trim()).length;
   const at2 = () => [at(), Number(doc("wide").getElementById("slider-2").value)];
   doc("wide").getElementById("first").click();
@@ -730,7 +761,8 @@ const load = (id, address) => new Promise((done) => { frame(id).onload = done; f
   const ids = [...doc("wide").querySelectorAll("[id]")].map((one) => one.id);
   found.twice = ids.filter((id, place) => ids.indexOf(id) !== place);
   found.dangling = [...doc("wide").querySelectorAll("[for], [aria-labelledby]")].filter((one) =>
-    !doc("wide").getElementById(one.getAttribute("for") ?? one.getAttribute("aria-labelledby"))).length;
+    !doc("wide").getElementById(
+      one.getAttribute("for") ?? one.getAttribute("aria-labelledby"))).length;
   const address = doc("wide").getElementById("link-2").hash;
   await load("wide", "about:blank");
   await load("wide", `viewer.html${address}`);
@@ -747,7 +779,7 @@ const load = (id, address) => new Promise((done) => { frame(id).onload = done; f
 
 @pytest.fixture
 def served(page: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A folder with the page and a page that drives it, over HTTP; the paths that were asked for."""
+    """A folder with the page and one that drives it, over HTTP; the paths that were asked for."""
     asked: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
