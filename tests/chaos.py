@@ -46,8 +46,9 @@ COUNTS = ("faults", "hangs", "orphans", "lost", "wrong_curves", "unnamed")
 TRIES = 3
 """Launches in which a fault may miss its moment before it is given up."""
 TRAINING = (
-    "arm=teacher_feedback+signal=gae env.num_envs=2 student.num_steps=8 run.total_steps=160 run.eval_every=80 run.checkpoint_every=2"
-    " run.evaluation=episodes run.eval_episodes=2 lamorel_args.distributed_setup_args.n_llm_processes=2"
+    "arm=teacher_feedback+signal=gae env.num_envs=2 student.num_steps=8 "
+    "run.total_steps=160 run.eval_every=80 run.checkpoint_every=2 run.evaluation=episodes "
+    "run.eval_episodes=2 lamorel_args.distributed_setup_args.n_llm_processes=2"
 )
 
 

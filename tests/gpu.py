@@ -65,7 +65,10 @@ def teach(host: ModelHost, lr: float, steps: int = 1) -> None:
 
 
 def apart(gpus: int, dtype: str = "float32") -> float:
-    """How far scores are off the CPU's in the same precision, before and after a step; see ``FLOAT32``."""
+    """How far scores are off the CPU's in the same precision, before and after a step.
+
+    See ``FLOAT32``.
+    """
     exact, found = make(0, dtype), make(gpus, dtype)
     most = 0.0
     for _ in range(2):
@@ -88,7 +91,7 @@ def tiny_steps_moved() -> bool:
 
 
 def one_model(gpus: int) -> bool:
-    """Whether GPUs that hold one model together answer, learn and save as the CPU does, in float64."""
+    """Whether GPUs that share one model answer, learn and save as the CPU does, in float64."""
     from tests.llm.test_fsdp import SAME, check, together
 
     with tempfile.TemporaryDirectory() as folder:
@@ -106,8 +109,14 @@ class OnGpu(FixedAgent):
 
 def own_agent_on_a_gpu() -> bool:
     """Whether an agent of one's own has its client's GPU."""
-    plain = load_config(["arm.teacher=none", "feedback.signal=none", "agent._target_=tests.gpu.OnGpu",
-                         "lamorel_args.distributed_setup_args.client_devices=[0]"])  # fmt: skip
+    plain = load_config(
+        [
+            "arm.teacher=none",
+            "feedback.signal=none",
+            "agent._target_=tests.gpu.OnGpu",
+            "lamorel_args.distributed_setup_args.client_devices=[0]",
+        ]
+    )
     hosted = Hosted(make(0), make_updaters())
     with in_process([hosted]) as caller:
         agent: Any = make_agent(plain, caller)

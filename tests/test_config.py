@@ -136,7 +136,10 @@ def test_no_two_tasks_are_the_same() -> None:
                 "compare.arms=[llm_policy,teacher_feedback+signal=gae]",
                 "feedback.every=1",
             ],
-            "\n  - with arm=teacher_feedback+signal=gae: feedback.signal: gae needs the whole rollout",
+            (
+                "\n  - with arm=teacher_feedback+signal=gae: "
+                "feedback.signal: gae needs the whole rollout"
+            ),
         ),
     ],
 )
@@ -204,7 +207,8 @@ def test_every_experiment_is_valid_and_the_cost_at_its_top_counts_its_runs(name:
 def write_layers(folder: Path) -> None:
     (folder / "arm").mkdir()
     (folder / "default.yaml").write_text(
-        "defaults: [_self_, {arm: one}]\nfeedback: {lr: 1.0, kl_coef: 1.0, entropy_coef: 1.0, clip_eps: 1.0}\n"
+        "defaults: [_self_, {arm: one}]\n"
+        "feedback: {lr: 1.0, kl_coef: 1.0, entropy_coef: 1.0, clip_eps: 1.0}\n"
     )
     (folder / "arm" / "one.yaml").write_text(
         "# @package _global_\nfeedback: {kl_coef: 2.0, entropy_coef: 2.0, clip_eps: 2.0}\n"
@@ -236,7 +240,10 @@ def test_the_demo_takes_another_model_and_another_budget() -> None:
 
 
 def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
-    stages = "env.curriculum=[{level:BabyAI-GoToRedBall-v0,num_distractors:2,steps:100},{level:BabyAI-GoToObj-v0,success:0.5}]"
+    stages = (
+        "env.curriculum=[{level:BabyAI-GoToRedBall-v0,num_distractors:2,steps:100},"
+        "{level:BabyAI-GoToObj-v0,success:0.5}]"
+    )
     config = load_config(
         [
             "arm=teacher_feedback",
@@ -373,7 +380,10 @@ def test_an_impossible_value_is_named_with_its_key(override: str, message: str) 
         ),
         (
             ("arm=random", "feedback.signal=td"),
-            "feedback.signal: must be none where arm.agent is random: nobody gives guidance, got td",
+            (
+                "feedback.signal: must be none where arm.agent is random: "
+                "nobody gives guidance, got td"
+            ),
         ),
         (
             ("arm=cloning", "guidance.vocabulary=subgoal"),
@@ -393,7 +403,10 @@ def test_an_impossible_value_is_named_with_its_key(override: str, message: str) 
         ),
         (
             ("arm=llm_policy", "arm.weights=embeddings", "lamorel_args.llm_args.pretrained=false"),
-            "arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is false",
+            (
+                "arm.weights: "
+                "there are no embeddings to keep where lamorel_args.llm_args.pretrained is false"
+            ),
         ),
         (
             ("drrn.batch_size=10", "drrn.replay_size=9"),
@@ -543,12 +556,20 @@ def test_a_portable_run_refuses_what_goes_by_the_machine(override: str) -> None:
 
 
 def test_a_list_in_a_cell_is_a_cell_for_each_value_and_a_name_is_the_cell_again() -> None:
-    cells = "{base: teacher_feedback, signal: [td, previous], student.kappa: [2, 5], feedback.lr: 0.00003}"
+    cells = (
+        "{base: teacher_feedback, signal: [td, previous], "
+        "student.kappa: [2, 5], feedback.lr: 0.00003}"
+    )
     configs = load_matrix([f"compare.arms=[teacher_frozen,{cells}]", "compare.controls=[]"])
     names = [arm for _, arm in configs]
-    assert names == ["teacher_frozen", *(
-        f"teacher_feedback+signal={signal}+student.kappa={kappa}+lr=3e-05" for signal in ("td", "previous") for kappa in (2, 5)
-    )]  # fmt: skip
+    assert names == [
+        "teacher_frozen",
+        *(
+            f"teacher_feedback+signal={signal}+student.kappa={kappa}+lr=3e-05"
+            for signal in ("td", "previous")
+            for kappa in (2, 5)
+        ),
+    ]
     config = configs["", names[-1]]
     assert (config.feedback.signal, config.student.kappa, config.feedback.lr) == (
         "previous",

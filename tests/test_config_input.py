@@ -32,12 +32,21 @@ from lamorel_ext.errors import (
     WriteError,
 )
 
-KEYS = ["run.output_dir", "run.seed", "compare.seeds", "compare.seeds[0]", "arm", "task", "env", "run",
-        "feedback.lr", "env.curriculum", "x.y", "", "hydra.searchpath", "ünï", "run.seed.x", "model@env"]  # fmt: skip
-PIECES = ["a", "1", "-", "e", ".", "=", "#", "~", "ü", "[", "]", "{", "}", "'", '"', ",", ":", "$", "${", "\\", " ", "(",
-          ")", "\n", "\t", "\0", "\ud800", "/", "null", "true", "nan", "inf", "*", "&", "!", "|", "\u2028", "%", "@"]  # fmt: skip
-LINES = ["run:", "  seed: 1", "  output_dir: ", "- a", "a: &a [x]", "b: *a", "\tc: 1", "{", "[", "defaults: [x]",
-         "? y", "!!python/name:os", "<<: *a", "~: 1", "'", "---", "# c", "env: {num_envs: .nan}", "1: 2", ": "]  # fmt: skip
+KEYS = [
+    "run.output_dir", "run.seed", "compare.seeds", "compare.seeds[0]", "arm", "task", "env", "run",
+    "feedback.lr", "env.curriculum", "x.y", "", "hydra.searchpath", "ünï", "run.seed.x",
+    "model@env",
+]  # fmt: skip
+PIECES = [
+    "a", "1", "-", "e", ".", "=", "#", "~", "ü", "[", "]", "{", "}", "'", '"', ",", ":", "$", "${",
+    "\\", " ", "(", ")", "\n", "\t", "\0", "\ud800", "/", "null", "true", "nan", "inf", "*", "&",
+    "!", "|", "\u2028", "%", "@",
+]  # fmt: skip
+LINES = [
+    "run:", "  seed: 1", "  output_dir: ", "- a", "a: &a [x]", "b: *a", "\tc: 1", "{", "[",
+    "defaults: [x]", "? y", "!!python/name:os", "<<: *a", "~: 1", "'", "---", "# c",
+    "env: {num_envs: .nan}", "1: 2", ": ",
+]  # fmt: skip
 
 
 def draw_override(rng: random.Random) -> str:
@@ -98,7 +107,13 @@ def test_fuzzed_overrides_and_files_give_documented_errors_only(tmp_path: Path) 
     assert undocumented(300, 20, tmp_path) == []
 
 
-@pytest.mark.parametrize("value", ["out/lr=1e-4", "a#b", "~x", "out/ünï", "a b", "C:\\runs\\a=b", "a{b}", "it's", "x=\\", "f(x)", "$HOME", "007"])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        "out/lr=1e-4", "a#b", "~x", "out/ünï", "a b", "C:\\runs\\a=b", "a{b}", "it's", "x=\\",
+        "f(x)", "$HOME", "007",
+    ],
+)  # fmt: skip
 def test_a_value_is_taken_as_it_is_written(value: str) -> None:
     found = parse_override(f"run.output_dir={value}")
     assert isinstance(found, Parsed) and (found.key, str(found.value)) == ("run.output_dir", value)
@@ -176,7 +191,15 @@ def test_both_mistakes_are_named() -> None:
         plan(["+arm=llm_policy"])
 
 
-@pytest.mark.parametrize("key", ["run.output_dir", "compare.output_dir", "lamorel_args.llm_args.model_path", "lamorel_args.accelerate_args.config_file"])  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [
+        "run.output_dir",
+        "compare.output_dir",
+        "lamorel_args.llm_args.model_path",
+        "lamorel_args.accelerate_args.config_file",
+    ],
+)
 def test_a_tilde_is_home_in_every_path(key: str) -> None:
     found: object = load_config([f"{key}=~/x"])
     for name in key.split("."):
@@ -200,9 +223,15 @@ def test_a_tilde_is_home_in_every_path(key: str) -> None:
         (b"a: &a [*a]\n", "line 1: *a stands within its own anchor"),
         (b"defaults: [mine, _self_]\n", "lead back to themselves: mine -> mine"),
         (b"a: " + b"[" * 5000, "line 1: nested deeper"),
-        (b"".join(b"%c: &%c [%s]\n" % (c, c, b",".join([b"*%c" % (c - 1) if c > 97 else b"1"] * 9)) for c in range(97, 108)), "its anchors stand for"),
+        (
+            b"".join(
+                b"%c: &%c [%s]\n" % (c, c, b",".join([b"*%c" % (c - 1) if c > 97 else b"1"] * 9))
+                for c in range(97, 108)
+            ),
+            "its anchors stand for",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_configuration_is_named_with_its_line(
     content: bytes, words: str, tmp_path: Path
 ) -> None:
@@ -217,7 +246,10 @@ def test_single_files_of_a_group_are_found_in_folders_of_the_users_own(
 ) -> None:
     for folder, name in (("configs", "here"), ("other", "there")):
         (tmp_path / folder / "arm").mkdir(parents=True)
-        text = f"# @package _global_\narm: {{name: {name}, teacher: none}}\nfeedback: {{signal: none}}\n"
+        text = (
+            f"# @package _global_\narm: {{name: {name}, teacher: none}}\n"
+            "feedback: {signal: none}\n"
+        )
         (tmp_path / folder / "arm" / f"{name}.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     assert load_config(["arm=here"]).arm.name == "here"

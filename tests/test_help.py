@@ -1,4 +1,4 @@
-"""Help is there at once: no program loads a model's, an environment's or a plot's library for it."""
+"""Help is there at once: no program loads a library for models, environments or plots for it."""
 
 import subprocess
 import sys

@@ -210,8 +210,14 @@ def test_nothing_that_arrives_or_lies_on_a_disk_can_run_code() -> None:
 def test_a_client_starts_without_transformers_and_the_model_side(program: str) -> None:
     ours = [f"lamorel_ext.{part}" for part in ("models", "updaters", "server")]
     server_side = ("transformers", "peft", *ours)
-    used = "experiments.runs.run_folder, lamorel_ext.rpc.runtime, lamorel_ext.training.run, lamorel_ext.training.building"
-    script = f"import experiments.{program}, {used}, sys; print([n for n in {server_side!r} if n in sys.modules])"
+    used = (
+        "experiments.runs.run_folder, lamorel_ext.rpc.runtime, "
+        "lamorel_ext.training.run, lamorel_ext.training.building"
+    )
+    script = (
+        f"import experiments.{program}, {used}, sys; "
+        f"print([n for n in {server_side!r} if n in sys.modules])"
+    )
     started = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
     )

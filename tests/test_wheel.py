@@ -31,8 +31,9 @@ def test_what_users_bring_runs_on_two_ranks_also_from_a_package_of_our_name(
     installed: Path, user_folder: Path
 ) -> None:
     ended = run(
-        installed / "lamorel-ext-launch", "compare", "compare.arms=[mine,stubborn]", "compare.seeds=[0]",
-        "compare.output_dir=out", "lamorel_args.llm_args.initializer._target_=mine.Loud",
+        installed / "lamorel-ext-launch", "compare", "compare.arms=[mine,stubborn]",
+        "compare.seeds=[0]", "compare.output_dir=out",
+        "lamorel_args.llm_args.initializer._target_=mine.Loud",
         "lamorel_args.llm_args.initializer.word=hello", *SHORT, cwd=user_folder,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr

@@ -100,7 +100,7 @@ def path_to(*places: Path) -> list[str]:
 def page_is_run(
     name: str, installed: Path, folder: Path, *more: str, compare_with: Sequence[str] = ()
 ) -> None:
-    """Run a page's commands as they stand; ours with some words more, ``compare`` also with others."""
+    """Run a page's commands as they stand; ours with more words, ``compare`` also with others."""
     commands = commands_of(ROOT / "docs" / name)
     assert commands
     for command in commands:

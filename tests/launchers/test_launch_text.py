@@ -113,9 +113,11 @@ def test_a_dry_run_prints_ranks_command_and_script_and_starts_nothing(
 
 def test_several_machines_meet_at_the_address_given() -> None:
     config = demo(
-        "lamorel_args.accelerate_args.num_machines=3", "lamorel_args.accelerate_args.machine_rank=2",
-        "lamorel_args.accelerate_args.main_process_ip=10.0.0.5", "lamorel_args.accelerate_args.main_process_port=29501",
-    )  # fmt: skip
+        "lamorel_args.accelerate_args.num_machines=3",
+        "lamorel_args.accelerate_args.machine_rank=2",
+        "lamorel_args.accelerate_args.main_process_ip=10.0.0.5",
+        "lamorel_args.accelerate_args.main_process_port=29501",
+    )
     words = accelerate_arguments(config)
     pairs = dict(zip(words, words[1:], strict=False))
     assert (pairs["--num_processes"], pairs["--num_machines"], pairs["--machine_rank"]) == (
@@ -342,9 +344,9 @@ def test_a_trained_policy_can_be_evaluated_on_several_ranks(
     )
     assert launch(["evaluate", f"policy={tmp_path}", "--dry-run"]) == 0
     assert (
-        "--num_processes 4 --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no"
-        in capsys.readouterr().out
-    )
+        "--num_processes 4 --num_machines 1 --main_process_port 0 "
+        "--mixed_precision no --dynamo_backend no"
+    ) in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="neither zero_shot nor a run folder"):
         launch(["evaluate", f"policy={tmp_path / 'none'}", "--dry-run"])
 
@@ -367,7 +369,8 @@ def test_a_mistake_ends_with_one_message_and_no_traceback() -> None:
     "line, started",
     [
         ("compare -m arm=random,npae run.seed=0,1",
-         ["'compare.arms=['\"'\"'random'\"'\"','\"'\"'npae'\"'\"']' 'compare.seeds=[0,1]' 'compare.output_dir='\"'\"'out'\"'\"''"]),
+         ["'compare.arms=['\"'\"'random'\"'\"','\"'\"'npae'\"'\"']' 'compare.seeds=[0,1]' "
+          "'compare.output_dir='\"'\"'out'\"'\"''"]),
         ("compare -m compare.arms=[random] student.lr=1e-3,3e-4",
          ["student.lr=0.001 'compare.output_dir='\"'\"'out/student.lr=0.001'\"'\"''",
           "student.lr=0.0003 'compare.output_dir='\"'\"'out/student.lr=0.0003'\"'\"''"]),
@@ -405,7 +408,11 @@ def test_a_sweep_that_cannot_be_launched_is_refused(line: str, words: str) -> No
 
 
 def test_launchers_never_import_torch() -> None:
-    code = "import sys, launchers.__main__, launchers.elastic; sys.exit(any(name.split('.')[0] in ('torch', 'transformers', 'accelerate') for name in sys.modules))"
+    code = (
+        "import sys, launchers.__main__, launchers.elastic; "
+        "sys.exit(any(name.split('.')[0] in ('torch', 'transformers', 'accelerate') "
+        "for name in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -464,9 +471,9 @@ def test_each_node_starts_its_share_and_meets_the_others_at_the_first_node(tmp_p
     for node, line in enumerate(started):
         # The port follows from the job's number: 10000 + 123456 % 20000.
         assert (
-            f"--num_machines 3 --machine_rank {node} --main_process_ip node7 --rdzv_conf timeout=300 --main_process_port 13456"
-            in line
-        )
+            f"--num_machines 3 --machine_rank {node} --main_process_ip node7 "
+            "--rdzv_conf timeout=300 --main_process_port 13456"
+        ) in line
         assert line.endswith("-m lamorel_ext compare --config-name demo compare.name=two words")
 
 
@@ -570,7 +577,7 @@ def test_the_ranks_know_how_long_before_the_time_limit_they_are_asked_to_save(
 def end_on_fake_cluster(
     script: str, folder: Path, status: int, **environment: str
 ) -> tuple[int, bool]:
-    """Exit status of a batch script whose step ends with ``status``, and whether it was requeued."""
+    """Exit status of a batch script whose step ends with ``status``; whether it was requeued."""
     requeued = folder / "requeued"
     requeued.unlink(missing_ok=True)
     for name, line in {"srun": f"exit {status}", "scontrol": f"touch {requeued}"}.items():
@@ -683,7 +690,9 @@ def test_without_sbatch_nothing_is_submitted(monkeypatch: pytest.MonkeyPatch) ->
 
 RANKS = """
 import os, pathlib, sys
-pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text(os.environ["WORLD_SIZE"] + " " + os.environ["ACCELERATE_USE_CPU"])
+pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text(
+    os.environ["WORLD_SIZE"] + " " + os.environ["ACCELERATE_USE_CPU"]
+)
 sys.exit(7 if os.environ["RANK"] == sys.argv[2] else 0)
 """
 
@@ -719,11 +728,16 @@ def test_a_failed_rank_gives_its_exit_status_and_one_line(
 
 
 def test_an_interruption_reaches_the_ranks_and_ends_with_one_line(tmp_path: Path) -> None:
-    code = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], os.environ['RANK']).touch(); time.sleep(60)"
+    code = (
+        "import os, pathlib, sys, time; "
+        "pathlib.Path(sys.argv[1], os.environ['RANK']).touch(); time.sleep(60)"
+    )
     (tmp_path / "ranks_of_a_test.py").write_text(code)
     start = (
-        "import sys; from launchers.command import *; from launchers.local import run_here; from lamorel_ext.config import load_config;"
-        "argv = ('accelerate', 'launch', *accelerate_arguments(load_config()), '-m', 'ranks_of_a_test', sys.argv[1]);"
+        "import sys; from launchers.command import *; from launchers.local import run_here; "
+        "from lamorel_ext.config import load_config;"
+        "argv = ('accelerate', 'launch', *accelerate_arguments(load_config()), "
+        "'-m', 'ranks_of_a_test', sys.argv[1]);"
         "sys.exit(run_here(Command(argv, {'ACCELERATE_USE_CPU': 'true'})))"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
