@@ -17,7 +17,8 @@ KINDS = {
     "ranks": "subprocess|test_own_code|multiprocessing|num_workers|Browser|ThreadGroup|run_here",
     "slow": (
         "tiny_models|tiny_llm|student_fakes|updater_fakes|made_runs|fuzz_run_folders|embedded"
-        "|load_host|ModelHost|load_matrix|training.loop|make_report|minigrid|Caller|lamorel_ext.lamorel"
+        "|load_host|ModelHost|load_matrix|training.loop|make_report|minigrid|Caller"
+        "|lamorel_ext.lamorel"
     ),
 }
 """Words of a file, the first kind that has one of them first."""
