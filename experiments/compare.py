@@ -52,16 +52,12 @@ def compare(
     Raises:
         LamorelExtError: As ``train_one``.
     """
-    from experiments.runs.run_folder import note_comparison, run_state, steps_done
+    from experiments.runs.run_folder import steps_done
     from lamorel_ext.training.shared import ONE_CLIENT
 
     clients = clients or ONE_CLIENT
-    complete = clients.lead(lambda: [run_state(planned.folder) == "complete" for planned in runs])
+    complete = clients.lead(lambda: note_complete(runs))
     to_do = [planned for planned, done in zip(runs, complete, strict=True) if not done]
-    if not clients.rank:
-        for planned, done in zip(runs, complete, strict=True):
-            if done:
-                note_comparison(planned.folder, planned.config.compare)
     if len(to_do) < len(runs):
         log.info("%d of %d runs are complete already", len(runs) - len(to_do), len(runs))
     ticker = Ticker(sum(planned.config.run.total_steps for planned in to_do))
@@ -69,6 +65,17 @@ def compare(
         name = f"[{number}/{len(to_do)}] {planned.name}"
         ticker.skip(steps_done(planned.folder))
         train_one(planned.config, llm, versions, ticker.listener(name), clients)
+
+
+def note_complete(runs: Sequence[Planned]) -> list[bool]:
+    """Which runs are complete; they are told that they are part of this comparison."""
+    from experiments.runs.run_folder import note_comparison, run_state
+
+    complete = [run_state(planned.folder) == "complete" for planned in runs]
+    for planned, done in zip(runs, complete, strict=True):
+        if done:
+            note_comparison(planned.folder, planned.config.compare)
+    return complete
 
 
 def show_loop(folder: Path) -> None:
@@ -142,16 +149,18 @@ def planned_comparisons(options: argparse.Namespace) -> list[list[Planned]]:
 def compare_whole(whole: Sequence[Planned], share: tuple[int, int], argv: Sequence[str]) -> int:
     """One comparison, or a part of it, from its servers to its report; every rank calls it."""
     from experiments.report.making import make_report
+    from lamorel_ext.rpc.distributed import launched_role
 
     part, parts = share
-    config = whole[0].config
+    config, runs = whole[0].config, whole[part::parts]
+    folder = Path(config.compare.output_dir)
 
     def client(caller: Caller) -> int:
-        clients, runs = clients_of(caller), whole[part::parts]
+        clients = clients_of(caller)
         compare(runs, for_all(caller, clients), describe_versions("compare", argv), clients)
-        if clients.rank:
-            return 0
-        folder = Path(config.compare.output_dir)
+        return 0 if clients.rank else report()
+
+    def report() -> int:
         if parts > 1:
             print(f"part {part + 1} of {parts} is complete: {folder}")
             return 0
@@ -159,6 +168,10 @@ def compare_whole(whole: Sequence[Planned], share: tuple[int, int], argv: Sequen
         print(f"report: {make_report(folder)}")
         return 0
 
+    # A report asks no model, and loading one takes seconds.
+    if launched_role(config.lamorel_args) is None and all(note_complete(runs)):
+        log.info("all %d runs are complete already", len(runs))
+        return report()
     others = [planned.config for planned in whole]
     return run_as_ranked(config, client, every_client=True, others=others)
 

@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.runs.entry import run_main
 from experiments.runs.planning import plan
-from lamorel_ext.config import load_config, load_matrix, read_config
+from lamorel_ext.config import from_mapping, load_config, load_matrix, read_config
 from lamorel_ext.config.overrides import Parsed, parse_override, quote
 from lamorel_ext.errors import (
     CheckpointError,
@@ -239,6 +240,40 @@ def test_a_file_that_is_no_configuration_is_named_with_its_line(
     with pytest.raises(ConfigError) as caught:
         load_config((), "mine", tmp_path)
     assert words in str(caught.value) and str(tmp_path / "mine.yaml") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "feedback: {lr: 1e-4, kl_coef: 1_0, entropy_coef: .5}\nstudent: {lr: 3e-4}\n",
+        "run: {output_dir: 2026-11-26, seed: 0x10}\n",
+        "run: {output_dir: 1e3, portable: true}\ncompare: {name: 'yes'}\n",
+        "run: {output_dir: '${compare.name}/x'}\ncompare: {name: y}\n",
+    ],
+)
+def test_a_runs_file_is_read_as_omegaconf_reads_it(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    assert isinstance(plain, dict)
+
+    def found(read: Callable[[], object]) -> str:
+        try:
+            return repr(read())
+        except ConfigError as error:
+            return str(error)
+
+    expected = found(lambda: from_mapping({str(key): value for key, value in plain.items()}))
+    assert found(lambda: read_config(path)) == expected
+
+
+def test_a_key_that_stands_twice_in_a_runs_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("run: {seed: 1, seed: 2}\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: .*duplicate key seed"):
+        read_config(path)
+    path.write_text("run: {seed: 3}\n")  # the same file, another text
+    assert read_config(path).run.seed == 3
 
 
 def test_single_files_of_a_group_are_found_in_folders_of_the_users_own(

@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -31,6 +32,8 @@ from lamorel_ext.config.sources import (
     compose,
     group_choices,
     has_own_search_path,
+    parse_yaml,
+    read_text,
     read_yaml,
     search_folders,
 )
@@ -381,8 +384,13 @@ def read_config(path: Path) -> Config:
     Raises:
         ConfigError: The file is missing, no YAML, or does not fit the schema.
     """
+    return _parsed(path, read_text(path))
+
+
+@lru_cache(maxsize=4096)  # a comparison reads those of its runs several times
+def _parsed(path: Path, text: str) -> Config:
     try:
-        values = OmegaConf.to_container(read_yaml(path), resolve=True)
+        values = OmegaConf.to_container(parse_yaml(path, text), resolve=True)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     assert isinstance(values, dict)  # what read_yaml reads is one

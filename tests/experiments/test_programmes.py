@@ -106,13 +106,14 @@ def test_complete_runs_are_skipped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuse(*arguments: object) -> None:
-        raise RuntimeError("nothing is left to train")
+        raise RuntimeError("nothing is left to train, and a report asks no model")
 
     monkeypatch.setattr(compare, "train_one", refuse)
+    monkeypatch.setattr(compare, "run_as_ranked", refuse)
     before = curves(finished)
     with caplog.at_level(logging.INFO, logger="experiments"):
         assert compare.run(two_arms(tiny, finished)) == 0
-    assert "2 of 2 runs are complete already" in caplog.text and curves(finished) == before
+    assert "all 2 runs are complete already" in caplog.text and curves(finished) == before
     assert capsys.readouterr().out.splitlines()[-1] == f"report: {finished / 'report.html'}"
 
 
