@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from lamorel_ext.rpc.distributed import Launch, TorchGroup, join
 from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
 from lamorel_ext.rpc.link import Peer
 from lamorel_ext.rpc.rendezvous import meet_peers, peer_of
-from lamorel_ext.rpc.tcp_listener import TcpListener, end_process
+from lamorel_ext.rpc.tcp_listener import TcpListener
 from lamorel_ext.rpc.topology import Placement, placements_on, ranks_by_machine
 from lamorel_ext.rpc.transport import InProcessTransport
 from lamorel_ext.types import ServerGroup
@@ -70,7 +71,10 @@ def serve(
             _host_and_serve(args, build, placement, listener, me, group or _group(launch))
     except (PeerDiedError, RemoteError) as error:
         listener.fail(error)
-        end_process(f"{me} ends: {str(error).splitlines()[0]}")
+        print(f"{me} ends: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        if isinstance(error, RemoteError):
+            stopping.let_another_end_first()
+        stopping.end_now(1)
     except BaseException as error:
         listener.fail(error)
         raise

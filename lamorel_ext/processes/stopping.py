@@ -47,6 +47,8 @@ got.
 """
 END_S = 5
 """Seconds for Python's own end."""
+ANOTHER_S = 15.0
+"""Seconds that a rank which failed may take for its end."""
 AT_ONCE_S, TIDY_S = 2.0, 8.0
 """Seconds that remain for tidying up: after a second signal, and where nothing is deferred."""
 
@@ -190,6 +192,11 @@ class _Watch:
                 ", and the same command goes on from it",
             )
 
+    @property
+    def has_agent(self) -> bool:
+        """Whether PyTorch's agent started this process."""
+        return bool(self._parent)
+
     def check(self) -> None:
         """Raise ``Stopped`` where a request is waiting."""
         if self.stop is not None and not self.raised:
@@ -322,6 +329,18 @@ def check() -> None:
         Stopped: There is one.
     """
     _watch.check()
+
+
+def let_another_end_first() -> None:
+    """Another rank failed, and is on its way out: PyTorch's agent takes the first rank that ends
+    for the one that failed. Waits until the agent asks this one to end, ``ANOTHER_S`` at most.
+    """
+    if not _watch.has_agent:
+        return
+    limit = time.monotonic() + ANOTHER_S
+    with suppress(Stopped):
+        while _watch.stop is None and time.monotonic() < limit:
+            time.sleep(0.05)
 
 
 def end_now(status: int) -> NoReturn:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
-from lamorel_ext.errors import ProtocolError, RequestTimeout, RpcError
+from lamorel_ext.errors import ProtocolError, RemoteError, RequestTimeout, RpcError
 from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.link import Frame, Link, Peer
@@ -98,6 +98,8 @@ class TcpTransport:
             for link in self._links:
                 link.say_last_word(last_word)
             self._fail_pending(RpcError(f"the caller failed: {type(error).__name__}: {error}"))
+            if isinstance(self._lost, RemoteError):
+                stopping.let_another_end_first()
 
     def close(self) -> None:
         """See ``Transport``.

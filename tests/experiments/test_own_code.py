@@ -131,6 +131,53 @@ def test_a_comparison_of_own_code_and_a_run_of_it_that_somebody_sent(folder: Pat
     assert trusted.returncode == 0, trusted.stderr[-2000:]
 
 
+BROKEN = """
+import os
+from lamorel_ext import BaseModelInitializer
+from lamorel_ext.agents.actors import FixedAgent, UniformActor
+
+
+class Agent(FixedAgent):
+    def __init__(self, setting):
+        super().__init__(UniformActor())
+
+    def decide(self, scene, draws):
+        raise ArithmeticError("this rank broke")
+
+
+class Initialiser(BaseModelInitializer):
+    def initialize_model(self, model):
+        if os.environ["RANK"] == "2":
+            raise ArithmeticError("this rank broke")
+        return model
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "override"),
+    [
+        (0, "agent._target_=broken.Agent"),
+        (2, "lamorel_args.llm_args.initializer._target_=broken.Initialiser"),
+    ],
+)
+def test_the_launcher_names_the_rank_that_raised(tmp_path: Path, rank: int, override: str) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "launchers", "train", "arm=student_alone"),
+            *("run.output_dir=out", override, *SHORT),
+            "lamorel_args.distributed_setup_args.n_llm_processes=2",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 1 and "this rank broke" in ended.stderr
+    assert f"launch: rank {rank} ended with exit status 1" in ended.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "overrides, words",
     [
