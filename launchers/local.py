@@ -32,30 +32,40 @@ def run_here(command: Command) -> int:
     argv = list(command.argv)
     if argv[:2] == ["accelerate", "launch"]:
         argv = [sys.executable, "-m", "lamorel_ext", "elastic", *argv[2:]]
-    stopping.release()
-    try:
-        child = subprocess.Popen(argv, env=child_environment(command), start_new_session=True)
-    except OSError as error:
-        raise ConfigError(f"{argv[0]} cannot be started: {error.strerror}") from error
+    children: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
     first: list[float] = []
 
     def forward(signum: int, frame: FrameType | None) -> None:
+        if not children:
+            early.append(signum)
+            return
         now = time.monotonic()
         # The ranks may get a signal from several sides at once; SIGQUIT says that the user means
         # it.
         second = bool(first) and now - first[0] > stopping.SAME_S
         first.append(now)
-        if child.poll() is None and (second or len(first) == 1):
-            child.send_signal(signal.SIGQUIT if second else signum)
+        if children[0].poll() is None and (second or len(first) == 1):
+            children[0].send_signal(signal.SIGQUIT if second else signum)
 
-    # What is ignored already, by nohup for one, stays ignored.
+    # What is ignored already, by nohup for one, stays ignored. What comes before the child is there
+    # is kept for it.
     heard = [signum for signum in stopping.HEARD if signal.getsignal(signum) != signal.SIG_IGN]
     previous = {signum: signal.signal(signum, forward) for signum in heard}
     try:
+        stopping.release()
+        try:
+            child = subprocess.Popen(argv, env=child_environment(command), start_new_session=True)
+        except OSError as error:
+            raise ConfigError(f"{argv[0]} cannot be started: {error.strerror}") from error
+        children.append(child)
+        for signum in early[:1]:
+            forward(signum, None)
         status = child.wait()
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+        stopping.release()  # those of its handlers that were put back
     if status < 0:
         print(
             f"launch: its agent (process {child.pid}) {how_it_ended(status)}",

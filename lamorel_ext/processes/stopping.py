@@ -45,6 +45,8 @@ SAME_IN_LAUNCH_S = 3.0
 """The same for a rank: a batch system signals all processes, and the launcher passes on what it
 got.
 """
+LAST = 255
+"""Behind the numbers of all signals that were heard."""
 END_S = 5
 """Seconds for Python's own end."""
 ANOTHER_S = 15.0
@@ -131,6 +133,7 @@ class _Watch:
         self._at = self._limit = 0.0
         self._ours, self._theirs = socket.socketpair()
         self._asked: list[Stop] = []
+        self._heard_all = threading.Event()
         self._parents: list[Process] = []
         self._parent = 0
 
@@ -154,13 +157,17 @@ class _Watch:
                 signal.signal(signum, _leave_to_the_thread)
 
     def release(self) -> None:
-        """Stop hearing."""
-        self.hears = False
+        """Stop hearing; a signal that came before is still heard."""
         if self.started:
-            signal.set_wakeup_fd(-1)
             for signum in (*HEARD, INSISTS):
                 if signal.getsignal(signum) is _leave_to_the_thread:
                     signal.signal(signum, _default(signum))
+        if self.started and self.hears:
+            signal.set_wakeup_fd(-1)
+            self._theirs.send(bytes([LAST]))
+            self._heard_all.wait()
+            self.check()
+        self.hears = False
 
     def _limit_end(self) -> None:
         """Python's own end may wait for other processes, and the thread does not run then."""
@@ -225,6 +232,8 @@ class _Watch:
             if self.stop is None and (lost := self._lost()) is not None:
                 self._note(lost_parent(lost), a_signal=False)
             self._press()
+            if LAST in received:
+                self._heard_all.set()
 
     def _next_look(self) -> float | None:
         if self.stop is not None:

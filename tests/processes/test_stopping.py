@@ -136,6 +136,28 @@ def test_the_exit_status_is_the_signals_also_where_pythons_own_end_takes_long(
     assert said == "tidied up\n" and child.returncode == status
 
 
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_just_before_the_signals_are_left_to_others_is_not_lost(
+    name: str, begun: bool
+) -> None:
+    code = f"""
+import os, signal, sys
+from lamorel_ext.processes import stopping
+stopping._watch.start()
+if {begun}:
+    stopping.begin()
+sys.setswitchinterval(10)  # the thread that listens has no turn before the main thread waits
+os.kill(os.getpid(), signal.{name})
+try:
+    stopping.release()
+except stopping.Stopped as stopped:
+    sys.exit(stopped.stop.exit_status)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], preexec_fn=hear_all, timeout=60)
+    assert ended.returncode == 128 + signal.Signals[name]
+
+
 def test_an_interrupt_during_imports_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import sys; sys.argv[0] = '-m'\nimport experiments\n"
