@@ -132,16 +132,15 @@ def read_trace(path: Path) -> RecordedRollout:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
-        kind = line.get("kind") if isinstance(line, dict) else None
-        missing = sorted(
-            _KEYS.get(str(kind), {"kind"}) - set(line if isinstance(line, dict) else ())
-        )
+        line = line if isinstance(line, dict) else {}
+        kind = str(line.get("kind"))
+        missing = sorted(_KEYS.get(kind, {"kind"}) - set(line))
         if kind not in _KEYS or missing or (kind == "trace") != (number == 1):
             raise CheckpointError(
                 f"{path}, line {number}: not a line of a trace"
                 + (f", it lacks {', '.join(missing)}" if missing else "")
             )
-        if wrong := _wrong_value(str(kind), line):
+        if wrong := _wrong_value(kind, line):
             raise CheckpointError(f"{path}, line {number}: {wrong}")
     if not lines or lines[0]["version"] != VERSION:
         found = lines[0]["version"] if lines else "an empty file"
@@ -178,6 +177,9 @@ def _wrong_value(kind: str, line: Line) -> str:
             return f"{key} is {value!r:.60}, too large"
     if not isinstance(won := line.get("won"), bool | None):
         return f"won is {won!r:.60}, expected bool or null"
+    for key in (*_TEXTS, "actions"):
+        if not isinstance(value := line.get(key), list | None):
+            return f"{key} is {value!r:.60}, expected list or null"
     for key in _TEXTS:
         if not all(isinstance(text, str) for text in line.get(key) or ()):
             return f"{key} holds something else than texts"

@@ -71,6 +71,13 @@ EPISODE = {"kind": "episode", "number": 0, "actions": [], "mission": "go", "cand
             "candidates holds something else than texts",
         ),
         ([json.dumps({**HEADER, "seed": 2**60})], "too large"),
+        ([json.dumps(HEADER), json.dumps({**EPISODE, "kind": [1]})], "line 2: not a line of a"),
+        ([json.dumps({**HEADER, "kind": {"a": 1}})], "line 1: not a line of a trace"),
+        (
+            [json.dumps(HEADER), json.dumps({**EPISODE, "offered": 5})],
+            "offered is 5, expected list",
+        ),
+        ([json.dumps(HEADER), "[1]"], "line 2: not a line of a trace, it lacks kind"),
         (["[" * 100_000], "cannot be read"),
         ([], "an empty file"),
     ],
