@@ -351,16 +351,16 @@ def write(output: Path, rows: Sequence[Row], facts: Mapping[str, object]) -> Non
 def make_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     parser = entry.make_parser("lamorel-ext-balrog", "Evaluate in BALROG's BabyAI-Text tasks.")
-    parser.add_argument("--episodes", type=int, default=EPISODES, help="per task")
+    parser.add_argument("--episodes", type=int, default=EPISODES, help="episodes of each task")
     parser.add_argument(
         "--choose",
         choices=("score", "generate"),
         default="score",
-        help="how the language model chooses its actions",
+        help="score the six action texts, or write the action",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=8, help="of a written action")
+    parser.add_argument("--max-new-tokens", type=int, default=8, help="length of a written action")
     parser.add_argument(
-        "--output", type=folder_to_write, default=Path("runs/balrog"), help="where to write"
+        "--output", type=folder_to_write, default=Path("runs/balrog"), help="folder to write into"
     )
     entry.add_trust_argument(parser)
     return parser

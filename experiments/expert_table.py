@@ -1,6 +1,6 @@
 """Measure the expert on every level: ``python -m experiments.expert_table``.
 
-Writes ``docs/experts.md`` for people and ``lamorel_ext/envs/experts.csv`` for programmes, which say
+Writes ``docs/experts.md`` for people and ``lamorel_ext/envs/experts.csv`` for programs, which warn
 at their start where the expert that they rely on does not always succeed.
 """
 
@@ -75,7 +75,7 @@ def measure(level_id: str, episodes: int, first_seed: int) -> Measured:
 
 
 def as_csv(rows: Sequence[Measured]) -> str:
-    """For programmes."""
+    """For programs."""
     from lamorel_ext.envs.babyai.expert import Measured
 
     text = io.StringIO()
@@ -99,10 +99,12 @@ def as_page(rows: Sequence[Measured], first_seed: int) -> str:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="lamorel-ext-expert-table", description=__doc__)
-    parser.add_argument("levels", nargs="*", help="ids; all levels, and the files anew, if none")
-    parser.add_argument("--episodes", type=int, default=EPISODES, help="per level")
-    parser.add_argument("--docs", type=folder_to_write, default=Path("docs"), help="for experts.md")
+    parser = argparse.ArgumentParser(prog="python -m experiments.expert_table", description=__doc__)
+    parser.add_argument("levels", nargs="*", help="level ids; none: all, and the files are written")
+    parser.add_argument("--episodes", type=int, default=EPISODES, help="episodes per level")
+    parser.add_argument(
+        "--docs", type=folder_to_write, default=Path("docs"), help="folder of experts.md"
+    )
     return parser.parse_args(argv)
 
 
@@ -127,7 +129,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main() -> int:
-    """Entry of ``lamorel-ext-expert-table``."""
+    """Entry of ``python -m experiments.expert_table``."""
     return run_main(run)
 
 

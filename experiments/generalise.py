@@ -180,12 +180,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tests",
         default="",
-        help=f"names, separated by commas, of {', '.join(GROUPS)}, or of {', '.join(CONDITIONS)}",
+        help=(
+            f"names separated by commas, all if not given: groups {', '.join(GROUPS)}; single tests"
+            f" {', '.join(CONDITIONS)}"
+        ),
     )
     parser.add_argument(
         "--arms", default="", help="names of arms, separated by commas; all if not given"
     )
-    parser.add_argument("--episodes", type=int, default=100, help="of a simulated evaluation")
+    parser.add_argument(
+        "--episodes", type=int, default=100, help="episodes where the level has no exact evaluation"
+    )
     parser.add_argument(
         "--output",
         type=folder_to_write,
@@ -193,7 +198,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="where to write; FOLDER/generalisation if not given",
     )
     parser.add_argument(
-        "--no-zero-shot", action="store_true", help="leave the language model before training out"
+        "--no-zero-shot", action="store_true", help="do not evaluate the untrained language model"
     )
     add_trust_argument(parser)
     return parser

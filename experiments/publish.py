@@ -1,7 +1,7 @@
-"""Copy what is to be shipped of a comparison: ``python -m experiments.publish runs/long
-docs/results/long``.
+"""Copy what is to be shipped of a comparison: ``python -m experiments.publish runs/demo
+docs/results/demo``.
 
-Makes the report beside nothing, then keeps its tables, two figures, ``provenance.json`` and
+Makes the report in a temporary folder and keeps its tables, two figures, ``provenance.json`` and
 ``configs.json``, from which ``python -m experiments.reproduce`` runs a seed again.
 """
 
@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("runs", type=Path, help="folder of the runs")
     parser.add_argument(
-        "target", type=folder_to_write, help="folder to ship, such as docs/results/long"
+        "target", type=folder_to_write, help="folder to ship, such as docs/results/mine"
     )
     options = parser.parse_args(argv)
     files = publish(options.runs, options.target)

@@ -1,4 +1,4 @@
-"""Run published seeds again: ``python -m experiments.reproduce docs/results/long --seeds 1``.
+"""Run published seeds again: ``python -m experiments.reproduce docs/results/bounds --seeds 1``.
 
 Takes the configurations from the folder itself, trains with today's code, and says how far each
 curve is off the published one. Exits with 1 where one is further off than rounding explains.
@@ -180,7 +180,7 @@ def run(argv: Sequence[str]) -> int:
         prog="lamorel-ext-reproduce",
         description="Run published seeds again and compare the curves.",
     )
-    parser.add_argument("folder", type=Path, help="published folder, such as docs/results/long")
+    parser.add_argument("folder", type=Path, help="published folder, such as docs/results/bounds")
     parser.add_argument(
         "--seeds", type=int, default=1, help="how many of each arm's seeds, the lowest first"
     )

@@ -268,7 +268,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="?",
         const=10.0,
         metavar="SECONDS",
-        help="make it again whenever a run has gone on; looks every 10 seconds, or as said",
+        help="make the report again whenever a run has progressed; look every SECONDS (10)",
     )
     return parser.parse_args(argv)
 

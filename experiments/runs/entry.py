@@ -152,7 +152,7 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PACKAGE",
-        help="let the configuration of a run that is read import this package (its _target_s)",
+        help="allow a run folder's configuration to import this package (for its _target_ keys)",
     )
 
 

@@ -126,8 +126,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         default=[],
         metavar="STEPS",
-        help="show the rollouts recorded after so many environment steps, so that two stand on one"
-        " page; may be given several times",
+        help="show the rollouts recorded at this number of environment steps; may be given several"
+        " times, to compare them on one page",
     )
     return parser.parse_args(argv)
 

@@ -48,7 +48,7 @@ def replay(header: Line, episode: Episode) -> list[Pose] | None:
 
     Returns:
         One more than there are steps; None where the episode cannot be played again: its beginning
-        is not known, there are no views, the level is none of ``envs.levels``, or (with another
+        is not known, there are no views, the level is not BabyAI's, or (with another
         version of a level) it looks different.
     """
     number, before = episode.line["number"], episode.line["actions"]

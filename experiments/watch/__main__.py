@@ -1,7 +1,7 @@
-"""Watch a run or a comparison go: ``lamorel-ext-watch runs/demo``, on a terminal a picture that is
-drawn anew every two seconds, elsewhere (and with ``--once``) a text, once.
+"""Watch a run or a comparison: ``lamorel-ext-watch runs/demo``. On a terminal it redraws a picture
+every two seconds; elsewhere, and with ``--once``, it prints a text once.
 
-Reads the folders alone, and changes nothing there: for runs that go on, are complete, stopped, or
+Only reads the folders, and changes nothing there: for runs that are under way, complete, stopped or
 broken, on this machine or another one that shares the disk. The details are those of the run
 that changed last; ``lamorel-ext-watch runs/demo/ARM/seed_0`` shows another one's. TensorBoard has
 the same numbers below ``system/``.
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path, metavar="RUN|COMPARISON", help="folder of runs")
     parser.add_argument("--once", action="store_true", help="print what there is, and end")
     parser.add_argument(
-        "--every", type=_seconds, default=2.0, metavar="SECONDS", help="between two looks (2)"
+        "--every", type=_seconds, default=2.0, metavar="SECONDS", help="seconds between looks (2)"
     )
     options = parser.parse_args(argv)
     from experiments.watch.reading import Reader

@@ -196,7 +196,7 @@ class EnvArgs:
             user's own gets it where it takes an argument of that name.
         num_envs: Copies stepped together.
         num_distractors: Objects, in the level's own way of counting (see
-            ``envs.levels.make_level``); null keeps the level's own number.
+            ``lamorel_ext.envs.babyai.levels.make_level``); null keeps the level's own number.
         curriculum: Stages of training before that on ``level``, each with a level of its own.
             Evaluations are always on ``level``.
         language: Language of the observation's sentences; missions stay English.

@@ -54,7 +54,7 @@ UNSOUND = (
 
 
 class Host(Protocol):
-    """What a server needs of a ``models.host.ModelHost``."""
+    """What a server needs of a ``lamorel_ext.llm.host.ModelHost``."""
 
     @property
     def weights_version(self) -> int: ...

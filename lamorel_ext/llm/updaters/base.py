@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Host(Protocol):
-    """What an updater needs of a ``models.host.ModelHost``."""
+    """What an updater needs of a ``lamorel_ext.llm.host.ModelHost``."""
 
     @property
     def device(self) -> torch.device: ...
