@@ -1,7 +1,7 @@
 """Measure the expert on every level: ``python -m experiments.expert_table``.
 
-Writes ``docs/experts.md`` for people and ``lamorel_ext/envs/experts.csv`` for programs, which warn
-at their start where the expert that they rely on does not always succeed.
+Writes ``docs/experts.md`` for people and ``lamorel_ext/envs/babyai/experts.csv`` for programs,
+which warn at their start where the expert that they rely on does not always succeed.
 """
 
 from __future__ import annotations
