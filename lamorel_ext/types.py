@@ -121,7 +121,8 @@ class TaskSpec:
 
 
 class BatchedEnv(Protocol):
-    """Several copies of one level stepped together; each resets itself at the end of an episode.
+    """Several copies of one environment stepped together; each resets itself at the end of an
+    episode.
 
     Episode ``k`` of environment ``i`` depends on the seed, ``i`` and ``k`` alone, not on the
     actions of earlier episodes, so that every arm of a comparison sees the same episodes.
@@ -133,11 +134,13 @@ class BatchedEnv(Protocol):
         """Start episode 0 everywhere."""
 
     def step(self, actions: np.ndarray) -> StepBatch:
-        """Take ``actions`` ``(num_envs,)``, ids of BabyAI actions (0 to 6)."""
+        """Take ``actions`` ``(num_envs,)`` int64: places in the task's ``action_texts``, or in the
+        texts that each state lists.
+        """
 
     def expert_actions(self) -> np.ndarray:
-        """``(num_envs,)`` int64, ids 0 to 5: what an expert (shortest path, or the BabyAI bot)
-        would do in the current states.
+        """``(num_envs,)`` int64: what an expert (shortest path, or the BabyAI bot) would do in the
+        current states. A batch of the user's own need not have it.
         """
 
     def state(self) -> dict[str, list[int]]:
@@ -159,8 +162,8 @@ class ScoreRequest:
 
     Attributes:
         prompts: ``n`` prompts.
-        candidates: ``n`` tuples of candidates; they may differ in length. With ``score=False`` it
-            may be ``()``.
+        candidates: ``n`` tuples of at least one candidate; they may differ in length. With
+            ``score=False`` it may be ``()``.
         modules: Names of module functions to evaluate besides, such as ``("value",)``.
         score: False to evaluate the module functions only.
         known: Places of prompts whose scores the client has already. They are counted in ``tokens``
@@ -182,11 +185,13 @@ class ScoreResult:
         log_probs: ``(sum(counts),)`` summed token log-probability of each candidate in nats, prompt
             after prompt; float32, or float64 from a float64 model.
         counts: Number of candidates of each prompt.
-        modules: What each module function gave, each ``(n, ...)``.
+        modules: What each module function gave: ``(n, ...)``, one row per prompt, where it needs
+            states; ``(sum(counts), ...)``, one row per candidate, where it needs whole passes.
         stats: Additive counters and seconds: ``prompts``, ``distinct_prompts``, ``cached_prompts``,
             ``tokens``, ``seconds``. From servers in processes of their own also ``queue_seconds``
-            that it waited there, and ``merged``, requests of others answered by the same reading.
-            Of several servers together the counters are summed, and of seconds the most count.
+            (the wait before it was answered) and ``merged`` (other clients' requests in the same
+            forward pass). Over several servers counters are summed, of seconds the largest is
+            taken.
     """
 
     log_probs: Tensor
@@ -243,16 +248,17 @@ class GenerateResult:
 
 @dataclass(frozen=True)
 class UpdateRequest:
-    """Apply an updater to a batch. A server receives its own shard of it.
+    """Apply an updater to a batch. A client sends the whole batch, ``indices`` ``0`` to ``n - 1``
+    and ``total`` ``n``; a server receives its own shard of it.
 
     Attributes:
         updater: Name under which the updater is registered on the server.
         prompts: ``n`` prompts of this shard.
-        candidates: ``n`` tuples of candidates.
+        candidates: ``n`` tuples of at least one candidate.
         indices: ``(n,)`` int64, place of each sample in the whole batch.
         total: Size of the whole batch, over all shards.
         data: Per-sample tensors, each ``(n, ...)``.
-        options: Hyper-parameters.
+        options: Hyper-parameters, the same for all samples.
     """
 
     updater: str
@@ -266,7 +272,9 @@ class UpdateRequest:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What an update did, the same on every server: means over the whole batch."""
+    """What an update did: means over the whole batch, the same on every server. Of an updater that
+    gives others on each server the client gets the first server's.
+    """
 
     stats: dict[str, float] = field(default_factory=dict)
 
@@ -408,32 +416,44 @@ class PendingScores(Protocol):
 
 
 class LlmClient(Protocol):
-    """What the student's side needs of the servers: the typed half of ``Caller``.
+    """What agents and methods ask of the servers: the typed half of ``Caller``.
 
-    Attributes:
-        remote: True where the servers are processes of their own, which work while this one does
-            something else.
+    A request that can never be answered raises ``RequestError`` before it is sent, an exception on
+    a server ``RemoteError``, a server that died ``PeerDiedError``, one that is silent for too long
+    ``RequestTimeout`` (``lamorel_ext.errors``).
     """
 
     @property
-    def remote(self) -> bool: ...
+    def remote(self) -> bool:
+        """True where the servers are processes of their own, which work while this one does
+        something else.
+        """
 
-    def submit_score(self, request: ScoreRequest) -> PendingScores: ...
+    def submit_score(self, request: ScoreRequest) -> PendingScores:
+        """Send the request and return at once."""
 
-    def score_batch(self, request: ScoreRequest) -> ScoreResult: ...
+    def score_batch(self, request: ScoreRequest) -> ScoreResult:
+        """Score candidates and evaluate heads for the whole batch."""
 
-    def generate_batch(self, request: GenerateRequest) -> GenerateResult: ...
+    def generate_batch(self, request: GenerateRequest) -> GenerateResult:
+        """Continue the prompts."""
 
-    def update_batch(self, request: UpdateRequest) -> UpdateResult: ...
+    def update_batch(self, request: UpdateRequest) -> UpdateResult:
+        """Have all servers update together from the whole batch."""
 
     def reset(
         self, seed: int, weights: Weights = "pretrained", unused: tuple[str, ...] = ()
-    ) -> None: ...
+    ) -> None:
+        """See ``ResetRequest``; a run calls it at its start."""
 
-    def save(self, folder: str) -> None: ...
+    def save(self, folder: str) -> None:
+        """See ``SaveRequest``; ``folder`` is a path on the first server's machine."""
 
-    def load(self, folder: str) -> None: ...
+    def load(self, folder: str) -> None:
+        """See ``LoadRequest``."""
 
-    def forget(self) -> None: ...
+    def forget(self) -> None:
+        """See ``ForgetRequest``."""
 
-    def info(self) -> Mapping[str, Scalar]: ...
+    def info(self) -> Mapping[str, Scalar]:
+        """What the first server hosts, see ``InfoResult``, and ``num_servers``."""

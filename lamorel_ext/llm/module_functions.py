@@ -46,7 +46,7 @@ class BaseModuleFunction(nn.Module):
             minibatch: With ``"full"``, what the model was given: ``decoder_input_ids`` and
                 ``input_ids`` ``(n, length)``; else empty.
             tokenized_contexts: List of ``{"input_ids", "attention_mask"}``, of each row's prompt.
-            **kwargs: Nothing so far.
+            **kwargs: Nothing here; in Lamorel's interface what the call was given besides.
 
         Returns:
             ``(n, ...)``.

@@ -34,7 +34,7 @@ class Nudge(Method):
     arguments_type = NudgeOptions
 
     def learn(self, rollout: Any) -> dict[str, float]:
-        """Send two prompts of the rollout, and the option."""
+        """Ask for the head on two prompts of the rollout, then for an update with the option."""
         llm, prompts = self.setting.llm, rollout.turns[0].prompts[:2]
         candidates = (("go forward",),) * len(prompts)
         found = llm.score_batch(ScoreRequest(prompts, candidates, ("mood",)))
@@ -51,7 +51,7 @@ class Nudger(BaseUpdater):
     def perform_update(
         self, contexts: Any, candidates: Any, _current_batch_ids: Any, **kwargs: Any
     ) -> dict[str, float]:
-        """Give back what was asked for."""
+        """Return the option that the request carried, as a statistic."""
         return {"moved": kwargs["step"]}
 
 
@@ -68,7 +68,7 @@ class Mood(BaseModuleFunction):
     def forward(
         self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """One row for each prompt."""
+        """One row for each pair of prompt and candidate."""
         return torch.full((len(tokenized_contexts), 1), float(self.level))
 
 
@@ -79,6 +79,6 @@ class Loud(BaseModelInitializer):
         self.word = word
 
     def initialize_model(self, model: Any) -> Any:
-        """Say that it was called."""
+        """Print a line, and return the model unchanged."""
         print(f"initialised, {self.word}", flush=True)
         return model

@@ -81,7 +81,9 @@ class BaseUpdater:
         self._group: ServerGroup = SingleServer()
 
     def set_llm_module(self, llm_module: Any) -> None:
-        """Called once by the server with its ``ModelHost``."""
+        """Called once by the server with its ``lamorel_ext.llm.host.ModelHost``; by a server of
+        Lamorel's interface with the module that ``docs/migration.md`` describes.
+        """
         self._llm_module = llm_module
 
     def set_group(self, group: ServerGroup) -> None:
@@ -98,15 +100,16 @@ class BaseUpdater:
         """Update from this server's part of a batch.
 
         Args:
-            contexts: ``n`` prompts of this server.
-            candidates: Their candidates.
+            contexts: ``n`` prompts of this server; ``n`` may be 0.
+            candidates: ``n`` tuples of candidates.
             _current_batch_ids: ``(n,)`` int64, places of these samples in the whole batch:
                 ``kwargs["actions"][_current_batch_ids]``.
             **kwargs: Data of the whole batch, each ``(total, ...)``, and options. Data of the other
                 servers' samples is zero.
 
         Returns:
-            Statistics.
+            Statistics by name. The client gets the first server's, so they should be of the whole
+            batch.
         """
         raise NotImplementedError(
             f"{type(self).__name__} implements neither perform_update nor update"
@@ -125,10 +128,10 @@ class BaseUpdater:
 
     def average_gradients(self) -> None:
         """Average the gradients over all servers: to be called between ``loss.backward()`` and
-        ``optimizer.step()``.
+        ``optimizer.step()``, by every server, also by one without samples.
 
-        It does what DistributedDataParallel does for Lamorel's updaters, also where a server had no
-        samples. Every server must call it.
+        It does what DistributedDataParallel does for Lamorel's updaters: each server counts alike,
+        however many samples it had.
         """
         if self._group.size == 1:
             return
