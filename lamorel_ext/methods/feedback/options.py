@@ -50,17 +50,17 @@ class FeedbackArgs(FeedbackLoss):
     """The feedback edge (docs/method.md).
 
     Attributes:
-        signal: What f_t is; ``none`` cuts the edge, ``constant`` is 1 always and says nothing.
+        signal: What f_t is; ``none`` cuts the edge, ``constant`` is always 1, without information.
         sign: What is done to f_t before it is sent: nothing, or a control that keeps magnitudes and
             mechanism and takes the meaning. ``random``: a fair coin for the sign; ``shuffled``:
             permuted over the rollout, or over the environments of a step where f_t is needed at
             once; ``inverted``: -f_t; ``positive``: its magnitude.
-        credit: Whom f_t is given to: the guidance that was ``chosen``; the same only where the
+        credit: What f_t counts for: the guidance that was ``chosen``; the same only where the
             student ``followed`` it; weighted by the ``ratio`` of the action's probability after it
             and on average; every guidance by its ``posterior`` given the action; or the better one
             of the chosen guidance and a ``rival`` drawn in the same state.
         channel: Whether f_t changes the weights, is said in the next prompt, or both.
-        every: Steps of the environments between two teacher updates, or ``rollout``. 1 is Algorithm
+        every: Steps of each environment between two teacher updates, or ``rollout``. 1 is Algorithm
             1 as written.
         ties: What the sign of an exact tie is, for ``previous``.
         warmup_steps: Environment steps, over all environments, before the first feedback: the
