@@ -195,8 +195,8 @@ class Actor(Protocol):
         """V of each state, ``(n,)`` float64."""
 
     def action_probs(self, scene: Scene) -> np.ndarray:
-        """Probability of each action in each state, ``(n, actions)`` float64, whatever guidance may
-        be given there.
+        """Probability of each action in each state, ``(n, actions)`` float64, averaged over the
+        guidance that may be given there; asked only of an ``enumerable`` actor.
         """
 
 

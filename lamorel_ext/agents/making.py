@@ -33,15 +33,24 @@ class Agent(Actor, Protocol):
 
     Attributes:
         columns: Names of the numbers that ``update`` gives.
-        follower: Somebody who does what the teacher hints at, to see how good the teacher is; None
-            without a teacher of one's own.
+        follower: An actor that does what the teacher hints at, evaluated to see how good the
+            teacher is; None for an agent without a teacher.
     """
 
     columns: tuple[str, ...]
     follower: Actor | None
 
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
-        """Learn from a rollout; absent numbers were not measured."""
+        """Learn from a rollout.
+
+        Args:
+            rollout: What was collected; ``learnt_rewards`` and ``advantages`` are to be learnt
+                from, ``rewards`` are the environment's.
+            rng: The agent's own stream, saved with the run.
+
+        Returns:
+            Numbers by ``columns``; absent ones were not measured.
+        """
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and optimiser state that live on the client."""
