@@ -34,7 +34,7 @@ itself ended without one (a wrong door in a strict mission), *timeouts* that the
 *gave up* how often the bot had no answer and a random action was taken
 (`lamorel_ext/envs/babyai/expert.py`).
 
-What falls short is the bot's, or the level's, and is kept as it is in the original:
+Where it falls short the cause is the bot or the level, as in the original:
 
 * `OpenDoorsOrder...Debug`: a mission of two doors cannot be won by anybody. BabyAI holds the
   action that opens the first door against the second instruction too, and a strict instruction
@@ -45,7 +45,7 @@ What falls short is the bot's, or the level's, and is kept as it is in the origi
   solve.
 
 The expert teaches in `teacher_oracle`, acts in `bot`, is imitated in `cloning`, and is a row of
-`evaluate` and `balrog`; each says so at its start where a level's success below is under 1.
+`evaluate` and `balrog`; each warns at its start where a level's success in this table is under 1.
 
 """
 
