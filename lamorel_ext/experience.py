@@ -176,7 +176,7 @@ PendingDecision = Callable[[Draws], Decision]
 
 
 class Actor(Protocol):
-    """Whoever can be put into an environment.
+    """What can act in an environment.
 
     Attributes:
         discount: Of the advantages that its critic is trained on.
@@ -278,11 +278,11 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Note:
-    """What was done with the LLM besides the guidance, for whoever looks at a recorded rollout.
+    """What was done with the LLM besides the guidance, shown with a recorded rollout.
 
     Attributes:
         asked: The question.
-        answered: What the LLM, or whoever stands in its place, said.
+        answered: What the LLM, or a control in its place, said.
         changed: What followed from it.
         step: Of the rollout, in the first environment; None where it is about the whole rollout.
     """
@@ -305,7 +305,7 @@ class NoteTaker(Protocol):
 
 
 class StepListener(Protocol):
-    """Who is told of every step while a rollout is collected."""
+    """Hears of every step while a rollout is collected."""
 
     online: bool
     """True where it needs the values of the states reached at once."""

@@ -97,7 +97,7 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What an environment asks of whoever acts in it.
+    """What an environment asks of an agent.
 
     Attributes:
         name: Of the environment, in reports.

@@ -29,7 +29,7 @@ class MethodSetting:
         llm: The servers; calls of a method are counted as all others are.
         agent: Who learns to act.
         rng: The method's own stream of random numbers, saved with the run.
-        reword: Has the LLM read everything in another wording from now on.
+        reword: From now on everything is put to the LLM in this wording.
     """
 
     config: Config
@@ -40,14 +40,16 @@ class MethodSetting:
 
     @property
     def llm_guides(self) -> bool:
-        """True where the agent's actions in training hang on what the LLM makes of prompts: not
+        """True where the agent's actions in training depend on what the LLM makes of prompts: not
         where the agent reads them itself (DRRN), nor where the expert acts (cloning).
         """
         return self.agent.reads_prompts and self.config.arm.agent not in ("drrn", "cloning")
 
     @property
     def llm_speaks(self) -> bool:
-        """The same by texts, which can be made likelier: action heads choose without words."""
+        """The same where they depend on texts, which can be made likelier: action heads choose
+        without texts.
+        """
         return self.llm_guides and not self.config.arm.action_heads
 
 
@@ -70,7 +72,7 @@ class Method:
         updaters: The half on the servers: dotted names of ``BaseUpdater`` classes, by the names
             that its update requests have. The client never imports them.
         controls: By option the values that take the information out and keep the mechanism; a
-            report holds the method against those that were run.
+            report compares the method with those that were run.
         notes: See ``NoteTaker``: what a recorded rollout says of it.
     """
 
@@ -85,15 +87,15 @@ class Method:
         self.notes: list[Note] = []
 
     def begin_run(self) -> None:
-        """A run begins; not where one goes on from a checkpoint, or is evaluated. What its budget
-        has no room for can be refused here.
+        """A new run begins; not called when one is resumed from a checkpoint or evaluated. A budget
+        that is too small can be refused here.
         """
 
     def begin_rollout(self) -> None:
         """The agent acts to learn from now on."""
 
     def begin_evaluation(self) -> None:
-        """What was learnt is shown from now on, and nothing is tried out."""
+        """An evaluation begins: use what was learnt, explore nothing."""
 
     def rewards(self, turns: Sequence[Turn]) -> np.ndarray | None:
         """What the agent learns from in place of the environment's rewards; a method that
