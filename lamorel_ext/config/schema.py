@@ -26,14 +26,14 @@ class DistributedSetupArgs:
     """How many processes play which role; the first ``n_rl_processes`` ranks are the clients.
 
     Attributes:
-        shards: How a batch of prompts is cut for several servers. ``contiguous``: where it is.
-            ``distinct``: equal prompts go to one server, and to the one that remembers them; less
-            is computed, and last digits of scores are others.
+        shards: How a batch of prompts is cut for several servers. ``contiguous``: into equal parts
+            in order. ``distinct``: equal prompts go to one server, the one that has their answer
+            cached; less is computed, and scores differ in their last digits.
         merge_prompts: Score requests of several clients that wait at a server are answered by one
-            reading of the model, at most so many prompts together; 0 answers each by itself. Those
-            of one client are never put together, so no run's numbers depend on it.
+            forward pass of at most so many prompts; 0 answers each by itself. Requests of one
+            client are never merged, so no run's numbers depend on it.
         merge_wait_s: Seconds for which a server that has a score request waits for those of its
-            other clients; 0 takes what is there.
+            other clients; 0 does not wait.
         devices_per_process: GPUs of each LLM server on its machine, ``()`` for the CPU; none
             divides the GPUs evenly.
         client_devices: The GPU of each RL client on its machine, which the LLM servers then leave
@@ -191,7 +191,8 @@ class EnvArgs:
     """The task.
 
     Attributes:
-        name: Of the task in reports; empty takes the level's. Set by the files in ``configs/task``.
+        name: Name of the task in reports; empty takes the level's. Set by the files in
+            ``configs/task``.
         level: Id of a BabyAI level, such as ``BabyAI-GoToRedBallNoDists-v0``; an environment of the
             user's own gets it where it takes an argument of that name.
         num_envs: Copies stepped together.
@@ -209,11 +210,13 @@ class EnvArgs:
         num_workers: Processes of each RL client that step levels that only minigrid knows, or, as
             Gymnasium's asynchronous vector environment, an environment of the user's own; 0 means
             none.
-        action_texts: Texts of the actions of an environment of the user's own; empty takes what it
-            says itself (``lamorel_ext.envs.own``).
-        success_above: Return above which its episode is a success, where it does not say.
-        max_steps: Steps after which its episode is cut off; null leaves that to it. It gets this,
-            ``action_texts`` and ``success_above`` too where it takes arguments of these names.
+        action_texts: Texts of the actions of an environment of the user's own; empty takes those
+            that it offers (``lamorel_ext.envs.own``).
+        success_above: Return above which an episode of such an environment is a success, where it
+            does not report success itself.
+        max_steps: Steps after which its episodes are cut off; null leaves that to the environment,
+            which also gets this, ``action_texts`` and ``success_above`` where it takes arguments of
+            these names.
         own: An environment of the user's own in place of the level: ``_target_`` and its arguments,
             beside the keys above.
     """
@@ -359,9 +362,9 @@ class RunArgs:
         eval_episodes: Episodes of a simulated evaluation.
         eval_seed: Seed of the first held-out episode; training never uses it or the ones after it.
         checkpoint_every: Rollouts between two checkpoints; 0 writes only the last.
-        trace_every: Rollouts from one whose steps are recorded for the viewer to the next, from the
-            first on; the last full one and what remains after it are recorded too. 0 records none.
-            Changes no number of the run.
+        trace_every: Of so many rollouts one is recorded for the viewer, step by step, beginning
+            with the first; the last full one and the rest after it are recorded too. 0 records
+            none. Changes no number of the run.
         num_threads: Threads of the client for PyTorch; 0 leaves PyTorch's choice.
         pipeline: Whether the environments are stepped in two halves, one while the LLM servers
             score the prompts of the other: ``true`` wherever the arm allows it (an LLM is asked for
