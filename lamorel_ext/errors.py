@@ -5,10 +5,11 @@
     ├── RequestError        cannot be answered: empty prompts, wrong candidates, prompt too long
     ├── ModelLoadError      a model, tokenizer or weights file is missing, corrupt or unfitting
     ├── CheckpointError     a checkpoint cannot be written or read
-    │   ├── NotThereError   the run folder that the user named is none
+    │   ├── NotThereError   what the user named is not a run folder
     │   └── WriteError      a file cannot be written
-    ├── UpdateError         given up on the way: not finite, or another server failed in it
+    ├── UpdateError         an update was abandoned: not finite, or another server failed in it
     ├── LevelError          a level does not exist, or calls come in an illegal order
+    ├── EnvError            an environment of the user's own returned something invalid
     ├── EnvWorkerError      a process that steps environments raised, died or fell silent
     └── RpcError
         ├── RemoteError     the peer raised; carries its rank, type and traceback
@@ -66,7 +67,7 @@ class CheckpointError(LamorelExtError):
 
 
 class NotThereError(CheckpointError):
-    """The run folder that the user named is none."""
+    """What the user named is not a run folder."""
 
     exit_status = 2
 
@@ -76,9 +77,7 @@ class WriteError(CheckpointError):
 
 
 class UpdateError(LamorelExtError):
-    """An update was given up on the way: a loss or gradient is not finite, or another server failed
-    in it.
-    """
+    """An update was abandoned: a loss or gradient is not finite, or another server failed in it."""
 
 
 class LevelError(LamorelExtError):
@@ -86,7 +85,7 @@ class LevelError(LamorelExtError):
 
 
 class EnvError(LamorelExtError):
-    """An environment of the user's own gives something else than one has to give."""
+    """An environment of the user's own returned something invalid."""
 
 
 class EnvWorkerError(LamorelExtError):
@@ -136,7 +135,7 @@ class RemoteError(RpcError):
 
 
 class PeerDiedError(RpcError):
-    """The peer's process is gone without a word.
+    """The peer's process ended without an answer.
 
     Args:
         rank: Global rank of the peer.
