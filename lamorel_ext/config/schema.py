@@ -200,7 +200,8 @@ class EnvArgs:
             ``lamorel_ext.envs.babyai.levels.make_level``); null keeps the level's own number.
         curriculum: Stages of training before that on ``level``, each with a level of its own.
             Evaluations are always on ``level``.
-        language: Language of the observation's sentences; missions stay English.
+        language: Language of the observation's sentences. In French a ``glam`` prompt is French as
+            a whole, for go-to missions alone; a ``lamorel`` one keeps English words and missions.
         prompt: Template of the prompt: ``lamorel`` (the last observation) or ``glam`` (action list
             and history).
         history: Observations in a ``glam`` prompt; 1 makes the policy memoryless.
