@@ -33,12 +33,12 @@ class ConstitutionOptions(PairLoss):
     """Options of ``Constitution``, besides those of learning from pairs.
 
     Attributes:
-        principles: Sentences that stand before each question.
+        principles: Sentences that are put before each question.
         with_principles: False leaves them out, as a control.
         max_pairs: Prompts of a rollout about which the LLM is asked, at most.
         top_p: Only the likeliest guidances that together have this probability are judged, as in
-            RL4LMs' NLPO (Ramamurthy et al. 2023, arXiv 2210.01241), so that what the LLM hardly
-            ever says teaches it nothing; 1 judges all.
+            RL4LMs' NLPO (Ramamurthy et al. 2023, arXiv 2210.01241), so that guidances which the
+            LLM hardly ever gives teach it nothing; 1 judges all.
     """
 
     principles: tuple[str, ...] = PRINCIPLES

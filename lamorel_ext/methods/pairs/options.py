@@ -15,7 +15,7 @@ class PairLoss:
     Attributes:
         loss: ``dpo``: direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290).
             ``filtered``: the likelihood of the better text alone.
-        beta: Of ``dpo``, in units of one over nats: how far the model may leave its start.
+        beta: Of ``dpo``, per nat: the larger, the closer the model stays to its start.
         lr: Adam's step size.
         epochs: Passes over the pairs.
         minibatch_size: Pairs of an optimiser step, over all servers; 0 means all.

@@ -26,8 +26,8 @@ class ProxyRewardOptions:
     Attributes:
         coef: Weight of the log-odds, in units of reward per nat.
         every: Steps of an episode between two questions.
-        window: Steps, with their observations, that a question tells.
-        limit: Largest log-odds, in nats; beyond it they are cut off.
+        window: Last steps, with their observations, that a question contains.
+        limit: Log-odds are clipped to plus and minus this, in nats.
         potential: True: the reward is the discounted change of the log-odds, which are 0 at an
             episode's start and where the task ends it. False, as in the paper: the log-odds
             themselves, at each question and at an episode's end.

@@ -41,7 +41,7 @@ class RewardProgramOptions:
 
     Attributes:
         coef: Weight of a program's value beside the environment's reward.
-        limit: Largest value of a program; beyond it it is cut off.
+        limit: A program's value is clipped to plus and minus this.
         proposals: ``chosen``: the LLM scores the productions of a grammar. ``written``: it writes
             expressions itself. ``random``: productions are drawn, as a control; it asks no LLM.
         count: Programs that are proposed at a time; 0: as many as the run has rollouts for,

@@ -46,8 +46,8 @@ class SkillsOptions:
         lr: Adam's step size of the values.
         epochs: Passes of the values over a rollout.
         hidden_size: Width of the values' hidden layer.
-        told: Whether the LLM is told in a line of its own how the last action came out (Huang et
-            al. 2022, Inner Monologue, arXiv 2207.05608). What it sees now is in the prompt already.
+        told: Whether a line of the prompt says how the last action came out (Huang et al. 2022,
+            Inner Monologue, arXiv 2207.05608). What the LLM sees now is in the prompt already.
     """
 
     choose: Literal["product", "llm", "values"] = "product"
