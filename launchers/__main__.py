@@ -41,7 +41,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = ConfigParser(
         prog="lamorel-ext-launch", description="Start an experiment on several ranks."
     )
-    parser.add_argument("task", choices=sorted(MODULES), help="what to run")
+    parser.add_argument(
+        "task",
+        choices=sorted(MODULES),
+        help="what to run; Lamorel's scripts: script --help, alias --help",
+    )
     add_config_arguments(parser)
     parser.add_argument(
         "--dry-run",

@@ -98,7 +98,15 @@ def run_with_alias(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: No command was given.
     """
-    command = list(argv[1:] if argv[:1] == ["--"] else argv)
+    parser = argparse.ArgumentParser(
+        prog="lamorel-ext-launch alias",
+        description="Run a command that can import lamorel (and gym, babyai, babyai_text).",
+    )
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, help="python -m lamorel_launcher.launch ..."
+    )
+    command = list(parser.parse_args(argv).command)
+    command = command[1:] if command[:1] == ["--"] else command
     if not command:
         raise ConfigError(
             "alias: expected a command, such as python -m lamorel_launcher.launch ..."

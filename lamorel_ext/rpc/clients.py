@@ -67,7 +67,7 @@ class Clients:
         """Let every client do its own part; gives what came of each, in order of rank.
 
         Args:
-            work: Gives plain values, tensors and arrays, nested (``rpc.nested``).
+            work: Gives plain values, tensors and arrays, nested (``rpc.wire.nested``).
 
         Raises:
             Exception: What ``work`` raised here; ``RemoteError`` where it failed on another client.

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from launchers import script
 from launchers.script import launch_script, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -337,6 +338,22 @@ def test_what_cannot_be_started_says_why(
 ) -> None:
     with pytest.raises(AssertionError, match=complaint):
         run(arguments, tmp_path)
+
+
+@pytest.mark.parametrize("task", ["script", "alias"])
+def test_help_of_lamorels_half_is_help(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        script.main(task, ["--help"])
+    assert ended.value.code == 0
+    assert f"usage: lamorel-ext-launch {task}" in capsys.readouterr().out
+
+
+def test_options_of_a_command_are_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(script, "run_here", lambda command: started.append(command.argv) or 0)
+    for line in (["--", "python", "--help", "-x"], ["python", "--help", "-x"]):
+        assert script.main("alias", line) == 0
+    assert started == [("python", "--help", "-x")] * 2
 
 
 @pytest.mark.parametrize("name", ["lr=1e-4", "mäin, (b)", "it's two words"])
