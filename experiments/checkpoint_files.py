@@ -112,15 +112,34 @@ def write_checkpoint(
         save_llm(str((target / "llm").resolve()))
     with writing(target):
         files = {path.relative_to(target).as_posix(): _flushed(path) for path in _files(target)}
-    pointer = {
+    content = {
         "env_steps": checkpoint.env_steps,
         "rows": facts["rows"],
         "llm": save_llm is not None,
+        **facts,
+        "files": files,
     }
-    content = {**pointer, **facts, "files": files}
     replace_json(target / MANIFEST, {"content": content, "sha256": _own_digest(content)})
+    _point_to(target, content)
+
+
+def go_on_from(stored: Stored) -> None:
+    """Make the checkpoint that was read the current one, where a damaged one was: the next one
+    keeps it until it is whole itself.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    if readable_json(stored.folder.parent / CURRENT).get("folder") != stored.folder.name:
+        _point_to(stored.folder, _read_manifest(stored.folder))
+
+
+def _point_to(folder: Path, content: Mapping[str, Any]) -> None:
+    """Name a whole checkpoint, with this content of its manifest, as the current one."""
+    pointer = {key: content[key] for key in ("env_steps", "rows", "llm")}
     replace_json(
-        root / CURRENT, {"folder": target.name, **pointer, "manifest": _own_digest(content)}
+        folder.parent / CURRENT,
+        {"folder": folder.name, **pointer, "manifest": _own_digest(content)},
     )
 
 

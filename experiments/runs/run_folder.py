@@ -38,6 +38,7 @@ from experiments.checkpoint_files import (
     Stored,
     curve_digest,
     digest,
+    go_on_from,
     read_stored,
     remove_others,
     stored_steps,
@@ -336,6 +337,7 @@ class RunFolder:
         stored = read_stored(self._checkpoints)
         if stored is not None:
             self._check_identity(stored)
+            go_on_from(stored)
         self._bring_back_curve(stored)
         self._env_steps = 0 if stored is None else stored.checkpoint.env_steps
         self._bring_back_traces({} if stored is None else stored.traces)

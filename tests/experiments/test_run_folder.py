@@ -361,6 +361,29 @@ def test_a_flipped_bit_costs_the_way_from_the_checkpoint_before(
     assert "DAMAGED CHECKPOINT" in caplog.text and str(path) in caplog.text
 
 
+@pytest.mark.parametrize("pointer", ["kept", "empty", "gone"])
+def test_what_a_run_goes_on_from_stays_until_the_next_checkpoint_is_whole(
+    config: Config, pointer: str
+) -> None:
+    checkpoints = a_stopped_run(config) / "checkpoints"
+    (checkpoints / "step-12" / "state.json").write_text("{}")
+    current = checkpoints / "current.json"
+    if pointer != "kept":
+        current.write_text("") if pointer == "empty" else current.unlink()
+    for _ in range(2):  # killed while it writes the next one, again and again
+        with pytest.raises(KeyboardInterrupt), RunFolder(folder_of(config), config, VERSIONS) as run:
+            found = run.resume()
+            assert found is not None and found.env_steps == 5
+            run.write(make_row(10, 0.2))
+            run.checkpoint(a_checkpoint(12), MagicMock(side_effect=KeyboardInterrupt))
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.resume()
+        run.write(make_row(10, 0.2))
+        run.checkpoint(a_checkpoint(12), save_llm)
+        assert {path.name for path in checkpoints.glob("step-*")} == {"step-5", "step-12"}
+    assert read_checkpoint(folder_of(config)).env_steps == 12
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", None])
 @pytest.mark.parametrize("name", ["status.json", "versions.json", "checkpoints/current.json"])
 def test_what_can_be_made_anew_does_not_block_a_resume(
