@@ -25,18 +25,23 @@ What the environment has to offer (docs/own/environment/README.md has examples):
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lamorel_ext.config import EnvArgs
+from lamorel_ext.config.plugs import why
 from lamorel_ext.envs.own_copies import REST, Copies, CopiesHere, Shown
 from lamorel_ext.envs.own_keys import made, offers
 from lamorel_ext.envs.own_offers import as_saved, fault_of_texts
 from lamorel_ext.envs.own_workers import CopiesInWorkers
 from lamorel_ext.errors import CheckpointError, EnvError
 from lamorel_ext.types import BatchedEnv, ObservationBatch, StepBatch, TaskSpec
+
+log = logging.getLogger(__name__)
 
 EpisodeSeed = Callable[[int, int], int]
 
@@ -111,8 +116,8 @@ class OwnBatch:
 
     def state(self) -> dict[str, list[Any]]:
         """One entry per copy: episode, return so far, checksums of the text and of the rest that it
-        shows, and the environment's own state where it offers one; and the actions of the running
-        episodes.
+        shows, what the expert said of it where one is asked, and the environment's own state
+        where it offers one; and the actions of the running episodes.
         """
         saved = self._copies.states()
         columns = {name: [own[name] for own in saved] for name in saved[0] if name != "actions"}
@@ -126,8 +131,9 @@ class OwnBatch:
         Raises:
             CheckpointError: The state is of another batch, or the environment is not deterministic.
         """
-        state = {"shown": [{}] * self.num_envs, **state}  # older checkpoints have none
-        names = ("episodes", "totals", "texts", "shown", "own", "lengths")
+        none = [None] * self.num_envs
+        state = {"shown": [{} for _ in none], "experts": none, **state}  # older ones have neither
+        names = ("episodes", "totals", "texts", "shown", "experts", "own", "lengths")
         lists = [state.get(name) for name in (*names, "actions")]
         if any(not isinstance(values, list) for values in lists) or any(
             len(state[name]) != self.num_envs for name in names
@@ -185,6 +191,7 @@ class BroughtBatch:
 
     def __init__(self, env: BatchedEnv, args: EnvArgs, num_envs: int) -> None:
         self._env, self._target = env, args.own.target
+        self._need("reset", "step")
         found = args.action_texts or getattr(env, "action_texts", ())
         if fault := fault_of_texts(found):
             raise self._error("action_texts", fault, found)
@@ -192,8 +199,8 @@ class BroughtBatch:
         self.has_expert = hasattr(env, "expert_actions")
         self.num_envs = num_envs
         self._size: int | None = None
-        if env.num_envs != num_envs:
-            raise self._error("num_envs", num_envs, env.num_envs)
+        if (own := getattr(env, "num_envs", None)) != num_envs:
+            raise self._error("num_envs", num_envs, own)
 
     def reset(self) -> ObservationBatch:
         """See ``BatchedEnv``."""
@@ -202,14 +209,18 @@ class BroughtBatch:
     def step(self, actions: np.ndarray) -> StepBatch:
         """See ``BatchedEnv``."""
         step = self._env.step(actions)
-        reached = self._checked(step.reached)
-        current = reached if step.current is step.reached else self._checked(step.current)
+        terminated, truncated = (
+            self._copied(name, getattr(step, name), np.bool_)
+            for name in ("terminated", "truncated")
+        )
+        reached = self._checked(step.reached, terminated | truncated)
+        same = step.current is step.reached and not (terminated | truncated).any()
         return StepBatch(
             reached,
-            current,
+            reached if same else self._checked(step.current),
             self._copied("rewards", step.rewards, np.float64),
-            self._copied("terminated", step.terminated, np.bool_),
-            self._copied("truncated", step.truncated, np.bool_),
+            terminated,
+            truncated,
             None if step.succeeded is None else self._copied("succeeded", step.succeeded, np.bool_),
         )
 
@@ -219,6 +230,7 @@ class BroughtBatch:
 
     def state(self) -> dict[str, list[int]]:
         """See ``BatchedEnv``."""
+        self._need("state", "restore")
         saved: dict[str, list[int]] = as_saved(f"env: {self._target}: state", self._env.state())
         return saved
 
@@ -228,7 +240,14 @@ class BroughtBatch:
 
     def close(self) -> None:
         """See ``BatchedEnv``."""
-        self._env.close()
+        try:
+            self._env.close()
+        except Exception as error:  # no failure of a run
+            log.warning("env: %s: close: %s", self._target, why(error))
+
+    def _need(self, *names: str) -> None:
+        if missing := [name for name in names if not callable(getattr(self._env, name, None))]:
+            raise self._error("make_batch", f"a batch with {' and '.join(missing)}", self._env)
 
     def _copied(self, name: str, values: Any, kind: type[np.generic]) -> np.ndarray:
         """A number for each copy, in an array of our own: a batch may fill its own anew."""
@@ -236,19 +255,21 @@ class BroughtBatch:
             raise self._error(name, f"{self.num_envs} finite numbers", values)
         return np.array(values, dtype=kind)
 
-    def _checked(self, seen: ObservationBatch) -> ObservationBatch:
+    def _checked(self, seen: ObservationBatch, ended: np.ndarray | None = None) -> ObservationBatch:
+        """What is shown, where an action is still to be taken but for the copies that ``ended``."""
         num_envs = self.num_envs
         for name in ("missions", "descriptions"):
             if len(getattr(seen, name)) != num_envs:
                 raise self._error(name, f"{num_envs} of them", getattr(seen, name))
-        actions = seen.actions or (self.action_texts,) * num_envs
-        if len(actions) != num_envs or not any(actions):
-            raise self._error("actions", "action_texts, or a list of texts per copy", seen.actions)
         for texts in seen.actions:
             if fault := fault_of_texts(texts):
                 raise self._error("actions", fault, texts)
             if texts and self.action_texts and tuple(texts) != self.action_texts:
                 raise self._error("actions", f"its action_texts {self.action_texts}", texts)
+        actions = seen.actions or (self.action_texts,) * num_envs
+        over = np.zeros(len(actions), dtype=bool) if ended is None else ended
+        if len(actions) != num_envs or not all(map(len, itertools.compress(actions, ~over))):
+            raise self._error("actions", "action_texts, or a list of texts per copy", seen.actions)
         features = np.array(seen.features, dtype=np.float32)
         features = features.reshape(len(features), int(np.prod(features.shape[1:])))
         self._size = features.shape[1] if self._size is None else self._size

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from lamorel_ext.config.plugs import why
 from lamorel_ext.envs.own_keys import made
 from lamorel_ext.envs.own_offers import as_saved, fault_of_texts, keeps_state, offer_of
 from lamorel_ext.errors import CheckpointError, EnvError
+
+log = logging.getLogger(__name__)
 
 ADMISSIBLE = ("admissible", "admissible_commands")
 """Names, in ``info``, of the texts of a state's actions."""
@@ -75,6 +78,7 @@ class OwnCopy:
         self.actions: list[int] = []
         self._total = 0.0
         self._shown = Shown("")
+        self._advice: int | None = None
         self.action_texts = self._fixed_texts()
 
     @property
@@ -89,8 +93,8 @@ class OwnCopy:
 
     def start(self, episode: int, seed: int) -> Shown:
         """Begin an episode."""
-        self.episode, self.actions, self._total = episode, [], 0.0
-        return self._note(self._call("reset", seed=seed), ended=False)
+        self.episode, self.actions, self._total, self._advice = episode, [], 0.0, None
+        return self._note("reset", self._call("reset", seed=seed))
 
     def step(self, action: int) -> Stepped:
         """Take the action of that number; ``REST`` takes none.
@@ -109,6 +113,7 @@ class OwnCopy:
             raise self._error("step", "observation, reward, terminated, truncated, info", kind)
         seen, reward, terminated, truncated, info = answer
         self.actions.append(action)
+        self._advice = None
         try:
             gained = float(reward)
         except (TypeError, ValueError):
@@ -118,12 +123,19 @@ class OwnCopy:
         self._total += gained
         truncated = self._cut(bool(terminated), bool(truncated))
         ended = bool(terminated) or truncated
-        shown = self._note((seen, info), ended)
+        shown = self._note("step", (seen, info), ended)
         succeeded = ended and self._success(info)
         return Stepped(shown, gained, bool(terminated), truncated, succeeded)
 
     def expert_action(self) -> int:
-        """What the environment's own expert would do."""
+        """What the environment's own expert would do. It may plan ahead or draw: it is asked once
+        in a state.
+        """
+        if self._advice is None:
+            self._advice = self._ask_expert()
+        return self._advice
+
+    def _ask_expert(self) -> int:
         if not self.has_expert:
             raise EnvError(f"env: {self._args.own.target} offers no expert_action")
         action, offered = self._call("expert_action"), self._shown.actions
@@ -145,6 +157,7 @@ class OwnCopy:
             "totals": self._total,
             "texts": sums.pop("text"),
             "shown": sums,
+            "experts": self._advice,
             "own": as_saved(f"{self._place}: get_state", own),
         }
 
@@ -156,12 +169,18 @@ class OwnCopy:
         """
         self.start(int(saved["episodes"]), seed)
         by_state = saved["own"] is not None and keeps_state(self._env)
+        advice = saved["experts"]  # None where nobody asks, else the expert is asked in each state
         if by_state:
-            self._note(self._call("set_state", saved["own"]), ended=False)
+            self._note("set_state", self._call("set_state", saved["own"]))
             self.actions, self._total = list(saved["actions"]), float(saved["totals"])
         else:
             for action in saved["actions"]:
+                if advice is not None:
+                    self.expert_action()
                 self.step(action)
+            if advice is not None:
+                self.expert_action()
+        self._advice = advice
         sums, wanted = self._shown.checksums(), {"text": saved["texts"], **saved["shown"]}
         if differing := [name for name, value in wanted.items() if sums.get(name) != value]:
             why_so = (
@@ -177,8 +196,11 @@ class OwnCopy:
         return self._shown
 
     def close(self) -> None:
-        """Free what is held."""
-        self._env.close()
+        """Free what is held. What the environment raises is no failure of a run."""
+        try:
+            self._env.close()
+        except Exception as error:
+            log.warning("%s: close: %s", self._place, why(error))
 
     def _call(self, name: str, *args: Any, **keywords: Any) -> Any:
         """Call the environment: whatever it raises ends the run with where that was."""
@@ -197,10 +219,10 @@ class OwnCopy:
             raise self._error("env.action_texts" if given else "action_texts", fault, found)
         return tuple(found)
 
-    def _note(self, answer: Any, ended: bool) -> Shown:
-        """Read what ``reset`` or ``step`` gave."""
+    def _note(self, name: str, answer: Any, ended: bool = False) -> Shown:
+        """Read what the environment's function of that name gave."""
         if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
-            raise self._error("reset", "an observation and a dictionary", answer)
+            raise self._error(name, "an observation and a dictionary", answer)
         seen, info = answer
         wanted = "a text, or a dictionary with text and optionally mission and features"
         if isinstance(seen, str):
@@ -339,6 +361,11 @@ class CopiesHere:
             env = made(args)
             for method in ("reset", "step", "close"):
                 if not callable(getattr(env, method, None)):
+                    if hasattr(env, "make_batch"):
+                        raise EnvError(
+                            f"env._target_: {args.own.target} gives a {type(env).__name__} with"
+                            " make_batch; name that class itself, which is asked before it is made"
+                        )
                     raise EnvError(
                         f"env: {args.own.target} gives a {type(env).__name__} without {method}:"
                         " expected a Gymnasium environment, or an object with make_batch"

@@ -1,5 +1,6 @@
 """Episodes of a user's environment: in wrappers, saved and brought back, in arrays used again."""
 
+import dataclasses
 import json
 import string
 from typing import Any
@@ -491,6 +492,9 @@ class Reuses:
     def state(self) -> Any:
         return self.saved
 
+    def restore(self, state: Any) -> ObservationBatch:
+        return self.observe()
+
     def close(self) -> None:
         pass
 
@@ -561,3 +565,174 @@ def test_a_batch_of_ones_own_is_held_to_the_same(change: dict[str, Any], words: 
         env.reset()
         env.step(np.zeros(2))
         env.state()
+
+
+class Ended(Reuses):
+    """Every episode has two steps in all copies, and a state in which it ended lists nothing."""
+
+    def step(self, actions: np.ndarray) -> StepBatch:
+        step = super().step(actions)
+        if not step.done.any():
+            return step
+        none = dataclasses.replace(step.reached, actions=((),) * self.num_envs)
+        return dataclasses.replace(step, reached=none)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_episodes_of_a_batch_may_all_end_at_once_where_nothing_can_be_done(num_envs: int) -> None:
+    env = brought(Ended(num_envs))
+    env.reset()
+    steps = [env.step(np.zeros(num_envs)) for _ in range(4)]
+    assert [len(step.reached.actions[-1]) for step in steps] == [2, 0, 2, 0]
+    assert [len(step.current.actions[-1]) for step in steps] == [2, 2, 2, 2]
+
+
+class Lacks(Reuses):
+    """One of its copies lists no action in a state that goes on."""
+
+    place = ""
+
+    def reset(self) -> ObservationBatch:
+        return self.less(super().reset(), "reset")
+
+    def step(self, actions: np.ndarray) -> StepBatch:
+        step = super().step(actions)
+        reached, current = self.less(step.reached, "reached"), self.less(step.current, "current")
+        return dataclasses.replace(step, reached=reached, current=current)
+
+    def less(self, seen: ObservationBatch, place: str) -> ObservationBatch:
+        none = (("wait",), ())
+        return dataclasses.replace(seen, actions=none) if place == self.place else seen
+
+
+@pytest.mark.parametrize("place", ["reset", "reached", "current"])
+def test_a_state_that_goes_on_lists_what_can_be_done(place: str) -> None:
+    made = Lacks(2)
+    made.place = place
+    env = brought(made)
+    with pytest.raises(EnvError, match="actions: expected action_texts, or a list of texts per"):
+        env.reset()
+        env.step(np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "lacks, words",
+    [
+        ("step", "make_batch: expected a batch with step"),
+        ("num_envs", "num_envs: expected 2, got None"),
+        ("restore", "make_batch: expected a batch with restore, got"),
+    ],
+)
+def test_what_a_batch_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, lacks: str, words: str
+) -> None:
+    made = Reuses(2)
+    if lacks == "num_envs":
+        del made.num_envs
+    else:
+        monkeypatch.delattr(Reuses, lacks)
+    with pytest.raises(EnvError, match=words):
+        BroughtBatch(made, EnvArgs(), 2).state()
+
+
+def test_a_function_that_gives_what_makes_batches_is_told_from_no_environment() -> None:
+    with pytest.raises(EnvError, match="gives a Makes with make_batch; name that class itself"):
+        own_batch(own("makes"), 1, SEEDS)
+
+
+class Makes:
+    def make_batch(self, num_envs: int, episode_seed: Any) -> Any:
+        return Reuses(num_envs)
+
+
+def makes() -> Makes:
+    return Makes()
+
+
+# --- experts, and the end -------------------------------------------------------------------------
+
+
+class Plans(Walk):
+    """Its expert draws a plan where it has none, and crosses off what it has said."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.plan: list[int] = []
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        self.place = int(self.np_random.integers(100))  # what the expert draws moves the walk too
+        return self.seen(), 0.0, False, False, self.info()
+
+    def expert_action(self) -> Any:
+        if not self.plan:
+            self.plan = self.np_random.integers(3, size=5).tolist()
+        return self.plan.pop()
+
+
+class KeepsPlans(Plans):
+    def get_state(self) -> Any:
+        return {"plan": self.plan, "place": self.place, "rng": self.np_random.bit_generator.state}
+
+    def set_state(self, state: Any) -> tuple[Any, dict[str, Any]]:
+        self.plan, self.place = list(state["plan"]), state["place"]
+        self.np_random.bit_generator.state = state["rng"]
+        return self.seen(), {}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", ["Plans", "KeepsPlans"])
+def test_an_expert_that_plans_ahead_goes_on_after_a_resume(name: str, workers: int) -> None:
+    def made() -> PromptedEnv:
+        env = own_batch(own(name, num_workers=workers), 2, SEEDS)
+        return PromptedEnv(env, PromptHistory("lamorel"), with_experts=True)
+
+    lasting, other = made(), made()
+    scene, resumed_scene = lasting.reset(), None
+    for step in range(12):
+        if step == 3:
+            resumed_scene = other.restore(json.loads(json.dumps(lasting.state())))
+        if resumed_scene is not None:
+            assert resumed_scene.prompts == scene.prompts, step
+            assert str(resumed_scene.experts) == str(scene.experts), step
+            resumed_scene = other.step(np.array(resumed_scene.experts)).current
+        scene = lasting.step(np.array(scene.experts)).current
+    lasting.close()
+    other.close()
+
+
+def test_a_checkpoint_without_the_experts_words_can_still_be_read() -> None:
+    env = batch("Walk")
+    env.expert_actions()
+    state = env.state()
+    assert state.pop("experts") == [1]
+    other = own_batch(own("Walk"), 1, SEEDS)
+    assert other.restore(state).descriptions == env._observe().descriptions
+    assert other.expert_actions().tolist() == [1]
+
+
+class FailsToClose(Walk):
+    def close(self) -> None:
+        raise RuntimeError("the window is gone")
+
+
+@pytest.mark.parametrize("kind", ["copies", "batch"])
+def test_what_goes_wrong_in_closing_is_told_and_no_failure(
+    kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "copies":
+        env: Any = batch("FailsToClose")
+    else:
+        monkeypatch.setattr(Reuses, "close", FailsToClose.close)
+        env = brought(Reuses(2))
+    env.close()
+    assert "close: RuntimeError: the window is gone" in caplog.text
+
+
+@pytest.mark.parametrize("name, call", [("step", "step"), ("reset", "reset")])
+def test_an_info_that_is_no_dictionary_is_named_by_where_it_came_from(
+    monkeypatch: pytest.MonkeyPatch, name: str, call: str
+) -> None:
+    env = batch("Walk") if call == "step" else own_batch(own("Walk"), 1, SEEDS)
+    monkeypatch.setattr(Walk, "info", lambda self: None)
+    with pytest.raises(EnvError, match=f": {name}: expected an observation and a dictionary"):
+        env.step(np.array([0])) if call == "step" else env.reset()
