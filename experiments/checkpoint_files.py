@@ -23,6 +23,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from experiments.report.results import read_json, readable_json
 from experiments.runs.files import replace_json, writing
@@ -100,10 +101,7 @@ def write_checkpoint(
             shutil.rmtree(target)
         target.mkdir(parents=True)
         try:
-            tensors = {
-                key: value.detach().contiguous() for key, value in checkpoint.tensors.items()
-            }
-            save_file(tensors, target / TENSORS)
+            save_file(_apart(checkpoint.tensors), target / TENSORS)
         except SafetensorError as error:
             raise OSError(str(error)) from error
         (target / STATE).write_text(json.dumps(checkpoint.state), encoding="utf-8")
@@ -141,6 +139,18 @@ def _point_to(folder: Path, content: Mapping[str, Any]) -> None:
         folder.parent / CURRENT,
         {"folder": folder.name, **pointer, "manifest": _own_digest(content)},
     )
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each in memory of its own, as the format has it: tied weights share theirs."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous()
+        memory = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if memory in taken else own
+        taken.add(memory)
+    return found
 
 
 def remove_others(root: Path, kept: object) -> None:

@@ -108,7 +108,7 @@ def hashed_words(text: str, size: int) -> np.ndarray:
         *words,
         *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False)),
     ):
-        code = zlib.crc32(gram.encode())
+        code = zlib.crc32(gram.encode(errors="surrogatepass"))
         vector[(code >> 1) % size] += 1.0 if code & 1 else -1.0
     length = float(np.linalg.norm(vector))
     return vector / length if length else vector

@@ -41,7 +41,9 @@ def word_places(text: str) -> tuple[int, ...]:
     first_bucket = 1 + len(WORDS)
     found = (match.group() for match in _TOKEN.finditer(text.lower()))
     return tuple(
-        _PLACES.get(word) or first_bucket + zlib.crc32(word.encode()) % BUCKETS for word in found
+        _PLACES.get(word)
+        or first_bucket + zlib.crc32(word.encode(errors="surrogatepass")) % BUCKETS
+        for word in found
     ) or (0,)
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lamorel_ext.agents.action_heads import ACTION_HEADS
@@ -520,5 +521,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Equal where the tensors are, to the last bit."""
     found = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(name.encode() + tensors[name].detach().contiguous().numpy().tobytes())
+        numbers = tensors[name].detach().cpu().contiguous().reshape(-1)  # on a GPU, of any type
+        found.update(name.encode() + numbers.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

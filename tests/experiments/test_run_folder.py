@@ -361,6 +361,19 @@ def test_a_flipped_bit_costs_the_way_from_the_checkpoint_before(
     assert "DAMAGED CHECKPOINT" in caplog.text and str(path) in caplog.text
 
 
+@pytest.mark.parametrize("shared", [lambda w: w, lambda w: w[0], lambda w: w.t(), lambda w: w.view(-1)[2:]])
+def test_weights_that_share_their_memory_are_saved_each_by_its_name(
+    config: Config, shared: Any
+) -> None:
+    weights = torch.arange(6.0).reshape(2, 3)
+    checkpoint = Checkpoint(5, {"own": weights, "tied": shared(weights)}, {})
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.write(make_row(0, 0.1))
+        run.checkpoint(checkpoint, None)
+    found = read_checkpoint(folder_of(config)).tensors
+    assert torch.equal(found["own"], weights) and torch.equal(found["tied"], shared(weights))
+
+
 @pytest.mark.parametrize("pointer", ["kept", "empty", "gone"])
 def test_what_a_run_goes_on_from_stays_until_the_next_checkpoint_is_whole(
     config: Config, pointer: str

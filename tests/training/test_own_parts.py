@@ -13,9 +13,11 @@ import torch
 
 from lamorel_ext.agents.actors import FixedAgent, UniformActor
 from lamorel_ext.agents.drrn import DrrnAgent
+from lamorel_ext.agents.features import hashed_words
 from lamorel_ext.agents.making import AgentSetting, make_agent
 from lamorel_ext.agents.replay import Replay
 from lamorel_ext.agents.student_ppo import ppo_losses
+from lamorel_ext.agents.word_places import word_places
 from lamorel_ext.as_json import changed_by_json
 from lamorel_ext.config import Config, Plug
 from lamorel_ext.errors import CheckpointError, ConfigError
@@ -27,7 +29,7 @@ from lamorel_ext.prompts import Wording
 from lamorel_ext.rl import normalise
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import MemoryRecorder
-from lamorel_ext.training.run import TrainingRun
+from lamorel_ext.training.run import TrainingRun, fingerprint
 from tests.training.student_fakes import TableLlm, make_corridor, small_config
 
 SILENT = {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}}
@@ -334,6 +336,23 @@ def test_a_memory_holds_more_actions_than_a_byte_has_numbers() -> None:
     replay = Replay(8)
     replay.add(["a"], np.array([299]), np.zeros(1), ["b"], np.zeros(1, dtype=bool))
     assert replay.sample(1, np.random.default_rng(0)).actions.tolist() == [299]
+
+
+@pytest.mark.parametrize("text", ["a \udc80", "\ud83d", "b\nc \udcffd"])
+def test_a_text_with_half_a_letter_is_read_like_any_other(text: str) -> None:
+    assert hashed_words(text, 8).any() and len(word_places(text)) >= 1
+    whole = text.encode(errors="replace").decode()
+    assert (hashed_words(text, 512) != hashed_words(whole, 512)).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.bool, torch.int8])
+def test_agents_with_numbers_of_any_type_are_compared(dtype: torch.dtype) -> None:
+    tensors = {"a": torch.ones(2, 3).to(dtype).t(), "b": torch.tensor(1).to(dtype)}
+    same = {name: own.clone() for name, own in tensors.items()}
+    assert fingerprint(tensors) == fingerprint(same)
+    same["a"][0, 0] = 0
+    assert fingerprint(tensors) != fingerprint(same)
+    assert fingerprint({"c": torch.zeros(0, 3, dtype=dtype)})
 
 
 class Placed(FixedAgent):
