@@ -361,7 +361,9 @@ def test_a_flipped_bit_costs_the_way_from_the_checkpoint_before(
     assert "DAMAGED CHECKPOINT" in caplog.text and str(path) in caplog.text
 
 
-@pytest.mark.parametrize("shared", [lambda w: w, lambda w: w[0], lambda w: w.t(), lambda w: w.view(-1)[2:]])
+@pytest.mark.parametrize(
+    "shared", [lambda w: w, lambda w: w[0], lambda w: w.t(), lambda w: w.view(-1)[2:]]
+)
 def test_weights_that_share_their_memory_are_saved_each_by_its_name(
     config: Config, shared: Any
 ) -> None:
@@ -384,7 +386,10 @@ def test_what_a_run_goes_on_from_stays_until_the_next_checkpoint_is_whole(
     if pointer != "kept":
         current.write_text("") if pointer == "empty" else current.unlink()
     for _ in range(2):  # killed while it writes the next one, again and again
-        with pytest.raises(KeyboardInterrupt), RunFolder(folder_of(config), config, VERSIONS) as run:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            RunFolder(folder_of(config), config, VERSIONS) as run,
+        ):
             found = run.resume()
             assert found is not None and found.env_steps == 5
             run.write(make_row(10, 0.2))
