@@ -350,7 +350,9 @@ def write(output: Path, rows: Sequence[Row], facts: Mapping[str, object]) -> Non
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    parser = entry.make_parser("lamorel-ext-balrog", "Evaluate in BALROG's BabyAI-Text tasks.")
+    parser = entry.make_parser(
+        "lamorel-ext-balrog", "Evaluate in BALROG's BabyAI-Text tasks.", PROTOCOL_PROMPT
+    )
     parser.add_argument("--episodes", type=int, default=EPISODES, help="episodes of each task")
     parser.add_argument(
         "--choose",

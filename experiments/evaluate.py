@@ -130,7 +130,9 @@ def evaluate(
     enumerator = make_evaluator(config, make_env, with_experts)
     try:
         seen = simulator.evaluate(actor, signals)
-        exact = enumerator.evaluate(actor, signals) if config.run.evaluation != "episodes" else seen
+        kind = config.run.evaluation
+        listed = kind == "exact" or (kind == "auto" and not enumerator.hindrance(actor, signals))
+        exact = enumerator.evaluate(actor, signals) if listed else seen
     finally:
         simulator.close()
         enumerator.close()
@@ -191,7 +193,7 @@ def as_json(config: Config, policy: str, scores: Sequence[Score], env_steps: int
 
 def run(argv: Sequence[str]) -> int:
     """Do what the command line asks; every rank calls it."""
-    parser = make_parser("lamorel-ext-evaluate", __doc__ or "")
+    parser = make_parser("lamorel-ext-evaluate", __doc__ or "", zero_shot=())
     add_trust_argument(parser)
     options = parser.parse_intermixed_args(argv)
     from lamorel_ext.envs.babyai.expert import expert_shortfall

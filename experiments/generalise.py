@@ -43,6 +43,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SET_HERE = {
+    "run.eval_episodes": "take --episodes",
+    "run.evaluation": "exact where that is possible, else on --episodes episodes",
+    "run.seed": "each run keeps its own",
+}
+"""Keys that mean nothing on the command line, and what does."""
+
 
 def plan(
     folder: Path,
@@ -210,8 +217,15 @@ def run(argv: Sequence[str]) -> int:
     from experiments.suites.generalisation.output import write_output
     from experiments.suites.generalisation.summary import summarise
 
+    problems = [
+        f"{text}: {SET_HERE[key]}"
+        for text in options.overrides
+        if (key := text.partition("=")[0].strip().lstrip("+")) in SET_HERE
+    ]
     if options.episodes < 1:
-        raise ConfigError(f"--episodes: must be at least 1, got {options.episodes}")
+        problems.append(f"--episodes: must be at least 1, got {options.episodes}")
+    if problems:
+        raise ConfigError(problems)
     conditions = choose(_names(options.tests))
     policies = plan(
         options.folder,

@@ -64,7 +64,7 @@ def read_curves(folder: Path) -> dict[Key, Curve]:
                 )
                 for name, values in curve.items():
                     values.append(float(row[name]))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise NotThereError(f"{path} holds no published curves: {error!r}") from error
     return found
 
@@ -76,7 +76,7 @@ def plan(
 
     Raises:
         ConfigError: An arm is not published there.
-        CheckpointError: The folder holds no configurations or no curves.
+        CheckpointError: The folder holds no configurations, or no curve of an arm.
     """
     configs, curves = read_configs(folder), read_curves(folder)
     known = list(dict.fromkeys(arm for _, arm in configs))
@@ -90,6 +90,8 @@ def plan(
         published = sorted(
             seed for of_task, of_arm, seed in curves if (of_task, of_arm) == (task, arm)
         )
+        if not published:
+            raise NotThereError(f"{folder}: its curves have no row of {task}, {arm}")
         for seed in published[:seeds]:
             where = output / f"arm_{place}" / f"seed_{seed}"
             run = dataclasses.replace(config.run, seed=seed, output_dir=str(where))

@@ -109,11 +109,17 @@ def _use_utf8() -> None:
         )
 
 
-def make_parser(program: str, description: str) -> argparse.ArgumentParser:
+def make_parser(
+    program: str, description: str, zero_shot: Sequence[str] | None = None
+) -> argparse.ArgumentParser:
     """A parser for ``--config-name``, ``--config-dir`` and overrides; use it with
     ``parse_intermixed_args``.
+
+    Args:
+        zero_shot: Overrides for the model as it is, in a program that is about a policy.
     """
     parser = ConfigParser(prog=program, description=description)
+    parser.zero_shot = zero_shot
     add_config_arguments(parser)
     return parser
 
@@ -159,7 +165,12 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
 class ConfigParser(argparse.ArgumentParser):
     """Knows the groups of the configuration, and prints the configuration where ``--cfg`` asks for
     it.
+
+    Attributes:
+        zero_shot: See ``make_parser``.
     """
+
+    zero_shot: Sequence[str] | None = None
 
     def format_help(self) -> str:
         """The usual help, and what there is to choose from."""
@@ -189,9 +200,11 @@ class ConfigParser(argparse.ArgumentParser):
             runs = sweep(options.overrides, search_folders(options.config_dir))
             return [load_config(run.overrides, *where) for run in runs]
         policy, overrides = split_policy(options.overrides)
-        if policy != ZERO_SHOT:
-            return [policy_config(policy, overrides, *where)]
-        return [load_config(overrides, *where)]
+        shown = () if getattr(options, "task", "") == "evaluate" else self.zero_shot
+        if policy == ZERO_SHOT and shown is None:
+            return [load_config(overrides, *where)]
+        words = [*(shown or ()), *overrides] if policy == ZERO_SHOT else overrides
+        return [policy_config(policy, words, *where, getattr(options, "trust", ()))]
 
 
 def start_log(level: str) -> None:

@@ -134,18 +134,7 @@ class Evaluator:
                 exactly.
         """
         kind = self._config.run.evaluation
-        hindrance = why_not_exact(
-            self._config.env,
-            actor.reads_prompts,
-            actor.enumerable,
-            signals is not None,
-            self._make_exact is not None,
-        )
-        if self._make_exact is None and not self._config.env.own:
-            hindrance = (
-                "the run brings an environment of its own, which offers no exact_evaluator"
-                " (training.building.EnumerableEnvs)"
-            )
+        hindrance = self.hindrance(actor, signals)
         if kind == "exact" and hindrance:
             raise ConfigError(f"run.evaluation: exact is not possible: {hindrance}")
         if kind == "episodes" or hindrance or self._make_exact is None:
@@ -160,6 +149,21 @@ class Evaluator:
             np.zeros(0, dtype=bool),
             np.zeros(0),
             np.zeros(0, dtype=np.int64),
+        )
+
+    def hindrance(self, actor: Actor, signals: FeedbackSignals | None = None) -> str:
+        """Why an actor cannot be evaluated exactly; empty where it can."""
+        if self._make_exact is None and not self._config.env.own:
+            return (
+                "the run brings an environment of its own, which offers no exact_evaluator"
+                " (training.building.EnumerableEnvs)"
+            )
+        return why_not_exact(
+            self._config.env,
+            actor.reads_prompts,
+            actor.enumerable,
+            signals is not None,
+            self._make_exact is not None,
         )
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_llm import save_tiny_llm
@@ -16,14 +17,22 @@ from experiments.bench import __main__ as benchmarks
 from experiments.bench import gpu
 from experiments.runs.checks import check_configs
 from experiments.runs.entry import run_main
-from lamorel_ext.config import load_config
+from lamorel_ext.config import load_config, to_yaml
 from lamorel_ext.errors import ConfigError
+from launchers import __main__ as launcher
 
 NO_MODEL = [
     "lamorel_args.llm_args.model_path=./no/such/model",
     "lamorel_args.llm_args.parallelism.use_gpu=true",
 ]
 MISTAKE = "env.level=BabyAI-GoToRedBal-v0"
+
+
+def launched_evaluation(words: Sequence[str]) -> int:
+    launcher.make_parser().parse_intermixed_args(["evaluate", *words])
+    return 0
+
+
 PROGRAMMES = {"train": train, "compare": compare, "evaluate": evaluate, "balrog": balrog}
 
 
@@ -240,3 +249,56 @@ def test_the_tiny_model_would_be_found(tmp_path: Path) -> None:
     ]
     with pytest.raises(AssertionError, match="a model was loaded"):
         train.run(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        ([], ["agent: llm_policy", "prompt: lamorel"]),
+        (["arm=teacher_frozen"], ["agent: student"]),
+        (["env.history=2", "env.prompt=glam"], ["agent: llm_policy", "history: 2"]),
+    ],
+)
+@pytest.mark.parametrize("program", [evaluate.run, balrog.run, launched_evaluation])
+def test_the_configuration_that_is_printed_is_the_one_that_is_used(
+    program: Callable[[Sequence[str]], int],
+    words: list[str],
+    printed: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if program is balrog.run and not words:
+        printed = ["agent: llm_policy", "prompt: glam", "history: 16", "num_envs: 1"]
+    with pytest.raises(SystemExit):
+        program([*words, "--cfg", "job"])
+    found = capsys.readouterr().out
+    assert all(f"  {line}\n" in found for line in printed), found
+
+
+@pytest.mark.parametrize("program", [evaluate, balrog])
+def test_the_configuration_of_a_trusted_run_is_printed(
+    program: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = to_yaml(load_config(["arm=llm_policy"])).replace("env:", "env:\n  _target_: mine.Game")
+    (tmp_path / "config.yaml").write_text(text)
+    words = [f"policy={tmp_path}", "--cfg", "job"]
+    with pytest.raises(SystemExit):
+        program.run([*words, "--trust", "mine"])
+    assert "_target_: mine.Game" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--trust mine"):
+        program.run(words)
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("run.eval_episodes=500", "take --episodes"),
+        ("run.evaluation=episodes", "exact where that is possible"),
+        ("++run.seed=3", "each run keeps its own"),
+    ],
+)
+def test_what_generalisation_sets_itself_is_not_passed_over(
+    word: str, instead: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(generalise.run, [str(tmp_path), word, "--episodes", "0"]) == 2
+    told = capsys.readouterr().err
+    assert f"{word}: {instead}" in told and "--episodes: must be at least 1" in told

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from experiments.runs.planning import Planned
 from experiments.runs.provenance import configs, provenance, read_configs
 from experiments.runs.versions import config_hash
 from lamorel_ext.config import read_config
-from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
 ARMS = ["llm_policy", "teacher_frozen"]
 
@@ -126,6 +128,26 @@ def test_a_curve_is_off_by_its_largest_difference() -> None:
     assert deviation(there, halved) == 0.25
     with pytest.raises(CheckpointError, match="evaluated at"):
         deviation(there, {**halved, STEPS: np.array([0.0, 20.0])})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[: text.index("\n") + 1], "no row of GoToRedBallNoDists, llm_policy"),
+        (lambda text: text[:-20], "holds no published curves"),
+        (lambda text: text + "a,b\n", "holds no published curves: TypeError"),
+        (lambda text: text.replace("teacher_frozen", "teacher"), "no row of .*, teacher_frozen"),
+        (lambda text: "", "no row of GoToRedBallNoDists, llm_policy"),
+    ],
+)
+def test_curves_that_are_not_there_are_named(
+    published: Path, tmp_path: Path, change: Callable[[str], str], message: str
+) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "there"))
+    text = (folder / "curves.csv").read_text()
+    (folder / "curves.csv").write_text(change(text))
+    with pytest.raises(NotThereError, match=message):
+        plan(folder, 1, [], tmp_path)
 
 
 @pytest.mark.parametrize(

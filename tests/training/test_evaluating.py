@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.evaluate import evaluate
 from lamorel_ext.agents.actors import ExpertActor, UniformActor
 from lamorel_ext.agents.features import encode_observations
 from lamorel_ext.agents.guidance import NO_HINT
@@ -339,6 +340,24 @@ def test_baselines_are_evaluated_exactly_or_on_held_out_episodes():
     other = make_config(env=EnvArgs(level="BabyAI-GoToObj-v0"), run=RunArgs(eval_episodes=5))
     found = evaluate_bot(other)
     assert not found.exact and found.success == 1.0 and found.expected_return > 0.5
+
+
+@pytest.mark.parametrize(
+    "level, evaluation, exact",
+    [
+        ("BabyAI-GoToObj-v0", "auto", False),
+        ("BabyAI-GoToRedBallNoDists-v0", "auto", True),
+        ("BabyAI-GoToRedBallNoDists-v0", "exact", True),
+        ("BabyAI-GoToRedBallNoDists-v0", "episodes", False),
+    ],
+)
+def test_a_program_that_evaluates_plays_the_episodes_once(monkeypatch, level, evaluation, exact):
+    played = []
+    counted = lambda *parts: played.append(1) or run_episodes(*parts)  # noqa: E731
+    monkeypatch.setattr("lamorel_ext.training.evaluate.run_episodes", counted)
+    run = RunArgs(eval_episodes=3, evaluation=evaluation)
+    found = evaluate(make_config(env=EnvArgs(level=level), run=run), UniformActor(), "random")
+    assert len(played) == 1 and (found.exact_success is not None) == exact
 
 
 # --- what the expert is worth ---------------------------------------------------------------------
