@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,8 +38,11 @@ TOLERANCE = 0.05
 """Other processors and other builds of torch round differently; a curve was seen to move by up to
 this much per seed and evaluation.
 """
-SAME_MACHINE = ("processor", "threads", "torch", "numpy", "python")
-"""Where these are alike a seed gives the same curve to the last digit."""
+SAME_VERSIONS = ("torch", "numpy", "python")
+SAME_MACHINE = ("processor", "threads", *SAME_VERSIONS)
+"""Where these are alike a seed gives the same curve to the last digit; of a run with
+``run.portable`` the versions suffice, on x86.
+"""
 Key = tuple[str, str, int]
 Curve = dict[str, list[float]]
 
@@ -139,9 +143,17 @@ def deviation(published: Curve, again: Mapping[str, np.ndarray]) -> float:
     )
 
 
-def unlike_machine(folder: Path, versions: Mapping[str, object]) -> list[str]:
-    """In what this machine differs from those that made the published runs."""
-    return _unlike(folder, versions, SAME_MACHINE)
+def unlike_machine(
+    folder: Path, versions: Mapping[str, object], portable: bool = False
+) -> list[str]:
+    """In what this machine differs from those that made the published runs, as far as it may change
+    their numbers.
+
+    Args:
+        portable: Of runs with ``run.portable``.
+    """
+    alike = portable and platform.machine().lower() in ("x86_64", "amd64")
+    return _unlike(folder, versions, SAME_VERSIONS if alike else SAME_MACHINE)
 
 
 def unlike_code(folder: Path, versions: Mapping[str, object]) -> list[str]:
@@ -161,7 +173,7 @@ def _unlike(folder: Path, versions: Mapping[str, object], keys: Sequence[str]) -
     ]
 
 
-def words(largest: float, unlike: Sequence[str]) -> str:
+def words(largest: float, unlike: Sequence[str], portable: bool = False) -> str:
     """How far off a curve is, and what that means on this machine."""
     if largest <= TIE:
         return "the same curve"
@@ -169,10 +181,8 @@ def words(largest: float, unlike: Sequence[str]) -> str:
     if largest > TOLERANCE:
         return f"{off}: more than the {TOLERANCE} that rounding on another machine explains"
     if not unlike:
-        return (
-            f"{off}: on the same machine it should be the same, so the code gives something else"
-            " today"
-        )
+        where = "with run.portable and the same versions" if portable else "on the same machine"
+        return f"{off}: {where} it should be the same, so the code gives something else today"
     return f"{off}: within the {TOLERANCE} that rounding on another machine explains"
 
 
@@ -245,10 +255,13 @@ def _run_again(folder: Path, planned: Mapping[Key, Planned], argv: Sequence[str]
             key: deviation(curves[key], read_run(one.folder).columns)
             for key, one in planned.items()
         }
+        status = 0
         for key, largest in found.items():
-            print(f"{planned[key].name}: {words(largest, unlike)}")
-        allowed = TOLERANCE if unlike else TIE
-        return int(any(largest > allowed for largest in found.values()))
+            portable = planned[key].config.run.portable
+            here = unlike_machine(folder, versions, portable)
+            print(f"{planned[key].name}: {words(largest, here, portable)}")
+            status |= int(largest > (TOLERANCE if here else TIE))
+        return status
 
     return run_as_ranked(config, client)
 

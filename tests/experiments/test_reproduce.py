@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +187,30 @@ def test_another_machine_is_named(tmp_path: Path) -> None:
     )
     assert unlike_machine(tmp_path, there) == []
     assert unlike_machine(tmp_path, {**there, "threads": 2}) == ["threads 2 here, 1 there"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "here", "unlike"),
+    [
+        ("x86_64", {"processor": "B", "threads": 2}, []),
+        ("AMD64", {"processor": "B", "numpy": "3"}, ["numpy 3 here, 2 there"]),
+        ("arm64", {"processor": "B"}, ["processor B here, A there"]),
+    ],
+)
+def test_a_portable_run_is_the_same_on_every_x86_machine(
+    machine: str,
+    here: dict[str, object],
+    unlike: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = {"processor": "A", "threads": 1, "torch": "2", "numpy": "2", "python": "3"}
+    (tmp_path / "provenance.json").write_text(
+        json.dumps({"made_with": [{"versions": there, "runs": []}]})
+    )
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert unlike_machine(tmp_path, {**there, **here}, portable=True) == unlike
+    assert ("with run.portable" in words(0.01, unlike, True)) == (not unlike)
 
 
 def test_another_commit_is_named_where_this_code_knows_its_own(tmp_path: Path) -> None:
