@@ -521,6 +521,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Equal where the tensors are, to the last bit."""
     found = hashlib.sha256()
     for name in sorted(tensors):
-        numbers = tensors[name].detach().cpu().contiguous().reshape(-1)  # on a GPU, of any type
+        tensor = tensors[name].detach().cpu()  # from a GPU, and of types that NumPy does not know
+        numbers = tensor.clone(memory_format=torch.contiguous_format).reshape(-1)
         found.update(name.encode() + numbers.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

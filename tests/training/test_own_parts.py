@@ -353,6 +353,8 @@ def test_agents_with_numbers_of_any_type_are_compared(dtype: torch.dtype) -> Non
     same["a"][0, 0] = 0
     assert fingerprint(tensors) != fingerprint(same)
     assert fingerprint({"c": torch.zeros(0, 3, dtype=dtype)})
+    strides = torch.as_strided(torch.ones(1).to(dtype), (1,), (0,))  # NumPy makes such ones
+    assert fingerprint({"c": strides}) == fingerprint({"c": torch.ones(1).to(dtype)})
 
 
 class Placed(FixedAgent):
