@@ -253,7 +253,8 @@ def evaluate_all(
             signals = run.edge.signals if run.edge.speaks else None
             rows = [evaluate(config, run.agent, policy, episodes, signals)]
         else:
-            rows = [_evaluate_writing(config, WritingActor(llm, written_tokens), policy, episodes)]
+            writer = WritingActor(run.llm or llm, written_tokens)  # in a method's wording, too
+            rows = [_evaluate_writing(config, writer, policy, episodes)]
     return [
         *rows,
         evaluate(config, UniformActor(), "random", episodes),

@@ -35,11 +35,13 @@ class RewordedClient(PassingClient):
 
     Attributes:
         wording: In force; ``PLAIN`` at first.
+        told: True once it was told what to use, ``PLAIN`` included.
     """
 
     def __init__(self, llm: LlmClient) -> None:
         super().__init__(llm)
         self.wording = PLAIN
+        self.told = False
 
     @property
     def wordings(self) -> tuple[Wording, ...]:
@@ -48,7 +50,7 @@ class RewordedClient(PassingClient):
 
     def reword(self, wording: Wording) -> None:
         """Use ``wording`` from now on."""
-        self.wording = wording
+        self.wording, self.told = wording, True
 
     @contextmanager
     def speaking(self, wording: Wording) -> Iterator[None]:

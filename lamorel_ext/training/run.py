@@ -169,13 +169,17 @@ class TrainingRun:
         wherever, so its environments stay behind.
 
         Raises:
-            CheckpointError: It does not belong to this configuration.
+            CheckpointError: It does not belong to this configuration; or its LLM was asked in a
+                wording of which the method says nothing.
         """
         self._reset_llm()
         if checkpoint is not None:
             self._take_over(checkpoint)
         if self.method is not None:
             self.method.begin_evaluation()
+            before = "" if checkpoint is None else str(checkpoint.state.get("wording", ""))
+            if before and self._reworded is not None and not self._reworded.told:
+                raise self._unsaid(before, "begin_evaluation")
 
     def _take_over(self, checkpoint: Checkpoint) -> None:
         signals = checkpoint.state.get("signals", {})
@@ -444,11 +448,14 @@ class TrainingRun:
         """
         before, self._wording_before = self._wording_before, ""
         if before and not self._wording:
-            raise CheckpointError(
-                f"the run had its LLM asked in the wording {before!r} when it was saved, and"
-                f" {self.config.method.target} says nothing of it after restore: reword there, or"
-                " in begin_rollout"
-            )
+            raise self._unsaid(before, "begin_rollout")
+
+    def _unsaid(self, wording: str, where: str) -> CheckpointError:
+        return CheckpointError(
+            f"the run had its LLM asked in the wording {wording!r} when it was saved, and"
+            f" {self.config.method.target} says nothing of it after restore: reword there, or"
+            f" in {where}"
+        )
 
     def _make_method(self, reworded: RewordedClient) -> Method:
         """The method of ``method._target_``, with a random stream of its own."""

@@ -5,6 +5,7 @@ and the programme from end to end.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -28,9 +29,11 @@ from experiments.balrog import (
 )
 from experiments.runs.entry import run_main
 from lamorel_ext.agents.actors import ExpertActor
-from lamorel_ext.config import load_config
+from lamorel_ext.config import Plug, load_config
 from lamorel_ext.envs.babyai.levels import make_level
 from lamorel_ext.experience import Scene
+from lamorel_ext.methods.base import Method
+from lamorel_ext.prompts import Wording
 from lamorel_ext.randomness import Draws
 from lamorel_ext.training.evaluate import Evaluation
 from lamorel_ext.types import GenerateRequest, GenerateResult, ObservationBatch
@@ -136,6 +139,36 @@ def test_what_names_no_action_goes_forward_and_is_counted() -> None:
         and first.options["max_new_tokens"] == 5
     )
     assert first.options["seed"] != second.options["seed"]
+
+
+class Asks(Method):
+    """Has the LLM asked in other words."""
+
+    def begin_evaluation(self) -> None:
+        self.setting.reword(Wording("asked", {"Goal": "Wish"}))
+
+
+@pytest.mark.parametrize("method", ["", f"{__name__}.Asks"])
+def test_what_is_written_answers_the_words_of_the_runs_method(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Always(Writer):
+        remote = False
+
+        def generate_batch(self, request: GenerateRequest) -> GenerateResult:
+            self.texts = ("turn left",) * len(request.prompts)
+            return super().generate_batch(request)
+
+        def reset(self, *what: object) -> None:
+            pass
+
+    monkeypatch.setattr(balrog, "TASKS", {"goto": "goto"})
+    config = load_config(["arm=llm_policy", "env.num_envs=1"])
+    writer = Always()
+    config = dataclasses.replace(config, method=Plug(method))
+    balrog.evaluate_all(config, writer, None, "written", 1, 4)  # type: ignore[arg-type]
+    goal = "Wish" if method else "Goal"
+    assert writer.heard and all(goal in request.prompts[0] for request in writer.heard)
 
 
 def made(*successes: int, steps: int = 10) -> Evaluation:

@@ -25,7 +25,7 @@ from lamorel_ext.experience import Rollout, Said
 from lamorel_ext.methods.base import Method
 from lamorel_ext.methods.feedback.credit import Lesson
 from lamorel_ext.methods.feedback.edge import _less_mean, feedback_request
-from lamorel_ext.prompts import Wording
+from lamorel_ext.prompts import PLAIN, Wording
 from lamorel_ext.rl import normalise
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import MemoryRecorder
@@ -158,6 +158,33 @@ def test_a_wording_that_is_not_said_again_ends_the_resume(
             return
         with pytest.raises(CheckpointError, match=r"wording 'moved'.*reword there, or in begin_"):
             run.rollout()
+
+
+class RewordsForRollouts(Rewords):
+    def begin_rollout(self) -> None:
+        self.setting.reword(Wording("moved", {"ball": "sphere"}))
+
+
+class RewordsForEvaluations(RewordsForRollouts):
+    def begin_evaluation(self) -> None:
+        self.setting.reword(PLAIN)
+
+
+@pytest.mark.parametrize("method", [RewordsForRollouts, RewordsForEvaluations, RewordsAgain])
+def test_an_evaluation_of_a_checkpoint_is_not_in_plain_words_unasked(
+    method: type[Rewords], tmp_path: Path
+) -> None:
+    config, recorder = config_with(method), MemoryRecorder(tmp_path)
+    with TrainingRun(config, TableLlm(), make_corridor) as run:
+        run.start(None)
+        run.rollout()
+        run.save(recorder)
+    with TrainingRun(config, TableLlm(), make_corridor) as run:
+        if method is not RewordsForRollouts:
+            run.take_over(recorder.last)
+            return
+        with pytest.raises(CheckpointError, match=r"'moved'.*reword there, or in begin_eval"):
+            run.take_over(recorder.last)
 
 
 class Counts(Method):
