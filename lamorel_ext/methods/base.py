@@ -127,8 +127,8 @@ class Method:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Come back to a saved ``state``; a wording is to be said again, here or when a rollout
-        begins.
+        """Come back to a saved ``state``; a wording is to be said again, here or when a rollout or
+        an evaluation begins.
         """
 
     def tensors(self) -> dict[str, Tensor]:
