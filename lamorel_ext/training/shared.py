@@ -132,7 +132,13 @@ class SharedBatch:
         states: list[dict[str, list[int]]] = self._share(lambda env: env.state())
         if len(states) == 1:
             return states[0]
+        sizes = [size for size in self._sizes if size]
         joined: dict[str, list[int]] = _told_apart(lambda: join_states(states))
+        if _told_apart(lambda: cut_state(joined, sizes)) != states:  # as a resume will do
+            raise CheckpointError(
+                "the environments' state would come back otherwise: several clients need lists of"
+                " equally many numbers per copy"
+            )
         return joined
 
     def restore(self, state: dict[str, list[int]]) -> ObservationBatch:

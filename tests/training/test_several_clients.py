@@ -319,6 +319,30 @@ def test_states_that_know_no_copies_are_refused_by_name() -> None:
         assert isinstance(error, CheckpointError) and "no list of numbers per copy" in str(error)
 
 
+@pytest.mark.parametrize(
+    "numbers, words",
+    [
+        (lambda copies: {"steps": [7]}, "cannot be cut into 2 and 1 environments"),
+        (lambda copies: {"steps": list(range(copies)), "at": [1] * 3}, "would come back otherwise"),
+        (lambda copies: {"steps": [1] * (3 - copies)}, "would come back otherwise"),
+    ],
+)
+def test_states_that_could_not_be_divided_again_are_refused_when_they_are_saved(
+    numbers: Callable[[int], dict[str, list[int]]], words: str
+) -> None:
+    class Odd(CorridorEnv):
+        def state(self) -> dict[str, list[int]]:
+            return numbers(self.num_envs)
+
+    def work(clients: Clients) -> Any:
+        env = SharedBatch(lambda own: Odd(len(own), 0, own.start), range(3), clients)
+        env.reset()
+        return env.state()
+
+    for error in together(2, work):
+        assert isinstance(error, CheckpointError) and words in str(error), error
+
+
 # --- environments ---------------------------------------------------------------------------------
 
 
