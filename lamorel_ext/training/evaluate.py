@@ -4,12 +4,14 @@ otherwise on held-out episodes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from lamorel_ext.config import Config
+from lamorel_ext.envs.own_copies import LONGEST
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Actor
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
@@ -18,6 +20,8 @@ from lamorel_ext.rl import td_errors
 from lamorel_ext.training.exact import ExactEvaluator
 from lamorel_ext.training.exactness import why_not_exact
 from lamorel_ext.training.scenes import PromptedEnv
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,13 @@ def run_episodes(
             )
             said = signals.step(errors, shown.prompts, done, envs=running)[~done]
         running, scene = running[~done], stepped.current
+        if len(running) and (steps := int(lengths.max())) % LONGEST == 0:
+            log.warning(
+                "an evaluation waits for %d of its %d episodes to end, after %d steps",
+                len(running),
+                env.num_envs,
+                steps,
+            )
     return Evaluation(
         float(successes.mean()), float(returns.mean()), False, successes, returns, lengths, failures
     )

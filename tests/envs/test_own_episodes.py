@@ -736,3 +736,23 @@ def test_an_info_that_is_no_dictionary_is_named_by_where_it_came_from(
     monkeypatch.setattr(Walk, "info", lambda self: None)
     with pytest.raises(EnvError, match=f": {name}: expected an observation and a dictionary"):
         env.step(np.array([0])) if call == "step" else env.reset()
+
+
+class Long(Reuses):
+    """Ends after twelve steps."""
+
+    def step(self, actions: np.ndarray) -> StepBatch:
+        step = super().step(actions)
+        over = np.full(self.num_envs, self.k == 12)
+        return dataclasses.replace(step, terminated=over, truncated=over, succeeded=over)
+
+
+@pytest.mark.parametrize("longest, told", [(5, [5, 10]), (12, []), (13, [])])
+def test_an_evaluation_whose_episodes_do_not_end_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, longest: int, told: list[int]
+) -> None:
+    monkeypatch.setattr("lamorel_ext.training.evaluate.LONGEST", longest)
+    env = PromptedEnv(brought(Long(2)), PromptHistory("lamorel"))
+    assert run_episodes(env, UniformActor(), Draws.of_evaluation(0)).lengths.tolist() == [12, 12]
+    words = [f"an evaluation waits for 2 of its 2 episodes to end, after {n} steps" for n in told]
+    assert [record.getMessage() for record in caplog.records] == words
