@@ -363,7 +363,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-new-tokens", type=int, default=8, help="length of a written action")
     parser.add_argument(
-        "--output", type=folder_to_write, default=Path("runs/balrog"), help="folder to write into"
+        "--output", type=folder_to_write, default="runs/balrog", help="folder to write into"
     )
     entry.add_trust_argument(parser)
     return parser

@@ -77,8 +77,9 @@ def read_policy(
     check_configs([config])
     if policy == ZERO_SHOT:
         return config, None
-    checkpoint = read_checkpoint(Path(policy))
-    if (state := run_state(Path(policy))) != "complete":
+    folder = Path(policy).expanduser()
+    checkpoint = read_checkpoint(folder)
+    if (state := run_state(folder)) != "complete":
         log.warning(
             "%s is %s: what is evaluated had learnt for %d of %d steps",
             policy,

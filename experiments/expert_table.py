@@ -12,7 +12,6 @@ import io
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.runs.entry import run_main, start_log
@@ -103,7 +102,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("levels", nargs="*", help="level ids; none: all, and the files are written")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="episodes per level")
     parser.add_argument(
-        "--docs", type=folder_to_write, default=Path("docs"), help="folder of experts.md"
+        "--docs", type=folder_to_write, default="docs", help="folder of experts.md"
     )
     return parser.parse_args(argv)
 

@@ -31,7 +31,7 @@ from experiments.report.results import Run, group_arms, read_runs
 from experiments.runs.build import needs_llm, run_as_ranked
 from experiments.runs.checks import check_configs
 from experiments.runs.entry import add_trust_argument, run_main, start_log
-from experiments.runs.files import folder_to_write
+from experiments.runs.files import folder_to_write, why_not_writable
 from experiments.runs.planning import policy_config
 from experiments.suites.generalisation.conditions import CONDITIONS, GROUPS, Condition, choose
 from lamorel_ext.config import ArmArgs, Config, Plug
@@ -226,6 +226,9 @@ def run(argv: Sequence[str]) -> int:
         problems.append(f"--episodes: must be at least 1, got {options.episodes}")
     if problems:
         raise ConfigError(problems)
+    output = options.output or options.folder / "generalisation"
+    if options.folder.is_dir() and (reason := why_not_writable(output)):
+        raise ConfigError(f"--output: {output} cannot be written: {reason}")
     conditions = choose(_names(options.tests))
     policies = plan(
         options.folder,
@@ -245,7 +248,7 @@ def run(argv: Sequence[str]) -> int:
         outcomes, left_out = examine(policies, conditions, llm)
         command = shlex.join(["python", "-m", "experiments.generalise", *argv])
         target = write_output(
-            options.output or options.folder / "generalisation",
+            output,
             summarise(outcomes),
             left_out,
             command,

@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.bench.registry import BENCHMARKS
@@ -87,7 +86,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="its environment steps; fewer are a trial without a bar",
     )
     parser.add_argument(
-        "--output", type=file_to_write, default=Path("bench.json"), help="file to write"
+        "--output", type=file_to_write, default="bench.json", help="file to write"
     )
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in BENCHMARKS]

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch.autograd import DeviceType
@@ -244,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m experiments.bench.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two repetitions")
-    parser.add_argument("--output", type=file_to_write, default=Path("bench_gpu.json"))
+    parser.add_argument("--output", type=file_to_write, default="bench_gpu.json")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print(

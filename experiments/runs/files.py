@@ -48,7 +48,7 @@ def why_not_writable(folder: Path) -> str:
 
 def folder_to_write(text: str) -> Path:
     """A command line's folder, refused at once where it could not be written in the end; as
-    ``type`` of an argument.
+    ``type`` of an argument, whose default goes this way too where it is a text.
     """
     if reason := why_not_writable(Path(text)):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: {reason}")

@@ -224,6 +224,41 @@ def test_figures_that_could_not_be_kept_are_not_measured(
     assert f"cannot be written: {tmp_path / 'file'} is not a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("main", "folder"),
+    [(benchmarks.main, "bench.json"), (gpu.main, "bench_gpu.json"), (balrog.run, "runs")],
+)
+def test_nor_where_nobody_says_where_they_are_to_be_kept(
+    main: Callable[[Sequence[str]], int],
+    folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / folder
+    place.mkdir() if folder.endswith("json") else place.touch()
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "cannot be written: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["generalisation", "."])
+def test_a_policy_whose_test_could_not_be_kept_is_not_tested(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs"
+    if name == ".":
+        folder.touch()
+    else:
+        folder.mkdir()
+        (folder / name).touch()
+    assert run_main(generalise.run, [str(folder)]) == 2
+    told = capsys.readouterr().err
+    wanted = f"--output: {folder / name} cannot be written" if name != "." else "holds no run"
+    assert wanted in told
+
+
 def test_a_model_that_could_not_be_kept_is_not_trained(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="2"):
@@ -302,3 +337,19 @@ def test_what_generalisation_sets_itself_is_not_passed_over(
     assert run_main(generalise.run, [str(tmp_path), word, "--episodes", "0"]) == 2
     told = capsys.readouterr().err
     assert f"{word}: {instead}" in told and "--episodes: must be at least 1" in told
+
+
+@pytest.mark.parametrize("program", [evaluate.run, balrog.run])
+@pytest.mark.parametrize("policy", ["~/of mine", "~/./of mine"])
+def test_a_policy_lies_below_home_where_it_says_so(
+    program: Callable[[Sequence[str]], int],
+    policy: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "of mine").mkdir()
+    (tmp_path / "of mine" / "config.yaml").write_text(to_yaml(load_config(["arm=llm_policy"])))
+    assert run_main(program, [f"policy={policy}"], reads=True) == 2
+    assert f"{tmp_path / 'of mine' / 'checkpoints'} holds no checkpoint" in capsys.readouterr().err
