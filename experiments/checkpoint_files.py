@@ -224,6 +224,19 @@ def curve_digest(root: Path) -> str | None:
     return None
 
 
+def stored_identity(root: Path) -> Mapping[str, Any] | None:
+    """Keys of the configuration that the last checkpoint was made with; None where it cannot be
+    told.
+    """
+    for folder, known in _candidates(root):
+        if known is None:
+            try:
+                return _read_manifest(folder).get("identity")
+            except CheckpointError:
+                continue
+    return None
+
+
 def stored_steps(root: Path) -> int:
     """Environment steps up to the last checkpoint; 0 where there is none."""
     for folder, known in _candidates(root):

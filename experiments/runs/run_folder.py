@@ -41,6 +41,7 @@ from experiments.checkpoint_files import (
     go_on_from,
     read_stored,
     remove_others,
+    stored_identity,
     stored_steps,
     write_checkpoint,
 )
@@ -117,12 +118,22 @@ def differences(folder: Path, config: Config) -> list[str]:
     values.
 
     A folder without a checkpoint, of a run that is not complete, holds nothing that would be lost.
+    Where the checkpoint is of the run asked for, ``config.yaml`` may be gone, damaged, or of
+    another command that was refused: it is written anew.
     """
-    if run_state(folder) == "absent" or (
-        run_state(folder) != "complete" and not any((folder / "checkpoints").glob("step-*"))
+    made, asked = stored_identity(folder / "checkpoints"), run_identity(config)
+    if made == _plain(asked):
+        return []
+    state = run_state(folder)
+    if state == "absent" and made is not None:
+        asked = _plain(asked)
+        stored = {key: made.get(key, value) for key, value in asked.items()}
+    elif state == "absent" or (
+        state != "complete" and not any((folder / "checkpoints").glob("step-*"))
     ):
         return []
-    stored, asked = run_identity(read_config(folder / "config.yaml")), run_identity(config)
+    else:
+        stored = run_identity(read_config(folder / "config.yaml"))
     return [
         f"{key}: {folder} was made with {stored.get(key)!r}, asked for is {asked.get(key)!r}"
         for key in differing_keys([stored, asked])

@@ -413,6 +413,30 @@ def test_what_can_be_made_anew_does_not_block_a_resume(
     assert checkpoint is not None and checkpoint.env_steps == 12
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", None, b"run: {seed: 3}\n"])
+def test_a_run_goes_on_whatever_became_of_its_configuration(
+    config: Config, content: bytes | None
+) -> None:
+    path = a_stopped_run(config) / "config.yaml"
+    whole = path.read_bytes()
+    path.unlink() if content is None else path.write_bytes(content)
+    checkpoint, _ = resumed(config)
+    assert checkpoint is not None and checkpoint.env_steps == 12 and path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ["config.yaml", "checkpoints/current.json"])
+def test_a_command_that_was_refused_does_not_lock_a_run_out(config: Config, damage: str) -> None:
+    (a_stopped_run(config) / "config.yaml").unlink()
+    (folder_of(config) / damage).unlink(missing_ok=True)
+    other = dataclasses.replace(config, run=dataclasses.replace(config.run, eval_every=7))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"run\.eval_every: .* was made with 10"):
+            resumed(other)
+    assert not (folder_of(config) / "config.yaml").exists()
+    checkpoint, _ = resumed(config)
+    assert checkpoint is not None and checkpoint.env_steps == 12
+
+
 @pytest.mark.parametrize("status", [None, "", "{}"])
 def test_a_curve_that_goes_to_the_end_is_kept_without_its_status(
     config: Config, status: str | None
