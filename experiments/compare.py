@@ -69,9 +69,9 @@ def compare(
 
 def note_complete(runs: Sequence[Planned]) -> list[bool]:
     """Which runs are complete; they are told that they are part of this comparison."""
-    from experiments.runs.run_folder import note_comparison, run_state
+    from experiments.runs.run_folder import complete_already, note_comparison
 
-    complete = [run_state(planned.folder) == "complete" for planned in runs]
+    complete = [complete_already(planned.folder, planned.config) for planned in runs]
     for planned, done in zip(runs, complete, strict=True):
         if done:
             note_comparison(planned.folder, planned.config.compare)

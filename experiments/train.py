@@ -106,7 +106,8 @@ def run(argv: Sequence[str]) -> int:
     add_sweep_argument(parser)
     configs = planned(parser.parse_intermixed_args(argv))
     start_log(configs[0].lamorel_args.log_level)
-    from experiments.runs.run_folder import check_folders, run_state, steps_done  # takes seconds
+    # Here, as it takes seconds.
+    from experiments.runs.run_folder import check_folders, complete_already, steps_done
 
     check_configs(configs)
     check_folders([(Path(config.run.output_dir), config) for config in configs])
@@ -117,7 +118,7 @@ def run(argv: Sequence[str]) -> int:
 
         def client(caller: Caller) -> int:
             clients = clients_of(caller)
-            if clients.lead(lambda: run_state(folder)) == "complete":
+            if clients.lead(lambda: complete_already(folder, config)):
                 log.info("%s is complete already", folder)
                 ticker.leave_out(config.run.total_steps)
             else:

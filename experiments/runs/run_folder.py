@@ -157,6 +157,22 @@ def check_folders(runs: Iterable[tuple[Path, Config]]) -> None:
         raise ConfigError([*problems, "choose another output_dir, or remove what is there"])
 
 
+def complete_already(folder: Path, config: Config) -> bool:
+    """Whether the run asked for is complete; its ``config.yaml`` is written anew where it cannot be
+    read.
+
+    Args:
+        config: Of the run; went through ``check_folders``.
+    """
+    if run_state(folder) != "complete":
+        return False
+    try:
+        read_config(folder / "config.yaml")
+    except ConfigError:
+        replace_text(folder / "config.yaml", to_yaml(config))
+    return True
+
+
 def note_comparison(folder: Path, asked: CompareArgs) -> None:
     """Have a complete run's configuration say which comparison it is now part of: the report takes
     its name and its order of arms from there.

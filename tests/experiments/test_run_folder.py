@@ -21,6 +21,7 @@ from experiments.report.results import read_columns, read_run
 from experiments.runs.run_folder import (
     RunFolder,
     check_folders,
+    complete_already,
     note_comparison,
     read_checkpoint,
     run_state,
@@ -468,6 +469,18 @@ def test_a_complete_run_says_which_comparison_it_is_part_of_now(config: Config) 
     note_comparison(folder, asked)
     assert read_config(folder / "config.yaml") == dataclasses.replace(config, compare=asked)
     assert run_state(folder) == "complete"
+
+
+@pytest.mark.parametrize("content", [b"", b"run: [", b"\xff"])
+def test_a_complete_run_gets_its_configuration_back(config: Config, content: bytes) -> None:
+    folder = folder_of(config)
+    with RunFolder(folder, config, VERSIONS) as run:
+        run.write(make_row(config.run.total_steps, 0.5))
+        run.checkpoint(a_checkpoint(config.run.total_steps), None)
+    whole = (folder / "config.yaml").read_bytes()
+    (folder / "config.yaml").write_bytes(content)
+    check_folders([(folder, config)])
+    assert complete_already(folder, config) and (folder / "config.yaml").read_bytes() == whole
 
 
 def test_a_complete_run_whose_curve_is_damaged_is_done_again_from_its_checkpoint(
