@@ -101,9 +101,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.expert_table", description=__doc__)
     parser.add_argument("levels", nargs="*", help="level ids; none: all, and the files are written")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="episodes per level")
-    parser.add_argument(
-        "--docs", type=folder_to_write, default="docs", help="folder of experts.md"
-    )
+    parser.add_argument("--docs", type=folder_to_write, default="docs", help="folder of experts.md")
     return parser.parse_args(argv)
 
 

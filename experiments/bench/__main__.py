@@ -85,9 +85,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=_positive,
         help="its environment steps; fewer are a trial without a bar",
     )
-    parser.add_argument(
-        "--output", type=file_to_write, default="bench.json", help="file to write"
-    )
+    parser.add_argument("--output", type=file_to_write, default="bench.json", help="file to write")
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in BENCHMARKS]
     if unknown:
