@@ -26,22 +26,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lamorel_ext.config import EnvArgs
-from lamorel_ext.config.plugs import why
-from lamorel_ext.envs.own_copies import REST, Copies, CopiesHere, Shown
+from lamorel_ext.envs.own_copies import REST, Copies, CopiesHere, Shown, close_quietly
 from lamorel_ext.envs.own_keys import made, offers
 from lamorel_ext.envs.own_offers import as_saved, fault_of_texts
 from lamorel_ext.envs.own_workers import CopiesInWorkers
 from lamorel_ext.errors import CheckpointError, EnvError
 from lamorel_ext.types import BatchedEnv, ObservationBatch, StepBatch, TaskSpec
-
-log = logging.getLogger(__name__)
 
 EpisodeSeed = Callable[[int, int], int]
 
@@ -240,10 +236,7 @@ class BroughtBatch:
 
     def close(self) -> None:
         """See ``BatchedEnv``."""
-        try:
-            self._env.close()
-        except Exception as error:  # no failure of a run
-            log.warning("env: %s: close: %s", self._target, why(error))
+        close_quietly(self._env, f"env: {self._target}")
 
     def _need(self, *names: str) -> None:
         if missing := [name for name in names if not callable(getattr(self._env, name, None))]:

@@ -196,11 +196,8 @@ class OwnCopy:
         return self._shown
 
     def close(self) -> None:
-        """Free what is held. What the environment raises is no failure of a run."""
-        try:
-            self._env.close()
-        except Exception as error:
-            log.warning("%s: close: %s", self._place, why(error))
+        """Free what is held."""
+        close_quietly(self._env, self._place)
 
     def _call(self, name: str, *args: Any, **keywords: Any) -> Any:
         """Call the environment: whatever it raises ends the run with where that was."""
@@ -340,6 +337,14 @@ class Copies(Protocol):
 
     def close(self) -> None:
         """Free what is held. May be called twice."""
+
+
+def close_quietly(env: Any, place: str) -> None:
+    """Close what a user brought; what it raises then is no failure of a run, and is warned of."""
+    try:
+        env.close()
+    except Exception as error:
+        log.warning("%s: close: %s", place, why(error))
 
 
 class CopiesHere:

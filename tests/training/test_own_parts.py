@@ -142,15 +142,20 @@ class RewordsAgain(Rewords):
     again = True
 
 
-@pytest.mark.parametrize("method", [Rewords, RewordsAgain])
-def test_a_wording_that_is_not_said_again_ends_the_resume(
-    method: type[Rewords], tmp_path: Path
-) -> None:
-    config, recorder = config_with(method), MemoryRecorder(tmp_path)
+def saved_after_a_rollout(method: type[Method], folder: Path) -> tuple[Config, MemoryRecorder]:
+    config, recorder = config_with(method), MemoryRecorder(folder)
     with TrainingRun(config, TableLlm(), make_corridor) as run:
         run.start(None)
         run.rollout()
         run.save(recorder)
+    return config, recorder
+
+
+@pytest.mark.parametrize("method", [Rewords, RewordsAgain])
+def test_a_wording_that_is_not_said_again_ends_the_resume(
+    method: type[Rewords], tmp_path: Path
+) -> None:
+    config, recorder = saved_after_a_rollout(method, tmp_path)
     with TrainingRun(config, TableLlm(), make_corridor) as run:
         run.start(recorder.last)
         if method.again:
@@ -174,11 +179,7 @@ class RewordsForEvaluations(RewordsForRollouts):
 def test_an_evaluation_of_a_checkpoint_is_not_in_plain_words_unasked(
     method: type[Rewords], tmp_path: Path
 ) -> None:
-    config, recorder = config_with(method), MemoryRecorder(tmp_path)
-    with TrainingRun(config, TableLlm(), make_corridor) as run:
-        run.start(None)
-        run.rollout()
-        run.save(recorder)
+    config, recorder = saved_after_a_rollout(method, tmp_path)
     with TrainingRun(config, TableLlm(), make_corridor) as run:
         if method is not RewordsForRollouts:
             run.take_over(recorder.last)
