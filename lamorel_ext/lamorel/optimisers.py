@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,15 +20,34 @@ def fused_adam() -> Iterator[None]:
     rounding. An optimiser that was made with ``fused`` or ``foreach``, or is a class of somebody's
     own, keeps its way.
     """
-    handle = register_optimizer_step_pre_hook(_fuse)
+    with _REGISTERING:
+        _register()
+    before, _HERE.fusing = _HERE.fusing, True
     try:
         yield
     finally:
-        handle.remove()
+        _HERE.fusing = before
+
+
+class _Here(threading.local):
+    """Of this thread."""
+
+    fusing = False
+
+
+_HERE, _REGISTERING = _Here(), threading.Lock()
+
+
+@functools.cache
+def _register() -> None:
+    """Once and for good: PyTorch walks through its list of hooks unguarded, while other servers
+    that are threads of this process step.
+    """
+    register_optimizer_step_pre_hook(_fuse)
 
 
 def _fuse(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+    if not _HERE.fusing or type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return
     for group in optimizer.param_groups:
         asked = group.get("fused") is not None or group.get("foreach") is not None

@@ -1,5 +1,6 @@
 """A pass that shares work gives module functions what transformers' pass gives, gradients too."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lamorel_ext import BaseModuleFunction
 from lamorel_ext.config import LlmArgs
@@ -181,6 +183,25 @@ def steps(**kwargs: Any) -> tuple[torch.Tensor, torch.optim.Optimizer]:
         weight.pow(3).sum().backward()
         optimizer.step()
     return weight.detach(), optimizer
+
+
+def test_another_server_may_begin_and_end_an_update_while_this_one_steps() -> None:
+    def other_server(*_: Any) -> None:
+        def update() -> None:
+            with fused_adam():
+                pass
+
+        thread = threading.Thread(target=update)
+        thread.start()
+        thread.join()
+
+    handle = register_optimizer_step_pre_hook(other_server)
+    try:
+        with fused_adam():
+            _, optimizer = steps()
+    finally:
+        handle.remove()
+    assert optimizer.param_groups[0]["fused"]
 
 
 def test_adam_in_one_kernel_steps_as_the_plain_one() -> None:
