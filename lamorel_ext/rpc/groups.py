@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -105,6 +106,35 @@ def make_thread_groups(size: int, timeout_s: float = 60.0) -> list[ThreadGroup]:
     """
     meeting = _Meeting(size, timeout_s)
     return [ThreadGroup(rank, meeting) for rank in range(size)]
+
+
+def gather_numbers(numbers: Sequence[int], group: ServerGroup) -> Tensor:
+    """The numbers of each server, ``(servers, n)``: each adds its own to zeros of the others. Every
+    server must call it.
+    """
+    rows = torch.zeros(group.size, len(numbers), dtype=torch.int64)
+    rows[group.rank] = torch.tensor(numbers, dtype=torch.int64)
+    if group.size > 1:
+        group.all_reduce_sum(rows)
+    return rows
+
+
+def gather_bytes(payload: bytes, sizes: Sequence[int], group: ServerGroup) -> list[bytes]:
+    """What each server brings, in order of rank. Every server must call it.
+
+    Args:
+        payload: This server's.
+        sizes: Length of each server's.
+        group: The servers.
+    """
+    ends = list(itertools.accumulate(sizes))
+    joined = torch.zeros(ends[-1], dtype=torch.uint8)
+    own = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+    joined[ends[group.rank] - len(payload) : ends[group.rank]] = own
+    if group.size > 1:
+        group.all_reduce_sum(joined)
+    whole = joined.numpy().tobytes()
+    return [whole[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 class LockstepGroup:

@@ -20,7 +20,6 @@ COSTS = Costs(
     server_prompt=0.01,
     update_step=0.5,
     update_sample=0.04,
-    buffer=0.1,
     ring_share=0.3,
     parameters=1e6,
     latency=0.0005,
@@ -46,7 +45,7 @@ def test_servers_share_prompts_and_samples_and_pay_for_the_sum() -> None:
     assert four.score == pytest.approx(4 * (0.003 + 2 * 0.01))
     assert four.gradient == pytest.approx(one.gradient / 4)
     assert four.step == one.step and four.environment == one.environment
-    assert four.sum == pytest.approx(2 * (0.1 + 0.3 * 1.5 + 6 * 0.0005))
+    assert four.sum == pytest.approx(2 * (0.3 * 1.5 + 6 * 0.0005))
     assert rings(1) == 0 and rings(2) == 1
 
 
@@ -72,7 +71,7 @@ def test_costs_are_found_again_from_the_calls_that_they_make() -> None:
         return Spent(client, server, 1.0)
 
     def report(servers: int) -> Report:
-        shared = COSTS.buffer + COSTS.ring_share * rings(servers) if servers > 1 else 0.0
+        shared = COSTS.ring_share * rings(servers)
         return Report(
             {n: spent(0.003 + n // servers * 0.01, 0.002 + n * 0.0001) for n in (8, 32)},
             {n: spent(0.5 + n // servers * 0.04 + shared, n * 0.0001) for n in (8, 32)},
@@ -81,10 +80,8 @@ def test_costs_are_found_again_from_the_calls_that_they_make() -> None:
         )
 
     found = fit({1: report(1), 2: report(2)}, 8, 32, COSTS.env_step, COSTS.merge_prompt)
-    wanted = replace(COSTS, parameters=1000, buffer=found.buffer)
-    # What laying out the gradients takes is measured, the rest of the sum is the ring's.
-    assert found.buffer + found.ring_share == pytest.approx(COSTS.buffer + COSTS.ring_share)
-    assert vars(replace(found, ring_share=0.3)) == pytest.approx(vars(wanted))
+    wanted = replace(COSTS, parameters=1000)
+    assert vars(found) == pytest.approx(vars(wanted))
 
 
 def test_the_curve_has_a_row_for_each_number_of_clients_and_a_line_for_each_of_servers() -> None:

@@ -11,6 +11,8 @@ import torch
 from lamorel_ext.errors import RemoteError, RequestError, UpdateError
 from lamorel_ext.llm.serving import Hosted, in_process
 from lamorel_ext.llm.updaters import BaseUpdater, PPOUpdater, make_updaters
+from lamorel_ext.llm.updaters.batches import draw_minibatches, make_batch
+from lamorel_ext.llm.updaters.gradients import LARGE, sum_over_servers
 from lamorel_ext.rpc.topology import split_evenly
 from lamorel_ext.types import UpdateRequest
 from tests.updaters.updater_fakes import (
@@ -97,8 +99,44 @@ def test_weights_and_statistics_do_not_depend_on_the_number_of_servers(n: int, w
             assert torch.equal(weights, results[0][0])
             torch.testing.assert_close(weights, alone, rtol=0, atol=1e-5)
             assert stats == results[0][1]
-            for key in set(stats) - {"scored_pairs", "scored_tokens"}:
-                assert stats[key] == pytest.approx(alone_stats[key], abs=1e-5), key
+            # Also the pairs that were scored: none of them on two servers.
+            assert stats == pytest.approx(alone_stats, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_a_minibatch_is_shared_out_by_distinct_pairs_as_evenly_as_can_be(size: int) -> None:
+    batch = make_batch([make_request("ppo", 40, ppo_data(40), prompts=31)])
+    for minibatch in draw_minibatches(40, 12, epochs=2, seed=5):
+        shares = [batch.share(minibatch.places, rank, size) for rank in range(size)]
+        assert sorted(torch.cat(shares).tolist()) == sorted(minibatch.places.tolist())
+        pairs = [set(batch.pair_ids[share].tolist()) for share in shares]
+        assert sum(map(len, pairs)) == len(set.union(*pairs))
+        assert max(map(len, pairs)) - min(map(len, pairs)) <= 1
+
+
+def test_large_tensors_are_summed_where_they_are_and_small_ones_together() -> None:
+    shapes = [(3,), (LARGE // 2, 2), (2, 2), (LARGE,), ()]
+
+    def work(group: ThreadGroup) -> Any:
+        calls = 0
+        tensors = [torch.full(shape, 1.0 + place) for place, shape in enumerate(shapes)]
+        tensors[3] = tensors[3].double()  # of another precision than the sum
+
+        class Counting(ThreadGroup):
+            def all_reduce_sum(self, tensor: torch.Tensor) -> None:
+                nonlocal calls
+                calls += 1
+                super().all_reduce_sum(tensor)
+
+        counting = Counting(group.rank, group._shared)
+        sums = sum_over_servers(tensors, counting, torch.float32)
+        for place, (summed, shape) in enumerate(zip(sums, shapes, strict=True)):
+            assert summed.shape == shape and summed.dtype == torch.float32
+            assert bool((summed == 3.0 * (1 + place)).all())
+        assert sums[1].data_ptr() == tensors[1].data_ptr()
+        return calls
+
+    assert on_servers(3, work) == [2, 2, 2]
 
 
 def test_a_parameter_without_gradient_is_treated_alike_on_one_and_two_servers() -> None:
@@ -167,7 +205,8 @@ def test_a_shard_that_is_refused_on_one_server_is_given_up_by_all(name: str) -> 
 
 
 def test_a_server_that_fails_in_the_middle_stops_the_others_and_all_go_on_afterwards() -> None:
-    request = make_request("ppo", N, ppo_data(N), lr=0.1, minibatch_size=5, epochs=1)
+    # With as many prompts each server has one in each minibatch.
+    request = make_request("ppo", N, ppo_data(N), 11, lr=0.1, minibatch_size=5, epochs=1)
 
     def work(group: ThreadGroup) -> Any:
         host, updater = FakeHost(), make_updaters()["ppo"]
@@ -222,7 +261,7 @@ def test_a_client_hears_the_reason_from_the_server_that_has_it(name: str, rank: 
         in_process(served) as caller,
         pytest.raises(RemoteError, match=rf"rank {rank} \(llm server {rank}\) raised {own}"),
     ):
-        caller.update_batch(make_request("ppo", N, data))
+        caller.update_batch(make_request("ppo", N, data, prompts=11))
     assert [host.versions for host in hosts] == [0, 0, 0]
 
 

@@ -26,8 +26,8 @@ class Costs:
         server_prompt: One distinct prompt scored.
         update_step: An optimiser step, whatever the batch: Adam on every weight.
         update_sample: One sample of it, forwards and backwards.
-        buffer: Laying out the gradients for the sum over servers.
-        ring_share: The sum itself, for each time that all gradients pass through a server.
+        ring_share: The sum of the gradients over servers, for each time that all of them pass
+            through a server.
         parameters: Numbers in a gradient, each of 4 bytes.
         latency: A message there and back.
     """
@@ -41,7 +41,6 @@ class Costs:
     server_prompt: float
     update_step: float
     update_sample: float
-    buffer: float
     ring_share: float
     parameters: float
     latency: float
@@ -124,8 +123,8 @@ def score_seconds(costs: Costs, prompts: float, servers: int) -> float:
 
 def update_seconds(costs: Costs, samples: float, servers: int) -> tuple[float, float, float]:
     """CPU seconds of the busiest server for an optimiser step: its samples, Adam, the sum."""
-    shared = costs.buffer + costs.ring_share * rings(servers) if servers > 1 else 0.0
-    return math.ceil(samples / servers) * costs.update_sample, costs.update_step, shared
+    summed = costs.ring_share * rings(servers)
+    return math.ceil(samples / servers) * costs.update_sample, costs.update_step, summed
 
 
 def predict(

@@ -28,8 +28,6 @@ from experiments.bench.scale.model import (
 )
 from experiments.bench.subjects import LOCAL_LEVEL, Subjects
 from experiments.bench.workloads import distinct_calls, walk
-from lamorel_ext.llm.updaters.base import SingleServer
-from lamorel_ext.llm.updaters.gradients import sum_over_servers
 from lamorel_ext.rpc.clients import make_thread_clients
 from lamorel_ext.rpc.requests import PromptPlaces, put_back, take_score
 from lamorel_ext.types import ScoreRequest, ScoreResult
@@ -74,9 +72,8 @@ def fit(
     client_prompt, client_call = _line(small, large, lambda n: one.scores[n].client)
     update_sample, update_step = _line(small, large, lambda n: one.updates[n].server)
     client_sample, _ = _line(small, large, lambda n: one.updates[n].client)
-    buffer = _cpu(lambda: sum_over_servers([torch.zeros(one.parameters)], SingleServer(), DTYPE))
     half = update_step + (large // 2) * update_sample
-    ring_share = max(0.0, two.updates[large].server - half - buffer) / rings(2)
+    ring_share = max(0.0, two.updates[large].server - half) / rings(2)
     return Costs(
         env_step=env_step,
         client_call=client_call,
@@ -87,14 +84,10 @@ def fit(
         server_prompt=server_prompt,
         update_step=update_step,
         update_sample=update_sample,
-        buffer=buffer,
         ring_share=ring_share,
         parameters=one.parameters,
         latency=one.latency,
     )
-
-
-DTYPE = torch.float32
 
 
 def env_step_seconds(subjects: Subjects) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lamorel_ext.errors import UpdateError
 from lamorel_ext.finite import not_finite
 from lamorel_ext.llm.fsdp import own_part
+from lamorel_ext.rpc.groups import gather_numbers
 from lamorel_ext.types import ServerGroup
 
 REMEDY = (
@@ -47,7 +48,7 @@ def check_servers(module: nn.Module, group: ServerGroup, updater: str) -> None:
     shapes = "".join(
         f"{name} {tuple(tensor.shape)} {tensor.dtype}\n" for name, tensor in tensors.items()
     )
-    flags = _gather([int(bool(bad)), _digest(shapes.encode())], group)
+    flags = gather_numbers([int(bool(bad)), _digest(shapes.encode())], group)
     if flags[:, 0].any():
         what = bad or f"the weights of llm server {int(flags[:, 0].nonzero()[0])} are not finite"
         raise UpdateError(
@@ -60,7 +61,7 @@ def check_servers(module: nn.Module, group: ServerGroup, updater: str) -> None:
             f"updater {updater!r}: after its update the servers hold tensors of other names or"
             " shapes"
         )
-    sums = _gather([checksum(tensor) for tensor in tensors.values()], group)
+    sums = gather_numbers([checksum(tensor) for tensor in tensors.values()], group)
     apart = (sums != sums[0]).any(dim=0).nonzero().flatten().tolist()
     if apart:
         first = apart[0]
@@ -74,12 +75,3 @@ def check_servers(module: nn.Module, group: ServerGroup, updater: str) -> None:
 
 def _digest(data: object) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest(), "big")  # type: ignore[arg-type]
-
-
-def _gather(numbers: list[int], group: ServerGroup) -> Tensor:
-    """The numbers of each server, ``(servers, n)``: each adds its own to zeros of the others."""
-    rows = torch.zeros(group.size, len(numbers), dtype=torch.int64)
-    rows[group.rank] = torch.tensor(numbers, dtype=torch.int64)
-    if group.size > 1:
-        group.all_reduce_sum(rows)
-    return rows

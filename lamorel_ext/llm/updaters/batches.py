@@ -1,5 +1,5 @@
-"""A server's part of a batch: the data of its samples, its distinct (prompt, candidates) pairs, the
-minibatches drawn over the whole batch, and what the model says of each pair.
+"""A batch on the servers: the data of its samples, its distinct (prompt, candidates) pairs, the
+minibatches drawn over it, each server's share of one, and what the model says of each pair.
 """
 
 from __future__ import annotations
@@ -106,31 +106,29 @@ def _numbers(name: str, key: str, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """The samples of one server.
+    """The samples of a whole batch, the same on every server.
 
     Attributes:
         prompts: Prompts of the distinct pairs, shortest first, so that neighbours need little
             padding.
         candidates: Candidates of the distinct pairs.
-        pair_ids: ``(n,)`` int64, the distinct pair of each sample.
-        indices: ``(n,)`` int64, place of each sample in the whole batch.
-        total: Size of the whole batch, over all servers.
-        data: Per-sample tensors, each ``(n,)``.
+        pair_ids: ``(total,)`` int64, the distinct pair of each sample.
+        data: Per-sample tensors, each ``(total,)``.
     """
 
     prompts: tuple[str, ...]
     candidates: tuple[tuple[str, ...], ...]
     pair_ids: Tensor
-    indices: Tensor
-    total: int
     data: dict[str, Tensor]
 
-    def rows(self, places: Tensor) -> Tensor:
-        """Rows of this server's samples among ``places`` ``(m,)`` of the batch; may be empty."""
-        row_of = torch.full((self.total,), -1)
-        row_of[self.indices] = torch.arange(len(self.indices))
-        rows = row_of[places]
-        return rows[rows >= 0]
+    def share(self, places: Tensor, rank: int, size: int) -> Tensor:
+        """One server's samples among ``places`` ``(m,)``; may be empty.
+
+        A distinct pair is worked on by one server, and each server has as many pairs as the others,
+        of about the same lengths: the slowest one decides when the step is made.
+        """
+        ids = self.pair_ids[places]
+        return places[torch.isin(ids, ids.unique()[rank::size])]
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ class Chunk:
     Attributes:
         prompts: Distinct prompts.
         candidates: Their candidates.
-        rows: ``(m,)`` int64, rows of the samples in their ``Batch``.
+        rows: ``(m,)`` int64, places of the samples in their ``Batch``.
         pair_of_row: ``(m,)`` int64, the place in ``prompts`` of each of those samples.
     """
 
@@ -166,16 +164,33 @@ class Minibatch:
         )
 
 
-def make_batch(
-    request: UpdateRequest, candidates: Sequence[tuple[str, ...]], data: dict[str, Tensor]
-) -> Batch:
-    """Find the distinct pairs of ``n`` samples, each with the candidates that are to be scored."""
-    pairs = list(zip(request.prompts, candidates, strict=True))
+def make_batch(parts: Sequence[UpdateRequest]) -> Batch:
+    """Put the parts of all servers together, and find the distinct pairs.
+
+    Args:
+        parts: With the candidates that are to be scored, and checked data.
+
+    Raises:
+        RequestError: The parts are not those of one whole batch.
+    """
+    name, total = parts[0].updater, parts[0].total
+    indices = torch.cat([part.indices for part in parts])
+    order = indices.argsort()
+    if {part.total for part in parts} != {total} or indices[order].tolist() != list(range(total)):
+        raise RequestError(
+            f"{name}: the indices of all servers must be 0 to {total - 1}, each once; got"
+            f" {len(indices)} samples"
+        )
+    told = [pair for part in parts for pair in zip(part.prompts, part.candidates, strict=True)]
+    pairs = [told[row] for row in order.tolist()]
     distinct = sorted(dict.fromkeys(pairs), key=lambda pair: len(pair[0]))
     place = {pair: i for i, pair in enumerate(distinct)}
-    pair_ids = torch.tensor([place[pair] for pair in pairs], dtype=torch.int64)
-    prompts, lists = tuple(prompt for prompt, _ in distinct), tuple(own for _, own in distinct)
-    return Batch(prompts, lists, pair_ids, request.indices, request.total, data)
+    return Batch(
+        prompts=tuple(prompt for prompt, _ in distinct),
+        candidates=tuple(own for _, own in distinct),
+        pair_ids=torch.tensor([place[pair] for pair in pairs], dtype=torch.int64),
+        data={key: torch.cat([part.data[key] for part in parts])[order] for key in parts[0].data},
+    )
 
 
 def draw_minibatches(total: int, size: int, epochs: int, seed: int) -> Iterator[Minibatch]:
@@ -202,7 +217,7 @@ def cut_chunks(batch: Batch, rows: Tensor, max_pairs: int) -> Iterator[Chunk]:
 
     Args:
         batch: Where the samples are.
-        rows: ``(m,)`` rows of the samples; none give no chunk.
+        rows: ``(m,)`` places of the samples; none give no chunk.
         max_pairs: 0 means no limit.
     """
     distinct, pair_of_row = batch.pair_ids[rows].unique(return_inverse=True)

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from lamorel_ext.errors import RequestError, UpdateError
+from lamorel_ext.errors import UpdateError
 from lamorel_ext.llm.updaters.base import BaseUpdater, Host
 from lamorel_ext.llm.updaters.batches import (
     COUNTERS,
@@ -31,8 +31,14 @@ from lamorel_ext.llm.updaters.batches import (
 from lamorel_ext.llm.updaters.checkpoints import read_state, write_state
 from lamorel_ext.llm.updaters.gradients import GradientStepper
 from lamorel_ext.options import read_options
-from lamorel_ext.rpc.groups import OtherServerFailed, OtherServerRefused
+from lamorel_ext.rpc.groups import (
+    OtherServerFailed,
+    OtherServerRefused,
+    gather_bytes,
+    gather_numbers,
+)
 from lamorel_ext.rpc.requests import check_update
+from lamorel_ext.rpc.wire.codec import decode, encode
 from lamorel_ext.types import Scalar, UpdateRequest, UpdateResult
 
 
@@ -74,8 +80,10 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
     outputs.
 
     A sum over samples divided by the size of the whole minibatch can be cut into chunks of distinct
-    pairs and into servers' shards with the same total gradient. Every server takes part in every
+    pairs and into servers' shares with the same total gradient. Every server takes part in every
     all-reduce, whether it has samples or not, and also when it failed: then all of them give up.
+    The parts of the batch that the client sent are exchanged first, so that each minibatch can be
+    shared out evenly.
     Where a minibatch's gradient is exactly zero nothing is stepped, so that the optimiser's
     momentum alone never moves the weights.
 
@@ -155,7 +163,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         try:
             reports = [
                 self._train_step(stepper, batch, minibatch, options)
-                for minibatch in self.schedule(batch.total, options)
+                for minibatch in self.schedule(len(batch.pair_ids), options)
             ]
         finally:
             stepper.clear()
@@ -225,36 +233,33 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         return host
 
     def _agree(self, request: UpdateRequest) -> tuple[OptionsT, Batch, GradientStepper]:
-        """Check this server's shard, and hear of the others whether theirs are sound: or one would
-        refuse while the rest wait for it.
+        """Check this server's part of the batch, hear of the others whether theirs are sound, since
+        one would refuse while the rest wait for it, and take theirs over.
         """
-        total, host = request.total, self._host
         try:
-            options, batch = self._checked(request)
+            options, part = self._checked(request)
             stepper = self._ready_stepper()
-            mine = [0, len(batch.indices), int(batch.indices.sum()), total]
+            packed = encode(part) if self._group.size > 1 else b""
         except Exception:
-            self._group.all_reduce_sum(torch.tensor([1, 0, 0, 0], device=host.device))
+            gather_numbers([-1], self._group)
             raise
-        summed = torch.tensor(mine, device=host.device)
-        self._group.all_reduce_sum(summed)
-        bad, samples, places, totals = (int(number) for number in summed.tolist())
-        if bad:
+        sizes: list[int] = gather_numbers([len(packed)], self._group).flatten().tolist()
+        if min(sizes) < 0:
             raise OtherServerRefused(f"{self.name}: another server refused its part of the batch")
-        if (samples, places, totals) != (total, total * (total - 1) // 2, total * self._group.size):
-            raise RequestError(
-                f"{self.name}: the indices of all servers must be 0 to {total - 1}, each once; got"
-                f" {samples} samples"
-            )
-        return options, batch, stepper
+        parts = [part]
+        if self._group.size > 1:
+            told = gather_bytes(packed, sizes, self._group)
+            parts = [cast(UpdateRequest, decode(each)) for each in told]
+        return options, make_batch(parts), stepper
 
-    def _checked(self, request: UpdateRequest) -> tuple[OptionsT, Batch]:
+    def _checked(self, request: UpdateRequest) -> tuple[OptionsT, UpdateRequest]:
+        """The options, and the part with the candidates that are to be scored and checked data."""
         options: OptionsT = read_options(self.options_type, request.options, self.name)
         check_update(request)
         data = read_data(request, self.data_spec(options))
         self.check(request, data, options)
         candidates = self.scored_candidates(request, data, options)
-        return options, make_batch(request, candidates, data)
+        return options, replace(request, candidates=candidates, data=data, options={})
 
     def _new_stepper(self) -> GradientStepper:
         named = self._host.named_trainable_parameters()
@@ -286,7 +291,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         stepper.clear()
         sums = torch.zeros(len(self.terms) + len(COUNTERS) + 1, dtype=torch.float64)
         try:
-            rows = batch.rows(minibatch.places)
+            rows = batch.share(minibatch.places, self._group.rank, self._group.size)
             for chunk in cut_chunks(batch, rows, options.gradient_minibatch_size):
                 sums[:-1] += self._accumulate(batch, chunk, size, options)
                 stepper.collect()

@@ -18,6 +18,10 @@ from lamorel_ext.types import ServerGroup
 
 FULL_PRECISION = (torch.float32, torch.float64)
 FUSED_DEVICES = ("cpu", "cuda")
+LARGE = 2**18
+"""Numbers from which on a gradient is summed by itself: to copy it to others (1 MiB) takes longer
+than to meet the other servers once more.
+"""
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 BETAS = (0.9, 0.999)
 
@@ -34,22 +38,34 @@ def sum_dtype(gradients: Sequence[Tensor]) -> torch.dtype:
 def sum_over_servers(
     tensors: Sequence[Tensor], group: ServerGroup, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Sum tensors over all servers in one all-reduce. Every server must call it.
+    """Sum tensors over all servers. Every server must call it.
 
     Args:
-        tensors: Of the same shapes on every server.
+        tensors: Of the same shapes on every server. A large one is summed where it is, so that what
+            it held is lost.
         group: The servers.
         dtype: Precision of the sum.
 
     Returns:
-        Views into one flat buffer, on the first tensor's device.
+        On the first tensor's device. The small ones are views into one flat buffer.
     """
-    buffer = torch.cat(
-        [tensor.detach().reshape(-1).to(tensors[0].device, dtype) for tensor in tensors]
-    )
-    group.all_reduce_sum(buffer)
-    parts = buffer.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    device = tensors[0].device
+    sums = {
+        place: tensor.detach()
+        for place, tensor in enumerate(tensors)
+        if (tensor.numel() >= LARGE and tensor.dtype == dtype and tensor.device == device)
+    }
+    for large in sums.values():
+        group.all_reduce_sum(large)
+    small = {place: tensor for place, tensor in enumerate(tensors) if place not in sums}
+    if small:
+        flat = [tensor.detach().reshape(-1).to(device, dtype) for tensor in small.values()]
+        buffer = torch.cat(flat)
+        group.all_reduce_sum(buffer)
+        parts = buffer.split([len(each) for each in flat])
+        for (place, tensor), part in zip(small.items(), parts, strict=True):
+            sums[place] = part.view(tensor.shape)
+    return [sums[place] for place in range(len(tensors))]
 
 
 class _Adam:
