@@ -13,8 +13,14 @@ from torch import Tensor
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.devices import seeded
-from lamorel_ext.llm.generation import needs_of, takes_left_padding
-from lamorel_ext.llm.scoring.engines import unwrap
+from lamorel_ext.llm.generation import (
+    as_tokens,
+    end_tokens,
+    length_to_end,
+    pad_token,
+    padded,
+    takes_left_padding,
+)
 
 
 @torch.no_grad()
@@ -56,13 +62,14 @@ def generate(
             )
     if options.get("stop_strings") is not None:
         options["tokenizer"] = tokenizer
-    options.setdefault("pad_token_id", _pad_token(model, tokenizer))
-    tokens = _tokens(model, tokenizer, contexts)
+    filler = pad_token(model, tokenizer)
+    options.setdefault("pad_token_id", filler)
+    tokens = _tokens(model, tokenizer, contexts, filler)
     answers: dict[int, list[dict[str, Any]]] = {}
     try:
         with nullcontext() if seed is None else seeded(int(seed), model.device):
             for places in _together(model, tokens):
-                inputs, behind = _inputs(model, tokenizer, [tokens[place] for place in places])
+                inputs, behind = padded(model, [tokens[place] for place in places], filler)
                 found = model.generate(**{**inputs, **options})
                 rows = _rows(model, tokenizer, found, behind, len(places), options, return_logprobs)
                 answers |= zip(places, rows, strict=True)
@@ -89,7 +96,7 @@ def _together(model: Any, rows: Sequence[Sequence[int]]) -> list[list[int]]:
     return list(places.values())
 
 
-def _tokens(model: Any, tokenizer: Any, contexts: Sequence[str]) -> list[list[int]]:
+def _tokens(model: Any, tokenizer: Any, contexts: Sequence[str], filler: int) -> list[list[int]]:
     """Of each context; what stands for an empty one in its place."""
     causal = not model.config.is_encoder_decoder
     rows = [
@@ -106,23 +113,8 @@ def _tokens(model: Any, tokenizer: Any, contexts: Sequence[str]) -> list[list[in
                 raise RequestError(
                     f"contexts[{place}] is empty, and the tokenizer has no token to begin with"
                 )
-            row.append(begin if causal else _pad_token(model, tokenizer))
+            row.append(begin if causal else filler)
     return rows
-
-
-def _inputs(model: Any, tokenizer: Any, rows: Sequence[list[int]]) -> tuple[dict[str, Tensor], int]:
-    causal, filler = not model.config.is_encoder_decoder, _pad_token(model, tokenizer)
-    width = max(map(len, rows))
-    ids, masks = [], []
-    for row in rows:
-        fill, gap = [filler] * (width - len(row)), [0] * (width - len(row))
-        ids.append(fill + row if causal else row + fill)
-        masks.append(gap + [1] * len(row) if causal else [1] * len(row) + gap)
-    put = {
-        "input_ids": torch.tensor(ids, device=model.device),
-        "attention_mask": torch.tensor(masks, device=model.device),
-    }
-    return put | (needs_of(model, put["input_ids"]) if causal else {}), width if causal else 1
 
 
 def _rows(
@@ -138,15 +130,16 @@ def _rows(
     beams = getattr(found, "beam_indices", None)
     sampled = _chosen(torch.stack(found.scores, 1), sequences, beams)
     own = _chosen(torch.stack(found.logits, 1), sequences, beams)
-    ends = _end_tokens(model, options)
+    ends = as_tokens(options["eos_token_id"]) if "eos_token_id" in options else end_tokens(model)
     each = len(sequences) // num_contexts
     answers: list[list[dict[str, Any]]] = []
     for place in range(num_contexts):
         rows = []
         for number in range(place * each, (place + 1) * each):
-            length = _length(
-                sequences[number].tolist(), ends, None if beams is None else beams[number]
-            )
+            new = sequences[number].tolist()
+            if beams is not None:
+                new = new[: int((beams[number] >= 0).sum()) or len(new)]
+            length = length_to_end(new, ends)
             tokens = sequences[number, :length].cpu()
             kept, plain = sampled[number, :length].float().cpu(), own[number, :length].float().cpu()
             row: dict[str, Any] = {
@@ -182,25 +175,3 @@ def _chosen(scores: Tensor, sequences: Tensor, beams: Tensor | None) -> Tensor:
     # Where nothing was allowed but one token, the others are minus infinity: its logarithm is 0.
     logs = picked.float().log_softmax(-1)
     return torch.gather(logs, 2, sequences[:, :steps, None]).squeeze(-1)
-
-
-def _length(tokens: Sequence[int], ends: Sequence[int], beam: Tensor | None) -> int:
-    if beam is not None:
-        known = int((beam >= 0).sum())
-        tokens = tokens[: known or len(tokens)]
-    return next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-
-
-def _end_tokens(model: Any, options: Mapping[str, Any]) -> tuple[int, ...]:
-    end = options.get("eos_token_id", unwrap(model).generation_config.eos_token_id)
-    return () if end is None else tuple(end) if isinstance(end, (list, tuple)) else (int(end),)
-
-
-def _pad_token(model: Any, tokenizer: Any) -> int:
-    end = unwrap(model).generation_config.eos_token_id
-    ends = end if isinstance(end, (list, tuple)) else [end]
-    return next(
-        int(token)
-        for token in (tokenizer.pad_token_id, model.config.pad_token_id, *ends, 0)
-        if token is not None
-    )

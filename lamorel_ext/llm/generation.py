@@ -161,11 +161,15 @@ class Generator:
         try:
             # Never "synced": that would sum over all ranks of the launch, the clients too.
             sequences = self._model.generate(
-                **inputs, **options, pad_token_id=self._pad_token, synced_gpus=False
+                **inputs,
+                **options,
+                pad_token_id=pad_token(self._model, self._tokenizer),
+                synced_gpus=False,
             )
         except (ValueError, TypeError) as error:
             raise RequestError(f"generate cannot be run with {dict(options)}: {error}") from error
-        rows = [_cut_at_end(row, self._end_tokens) for row in sequences[:, behind:].tolist()]
+        ends = end_tokens(self._model)
+        rows = [tuple(row[: length_to_end(row, ends)]) for row in sequences[:, behind:].tolist()]
         each = int(options["num_return_sequences"])
         return [rows[start : start + each] for start in range(0, len(rows), each)]
 
@@ -173,37 +177,21 @@ class Generator:
         """Arguments of ``generate``, and the length that its output has before the first generated
         token.
         """
-        seq2seq, width, device = (
-            self._model.config.is_encoder_decoder,
-            max(map(len, prompts)),
-            self._model.device,
-        )
-        if not width:
+        device = self._model.device
+        if not any(prompts):
             return {
                 "encoder_outputs": nothing_read(self._model, len(prompts)),
                 "attention_mask": torch.ones(len(prompts), 1, device=device),
             }, 1
-        rows, masks = [], []
-        for prompt in prompts:
-            padding, gap = [self._pad_token] * (width - len(prompt)), [0] * (width - len(prompt))
-            # An encoder is padded on the right; what a decoder continues must end where its batch
-            # ends.
-            rows.append([*prompt, *padding] if seq2seq else [*padding, *prompt])
-            masks.append([1] * len(prompt) + gap if seq2seq else gap + [1] * len(prompt))
-        inputs: dict[str, Any] = {
-            "input_ids": torch.tensor(rows, device=device),
-            "attention_mask": torch.tensor(masks, device=device),
-        }
-        if not seq2seq:
-            inputs |= needs_of(self._model, inputs["input_ids"])
-        if seq2seq and model_is_divided(self._model):
+        inputs, behind = padded(self._model, prompts, pad_token(self._model, self._tokenizer))
+        if self._model.config.is_encoder_decoder and model_is_divided(self._model):
             # ``generate`` would call the encoder alone, whose weights are whole in a pass of the
             # whole model only.
             first = torch.zeros(len(prompts), 1, dtype=torch.int64, device=device)
             read = self._model(**inputs, decoder_input_ids=first, use_cache=False)
             del inputs["input_ids"]
             inputs["encoder_outputs"] = BaseModelOutput(read.encoder_last_hidden_state)
-        return inputs, 1 if seq2seq else width
+        return inputs, behind
 
     def _score(
         self, prompts: Sequence[Tokens], generated: Sequence[Sequence[Tokens]]
@@ -231,20 +219,52 @@ class Generator:
         ]
         return torch.cat([torch.zeros(0, dtype=self._scorer.dtype), *parts]), scores.num_tokens
 
-    @property
-    def _pad_token(self) -> int:
-        candidates = (
-            self._tokenizer.pad_token_id,
-            self._model.config.pad_token_id,
-            *self._end_tokens,
-            0,
-        )
-        return next(int(token) for token in candidates if token is not None)
 
-    @property
-    def _end_tokens(self) -> tuple[int, ...]:
-        end = self._model.generation_config.eos_token_id
-        return () if end is None else tuple(end) if isinstance(end, (list, tuple)) else (int(end),)
+def pad_token(model: Any, tokenizer: Any) -> int:
+    """What fills a row of tokens up."""
+    known = (tokenizer.pad_token_id, model.config.pad_token_id, *end_tokens(model), 0)
+    return next(int(token) for token in known if token is not None)
+
+
+def end_tokens(model: Any) -> tuple[int, ...]:
+    """The tokens with which a sequence ends, unless a call has its own."""
+    return as_tokens(unwrap(model).generation_config.eos_token_id)
+
+
+def as_tokens(end: Any) -> tuple[int, ...]:
+    """``eos_token_id`` as transformers takes it: none, one, or several."""
+    return () if end is None else tuple(end) if isinstance(end, (list, tuple)) else (int(end),)
+
+
+def length_to_end(tokens: Sequence[int], ends: Sequence[int]) -> int:
+    """Number of tokens up to the first end token, that one included; behind it there is only
+    padding.
+    """
+    return next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+
+
+def padded(model: Any, rows: Sequence[Sequence[int]], filler: int) -> tuple[dict[str, Any], int]:
+    """Arguments of ``generate``, and the length that its output has before the first generated
+    token.
+
+    An encoder is padded on the right; what a decoder continues must end where its batch ends.
+
+    Args:
+        model: Of transformers.
+        rows: Tokens of each prompt, at least one of them not empty.
+        filler: ``pad_token``.
+    """
+    causal, width = not model.config.is_encoder_decoder, max(map(len, rows))
+    tokens, masks = [], []
+    for row in rows:
+        padding, gap = [filler] * (width - len(row)), [0] * (width - len(row))
+        tokens.append([*padding, *row] if causal else [*row, *padding])
+        masks.append(gap + [1] * len(row) if causal else [1] * len(row) + gap)
+    inputs: dict[str, Any] = {
+        "input_ids": torch.tensor(tokens, device=model.device),
+        "attention_mask": torch.tensor(masks, device=model.device),
+    }
+    return inputs | (needs_of(model, inputs["input_ids"]) if causal else {}), width if causal else 1
 
 
 def takes_left_padding(model: Any) -> bool:
@@ -305,9 +325,3 @@ def _checked(options: Mapping[str, Scalar]) -> tuple[dict[str, Any], int | None]
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise RequestError(f"seed of generate must be an integer, got {seed!r}")
     return chosen, seed
-
-
-def _cut_at_end(tokens: Sequence[int], end_tokens: Sequence[int]) -> Tokens:
-    """Tokens up to the first end token, that one included; behind it there is only padding."""
-    stop = next((i + 1 for i, token in enumerate(tokens) if token in end_tokens), len(tokens))
-    return tuple(tokens[:stop])
