@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
@@ -253,6 +253,7 @@ class TrainingRun:
             learning = self.agent.update(rollout, streams["updates"], term)
         else:
             learning = self.agent.update(rollout, streams["updates"])
+        _check_announced(f"agent: {type(self.agent).__name__}", learning, self.agent.columns)
         taught = {} if method is None else method.learn(rollout)
         return feedback | learning | self._own(taught), rollout
 
@@ -260,11 +261,7 @@ class TrainingRun:
         """The method's numbers, by column."""
         if self.method is None:
             return {}
-        if strangers := set(numbers) - set(self.method.columns):
-            raise ConfigError(
-                f"method: {self.config.method.target} gives {', '.join(sorted(strangers))},"
-                f" expected no others than its columns ({', '.join(self.method.columns)})"
-            )
+        _check_announced(f"method: {self.config.method.target}", numbers, self.method.columns)
         return {f"{self.method.name}_{name}": value for name, value in numbers.items()}
 
     def evaluate(self) -> dict[str, float]:
@@ -532,3 +529,13 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         numbers = tensor.clone(memory_format=torch.contiguous_format).reshape(-1)
         found.update(name.encode() + numbers.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def _check_announced(whose: str, numbers: Mapping[str, float], columns: Collection[str]) -> None:
+    if not isinstance(numbers, Mapping):
+        raise ConfigError(f"{whose} gives {numbers!r:.80}, expected a dictionary of numbers")
+    if strangers := set(numbers) - set(columns):
+        raise ConfigError(
+            f"{whose} gives {', '.join(sorted(strangers))}, expected no others than its columns"
+            f" ({', '.join(columns) or 'none'})"
+        )

@@ -268,6 +268,16 @@ class Doubles(Agent):
     columns = ("mood", "mood")
 
 
+class Talkative(Agent):
+    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
+        return {"mood": 1.0}
+
+
+class Silent(Agent):
+    def update(self, rollout: Rollout, rng: np.random.Generator) -> None:  # type: ignore[override]
+        pass
+
+
 class Takes(Agent):
     own_tensors = ("body", "method.head")
 
@@ -287,6 +297,22 @@ def test_a_column_that_is_there_already_is_refused(agent: type[Agent], column: s
         ConfigError, match=rf"a column '{column}' already; agent \({agent.__name__}"
     ):
         TrainingRun(config_of(agent), TableLlm(), make_corridor)
+
+
+@pytest.mark.parametrize(
+    ("agent", "gives"),
+    [
+        (Talkative, r"mood, expected no others than its columns \(none\)"),
+        (Silent, "None, expected"),
+    ],
+)
+def test_what_an_agent_says_of_its_update_must_be_announced(agent: type[Agent], gives: str) -> None:
+    with (
+        TrainingRun(config_of(agent), TableLlm(), make_corridor) as run,
+        pytest.raises(ConfigError, match=f"agent: {agent.__name__} gives {gives}"),
+    ):
+        run.start(None)
+        run.rollout()
 
 
 def test_a_tensor_with_a_name_of_the_methods_is_not_saved(tmp_path: Path) -> None:
