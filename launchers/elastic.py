@@ -54,6 +54,10 @@ def main() -> NoReturn:
 
 def _launch() -> int:
     stopping.release()
+    # Until the agent has handlers of its own a signal ends this process: Python's exception for an
+    # interrupt would be dropped where an import tidies up.
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # PyTorch's launcher overwrites the first with its own option, which it takes from the second.
     for name in ("TORCHELASTIC_SIGNALS_TO_HANDLE", "PET_SIGNALS_TO_HANDLE"):
         os.environ.setdefault(name, ",".join(each.name for each in ASKING))

@@ -21,7 +21,8 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from experiments.runs.progress import LiveHandler
 from lamorel_ext.config import (
@@ -69,7 +70,8 @@ def run_main(
         )  # at the end: a folder of the user's hides no module of anybody's
     try:
         stopping.begin()
-        return program(sys.argv[1:] if argv is None else argv)
+        with _obeying():
+            return program(sys.argv[1:] if argv is None else argv)
     except ConfigError as error:
         if isinstance(error, NotPortableError) and argv is None:
             start_anew()
@@ -95,6 +97,19 @@ def run_main(
         if speaks():
             print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def _obeying() -> Iterator[None]:
+    """A library may drop an interrupt and go on with half of what it composed: no mistake of the
+    user's.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if (stop := stopping.asked()) is not None:
+            raise stopping.Stopped(stop) from error
+        raise
 
 
 def _use_utf8() -> None:

@@ -166,7 +166,11 @@ class _Watch:
             signal.set_wakeup_fd(-1)
             self._theirs.send(bytes([LAST]))
             self._heard_all.wait()
-            self.check()
+            if self.stop is not None:
+                # Also where ``_interrupt`` raised already: an import, for one, drops what is raised
+                # while it tidies up.
+                self.raised = True
+                raise Stopped(self.stop)
         self.hears = False
 
     def _limit_end(self) -> None:

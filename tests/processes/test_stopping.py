@@ -158,6 +158,71 @@ except stopping.Stopped as stopped:
     assert ended.returncode == 128 + signal.Signals[name]
 
 
+TIDIES = """
+import os, signal, time
+class Tidies:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+"""
+"""What is raised while an object ends, or an import tidies up, is printed and forgotten."""
+
+
+def test_an_interrupt_that_was_dropped_is_heard_where_signals_are_left_to_others() -> None:
+    code = f"""{TIDIES}
+import sys
+from lamorel_ext.processes import stopping
+stopping.begin()
+Tidies()
+try:
+    stopping.release()
+except stopping.Stopped as stopped:
+    sys.exit(stopped.stop.exit_status)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], preexec_fn=hear_all, timeout=60)
+    assert ended.returncode == 128 + signal.SIGINT
+
+
+def test_an_interrupt_that_a_library_dropped_is_no_mistake_of_the_users() -> None:
+    code = f"""{TIDIES}
+import sys
+from experiments.runs.entry import run_main
+from lamorel_ext.errors import ConfigError
+def program(argv):
+    Tidies()
+    raise ConfigError("half a configuration")
+sys.exit(run_main(program, []))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_all,
+        timeout=60,
+    )
+    assert ended.returncode == 128 + signal.SIGINT
+    assert ended.stderr.endswith("stopped by SIGINT\n") and "half" not in ended.stderr
+
+
+def test_an_interrupt_ends_the_agent_whatever_its_imports_do(tmp_path: Path) -> None:
+    folder = tmp_path / "accelerate" / "commands"
+    folder.mkdir(parents=True)
+    for each in (folder, folder.parent):
+        (each / "__init__.py").touch()
+    (folder / "launch.py").write_text(f"{TIDIES}\nTidies()\nraise SystemExit('went on')\n")
+    root = Path(__file__).resolve().parents[2]
+    code = "from launchers import elastic; elastic.main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_all,
+        timeout=60,
+    )
+    assert ended.returncode == -signal.SIGINT and not ended.stderr
+
+
 def test_an_interrupt_during_imports_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import sys; sys.argv[0] = '-m'\nimport experiments\n"
