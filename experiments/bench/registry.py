@@ -16,7 +16,7 @@ MODULES = {
     "scoring": ("score_rollout", "score_distinct", "score_two", "score_growth"),
     "updates": ("update_64", "update_320", "update_script"),
     "transport": ("transport_share",),
-    "servers": ("two_servers",),
+    "servers": ("update_shares", "two_servers"),
     "pipeline": ("pipeline",),
     "environments": ("env_text", "env_paper"),
     "iterations": ("figure2_2100", "iterations"),

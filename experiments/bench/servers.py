@@ -1,5 +1,5 @@
-"""What a second server of one thread gives: distinct prompts scored, and a PPO epoch, by launches
-of one server and of two that take turns.
+"""What more servers give. A second one of one thread: distinct prompts scored, and a PPO epoch, by
+launches of one server and of two that take turns. Several: how evenly an epoch is shared out.
 
 ``python -m experiments.bench.servers SPEC`` is one rank of such a launch, see ``launching``.
 """
@@ -12,17 +12,22 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from experiments.bench.harness import Detail, Row, make_row, rates, ratios, rounded
 from experiments.bench.launching import be_rank, run_ranks
 from experiments.bench.subjects import LOCAL_LEVEL, Subjects
-from experiments.bench.updates import Transitions
+from experiments.bench.updates import Transitions, rollout_prompts
 from experiments.bench.workloads import distinct_calls, ppo_data
+from lamorel_ext.llm.updaters.batches import draw_minibatches, make_batch
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.types import ScoreRequest
 
 BAR = 1.7
 MINIBATCH = 64
 WORK = ("score", "update")
+SHARES = {2: 1.9, 4: 3.6, 8: 6.5}
+"""Servers, and by how much they are to divide an epoch's tokens."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,29 @@ class Report:
     score: float
     update: float
     total: float
+
+
+def update_shares(subjects: Subjects) -> list[Row]:
+    """How many times fewer tokens of prompts the busiest of several servers reads in a PPO epoch
+    over a rollout than one alone: counted, not timed.
+    """
+    prompts = rollout_prompts(subjects)
+    transitions = Transitions(tuple(prompts), ppo_data(len(prompts), seed=0))
+    batch = make_batch([transitions.request(MINIBATCH)])
+    tokens = torch.tensor([len(subjects.tokenizer(each)["input_ids"]) for each in batch.prompts])
+    busiest = dict.fromkeys((1, *SHARES), 0)
+    for minibatch in draw_minibatches(len(prompts), MINIBATCH, epochs=1, seed=0):
+        for servers in busiest:
+            shares = [batch.share(minibatch.places, rank, servers) for rank in range(servers)]
+            pairs = [batch.pair_ids[share].unique() for share in shares]
+            busiest[servers] += max(int(tokens[own].sum()) for own in pairs)
+    detail: dict[str, Detail] = {"transitions": len(prompts), "minibatch_size": MINIBATCH}
+    return [
+        make_row(
+            f"update_shares_{servers}", [busiest[1] / busiest[servers]], bar, "x", detail=detail
+        )
+        for servers, bar in SHARES.items()
+    ]
 
 
 def two_servers(subjects: Subjects) -> list[Row]:

@@ -43,7 +43,7 @@ def update_64(subjects: Subjects) -> list[Row]:
     distinct = [prompt for call in every for prompt in call]
     num_minibatches = setting.update_minibatches[0]
     return [
-        _update_row(subjects, "update_64", _rollout(subjects), 64, num_minibatches, bar=2.2),
+        _update_row(subjects, "update_64", rollout_prompts(subjects), 64, num_minibatches, bar=2.2),
         _update_row(subjects, "update_64_distinct", distinct, 64, 1, bar=6.0),
     ]
 
@@ -51,7 +51,11 @@ def update_64(subjects: Subjects) -> list[Row]:
 def update_320(subjects: Subjects) -> list[Row]:
     """One epoch over a rollout in minibatches of 320 transitions."""
     num_minibatches = subjects.setting.update_minibatches[1]
-    return [_update_row(subjects, "update_320", _rollout(subjects), 320, num_minibatches, bar=5.0)]
+    return [
+        _update_row(
+            subjects, "update_320", rollout_prompts(subjects), 320, num_minibatches, bar=5.0
+        )
+    ]
 
 
 def update_script(subjects: Subjects) -> list[Row]:
@@ -62,7 +66,7 @@ def update_script(subjects: Subjects) -> list[Row]:
     ``torch.optim.Adam``; what is timed is ``perform_update`` alone.
     """
     subjects = Subjects(subjects.setting, subjects.num_threads)
-    prompts = _rollout(subjects)
+    prompts = rollout_prompts(subjects)
     sample = Transitions(tuple(prompts), ppo_data(len(prompts), seed=0)).sample(8)
     ways: dict[str, LamorelPpo] = {
         "lamorel": LamorelPpo(subjects.lamorel, gradient_batch_size=4),
@@ -110,7 +114,7 @@ class _ScriptScorer(LamorelScorer):
         return answers
 
 
-def _rollout(subjects: Subjects) -> list[str]:
+def rollout_prompts(subjects: Subjects) -> list[str]:
     """Prompts of a rollout of the paper's task."""
     env = subjects.make_env(PAPER_LEVEL)
     return [p for call in rollout_calls(env, subjects.setting.num_steps) for p in call]

@@ -35,6 +35,7 @@ ROWS = {
     "env_text": ["env_text", "env_text_16"],
     "env_paper": ["env_paper", "env_paper_16"],
     "transport_share": ["transport_share", "rpc_round_trip"],
+    "update_shares": ["update_shares_2", "update_shares_4", "update_shares_8"],
     "two_servers": ["two_servers_score", "two_servers_update"],
     "simulate": ["simulate_costs", "simulate_check", *(f"simulate_{n}" for n in CLIENTS)],
     "iterations": [
@@ -51,6 +52,7 @@ ROWS = {
 BARS = {
     "score_rollout": 8.0, "score_distinct": 2.5, "score_limit": 0.6, "score_two": 1.5,
     "score_growth": 3.0, "update_64": 2.2, "update_320": 5.0, "update_script": 3.0,
+    "update_shares_2": 1.9, "update_shares_4": 3.6, "update_shares_8": 6.5,
     "two_servers_score": 1.7, "two_servers_update": 1.7, "update_64_distinct": 6.0,
     "env_text_16": 50.0, "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0,
     "figure2_2100": 40.0, "score_gpu": 20_000.0, "simulate_check": 0.15,
