@@ -47,6 +47,8 @@ got.
 """
 LAST = 255
 """Behind the numbers of all signals that were heard."""
+IMPORTER = "<frozen importlib._bootstrap>"
+"""File that Python names in the frames of an import."""
 END_S = 5
 """Seconds for Python's own end."""
 ANOTHER_S = 15.0
@@ -188,6 +190,11 @@ class _Watch:
         stop = self.stop
         if stop is None or (self.raised and not self.at_once):
             return
+        if _imports(frame):
+            # What is raised there can be dropped, or abort the process in a module of C++.
+            if not self.deferred:
+                _end(Stopped(stop), stop.exit_status, aloud=speaks())
+            return
         if self.at_once:
             self.raised, self.at_once = True, False
             raise Stopped(stop, "at once, as a second signal asked")
@@ -293,6 +300,13 @@ def _default(signum: int) -> Callable[..., object] | int:
 
 def _leave_to_the_thread(signum: int, frame: FrameType | None) -> None:
     """A handler must be there, or the signal would end the process."""
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether an import is going on where the main thread is."""
+    while frame is not None and frame.f_code.co_filename != IMPORTER:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _end(stopped: Stopped, status: int, aloud: bool = True) -> None:

@@ -183,6 +183,42 @@ except stopping.Stopped as stopped:
     assert ended.returncode == 128 + signal.SIGINT
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+def test_nothing_is_raised_within_an_import(deferred: bool, tmp_path: Path) -> None:
+    (tmp_path / "drops.py").write_text(
+        "import os, signal, time\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(2)\n"
+        "    print('imported', flush=True)\n"
+        "except BaseException:\n"
+        "    print('raised', flush=True)\n"
+    )
+    code = f"""
+import contextlib
+from lamorel_ext.processes import stopping
+from experiments.runs.entry import run_main
+def program(argv):
+    with stopping.deferring() if {deferred} else contextlib.nullcontext():
+        import drops
+        raise stopping.leave("saved")
+raise SystemExit(run_main(program, []))
+"""
+    root = Path(__file__).resolve().parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    said = (
+        ("imported\n", "stopped by SIGTERM: saved\n") if deferred else ("", "stopped by SIGTERM\n")
+    )
+    assert (ended.stdout, ended.stderr) == said
+    assert ended.returncode == 128 + signal.SIGTERM
+
+
 def test_an_interrupt_that_a_library_dropped_is_no_mistake_of_the_users() -> None:
     code = f"""{TIDIES}
 import sys
