@@ -152,10 +152,10 @@ class StudentAgent:
         stats = update_student(
             self.network, self.optimizer, batch, self.args, rng, self.trust_optimizer, term
         )
-        numbers = {f"student_{name}": value for name, value in stats.items()} | {
-            "student_kappa": kappa
-        }
+        numbers = {f"student_{name}": value for name, value in stats.items()}
         numbers |= _update_counts(len(batch.actions), self.args)
+        if "student_kappa" in self.columns:
+            numbers["student_kappa"] = kappa
         if self.args.kappa_mode == "annealed":
             self._steps_seen += len(batch.actions)
             self._anneal()
