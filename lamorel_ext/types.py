@@ -398,8 +398,8 @@ class ServerGroup(Protocol):
     rank: int
     size: int
 
-    def all_reduce_sum(self, tensor: Tensor) -> None:
-        """Replace ``tensor`` by its sum over all servers, in place.
+    def all_reduce_sum(self, *tensors: Tensor) -> None:
+        """Replace each of ``tensors`` by its sum over all servers, in place.
 
         Every server must call it, in the same order.
         """

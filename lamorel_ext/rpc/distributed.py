@@ -160,12 +160,16 @@ class TorchGroup:
         self._gloo, self._nccl = gloo, nccl
         self.rank, self.size = dist.get_rank(gloo), dist.get_world_size(gloo)
 
-    def all_reduce_sum(self, tensor: Tensor) -> None:
-        """Replace ``tensor`` by its sum over all servers, in place.
+    def all_reduce_sum(self, *tensors: Tensor) -> None:
+        """Replace each of ``tensors`` by its sum over all servers, in place.
 
         Raises:
             RuntimeError: A server is gone, or did not come in time.
         """
+        for tensor in tensors:
+            self._sum(tensor)
+
+    def _sum(self, tensor: Tensor) -> None:
         values = tensor.detach()
         group = self._nccl if values.is_cuda else self._gloo
         if group is None or not values.is_contiguous():

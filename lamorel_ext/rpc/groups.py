@@ -45,13 +45,14 @@ class ThreadGroup:
     def __init__(self, rank: int, meeting: _Meeting) -> None:
         self.rank, self.size, self._meeting = rank, meeting.size, meeting
 
-    def all_reduce_sum(self, tensor: Tensor) -> None:
-        """Replace ``tensor`` by its sum over all servers, in place.
+    def all_reduce_sum(self, *tensors: Tensor) -> None:
+        """Replace each of ``tensors`` by its sum over all servers, in place.
 
         Raises:
             UpdateError: Another server did not come in time.
         """
-        self._meeting.meet(self.rank, tensor)
+        for tensor in tensors:
+            self._meeting.meet(self.rank, tensor)
 
     def barrier(self) -> None:
         """Wait until every server is here.
@@ -140,7 +141,7 @@ def gather_bytes(payload: bytes, sizes: Sequence[int], group: ServerGroup) -> li
 class LockstepGroup:
     """A group in which no server waits for one that failed.
 
-    Every sum is preceded by a word from each server: "I am well, and my tensor has so many
+    Every sum is preceded by a word from each server: "I am well, and my tensors have so many
     elements". A server that fails in work they do together says so in the place of its next word,
     so that the others leave at the very point where they would have waited for it; all have made
     the same optimiser steps by then. Sums of different sizes, the usual mistake of an updater with
@@ -160,15 +161,15 @@ class LockstepGroup:
         self.broken: Exception | None = None
         self._given_up: OtherServerFailed | None = None
 
-    def all_reduce_sum(self, tensor: Tensor) -> None:
-        """Replace ``tensor`` by its sum over all servers, in place.
+    def all_reduce_sum(self, *tensors: Tensor) -> None:
+        """Replace each of ``tensors`` by its sum over all servers, in place.
 
         Raises:
             OtherServerFailed: Another server failed, or sums something else.
         """
         if self.size > 1:
-            self._agree(tensor.numel())
-            self._sum(tensor)
+            self._agree(sum(tensor.numel() for tensor in tensors))
+            self._sum(*tensors)
 
     def barrier(self) -> None:
         """Wait until every server is here.
@@ -248,9 +249,9 @@ class LockstepGroup:
         flags, numbers = word.tolist()
         return [rank for rank, flag in enumerate(flags) if flag], numbers
 
-    def _sum(self, tensor: Tensor) -> None:
+    def _sum(self, *tensors: Tensor) -> None:
         try:
-            self._inner.all_reduce_sum(tensor)
+            self._inner.all_reduce_sum(*tensors)
         except Exception as error:
             self.broken = error
             raise

@@ -123,10 +123,10 @@ def test_large_tensors_are_summed_where_they_are_and_small_ones_together() -> No
         tensors[3] = tensors[3].double()  # of another precision than the sum
 
         class Counting(ThreadGroup):
-            def all_reduce_sum(self, tensor: torch.Tensor) -> None:
+            def all_reduce_sum(self, *tensors: torch.Tensor) -> None:
                 nonlocal calls
-                calls += 1
-                super().all_reduce_sum(tensor)
+                calls += len(tensors)
+                super().all_reduce_sum(*tensors)
 
         counting = Counting(group.rank, group._shared)
         sums = sum_over_servers(tensors, counting, torch.float32)

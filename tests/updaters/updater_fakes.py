@@ -124,14 +124,15 @@ class ThreadGroup:
         }
         return [ThreadGroup(rank, shared) for rank in range(size)]
 
-    def all_reduce_sum(self, tensor: Tensor) -> None:
-        self._shared["parts"][self.rank] = tensor.clone()
-        self.barrier()
-        total = self._shared["parts"][0].clone()
-        for part in self._shared["parts"][1:]:
-            total += part
-        self.barrier()
-        tensor.copy_(total)
+    def all_reduce_sum(self, *tensors: Tensor) -> None:
+        for tensor in tensors:
+            self._shared["parts"][self.rank] = tensor.clone()
+            self.barrier()
+            total = self._shared["parts"][0].clone()
+            for part in self._shared["parts"][1:]:
+                total += part
+            self.barrier()
+            tensor.copy_(total)
 
     def barrier(self) -> None:
         self._shared["barrier"].wait()

@@ -20,7 +20,7 @@ FULL_PRECISION = (torch.float32, torch.float64)
 FUSED_DEVICES = ("cpu", "cuda")
 LARGE = 2**18
 """Numbers from which on a gradient is summed by itself: to copy it to others (1 MiB) takes longer
-than to meet the other servers once more.
+than a sum more.
 """
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 BETAS = (0.9, 0.999)
@@ -53,18 +53,16 @@ def sum_over_servers(
     sums = {
         place: tensor.detach()
         for place, tensor in enumerate(tensors)
-        if (tensor.numel() >= LARGE and tensor.dtype == dtype and tensor.device == device)
+        if tensor.numel() >= LARGE and tensor.dtype == dtype and tensor.device == device
     }
-    for large in sums.values():
-        group.all_reduce_sum(large)
     small = {place: tensor for place, tensor in enumerate(tensors) if place not in sums}
-    if small:
-        flat = [tensor.detach().reshape(-1).to(device, dtype) for tensor in small.values()]
-        buffer = torch.cat(flat)
-        group.all_reduce_sum(buffer)
-        parts = buffer.split([len(each) for each in flat])
-        for (place, tensor), part in zip(small.items(), parts, strict=True):
-            sums[place] = part.view(tensor.shape)
+    flat = [tensor.detach().reshape(-1).to(device, dtype) for tensor in small.values()]
+    buffers = [torch.cat(flat)] if flat else []
+    # In one call, for which the servers meet once.
+    group.all_reduce_sum(*sums.values(), *buffers)
+    parts = [part for buffer in buffers for part in buffer.split([len(each) for each in flat])]
+    for (place, tensor), part in zip(small.items(), parts, strict=True):
+        sums[place] = part.view(tensor.shape)
     return [sums[place] for place in range(len(tensors))]
 
 
