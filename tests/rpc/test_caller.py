@@ -2,9 +2,11 @@
 
 import math
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from lamorel_ext.types import (
     LlmClient,
     Request,
     ScoreRequest,
+    ScoreResult,
     UpdateRequest,
     UpdateResult,
 )
@@ -63,8 +66,15 @@ def test_calls_can_overlap(caller: Caller) -> None:
 
 
 def asked_in_a_callback(caller: Caller, ask: Callable[[], Any]) -> Any:
-    """What came of ``ask`` where an answer arrives."""
+    """What came of ``ask`` where an answer arrives: on the thread that reads answers, since none
+    is given before the callback is there.
+    """
     found: queue.Queue[Any] = queue.Queue()
+    added, score = threading.Event(), FakeHost.score
+
+    def score_then(host: FakeHost, *given: Any, **named: Any) -> ScoreResult:
+        added.wait(10)
+        return score(host, *given, **named)
 
     def again(_: Any) -> None:
         try:
@@ -72,8 +82,11 @@ def asked_in_a_callback(caller: Caller, ask: Callable[[], Any]) -> Any:
         except Exception as error:
             found.put(error)
 
-    caller.submit_score(ScoreRequest(("a", "b", "c"), (ACTIONS,) * 3)).add_done_callback(again)
-    return found.get(timeout=10)
+    request = ScoreRequest(("a", "b", "c"), (ACTIONS,) * 3)
+    with mock.patch.object(FakeHost, "score", score_then):
+        caller.submit_score(request).add_done_callback(again)
+        added.set()
+        return found.get(timeout=10)
 
 
 WAITING: dict[str, Callable[[Caller], Any]] = {
