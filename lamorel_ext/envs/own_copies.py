@@ -258,9 +258,8 @@ class OwnCopy:
                 wanted = "either fixed action_texts, or a list for each state"
                 raise self._error(f"info[{name!r}]", wanted, "both")
             if isinstance(space, gymnasium.spaces.Discrete) and space.n != len(self.action_texts):
-                raise self._error(
-                    "env.action_texts", f"{space.n} texts, for {space}", list(self.action_texts)
-                )
+                name = "env.action_texts" if self._args.action_texts else "action_texts"
+                raise self._error(name, f"{space.n} texts, for {space}", list(self.action_texts))
             return self.action_texts
         found = () if name is None else info[name]
         if fault := fault_of_texts(found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -22,6 +23,7 @@ _FRENCH_ADJECTIVES = {
     "yellow": "jaune",
     "grey": "grise",
 }
+_FRENCH_MISSION = re.compile(rf"go to (?:the|a) (?:\w+ )?(?:{'|'.join(_FRENCH_NOUNS)})")
 
 _FEEDBACK = {
     True: "Your last instruction was better than the one before.",
@@ -83,9 +85,9 @@ def glam_prompt_french(
 
 def can_say(mission: str, template: Template, language: Literal["en", "fr"]) -> bool:
     """True where a mission can be said in a template; the French ``glam`` one only knows how to go
-    somewhere.
+    to a box, ball or key.
     """
-    return template != "glam" or language != "fr" or mission.startswith("go to ")
+    return template != "glam" or language != "fr" or _FRENCH_MISSION.fullmatch(mission) is not None
 
 
 def french_goal(mission: str) -> str:

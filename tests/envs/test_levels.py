@@ -215,6 +215,36 @@ def test_distractors_where_there_are_none_or_too_many_are_refused() -> None:
         make_level("BabyAI-GoToLocalS5N2-v0", num_distractors=16).reset(seed=0)
 
 
+@pytest.mark.parametrize(
+    "level, most", [("PutNextLocal", 18), ("PutNextS5N2", 9), ("MoveTwoAcrossS5N2", 9)]
+)
+def test_more_objects_than_can_be_told_apart_are_refused(level: str, most: int) -> None:
+    with pytest.raises(LevelError, match=f"at most {most} objects, got {most + 1}"):
+        make_level(f"BabyAI-{level}-v0", num_distractors=most + 1)
+    make_level(f"BabyAI-{level}-v0", num_distractors=most)
+
+
+@pytest.mark.parametrize(
+    "level, seed, mission",
+    [
+        ("SynthS5R2", 32, "open a door"),
+        (
+            "SynthLoc",
+            11,
+            "put the yellow key on your right next to the door on your left",
+        ),
+    ],
+)
+def test_a_locked_room_of_a_rejected_scene_counts_in_the_next_scenes(
+    level: str, seed: int, mission: str
+) -> None:
+    """As in the original, which never forgets it: these are its missions."""
+    built = make_level(f"BabyAI-{level}-v0")
+    for _ in range(2):
+        built.reset(seed=seed)
+        assert built.mission == mission
+
+
 def test_what_is_carried_at_the_start_is_seen() -> None:
     observation, info = BabyAITextEnv("BabyAI-PutNextS5N2Carrying-v0").reset(seed=0)
     assert info["descriptions"][0].startswith("You carry a ")

@@ -444,6 +444,14 @@ def test_fixed_texts_are_held_to_the_same(
             own_batch(own("Lists", action_texts=texts), 1, SEEDS)
 
 
+def test_fewer_texts_than_actions_name_who_gave_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EnvError, match="env.action_texts: expected 3 texts"):
+        own_batch(own("Walk", action_texts=("go", "stop")), 1, SEEDS).reset()
+    monkeypatch.setattr(Walk, "action_texts", ("go", "stop"))
+    with pytest.raises(EnvError, match=": action_texts: expected 3 texts"):
+        batch("Walk")
+
+
 @pytest.mark.parametrize("name, fixed", [("Walk", ()), ("Lists", TEXTS)])
 def test_fixed_actions_and_a_list_in_each_state_do_not_go_together(
     monkeypatch: pytest.MonkeyPatch, name: str, fixed: tuple[str, ...]

@@ -18,6 +18,7 @@ from lamorel_ext.prompts import (
     state_of,
     with_feedback,
 )
+from lamorel_ext.prompts.templates import can_say
 from lamorel_ext.types import ObservationBatch, StepBatch
 
 HEAD = (
@@ -99,6 +100,25 @@ def test_french_glam_prompt_translates_by_substrings(mission: str, goal: str) ->
         "Actions possibles pour l'agent: x, y \n "
         f"But de l'agent: {goal} \n Observation 0: A, \n Action 0: "
     )
+
+
+@pytest.mark.parametrize(
+    "mission, said",
+    [
+        ("go to the red ball", True),
+        ("go to a key", True),
+        ("go to the red ball after you pick up the blue key", False),
+        ("go to the blue key and go to the red ball", False),
+        ("go to the red door", False),
+        ("go to the ball on your left", False),
+        ("pick up a grey box", False),
+    ],
+)
+def test_only_missions_that_french_glam_prompts_say_wholly_are_put_in_them(
+    mission: str, said: bool
+) -> None:
+    assert can_say(mission, "glam", "fr") is said
+    assert can_say(mission, "glam", "en") and can_say(mission, "lamorel", "fr")
 
 
 def test_feedback_is_a_line_before_the_last_one() -> None:

@@ -77,6 +77,14 @@ class OriginalLevelGen(LevelGen):
         self.doors_open = doors_open
         super().__init__(**options)
 
+    def reset(self, **options: Any) -> Any:
+        self._last_locked: Any = None
+        return super().reset(**options)
+
+    def add_locked_room(self) -> None:
+        super().add_locked_room()
+        self._last_locked = self.locked_room
+
     def gen_mission(self) -> None:
         super().gen_mission()
         if self.doors_open:
@@ -117,11 +125,11 @@ class OriginalLevelGen(LevelGen):
 
     def _something_beside_locked_room(self) -> bool:
         """The original looks into the first neighbour of the locked room, whatever the description
-        says.
+        says; of the last one drawn, which may be that of a scene that was rejected.
         """
-        if self.locked_room is None:
+        if self._last_locked is None:
             return True
-        neighbor = next(room for room in self.locked_room.neighbors if room is not None)
+        neighbor = next(room for room in self._last_locked.neighbors if room is not None)
         return len(neighbor.objs) > 0
 
 

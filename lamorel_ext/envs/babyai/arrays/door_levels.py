@@ -22,7 +22,6 @@ from lamorel_ext.envs.babyai.arrays.room_codes import (
     LOCKED,
     NUM_COLORS,
     door_look,
-    kind_and_color,
     look_of,
 )
 from lamorel_ext.envs.babyai.arrays.room_draws import (
@@ -32,9 +31,8 @@ from lamorel_ext.envs.babyai.arrays.room_draws import (
     Scene,
     Thing,
     Words,
-    looks_of,
+    described,
     placed_in_words,
-    said,
 )
 from lamorel_ext.envs.babyai.original_levels import MAX_REJECTED, LocalLevel
 from lamorel_ext.errors import LevelError
@@ -233,13 +231,6 @@ def _local_law(level: LocalLevel, name: str) -> Law:
     )
 
 
-def _named(scene: Scene, thing: Thing) -> tuple[list[Thing], str]:
-    """Everything that looks like a thing, and its description."""
-    kind, color = kind_and_color(thing[1])
-    meant = scene.matching(looks_of(kind, color))
-    return meant, said(kind, color, len(meant))
-
-
 def _reject_unless(valid: bool, words: str, excluded: tuple[str, ...]) -> None:
     if not valid or any(phrase in words for phrase in excluded):
         raise Rejected
@@ -248,7 +239,7 @@ def _reject_unless(valid: bool, words: str, excluded: tuple[str, ...]) -> None:
 def to_one(scene: Scene, task: str, count: int, excluded: tuple[str, ...]) -> Mission:
     scene.place_agent()
     scene.add_things(count, unique=False)
-    meant, what = _named(scene, scene.chosen(scene.things))
+    meant, what = described(scene, scene.chosen(scene.things))
     words = f"{'go to' if task == 'goto' else 'pick up'} {what}"
     _reject_unless(scene.reachable(), words, excluded)
     return Mission(words, meant, task=task, rooms=1)
@@ -258,10 +249,10 @@ def _two_targets(scene: Scene, count: int) -> tuple[list[Thing], str, list[Thing
     scene.place_agent()
     scene.add_things(count, unique=False)
     first, second = scene.chosen(scene.things), scene.chosen(scene.things)
-    meant, what = _named(scene, first)
+    meant, what = described(scene, first)
     while len(meant) < 2 and second[1] == first[1]:
         second = scene.chosen(scene.things)
-    return meant, what, *_named(scene, second)
+    return meant, what, *described(scene, second)
 
 
 def put_next_to(scene: Scene, count: int, excluded: tuple[str, ...]) -> Mission:

@@ -16,6 +16,7 @@ from minigrid.core.constants import COLOR_NAMES, COLOR_TO_IDX
 from lamorel_ext.envs.babyai.arrays.room_codes import (
     KINDS,
     NUM_COLORS,
+    kind_and_color,
     look_of,
     mask_of,
     wall_cells,
@@ -264,6 +265,13 @@ def looks_of(kind: int | None, color: int | None) -> frozenset[int]:
 
 
 @cache
+def described(scene: Scene, thing: Thing) -> tuple[list[Thing], str]:
+    """Everything that looks like a thing, and its description."""
+    kind, color = kind_and_color(thing[1])
+    meant = scene.matching(looks_of(kind, color))
+    return meant, said(kind, color, len(meant))
+
+
 def said(kind: int | None, color: int | None, count: int, location: str | None = None) -> str:
     """A description in words.
 

@@ -42,6 +42,7 @@ from lamorel_ext.envs.babyai.arrays.room_draws import (
     Stuck,
     Thing,
     Words,
+    described,
     looks_of,
     said,
 )
@@ -295,16 +296,8 @@ def _generated(level: OriginalLevelGen) -> tuple[Task, Callable[[Scene], Mission
     )
 
 
-def _named(scene: Scene, thing: Thing) -> tuple[list[Thing], str]:
-    """Everything that looks like a thing, and its description."""
-    _, look = thing
-    kind, color = kind_and_color(look)
-    meant = scene.matching(looks_of(kind, color))
-    return meant, said(kind, color, len(meant))
-
-
 def _go_to(scene: Scene, target: Thing) -> Mission:
-    meant, words = _named(scene, target)
+    meant, words = described(scene, target)
     return Mission(f"go to {words}", meant)
 
 
@@ -358,7 +351,7 @@ def _put_next(scene: Scene, count: int) -> Mission:
     if scene.adjacent(moved[0], fixed[0]):
         raise Rejected
     return Mission(
-        f"put {_named(scene, moved)[1]} next to {_named(scene, fixed)[1]}", [moved], [fixed]
+        f"put {described(scene, moved)[1]} next to {described(scene, fixed)[1]}", [moved], [fixed]
     )
 
 
