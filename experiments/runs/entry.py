@@ -68,6 +68,15 @@ def run_main(
         sys.path.append(
             os.getcwd()
         )  # at the end: a folder of the user's hides no module of anybody's
+    status = _status_of(program, argv, reads)
+    if argv is None:
+        stopping.end_with(status)
+    return status
+
+
+def _status_of(
+    program: Callable[[Sequence[str]], int], argv: Sequence[str] | None, reads: bool
+) -> int:
     try:
         stopping.begin()
         with _obeying():
@@ -90,8 +99,6 @@ def run_main(
     except stopping.Stopped as stopped:
         if speaks():
             print(stopped, file=sys.stderr, flush=True)
-        if argv is None:
-            stopping.end_with(stopped.stop.exit_status)
         return stopped.stop.exit_status
     except KeyboardInterrupt:
         if speaks():

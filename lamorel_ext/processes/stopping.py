@@ -379,8 +379,8 @@ def end_now(status: int) -> NoReturn:
 
 
 def end_with(status: int) -> None:
-    """This process has done what it was asked to: ``end_now`` follows what is registered for its
-    end.
+    """This process has nothing left to do: where it was asked to end, ``end_now`` follows what is
+    registered for its end.
     """
     _watch.status = status
 
