@@ -111,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m experiments.coverage", description="Simulate the coverage of the intervals."
     )
     parser.add_argument("--sets", type=int, default=4000, help="simulated comparisons per case")
-    print(json.dumps(table(parser.parse_args(argv).sets), indent=1))
+    sets = parser.parse_args(argv).sets
+    if sets < 1:
+        parser.error(f"--sets: expected at least 1, got {sets}")
+    print(json.dumps(table(sets), indent=1))
     return 0
 
 

@@ -111,9 +111,14 @@ class Curves:
         return [self.area(task, arm, seed) for seed in self.seeds(task, arm)]
 
     def cheapest(self, task: str, arms: Sequence[str], cost: str) -> float:
-        """What the cheapest run of some arms has spent; NaN where one of them spends nothing."""
-        every = [spent for arm in arms for spent in self.last(task, arm, cost)]
-        return min(every, default=math.nan) if all(spent > 0 for spent in every) else math.nan
+        """What the cheapest run of some arms has spent; NaN where one of them spends nothing, or
+        has spent more before its first row.
+        """
+        runs = [
+            self.column(task, arm, seed, cost) for arm in arms for seed in self.seeds(task, arm)
+        ]
+        total = min((spent[-1] for spent in runs), default=math.nan)
+        return total if all(spent[0] <= total and spent[-1] > 0 for spent in runs) else math.nan
 
     def area_by(self, task: str, arm: str, seed: int, cost: str, total: float) -> float:
         """Mean success while ``total`` of a cost was spent."""

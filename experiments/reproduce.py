@@ -105,23 +105,26 @@ def plan(
 
 
 def check_fresh(planned: Iterable[Planned], versions: Mapping[str, object]) -> None:
-    """Complete runs of an earlier call are taken as they are, so they must be of this very code.
+    """Runs of an earlier call are taken as they are where they are complete, and else go on, so
+    they must be of this very code.
 
     Raises:
         ConfigError: One is of other code, or nobody can know.
     """
-    from experiments.runs.run_folder import run_state
+    from experiments.runs.run_folder import run_state, steps_done
 
     keys = ("commit", "dirty", *SAME_MACHINE)
     here = {key: versions.get(key) for key in keys}
     problems = []
     for one in planned:
-        if run_state(one.folder) == "complete":
+        complete = run_state(one.folder) == "complete"
+        if complete or steps_done(one.folder):
             there = {key: readable_json(one.folder / "versions.json").get(key) for key in keys}
-            if here != there or here["dirty"] or here["commit"] is None:
+            # Who has stopped a run of changed files may go on with it.
+            if here != there or (complete and (here["dirty"] or here["commit"] is None)):
                 problems.append(
-                    f"--output: {one.folder} holds a complete run that other code may have made;"
-                    " choose another folder, or remove it"
+                    f"--output: {one.folder} holds a run that other code may have made; choose"
+                    " another folder, or remove it"
                 )
     if problems:
         raise ConfigError(problems)

@@ -143,8 +143,11 @@ def _convert(hint: Any, value: Any, bounds: Mapping[str, Any]) -> tuple[Any, str
 
 def unknown_name(what: str, key: str, known: Iterable[str]) -> str:
     """That a name is unknown, with the one that was meant, or those that there are."""
-    names = sorted(known)
+    return f"unknown {what} {key!r}{did_you_mean(key, sorted(known))}"
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Of an unknown name: the one that was meant, or those that there are, in brackets."""
+    names = list(known)
     close = difflib.get_close_matches(key, names, n=1)
-    return f"unknown {what} {key!r}" + (
-        f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
-    )
+    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(names)})"

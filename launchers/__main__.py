@@ -81,7 +81,9 @@ def checked_config(
         CheckpointError: The policy to be evaluated is no run folder.
     """
     if array:
-        configs = list(load_matrix(overrides, config_name, config_dir).values())
+        # a policy is refused where the script is written, which sets its own
+        shared = split_policy(overrides)[1] if task == "evaluate" else overrides
+        configs = list(load_matrix(shared, config_name, config_dir).values())
     elif task == "compare":
         configs = [planned.config for planned in plan(overrides, config_name, config_dir)]
     elif task == "evaluate":
@@ -131,7 +133,9 @@ def launch(argv: Sequence[str]) -> int:
     if options.multirun:
         if options.task == "evaluate":
             raise ConfigError("-m: evaluate has one policy at a time")
-        lines = swept_lines(options.task, options.overrides, *where)
+        comparison = options.slurm_array or options.slurm_report
+        task = "compare" if comparison else options.task
+        lines = swept_lines(task, options.overrides, *where)
     configs = [
         checked_config(options.task, line, *where, options.slurm_array, options.trust)
         for line in lines

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -13,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
+from experiments.runs.checks import check_configs
 from lamorel_ext.config import (
     CONFIG_DIR,
     Config,
@@ -199,6 +201,23 @@ def test_every_experiment_is_valid_and_the_cost_at_its_top_counts_its_runs(name:
     matrix = load_matrix((), name)
     runs = len(matrix) * len(next(iter(matrix.values())).compare.seeds)
     assert f"Cost: {runs} runs" in (CONFIG_DIR / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_command_at_the_top_of_an_experiment_can_be_run(name: str) -> None:
+    head = (CONFIG_DIR / f"{name}.yaml").read_text().split("defaults:")[0]
+    for line in head.replace("\\\n#", "").splitlines():
+        command = re.sub(r"  +\(.*", "", line.partition("python -m launchers compare ")[2])
+        if overrides := [word for word in shlex.split(command) if "=" in word]:
+            check_configs(load_matrix(overrides, name).values())
+
+
+def test_subgoals_can_be_evaluated_exactly() -> None:
+    config = load_config(["run.evaluation=exact"], "vocabularies")
+    assert config.guidance.vocabulary == "subgoal"
+    check_configs([config])
+    with pytest.raises(ConfigError, match="free guidance cannot be listed"):
+        check_configs([load_config(["run.evaluation=exact", "guidance.vocabulary=free"])])
 
 
 # --- what wins ------------------------------------------------------------------------------------
@@ -656,6 +675,23 @@ def test_controls_stand_behind_each_feedback_arm_and_nowhere_else() -> None:
             r"feedback.signal: td\}",
         ),
         (
+            ["compare.arms=[teacher_frozen,teacher_feedback]", "feedback={lr: 0.1, signal: td}"],
+            r"feedback.signal: would go over .* \{base: teacher_feedback, feedback.signal: td\}",
+        ),
+        (
+            ["compare.arms=['teacher_feedback+lr=0.1']", "feedback={lr: 0.2}"],
+            "feedback.lr: set by the cell",
+        ),
+        (["compare.arms=['']"], "compare.arms: '': must begin with the name of a file"),
+        (["compare.arms=[llm_policy,'']"], "compare.arms: '': must begin with the name of a file"),
+        (
+            [
+                "compare.arms=['teacher_feedback+signal=td+epochs=2',"
+                "'teacher_feedback+epochs=2+signal=td']"
+            ],
+            r"teacher_feedback.signal=td.epochs=2 is asked for twice",
+        ),
+        (
             ["compare.arms=[llm_policy,student_alone]", "arm.agent=student"],
             r"arm.agent: would go over what tells the arms apart",
         ),
@@ -675,6 +711,23 @@ def test_controls_stand_behind_each_feedback_arm_and_nowhere_else() -> None:
 def test_a_cell_that_cannot_be_is_refused(overrides: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         load_matrix(overrides)
+
+
+@pytest.mark.parametrize("other", ["feedback.signal=gae", "++feedback={signal: gae}"])
+def test_a_run_refuses_a_value_that_its_cell_sets(other: str) -> None:
+    for overrides in (
+        [other, "arm=teacher_feedback+signal=td"],
+        ["arm='student_alone+signal=td'", other],
+    ):
+        with pytest.raises(ConfigError, match="feedback.signal: set by the cell .*; leave it out"):
+            load_config(overrides)
+
+
+def test_a_control_is_run_once_however_its_cell_is_written() -> None:
+    arms = ("teacher_feedback+signal=td", "teacher_feedback+sign=random+signal=td")
+    quoted = ",".join(f"'{arm}'" for arm in arms)
+    configs = load_matrix([f"compare.arms=[{quoted}]", "compare.controls=[random]"])
+    assert tuple(arm for _, arm in configs) == arms
 
 
 @pytest.mark.parametrize(

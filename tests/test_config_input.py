@@ -21,7 +21,13 @@ from omegaconf import OmegaConf
 
 from experiments.runs.entry import run_main
 from experiments.runs.planning import plan
-from lamorel_ext.config import from_mapping, load_config, load_matrix, read_config
+from lamorel_ext.config import (
+    from_mapping,
+    load_config,
+    load_matrix,
+    read_config,
+    save_config,
+)
 from lamorel_ext.config.overrides import Parsed, parse_override, quote
 from lamorel_ext.errors import (
     CheckpointError,
@@ -267,6 +273,17 @@ def test_a_runs_file_is_read_as_omegaconf_reads_it(text: str, tmp_path: Path) ->
     assert found(lambda: read_config(path)) == expected
 
 
+@pytest.mark.parametrize(
+    "text", ["${x}", "\\${x}", "\\\\${x", "a ${b}${c}\\", "$${", "$\\{", "???"]
+)
+def test_a_text_is_written_so_that_it_is_read_back(text: str, tmp_path: Path) -> None:
+    own = {"_target_": "my_game.Game", "texts": [text, "a"]}
+    config = from_mapping({"compare": {"name": text}, "env": own})
+    save_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+    assert load_config((), "config", tmp_path).compare.name == text
+
+
 def test_a_key_that_stands_twice_in_a_runs_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("run: {seed: 1, seed: 2}\n")
@@ -290,6 +307,17 @@ def test_single_files_of_a_group_are_found_in_folders_of_the_users_own(
     assert load_config(["arm=here"]).arm.name == "here"
     assert load_config(["arm=there"], config_dir="other").arm.name == "there"
     assert load_config(["arm=there", f"hydra.searchpath=[{tmp_path}/other]"]).arm.name == "there"
+
+
+def test_a_search_path_that_names_an_unset_variable_is_told_with_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MY_CONFS", raising=False)
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [default, _self_]\nhydra: {searchpath: ['file://${oc.env:MY_CONFS}']}\n"
+    )
+    with pytest.raises(ConfigError, match=r"mine.yaml .*'MY_CONFS' not found"):
+        load_config((), "mine", tmp_path)
 
 
 def test_two_is_for_what_the_user_said_wrong_and_one_for_what_went_wrong() -> None:

@@ -126,11 +126,16 @@ def test_an_error_in_a_module_of_ones_own_is_told_with_its_place(
 ) -> None:
     (tmp_path / "my_broken.py").write_text("x = 1\nx = 1 / 0\n")
     (tmp_path / "my_needy.py").write_text("import my_missing\n")
+    (tmp_path / "my_leaver.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=r"ZeroDivisionError: .*my_broken.py, line 2"):
         Plug("my_broken.Name").check("agent", 1)
     with pytest.raises(ConfigError, match="No module named 'my_missing'"):
         Plug("my_needy.Name").check("agent", 1)
+    with pytest.raises(
+        ConfigError, match=r"agent._target_: .*SystemExit: 0 .*my_leaver.py, line 2"
+    ):
+        Plug("my_leaver.Name").check("agent", 1)
 
 
 def test_code_named_by_somebody_elses_configuration_needs_trust() -> None:

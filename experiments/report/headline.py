@@ -137,11 +137,29 @@ def _estimate(difference: Difference) -> float:
 
 
 def warnings(summaries: Sequence[Summary]) -> list[str]:
-    """What a reader must know before believing anything: feedback arms without their controls.
+    """What a reader must know before believing anything: baselines that the comparison did not
+    name, and feedback arms without their controls.
 
     Args:
         summaries: Of each task.
     """
+    return [*_other_baselines(summaries), *_without_controls(summaries)]
+
+
+def _other_baselines(summaries: Sequence[Summary]) -> list[str]:
+    """Where the first arm asked for has no complete run, so that another one stands in for it."""
+    found = []
+    for summary in summaries:
+        arms = max((run.config.compare.arms for row in summary.arms for run in row.runs), key=len)
+        if summary.against_baseline and summary.arms[0].runs[0].folder.parent.name in arms[1:]:
+            found.append(
+                f"{arms[0]}, the comparison's baseline, has no complete run on {summary.label};"
+                f" differences are to {summary.baseline}."
+            )
+    return found
+
+
+def _without_controls(summaries: Sequence[Summary]) -> list[str]:
     found: dict[Missing, list[str]] = {}
     for summary in summaries:
         for missing in summary.missing:

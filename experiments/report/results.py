@@ -38,6 +38,8 @@ EXACT = "eval_exact"
 """1 where an evaluation went through all states, 0 where it played held-out episodes."""
 NEEDED = (STEPS, SUCCESS, RETURN, CALLS, TOKENS, SECONDS)
 """Columns that every curve of a complete run has, and without which there is nothing to report."""
+PER_ROLLOUT = ("student_update_steps", "student_update_samples")
+"""Counts of which a row has the mean over the rollouts since the row before."""
 NOT_THE_TASK = (
     "env.name",
     "env._target_",
@@ -105,6 +107,16 @@ class Run:
     def last(self, column: str) -> float:
         """Value at the last evaluation."""
         return float(self.columns[column][-1])
+
+    def total(self, column: str) -> float:
+        """A count over the whole run. Where stages of a curriculum cut rollouts off between two
+        rows, counts ``PER_ROLLOUT`` come out too small.
+        """
+        if column not in PER_ROLLOUT:
+            return self.last(column)
+        rollout = self.config.num_steps * self.config.env.num_envs  # the last one may be shorter
+        rollouts = np.ceil(np.diff(self.columns[STEPS]) / rollout)
+        return float((self.columns[column][1:] * rollouts).sum())
 
     def at(self, column: str, until: float) -> float:
         """Value at ``until`` steps, as ``area`` has it; at the last evaluation where the budget is
@@ -322,6 +334,8 @@ def _check_curve(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     for name in (STEPS, CALLS, TOKENS, SECONDS):
         if np.any(np.diff(columns[name]) < 0):
             raise CheckpointError(f"{path}: {name} goes down from one row to the next")
+    if np.any(np.diff(columns[STEPS]) == 0):
+        raise CheckpointError(f"{path}: {STEPS} does not go up from one row to the next")
 
 
 def _check_end(path: Path, columns: Mapping[str, np.ndarray], total_steps: int) -> None:
@@ -493,7 +507,7 @@ def _task_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
 def _level_label(run: Run) -> str:
     short = run.level.removeprefix("BabyAI-").removesuffix("-v0")
     number = run.config.env.num_distractors
-    return short if number is None else f"{short}, {number} objects"
+    return short if number is None else f"{short}, num_distractors={number}"
 
 
 def _set_apart(name: str, own: Mapping[str, Any], keys: Sequence[str]) -> str:

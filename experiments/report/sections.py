@@ -23,7 +23,7 @@ from experiments.report.summary import (
     Summary,
     bracket,
     is_exact,
-    mean_last,
+    mean_total,
     plain,
     signed,
 )
@@ -100,7 +100,7 @@ def task_sections(task: Summary, pictures: Pictures, prefix: str = "") -> list[s
         even = (
             "Mean success while a cost was spent, up to what the cheapest run of the two arms has"
             " spent, with t intervals as above, not corrected for the number of arms; a dash where"
-            " one of them spends nothing."
+            " one of them spends nothing, or has spent more before its first evaluation."
         )
         costs += [
             page.subheading(f"At equal cost, minus {task.baseline}"),
@@ -406,7 +406,7 @@ def _updates_table(task: Summary) -> str:
         if any(column in run.columns for row in task.arms for run in row.runs)
     ]
     rows = [
-        [row.label, *(_count(mean_last(row.runs, column)) for column, _ in known)]
+        [row.label, *(_count(mean_total(row.runs, column)) for column, _ in known)]
         for row in task.arms
     ]
     return page.table(["arm", *(title for _, title in known)], rows)
@@ -433,7 +433,8 @@ def _equal_costs_table(task: Summary) -> str:
 def _how_to_read_costs() -> str:
     return (
         "Means over seeds of whole runs; what it took to 80 % and 95 % is that of the median seed."
-        " Tokens are those that the LLM processed, without answers that it still remembered."
+        " Tokens are those that the LLM processed to act and to learn, without answers that it"
+        " still remembered; what evaluations ask, or a statistic alone, is not counted."
         " Seconds depend on the machine and on what else it did."
     )
 

@@ -53,11 +53,6 @@ class Interval:
         low, high = (float(np.clip(end, lowest, highest)) for end in (self.low, self.high))
         return Interval(self.estimate, low, high)
 
-    @property
-    def excludes_zero(self) -> bool:
-        """True where the whole interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 @dataclass(frozen=True)
 class Contrast:
@@ -379,11 +374,6 @@ def steps_to(steps: Values, values: Values, threshold: float) -> float | None:
     return (
         float(np.asarray(steps, dtype=np.float64)[int(reached.argmax())]) if reached.any() else None
     )
-
-
-def curve_on(grid: Values, steps: Values, values: Values) -> np.ndarray:
-    """The curve at the points of ``grid``, interpolated; NaN outside the curve's own range."""
-    return np.interp(grid, steps, values, left=np.nan, right=np.nan)
 
 
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:

@@ -126,7 +126,8 @@ class Difference:
         correlation: Of the two arms' areas over seeds; NaN where one does not vary.
         by_cost: The same for the mean success over what was spent of a cost, up to ``cut_at``;
             empty for several tasks.
-        cut_at: By cost, the total of the cheapest run of the two arms; only costs that both have.
+        cut_at: By cost, the total of the cheapest run of the two arms; only costs that both have,
+            and that no run has passed before its first row.
         sampled: The side that was evaluated on held-out episodes on a task where the other one was
             evaluated exactly; empty where both are alike.
     """
@@ -251,11 +252,6 @@ class Summary:
             *self.against_own,
             *(d for edge in self.edges for d in edge.differences.values()),
         )
-
-    @property
-    def seeds(self) -> int:
-        """Seeds per arm and task, of the arm that has most."""
-        return max(len(arm.runs) for row in self.arms for arm in row.arms.values())
 
 
 def summarise(tasks: Sequence[Task], samples: int = 2000) -> Summary:
@@ -414,7 +410,7 @@ class _Table:
                 if one_task
                 else {}
             ),
-            spent={cost: mean_last(runs, cost) for cost in COSTS},
+            spent={cost: mean_total(runs, cost) for cost in COSTS},
         )
 
     def difference(self, ours: str, theirs: str, against: str) -> Difference:
@@ -483,15 +479,20 @@ class _Table:
         return {seed: run.area_by(cost, total) for seed, run in arm.runs.items()}
 
     def _cheapest(self, labels: Sequence[str]) -> dict[str, float]:
-        """What the cheapest run of these arms has spent, of each cost that all of them have;
-        nothing for several tasks.
+        """What the cheapest run of these arms has spent, of each cost that all of them have; not of
+        one that another run has spent before its curve begins, and nothing for several tasks.
         """
         runs = [run for label in labels for run in self._all_runs(label)]
         one_task = all(len(self._runs[label]) == 1 for label in labels)
-        return {
+        cheapest = {
             cost: min(run.last(cost) for run in runs)
             for cost in COSTS
             if runs and one_task and pays(runs, cost)
+        }
+        return {
+            cost: total
+            for cost, total in cheapest.items()
+            if all(run.columns[cost][0] <= total for run in runs)
         }
 
     def _all_runs(self, label: str) -> list[Run]:
@@ -579,10 +580,10 @@ def _rank_by_seed(
     return found
 
 
-def mean_last(runs: Sequence[Run], column: str) -> float:
-    """Mean over runs of a column's last value; NaN where a run lacks the column."""
+def mean_total(runs: Sequence[Run], column: str) -> float:
+    """Mean over runs of what a column counts; NaN where a run lacks the column."""
     return (
-        float(np.mean([run.last(column) for run in runs]))
+        float(np.mean([run.total(column) for run in runs]))
         if all(column in run.columns for run in runs)
         else math.nan
     )

@@ -22,6 +22,9 @@ from lamorel_ext.processes.identity import this_process
 
 log = logging.getLogger(__name__)
 
+LONGEST_NAME = 255
+"""Bytes of a file's or folder's name, on the file systems that people have."""
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -40,10 +43,14 @@ def why_not_writable(folder: Path) -> str:
     """Why nothing could be written into a folder that need not be there yet; empty where something
     could.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    for part in folder.parts:
+        if len(os.fsencode(part)) > LONGEST_NAME:
+            return f"{part[:20]}...: a name has at most {LONGEST_NAME} bytes"
+    # Path.exists would raise where a folder above it is closed to us.
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
     if not there.is_dir():
         return f"{there} is not a folder"
-    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is read-only"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} may not be written into"
 
 
 def folder_to_write(text: str) -> Path:

@@ -6,6 +6,7 @@ Free of torch, so that a launcher reads them as its ranks do.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def policy_config(
     if policy == ZERO_SHOT:
         return load_config(["arm=llm_policy", *overrides], config_name, config_dir)
     folder = Path(policy).expanduser()
-    if not (folder / "config.yaml").exists():
+    if not os.path.exists(folder / "config.yaml"):  # False too where the folder is closed to us
         raise NotThereError(
             f"policy={policy}: neither {ZERO_SHOT} nor a run folder: no config.yaml in it"
         )

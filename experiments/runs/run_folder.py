@@ -252,8 +252,18 @@ class RunFolder:
             self._settle(error)
 
     def _settle(self, error: BaseException | None) -> None:
+        failure: CheckpointError | None = None
         for tracker in self._trackers:
-            tracker.close()
+            try:
+                tracker.close()
+            except CheckpointError as second:
+                log.warning("%s", second)
+                failure = failure or second
+        self._note_end(error or failure)
+        if error is None and failure is not None:
+            raise failure
+
+    def _note_end(self, error: BaseException | None) -> None:
         if error is None:
             self._set_status("complete", exit_status=0)
             remove_others(

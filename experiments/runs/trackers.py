@@ -87,11 +87,11 @@ class TensorBoard:
 
     def close(self) -> None:
         """See ``Tracker``."""
-        if self._writer is None and self._before:
-            with writing(self._folder):
+        with writing(self._folder):
+            if self._writer is None and self._before:
                 self._open()
-        if self._writer is not None:
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.close()
 
     def _open(self) -> None:
         if self._writer is not None:

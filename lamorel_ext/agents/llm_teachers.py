@@ -93,6 +93,22 @@ def sample_texts(
     )
 
 
+def rescored(
+    llm: LlmClient, prompts: Sequence[str], texts: Sequence[str], generated: np.ndarray
+) -> np.ndarray:
+    """Log-probabilities ``(n,)`` of written texts as an update scores them, in nats: ``generated``
+    counts the token that ended a text too. An empty text cannot be scored, keeps what it has, and
+    is never sent to an update.
+    """
+    log_probs = generated.copy()
+    if written := [i for i, text in enumerate(texts) if text]:
+        request = ScoreRequest(
+            tuple(prompts[i] for i in written), tuple((texts[i],) for i in written)
+        )
+        log_probs[written] = llm.score_batch(request).log_probs.detach().double().numpy()
+    return log_probs
+
+
 def distribution_over(
     llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]
 ) -> np.ndarray:
@@ -179,7 +195,7 @@ class FreeTeacher:
         texts, log_probs = sample_texts(self._llm, scene.shown, self._max_new_tokens, seed)
         candidates = tuple((text,) for text in texts)
         if self._rescore:
-            log_probs = self._log_probs_of(scene.shown, candidates, log_probs)
+            log_probs = rescored(self._llm, scene.shown, texts, log_probs)
         codes = np.stack([hashed_words(text, TEXT_SIZE) for text in texts])
         pairs = zip(texts, scene.candidates, strict=True)
         hints = np.array([hinted_action(text, known) for text, known in pairs], dtype=np.int64)
@@ -194,20 +210,3 @@ class FreeTeacher:
     def distribution(self, scene: Scene) -> np.ndarray:
         """There is no list of texts."""
         raise ValueError("free guidance cannot be enumerated")
-
-    def _log_probs_of(
-        self,
-        prompts: tuple[str, ...],
-        candidates: tuple[tuple[str, ...], ...],
-        generated: np.ndarray,
-    ) -> np.ndarray:
-        log_probs = generated.copy()
-        written = [
-            i for i, (text,) in enumerate(candidates) if text
-        ]  # an empty text cannot be scored, and is never sent to an update
-        if written:
-            request = ScoreRequest(
-                tuple(prompts[i] for i in written), tuple(candidates[i] for i in written)
-            )
-            log_probs[written] = self._llm.score_batch(request).log_probs.detach().double().numpy()
-        return log_probs

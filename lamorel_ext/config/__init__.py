@@ -2,7 +2,6 @@
 
 from lamorel_ext.config.plugs import Plug, Plugs, check_trust, plugs_of
 from lamorel_ext.config.reading import (
-    compose_mapping,
     from_mapping,
     load_config,
     load_matrix,
@@ -68,7 +67,6 @@ __all__ = [
     "StudentArgs",
     "SweptRun",
     "check_trust",
-    "compose_mapping",
     "from_mapping",
     "groups",
     "listed",

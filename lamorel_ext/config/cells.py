@@ -77,9 +77,13 @@ def read_cell(text: str) -> Cell:
     """A cell from its line of text.
 
     Raises:
-        ConfigError: A part is not ``key=value``, or names a key twice.
+        ConfigError: The base is empty, or a part is not ``key=value`` or names a key twice.
     """
     base, *parts = text.split("+")
+    if not base:
+        raise ConfigError(
+            f"compare.arms: {text!r}: must begin with the name of a file in configs/arm"
+        )
     values: dict[str, Any] = {}
     for part in parts:
         key, equals, value = part.partition("=")

@@ -77,7 +77,7 @@ class Plug:
         """
         try:
             found = _resolve(self.target)
-        except Exception as error:  # whatever a module of somebody's own raises when it is imported
+        except (Exception, SystemExit) as error:  # whatever somebody's own module raises
             raise ConfigError(f"{key}.{TARGET}: {self.target}: {why(error)}") from error
         if not callable(found):
             raise ConfigError(
@@ -260,7 +260,7 @@ def _resolve(target: str) -> Any:
         raise
 
 
-def why(error: Exception) -> str:
+def why(error: BaseException) -> str:
     """The reason, and where in somebody's own code it lies."""
     reason = " ".join(str(error).split()) or type(error).__name__
     trace = error.__traceback__

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -37,8 +37,9 @@ from lamorel_ext.config.sources import (
     read_yaml,
     search_folders,
 )
-from lamorel_ext.config.typed import build, did_you_mean
+from lamorel_ext.config.typed import build
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.options import did_you_mean
 
 
 def load_config(
@@ -63,14 +64,21 @@ def load_config(
 
 
 def _with_cell(overrides: Sequence[str]) -> tuple[list[str], Cell | None]:
-    """An override ``arm=base+key=value`` as those of base and values, and the cell itself."""
+    """An override ``arm=base+key=value`` as those of base and values, and the cell itself.
+
+    Raises:
+        ConfigError: The cell cannot be read, or another override sets one of its values.
+    """
     found, cell = list(overrides), None
     for place, text in enumerate(overrides):
         key, _, value = text.partition("=")
         if key.strip().lstrip("+") == "arm" and "+" in value:
             cell = read_cell(value.strip().strip("'\""))
             found[place] = f"arm={cell.base}"
-    return found + ([] if cell is None else cell.overrides), cell
+    if cell is None:
+        return found, None
+    _check_cells_alone({cell.name: cell}, found)
+    return found + cell.overrides, cell
 
 
 TELLING_APART = ("feedback.signal", "arm.agent", "arm.teacher", "arm.weights", "arm.action_heads")
@@ -96,11 +104,11 @@ def load_matrix(
     # What is wrong with it is said below, together with the problems of each arm: every one of
     # them has its values.
     compare = build(CompareArgs, _expanded(mapping, []).get("compare", {}), "compare.", [])
-    read = [read_cell(name) for name in compare.arms if name]
+    read = [read_cell(name) for name in compare.arms]
+    parts = [sorted(cell.name.split("+")) for cell in read]  # the order of values means nothing
+    if twice := [cell.name for cell, own in zip(read, parts, strict=True) if parts.count(own) > 1]:
+        raise ConfigError(f"compare.arms: {twice[0]} is asked for twice")
     cells = {cell.name: cell for cell in read}
-    if len(cells) < len(read):
-        twice = next(cell.name for cell in read if read.count(cell) > 1)
-        raise ConfigError(f"compare.arms: {twice} is asked for twice")
     if cells:
         compare = dataclasses.replace(compare, arms=tuple(cells))
     _check_cells_alone(cells, overrides)
@@ -135,7 +143,7 @@ def load_matrix(
 
 def _check_cells_alone(cells: Mapping[str, Cell], overrides: Sequence[str]) -> None:
     """A value on the command line would make two cells the same, or a folder's name wrong."""
-    given = {text.partition("=")[0].lstrip("+") for text in overrides}
+    given = {key for _, key, _ in _given(overrides)}
     problems = []
     for name, cell in cells.items():
         problems += [
@@ -145,6 +153,24 @@ def _check_cells_alone(cells: Mapping[str, Cell], overrides: Sequence[str]) -> N
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
+def _given(overrides: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
+    """Each key that is set, one by one where a group is given as a mapping: the override, the key
+    and its value.
+    """
+    for text in overrides:
+        parsed = parse_override(text)
+        if isinstance(parsed, Parsed):
+            yield from ((text, key, value) for key, value in _leaves(parsed.key, parsed.value))
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield key, value
+        return
+    for name, own in value.items():
+        yield from _leaves(f"{key}.{name}", own)
+
+
 def _check_arms_stay_apart(
     cells: Mapping[str, Cell], overrides: Sequence[str], config_name: str, config_dir: Path | str
 ) -> None:
@@ -152,8 +178,7 @@ def _check_arms_stay_apart(
     and their names would still say it.
     """
     problems = []
-    for text in overrides:
-        key = text.partition("=")[0].lstrip("+")
+    for text, key, value in _given(overrides):
         if key not in TELLING_APART or len(cells) < 2:
             continue
         others = [each for each in overrides if each is not text]
@@ -163,10 +188,10 @@ def _check_arms_stay_apart(
             config = load_config([*others, f"arm={cell.base}"], config_name, config_dir)
             own[arm] = getattr(getattr(config, group), name)
         if len(set(own.values())) > 1:
-            told = ", ".join(f"{value} of {arm}" for arm, value in own.items())
+            told = ", ".join(f"{each} of {arm}" for arm, each in own.items())
             problems.append(
                 f"{key}: would go over what tells the arms apart ({told}); ask for a cell, such as"
-                f" {{base: teacher_feedback, {text.lstrip('+').replace('=', ': ', 1)}}}"
+                f" {{base: teacher_feedback, {key}: {value}}}"
             )
     if problems:
         raise ConfigError(problems)
@@ -188,7 +213,7 @@ def _with_controls(
             )
             label = f"{config.arm.name}/{sign} sign"
             control = dataclasses.replace(control, arm=dataclasses.replace(control.arm, name=label))
-            if (task, cell.name) not in configs and not impossible_values(control):
+            if cell not in cells.values() and not impossible_values(control):
                 found[task, cell.name] = control
     return found
 
@@ -212,16 +237,6 @@ def _check_tasks_differ(configs: Mapping[tuple[str, str], Config], compare: Comp
                 " set besides?"
             )
         seen[env] = task
-
-
-def compose_mapping(
-    overrides: Sequence[str] = (), config_name: str = "default", config_dir: Path | str = CONFIG_DIR
-) -> dict[str, Any]:
-    """Compose the plain values, unchecked. See ``load_config``."""
-    mapping, problems = _compose(overrides, config_name, config_dir)
-    if problems:
-        raise ConfigError(problems)
-    return mapping
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Config:
@@ -270,12 +285,12 @@ def _compose(
         else:
             parsed.append(found)
     added, wrong = search_path(parsed)
-    folders = search_folders(config_dir, added)
-    primary = _find(config_name, folders)
-    folders = search_folders(config_dir, [*added, *_own_search_path(primary)])
-    groups, values, more = _split(parsed, folders)
-    problems += [*wrong, *more]
+    problems += wrong
+    primary = _find(config_name, search_folders(config_dir, added))
     try:
+        folders = search_folders(config_dir, [*added, *_own_search_path(primary)])
+        groups, values, more = _split(parsed, folders)
+        problems += more
         composed = _compose_groups(config_name, groups, folders)
         problems += [problem for key, value in values if (problem := _set(composed, key, value))]
         values_of_all = OmegaConf.to_container(composed, resolve=True)
@@ -375,7 +390,7 @@ def save_config(config: Config, path: Path) -> None:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(_lists(to_mapping(config))))
+    return OmegaConf.to_yaml(OmegaConf.create(_writable(to_mapping(config))))
 
 
 def read_config(path: Path) -> Config:
@@ -397,10 +412,13 @@ def _parsed(path: Path, text: str) -> Config:
     return from_mapping({str(key): value for key, value in values.items()})
 
 
-def _lists(value: Any) -> Any:
+def _writable(value: Any) -> Any:
+    """Tuples as lists, and ``${`` in a text so that OmegaConf reads the text back as it is."""
     if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _writable(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", value)
+    return [_writable(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _split(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from lamorel_ext.options import did_you_mean
 
 
 def build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
@@ -33,7 +34,7 @@ def build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
                 mapping = {key: value for key, value in mapping.items() if key in hints}
     for key in mapping:
         if key not in hints:
-            problems.append(f"{prefix}{key}: unknown key{did_you_mean(str(key), list(hints))}")
+            problems.append(f"{prefix}{key}: unknown key{did_you_mean(str(key), hints)}")
     for name, hint in hints.items():
         if name not in mapping:
             continue
@@ -109,8 +110,3 @@ def _describe(hint: Any) -> str:
         )
 
     return " or ".join(one(option) for option in _alternatives(hint))
-
-
-def did_you_mean(key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"

@@ -117,11 +117,9 @@ class AveragedModule(nn.Module):
         parameters = [
             parameter for parameter in self.module.parameters() if parameter.requires_grad
         ]
-        word = torch.tensor([float(active), float(len(parameters))], dtype=torch.float64)
-        if not active:
-            word[1] = 0
-        self.group.all_reduce_sum(word)
-        count = int(word[0])
+        servers = torch.tensor([float(active)], dtype=torch.float64)
+        self.group.all_reduce_sum(servers)
+        count = int(servers)
         if not count:
             return False
         # Parameters that no server has a gradient for stay without one: an optimiser passes them

@@ -11,7 +11,8 @@ from typing import Any
 
 from lamorel_ext.errors import ConfigError, RequestError
 from lamorel_ext.lamorel.settings import LlmSettings, Settings, logger, read_settings, say_unused
-from lamorel_ext.rpc.lamorel_shape import SCORE_KEY
+from lamorel_ext.processes import stopping
+from lamorel_ext.rpc.lamorel_shape import SCORE_KEY, texts_of
 from lamorel_ext.rpc.topology import Placement, split_evenly
 from lamorel_ext.types import CallRequest
 
@@ -81,6 +82,7 @@ class Caller:
                 role.index,
                 *self._own(which, tuple(custom.values())),
             )
+            stopping.end_with(0)
             sys.exit(0)
         if role.index == 0:
             say_unused(self._settings)
@@ -109,7 +111,8 @@ class Caller:
             For each context a tensor ``(num_candidates,)``; with additional functions a dictionary
             that has it as ``__score``.
         """
-        keys = [SCORE_KEY, *additional_module_function_keys]
+        more = texts_of(additional_module_function_keys, "additional_module_function_keys")
+        keys = [SCORE_KEY, *more]
         rows = self.custom_module_fns(keys, contexts, candidates=candidates, **kwargs)
         return rows if len(keys) > 1 else [row[SCORE_KEY] for row in rows]
 

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lamorel_ext.errors import ModelLoadError
+from lamorel_ext.errors import ModelLoadError, WriteError
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -173,11 +175,12 @@ def _made(function: Any, arguments: Sequence[Any]) -> Any:
 
 
 def _lines(argv: Sequence[str]) -> Iterator[str]:
-    from safetensors.torch import save_file
-
     source, target = map(Path, argv)
     tensors = read_checkpoint(source)
-    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, target)
+    try:
+        save_file({name: value.clone().contiguous() for name, value in tensors.items()}, target)
+    except (SafetensorError, OSError) as error:
+        raise WriteError(f"{target} cannot be written: {error}") from error
     yield f"{target}: {len(tensors)} tensors"
 
 
@@ -189,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         for line in _lines(argv):
             print(line)
-    except (ModelLoadError, OSError) as error:
+    except (ModelLoadError, WriteError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -6,7 +6,7 @@ What is not needed here is accepted and named once, in one line.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -19,12 +19,15 @@ from lamorel_ext.config import (
     ParallelismArgs,
 )
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.options import out_of_bounds
 
 logger = logging.getLogger("lamorel_logger")
 
 Version = Literal["0.2", "0.3"]
 DEFAULT_SEED = 42
 """Lamorel's, where ``llm_args.seed`` is missing."""
+DEFAULT_TIMEOUT_S = 1800
+"""Where ``gloo_timeout``, or 0.3's ``timeout``, is missing."""
 
 _NEEDED_LATER = frozenset(
     {"handler", "constructor_kwargs", "pad_token_id", "allow_subgraph_use_whith_gradient"}
@@ -177,13 +180,12 @@ def _lamorel_args(
     if not isinstance(getattr(logging, level.upper(), None), int):
         problems.append(f"lamorel_args.log_level: no level of logging is called {level!r}")
         level = "info"
-    timeout = plain.get("gloo_timeout")
     subgraphs = bool(plain.get("allow_subgraph_use_whith_gradient", False))
     if level not in ("debug", "info", "warning", "error"):
         level = "error"
     return LamorelArgs(
         log_level=level,  # type: ignore[arg-type]
-        gloo_timeout=_number(1800 if timeout is None else timeout, "gloo_timeout", problems),
+        gloo_timeout=_number(plain, "gloo_timeout", problems, default=DEFAULT_TIMEOUT_S),
         allow_subgraph_use_whith_gradient=subgraphs,
         distributed_setup_args=setup,
         accelerate_args=accelerate,
@@ -201,8 +203,10 @@ def _read_03(
     unused += [f"lamorel_args.{key}" for key in plain if key not in known]
     setup = _section(plain, "distributed_setup_args", problems)
     unused += [f"distributed_setup_args.{key}" for key in setup if key not in _SETUP_03]
-    processes = _section(setup, "llm_processes", problems)
+    processes = _section(setup, "llm_processes", problems, "distributed_setup_args.")
     configs = _section(plain, "llm_configs", problems)
+    if not processes and not configs:
+        problems.append("lamorel_args.llm_configs: must name at least one LLM")
     if processes.keys() != configs.keys():
         problems.append(
             f"distributed_setup_args.llm_processes names {', '.join(processes) or 'none'},"
@@ -211,27 +215,29 @@ def _read_03(
     llms: list[LlmSettings] = []
     first = 0
     for name in processes:
-        where = f"llm_processes.{name}"
-        own = dict(processes[name] or {})
-        count = _number(own.pop("n_processes", 1), f"{where}.n_processes", problems)
+        where = f"distributed_setup_args.llm_processes.{name}"
+        own = _section(processes, name, problems, "distributed_setup_args.llm_processes.")
+        count = _number(own, "n_processes", problems, f"{where}.")
+        own.pop("n_processes", None)
         devices = _devices(own.pop("devices_per_process", None), count, where, problems)
         if own.pop("ddp_kwargs", None):
             unused.append(f"{where}.ddp_kwargs")
         unused += [f"{where}.{key}" for key in own]
-        values = dict(configs.get(name) or {})
+        values = _section(configs, name, problems, "llm_configs.")
         pad = values.get("pad_token_id")
         llm = _llm_args(values, f"llm_configs.{name}", problems, unused)
-        servers = range(first, first + max(0, count))
-        raw = config.llm_configs.get(name) if hasattr(config, "llm_configs") else values
+        servers = range(first, first + count)
+        raw = config.llm_configs.get(name) if configs and hasattr(config, "llm_configs") else values
         llms.append(LlmSettings(name, "0.3", llm, servers, devices, pad, raw))
         first = servers.stop
-    rl = _number(setup.get("n_rl_processes", 1), "distributed_setup_args.n_rl_processes", problems)
-    accelerate = AccelerateArgs()
+    within = "distributed_setup_args."
+    rl = _number(setup, "n_rl_processes", problems, within)
+    timeout = _number(setup, "timeout", problems, within, DEFAULT_TIMEOUT_S)
     args = _lamorel_args(
-        {**plain, "gloo_timeout": setup.get("timeout")},
+        {**plain, "gloo_timeout": timeout},
         problems,
-        DistributedSetupArgs(rl, first),
-        accelerate,
+        DistributedSetupArgs(rl, max(1, first)),
+        AccelerateArgs(),
         LlmArgs(),
     )
     return args, tuple(llms)
@@ -244,7 +250,7 @@ def _multinode(
     if not setup.get("multinode"):
         return None
     where = "distributed_setup_args.multinode_args"
-    given = _section(setup, "multinode_args", problems)
+    given = _section(setup, "multinode_args", problems, "distributed_setup_args.")
     found: Multinode = _take(Multinode, given, where, problems, unused)
     if not found.main_process_ip or not found.main_process_port:
         problems.append(
@@ -260,7 +266,7 @@ def _devices(raw: Any, count: int, where: str, problems: list[str]) -> tuple[tup
         problems.append(
             f"{key}: expected one entry for each of the {count} processes, got {raw!r:.80}"
         )
-        return ((),) * max(0, count)
+        return ((),) * count
     found = []
     for entry in raw:
         if entry == "cpu":
@@ -284,12 +290,19 @@ def _llm_args(
     values: dict[str, Any], where: str, problems: list[str], unused: list[str]
 ) -> LlmArgs:
     values = dict(values)
-    parallelism = values.pop("parallelism", None) or {}
+    parallelism = _section(values, "parallelism", problems, f"{where}.")
+    lora = _section(values, "lora", problems, f"{where}.")
+    constructor = _section(values, "constructor_kwargs", problems, f"{where}.")
     for key in ("synchronize_gpus_after_scoring", "empty_cuda_cache_after_scoring"):
         if key in values:  # 0.3 has them here
-            parallelism = {**parallelism, key: values.pop(key)}
-    for key, value in dict(values.get("constructor_kwargs") or {}).items():
-        if key in _DTYPE_NAMES and value is not None:
+            parallelism[key] = values.pop(key)
+    for key, value in constructor.items():
+        if key in _DTYPE_NAMES and value == "auto":
+            problems.append(
+                f"{where}.constructor_kwargs.{key}: auto, the checkpoint's own dtype, is not here;"
+                " name float32 or bfloat16"
+            )
+        elif key in _DTYPE_NAMES and value is not None:
             values["dtype"] = str(value).removeprefix("torch.")
         elif key in ("trust_remote_code", "load_in_4bit"):
             values[key] = value
@@ -304,10 +317,8 @@ def _llm_args(
         problems.append(f"{where}.handler: {values['handler']!r} is not here; hf_llm is")
     if not values.get("seed"):  # Lamorel takes 0 for none, too
         values["seed"] = DEFAULT_SEED
-    for key in _NEEDED_LATER - {each.name for each in fields(LlmArgs)}:
+    for key in (*_NEEDED_LATER, "parallelism", "lora"):
         values.pop(key, None)
-    lora = dict(values.pop("lora", None) or {})
-    lora["target_modules"] = tuple(lora.get("target_modules") or ())
     adapters = _take(LoraArgs, lora, f"{where}.lora", problems, unused)
     options = _take(ParallelismArgs, parallelism, f"{where}.parallelism", problems, unused)
     if options.fsdp:
@@ -337,7 +348,7 @@ def _take(
                     f"lamorel_args.{where}.{key}: expected {problem}, got {value!r:.80}"
                 )
             else:
-                chosen[key] = value
+                chosen[key] = tuple(value) if isinstance(value, list) else value
     return kind(**chosen)
 
 
@@ -350,6 +361,8 @@ def _misfit(value: Any, annotation: Any) -> str:
         return "true or false"
     if name == "str" and not isinstance(value, str):
         return "a text"
+    if name.startswith("tuple[") and not isinstance(value, (list, tuple)):
+        return "a list"
     if name.startswith("Literal[") and not (
         isinstance(value, str) and f"'{value}'" in name.replace('"', "'")
     ):
@@ -357,41 +370,39 @@ def _misfit(value: Any, annotation: Any) -> str:
     return ""
 
 
-def _number(value: Any, key: str, problems: list[str]) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        problems.append(f"lamorel_args.{key}: expected a whole number, got {value!r:.80}")
-        return 1
+def _number(
+    values: Mapping[str, Any], key: str, problems: list[str], within: str = "", default: int = 1
+) -> int:
+    value = values.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        problems.append(
+            f"lamorel_args.{within}{key}: expected a whole number of at least 1, got {value!r:.80}"
+        )
+        return default
     return value
 
 
-def _section(values: Mapping[str, Any], key: str, problems: list[str]) -> dict[str, Any]:
+def _section(
+    values: Mapping[str, Any], key: str, problems: list[str], within: str = ""
+) -> dict[str, Any]:
     section = values.get(key)
     if section is None:
         section = {}
     if not isinstance(section, Mapping):
-        problems.append(f"lamorel_args.{key}: expected keys and values, got {section!r:.80}")
+        problems.append(
+            f"lamorel_args.{within}{key}: expected keys and values, got {section!r:.80}"
+        )
         section = {}
     return dict(section)
 
 
 def _check(args: LamorelArgs, llms: Sequence[LlmSettings], problems: list[str]) -> None:
-    setup = args.distributed_setup_args
-    for key, value in _counts(setup):
-        if value < 1:
-            problems.append(
-                f"lamorel_args.distributed_setup_args.{key}: must be at least 1, got {value}"
-            )
+    problems += out_of_bounds(args, "lamorel_args.")  # 0.2's LLM is among them
     for llm in llms:
-        if llm.args.minibatch_size < 1:
-            problems.append(
-                "lamorel_args.llm_args.minibatch_size: must be at least 1, got"
-                f" {llm.args.minibatch_size}"
-            )
-
-
-def _counts(setup: DistributedSetupArgs) -> Iterator[tuple[str, int]]:
-    yield "n_rl_processes", setup.n_rl_processes
-    yield "n_llm_processes", setup.n_llm_processes
+        if llm.name:
+            problems += out_of_bounds(llm.args, f"lamorel_args.llm_configs.{llm.name}.")
 
 
 def _plain(config: Any) -> dict[str, Any]:

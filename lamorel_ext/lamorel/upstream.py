@@ -97,9 +97,9 @@ class LamorelsHost:
         counts = tuple(map(len, texts))
         return ScoreResult(log_probs, counts, found)
 
-    def reference_log_probs(
+    def score_reference(
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
-    ) -> Tensor:
+    ) -> ScoreResult:
         """Scores under the weights of the first update's beginning."""
         named = dict(self._model.named_parameters())
         present = {name: named[name].data for name in self._start}
@@ -108,7 +108,7 @@ class LamorelsHost:
             for name, value in self._start.items():
                 named[name].data = value
             with torch.no_grad():
-                return self.score(prompts, candidates).log_probs
+                return self.score(prompts, candidates)
         finally:
             for name, value in present.items():
                 named[name].data = value

@@ -89,7 +89,6 @@ class TextEncoder:
     def encode_prompts(
         self,
         prompts: Sequence[str],
-        places: Sequence[int] | None = None,
         behind: Sequence[int] | None = None,
     ) -> list[Tokens]:
         """Tokens of each prompt. An empty prompt of a decoder-only model is its beginning-of-text
@@ -97,7 +96,6 @@ class TextEncoder:
 
         Args:
             prompts: The prompts.
-            places: Where each is in the request, for messages; None means in this order.
             behind: Tokens that will follow each prompt at most; None means none.
 
         Raises:
@@ -106,34 +104,33 @@ class TextEncoder:
         """
         encoded = self.encode(prompts)
         for i, tokens in enumerate(encoded):
-            place = i if places is None else places[i]
             if not tokens and not self._seq2seq:
-                encoded[i] = (self._beginning(place),)
-            self._check_length(place, len(tokens), 0 if behind is None else behind[i])
+                encoded[i] = (self._beginning(),)
+            self._check_length(prompts[i], len(tokens), 0 if behind is None else behind[i])
         return encoded
 
-    def _check_length(self, place: int, length: int, behind: int) -> None:
+    def _check_length(self, prompt: str, length: int, behind: int) -> None:
+        # By its text: its place here is not that in the request of a client, which several servers
+        # share and an update sorts.
+        which = f"the prompt {prompt!r:.80}"
         if self._max_prompt_tokens is not None and length > self._max_prompt_tokens:
             raise RequestError(
-                f"prompt {place} has {length} tokens; max_prompt_tokens allows"
-                f" {self._max_prompt_tokens}"
+                f"{which} has {length} tokens; max_prompt_tokens allows {self._max_prompt_tokens}"
             )
         needed = length if self._seq2seq else length + behind
         if self._positions is not None and needed > self._positions:
             more = f" and up to {behind} behind it" if needed > length else ""
             raise RequestError(
-                f"prompt {place} has {length} tokens{more}; the model has {self._positions}"
-                " positions"
+                f"{which} has {length} tokens{more}; the model has {self._positions} positions"
             )
 
-    def _beginning(self, place: int) -> int:
+    def _beginning(self) -> int:
         for name in ("bos_token_id", "eos_token_id"):
             token = getattr(self._tokenizer, name, None)
             if token is not None:
                 return int(token)
         raise RequestError(
-            f"prompt {place} is empty, and the tokenizer has no beginning-of-text token to stand"
-            " for it"
+            "a prompt is empty, and the tokenizer has no beginning-of-text token to stand for it"
         )
 
 
@@ -167,7 +164,6 @@ class Answerer:
     def answer(
         self,
         questions: Sequence[Question],
-        places: Sequence[int],
         modules: Mapping[str, BaseModuleFunction],
         with_score: bool,
     ) -> tuple[list[Answer], dict[str, float]]:
@@ -175,7 +171,6 @@ class Answerer:
 
         Args:
             questions: At least one.
-            places: Where each is in the request, for messages.
             modules: Module functions to evaluate.
             with_score: False to evaluate the module functions only.
 
@@ -186,7 +181,7 @@ class Answerer:
             RequestError: A prompt is too long, or a module function gave something of the wrong
                 shape.
         """
-        asked = self._tokenise(questions, places, with_score)
+        asked = self._tokenise(questions, with_score)
         counts = [len(own) for own in asked.candidates]
         states = {name: function for name, function in modules.items() if function.needs == "state"}
         scores = self.scorer.score(*asked.distinct, with_states=bool(states))
@@ -220,21 +215,19 @@ class Answerer:
         Raises:
             RequestError: A prompt is too long.
         """
-        asked = self._tokenise(questions, range(len(questions)), with_score)
+        asked = self._tokenise(questions, with_score)
         needs = {function.needs for function in modules.values()}
         tokens = self.scorer.count(*asked.distinct, "state" in needs)
         if "full" in needs:
             tokens += _tokens_of(_pairs(asked))
         return {"distinct_prompts": float(len(asked.merged)), "tokens": float(tokens)}
 
-    def _tokenise(
-        self, questions: Sequence[Question], places: Sequence[int], with_score: bool
-    ) -> Asked:
+    def _tokenise(self, questions: Sequence[Question], with_score: bool) -> Asked:
         lists = dict.fromkeys(own for _, own in questions)
         tokens_of = {own: tuple(self.encoder.encode(own)) for own in lists}
         candidates = [tokens_of[own] for _, own in questions]
         behind = [max(map(len, own), default=0) for own in candidates]
-        prompts = self.encoder.encode_prompts([prompt for prompt, _ in questions], places, behind)
+        prompts = self.encoder.encode_prompts([prompt for prompt, _ in questions], behind)
         return merge(prompts, candidates, with_score)
 
     def _from_states(
@@ -423,11 +416,3 @@ def join(
         for name in names
     }
     return log_probs, counts, modules
-
-
-def distinct(questions: Sequence[Question]) -> dict[Question, int]:
-    """Each distinct question with its first place."""
-    places: dict[Question, int] = {}
-    for place, question in enumerate(questions):
-        places.setdefault(question, place)
-    return places

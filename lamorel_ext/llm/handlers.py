@@ -224,9 +224,13 @@ def reset(handler: RequestHandler, request: ResetRequest) -> Done:
     """Bring back the weights of the start, or draw fresh ones."""
 
     def work() -> None:
-        handler.known_version = None
+        before, handler.known_version = handler.known_version, None
         with handler.random_state:
-            handler.host.reset(request.seed, request.weights, request.unused)
+            try:
+                handler.host.reset(request.seed, request.weights, request.unused)
+            except RequestError:  # nothing was changed
+                handler.known_version = before
+                raise
             for updater in handler.updaters.values():
                 updater.reset(request.seed)
 
@@ -331,10 +335,10 @@ def _check_same_weights(handler: RequestHandler) -> None:
     """An update that failed after its last sum may have changed some servers and not others;
     training must not go on like that.
     """
-    if handler.group.size == 1:
-        return
     if handler.known_version is None:
         raise UpdateError(f"{handler.role} has {UNSOUND}; load a checkpoint or reset")
+    if handler.group.size == 1:
+        return
     steps = handler.host.weights_version - handler.known_version
     handler.group.same(
         steps,

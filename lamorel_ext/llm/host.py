@@ -26,7 +26,6 @@ from lamorel_ext.llm.answers import (
     Answerer,
     Question,
     TextEncoder,
-    distinct,
     join,
 )
 from lamorel_ext.llm.devices import seeded
@@ -244,7 +243,8 @@ class ModelHost(nn.Module):
             ]
             cost = {"distinct_prompts": 0.0, "tokens": 0.0}
             if fresh:
-                cost = self._answerer.count(fresh, functions, with_score)
+                with torch.no_grad():  # what is read together depends on it
+                    cost = self._answerer.count(fresh, functions, with_score)
             costs.append(
                 cost
                 | {
@@ -266,30 +266,28 @@ class ModelHost(nn.Module):
     ) -> tuple[dict[Question, Answer], dict[str, float], int]:
         """Each question's answer, counters, and how many questions the memory answered."""
         functions, names = self._functions(modules), tuple(modules)
-        places = distinct(questions)
+        distinct = dict.fromkeys(questions)
         answers: dict[Question, Answer] = {}
         settings = self._present_settings()
         if not require_grad:
             answers = {
                 question: answer
-                for question in places
+                for question in distinct
                 if (answer := self._known((question, names, with_score, settings))) is not None
             }
         cached = sum(question in answers for question in questions)
-        unasked = [question for question in places if question not in answers]
+        unasked = [question for question in distinct if question not in answers]
         given = {questions[place] for place in known}
         answers |= dict.fromkeys(given, ELSEWHERE)
         missing = [
             question
-            for question in places
+            for question in distinct
             if question not in given and answers.get(question, ELSEWHERE) is ELSEWHERE
         ]
         stats = {"distinct_prompts": 0.0, "tokens": 0.0}
         if missing:
             with torch.set_grad_enabled(require_grad):
-                fresh, stats = self._answerer.answer(
-                    missing, [places[question] for question in missing], functions, with_score
-                )
+                fresh, stats = self._answerer.answer(missing, functions, with_score)
             answers |= zip(missing, fresh, strict=True)
             # A module may count its calls: that is no other model.
             self._settings.put(self._state(with_weights=False).settings, settings)
@@ -301,11 +299,12 @@ class ModelHost(nn.Module):
             self._memory.put((question, names, with_score, settings), answers[question])
         return answers, stats, cached
 
-    def reference_log_probs(
+    def score_reference(
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
-    ) -> Tensor:
-        """Scores under the weights of the start, or those of the last reset, ``(sum(counts),)``;
-        without gradient, and remembered for good where ``score`` remembers.
+    ) -> ScoreResult:
+        """Scores under the weights of the start, or those of the last reset; without gradient, and
+        remembered until ``forget`` where ``score`` remembers. ``stats``: ``tokens``, the positions
+        that the model computed.
 
         The settings are those of the moment: with an adapter switched off, the start without it.
 
@@ -313,26 +312,27 @@ class ModelHost(nn.Module):
             RequestError: As in ``score``.
         """
         questions = _questions(prompts, candidates, True, False)
-        places = distinct(questions)
+        distinct = dict.fromkeys(questions)
         settings = self._present_settings()
         if settings != self._reference_settings or not self._keeps:
             self._reference, self._reference_settings = None, settings
             self._reference_memory.clear()
         known = {
             question: answer
-            for question in places
+            for question in distinct
             if (answer := self._reference_memory.get(question)) is not None
         }
-        if missing := [question for question in places if question not in known]:
+        tokens = 0.0
+        if missing := [question for question in distinct if question not in known]:
             with torch.no_grad(), self._reference_answerer() as reference:
-                fresh, _ = reference.answer(
-                    missing, [places[question] for question in missing], {}, True
-                )
+                fresh, stats = reference.answer(missing, {}, True)
             for question, answer in zip(missing, fresh, strict=True):
                 known[question] = answer
                 if self._keeps:
                     self._reference_memory.put(question, answer)
-        return join([known[question] for question in questions], (), self.score_dtype)[0]
+            tokens = stats["tokens"]
+        found = join([known[question] for question in questions], (), self.score_dtype)
+        return ScoreResult(*found, {"tokens": tokens})
 
     def generate(self, request: GenerateRequest) -> GenerateResult:
         """Continue prompts; see ``generation.Generator``.

@@ -96,11 +96,11 @@ def _host_and_serve(
         # server would open the first card too.
         torch.cuda.set_device(placement.gpus[0])
     hosted = build(placement)
-    # PyTorch begins with the same random state in every process: servers that sample without a seed
-    # must not say the same.
-    torch.manual_seed(args.llm_args.seed + group.rank)
     setup = args.distributed_setup_args
     together = placement.model_group is not None
+    # PyTorch begins with the same random state in every process: servers that sample without a seed
+    # must not say the same, but ranks that hold one model together must.
+    torch.manual_seed(args.llm_args.seed + (0 if together else group.rank))
     # What waits at the same time differs from rank to rank: those of one model read one by one.
     merging = ALONE if together else Merging(setup.merge_prompts, setup.merge_wait_s)
     Server(hosted.host, hosted.updaters, listener, group, me, merging, together).serve()

@@ -345,17 +345,12 @@ class Caller:
             dictionary per context, with the tensor as ``__score`` and a row ``(1, ...)`` of each
             module function.
         """
-        rows = self.custom_module_fns(
-            (lamorel_shape.SCORE_KEY, *additional_module_function_keys),
-            contexts,
-            candidates,
-            **kwargs,
+        more = lamorel_shape.texts_of(
+            additional_module_function_keys, "additional_module_function_keys"
         )
-        return (
-            rows
-            if additional_module_function_keys
-            else [row[lamorel_shape.SCORE_KEY] for row in rows]
-        )
+        keys = (lamorel_shape.SCORE_KEY, *more)
+        rows = self.custom_module_fns(keys, contexts, candidates, **kwargs)
+        return rows if more else [row[lamorel_shape.SCORE_KEY] for row in rows]
 
     def custom_module_fns(
         self,

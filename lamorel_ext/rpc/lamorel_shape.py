@@ -53,9 +53,9 @@ def score_request(
                 f"{name}={value!r:.80} has no meaning in a scoring request; gradients and batches"
                 " are the server's affair"
             )
-    modules = tuple(key for key in _texts(keys, "module_function_keys") if key != SCORE_KEY)
+    modules = tuple(key for key in texts_of(keys, "module_function_keys") if key != SCORE_KEY)
     return ScoreRequest(
-        _texts(contexts, "contexts"),
+        texts_of(contexts, "contexts"),
         _candidates(() if candidates is None else candidates),
         modules,
         score=SCORE_KEY in keys,
@@ -86,7 +86,7 @@ def generate_request(contexts: Sequence[str], arguments: Mapping[str, Any]) -> G
         RequestError: An argument is no number, bool or string.
     """
     return GenerateRequest(
-        _texts(contexts, "contexts"),
+        texts_of(contexts, "contexts"),
         {name: _option(name, value) for name, value in arguments.items()},
     )
 
@@ -137,7 +137,7 @@ def update_request(
     Raises:
         RequestError: An argument is none of these.
     """
-    prompts = _texts(contexts, "contexts")
+    prompts = texts_of(contexts, "contexts")
     num_prompts = len(prompts)
     data: dict[str, Tensor] = {}
     options: dict[str, Scalar] = {}
@@ -166,7 +166,12 @@ def update_request(
     )
 
 
-def _texts(texts: Sequence[str], name: str) -> tuple[str, ...]:
+def texts_of(texts: Sequence[str], name: str) -> tuple[str, ...]:
+    """A list of texts.
+
+    Raises:
+        RequestError: It is a single one, whose letters would be taken for texts, or no list.
+    """
     if isinstance(texts, str):
         raise RequestError(f"{name} is a single string, expected a list of strings")
     return tuple(_listed(texts, name))

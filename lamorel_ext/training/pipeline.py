@@ -92,11 +92,14 @@ def worth_halving(env: BatchedEnv, args: LamorelArgs) -> bool:
             one to spare the halves wait for each other.
     """
     processes = world_size(args.distributed_setup_args) // args.accelerate_args.num_machines
-    return (
-        isinstance(env, MinigridBatch)
-        and env.num_envs >= WORTH_HALVING
-        and processes < (os.cpu_count() or 1)
-    )
+    return isinstance(env, MinigridBatch) and env.num_envs >= WORTH_HALVING and processes < cores()
+
+
+def cores() -> int:
+    """How many this process may use: a job is often confined to some of its machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def collect_rollout(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import make_config, make_row
+from made_runs import make_config, make_row, make_run
 
-from experiments.report.headline import headline
+from experiments import recompute
+from experiments.report.headline import headline, warnings
+from experiments.report.making import find
 from experiments.report.results import Run, group_tasks
 from experiments.report.roles import step_size
 from experiments.report.sections import provenance_sections, task_sections
 from experiments.report.summary import Summary, summarise
-from experiments.report.tables import difference_table
+from experiments.report.tables import curve_table, difference_table, resampling_settings
 from lamorel_ext.config import load_config
 from lamorel_ext.methods.feedback.edge import _options
 
@@ -134,6 +137,22 @@ def test_the_same_is_not_said_of_the_same_arm_twice() -> None:
     assert [sentence.count("not shown to be ahead of") for sentence in answer[1:3]] == [1, 0]
 
 
+# --- the baseline ---------------------------------------------------------------------------------
+
+
+def test_a_baseline_that_the_comparison_did_not_name_is_told_of(tmp_path: Path) -> None:
+    arms = ["llm_policy", "teacher_frozen", "student_alone"]
+    for arm in arms:
+        make_run(make_config(arm, 0, tmp_path, arms), [0.0, 0.25, 0.5])
+    assert warnings(find(tmp_path).tasks) == []
+    (tmp_path / "llm_policy" / "seed_0" / "status.json").write_text('{"state": "failed"}')
+    assert warnings(find(tmp_path).tasks) == [
+        "llm_policy, the comparison's baseline, has no complete run on GoToRedBallNoDists;"
+        " differences are to teacher_frozen."
+    ]
+    assert warnings(find(tmp_path / "student_alone").tasks) == []  # nothing is compared
+
+
 # --- few seeds ------------------------------------------------------------------------------------
 
 
@@ -227,14 +246,16 @@ def test_coins_of_a_constant_have_no_magnitudes() -> None:
 # --- costs ----------------------------------------------------------------------------------------
 
 
-def costly(arm: str, calls: float, seconds: float) -> list[Run]:
-    """Success rises from 0 to 1 over the run, and what it costs rises evenly."""
+def costly(arm: str, calls: float, seconds: float, before: float = 0) -> list[Run]:
+    """Success rises from 0 to 1 over the run, and what it costs rises evenly, the calls from those
+    made ``before`` the first evaluation.
+    """
     shares = (0.0, 0.5, 1.0)
     rows = [
         make_row(
             20 * share,
             share,
-            llm_calls=calls * share,
+            llm_calls=before + (calls - before) * share,
             llm_tokens=calls * share,
             seconds=seconds * share,
         )
@@ -268,6 +289,51 @@ def test_an_area_over_a_cost_ends_where_the_cheaper_of_the_two_arms_does() -> No
         named["area_by_llm_calls_until"],
         named["area_by_llm_calls_difference"],
     ) == ("1", "", "")
+
+
+def test_what_one_arm_spends_before_its_curve_begins_is_not_compared() -> None:
+    summary = summary_of(
+        costly("llm_policy", 40, 50, before=20),
+        costly("teacher_frozen", 8, 50),
+        costly("teacher_random", 20, 50),
+    )
+    less, even = summary.against_baseline
+    assert set(less.by_cost) == {"llm_tokens", "seconds"}
+    assert even.cut_at["llm_calls"] == 20  # llm_policy has come to 0 there, the other one to 0.5
+    assert even.by_cost["llm_calls"].estimate == pytest.approx(0.5, abs=1e-12)
+    header, rows = curve_table(summary.tasks)
+    curves = recompute.Curves(
+        [dict(zip(header, row, strict=True)) for row in rows], resampling_settings(200)
+    )
+    (task,) = curves.tasks
+    assert math.isnan(curves.cheapest(task, ["llm_policy", "teacher_frozen"], "llm_calls"))
+    assert curves.cheapest(task, ["llm_policy", "teacher_random"], "llm_calls") == 20
+
+
+def test_the_students_updates_are_those_of_the_whole_run() -> None:
+    # A rollout has 512 steps: two lie before the second row, one and one of 64 steps before the
+    # last. Four epochs, each in four minibatches.
+    config = load_config(["arm=student_alone"])
+    assert (config.num_steps, config.env.num_envs) == (32, 16)
+    rows = [
+        make_row(
+            steps,
+            0.5,
+            student_update_steps=each,
+            student_update_samples=samples,
+            llm_update_steps=steps,
+        )
+        for steps, each, samples in ((0, math.nan, math.nan), (1024, 16, 2048), (1600, 16, 1152))
+    ]
+    costs = sections(summary_of(runs_of("student_alone", [rows, rows])))["Costs"]
+    table = costs.partition("What each side learnt from")[2].replace("<wbr>", "")
+    header, cells = (
+        re.findall(pattern, table) for pattern in ("<th .*?>(.*?)</th>", "<td>(.*?)</td>")
+    )
+    shown = dict(zip(header, cells, strict=True))
+    assert shown["optimiser steps of the LLM"] == "1,600"
+    assert shown["optimiser steps of the student"] == "64"
+    assert shown["samples of the student"] == "6,400"
 
 
 # --- step sizes -----------------------------------------------------------------------------------

@@ -40,6 +40,12 @@ def test_the_mean_of_one_skewed_arm_is_covered_less_often(shape: str, seeds: int
     assert lowest <= found <= 0.97
 
 
+def test_no_comparisons_cover_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--sets", "0"])
+    assert "--sets: expected at least 1, got 0" in capsys.readouterr().err
+
+
 def test_the_command_prints_every_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--sets", "20"]) == 0
     rows = json.loads(capsys.readouterr().out)

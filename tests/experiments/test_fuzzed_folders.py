@@ -34,6 +34,10 @@ def test_a_damaged_run_folder_ends_in_documented_errors_only() -> None:
         (b"env_steps,success,return,llm_calls,llm_tokens,seconds\n", "no row below its header"),
         (b"env_steps,success,return,llm_calls,llm_tokens,seconds\n0,1.5,0,0,0,0\n", "above 1"),
         (b"env_steps,success,return,llm_calls,llm_tokens,seconds\n0,0.5,inf,0,0,0\n", "not finite"),
+        (
+            b"env_steps,success,return,llm_calls,llm_tokens,seconds\n0,1,0,0,0,0\n0,1,0,0,0,0\n",
+            "env_steps does not go up",
+        ),
         (b"env_steps,env_steps\n0,0\n", "several columns"),
     ],
 )

@@ -98,6 +98,10 @@ def test_a_bare_room_gets_its_distractors_in_the_level_that_can_have_them() -> N
     ("overrides", "condition", "reason"),
     [
         ([], "distractors_0", "it was trained so"),
+        (["task=go_to_local"], "go_to_any", "it was trained so"),  # eight objects, the level's own
+        (["task=go_to_local_d4"], "go_to_any", ""),
+        (["env.level=BabyAI-GoToLocal-v0"], "distractors_8", "it was trained so"),
+        (["task=pick_up_local"], "pick_up", "it was trained so"),
         (["env.language=fr"], "french", "it was trained so"),
         (["env.level=BabyAI-PickupLocal-v0"], "pick_up", "it was trained so"),
         (
@@ -106,12 +110,28 @@ def test_a_bare_room_gets_its_distractors_in_the_level_that_can_have_them() -> N
             "BabyAI-OpenDoor-v0 takes no number of distractors",
         ),
         (["env.level=BabyAI-OpenDoor-v0"], "other_nouns", ""),
+        (
+            ["env.language=fr"],
+            "invented_nouns",
+            "other and invented words: in place of English words; the run reads French",
+        ),
+        (["env.language=fr"], "goal_as_wish", ""),
+        (
+            ["env.language=fr", "env.prompt=glam"],
+            "goal_as_wish",
+            "another phrase before the goal: in place of English words; the run reads French",
+        ),
+        (["env.language=fr", "env.prompt=glam"], "synonym_actions", ""),
     ],
 )
 def test_a_test_that_makes_no_sense_is_named_with_its_reason(
     overrides: list[str], condition: str, reason: str
 ) -> None:
     assert hindrance(load_config(overrides), CONDITIONS[condition]) == reason
+
+
+def test_a_number_is_called_what_it_is_in_every_level() -> None:
+    assert CONDITIONS["distractors_4"].title == "num_distractors=4"  # in GoToLocal all objects
 
 
 @pytest.mark.parametrize("condition", ["go_to_any", "distractors_4", "french", "synonym_actions"])

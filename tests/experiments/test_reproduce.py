@@ -25,6 +25,7 @@ from experiments.reproduce import (
     unlike_machine,
     words,
 )
+from experiments.runs import run_folder
 from experiments.runs.entry import run_main
 from experiments.runs.identity import run_identity
 from experiments.runs.planning import Planned
@@ -169,7 +170,34 @@ def test_what_other_code_has_made_is_not_taken_for_todays(
     if taken:
         check_fresh(planned, here)
         return
-    with pytest.raises(ConfigError, match=r"holds a complete run that other code may have made"):
+    with pytest.raises(ConfigError, match=r"holds a run that other code may have made"):
+        check_fresh(planned, here)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "taken"),
+    [
+        ({"commit": "abc", "dirty": True}, {"commit": "abc", "dirty": True}, True),
+        ({"commit": "abc", "dirty": False}, {"commit": "abd", "dirty": False}, False),
+    ],
+)
+def test_a_stopped_run_goes_on_with_the_code_that_began_it(
+    there: dict[str, object],
+    here: dict[str, object],
+    taken: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = make_run(make_config("llm_policy", 4, tmp_path, ARMS), [0.0, 0.25, 0.5])
+    (folder / "versions.json").write_text(json.dumps(there))
+    (folder / "status.json").write_text('{"state": "stopped"}')
+    planned = [Planned("one", read_config(folder / "config.yaml"))]
+    check_fresh(planned, {"commit": "none of it is left"})  # without a checkpoint it begins anew
+    monkeypatch.setattr(run_folder, "steps_done", lambda folder: 10)
+    if taken:
+        check_fresh(planned, here)
+        return
+    with pytest.raises(ConfigError, match=r"holds a run that other code may have made"):
         check_fresh(planned, here)
 
 

@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -18,6 +19,7 @@ from made_runs import VERSIONS, make_config, make_row, make_run
 
 from experiments import checkpoint_files
 from experiments.report.results import read_columns, read_run
+from experiments.runs.files import why_not_writable
 from experiments.runs.run_folder import (
     RunFolder,
     check_folders,
@@ -26,9 +28,9 @@ from experiments.runs.run_folder import (
     read_checkpoint,
     run_state,
 )
-from experiments.runs.trackers import episode_text, tag
+from experiments.runs.trackers import TensorBoard, episode_text, tag
 from lamorel_ext.config import Config, read_config
-from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.errors import CheckpointError, ConfigError, WriteError
 from lamorel_ext.training.recorder import Checkpoint
 from lamorel_ext.training.trace import Trace
 
@@ -542,6 +544,47 @@ def test_a_status_that_cannot_be_written_does_not_hide_the_error(config: Config)
             (folder / name).symlink_to("/dev/full")
         run.write(make_row(0, 0.1))
     assert run_state(folder) == "running"  # the old file is still whole
+
+
+def test_a_disk_that_is_full_for_tensorboard_alone_is_named_and_the_run_has_failed(
+    config: Config,
+) -> None:
+    folder = folder_of(config)
+    with (
+        pytest.raises(CheckpointError, match="tensorboard cannot be written: No space left"),
+        RunFolder(folder, config, VERSIONS) as run,
+    ):
+        run.write(make_row(0, 0.1))
+        (events,) = (folder / "tensorboard").glob("events*")
+        events.unlink()
+        events.symlink_to("/dev/full")
+        for row in range(1, 200):
+            run.write(make_row(row, 0.1))
+            time.sleep(0.01)
+    assert run_state(folder) == "failed"
+
+
+def test_a_tracker_that_cannot_be_closed_hides_no_error_and_leaves_no_run_complete(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tracker: object) -> None:
+        raise WriteError("tensorboard cannot be written: No space left on device")
+
+    monkeypatch.setattr(TensorBoard, "close", full)
+    folder = folder_of(config)
+    with pytest.raises(WriteError, match="tensorboard"), RunFolder(folder, config, VERSIONS) as run:
+        run.write(make_row(0, 0.1))
+    assert run_state(folder) == "failed"
+    with pytest.raises(ZeroDivisionError), RunFolder(folder, config, VERSIONS):
+        raise ZeroDivisionError("what made it fail")
+    assert "what made it fail" in (folder / "status.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 128])
+def test_a_name_that_no_file_system_takes_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    for folder in (tmp_path / name, tmp_path / "none" / name / "run"):
+        assert "a name has at most 255 bytes" in why_not_writable(folder)
+    assert why_not_writable(tmp_path / "none" / name[:60]) == ""
 
 
 def test_a_disk_that_fills_up_under_a_checkpoint_is_named(

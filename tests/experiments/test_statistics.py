@@ -15,7 +15,6 @@ from experiments.report.statistics import (
     area_under_curve,
     bootstrap_columns,
     contrast,
-    curve_on,
     holm,
     improvement_over_tasks,
     interquartile_mean,
@@ -54,12 +53,7 @@ def test_means_over_tasks_add_their_variances_with_satterthwaites_degrees_of_fre
 
 def test_one_seed_on_a_task_gives_no_interval_and_no_seeds_are_refused() -> None:
     alone = mean_interval([[0.3]])
-    assert (
-        alone.estimate == 0.3
-        and math.isnan(alone.low)
-        and math.isnan(alone.high)
-        and not alone.excludes_zero
-    )
+    assert alone.estimate == 0.3 and math.isnan(alone.low) and math.isnan(alone.high)
     assert math.isnan(mean_interval([[0.3, 0.4], [0.5]]).low) and math.isnan(
         contrast([([0.3], [0.2])]).p
     )
@@ -109,11 +103,6 @@ def test_holms_correction_is_the_step_down_one() -> None:
         [0.04, math.nan, 0.03, 0.04], nan_ok=True
     )
     assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
-
-
-def test_an_interval_excludes_zero_only_when_it_lies_on_one_side() -> None:
-    assert Interval(1, 0.5, 2).excludes_zero and Interval(-1, -2, -0.5).excludes_zero
-    assert not Interval(1, -0.1, 2).excludes_zero and not Interval(1, 0.0, 2).excludes_zero
 
 
 def test_the_interquartile_mean_drops_the_outer_quarters() -> None:
@@ -168,12 +157,6 @@ def test_a_curve_that_goes_back_or_ends_early_is_refused() -> None:
 def test_steps_to_a_threshold_is_the_first_evaluation_at_or_above_it() -> None:
     assert steps_to([0, 512, 1024, 1536], [0.1, 0.8, 0.7, 0.9], 0.8) == 512
     assert steps_to([0, 512], [0.1, 0.79], 0.8) is None
-
-
-def test_a_curve_has_no_value_outside_its_range() -> None:
-    np.testing.assert_array_equal(
-        curve_on([0, 5, 10, 20], [5, 10], [1.0, 2.0]), [np.nan, 1.0, 2.0, np.nan]
-    )
 
 
 def test_wilsons_interval_of_known_rates() -> None:

@@ -98,7 +98,7 @@ def test_tasks_without_a_name_are_called_by_their_level(tmp_path: Path) -> None:
     )
     assert {task.label for task in group_tasks(read_runs(tmp_path))} == {
         "GoToRedBallNoDists",
-        "GoToLocal, 4 objects",
+        "GoToLocal, num_distractors=4",
     }
 
 

@@ -44,6 +44,13 @@ def test_the_command_writes_safetensors(tmp_path: Path, capsys: Any) -> None:
     assert "2 tensors" in capsys.readouterr().out
 
 
+def test_a_target_that_cannot_be_written_is_named(tmp_path: Path, capsys: Any) -> None:
+    write({"a": torch.ones(2)}, tmp_path / "x")
+    for target in (tmp_path / "missing" / "y.safetensors", tmp_path):
+        assert main([str(tmp_path / "x"), str(target)]) == 1
+        assert f"{target} cannot be written: " in capsys.readouterr().err
+
+
 class Harmful:
     def __reduce__(self) -> Any:
         return (print, ("this ran",))

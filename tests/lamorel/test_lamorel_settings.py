@@ -126,7 +126,14 @@ def test_another_handler_is_refused_by_name(handler: Any) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("revision", "v2"), ("subfolder", "a"), ("load_in_8bit", True), ("max_seq_length", 100)],
+    [
+        ("torch_dtype", "auto"),
+        ("dtype", "auto"),
+        ("revision", "v2"),
+        ("subfolder", "a"),
+        ("load_in_8bit", True),
+        ("max_seq_length", 100),
+    ],
 )
 def test_what_would_load_another_model_is_refused(key: str, value: Any) -> None:
     config = new()
@@ -163,7 +170,7 @@ def test_what_is_not_needed_of_03_is_accepted() -> None:
     setup["llm_processes"]["main"]["ddp_kwargs"] = {"find_unused_parameters": True}
     config["llm_configs"]["main"]["allow_subgraph_use_whith_gradient"] = True
     settings = read_settings(config)
-    assert settings.unused == ("llm_processes.main.ddp_kwargs",)
+    assert settings.unused == ("distributed_setup_args.llm_processes.main.ddp_kwargs",)
     assert settings.args.gloo_timeout == 1800
 
 
@@ -205,6 +212,57 @@ def test_llms_without_processes_are_refused() -> None:
     del config["distributed_setup_args"]["llm_processes"]["other"]
     with pytest.raises(ConfigError, match="the same LLMs in both"):
         read_settings(config)
+
+
+def changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The configuration with a value in place of what is there."""
+    *groups, last = key.split(".")
+    place = config
+    for group in groups:
+        place = place[group]
+    place[last] = value
+    return config
+
+
+SETUP = "distributed_setup_args"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (SETUP, 1), (f"{SETUP}.llm_processes", 1), (f"{SETUP}.llm_processes.main", 1),
+        (f"{SETUP}.llm_processes.main.n_processes", 0), (f"{SETUP}.n_rl_processes", 0),
+        (f"{SETUP}.timeout", "long"), ("llm_configs", "a/b"), ("llm_configs.main", "a/b"),
+        ("llm_configs.main.minibatch_size", 0), ("llm_configs.main.parallelism", True),
+        ("llm_configs.main.lora", 3), ("llm_configs.main.lora", {"target_modules": 3}),
+        ("llm_configs.main.constructor_kwargs", True),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_03s_sections_is_told_by_its_key(key: str, value: Any) -> None:
+    for config in (changed(new(), key, value), OmegaConf.create(changed(new(), key, value))):
+        with pytest.raises(ConfigError) as caught:
+            read_settings(config)
+        assert any(f"lamorel_args.{key}" in problem for problem in caught.value.problems)
+        assert "llm_args" not in str(caught.value) and "n_llm_processes" not in str(caught.value)
+
+
+def test_03_needs_an_llm() -> None:
+    config = changed(new(), f"{SETUP}.llm_processes", {})
+    with pytest.raises(ConfigError, match="llm_configs: must name at least one LLM"):
+        read_settings({**config, "llm_configs": None})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("distributed_setup_args.n_llm_processes", 0), ("llm_args.minibatch_size", 0),
+        ("llm_args.parallelism", True), ("llm_args.parallelism.model_parallelism_size", 0),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_02s_sections_is_told_by_its_key(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"- lamorel_args.{key}: ") as caught:
+        read_settings(changed(old(), key, value))
+    assert len(caught.value.problems) == 1
 
 
 @pytest.mark.parametrize("config", [{}, {"log_level": "info"}])

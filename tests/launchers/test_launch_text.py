@@ -321,6 +321,7 @@ def test_words_with_spaces_survive_the_shell() -> None:
             " student_alone has",
         ),
         (["--slurm-array", "evaluate", "arm=bot"], "arm=bot: an array sets this itself"),
+        (["--slurm-array", "evaluate", "policy=a"], "policy=a: an array sets this itself"),
         (["--slurm", "--sbatch", "time=", "compare"], "--sbatch time=: expected KEY=VALUE"),
         (["--slurm", "--sbatch=-p", "compare"], "with sbatch's long names"),
         (["--slurm", "--sbatch", "comment=a\nb", "compare"], "expected KEY=VALUE"),
@@ -390,6 +391,16 @@ def test_a_sweep_is_a_launch_for_each_value(
     assert len(found) == len(started)
     for row, words in zip(found, started, strict=True):
         assert row.endswith(words) and f"-m lamorel_ext {task} " in row
+
+
+@pytest.mark.parametrize("task", ["train", "compare"])
+def test_an_array_of_a_sweep_lies_in_a_comparisons_folder(
+    task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"{task} -m student.lr=1e-3,3e-4 --slurm-array --submit compare.output_dir=out"
+    assert launch(["--dry-run", *line.split()]) == 0
+    text = capsys.readouterr().out
+    assert "out/student.lr=0.001" in text and "out/student.lr=0.0003" in text
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_the_reference_follows_the_adapter_too() -> None:
     host, layer = adapted_host()
     for disabled in (True, False, True):
         layer.disabled = disabled
-        torch.testing.assert_close(host.reference_log_probs([PROMPT], [ACTIONS]), fresh(host))
+        torch.testing.assert_close(host.score_reference([PROMPT], [ACTIONS]).log_probs, fresh(host))
 
 
 class Counting(nn.Module):
@@ -303,13 +303,13 @@ def test_an_answer_that_may_change_unseen_is_not_remembered(
     model = make_t5()
     turn = steer(model)
     host = make_host(model)
-    before, reference = score(host), host.reference_log_probs([PROMPT], [ACTIONS])
+    before, reference = score(host), host.score_reference([PROMPT], [ACTIONS]).log_probs
     turn()
     after = score(host)
     assert (after - before).abs().max() > 1e-4
     assert torch.equal(after, fresh(host))
     torch.testing.assert_close(reference, before)
-    torch.testing.assert_close(host.reference_log_probs([PROMPT], [ACTIONS]), after)
+    torch.testing.assert_close(host.score_reference([PROMPT], [ACTIONS]).log_probs, after)
 
 
 @pytest.mark.parametrize("steer", UNSEEN, ids=lambda steer: steer.__name__)
@@ -324,7 +324,7 @@ def test_the_reference_of_a_steered_model_has_the_weights_of_the_start(
     with torch.no_grad():
         model.lm_head.weight.data.mul_(0.5)
     host.weights_changed()
-    torch.testing.assert_close(host.reference_log_probs([PROMPT], [ACTIONS]), before)
+    torch.testing.assert_close(host.score_reference([PROMPT], [ACTIONS]).log_probs, before)
     asked.sum().backward()  # what was asked before the reference can still be learnt from
     assert (score(host) - before).abs().max() > 1e-4
 

@@ -140,7 +140,7 @@ def test_a_spread_model_scores_trains_and_comes_back_as_one_on_one_device(
     one.load(tmp_path / "saved")
     for first, second in zip(one.parameters(), several.parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
-    reference = [host.reference_log_probs(PROMPTS, [ACTIONS] * 5) for host in hosts]
+    reference = [host.score_reference(PROMPTS, [ACTIONS] * 5).log_probs for host in hosts]
     torch.testing.assert_close(reference[1], reference[0], rtol=0, atol=1e-12)
 
 

@@ -100,7 +100,7 @@ def test_the_loaded_embeddings_can_be_kept_and_nothing_else(own_head: bool) -> N
 
 def test_the_reference_is_where_the_run_began() -> None:
     host = make_host(make_t5())
-    loaded = host.reference_log_probs(PROMPTS, SIX)
+    loaded = host.score_reference(PROMPTS, SIX).log_probs
     host.reset(1, "fresh")
     begun = host.score(PROMPTS, SIX).log_probs
     with torch.no_grad():
@@ -108,9 +108,11 @@ def test_the_reference_is_where_the_run_began() -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
     host.weights_changed()
     assert (host.score(PROMPTS, SIX).log_probs - begun).abs().max() > 1e-3
-    torch.testing.assert_close(host.reference_log_probs(PROMPTS, SIX), begun, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        host.score_reference(PROMPTS, SIX).log_probs, begun, rtol=0, atol=1e-12
+    )
     host.reset(1)
-    assert torch.equal(host.reference_log_probs(PROMPTS, SIX), loaded)
+    assert torch.equal(host.score_reference(PROMPTS, SIX).log_probs, loaded)
 
 
 def test_another_kind_of_weights_is_refused_and_changes_nothing() -> None:

@@ -138,7 +138,7 @@ def test_beams_give_their_best_sequences() -> None:
         ({"seed": "x"}, "seed of generate must be an integer, got 'x'"),
         (
             {"max_new_tokens": 60},
-            "prompt 1 has 10 tokens and up to 60 behind it; the model has 64 positions",
+            "has 10 tokens and up to 60 behind it; the model has 64 positions",
         ),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lamorel_ext.errors import RemoteError
+from lamorel_ext.errors import RemoteError, RequestError
 from lamorel_ext.llm.handlers import RequestHandler
 from lamorel_ext.llm.server import Server
 from lamorel_ext.llm.serving import Hosted, in_process
@@ -198,6 +198,39 @@ def test_after_a_load_that_failed_on_one_server_all_refuse_to_train_until_a_good
             4.0,
             4.0,
         ]
+
+
+def test_a_server_alone_refuses_to_train_after_a_load_that_failed(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError("stale file handle")
+
+    with servers(1) as (caller, hosts):
+        caller.save(str(tmp_path / "state"))
+        good, hosts[0].load = hosts[0].load, fail  # type: ignore[method-assign]
+        with pytest.raises(RemoteError, match="stale file handle"):
+            caller.load(str(tmp_path / "state"))
+        with pytest.raises(RemoteError, match="no sound weights since a reset or load that failed"):
+            caller.update(["a"], [ACTIONS], signals=[2.0])
+        hosts[0].load = good  # type: ignore[method-assign]
+        caller.load(str(tmp_path / "state"))
+        assert caller.update(["a"], [ACTIONS], signals=[2.0])[0]["weight"] == 2.0
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_refused_reset_changes_nothing_and_training_goes_on(number: int, tmp_path: Path) -> None:
+    def refuse(*arguments: object) -> None:
+        raise RequestError("no such kind of weights; nothing was changed")
+
+    with servers(number) as (caller, hosts):
+        good = [host.reset for host in hosts]
+        for host in hosts:
+            host.reset = refuse  # type: ignore[method-assign]
+        with pytest.raises(RemoteError, match="nothing was changed"):
+            caller.reset(0)
+        assert caller.update(["a"], [ACTIONS], signals=[2.0])[0]["weight"] == 2.0
+        caller.save(str(tmp_path / "state"))
+        for host, reset in zip(hosts, good, strict=True):
+            host.reset = reset  # type: ignore[method-assign]
 
 
 class ListListener:

@@ -246,10 +246,11 @@ def test_reset_and_reference_have_the_first_weights(name: str) -> None:
     trained = host.score(PROMPTS, SIX, ("value",))
     assert (trained.log_probs - before.log_probs).abs().min() > 1e-3
     # The reference is built only now, after training, and is not trained along.
-    assert torch.equal(host.reference_log_probs(PROMPTS, SIX), before.log_probs)
+    assert torch.equal(host.score_reference(PROMPTS, SIX).log_probs, before.log_probs)
     optimizer.step()
     assert torch.equal(
-        host.reference_log_probs(PROMPTS[::-1], SIX).view(5, 6).flip(0).flatten(), before.log_probs
+        host.score_reference(PROMPTS[::-1], SIX).log_probs.view(5, 6).flip(0).flatten(),
+        before.log_probs,
     )
     assert host.named_trainable_parameters()[0][0] == names[0] and len(
         host.trainable_parameters()
@@ -267,10 +268,20 @@ def test_reset_and_reference_have_the_first_weights(name: str) -> None:
     )
 
 
+def test_the_reference_counts_the_positions_that_it_computed_and_none_that_it_remembers() -> None:
+    host = make_host(make_t5())
+    tokens = host.score(PROMPTS, SIX).stats["tokens"]
+    assert host.score_reference(PROMPTS, SIX).stats["tokens"] == tokens > 0
+    assert host.score_reference(PROMPTS[:2], SIX[:2]).stats["tokens"] == 0
+    host.forget()
+    some = host.score_reference(PROMPTS[:2], SIX[:2]).stats["tokens"]
+    assert 0 < some < tokens
+
+
 def test_forgotten_reference_answers_round_as_in_a_host_that_never_had_them() -> None:
     """What a resumed run asks of a new host, and an uninterrupted one of a host with a past."""
     long, new = make_host(make_t5()), make_host(make_t5())
-    long.reference_log_probs(PROMPTS[:2], SIX[:2])
+    long.score_reference(PROMPTS[:2], SIX[:2])
     long.forget()
     asked: list[int] = []
     inner = long._reference
@@ -278,7 +289,7 @@ def test_forgotten_reference_answers_round_as_in_a_host_that_never_had_them() ->
     answer = inner.answer
     inner.answer = lambda prompts, *rest: asked.append(len(prompts)) or answer(prompts, *rest)  # type: ignore[method-assign, assignment]
     assert torch.equal(
-        long.reference_log_probs(PROMPTS, SIX), new.reference_log_probs(PROMPTS, SIX)
+        long.score_reference(PROMPTS, SIX).log_probs, new.score_reference(PROMPTS, SIX).log_probs
     )
     assert asked == [len(PROMPTS)]
 
@@ -315,7 +326,7 @@ def test_frozen_parameters_are_not_trainable() -> None:
         ((["a"], [["c"]], ("value",)), "no module function 'value'; there are: critic"),
         (
             (["go"] * 4 + ["go " * 9], [["c"]] * 5),
-            "prompt 4 has 9 tokens; max_prompt_tokens allows 8",
+            "the prompt 'go go go go go go go go go ' has 9 tokens; max_prompt_tokens allows 8",
         ),
     ],
 )
@@ -331,7 +342,7 @@ def test_a_model_with_positions_has_a_limit_of_its_own_and_t5_has_none() -> None
     llama.score(["go " * 60], [["drop"]])
     with pytest.raises(
         RequestError,
-        match="prompt 1 has 63 tokens and up to 2 behind it; the model has 64 positions",
+        match="has 63 tokens and up to 2 behind it; the model has 64 positions",
     ):
         llama.score(["go", "go " * 63], [["drop"], ["drop it", "up"]])
     model = make_t5()
@@ -343,7 +354,7 @@ def test_an_empty_prompt_needs_something_to_stand_for_it() -> None:
     host = make_host(make_causal())
     host.tokenizer.eos_token = None
     with pytest.raises(
-        RequestError, match="prompt 1 is empty, and the tokenizer has no beginning-of-text token"
+        RequestError, match="a prompt is empty, and the tokenizer has no beginning-of-text token"
     ):
         host.score(["go", ""], [["drop"], ["drop"]])
 

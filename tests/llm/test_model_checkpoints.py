@@ -42,7 +42,7 @@ def test_a_checkpoint_comes_back(tmp_path: Path, name: str) -> None:
     )
     assert result.stats["cached_prompts"] == 0
     # The weights of the start are still those of the start.
-    assert torch.equal(other.reference_log_probs(PROMPTS, SIX), first.log_probs)
+    assert torch.equal(other.score_reference(PROMPTS, SIX).log_probs, first.log_probs)
     other.reset(1)
     assert torch.equal(
         other.score(PROMPTS, SIX, ("value",)).modules["value"], first.modules["value"]

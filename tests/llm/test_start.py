@@ -68,7 +68,7 @@ def test_what_comes_after_the_start_cannot_be_reset_and_is_named(
     change(host.model)
     name = "bias|base_layer|gain"
     with pytest.raises(RequestError, match=f"({name}).* was put into the model after its start"):
-        host.reference_log_probs(*ASKED)
+        host.score_reference(*ASKED)
     with torch.no_grad():
         host.model.lm_head.weight.add_(1.0)
     trained = scores(host)
@@ -105,7 +105,7 @@ def test_what_comes_before_the_first_question_is_reset_too(change: Callable[[Any
         for parameter in host.trainable_parameters():
             parameter.add_(0.3)
     assert not torch.allclose(scores(host), start)
-    torch.testing.assert_close(host.reference_log_probs(*ASKED), start, rtol=0, atol=1e-9)
+    torch.testing.assert_close(host.score_reference(*ASKED).log_probs, start, rtol=0, atol=1e-9)
     host.reset(0)
     torch.testing.assert_close(scores(host), start, rtol=0, atol=1e-9)
 
@@ -120,7 +120,7 @@ def test_adapters_of_an_updater_are_reset_and_no_part_of_the_reference() -> None
             assert "lora" in name
             parameter.add_(0.3)
     assert not torch.allclose(scores(host), plain)
-    torch.testing.assert_close(host.reference_log_probs(*ASKED), plain, rtol=0, atol=1e-9)
+    torch.testing.assert_close(host.score_reference(*ASKED).log_probs, plain, rtol=0, atol=1e-9)
     host.reset(0)
     torch.testing.assert_close(scores(host), plain, rtol=0, atol=1e-9)
 
@@ -179,7 +179,7 @@ def test_buffers_that_no_checkpoint_holds_are_reset(tmp_path: Path, replace: boo
     else:
         part.shift.add_(2.0)
     assert not torch.allclose(scores(host), start)
-    assert torch.equal(host.reference_log_probs(*ASKED), start)
+    assert torch.equal(host.score_reference(*ASKED).log_probs, start)
     host.save(tmp_path)
     host.reset(0)
     assert torch.equal(scores(host), start)
@@ -235,7 +235,7 @@ def test_a_part_that_counts_its_calls_leaves_the_start_as_it_was(persistent: boo
 
     def asked() -> Tensor:
         host.forget()
-        return host.reference_log_probs(*ASKED)
+        return host.score_reference(*ASKED).log_probs
 
     model = make_t5()
     model.encoder.block[0].layer[-1] = Counting(model.encoder.block[0].layer[-1], persistent)

@@ -254,6 +254,10 @@ def test_lamorel_update_tells_data_from_options() -> None:
         (lambda c: c.score(["a"], [["a"]], require_grad=True), "require_grad=True has no meaning"),
         (lambda c: c.score(["a"], [["a"]], temperature=1.0), "temperature=1.0 has no meaning"),
         (lambda c: c.custom_module_fns([], ["a"]), "nothing is asked for"),
+        (
+            lambda c: c.score(["a"], [["b"]], "value"),
+            "additional_module_function_keys is a single string",
+        ),
         (lambda c: c.custom_module_fns("value", ["a"]), "module_function_keys is a single string"),
         (lambda c: c.generate([]), "prompts is empty"),
         (lambda c: c.generate(["a"], bad_words=["b"]), "bad_words is .* expected a number"),

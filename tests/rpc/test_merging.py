@@ -250,15 +250,16 @@ BATCHES = (
         (("whole",), False),
     ],
 )
-@pytest.mark.parametrize("cache_size", [0, 100])
+@pytest.mark.parametrize("cache_size, minibatch_size", [(0, 192), (100, 192), (100, 2)])
 def test_merged_answers_and_costs_are_those_of_one_request_after_the_other(
-    model: str, modules: tuple[str, ...], with_score: bool, cache_size: int
+    model: str, modules: tuple[str, ...], with_score: bool, cache_size: int, minibatch_size: int
 ) -> None:
     def host() -> Any:
         return make_host(
             make_t5() if model == "t5" else make_causal(model),
             {"value": ValueHead(8), "whole": Whole()},
             cache_size=cache_size,
+            minibatch_size=minibatch_size,
         )
 
     requests = [

@@ -286,18 +286,18 @@ def test_shuffled_transcripts_pay_the_same_in_another_order() -> None:
     assert paid["own"].tolist() != paid["shuffled"].tolist()
 
 
-@pytest.mark.parametrize("questions", [1, 2, 3])
+@pytest.mark.parametrize("questions", [1, 2, 3, 8])
 def test_shuffled_transcripts_never_pay_their_own_answers_however_few_there_are(
     questions: int,
 ) -> None:
     methods = [proxy(TableLlm(), every=1, potential=False, transcripts="shuffled")]
     methods.append(proxy(TableLlm(), every=1, potential=False))
-    alike = []
+    kept = []
     for rollout in range(20):
         told = [turn(f"You see a wall {9 * rollout + i} steps forward") for i in range(questions)]
         mixed, own = (method.rewards(told)[:, 0].tolist() for method in methods)
-        alike.append(mixed == own)
-    assert not any(alike)
+        kept += [answer == before for answer, before in zip(mixed, own, strict=True)]
+    assert not any(kept)
 
 
 def test_a_rollouts_only_question_gets_the_answer_to_the_one_before_also_after_a_resume() -> None:
@@ -496,6 +496,22 @@ def test_episodes_are_ranked_by_their_return() -> None:
     rollout: Any = SimpleNamespace(turns=turns, rewards=rewards, done=done)
     # returns 1 (a, b), 0 (c), .5 (d); e's episode has not ended, and the middle one has no partner
     assert ranked_episodes(rollout) == [((("a", "left"), ("b", "left")), (("c", "left"),))]
+
+
+def test_a_reward_models_first_ratio_is_one_for_free_guidance_too() -> None:
+    """The student was told what a generation said of a text, which counts its end token too."""
+    llm = TableLlm()
+    made = dataclasses.replace(setting(llm), config=small_config(guidance={"vocabulary": "free"}))
+    method = Preferences(made, PreferencesOptions(learn="reward_model"))
+    texts, prompts = ["turn left", "left"], ["p", "q"]
+    told = [
+        Told(prompt, (text,), 0, 0.5, np.array([-99.0]))
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    method._teach(told, np.array([1.0, -1.0]), "clipped")
+    (request,) = [each for each in llm.requests if isinstance(each, UpdateRequest)]
+    expected = [llm._score(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    assert request.data["old_log_probs"].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ REFUSED: list[tuple[UpdateRequest, str]] = [
     (with_data(PPO_REQUEST, actions=None, returns=None), "lacks 'actions', 'returns'"),
     (
         with_data(PPO_REQUEST, advantage=torch.zeros(6)),
-        r"unknown data 'advantage' \(did you mean 'advantages'",
+        r"unknown data 'advantage' \(did you mean advantages",
     ),
     (
         with_data(PPO_REQUEST, values=torch.zeros(6, 1)),
@@ -140,7 +140,7 @@ REFUSED: list[tuple[UpdateRequest, str]] = [
     ),
     (
         dataclasses.replace(PPO_REQUEST, options={"epoch": 1, "lr": -1.0}),
-        r"'epoch' \(did you mean 'epochs'\?\); options\['lr'\] must not be negative",
+        r"'epoch' \(did you mean epochs\?\); options\['lr'\] must not be negative",
     ),
     (
         dataclasses.replace(PPO_REQUEST, options={"lr": math.inf}),
@@ -230,6 +230,18 @@ def test_a_wrong_request_names_its_key_and_changes_nothing(
     with pytest.raises(RequestError, match=message):
         updater.update(request_)
     assert torch.equal(host.weights(), before) and host.versions == 0 and host.scored == []
+
+
+def test_a_row_is_named_as_in_the_whole_batch() -> None:
+    backwards = dataclasses.replace(PPO_REQUEST, indices=torch.arange(5, -1, -1))
+    for changed, message in (
+        ({"actions": torch.tensor([0, 9, 0, 0, 0, 0])}, r"data\['actions'\]\[4\] is 9"),
+        ({"returns": torch.tensor([math.nan, 0, 0, 0, 0, 0])}, r"data\['returns'\]\[5\] is nan"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            updater = PPOUpdater()
+            ready(updater)
+            updater.update(with_data(backwards, **changed))
 
 
 def test_old_log_probs_may_be_left_out_where_the_loss_does_not_use_them() -> None:

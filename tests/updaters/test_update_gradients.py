@@ -55,7 +55,7 @@ def plain_gradient(
     for i, (prompt, candidates) in enumerate(zip(request.prompts, request.candidates, strict=True)):
         result = host.score([prompt], [candidates], modules=("value", "actions"), require_grad=True)
         scores = result.modules[logits][0] if logits else result.log_probs
-        reference = host.reference_log_probs([prompt], [candidates])
+        reference = host.score_reference([prompt], [candidates]).log_probs
         row = {key: values[i] for key, values in request.data.items()}
         losses.append(sample_loss(scores, result.modules["value"][0, 0], reference, row))
     torch.stack(losses).mean().backward()

@@ -13,6 +13,7 @@ from torch import Tensor
 from lamorel_ext.llm.host import ModelHost
 from lamorel_ext.llm.module_functions import ValueHead
 from lamorel_ext.llm.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, make_updaters
+from lamorel_ext.methods.pairs.updater import PairUpdater
 from lamorel_ext.types import UpdateRequest
 from tests.llm.tiny_models import ACTIONS, PROMPTS, make_causal, make_host, make_t5, plain_scores
 from tests.updaters.updater_fakes import ThreadGroup, on_servers, shard
@@ -152,6 +153,41 @@ def test_what_the_host_remembered_is_forgotten_after_a_step() -> None:
     assert stats["kl"] == pytest.approx(0.0, abs=1e-12)
     assert float((after - before).abs().max()) > 1e-3
     assert ready(FeedbackUpdater(), host).update(wanted).stats["kl"] > 1e-5
+
+
+@pytest.mark.parametrize(
+    "updater, options, reference",
+    [
+        ("ppo", {}, 0),
+        ("feedback", {}, 0),
+        ("feedback", {"kl_coef": 0.1}, 1),
+        ("feedback", {"kl_coef": 0.1, "epochs": 2}, 1),
+    ],
+)
+def test_what_the_loss_asks_the_initial_weights_is_a_cost_and_a_statistic_is_none(
+    updater: str, options: dict[str, Any], reference: int
+) -> None:
+    host = host_of("t5")
+    wanted = request(host, updater, lr=0.0, **options)
+    stats = ready(make_updaters()[updater], host).update(wanted).stats
+    fresh = host_of("t5")
+    once = fresh.score(wanted.prompts, wanted.candidates, require_grad=True).stats["tokens"]
+    initial = fresh.score_reference(wanted.prompts, wanted.candidates).stats["tokens"]
+    epochs = stats["scored_pairs"] / len(set(zip(wanted.prompts, wanted.candidates, strict=True)))
+    assert stats["scored_tokens"] == once * epochs + initial * reference > 0
+
+
+def test_a_loss_over_pairs_counts_the_initial_weights_too() -> None:
+    host = host_of("t5")
+    pairs = tuple((ACTIONS[i], ACTIONS[i + 1]) for i in range(len(PROMPTS)))
+    places = torch.arange(len(PROMPTS))
+    wanted = UpdateRequest("preferences", PROMPTS, pairs, places, len(PROMPTS), {}, {"epochs": 1})
+    stats = ready(PairUpdater(), host).update(wanted).stats
+    once = host.score(PROMPTS, pairs, require_grad=True).stats["tokens"]
+    assert (
+        stats["scored_tokens"]
+        == once + host_of("t5").score_reference(PROMPTS, pairs).stats["tokens"]
+    )
 
 
 def test_guidance_without_words_pulls_nowhere() -> None:

@@ -93,10 +93,11 @@ class FakeHost(nn.Module):
         return ScoreResult(scores, counts, outputs, {"tokens": float(len(scores))})
 
     @torch.no_grad()
-    def reference_log_probs(
+    def score_reference(
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
-    ) -> Tensor:
-        return self._scores(prompts, candidates, *self._initial)
+    ) -> ScoreResult:
+        scores = self._scores(prompts, candidates, *self._initial)
+        return ScoreResult(scores, tuple(map(len, candidates)), {}, {"tokens": float(len(scores))})
 
     def named_trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return list(self.named_parameters())

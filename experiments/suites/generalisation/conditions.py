@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lamorel_ext.config import Config
+from lamorel_ext.config import Config, EnvArgs
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.prompts import PLAIN, WORDINGS, Wording
 
@@ -70,7 +70,7 @@ def _distractors(number: int, by_default: bool = True) -> Condition:
     return Condition(
         f"distractors_{number}",
         "distractors",
-        f"{number} distractors",
+        f"num_distractors={number}",
         env={"num_distractors": number},
         by_default=by_default,
     )
@@ -147,16 +147,29 @@ def hindrance(config: Config, condition: Condition) -> str:
     """Why a run cannot be tested under a condition; empty where it can."""
     if config.env.own and condition.group in BABYAI_GROUPS:
         return f"{GROUPS[condition.group]}: BabyAI's own; the run acts in {config.env.own.target}"
+    english = ("words", "goal") if config.env.prompt == "glam" else ("words",)
+    if config.env.language == "fr" and condition.group in english:
+        return f"{GROUPS[condition.group]}: in place of English words; the run reads French"
     from lamorel_ext.envs.babyai.levels import level_spec
 
     wanted = changed(config, condition).env
+    if condition.group == "distractors" and level_spec(wanted.level).distractor_argument is None:
+        return f"{config.env.level} takes no number of distractors"
     bare = (
         condition.group == "distractors"
         and config.env.level in ROOMIER
         and not wanted.num_distractors
     )
-    if bare or (not condition.wording and wanted == config.env):
+    if bare or (not condition.wording and _counted(wanted) == _counted(config.env)):
         return "it was trained so"
-    if condition.group == "distractors" and level_spec(wanted.level).distractor_argument is None:
-        return f"{config.env.level} takes no number of distractors"
     return ""
+
+
+def _counted(env: EnvArgs) -> EnvArgs:
+    """With the level's own number of distractors, or objects, where ``env`` sets none."""
+    from lamorel_ext.envs.babyai.levels import level_spec, make_level
+
+    argument = level_spec(env.level).distractor_argument
+    if env.num_distractors is not None or argument is None:
+        return env
+    return dataclasses.replace(env, num_distractors=getattr(make_level(env.level), argument))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.report import page
 from experiments.report.figures import Picture, dots
+from experiments.report.sections import with_interval
 from experiments.report.statistics import Interval
-from experiments.report.summary import bracket, plain, signed
+from experiments.report.summary import UNKNOWN, plain, signed
 from experiments.runs.files import writing
 from experiments.suites.generalisation.conditions import GROUPS, TEXT_GROUPS, Condition
 from experiments.suites.generalisation.outcomes import LeftOut
@@ -109,21 +109,16 @@ def _table(
 ) -> str:
     arms = _arms(cells)
     rows = [
-        [condition.title, *(_told(_find(cells, arm, condition, number), show) for arm in arms)]
+        [
+            condition.title,
+            *(
+                with_interval(_find(cells, arm, condition, number) or UNKNOWN.interval, show)
+                for arm in arms
+            ),
+        ]
         for condition in _conditions(cells)
     ]
     return page.table(["test", *arms], rows)
-
-
-def _told(interval: Interval | None, show: Callable[[float], str]) -> str:
-    if interval is None:
-        return "–"
-    ends = (
-        ""
-        if math.isnan(interval.low)
-        else " " + bracket(interval, show).replace(" ", "\N{NO-BREAK SPACE}")
-    )
-    return show(interval.estimate) + ends
 
 
 def _replacements(cells: Sequence[Cell]) -> list[list[str]]:

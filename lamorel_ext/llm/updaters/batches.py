@@ -4,7 +4,6 @@ minibatches drawn over it, each server's share of one, and what the model says o
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,8 +46,7 @@ def read_data(request: UpdateRequest, spec: DataSpec) -> dict[str, Tensor]:
 
     Raises:
         RequestError: A key is missing or unknown, a shape or type is wrong, a number is not finite,
-            or a choice is outside its
-        candidates.
+            or a choice is outside its candidates; rows are named as in the whole batch.
     """
     name, n = request.updater, len(request.prompts)
     for key in request.data:
@@ -71,32 +69,35 @@ def read_data(request: UpdateRequest, spec: DataSpec) -> dict[str, Tensor]:
             )
         if key not in spec.tables and shape != (n,):
             raise RequestError(f"{name}: data[{key!r}] must have shape ({n},), got {shape}")
-    data = {key: _choices(name, key, request.data[key], counts) for key in spec.choices}
+    data = {key: _choices(request, key, counts) for key in spec.choices}
     numbers = [key for key in (*spec.numbers, *spec.tables) if key in request.data]
-    return data | {key: _numbers(name, key, request.data[key]) for key in numbers}
+    return data | {key: _numbers(request, key) for key in numbers}
 
 
-def _choices(name: str, key: str, values: Tensor, counts: Tensor) -> Tensor:
+def _choices(request: UpdateRequest, key: str, counts: Tensor) -> Tensor:
+    name, values = request.updater, request.data[key]
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise RequestError(f"{name}: data[{key!r}] must hold integers, got {values.dtype}")
     values = values.to("cpu", torch.int64)
     outside = ((values < 0) | (values >= counts)).nonzero().flatten()
     if len(outside):
         i = int(outside[0])
+        where = f"data[{key!r}][{int(request.indices[i])}]"
         raise RequestError(
-            f"{name}: data[{key!r}][{i}] is {int(values[i])}, but there are {int(counts[i])}"
-            " candidates"
+            f"{name}: {where} is {int(values[i])}, but there are {int(counts[i])} candidates"
         )
     return values
 
 
-def _numbers(name: str, key: str, values: Tensor) -> Tensor:
+def _numbers(request: UpdateRequest, key: str) -> Tensor:
+    name, values = request.updater, request.data[key]
     if values.is_complex():
         raise RequestError(f"{name}: data[{key!r}] must hold real numbers, got {values.dtype}")
     bad = (~torch.isfinite(values)).nonzero()
     if len(bad):
         place = tuple(bad[0].tolist())
-        where = f"data[{key!r}][{', '.join(map(str, place))}]"
+        told = (int(request.indices[place[0]]), *place[1:])
+        where = f"data[{key!r}][{', '.join(map(str, told))}]"
         raise RequestError(
             f"{name}: {where} is {float(values[place])}; it must be finite ({len(bad)} of"
             f" {values.numel()} are not)"
@@ -242,11 +243,13 @@ class Scored:
             where there is no candidate. Or the logits of a module function in their place.
         modules: What each module function gave, each ``(n, ...)``, with gradient.
         reference: ``(n, k)``, scores under the initial weights, where the updater asked for them.
+        reference_tokens: Positions that the model computed for those.
     """
 
     scores: Tensor
     modules: dict[str, Tensor]
     reference: Tensor | None = None
+    reference_tokens: float = 0.0
 
 
 def score_chunk(
@@ -283,12 +286,12 @@ def score_chunk(
     )
     place = chunk.pair_of_row.to(scores.device)
     outputs = {name: values.to(scores.device)[place] for name, values in found.items()}
-    reference = None
-    if with_reference:
-        flat = host.reference_log_probs(chunk.prompts, chunk.candidates)
-        reference = dataclasses.replace(result, log_probs=flat.to(result.log_probs)).padded()[place]
     counters = float(len(chunk.prompts)), result.stats.get("tokens", 0.0)
-    return Scored(scores[place], outputs, reference), counters
+    if not with_reference:
+        return Scored(scores[place], outputs), counters
+    initial = host.score_reference(chunk.prompts, chunk.candidates)
+    reference = initial.padded().to(scores.device, scores.dtype)[place]
+    return Scored(scores[place], outputs, reference, initial.stats.get("tokens", 0.0)), counters
 
 
 def _logits(name: str, values: Tensor, counts: tuple[int, ...]) -> Tensor:

@@ -66,12 +66,13 @@ OptionsT = TypeVar("OptionsT", bound=StepOptions)
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimiser step: the minibatch's size, means over it, and the gradient's norm before
-    clipping.
+    """One optimiser step: the minibatch's size, means of the terms over it, ``COUNTERS``, and the
+    gradient's norm before clipping.
     """
 
     size: int
     means: dict[str, float]
+    counts: dict[str, float]
     grad_norm: float
 
 
@@ -125,6 +126,12 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         """
         return ""
 
+    def reference_counts(self, options: OptionsT) -> bool:
+        """Whether ``loss`` depends on the scores under the initial weights, so that their tokens
+        are a cost of the update; where only a statistic needs them they are none.
+        """
+        return self.uses_reference
+
     def schedule(self, total: int, options: OptionsT) -> Iterable[Minibatch]:
         """The minibatches, one optimiser step each."""
         return draw_minibatches(total, options.minibatch_size, options.epochs, options.seed)
@@ -139,7 +146,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         stats = {
             name: sum(r.means[name] * r.size for r in reports) / samples for name in self.terms
         }
-        stats |= {name: sum(r.means[name] * r.size for r in reports) for name in COUNTERS}
+        stats |= {name: sum(report.counts[name] for report in reports) for name in COUNTERS}
         norms = [report.grad_norm for report in reports]
         steps = float(sum(norm > 0.0 for norm in norms))
         return stats | {
@@ -308,16 +315,16 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
             raise OtherServerFailed(
                 f"{self.name}: another server failed in {minibatch}; no step was taken"
             )
-        names = (*self.terms, *COUNTERS)
-        means = {name: number / size for name, number in zip(names, numbers, strict=True)}
-        report = StepReport(size, means, float(norm))
+        counts = dict(zip(COUNTERS, numbers[len(self.terms) :], strict=True))
+        means = {name: numbers[place] / size for place, name in enumerate(self.terms)}
+        report = StepReport(size, means, counts, float(norm))
         return self._step(stepper, norm, report, minibatch, options)
 
     def _accumulate(self, batch: Batch, chunk: Chunk, size: int, options: OptionsT) -> Tensor:
         """Add a chunk's share to the gradients; gives its share of the sums ``(len(terms) +
         len(COUNTERS),)``.
         """
-        scored, counts = score_chunk(
+        scored, (pairs, tokens) = score_chunk(
             self._host, chunk, self.modules, self.uses_reference, self.logits_module(options)
         )
         data = {key: _like(scored.scores, values[chunk.rows]) for key, values in batch.data.items()}
@@ -326,10 +333,11 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         # Not where every candidate is the empty text, whose score is the constant 0.
         if share.requires_grad:
             share.backward()
-        sums = [terms[name].detach().sum() for name in self.terms]
-        return torch.cat(
-            [torch.stack(sums).to("cpu", torch.float64), torch.tensor(counts, dtype=torch.float64)]
-        )
+        sums = torch.stack([terms[name].detach().sum() for name in self.terms])
+        if self.reference_counts(options):
+            tokens += scored.reference_tokens
+        counts = torch.tensor([pairs, tokens], dtype=torch.float64)
+        return torch.cat([sums.to("cpu", torch.float64), counts])
 
     def _step(
         self,
@@ -343,9 +351,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
             math.isfinite(report.grad_norm)
             and all(math.isfinite(value) for value in report.means.values())
         ):
-            values = ", ".join(
-                f"{name} {value:.4g}" for name, value in report.means.items() if name in self.terms
-            )
+            values = ", ".join(f"{name} {value:.4g}" for name, value in report.means.items())
             raise UpdateError(
                 f"{self.name}: not finite in {minibatch}: {values}, gradient norm"
                 f" {report.grad_norm:.4g}; no step was taken there"

@@ -96,6 +96,10 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
             for candidates, i in zip(request.candidates, data["chosen"].tolist(), strict=True)
         )
 
+    def reference_counts(self, options: FeedbackOptions) -> bool:
+        """Without the KL penalty only the statistic ``kl`` needs the initial teacher."""
+        return options.kl_coef != 0.0
+
     def loss(
         self, scored: Scored, data: dict[str, Tensor], options: FeedbackOptions
     ) -> dict[str, Tensor]:

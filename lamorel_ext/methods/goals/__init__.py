@@ -78,7 +78,6 @@ class Goals(Method):
         copies = self.setting.config.env.num_envs
         self._paid: list[set[str]] = [set() for _ in range(copies)]
         self._carried: list[tuple[str, ...]] = [()] * copies
-        self._seen: list[tuple[str, ...]] | None = None
 
     def rewards(self, turns: Sequence[Turn]) -> np.ndarray:
         """See ``Method``."""

@@ -35,9 +35,10 @@ class PairUpdater(CandidateUpdater[PairOptions]):
         """Every prompt has two candidates."""
         for place, texts in enumerate(request.candidates):
             if len(texts) != 2 or texts[0] == texts[1]:
+                row = int(request.indices[place])
                 raise RequestError(
-                    f"{self.name}: candidates[{place}]: expected two different texts, the better"
-                    f" one first, got {texts}"
+                    f"{self.name}: candidates[{row}]: expected two different texts, the better one"
+                    f" first, got {texts}"
                 )
 
     def loss(

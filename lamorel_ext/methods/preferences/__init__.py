@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lamorel_ext.agents.llm_teachers import rescored
 from lamorel_ext.errors import CheckpointError, ConfigError
 from lamorel_ext.experience import Note, Rollout
 from lamorel_ext.methods.base import MethodSetting
@@ -156,10 +157,12 @@ class Preferences(PairMethod):
             "chosen": torch.tensor([each.chosen for each in told]),
             "signals": torch.from_numpy(weights),
         }
-        if loss == "clipped":
-            said = [float(each.log_probs[each.chosen]) for each in told]
-            data["old_log_probs"] = torch.tensor(said, dtype=torch.float64)
         prompts = tuple(each.prompt for each in told)
+        if loss == "clipped":
+            said = np.array([each.log_probs[each.chosen] for each in told], dtype=np.float64)
+            if not listed:
+                said = rescored(self.setting.llm, prompts, [each.text for each in told], said)
+            data["old_log_probs"] = torch.from_numpy(said)
         candidates = tuple(each.candidates for each in told)
         stats = self._update("feedback", prompts, candidates, data, options)
         for each, weight in zip(told, weights, strict=True):

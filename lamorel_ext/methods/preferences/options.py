@@ -28,7 +28,7 @@ class PreferencesOptions(PairLoss):
             empty for none.
         temperature: Of ``returns``, in standard deviations of the advantages.
         clip_eps: Of ``reward_model``, as in PPO.
-        kl_coef: Of ``reward_model``: weight of KL(current || initial teacher).
+        kl_coef: Of ``returns`` and ``reward_model``: weight of KL(current || initial teacher).
         model_lr: Adam's step size of the reward model.
         model_epochs: Its passes over the pairs of a rollout.
         model_size: Width of its hidden layer.

@@ -63,7 +63,8 @@ class PromptSearch(Method):
     """See the module. What an edit is worth is the change of the mean reward of a step against the
     run's mean so far, in the rollouts that were collected with it.
 
-    Its columns: ``edit``, the place of the one that was used, and ``worth``, the present estimate.
+    Its columns: ``edit``, the place of the one that was used, and ``worth``, the present estimate;
+    in a row of the curve, means over the rollouts since the last one.
     """
 
     name = "prompt_search"

@@ -133,17 +133,16 @@ class ProxyReward(Method):
         return odds
 
     def _of_others(self, odds: np.ndarray) -> np.ndarray:
-        """``(n,)``: the answers in another order, never in their own."""
+        """``(n,)``: each question has the answer of another one."""
         before = self._before
         if not len(odds):
             return odds
         self._before = float(odds[-1])
         if len(odds) == 1:
             return np.array([before])
-        order = self.setting.rng.permutation(len(odds))
-        if (order == np.arange(len(odds))).all():
-            order = np.roll(order, 1)
-        return odds[order]
+        order, mixed = self.setting.rng.permutation(len(odds)), np.empty_like(odds)
+        mixed[order] = odds[np.roll(order, 1)]  # one circle of all: nobody keeps their own
+        return mixed
 
     def _bonus(self, step: int, turn: Turn, answers: dict[tuple[int, int], float]) -> np.ndarray:
         """``(num_envs,)``: what is added to the rewards of a step."""

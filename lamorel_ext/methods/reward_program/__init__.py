@@ -96,7 +96,7 @@ class RewardProgram(Method):
 
     Its columns: ``bonus``, the mean of what is added to a step's reward; ``fitness``, what the
     environment paid a step in the best trial of the round; ``refused``, proposals so far that were
-    no programs.
+    no programs. In a row of the curve, means over the rollouts since the last one.
     """
 
     name = "reward_program"
