@@ -217,7 +217,13 @@ def test_subgoals_can_be_evaluated_exactly() -> None:
     assert config.guidance.vocabulary == "subgoal"
     check_configs([config])
     with pytest.raises(ConfigError, match="free guidance cannot be listed"):
-        check_configs([load_config(["run.evaluation=exact", "guidance.vocabulary=free"])])
+        check_configs(
+            [
+                load_config(
+                    ["arm=teacher_frozen", "run.evaluation=exact", "guidance.vocabulary=free"]
+                )
+            ]
+        )
 
 
 # --- what wins ------------------------------------------------------------------------------------

@@ -286,18 +286,27 @@ def test_shuffled_transcripts_pay_the_same_in_another_order() -> None:
     assert paid["own"].tolist() != paid["shuffled"].tolist()
 
 
-@pytest.mark.parametrize("questions", [1, 2, 3, 8])
+@pytest.mark.parametrize("questions", [1, 2, 3])
 def test_shuffled_transcripts_never_pay_their_own_answers_however_few_there_are(
     questions: int,
 ) -> None:
     methods = [proxy(TableLlm(), every=1, potential=False, transcripts="shuffled")]
     methods.append(proxy(TableLlm(), every=1, potential=False))
-    kept = []
+    alike = []
     for rollout in range(20):
         told = [turn(f"You see a wall {9 * rollout + i} steps forward") for i in range(questions)]
         mixed, own = (method.rewards(told)[:, 0].tolist() for method in methods)
-        kept += [answer == before for answer, before in zip(mixed, own, strict=True)]
-    assert not any(kept)
+        alike.append(mixed == own)
+    assert not any(alike)
+
+
+@pytest.mark.parametrize("questions", [2, 3, 4, 8, 128])
+def test_no_question_keeps_its_own_answer(questions: int) -> None:
+    method = proxy(TableLlm(), transcripts="shuffled")
+    own = np.arange(float(questions))
+    for _ in range(50):
+        mixed = method._of_others(own)
+        assert sorted(mixed) == own.tolist() and not (mixed == own).any()
 
 
 def test_a_rollouts_only_question_gets_the_answer_to_the_one_before_also_after_a_resume() -> None:

@@ -196,7 +196,7 @@ def test_a_shard_that_is_refused_on_one_server_is_given_up_by_all(name: str) -> 
     results = on_servers(2, work)
     assert [unchanged for _, unchanged in results] == [True, True]
     own = {
-        "bad data": "data['actions'][0]",
+        "bad data": "data['actions'][1]",
         "missing key": "'values'",
         "overlap": "0 to 9, each once",
     }[name]
@@ -252,8 +252,8 @@ def test_a_client_hears_the_reason_from_the_server_that_has_it(name: str, rank: 
     else:
         hosts[rank].fail_at = 0
     own = {
-        "bad number": r"RequestError: ppo: data\['returns'\]\[0\] is nan",
-        "bad choice": r"RequestError: ppo: data\['actions'\]\[0\] is 99",
+        "bad number": rf"RequestError: ppo: data\['returns'\]\[{place}\] is nan",
+        "bad choice": rf"RequestError: ppo: data\['actions'\]\[{place}\] is 99",
         "failing model": "MemoryError: made to fail",
     }[name]
     served = [Hosted(host, {"ppo": PPOUpdater()}) for host in hosts]  # type: ignore[arg-type]
