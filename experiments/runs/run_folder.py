@@ -257,10 +257,12 @@ class RunFolder:
             try:
                 tracker.close()
             except CheckpointError as second:
-                log.warning("%s", second)
-                failure = failure or second
+                if error or failure:
+                    log.warning("%s", second)
+                else:
+                    failure = second
         self._note_end(error or failure)
-        if error is None and failure is not None:
+        if failure is not None:
             raise failure
 
     def _note_end(self, error: BaseException | None) -> None:

@@ -4,6 +4,7 @@ recorded episodes of the original.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lamorel_ext.envs.babyai.arrays.room_codes import (
     door_look,
     look_of,
 )
+from lamorel_ext.envs.babyai.arrays.room_draws import Scene
 from lamorel_ext.envs.babyai.arrays.room_levels import RoomLevel, Task, room_level
 from lamorel_ext.envs.babyai.arrays.room_views import Sentences, images_of, look_around
 from lamorel_ext.envs.babyai.arrays.rooms import Rooms
@@ -72,6 +74,15 @@ def test_a_seed_gives_minigrids_first_state(level: str) -> None:
         assert (start.pose, start.mission) == (4 * agent + env.agent_dir, env.mission)
         assert {cell: code & LOOK for cell, code in start.things} == looks_in(env, width)
         assert env.max_steps == (start.limit or rules.max_steps)
+
+
+@pytest.mark.parametrize("level", ["GoToLocal", "PutNextLocal", "MixedTrainLocal"])
+def test_nothing_is_kept_of_a_scene_once_it_is_drawn(level: str) -> None:
+    rules = room_level(f"BabyAI-{level}-v0")
+    assert rules is not None
+    rules.draw_many(range(8))
+    gc.collect()
+    assert not [each for each in gc.get_objects() if isinstance(each, Scene)]
 
 
 def looks_in(env: Any, width: int) -> dict[int, int]:

@@ -546,6 +546,7 @@ def test_a_status_that_cannot_be_written_does_not_hide_the_error(config: Config)
     assert run_state(folder) == "running"  # the old file is still whole
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its writer
 def test_a_disk_that_is_full_for_tensorboard_alone_is_named_and_the_run_has_failed(
     config: Config,
 ) -> None:

@@ -264,7 +264,6 @@ def looks_of(kind: int | None, color: int | None) -> frozenset[int]:
     return frozenset(look_of(one, other) for one in kinds for other in colors)
 
 
-@cache
 def described(scene: Scene, thing: Thing) -> tuple[list[Thing], str]:
     """Everything that looks like a thing, and its description."""
     kind, color = kind_and_color(thing[1])
@@ -272,6 +271,7 @@ def described(scene: Scene, thing: Thing) -> tuple[list[Thing], str]:
     return meant, said(kind, color, len(meant))
 
 
+@cache
 def said(kind: int | None, color: int | None, count: int, location: str | None = None) -> str:
     """A description in words.
 
