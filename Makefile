@@ -14,12 +14,14 @@ GAMES_INSTALLED := $(VENV)/.games-installed
 
 setup: $(INSTALLED)
 
-# torch first: everything else then meets the version it was tested with.
+# torch first: everything else then meets the version it was tested with. Everything is compiled at the end: pip would
+# do it on one core, and every process our own files again where PYTHONDONTWRITEBYTECODE is set. A template in a package may be no Python.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "PYTHON must be 3.11 to 3.13, got " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 2 $(VENV)/lib lamorel_ext experiments launchers || true
 	touch $@
 
 # Two processes, each with every second run, take less time than one launch with two servers:
@@ -38,9 +40,10 @@ demo: setup
 reproduce-small: setup
 	$(call compare_in_halves,reproduce_small)
 
-# Two processes, each with whole files of tests: fixtures of a file are made once. ARGS='-n 0' runs them in one.
+# Two processes, each with whole files of tests: fixtures of a file are made once. ARGS='-n 0' runs them in one. The files keep the order of
+# tests/conftest.py; xdist would hand out those with most tests first.
 test: setup $(GAMES_INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Where TextWorld cannot be had its tests are skipped, and say so.
 $(GAMES_INSTALLED): $(INSTALLED)

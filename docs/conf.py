@@ -47,8 +47,6 @@ def tables_page() -> str:
         for name in names:
             if name.endswith((".png", ".svg")):
                 lines += ["", f"![{folder.name}: {name}]({place}/{name})"]
-        if pages := [name for name in names if name.endswith(".md")]:
-            lines += ["", "```{toctree}", *(f"{place}/{name}" for name in pages), "```"]
     return "\n".join(lines) + "\n"
 
 

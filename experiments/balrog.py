@@ -3,7 +3,7 @@
 
     python -m experiments.balrog                                   # the model as it is, zero-shot
     python -m experiments.balrog model=smollm2 --choose generate   # it writes its action
-    python -m experiments.balrog policy=runs/figure2_2100/llm_policy/seed_0 --episodes 100
+    python -m experiments.balrog policy=runs/demo/llm_policy/seed_0 --episodes 100
 
 The protocol, as its public configuration has it: five tasks (goto, pickup, open, putnext,
 pick_up_seq_go_to) of BabyAI-MixedTrainLocal-v0 without distractors, ten episodes each, the level's

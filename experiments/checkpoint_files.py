@@ -19,16 +19,18 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from experiments.report.results import read_json, readable_json
 from experiments.runs.files import replace_json, writing
 from lamorel_ext.errors import CheckpointError
-from lamorel_ext.training.recorder import Checkpoint, SaveLlm
+
+if TYPE_CHECKING:  # reports read checksums alone, and PyTorch takes seconds
+    from torch import Tensor
+
+    from lamorel_ext.training.recorder import Checkpoint, SaveLlm
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +94,8 @@ def write_checkpoint(
     Raises:
         CheckpointError: It cannot be written; the last one is still the current one.
     """
+    from safetensors.torch import save_file
+
     last = readable_json(root / CURRENT).get("folder")
     remove_others(root, last)
     name = f"step-{checkpoint.env_steps}"
@@ -110,9 +114,13 @@ def write_checkpoint(
         save_llm(str((target / "llm").resolve()))
     with writing(target):
         files = {path.relative_to(target).as_posix(): _flushed(path) for path in _files(target)}
+    if save_llm is not None and not any(name.startswith("llm/") for name in files):
+        raise CheckpointError(
+            f"{target}: the LLM server wrote its part on another machine; run.output_dir must be a"
+            " folder that all machines share"
+        )
     content = {
         "env_steps": checkpoint.env_steps,
-        "rows": facts["rows"],
         "llm": save_llm is not None,
         **facts,
         "files": files,
@@ -154,12 +162,14 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def remove_others(root: Path, kept: object) -> None:
-    """Remove what a crash, or the checkpoints before, have left; nothing where none is kept."""
+    """Remove what a crash, or the checkpoints before, have left; nothing where none is kept. Files
+    and links are somebody else's.
+    """
     if not isinstance(kept, str):
         return
     with writing(root):
         for other in root.glob("step-*"):
-            if other.name != kept:
+            if other.name != kept and other.is_dir() and not other.is_symlink():
                 shutil.rmtree(other)
 
 
@@ -293,6 +303,10 @@ def _read_folder(folder: Path, pointer: Mapping[str, Any] | None) -> Stored:
     else:
         log.warning("%s is of an earlier version, without checksums: it is taken as it is", folder)
         facts = pointer
+    from safetensors.torch import load_file
+
+    from lamorel_ext.training.recorder import Checkpoint
+
     path = folder / TENSORS
     try:
         tensors = load_file(path)

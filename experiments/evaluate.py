@@ -1,8 +1,8 @@
 """Evaluate a policy next to uniformly random actions and the BabyAI bot, on held-out episodes and,
 where possible, exactly.
 
-``python -m experiments.evaluate model=flan_t5_small`` evaluates the language model as it is, as
-policy (zero-shot); ``python -m experiments.evaluate policy=runs/demo/teacher_feedback/seed_0
+``lamorel-ext-evaluate model=flan_t5_small`` evaluates the language model as it is, as policy
+(zero-shot); ``lamorel-ext-evaluate policy=runs/demo/teacher_feedback/seed_0
 run.eval_episodes=1000`` what a run has learnt. Prints a table, and the same as one line of JSON.
 """
 

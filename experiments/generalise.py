@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -33,6 +32,7 @@ from experiments.runs.checks import check_configs
 from experiments.runs.entry import add_trust_argument, run_main, start_log
 from experiments.runs.files import folder_to_write, why_not_writable
 from experiments.runs.planning import policy_config
+from experiments.runs.versions import command_line
 from experiments.suites.generalisation.conditions import CONDITIONS, GROUPS, Condition, choose
 from lamorel_ext.config import ArmArgs, Config, Plug
 from lamorel_ext.errors import CheckpointError, ConfigError
@@ -246,17 +246,16 @@ def run(argv: Sequence[str]) -> int:
 
     def client(llm: LlmClient) -> int:
         outcomes, left_out = examine(policies, conditions, llm)
-        command = shlex.join(["python", "-m", "experiments.generalise", *argv])
         target = write_output(
             output,
             summarise(outcomes),
             left_out,
-            command,
+            command_line("generalise", argv),
         )
         print(f"generalisation: {target}")
         return 0
 
-    return run_as_ranked(config, client)
+    return run_as_ranked(config, client, others=[policy.config for policy in policies])
 
 
 def _names(text: str) -> list[str]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import math
+import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.05
 """Other processors and other builds of torch round differently; a curve was seen to move by up to
-this much per seed and evaluation.
+this much per seed and evaluation, in BabyAI, whose returns lie between 0 and 1.
 """
 SAME_VERSIONS = ("torch", "numpy", "python")
 SAME_MACHINE = ("processor", "threads", *SAME_VERSIONS)
@@ -68,6 +70,8 @@ def read_curves(folder: Path) -> dict[Key, Curve]:
                 )
                 for name, values in curve.items():
                     values.append(float(row[name]))
+                    if not math.isfinite(values[-1]):
+                        raise ValueError(f"{name} {row[name]}")
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise NotThereError(f"{path} holds no published curves: {error!r}") from error
     return found
@@ -80,9 +84,11 @@ def plan(
 
     Raises:
         ConfigError: An arm is not published there.
-        CheckpointError: The folder holds no configurations, or no curve of an arm.
+        CheckpointError: The folder holds no configurations, no curve of an arm, or does not say
+            what made them.
     """
     configs, curves = read_configs(folder), read_curves(folder)
+    made_with(folder)
     known = list(dict.fromkeys(arm for _, arm in configs))
     if unknown := [arm for arm in arms if arm not in known]:
         raise ConfigError([f"--arms {arm}: expected one of {', '.join(known)}" for arm in unknown])
@@ -130,8 +136,16 @@ def check_fresh(planned: Iterable[Planned], versions: Mapping[str, object]) -> N
         raise ConfigError(problems)
 
 
-def deviation(published: Curve, again: Mapping[str, np.ndarray]) -> float:
+def return_scale(curves: Iterable[Curve]) -> float:
+    """How far apart the returns of a task's published curves lie, at least 1."""
+    return max(1.0, float(np.ptp(np.concatenate([curve[RETURN] for curve in curves]))))
+
+
+def deviation(published: Curve, again: Mapping[str, np.ndarray], scale: float = 1.0) -> float:
     """Largest difference at an evaluation, of success or of the return.
+
+    Args:
+        scale: The return's difference is divided by it, see ``return_scale``.
 
     Raises:
         CheckpointError: The two were evaluated at other steps.
@@ -142,7 +156,8 @@ def deviation(published: Curve, again: Mapping[str, np.ndarray]) -> float:
             f" {published[STEPS]}"
         )
     return max(
-        float(np.max(np.abs(again[name] - np.array(published[name])))) for name in (SUCCESS, RETURN)
+        float(np.max(np.abs(again[name] - np.array(published[name])))) / unit
+        for name, unit in ((SUCCESS, 1.0), (RETURN, scale))
     )
 
 
@@ -166,8 +181,24 @@ def unlike_code(folder: Path, versions: Mapping[str, object]) -> list[str]:
     return _unlike(folder, versions, ("commit", "dirty")) if versions.get("commit") else []
 
 
+def made_with(folder: Path) -> list[Mapping[str, Any]]:
+    """The machines, versions and code that made the published runs.
+
+    Raises:
+        NotThereError: The folder does not say it.
+    """
+    path = folder / PROVENANCE
+    try:
+        found = [dict(entry["versions"]) for entry in read_json(path)["made_with"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotThereError(f"{path} does not say what made the runs: {error!r}") from error
+    if not found:
+        raise NotThereError(f"{path} does not say what made the runs")
+    return found
+
+
 def _unlike(folder: Path, versions: Mapping[str, object], keys: Sequence[str]) -> list[str]:
-    made = [entry["versions"] for entry in read_json(folder / PROVENANCE).get("made_with", [])]
+    made = made_with(folder)
     return [
         f"{key} {versions.get(key)} here,"
         f" {' and '.join(dict.fromkeys(str(one.get(key)) for one in made))} there"
@@ -176,11 +207,13 @@ def _unlike(folder: Path, versions: Mapping[str, object], keys: Sequence[str]) -
     ]
 
 
-def words(largest: float, unlike: Sequence[str], portable: bool = False) -> str:
-    """How far off a curve is, and what that means on this machine."""
+def words(largest: float, unlike: Sequence[str], portable: bool = False, scale: float = 1.0) -> str:
+    """How far off a curve is, and what that means on this machine; ``scale`` of ``deviation``."""
     if largest <= TIE:
         return "the same curve"
+    share = f" (the return's as a share of {scale:.3g}, the range of the published ones)"
     off = f"off by up to {largest:.3f} in success or return at an evaluation"
+    off += share if scale > 1 else ""
     if largest > TOLERANCE:
         return f"{off}: more than the {TOLERANCE} that rounding on another machine explains"
     if not unlike:
@@ -218,7 +251,9 @@ def run(argv: Sequence[str]) -> int:
 
     if options.seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {options.seeds}")
-    output = options.output or Path("runs") / "reproduce" / options.folder.resolve().name
+    output = (
+        options.output or Path("runs") / "reproduce" / Path(os.path.realpath(options.folder)).name
+    )
     planned = plan(options.folder, options.seeds, options.arms, output, options.trust)
     servers: dict[object, list[Key]] = {}
     for key, one in planned.items():
@@ -254,19 +289,23 @@ def _run_again(folder: Path, planned: Mapping[Key, Planned], argv: Sequence[str]
         )
         if changed := unlike_code(folder, versions):
             print(f"this code is not the one that made them: {'; '.join(changed)}")
+        scales = {
+            task: return_scale(curve for (its, *_), curve in curves.items() if its == task)
+            for task, *_ in planned
+        }
         found = {
-            key: deviation(curves[key], read_run(one.folder).columns)
+            key: deviation(curves[key], read_run(one.folder).columns, scales[key[0]])
             for key, one in planned.items()
         }
         status = 0
         for key, largest in found.items():
             portable = planned[key].config.run.portable
             here = unlike_machine(folder, versions, portable)
-            print(f"{planned[key].name}: {words(largest, here, portable)}")
+            print(f"{planned[key].name}: {words(largest, here, portable, scales[key[0]])}")
             status |= int(largest > (TOLERANCE if here else TIE))
         return status
 
-    return run_as_ranked(config, client)
+    return run_as_ranked(config, client, others=[one.config for one in planned.values()])
 
 
 def main() -> int:

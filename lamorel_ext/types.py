@@ -317,7 +317,12 @@ class LoadRequest:
 class ForgetRequest:
     """Drop the answers remembered since the last change of the weights: what follows costs and
     rounds as on a server that just started.
+
+    Attributes:
+        reference: Whether those under the initial weights go too, which stay when weights change.
     """
+
+    reference: bool = True
 
 
 @dataclass(frozen=True)
@@ -452,7 +457,7 @@ class LlmClient(Protocol):
     def load(self, folder: str) -> None:
         """See ``LoadRequest``."""
 
-    def forget(self) -> None:
+    def forget(self, reference: bool = True) -> None:
         """See ``ForgetRequest``."""
 
     def info(self) -> Mapping[str, Scalar]:

@@ -161,7 +161,9 @@ def _launch_one(
         jobs = _jobs(options, config, arguments, slurm)
         if options.submit and not options.dry_run:
             return submit(jobs)
-        print("\n".join(job.shell() for job in jobs) if options.submit else jobs[0].text.rstrip())
+        # "id=": the first job of a launch waits for none.
+        chain = "\n".join(["id=", *(job.shell() for job in jobs)])
+        print(chain if options.submit else jobs[0].text.rstrip())
         return 0
     if options.dry_run:
         text = batch_script(config, options.task, arguments, slurm)

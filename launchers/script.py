@@ -19,8 +19,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
@@ -163,7 +164,11 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> Any:
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(folder), version_base=None):
-            return compose(name, overrides=list(overrides))
+            composed = compose(name, overrides=list(overrides), return_hydra_config=True)
+        with open_dict(composed):
+            composed.hydra.runtime.cwd = str(Path.cwd())
+        HydraConfig.instance().set_config(composed)  # for ${hydra:runtime.cwd} in a value
+        return composed
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(
             f"{name}.yaml with {list(overrides)}: {' '.join(str(error).split())}"
@@ -172,7 +177,11 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> Any:
 
 def _script(composed: Any) -> Path:
     section = OmegaConf.select(composed, "rl_script_args")
-    path = None if section is None or OmegaConf.is_missing(section, "path") else section.get("path")
+    missing = section is None or OmegaConf.is_missing(section, "path")
+    try:
+        path = None if missing else section.get("path")
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"rl_script_args.path: {' '.join(str(error).split())}") from error
     if path is None:
         raise ConfigError(
             "rl_script_args.path: a script is missing; give it as the first argument, or as"

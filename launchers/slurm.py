@@ -263,7 +263,7 @@ def _script(
     launch = _launch_lines(config, module, options)
     if asks and options.requeue:
         launch[-1] += " || status=$?"
-        launch = ["status=0", *launch, *REQUEUE_LINES]
+        launch = ["status=0", *launch, *_requeue_lines("array" in header)]
     return _text(header, options, [*exports, *body, *launch])
 
 
@@ -292,13 +292,16 @@ def _seconds_to_limit(signal: str | None) -> int:
     return int(found[1] or SLURM_SIGNAL_S) if found else 0
 
 
-REQUEUE_LINES = (
-    f"# {ASKED} is the signal before the time limit: the run has saved, and goes on later.",
-    f'if [ "$status" = {ASKED} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_REQUEUES} ]; then',
-    '    scontrol requeue "$SLURM_JOB_ID"',
-    "fi",
-    'exit "$status"',
-)
+def _requeue_lines(of_array: bool) -> list[str]:
+    # One job of an array has the array's own number, by which Slurm takes all of them.
+    job = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if of_array else "$SLURM_JOB_ID"
+    return [
+        f"# {ASKED} is the signal before the time limit: the run has saved, and goes on later.",
+        f'if [ "$status" = {ASKED} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_REQUEUES} ]; then',
+        f'    scontrol requeue "{job}"',
+        "fi",
+        'exit "$status"',
+    ]
 
 
 def _text(header: Mapping[str, str | None], options: SlurmOptions, lines: Sequence[str]) -> str:

@@ -22,6 +22,13 @@ KINDS = {
     ),
 }
 """Words of a file, the first kind that has one of them first."""
+DEAREST = (
+    "wheel own_environment wheel_recipes benchmarks own_code fsdp config several_clients"
+    " lamorel_launch portable"
+).split()
+"""The files that take longest: begun last, one would leave the other processes without work. The
+two of the wheel, with one between them, often share a process and so the installed wheel.
+"""
 
 
 @functools.cache
@@ -40,10 +47,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that has no kind of its own."""
+    """Mark every test that has no kind of its own, and put the dearest files first."""
     for item in items:
         if not any(item.get_closest_marker(kind) for kind in ("fast", *KINDS)):
             item.add_marker(kind_of(item.path))
+    places = {f"test_{name}": place for place, name in enumerate(DEAREST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
+from experiments.report.results import Arm, Run
+from experiments.report.roles import missing_controls
 from experiments.runs.checks import check_configs
 from lamorel_ext.config import (
     CONFIG_DIR,
@@ -48,6 +50,11 @@ def leaves(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 @functools.cache
 def arm_config(arm: str) -> Config:
     return load_config([f"arm={arm}"])
+
+
+@functools.cache
+def matrix(name: str) -> dict[tuple[str, str], Config]:
+    return load_matrix((), name)
 
 
 def problems(*overrides: str, name: str = "default") -> str:
@@ -198,9 +205,24 @@ def test_every_experiment_states_its_command_and_its_cost_at_the_top(name: str) 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "default"])
 def test_every_experiment_is_valid_and_the_cost_at_its_top_counts_its_runs(name: str) -> None:
-    matrix = load_matrix((), name)
-    runs = len(matrix) * len(next(iter(matrix.values())).compare.seeds)
+    configs = matrix(name)
+    runs = len(configs) * len(next(iter(configs.values())).compare.seeds)
     assert f"Cost: {runs} runs" in (CONFIG_DIR / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_shipped_comparison_composes_with_every_control_of_its_feedback_arms(
+    name: str,
+) -> None:
+    configs = matrix(name)
+    first = next(iter(configs))[0]
+    arms = [
+        Arm(config.arm.name, {0: Run(Path(), config, "complete", {}, {}, {})})
+        for (task, _), config in configs.items()
+        if task == first
+    ]
+    assert len({arm.label for arm in arms}) == len(arms)
+    assert missing_controls(arms) == []
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -216,7 +238,9 @@ def test_subgoals_can_be_evaluated_exactly() -> None:
     config = load_config(["run.evaluation=exact"], "vocabularies")
     assert config.guidance.vocabulary == "subgoal"
     check_configs([config])
-    with pytest.raises(ConfigError, match="free guidance cannot be listed"):
+    with pytest.raises(
+        ConfigError, match="free guidance cannot be listed, nor an agent that is not `enumerable`"
+    ):
         check_configs(
             [
                 load_config(
@@ -255,6 +279,15 @@ def test_command_line_wins_over_experiment_over_group_over_default(tmp_path: Pat
         4.0,
         5.0,
     )
+
+
+def test_a_file_that_changes_is_composed_again_and_what_was_set_is_not_kept(tmp_path: Path) -> None:
+    write_layers(tmp_path)
+    assert load_config(["feedback.lr=7.0"], "trial", tmp_path).feedback.lr == 7.0
+    assert load_config([], "trial", tmp_path).feedback.lr == 1.0
+    group = tmp_path / "arm" / "one.yaml"
+    group.write_text(group.read_text().replace("kl_coef: 2.0", "kl_coef: 6.0"))
+    assert load_config([], "trial", tmp_path).feedback.kl_coef == 6.0
 
 
 def test_the_demo_takes_another_model_and_another_budget() -> None:
@@ -325,6 +358,7 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
         ("student.lr=-1.0", "student.lr: must not be negative, got -1.0"),
         ("feedback.clip_eps=0.0", "feedback.clip_eps: must be above 0, got 0.0"),
         ("feedback.signal=best", "feedback.signal: expected one of previous, td"),
+        ("feedback.clip_eps=1e39", "feedback.clip_eps: must be at most 3.4028234663852886e+38 in"),
         ("run.seed=true", "run.seed: expected int, got True"),
         ("env.num_distractors=-1", "env.num_distractors: must not be negative, got -1"),
         (
@@ -511,9 +545,9 @@ def mapping_with(key: str, value: Any) -> dict[str, Any]:
 def test_every_number_declares_its_bounds_and_no_key_takes_what_is_not_a_number(key: str) -> None:
     spec = NUMERIC[key]
     assert "bounds" in spec.metadata, f"{key} must be made with options.number"
-    for value in (math.nan, math.inf, -math.inf):
+    for value in (math.nan, math.inf, -math.inf, 1e39):  # float32 ends at 3.4e38
         mapping = mapping_with(key, value)
-        if value == math.inf and not spec.metadata["bounds"]["finite"]:
+        if value > 0 and not spec.metadata["bounds"]["finite"]:
             from_mapping(mapping)
             continue
         with pytest.raises(ConfigError) as caught:
@@ -526,7 +560,7 @@ def test_every_number_declares_its_bounds_and_no_key_takes_what_is_not_a_number(
 @pytest.mark.parametrize("key", NUMERIC)
 def test_a_number_just_outside_its_bounds_is_refused_and_one_inside_is_not(key: str) -> None:
     bounds, whole = NUMERIC[key].metadata["bounds"], "float" not in kinds_of(NUMERIC[key])
-    step = 1 if whole else 1e-9
+    step = 1 if whole else 1e-6
     refused = [bounds["at_least"] - step, bounds["above"], bounds["at_most"] + step]
     taken = [bounds["at_least"], bounds["above"] + step, bounds["at_most"]]
     for values, wanted in ((refused, 1), (taken, 0)):
@@ -538,6 +572,22 @@ def test_a_number_just_outside_its_bounds_is_refused_and_one_inside_is_not(key: 
                     text for text in found if text.startswith(start) and "batch_size=" not in text
                 ]
                 assert len(own) == wanted, value
+
+
+@pytest.mark.parametrize(
+    ("key", "most", "too_much"),
+    [
+        ("lamorel_args.peer_timeout", 2_000_000, 2_147_484),  # milliseconds in a C int
+        ("lamorel_args.gloo_timeout", 10**9, 10**14),  # datetime.timedelta
+        ("lamorel_args.distributed_setup_args.merge_wait_s", 1e9, 1e10),  # threading.TIMEOUT_MAX
+        ("lamorel_args.llm_args.num_threads", 2**15, 3 * 10**9),  # a C int
+        ("run.num_threads", 2**15, 3 * 10**9),
+    ],
+)
+def test_what_fits_no_timer_and_no_c_int_is_refused(key: str, most: float, too_much: float) -> None:
+    assert not out_of_bounds_of(mapping_with(key, most))
+    (problem,) = out_of_bounds_of(mapping_with(key, too_much))
+    assert problem.startswith(f"{key}: must be between ")
 
 
 def out_of_bounds_of(mapping: dict[str, Any]) -> Sequence[str]:
@@ -727,6 +777,12 @@ def test_a_run_refuses_a_value_that_its_cell_sets(other: str) -> None:
     ):
         with pytest.raises(ConfigError, match="feedback.signal: set by the cell .*; leave it out"):
             load_config(overrides)
+
+
+@pytest.mark.parametrize("other", ["arm=teacher_frozen", "+arm='teacher_feedback+signal=gae'"])
+def test_another_arm_after_a_cell_is_refused(other: str) -> None:
+    with pytest.raises(ConfigError, match=r"an arm is given already, teacher_feedback.signal=td"):
+        load_config(["arm=teacher_feedback+signal=td", "run.seed=3", other])
 
 
 def test_a_control_is_run_once_however_its_cell_is_written() -> None:

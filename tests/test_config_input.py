@@ -22,11 +22,13 @@ from omegaconf import OmegaConf
 from experiments.runs.entry import run_main
 from experiments.runs.planning import plan
 from lamorel_ext.config import (
+    CONFIG_DIR,
     from_mapping,
     load_config,
     load_matrix,
     read_config,
     save_config,
+    sweep,
 )
 from lamorel_ext.config.overrides import Parsed, parse_override, quote
 from lamorel_ext.errors import (
@@ -38,6 +40,7 @@ from lamorel_ext.errors import (
     RemoteError,
     WriteError,
 )
+from lamorel_ext.methods.told import read_lines, read_traces
 
 KEYS = [
     "run.output_dir", "run.seed", "compare.seeds", "compare.seeds[0]", "arm", "task", "env", "run",
@@ -169,6 +172,14 @@ def test_what_cannot_be_meant_is_said_with_its_reason(override: str, words: str)
     with pytest.raises(ConfigError) as caught:
         load_config([override])
     assert words in str(caught.value)
+
+
+def test_a_number_of_more_digits_than_python_reads_is_taken_as_a_text() -> None:
+    digits = 5000 * "1"
+    with pytest.raises(ConfigError, match="run.seed: expected int, got '111"):
+        load_config([f"run.seed={digits}"])
+    assert load_config([f"compare.name={digits}"]).compare.name == digits
+    assert len(sweep([f"compare.name={digits}", "run.seed=0,1"], [CONFIG_DIR])) == 2
 
 
 @pytest.mark.parametrize(
@@ -307,6 +318,18 @@ def test_single_files_of_a_group_are_found_in_folders_of_the_users_own(
     assert load_config(["arm=here"]).arm.name == "here"
     assert load_config(["arm=there"], config_dir="other").arm.name == "there"
     assert load_config(["arm=there", f"hydra.searchpath=[{tmp_path}/other]"]).arm.name == "there"
+
+
+def test_a_home_of_nobody_is_no_folder(tmp_path: Path) -> None:
+    nobody = "~nosuchuser/x"
+    with pytest.raises(ConfigError, match=f"--config-dir {nobody}: no such folder"):
+        load_config((), config_dir=nobody)
+    with pytest.raises(ConfigError, match=f"/{nobody}' exists"):
+        load_config([f"hydra.searchpath=['{nobody}']"])
+    with pytest.raises(NotThereError, match=f"method.traces: {nobody}"):
+        read_traces(Path(nobody))
+    with pytest.raises(NotThereError, match=f"method.rankings: {nobody}: no such file"):
+        read_lines("method.rankings", Path(nobody), "rankings", str)
 
 
 def test_a_search_path_that_names_an_unset_variable_is_told_with_its_file(

@@ -70,6 +70,13 @@ def test_plugs_are_read_written_and_read_again(tmp_path: Path) -> None:
     assert read_config(tmp_path / "config.yaml") == config
 
 
+def test_an_argument_may_be_infinite(tmp_path: Path) -> None:
+    config = load_config(["env._target_=my_game.Game", "env.limit=inf", "env.name=NaN"])
+    assert config.env.own.keywords == {"limit": float("inf")}
+    save_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+
+
 def test_a_configuration_without_plugs_has_no_keys_of_theirs() -> None:
     mapping = to_mapping(load_config([]))
     assert not {"agent", "method", "updaters", "heads"} & set(mapping)
@@ -83,6 +90,7 @@ def test_a_configuration_without_plugs_has_no_keys_of_theirs() -> None:
         ("updaters=3", "updaters: expected names"),
         ("heads.mine.width=3", "heads.mine: expected"),
         ("env.size=5", "env.size: unknown key"),
+        ("env={_target_: my_game.Game, sizes: [1, nan]}", "env: an argument is nan"),
         ("arm.agent=own", "agent._target_: must name the agent"),
         (
             "lamorel_args.distributed_setup_args.client_devices=[0]",

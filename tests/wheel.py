@@ -98,14 +98,24 @@ def path_to(*places: Path) -> list[str]:
 
 
 def page_is_run(
-    name: str, installed: Path, folder: Path, *more: str, compare_with: Sequence[str] = ()
+    name: str,
+    installed: Path,
+    folder: Path,
+    *more: str,
+    compare_with: Sequence[str] = (),
+    train_again_with: Sequence[str] = (),
 ) -> None:
-    """Run a page's commands as they stand; ours with more words, ``compare`` also with others."""
+    """Run a page's commands as they stand; ours with more words, ``compare`` and each ``train`` but
+    the first also with others.
+    """
+    trained = False
     commands = commands_of(ROOT / "docs" / name)
     assert commands
     for command in commands:
         if command.startswith("lamorel-ext-"):
             words = compare_with if command.startswith("lamorel-ext-compare") else ()
+            if command.startswith("lamorel-ext-train"):
+                words, trained = train_again_with if trained else (), True
             command = " ".join([command, *more, *words])
         ended = run(*path_to(installed), command, cwd=folder)
         assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"

@@ -16,7 +16,7 @@ from experiments.bench.harness import Detail, Row, make_row, rounded
 from experiments.bench.subjects import Subjects
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FIGURE_ARMS = ("llm_policy", "teacher_feedback+signal=previous+every=1")
+FIGURE_ARMS = ("llm_policy", "teacher_feedback+signal=previous+every=1+epochs=1")
 """Of Figure 2b: the baseline, and feedback to the teacher after every step."""
 
 FIGURE_STEPS = 2100

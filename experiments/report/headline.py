@@ -168,13 +168,12 @@ def _without_controls(summaries: Sequence[Summary]) -> list[str]:
         return []
     arms = list(dict.fromkeys(missing.arm for missing in found))
     kinds = [kind for kind in dict.fromkeys(kind for missing in found for kind in missing.kinds)]
-    files = list(dict.fromkeys(file for missing in found for file in missing.files))
     where = sorted({label for labels in found.values() for label in labels})
     place = f" on {', '.join(where)}" if len(summaries) > 1 and len(where) < len(summaries) else ""
     return [
         f"Controls are missing{place}: {_names(arms)} {'has' if len(arms) == 1 else 'have'} no"
         f" complete run with the {_and(kinds)} sign to be compared with, so a difference may come"
-        f" from updating the LLM at all and not from what the feedback says. {advice(files)}"
+        f" from updating the LLM at all and not from what the feedback says. {advice(kinds)}"
     ]
 
 

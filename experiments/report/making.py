@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
 import re
 import threading
 import time
@@ -31,6 +32,7 @@ from experiments.report.results import (
     never_begun,
     read_runs,
 )
+from experiments.report.roles import unknown_controls
 from experiments.report.summary import COSTS, Summary, summarise
 from experiments.report.tables import all_tables, resampling_settings
 from experiments.runs.entry import run_main
@@ -40,6 +42,8 @@ from lamorel_ext.errors import CheckpointError, NotThereError
 
 if TYPE_CHECKING:
     from experiments.report.sections import Pictures
+
+log = logging.getLogger(__name__)
 
 VIEWER = "viewer.html"
 """Where ``experiments.viewer`` writes, beside the report."""
@@ -141,6 +145,8 @@ def find(folder: Path) -> Findings:
         )
     samples = complete[0].config.compare.bootstrap_samples
     tasks = group_tasks(complete, unfinished)
+    for line in unknown_controls(arm for task in tasks for arm in task.arms):
+        log.warning("%s", line)  # lamorel-ext-publish keeps the tables, and not the page
     everywhere = set.intersection(*({arm.label for arm in task.arms} for task in tasks))
     return Findings(
         title=f"Report: {complete[0].config.compare.name}",

@@ -246,21 +246,26 @@ def files_below(folder: Path, *names: str, leave_out: Collection[str] = ()) -> l
         leave_out: Names of folders that are not looked into.
     """
     found: list[Path] = []
-    start, links = folder.resolve(), [folder]
+    start, links = _real(folder), [folder]
     seen: set[Path] = set()
     for top in links:  # grows: what lies below a folder itself comes before what links lead to
-        real = top.resolve()
+        real = _real(top)
         if real in seen or (top is not folder and start.is_relative_to(real)):
             continue
         for where, folders, files in os.walk(top):
-            seen.add(Path(where).resolve())
+            seen.add(_real(Path(where)))
             found += [Path(where, name) for name in names if name in files]
             below = [Path(where, own) for own in sorted(folders) if own not in leave_out]
             links += [path for path in below if path.is_symlink()]
             folders[:] = [
-                path.name for path in below if not path.is_symlink() and path.resolve() not in seen
+                path.name for path in below if not path.is_symlink() and _real(path) not in seen
             ]
     return found
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads; ``Path.resolve`` raises for a link that leads to itself."""
+    return Path(os.path.realpath(path))
 
 
 def read_run(folder: Path) -> Run:
@@ -286,6 +291,7 @@ def read_run(folder: Path) -> Run:
             _check_curve(path, columns)
         if state == "complete":
             _check_end(path, columns, config.run.total_steps)
+            _check_unchanged(path)
     except CheckpointError as error:
         if state == "complete":
             raise CheckpointError(
@@ -308,6 +314,15 @@ def _status(path: Path) -> dict[str, Any]:
         return read_json(path)
     except CheckpointError as error:
         return {"error": str(error)}
+
+
+def _check_unchanged(path: Path) -> None:
+    """Raises CheckpointError where the run's last checkpoint holds another curve."""
+    from experiments.checkpoint_files import curve_digest, digest  # these import this module
+
+    expected = curve_digest(path.parent / "checkpoints")
+    if expected is not None and digest(path) != expected:
+        raise CheckpointError(f"{path} is not the curve that its checkpoint holds")
 
 
 def _check_curve(path: Path, columns: Mapping[str, np.ndarray]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.report.results import Arm
 from experiments.runs.identity import differing_keys, method
-from lamorel_ext.config import Config, FeedbackArgs
+from lamorel_ext.config import Config, FeedbackArgs, Plug
 
 REQUIRED_CONTROLS = ("random", "shuffled", "inverted")
 """Signs without information, of information in the wrong place, and of the opposite: what a
@@ -26,12 +26,10 @@ class Missing:
     Attributes:
         arm: Label of the feedback arm.
         kinds: Of ``REQUIRED_CONTROLS``.
-        files: Kinds, as ``compare.controls`` has them.
     """
 
     arm: str
     kinds: tuple[str, ...]
-    files: tuple[str, ...]
 
 
 def has_edge(config: Config) -> bool:
@@ -53,11 +51,12 @@ def is_feedback(config: Config) -> bool:
 
 
 def is_frozen(config: Config) -> bool:
-    """True for a student's LLM teacher that gets no feedback."""
+    """True for a student's LLM teacher that gets no feedback, and that no method teaches."""
     return (
         config.arm.agent == "student"
         and config.arm.teacher == "llm"
         and config.feedback.signal == "none"
+        and not config.method
     )
 
 
@@ -118,11 +117,29 @@ def own_controls(arm: Arm, arms: Iterable[Arm]) -> list[Arm]:
 def _declared_controls(config: Config) -> list[tuple[str, str, tuple[Any, ...]]]:
     """Group, option and values, of the method and the agent."""
     found = []
-    for group, plug in {"method": config.method, "agent": config.agent}.items():
-        declared = getattr(plug.known(), "controls", None) if plug else None
+    for group, plug in _plugs(config).items():
+        declared = getattr(plug.known(), "controls", None)
         if isinstance(declared, Mapping):
             found += [(group, option, tuple(values)) for option, values in declared.items()]
     return found
+
+
+def unknown_controls(arms: Iterable[Arm]) -> list[str]:
+    """Why methods and agents whose code is not imported here stand beside no controls of their own,
+    in a sentence each.
+    """
+    plugs = [plug for arm in arms for plug in _plugs(arm.config).values()]
+    return [
+        f"The controls of {target} are unknown: a report made from run folders does not import its"
+        " code; the one that lamorel-ext-compare makes has them."
+        for target in dict.fromkeys(plug.target for plug in plugs if plug.known() is None)
+    ]
+
+
+def _plugs(config: Config) -> dict[str, Plug]:
+    """The method and the agent that the configuration names, by their groups."""
+    named = {"method": config.method, "agent": config.agent}
+    return {group: plug for group, plug in named.items() if plug}
 
 
 def without_edge(arm: Arm, arms: Iterable[Arm]) -> Arm | None:
@@ -215,7 +232,7 @@ def missing_controls(arms: Sequence[Arm]) -> list[Missing]:
             if control_of(arm, kind, arms) is None and not impossible_control(arm.config, kind)
         ]
         if kinds:
-            found.append(Missing(arm.label, tuple(kinds), tuple(kinds)))
+            found.append(Missing(arm.label, tuple(kinds)))
     return found
 
 

@@ -11,7 +11,7 @@ from experiments.report.figures import Picture
 from experiments.report.headline import advice, p_value, unlike
 from experiments.report.plots import CONTROL_TITLES
 from experiments.report.results import CALLS, SECONDS, STEPS, TOKENS, Arm, Run
-from experiments.report.roles import is_feedback, step_size
+from experiments.report.roles import is_feedback, step_size, unknown_controls
 from experiments.report.statistics import Interval
 from experiments.report.summary import (
     COSTS,
@@ -126,9 +126,13 @@ def _comparisons(summary: Summary, pictures: Pictures, prefix: str) -> list[str]
         sections.append(
             page.section(f"{prefix}Against the frozen teacher, {summary.frozen}", *parts)
         )
-    if summary.against_own:
-        parts = _differences(summary.against_own, csv_name, name_theirs=True)
-        sections.append(page.section(f"{prefix}Methods against their own controls", *parts))
+    unknown = [page.note(line) for line in unknown_controls(row.arm for row in summary.arms)]
+    if summary.against_own or unknown:
+        known = summary.against_own
+        parts = _differences(known, csv_name, name_theirs=True) if known else []
+        sections.append(
+            page.section(f"{prefix}Methods against their own controls", *parts, *unknown)
+        )
     return sections + _controls_section(summary, pictures, prefix)
 
 
@@ -141,7 +145,7 @@ def _controls_section(summary: Summary, pictures: Pictures, prefix: str) -> list
     parts = []
     if summary.missing:
         lines = [
-            f"{missing.arm}: no {', no '.join(missing.kinds)} sign. {advice(missing.files)}"
+            f"{missing.arm}: no {', no '.join(missing.kinds)} sign. {advice(missing.kinds)}"
             for missing in summary.missing
         ]
         parts.append(page.warning(["Controls without a complete run.", *lines]))
@@ -532,7 +536,7 @@ def _provenance(tasks: Sequence[Summary]) -> list[str]:
             " configuration; configs.json the configurations."
         ),
         page.note(
-            "The numbers in full are in tables/; python -m experiments.recompute checks them"
+            "The numbers in full are in tables/; lamorel-ext-recompute checks them"
             " against tables/curves.csv."
         ),
         *(page.note(line) for line in versions),

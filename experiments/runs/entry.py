@@ -17,6 +17,7 @@ failed:
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -60,10 +61,12 @@ def run_main(
             is then what the user said wrong.
 
     Errors raised on purpose end in one message without a traceback. A mistake in the configuration
-    would be found by every rank alike; only the first one says it.
+    would be found by every rank of a machine alike; only the first one there says it.
     """
     if argv is None:
         _use_utf8()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold any bytes
+            sys.stdout.reconfigure(errors="backslashreplace")
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(
             os.getcwd()
@@ -84,7 +87,7 @@ def _status_of(
     except ConfigError as error:
         if isinstance(error, NotPortableError) and argv is None:
             start_anew()
-        if speaks():
+        if speaks() or os.environ.get("LOCAL_RANK", "0") == "0":
             _complain(str(error))
         return USER_ERROR
     except RemoteError as error:

@@ -57,18 +57,20 @@ def folder_to_write(text: str) -> Path:
     """A command line's folder, refused at once where it could not be written in the end; as
     ``type`` of an argument, whose default goes this way too where it is a text.
     """
-    if reason := why_not_writable(Path(text)):
+    folder = Path(os.path.expanduser(text))  # a shell leaves the ``~`` of ``--output=~/x`` as it is
+    if reason := why_not_writable(folder):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: {reason}")
-    return Path(text)
+    return folder
 
 
 def file_to_write(text: str) -> Path:
     """The same for a file."""
-    if Path(text).is_dir():
+    file = Path(os.path.expanduser(text))
+    if file.is_dir():
         raise argparse.ArgumentTypeError(f"{text} cannot be written: it is a folder")
-    if reason := why_not_writable(Path(text).parent):
+    if reason := why_not_writable(file.parent):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: {reason}")
-    return Path(text)
+    return file
 
 
 @contextmanager
@@ -81,13 +83,14 @@ def held_alone(folder: Path) -> Iterator[None]:
     """
     path = folder / ".lock"
     with writing(path):
-        file = path.open("a+", encoding="utf-8")
+        # Unbuffered: closing would try once more to write what found no room, outside ``writing``.
+        file = path.open("ab+", buffering=0)
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.readline().strip() or "another process"
+            holder = file.readline().decode(errors="replace").strip() or "another process"
             raise CheckpointError(
                 f"{folder} is in use by {holder}: two processes cannot write one run"
             ) from error
@@ -101,8 +104,7 @@ def held_alone(folder: Path) -> Iterator[None]:
         with writing(path):
             file.truncate(0)
             own = this_process()
-            file.write(f"{own} on {socket.gethostname()}\n{own.text}\n")
-            file.flush()
+            file.write(f"{own} on {socket.gethostname()}\n{own.text}\n".encode())
         yield
 
 

@@ -94,11 +94,11 @@ def read_configs(folder: Path) -> dict[tuple[str, str], Config]:
     found = read_json(path)
     if not found:
         raise NotThereError(
-            f"{path}: expected the configurations that python -m experiments.publish writes, found"
-            " no such file"
+            f"{path}: expected the configurations that lamorel-ext-publish writes, found no such"
+            " file"
         )
     try:
-        return {
+        arms = {
             (entry["task"], entry["arm"]): from_mapping(
                 _nested({**found["shared"], **entry["config"]})
             )
@@ -110,6 +110,9 @@ def read_configs(folder: Path) -> dict[tuple[str, str], Config]:
         ) from error
     except ConfigError as error:
         raise NotThereError(f"{path}: {error}") from error
+    if not arms:
+        raise NotThereError(f"{path} names no arm")
+    return arms
 
 
 def _anywhere(config: Config) -> Config:

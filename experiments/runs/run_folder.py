@@ -187,7 +187,7 @@ def trace_files(folder: Path) -> dict[int, Path]:
     found = {}
     for path in (folder / "traces").glob("step_*.jsonl"):
         digits = path.stem.removeprefix("step_")
-        if digits.isdecimal():
+        if digits.isdecimal() and path.is_file():
             found[int(digits)] = path
     return dict(sorted(found.items()))
 
@@ -410,17 +410,8 @@ class RunFolder:
 
     def _check_identity(self, stored: Stored) -> None:
         """``config.yaml`` may be gone, or be that of another run."""
-        asked = _plain(run_identity(self._config))
-        unlike = [
-            key for key, value in stored.identity.items() if key in asked and asked[key] != value
-        ]
-        if unlike:
-            made = [
-                f"{key}: {stored.folder} was made with {stored.identity[key]!r}, asked for is"
-                f" {asked[key]!r}"
-                for key in unlike
-            ]
-            raise ConfigError([*made, "choose another output_dir, or remove what is there"])
+        if unlike := _made_otherwise(stored, self._config):
+            raise ConfigError([*unlike, "choose another output_dir, or remove what is there"])
 
     def _bring_back_curve(self, stored: Stored | None) -> None:
         """``metrics.csv`` as it was at the checkpoint, whatever became of it since."""
@@ -474,13 +465,26 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """The current checkpoint of a run folder.
 
     Raises:
-        CheckpointError: There is none, or a file of it is missing or damaged; the message names the
-            file.
+        CheckpointError: There is none, a file of it is missing or damaged, or it is of another run
+            than ``config.yaml``; the message names the file.
+        ConfigError: ``config.yaml`` cannot be read.
     """
     stored = read_stored(folder / "checkpoints")
     if stored is None:
         raise CheckpointError(f"{folder / 'checkpoints'} holds no checkpoint")
+    if unlike := _made_otherwise(stored, read_config(folder / "config.yaml")):
+        raise CheckpointError(f"{folder} has the checkpoint of another run: {'; '.join(unlike)}")
     return stored.checkpoint
+
+
+def _made_otherwise(stored: Stored, config: Config) -> list[str]:
+    """The keys in which a checkpoint is of another run than this one, with both values."""
+    asked = _plain(run_identity(config))
+    return [
+        f"{key}: {stored.folder} was made with {value!r}, asked for is {asked[key]!r}"
+        for key, value in stored.identity.items()
+        if key in asked and asked[key] != value
+    ]
 
 
 def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:

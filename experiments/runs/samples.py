@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -61,6 +61,11 @@ class _Quiet(RotatingFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """The line is lost."""
+
+    def close(self) -> None:
+        """What could not be written stays in the buffer, and closing tries once more."""
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager

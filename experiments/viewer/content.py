@@ -9,6 +9,7 @@ seed, then the others; what does not fit any more comes on a further page.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +134,7 @@ class Content:
         for group in ("llm", "guidance"):
             if step[group] is not None:
                 own[group] = {**step[group], "text": self.texts.place(step[group]["text"])}
-        if "offered" in step:
+        if step.get("offered") is not None:
             own["offered"] = [self.texts.place(text) for text in step["offered"]]
         sentences = [self.texts.place(sentence) for sentence in step["sentences"]]
         return {
@@ -157,10 +158,11 @@ def _check_origin(path: Path, header: Line, run: Run) -> None:
         header["seed"] != run.seed
         or (header["level"], header["num_distractors"]) not in levels
         or header["env"] != 0
+        or header.get("arm") not in (None, run.config.arm.name)
     ):
         raise CheckpointError(
             f"{path} is of another run than {run.folder}: level {header['level']!r}, seed"
-            f" {header['seed']}"
+            f" {header['seed']}, arm {header.get('arm')}"
         )
 
 
@@ -202,7 +204,8 @@ def make_content(
     if not there:
         why = "run.trace_every was 0, or too high" if chosen else "no arm has a run of this seed"
         raise NotThereError(f"{folder} holds no recorded rollout of {len(chosen)} run(s): {why}")
-    return _pages(recorded, folder.resolve().name)
+    name = os.fsencode(os.path.basename(os.path.realpath(folder)))
+    return _pages(recorded, name.decode("utf-8", "replace"))  # any bytes may stand in a name
 
 
 def _check_choice(

@@ -70,6 +70,7 @@ const rollout = () => run().rollouts[state.rollout];
 const episode = () => rollout().episodes[state.episode];
 const step = () => episode().steps[state.t];
 const isPolicy = () => run().facts.agent === "llm_policy";
+const isOwn = () => run().facts.agent === "own"; // what it draws from need not be the LLM's distribution
 const isFree = () => run().facts.vocabulary === "free";
 const actionTexts = () => step().offered?.map(text) ?? run().facts.actions; // "offered": each state lists its own
 const actionName = (action) => actionTexts()[action] ?? "done";
@@ -323,10 +324,10 @@ function drawTeacher(now) {
     spoken: `${text(place)}: ${percent(probs[i])}${after ? `, after the update ${percent(after[i])}` : ""}${i === chosen ? ", said" : ""}`,
     parts: [[i === chosen ? "fill chosen" : "fill", probs[i]], ["tick", after && after[i]], ["tick hollow", later && later[i]]],
   }));
-  const who = llm ? isPolicy() ? "The LLM is the policy: guidance and action are one." : `M(x | s), from which x was drawn. ${hinted(guidance)}`
-    : `${run().facts.teacher === "oracle" ? "The BabyAI bot's action." : "Uniformly random."} ${hinted(guidance)}`;
+  const who = isPolicy() ? "The LLM is the policy: guidance and action are one." : isOwn() ? "The distribution from which the agent drew x."
+    : llm ? "M(x | s), from which x was drawn." : run().facts.teacher === "oracle" ? "The BabyAI bot's action." : "Uniformly random.";
   fill("teacher", head, bars(rows, "Distribution over candidates"),
-    legend(["fill", "when it was drawn"], after && ["tick", "after the feedback's update"], later && ["tick hollow", laterName()]), note(who));
+    legend(["fill", "when it was drawn"], after && ["tick", "after the feedback's update"], later && ["tick hollow", laterName()]), note(`${who} ${hinted(guidance)}`));
 }
 
 const laterName = () => isPolicy() ? "after PPO" : "after the method's update";
@@ -398,10 +399,11 @@ function drawLearning(now) {
     [laterName(), "later", likelihood(llm, llm.later)]].filter(([, , found]) => found);
   const still = run().facts.signal === "none" || run().facts.channel === "prompt" ? "The LLM's weights do not change here." : "No update contained this step.";
   if (!stages.length) { fill("learning", note(`${still} Text that the LLM wrote is scored with an update alone.`)); return; }
+  const whose = isOwn() ? " p(xₜ) when x was drawn is of the distribution from which the agent drew it, which need not be the LLM's." : "";
   const first = stages[0][2], end = stages[stages.length - 1][2], fed = likelihood(llm, llm.after);
   if (stages.length === 1) {
     fill("learning", element("p", { class: "big" }, `p(xₜ) = ${percent(first.p)}`), facts([["log p(xₜ)", number(first.log)], isFree() ? null : ["summed over its tokens", number(first.sum)]]),
-      note(still));
+      note(still + whose));
     return;
   }
   const change = (fed ?? end).log - first.log;
@@ -415,8 +417,8 @@ function drawLearning(now) {
       ["log p(xₜ)", stages.map(([, , found]) => number(found.log, 4)).join(" → ")],
       isFree() ? null : ["summed over its tokens, nats", stages.map(([, , found]) => number(found.sum, 3)).join(" → ")],
     ]),
-    note(update ? `Update ${llm.update + 1} of ${rollout().updates.length} in this rollout, with ${update.samples} sample${update.samples === 1 ? "" : "s"}${size}. Other samples move p too: it need not follow its own sign.`
-      : `There is no feedback edge; ${isPolicy() ? "PPO's" : "the method's"} update moves p.`));
+    note((update ? `Update ${llm.update + 1} of ${rollout().updates.length} in this rollout, with ${update.samples} sample${update.samples === 1 ? "" : "s"}${size}. Other samples move p too: it need not follow its own sign.`
+      : `There is no feedback edge; ${isPolicy() ? "PPO's" : "the method's"} update moves p.`) + whose));
 }
 
 /** What method and agent noted at this step, and of the rollout as a whole. */

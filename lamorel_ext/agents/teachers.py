@@ -91,9 +91,8 @@ def make_teacher(config: Config, llm: LlmClient | None, task: TaskSpec = BABYAI)
         if llm is None:
             raise ConfigError("arm.teacher: llm needs an LLM server")
         if kind == "free":
-            return FreeTeacher(
-                llm, config.guidance.max_new_tokens, rescore=config.feedback.loss == "clipped"
-            )
+            rescore = config.feedback_trains and config.feedback.loss == "clipped"
+            return FreeTeacher(llm, config.guidance.max_new_tokens, rescore)
         return LlmTeacher(llm, _vocabulary(kind, task))
     if kind == "free" or (teacher == "oracle" and kind != "action_hint"):
         raise ConfigError(

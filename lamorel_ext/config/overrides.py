@@ -82,11 +82,16 @@ def parse_override(text: str) -> Parsed | str:
     for attempt in tried:
         try:
             (found,) = OverridesParser.create().parse_overrides([attempt])
-        except (HydraException, RecursionError) as error:
+        except (HydraException, RecursionError, ValueError) as error:  # a number of 5,000 digits
             reasons.append(_reason(error, text))
             continue
         return _taken(text, found, shape["value"].strip() if shape else "")
     return f"{_shown(text)}: {reasons[0]}{_advice(text, shape)}"
+
+
+def key_of(text: str) -> str:
+    """The key of an override, which need not be one that can be parsed."""
+    return text.partition("=")[0].strip().lstrip("+")
 
 
 def quote(value: str) -> str:

@@ -50,7 +50,9 @@ class Plug:
             return cls()
         keywords = {str(name): value for name, value in mapping.items() if name != TARGET}
         try:
-            return cls(target, json.dumps(keywords))
+            arguments = json.dumps(keywords)
+            json.loads(arguments, parse_constant=_no_nan)
+            return cls(target, arguments)
         except (TypeError, ValueError) as error:
             problems.append(f"{key}: {error}")
             return cls()
@@ -244,6 +246,15 @@ def check_trust(config: Any, place: str, trusted: Sequence[str]) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def _no_nan(constant: str) -> float:
+    """Infinity means something, as "no limit" does."""
+    if constant == "NaN":
+        raise ValueError(
+            "an argument is nan: equal to nothing, it would keep a run from being resumed"
+        )
+    return float(constant)
 
 
 def _within(target: str, package: str) -> bool:

@@ -23,7 +23,7 @@ from yaml import YAMLError
 
 from lamorel_ext.config.cells import Cell, expand_cells, named, read_cell
 from lamorel_ext.config.former import translated
-from lamorel_ext.config.overrides import Parsed, parse_override, search_path
+from lamorel_ext.config.overrides import Parsed, key_of, parse_override, search_path
 from lamorel_ext.config.plugs import plain
 from lamorel_ext.config.possible import PATH_KEYS, impossible_values
 from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs
@@ -67,12 +67,17 @@ def _with_cell(overrides: Sequence[str]) -> tuple[list[str], Cell | None]:
     """An override ``arm=base+key=value`` as those of base and values, and the cell itself.
 
     Raises:
-        ConfigError: The cell cannot be read, or another override sets one of its values.
+        ConfigError: The cell cannot be read, a later override names another arm, or one sets a
+            value of the cell.
     """
     found, cell = list(overrides), None
     for place, text in enumerate(overrides):
-        key, _, value = text.partition("=")
-        if key.strip().lstrip("+") == "arm" and "+" in value:
+        if key_of(text) != "arm":
+            continue
+        if cell is not None:  # the other arm would keep the cell's values
+            raise ConfigError(f"{text!r}: an arm is given already, {cell.name}; give one of them")
+        value = text.partition("=")[2]
+        if "+" in value:
             cell = read_cell(value.strip().strip("'\""))
             found[place] = f"arm={cell.base}"
     if cell is None:

@@ -13,6 +13,10 @@ from lamorel_ext.options import number
 
 MAX_SEED = 2**63 - 1
 """What fits into the numbers that seeds travel in."""
+MAX_WAIT_S = 10**9
+"""What fits into the timestamps that timeouts end at; 32 years."""
+MAX_THREADS = 2**15
+"""More than any machine has cores; PyTorch takes no more than a C int."""
 
 
 # --- Lamorel's keys -------------------------------------------------------------------------------
@@ -44,7 +48,7 @@ class DistributedSetupArgs:
     n_llm_processes: int = number(1, at_least=1)
     shards: Shards = "contiguous"
     merge_prompts: int = number(1024, at_least=0)
-    merge_wait_s: float = number(0.0, at_least=0)
+    merge_wait_s: float = number(0.0, at_least=0, at_most=MAX_WAIT_S)
     devices_per_process: tuple[tuple[int, ...], ...] = number((), at_least=0)
     client_devices: tuple[int, ...] = number((), at_least=0)
 
@@ -133,7 +137,7 @@ class LlmArgs:
     load_in_4bit: bool = False
     max_prompt_tokens: int | None = number(None, at_least=1)
     cache_size: int = number(100_000, at_least=0)
-    num_threads: int = number(0, at_least=0)
+    num_threads: int = number(0, at_least=0, at_most=MAX_THREADS)
     value_head_hidden: int = number(1024, at_least=1)
     seed: int = number(0, at_least=0, at_most=MAX_SEED)
     parallelism: ParallelismArgs = field(default_factory=ParallelismArgs)
@@ -156,8 +160,9 @@ class LamorelArgs:
     """
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    gloo_timeout: int = number(1800, at_least=1)
-    peer_timeout: int = number(300, at_least=1)
+    gloo_timeout: int = number(1800, at_least=1, at_most=MAX_WAIT_S)
+    # TCP counts it as milliseconds in a C int.
+    peer_timeout: int = number(300, at_least=1, at_most=2_000_000)
     allow_subgraph_use_whith_gradient: bool = False
     distributed_setup_args: DistributedSetupArgs = field(default_factory=DistributedSetupArgs)
     accelerate_args: AccelerateArgs = field(default_factory=AccelerateArgs)
@@ -387,7 +392,7 @@ class RunArgs:
     eval_seed: int = number(1_000_000_000, at_least=0, at_most=MAX_SEED)
     checkpoint_every: int = number(1, at_least=0)
     trace_every: int = number(100, at_least=0)
-    num_threads: int = number(1, at_least=0)
+    num_threads: int = number(1, at_least=0, at_most=MAX_THREADS)
     pipeline: bool | Literal["auto"] = "auto"
     tracker: Literal["none", "wandb"] = "none"
     portable: bool = False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,10 +67,10 @@ def search_folders(config_dir: Path | str = CONFIG_DIR, more: Sequence[str] = ()
     Raises:
         ConfigError: The named folder is none: every file of its owner's would be passed over.
     """
-    own = Path(config_dir).expanduser()
+    own = Path(os.path.expanduser(config_dir))
     if not own.is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder")
-    added = [Path(folder.removeprefix("file://")).expanduser() for folder in more]
+    added = [Path(os.path.expanduser(folder.removeprefix("file://"))) for folder in more]
     named = [own] if own.resolve() != CONFIG_DIR else []
     here = Path.cwd() / "configs"
     folders = [*named, *added, *([here] if here.is_dir() else []), CONFIG_DIR]
@@ -114,12 +117,26 @@ def parse_yaml(path: Path, text: str) -> DictConfig:
 
 
 def compose(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
-    """Let Hydra compose, from files that were checked.
+    """Let Hydra compose, from files that were checked; once for as long as no file changes.
 
     Raises:
         ConfigError: A file cannot be read, or the defaults lead back to themselves.
         HydraException: Hydra's own objections.
     """
+    files = {}
+    for folder in folders:
+        for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml"):
+            for path in folder.glob(pattern):
+                with contextlib.suppress(OSError):  # Hydra says so where it needs the file
+                    files[path] = (path.stat().st_mtime_ns, path.stat().st_size)
+    stamps = tuple(sorted(files.items()))
+    return copy.deepcopy(_composed(name, tuple(overrides), tuple(folders), stamps))
+
+
+@functools.lru_cache(maxsize=128)
+def _composed(
+    name: str, overrides: tuple[str, ...], folders: tuple[Path, ...], stamps: object
+) -> DictConfig:
     Plugins.instance()  # registers Hydra's own sources first
     sources, kept = SourcesRegistry.instance().types, GlobalHydra.instance().hydra
     plain_files = sources["file"]

@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
+from lamorel_ext.config.overrides import key_of
 from lamorel_ext.config.sources import group_choices
 from lamorel_ext.errors import ConfigError
 
@@ -42,15 +43,19 @@ def sweep(overrides: Sequence[str], folders: Sequence[Path]) -> list[SweptRun]:
         folders: Where the files of groups are looked for.
 
     Raises:
-        ConfigError: A sweep has no values, is one over an interval, or there are too many runs.
+        ConfigError: A sweep has no values, is one over an interval or over a key that is given
+            again, or there are too many runs.
     """
     choices: list[list[str]] = []
     swept: list[int] = []
     problems: list[str] = []
-    for text in overrides:
+    keys = list(map(key_of, overrides))
+    for text, key in zip(overrides, keys, strict=True):
         found = _values(text, folders)
         if isinstance(found, str):
             problems.append(f"{text!r}: {found}")
+        elif found is not None and keys.count(key) > 1:
+            problems.append(f"{text!r}: {key} is given a second time; give one of them")
         elif found is not None:
             swept.append(len(choices))
         choices.append([text] if found is None or isinstance(found, str) else found)
@@ -86,7 +91,7 @@ def listed(
     """
     found: list[str] = []
     problems: list[str] = []
-    keys = [text.partition("=")[0].strip().lstrip("+") for text in overrides]
+    keys = list(map(key_of, overrides))
     for text, key in zip(overrides, keys, strict=True):
         if key not in lists:
             found.append(text)
@@ -111,7 +116,7 @@ def _values(text: str, folders: Sequence[Path]) -> list[str] | str | None:
     """The override with each of its values; None where it has one, or a text of what is wrong."""
     try:
         (override,) = OverridesParser.create().parse_overrides([text])
-    except (HydraException, RecursionError):
+    except (HydraException, RecursionError, ValueError):
         return None  # paths and the like, which are read less strictly; else heard of with its run
     if not override.is_sweep_override():
         return None

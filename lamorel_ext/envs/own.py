@@ -244,7 +244,11 @@ class BroughtBatch:
 
     def _copied(self, name: str, values: Any, kind: type[np.generic]) -> np.ndarray:
         """A number for each copy, in an array of our own: a batch may fill its own anew."""
-        if np.shape(values) != (self.num_envs,) or not np.isfinite(values).all():
+        try:
+            read = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            read = np.zeros(0)
+        if read.shape != (self.num_envs,) or not np.isfinite(read).all():
             raise self._error(name, f"{self.num_envs} finite numbers", values)
         return np.array(values, dtype=kind)
 

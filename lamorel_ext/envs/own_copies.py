@@ -116,16 +116,17 @@ class OwnCopy:
         self._advice = None
         try:
             gained = float(reward)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             gained = float("nan")
         if not np.isfinite(gained):
             raise self._error("the reward", "a finite number", reward)
         self._total += gained
-        truncated = self._cut(bool(terminated), bool(truncated))
-        ended = bool(terminated) or truncated
+        terminated = self._truth("terminated", terminated)
+        truncated = self._cut(terminated, self._truth("truncated", truncated))
+        ended = terminated or truncated
         shown = self._note("step", (seen, info), ended)
         succeeded = ended and self._success(info)
-        return Stepped(shown, gained, bool(terminated), truncated, succeeded)
+        return Stepped(shown, gained, terminated, truncated, succeeded)
 
     def expert_action(self) -> int:
         """What the environment's own expert would do. It may plan ahead or draw: it is asked once
@@ -244,7 +245,7 @@ class OwnCopy:
     def _features(self, values: Any) -> np.ndarray:
         try:
             flat = np.array(values, dtype=np.float32).ravel()  # the environment may reuse its own
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise self._error("the observation's features", "numbers", values) from None
         if not np.isfinite(flat).all():
             raise self._error("the observation's features", "finite numbers", values)
@@ -296,8 +297,17 @@ class OwnCopy:
         return truncated or (limit is not None and steps >= limit and not terminated)
 
     def _success(self, info: Mapping[str, Any]) -> bool:
-        told = next((info[name] for name in SUCCESS if name in info), None)
-        return self._total > self._args.success_above if told is None else bool(told)
+        name = next((name for name in SUCCESS if name in info), "")
+        told = info.get(name)
+        if told is None:
+            return self._total > self._args.success_above
+        return self._truth(f"info[{name!r}]", told)
+
+    def _truth(self, what: str, value: Any) -> bool:
+        try:
+            return bool(np.array(value) if isinstance(value, list) else value)
+        except (TypeError, ValueError, RuntimeError):
+            raise self._error(what, "one truth value", value) from None
 
     def _error(self, what: str, expected: str, got: Any) -> EnvError:
         step = f"episode {self.episode}, step {len(self.actions)}" if self.actions else "at first"

@@ -4,12 +4,12 @@ DistributedDataParallel is to Lamorel's updaters.
 A hook on the parameters averages their gradients at the end of every backward pass, before anybody
 can clip them or step. Servers need not make equally many passes: one that is done, or has no part
 of the batch, sits by while the others average among themselves, and takes over their weights
-afterwards.
+afterwards. Buffers, such as running statistics, are taken from one server after every update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -65,9 +65,11 @@ class AveragedModule(nn.Module):
             self._next_alone = before
 
     def begin(self, group: ServerGroup) -> None:
-        """Take the group, and the first server's weights. Every server must call it, once."""
+        """Take the group, and the first server's weights and buffers. Every server must call it,
+        once.
+        """
         self.group = group
-        self._copy_from(0)
+        self._copy_from(0, [*self.module.parameters(), *self.module.buffers()])
 
     def update(self, work: Callable[[], T] | None) -> T | None:
         """Run an update on this server's part of a batch; every server must call it.
@@ -148,8 +150,8 @@ class AveragedModule(nn.Module):
             pass
 
     def _even_out(self) -> None:
-        """Where the servers made different numbers of passes, take the weights of the one that has
-        made most.
+        """Take the buffers of the server that has made most passes; where the servers made
+        different numbers of them, its weights too.
         """
         if not self._several:
             return
@@ -159,19 +161,37 @@ class AveragedModule(nn.Module):
         self.group.all_reduce_sum(counts)
         now, ever = counts.tolist()
         self._uneven = self._uneven or len(set(now)) > 1
-        if self._uneven:
-            self._copy_from(ever.index(max(ever)))
+        weights = self.module.parameters() if self._uneven else ()
+        self._copy_from(ever.index(max(ever)), [*weights, *_kept_buffers(self.module)])
 
-    def _copy_from(self, leader: int) -> None:
+    def _copy_from(self, leader: int, tensors: Iterable[Tensor]) -> None:
         if not self._several:
             return
-        held = [p for p in self.module.parameters() if p.is_floating_point()]
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                by_dtype.setdefault(tensor.dtype, []).append(tensor)
+            elif not isinstance(tensor, nn.Parameter) and not tensor.is_complex():
+                # Counters and masks: gloo does not sum every kind of integer, nor bools. Parameters
+                # of integers are quantised and stay as they were loaded.
+                by_dtype.setdefault(torch.int64, []).append(tensor)
+        mine = self.group.rank == leader
         with torch.no_grad():
-            for dtype in dict.fromkeys(p.dtype for p in held):
-                same = [p for p in held if p.dtype == dtype]
-                mine = self.group.rank == leader
+            for dtype, same in by_dtype.items():
                 sums = sum_over_servers(
-                    [p if mine else torch.zeros_like(p) for p in same], self.group, dtype
+                    [each if mine else torch.zeros_like(each) for each in same], self.group, dtype
                 )
-                for parameter, value in zip(same, sums, strict=True):
-                    parameter.copy_(value)
+                for tensor, value in zip(same, sums, strict=True):
+                    tensor.copy_(value)
+
+
+def _kept_buffers(module: nn.Module) -> list[Tensor]:
+    """Those that a checkpoint would hold. Others are computed: a rotary embedding puts new ones in
+    their place on the server that reads a longer text.
+    """
+    return [
+        buffer
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if name not in part._non_persistent_buffers_set
+    ]

@@ -16,9 +16,9 @@ from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ModelLoadError, RequestError
 from lamorel_ext.lamorel.averaging import AveragedModule
 from lamorel_ext.lamorel.model import LamorelModel, give, initialised
-from lamorel_ext.lamorel.settings import LlmSettings
+from lamorel_ext.lamorel.settings import LlmSettings, logger
 from lamorel_ext.lamorel.upstream import for_lamorel
-from lamorel_ext.llm.loading import load_model
+from lamorel_ext.llm.loading import DTYPES, load_model
 from lamorel_ext.llm.lora import with_adapters
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
 from lamorel_ext.rpc.lamorel_shape import SCORE_KEY
@@ -38,8 +38,14 @@ class LamorelHost:
     def __init__(self, model: LamorelModel, updater: Any) -> None:
         self._model, self._updater = model, updater
         self.module = AveragedModule(model)
-        if updater is not None:
-            updater.set_llm_module(self.module)
+
+    def begin(self, group: ServerGroup) -> None:
+        """Let the servers begin with the same weights, and the updater see those alone. Every
+        server must call it, once.
+        """
+        self.module.begin(group)
+        if self._updater is not None:
+            self._updater.set_llm_module(self.module)
 
     def call(self, method: str, values: Mapping[str, Any], group: Any) -> dict[str, Any]:
         """Answer one call.
@@ -50,7 +56,7 @@ class LamorelHost:
         if method == "sit_by":
             return {}
         if method == "forward":
-            return {"rows": [_detached(row) for row in self._model(**values)]}
+            return {"rows": self._model(**values)}
         if method == "generate":
             return {"rows": self._model.generate(**values)}
         if method == "update":
@@ -59,18 +65,19 @@ class LamorelHost:
         raise RequestError(f"{method} is no call of Lamorel's")
 
     def _update(self, values: Mapping[str, Any], group: ServerGroup) -> dict[str, Any]:
-        if self._updater is None:
-            raise RequestError("update was called, but Caller was given no custom_updater")
         mine = len(values["contexts"]) > 0  # else there are fewer contexts than servers
 
         def work() -> Any:
             return self._updater.perform_update(**values)
 
-        if getattr(self._updater, "averages_itself", False):
+        if self._updater is None:
+            logger.warning("update was called, but Caller was given no custom_updater: ignored")
+            result = None
+        elif getattr(self._updater, "averages_itself", False):
             result = work()
         else:
             result = self.module.update(work if mine else None)
-        return {"result": _detached(result)} if mine else {}
+        return {"result": result} if mine else {}
 
     # --- what a server asks of other hosts --------------------------------------------------------
 
@@ -80,7 +87,7 @@ class LamorelHost:
 
     generate = reset = save = load = score
 
-    def forget(self) -> None:
+    def forget(self, reference: bool = True) -> None:
         """Nothing is remembered."""
 
     def info(self) -> dict[str, Any]:
@@ -110,8 +117,8 @@ class Meeting:
         """Nothing to keep."""
 
     def set_group(self, group: ServerGroup) -> None:
-        """Let the servers begin with the same weights."""
-        self._host.module.begin(group)
+        """Let the servers begin."""
+        self._host.begin(group)
 
     def update(self, request: Any) -> Any:
         """Not here."""
@@ -203,13 +210,20 @@ def _load(args: LlmArgs, devices: Sequence[torch.device]) -> tuple[Any, Any]:
     if not args.load_in_4bit:
         model, tokenizer, _ = load_model(args, devices[0], devices)
         return model, tokenizer
-    return _load_in_4bit(args, devices[0])
+    return _load_in_4bit(args, devices)
 
 
-def _load_in_4bit(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
+def _load_in_4bit(args: LlmArgs, devices: Sequence[torch.device]) -> tuple[Any, Any]:
     """Four bits through bitsandbytes as Lamorel has them: NF4, doubly quantised, bfloat16 sums."""
     import importlib.util
 
+    device = devices[0]
+    for beside, asked in (
+        ("pretrained: false", not args.pretrained),
+        ("several GPUs a server (model_parallelism_size, devices_per_process)", len(devices) > 1),
+    ):
+        if asked:
+            raise ModelLoadError(f"{args.model_path}: load_in_4bit does not go with {beside}")
     if device.type != "cuda":
         raise ModelLoadError(
             f"{args.model_path}: load_in_4bit needs a GPU, and this server is on the {device.type};"
@@ -234,6 +248,7 @@ def _load_in_4bit(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+    named = args.dtype not in ("auto", LlmArgs().dtype)  # of what is not quantised
     try:
         config = AutoConfig.from_pretrained(
             args.model_path, trust_remote_code=args.trust_remote_code
@@ -245,6 +260,7 @@ def _load_in_4bit(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
             device_map={"": device},
             use_safetensors=True,
             trust_remote_code=args.trust_remote_code,
+            **({"dtype": DTYPES[args.dtype]} if named else {}),
         )
         return model.eval(), AutoTokenizer.from_pretrained(
             args.model_path, trust_remote_code=args.trust_remote_code
@@ -255,16 +271,3 @@ def _load_in_4bit(args: LlmArgs, device: torch.device) -> tuple[Any, Any]:
         raise ModelLoadError(
             f"{args.model_path} cannot be loaded in 4 bits: {' '.join(str(error).split())}"
         ) from error
-
-
-def _detached(value: Any) -> Any:
-    """Without the graphs that tensors hang in."""
-    if isinstance(value, torch.Tensor):
-        return value.detach()
-    if isinstance(value, Mapping):
-        return {key: _detached(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_detached(item) for item in value)
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_detached(item) for item in value]
-    return value

@@ -142,7 +142,7 @@ class LamorelModel(nn.Module):
         if not contexts:
             return []
         with nullcontext() if require_grad else torch.no_grad():
-            if keys == [SCORE_KEY] and not require_grad and self._plain_scores(contexts, options):
+            if keys == [SCORE_KEY] and not require_grad and self._plain_scores(contexts):
                 columns: dict[str, Any] = {SCORE_KEY: self._scores(contexts, texts, options)}
             else:
                 columns = self._passes(functions, contexts, texts, options, kwargs)
@@ -180,7 +180,7 @@ class LamorelModel(nn.Module):
             raise RequestError(f"peft_adapter is {adapter!r}; the model has: {names}")
         self._LLM_model.set_adapter(adapter)
 
-    def _plain_scores(self, contexts: Sequence[Any], options: _Options) -> bool:
+    def _plain_scores(self, contexts: Sequence[Any]) -> bool:
         """Whether the fast scorer gives what is asked for."""
         custom = type(self._module_functions[SCORE_KEY]) is not LogScores
         return (
@@ -200,6 +200,7 @@ class LamorelModel(nn.Module):
                 self._LLM_tokenizer,
                 unwrap(self._LLM_model).config,
                 self._settings.args.max_prompt_tokens,
+                as_trained=False,  # as Lamorel, and as passes for module functions
             )
             self._scorer = (stamp, scorer, encoder)
         _, scorer, encoder = self._scorer
@@ -661,9 +662,8 @@ def initialised(
     everything: dict[str, Any] = {**functions}
     everything.setdefault(SCORE_KEY, LogScores())
     for name, function in everything.items():
-        if not isinstance(function, nn.Module) or not callable(
-            getattr(function, "initialize", None)
-        ):
+        build = getattr(function, "initialize", None)
+        if not isinstance(function, nn.Module) or not callable(build):
             raise TypeError(
                 f"custom_module_functions[{name!r}] is a {type(function).__name__}, not a"
                 " BaseModuleFunction"
@@ -671,13 +671,9 @@ def initialised(
         give(
             function, {"device": model.device, "llm_config": model.get_model_config(), **attributes}
         )
-        _build_layers(function)
+        build()
     model.register_module_functions(everything)
     return model
-
-
-def _build_layers(function: Any) -> None:
-    function.initialize()
 
 
 def give(owner: Any, attributes: Mapping[str, Any]) -> None:

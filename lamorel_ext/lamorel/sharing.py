@@ -26,9 +26,9 @@ _END = -2
 class SharedOutputs(Mapping[str, Any]):
     """What a module function reads of a pass: by key or by attribute.
 
-    ``logits``, ``encoder_last_hidden_state`` and the last of ``decoder_hidden_states`` are there;
-    for anything else transformers' pass is made after all, once, when it is asked for. Padding of a
-    row repeats its start.
+    ``logits``, ``encoder_last_hidden_state`` and ``decoder_hidden_states`` are there; for anything
+    else transformers' pass is made after all, once, when it is asked for. Padding of a decoder's
+    row repeats its start, that of a context is zero.
 
     Args:
         model: A T5 of transformers, in evaluation mode.
@@ -51,7 +51,7 @@ class SharedOutputs(Mapping[str, Any]):
         self._context_width, width = widths
         self._gradients = torch.is_grad_enabled()
         self._forward = T5Forward(model)
-        self._layers = model.config.num_decoder_layers + 1
+        self._layers: list[Tensor] = []
         owned: dict[Tokens, dict[Tokens, None]] = {each: {} for each in sorted(contexts, key=len)}
         for context, candidate in zip(contexts, candidates, strict=True):
             owned[context].setdefault((*candidate, _END))
@@ -63,7 +63,7 @@ class SharedOutputs(Mapping[str, Any]):
         words = self._forward.words(list(owned), trees)
         self._encoded, self._packing = self._forward.encode(list(owned), words)
         batch = batch_trees(trees, self._forward.device)
-        self._nodes = self._forward.decode(self._encoded, self._packing, batch, words)
+        self._nodes = self._forward.decode(self._encoded, self._packing, batch, words, self._layers)
         firsts = dict(zip(owned, batch.roots.tolist(), strict=True))
         places = {context: place for place, context in enumerate(owned)}
         steps = {
@@ -108,9 +108,8 @@ class SharedOutputs(Mapping[str, Any]):
     def _logits(self) -> Tensor:
         return self._forward.head(self._nodes)[self._spots]
 
-    def _hidden(self) -> Sequence[Tensor]:
-        last = self._nodes[self._spots]
-        return _Layers(self._layers, last, lambda: self._all()["decoder_hidden_states"])
+    def _hidden(self) -> tuple[Tensor, ...]:
+        return tuple(layer[self._spots] for layer in (*self._layers, self._nodes))
 
     def _read(self) -> Tensor:
         states = self._packing.pad(self._encoded)[self._rows]
@@ -124,19 +123,6 @@ class SharedOutputs(Mapping[str, Any]):
 
 
 _OWN = ("logits", "decoder_hidden_states", "encoder_last_hidden_state")
-
-
-class _Layers(Sequence[Tensor]):
-    """Hidden states by layer; the last is at hand, and the others come from transformers' pass."""
-
-    def __init__(self, size: int, last: Tensor, others: Callable[[], Any]) -> None:
-        self._size, self._last, self._others = size, last, others
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, place: Any) -> Any:
-        return self._last if place in (-1, self._size - 1) else self._others()[place]
 
 
 def can_share(model: Any) -> bool:

@@ -57,6 +57,8 @@ class TextEncoder:
         config: The model's configuration.
         max_prompt_tokens: Longest prompt allowed; None leaves the model's own limit, where it has
             one.
+        as_trained: Whether rotary positions end where training ended; else they go on, and learnt
+            ones alone are a limit.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class TextEncoder:
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainedConfig,
         max_prompt_tokens: int | None = None,
+        as_trained: bool = True,
     ) -> None:
         self._tokenizer: Any = tokenizer
         self._seq2seq = bool(config.is_encoder_decoder)
-        self._positions = _position_limit(config)
+        rotary = bool(getattr(config, "rope_parameters", None))
+        self._positions = None if rotary and not as_trained else _position_limit(config)
         self._max_prompt_tokens = max_prompt_tokens
         self._known: Memory[str, Tokens] = Memory(REMEMBERED_TEXTS)
 

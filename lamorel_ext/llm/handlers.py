@@ -79,7 +79,7 @@ class Host(Protocol):
 
     def load(self, folder: Path) -> None: ...
 
-    def forget(self) -> None: ...
+    def forget(self, reference: bool = True) -> None: ...
 
     def info(self) -> dict[str, Scalar]: ...
 
@@ -256,7 +256,9 @@ def save(handler: RequestHandler, request: SaveRequest) -> Done:
 
 
 def load(handler: RequestHandler, request: LoadRequest) -> Done:
-    """Read what ``save`` wrote."""
+    """Read what ``save`` wrote. An updater that was not there then stays as it is: a comparison's
+    servers have those of arms that joined it later, too.
+    """
     folder = Path(request.folder)
 
     def work() -> None:
@@ -270,7 +272,8 @@ def load(handler: RequestHandler, request: LoadRequest) -> Done:
         try:
             handler.host.load(_model(folder))
             for name, updater in handler.updaters.items():
-                updater.load(_state(folder, name))
+                if _state(folder, name).is_dir():
+                    updater.load(_state(folder, name))
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be read: {error}") from error
 
@@ -286,7 +289,7 @@ def info(handler: RequestHandler, request: InfoRequest) -> InfoResult:
 
 def forget(handler: RequestHandler, request: ForgetRequest) -> Done:
     """Drop remembered answers."""
-    handler.host.forget()
+    handler.host.forget(request.reference)
     return Done()
 
 

@@ -367,11 +367,13 @@ class ModelHost(nn.Module):
         """
         self.weights_version += 1
 
-    def forget(self) -> None:
-        """Drop the remembered answers, those of the reference too: what is asked beside a question
-        changes its rounding, and a resumed run would ask another set."""
+    def forget(self, reference: bool = True) -> None:
+        """Drop the remembered answers, with ``reference`` its own too: what is asked beside a
+        question changes its rounding, and a resumed run would ask another set.
+        """
         self._memory.clear()
-        self._reference_memory.clear()
+        if reference:
+            self._reference_memory.clear()
 
     @contextmanager
     def remembering_nothing(self) -> Iterator[None]:

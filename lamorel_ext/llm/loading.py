@@ -84,8 +84,7 @@ def load_host(
 
     Raises:
         ModelLoadError: The model cannot be had; see ``load_model``. Or it has adapters and is to be
-            divided. Or the initializer put in a
-            number that is not finite.
+            divided. Or the initializer put in a number that is not finite, or gave no model.
     """
     if model_group is not None and args.lora.r:
         raise ModelLoadError(
@@ -94,8 +93,14 @@ def load_host(
     model, tokenizer, _ = load_model(args, device, devices, stay=model_group is not None)
     model = with_adapters(model, args.lora, args.seed)
     if initializer is not None:
+        name = type(initializer).__name__
         model = initializer.initialize_model(model)
-        _refuse_not_finite(model, f"{args.model_path} after {type(initializer).__name__}")
+        if not isinstance(model, torch.nn.Module):
+            raise ModelLoadError(
+                f"lamorel_args.llm_args.initializer: {name}.initialize_model gives a"
+                f" {type(model).__name__}, expected the model"
+            )
+        _refuse_not_finite(model, f"{args.model_path} after {name}")
         if len(devices) < 2 and model_group is None:
             _move(model, device)
     if model_group is not None:

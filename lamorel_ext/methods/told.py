@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,7 @@ def read_traces(folder: Path, config: Config | None = None) -> list[Told]:
         NotThereError: Nothing was recorded there.
         ConfigError: Naming the file and line that is no trace's, or is of another vocabulary.
     """
-    paths = sorted(folder.expanduser().glob("traces/*.jsonl"))
+    paths = sorted(Path(os.path.expanduser(folder)).glob("traces/*.jsonl"))
     if not paths:
         raise NotThereError(f"method.traces: {folder}: no recorded rollouts (traces/*.jsonl) in it")
     told: list[Told] = []
@@ -185,7 +186,8 @@ def read_lines(
     """
     try:
         # Not splitlines: a JSON text may hold other separators. Editors may put a mark first.
-        lines = path.expanduser().read_text(encoding="utf-8-sig").split("\n")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
+        lines = text.split("\n")
     except FileNotFoundError as error:
         raise NotThereError(f"{key}: {path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -38,13 +38,13 @@ def rank_and_size(environment: Mapping[str, str] = os.environ) -> tuple[int, int
     if rank is None or not 0 <= rank < size:
         raise ConfigError(
             f"the environment has {said}, which no launch sets; start the ranks with"
-            " python -m launchers, accelerate launch or torchrun, or unset both for one process"
+            " lamorel-ext-launch, accelerate launch or torchrun, or unset both for one process"
         )
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
     if missing:
         raise ConfigError(
             f"the environment has {said} but no {' and no '.join(missing)}: the ranks cannot meet;"
-            " start them with python -m launchers, or unset RANK and WORLD_SIZE for one process"
+            " start them with lamorel-ext-launch, or unset RANK and WORLD_SIZE for one process"
         )
     return rank, size
 

@@ -158,7 +158,8 @@ class Caller:
 
     def submit_score(self, request: ScoreRequest) -> Future[ScoreResult]:
         """Ask for scores and go on; the future raises what ``score_batch`` would. Its callbacks
-        run where answers arrive: they may ask for more in this way, and wait for nothing.
+        run where answers arrive: they may ask for more in this way, unless several clients ask
+        servers that hold one model together, and wait for nothing.
 
         Raises:
             RequestError: The request can never be answered.
@@ -278,11 +279,11 @@ class Caller:
         """
         self._everywhere(LoadRequest(str(folder)))
 
-    def forget(self) -> None:
+    def forget(self, reference: bool = True) -> None:
         """Let every server drop the answers it remembers: costs and rounding then do not depend on
-        what was asked before.
+        what was asked before. See ``ForgetRequest``.
         """
-        self._everywhere(ForgetRequest())
+        self._everywhere(ForgetRequest(reference))
 
     def info(self) -> Mapping[str, Scalar]:
         """What the first server hosts, ``num_servers``, and how much memory each server holds that

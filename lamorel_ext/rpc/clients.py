@@ -116,7 +116,11 @@ class Clients:
                 payload = _pack(value)
         except Exception as error:
             own, payload = error, self._failure(error)
-        arrived = group.gather(payload)
+        try:
+            arrived = group.gather(payload)
+        except RpcError:
+            if own is None:
+                raise
         if own is not None:
             raise own
         for each in arrived:

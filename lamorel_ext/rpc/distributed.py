@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -36,6 +36,7 @@ from lamorel_ext.rpc.topology import (
 )
 
 LOOPBACK = "127.0.0.1"
+_VERDICT_S = 2.0
 _found_address: list[str] = []
 
 
@@ -189,10 +190,12 @@ class TorchClients:
 
     Args:
         gloo: Process group of the clients.
+        loss: What the servers have told of a rank that is gone, within so many seconds: gloo does
+            not know which one it is, or why.
     """
 
-    def __init__(self, gloo: Any) -> None:
-        self._gloo = gloo
+    def __init__(self, gloo: Any, loss: Callable[[float], RpcError | None]) -> None:
+        self._gloo, self._loss = gloo, loss
         self.rank, self.size = dist.get_rank(gloo), dist.get_world_size(gloo)
 
     def gather(self, payload: bytes) -> list[bytes]:
@@ -220,7 +223,7 @@ class TorchClients:
                 each.numpy()[:size].tobytes() for each, size in zip(arrived, sizes, strict=True)
             ]
         except RuntimeError as error:
-            raise RpcError(
+            raise self._loss(_VERDICT_S) or RpcError(
                 f"rl client {self.rank} waited for the other clients: one of them is gone, or did"
                 " not come within lamorel_args.gloo_timeout"
             ) from error

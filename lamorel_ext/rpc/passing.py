@@ -63,9 +63,9 @@ class PassingClient:
         """See ``LlmClient``."""
         self._llm.load(folder)
 
-    def forget(self) -> None:
+    def forget(self, reference: bool = True) -> None:
         """See ``LlmClient``."""
-        self._llm.forget()
+        self._llm.forget(reference)
 
     def info(self) -> Mapping[str, Scalar]:
         """See ``LlmClient``."""

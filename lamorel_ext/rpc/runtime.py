@@ -41,7 +41,9 @@ def connect(args: LamorelArgs) -> Caller:
         links, peer_of(launch.rank, setup), args.gloo_timeout, with_tickets=setup.n_rl_processes > 1
     )
     servers = OneModelTransport(transport) if holds_together(args) else transport
-    clients = TorchClients(launch.client_group) if setup.n_rl_processes > 1 else None
+    clients = (
+        TorchClients(launch.client_group, transport.loss) if setup.n_rl_processes > 1 else None
+    )
     first_server = launch.rank % servers.num_servers
     caller = Caller(servers, first_server, launch.client_group, clients, setup.shards)
     _end_with_process(caller)

@@ -19,7 +19,7 @@ from lamorel_ext.errors import ProtocolError, RemoteError, RequestTimeout, RpcEr
 from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.link import Frame, Link, Peer
-from lamorel_ext.rpc.transport import answering
+from lamorel_ext.rpc.transport import answering, check_may_wait
 from lamorel_ext.rpc.wire.codec import Kind, Packed, frame, pack
 from lamorel_ext.types import Answer, CloseRequest, InfoRequest, Request
 
@@ -66,6 +66,7 @@ class TcpTransport:
         self._lock = threading.Lock()
         self._together = threading.Lock()
         self._lost: RpcError | None = None
+        self._knows_loss = threading.Event()
         self._closed = threading.Event()
         for link in links:
             link.start(self._on_frame, self._on_lost)
@@ -79,6 +80,8 @@ class TcpTransport:
 
     def submit_together(self, requests: Sequence[Request]) -> list[Future[Answer]]:
         """See ``Transport``."""
+        if self._with_tickets:
+            check_may_wait()
         packed = [pack(request) for request in requests]
         names = [type(request).__name__ for request in requests]
         # Within one client the lock keeps the order the same on every server; among several clients
@@ -89,6 +92,13 @@ class TcpTransport:
                 self._send(index, name, each, ticket)
                 for index, (name, each) in enumerate(zip(names, packed, strict=True))
             ]
+
+    def loss(self, timeout_s: float) -> RpcError | None:
+        """Why a server is gone, which may be what it heard of another client; None where none is
+        within ``timeout_s`` seconds.
+        """
+        self._knows_loss.wait(timeout_s)
+        return self._lost
 
     def fail(self, error: BaseException) -> None:
         """See ``Transport``."""
@@ -207,6 +217,7 @@ class TcpTransport:
     def _on_lost(self, link: Link, error: RpcError) -> None:
         with self._lock:
             self._lost = self._lost or error
+        self._knows_loss.set()
         # The servers work together: without one of them no other answer is worth waiting for.
         self._fail_pending(error)
 

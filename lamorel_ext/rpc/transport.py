@@ -50,7 +50,8 @@ def check_may_wait() -> None:
     if _thread.answering:
         raise RequestError(
             "a callback of submit_score waits for another answer, which arrives on the same thread:"
-            " ask with submit_score there, or from another thread"
+            " ask from another thread, or with submit_score, which waits too where several clients"
+            " ask servers that hold one model together"
         )
 
 

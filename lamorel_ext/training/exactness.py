@@ -31,7 +31,7 @@ def why_not_exact(
     if not env.own and not can_enumerate(env):
         return f"the states of env.level={env.level} cannot be listed"
     if not enumerable:
-        return "free guidance cannot be listed"
+        return "free guidance cannot be listed, nor an agent that is not `enumerable`"
     if told:
         return "prompts that tell feedback depend on the past (feedback.channel)"
     if reads_prompts and env.prompt == "glam" and env.history > 1:

@@ -80,12 +80,11 @@ def train(
     ):
         if isinstance(recorder, EnvironmentListener):
             recorder.environment(environment_name(config, env_factory))
-        if (
-            clients.rank == 0
-            and needs_experts(config, held_out=False)
-            and (shortfall := expert_shortfall(environment_name(config, env_factory)))
-        ):
-            log.warning("%s", shortfall)
+        if clients.rank == 0 and needs_experts(config, held_out=False):
+            stages = (stage.level for stage in config.env.curriculum)
+            for level in dict.fromkeys([environment_name(config, env_factory), *stages]):
+                if shortfall := expert_shortfall(level):
+                    log.warning("%s", shortfall)
         checkpoint = recorder.resume()
         run.start(checkpoint)
         if checkpoint is None:

@@ -18,6 +18,7 @@ from lamorel_ext.agents.action_heads import ACTION_HEADS
 from lamorel_ext.agents.actors import FixedAgent
 from lamorel_ext.agents.cloning import CloningAgent
 from lamorel_ext.agents.kept_answers import MOST_ANSWERS, KeptAnswers
+from lamorel_ext.agents.llm_policy import VALUE
 from lamorel_ext.agents.making import make_agent
 from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient, Phases
 from lamorel_ext.agents.student import StudentAgent
@@ -253,7 +254,8 @@ class TrainingRun:
             learning = self.agent.update(rollout, streams["updates"], term)
         else:
             learning = self.agent.update(rollout, streams["updates"])
-        _check_announced(f"agent: {type(self.agent).__name__}", learning, self.agent.columns)
+        agent = f"agent: {type(self.agent).__name__}"
+        learning = _announced(agent, learning, self.agent.columns)
         taught = {} if method is None else method.learn(rollout)
         return feedback | learning | self._own(taught), rollout
 
@@ -261,8 +263,8 @@ class TrainingRun:
         """The method's numbers, by column."""
         if self.method is None:
             return {}
-        _check_announced(f"method: {self.config.method.target}", numbers, self.method.columns)
-        return {f"{self.method.name}_{name}": value for name, value in numbers.items()}
+        own = _announced(f"method: {self.config.method.target}", numbers, self.method.columns)
+        return {f"{self.method.name}_{name}": value for name, value in own.items()}
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate the policy, and the teacher followed blindly; gives the next row of the learning
@@ -390,9 +392,13 @@ class TrainingRun:
     def _reset_llm(self) -> None:
         if self.llm is not None:
             arm = self.config.arm
-            self.llm.reset(
-                self.config.run.seed, arm.weights, () if arm.action_heads else (ACTION_HEADS,)
-            )
+            used = {VALUE, *dict(self.config.heads.named)}
+            if arm.action_heads:
+                used.add(ACTION_HEADS)
+            # The servers may have heads of other runs too, which are no part of this one's weights.
+            hosted = str(self.llm.info().get("module_functions", "")).split(",")
+            unused = tuple(name for name in hosted if name and name not in used)
+            self.llm.reset(self.config.run.seed, arm.weights, unused)
 
     def _load_agent(self, checkpoint: Checkpoint) -> None:
         checkpoint.check_finite()
@@ -531,7 +537,10 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _check_announced(whose: str, numbers: Mapping[str, float], columns: Collection[str]) -> None:
+def _announced(
+    whose: str, numbers: Mapping[str, float], columns: Collection[str]
+) -> dict[str, float]:
+    """The numbers as plain floats: they may be NumPy's or torch's, which JSON cannot hold."""
     if not isinstance(numbers, Mapping):
         raise ConfigError(f"{whose} gives {numbers!r:.80}, expected a dictionary of numbers")
     if strangers := set(numbers) - set(columns):
@@ -539,3 +548,12 @@ def _check_announced(whose: str, numbers: Mapping[str, float], columns: Collecti
             f"{whose} gives {', '.join(sorted(strangers))}, expected no others than its columns"
             f" ({', '.join(columns) or 'none'})"
         )
+    plain = {}
+    for name, value in numbers.items():
+        try:
+            plain[name] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # torch raises the last one
+            raise ConfigError(
+                f"{whose}: column {name}: expected a number, got {value!r:.80}"
+            ) from error
+    return plain

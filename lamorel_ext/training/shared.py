@@ -228,9 +228,9 @@ class SharedClient:
         """See ``LlmClient``."""
         self._led(lambda: self._llm.load(folder))
 
-    def forget(self) -> None:
+    def forget(self, reference: bool = True) -> None:
         """See ``LlmClient``."""
-        self._led(self._llm.forget)
+        self._led(lambda: self._llm.forget(reference))
 
     def info(self) -> Mapping[str, Scalar]:
         """See ``LlmClient``."""

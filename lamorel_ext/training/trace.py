@@ -295,7 +295,7 @@ class Tracer:
         )
         with self._llm.paused():
             rows = self._llm.score_batch(request).split()
-        self._llm.forget()
+        self._llm.forget(reference=False)  # an update's answers of the initial weights stay
         return [row.detach().double().numpy() for row in rows]
 
     def _steps(self, recording: _Recording, rollout: Rollout) -> Iterator[Line]:

@@ -86,6 +86,19 @@ class NotANumber(Count):
         super().__init__(gain=float("nan"))
 
 
+class Gives(Count):
+    """Gives something else in one place of what ``step`` gives."""
+
+    def __init__(self, place: int, value: Any) -> None:
+        super().__init__()
+        self.place, self.value = place, value
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        given: list[Any] = [*super().step(action)]
+        given[self.place] = self.value
+        return tuple(given)  # type: ignore[return-value]
+
+
 class Grows(Count):
     def seen(self) -> Any:
         return {"text": "a", "features": np.zeros(getattr(self, "number", 1) + 1)}
@@ -243,6 +256,30 @@ def test_what_is_wrong_is_named(cls: type, words: str) -> None:
     with pytest.raises(EnvError, match=words):
         env.reset()
         env.step(np.array([0, 2]))
+
+
+@pytest.mark.parametrize(
+    "place, value, words",
+    [
+        (0, {"text": "a", "features": [10**400]}, "features: expected numbers, got"),
+        (1, 10**400, "the reward: expected a finite number, got 1000"),
+        (2, [True, False], r"terminated: expected one truth value, got \[True, False\]"),
+        (3, [True, False], "truncated: expected one truth value"),
+        (4, {"won": [True, False]}, r"info\['won'\]: expected one truth value"),
+    ],
+)
+def test_what_is_no_number_and_no_truth_value_is_named(place: int, value: Any, words: str) -> None:
+    env = own_batch(own(Gives, keywords={"place": place, "value": value}), 1, SEEDS)
+    env.reset()
+    with pytest.raises(EnvError, match=f"copy 0.*step 1: .*{words}"):
+        env.step(np.array([2]))
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_truth_value_in_a_list_is_one(value: bool) -> None:
+    env = own_batch(own(Gives, keywords={"place": 3, "value": [value]}), 1, SEEDS)
+    env.reset()
+    assert env.step(np.array([0])).truncated == [value]
 
 
 def test_what_is_no_environment_is_named() -> None:

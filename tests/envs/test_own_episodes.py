@@ -575,6 +575,13 @@ def test_a_batch_of_ones_own_is_held_to_the_same(change: dict[str, Any], words: 
         env.state()
 
 
+def test_a_number_without_end_from_a_batch_of_ones_own_is_named() -> None:
+    made = Reuses(2)
+    made.experts = np.array([0, 10**400])
+    with pytest.raises(EnvError, match="expert_actions: expected 2 finite numbers"):
+        brought(made).expert_actions()
+
+
 class Ended(Reuses):
     """Every episode has two steps in all copies, and a state in which it ended lists nothing."""
 

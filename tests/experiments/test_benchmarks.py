@@ -197,7 +197,7 @@ def test_a_whole_run_is_the_papers_but_for_model_and_seeds(
     (row,) = BENCHMARKS["figure2_2100"](Subjects(replace(MINIATURE, whole_steps=steps)))
     assert [config.arm.name for config in launched] == [
         "llm_policy",
-        "teacher_feedback/previous/every=1",
+        "teacher_feedback/previous/every=1/epochs=1",  # as every online cell of figure2_2100
     ]
     assert [config.feedback.every for config in launched] == ["rollout", 1]
     for config in launched:

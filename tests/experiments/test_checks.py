@@ -58,6 +58,37 @@ def wrong_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", "1")
 
 
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "said"),
+    [
+        ("0", "0", "error: "),
+        ("1", "1", ""),
+        ("3", "0", "[rank 3] error: "),
+        ("1", None, "[rank 1] error: "),
+    ],  # a launcher where a cluster sets RANK alone
+)
+def test_the_first_rank_of_each_machine_says_what_is_wrong_in_the_configuration(
+    rank: str,
+    local_rank: str | None,
+    said: str,
+    wrong_launch: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It may be wrong on that machine alone."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+
+    def program(argv: Sequence[str]) -> int:
+        raise ConfigError("LAMOREL_EXT_TOKEN is not set")
+
+    assert run_main(program, []) == 2
+    found = capsys.readouterr().err
+    assert found.startswith(said) and ("TOKEN" in found) == bool(said)
+
+
 @pytest.mark.parametrize("name", PROGRAMMES)
 def test_the_configuration_comes_before_folders_ranks_devices_and_models(
     name: str, wrong_launch: None, capsys: pytest.CaptureFixture[str]

@@ -10,11 +10,11 @@ from made_runs import make_config, make_run
 
 from experiments.report.headline import amount, headline, literal_rule, warnings
 from experiments.report.making import find
-from experiments.report.results import Arm, Run, read_run
+from experiments.report.results import Arm, read_run
 from experiments.report.roles import control_of, is_literal_rule, missing_controls, without_edge
 from experiments.report.sections import task_sections
 from experiments.report.summary import Summary
-from lamorel_ext.config import CONFIG_DIR, load_config, load_matrix
+from lamorel_ext.config import load_config
 
 PLAIN = ("feedback.credit=chosen", "feedback.ties=positive", "feedback.epochs=1")
 """The edge without what was added to the paper's."""
@@ -117,6 +117,13 @@ def test_the_answer_names_what_else_the_nearest_arm_without_feedback_differs_in(
     )
 
 
+@pytest.mark.parametrize("taught", ["preferences", "constitution", "prompt_search"])
+def test_a_teacher_that_a_method_teaches_is_not_the_frozen_one(tmp_path: Path, taught: str) -> None:
+    assert compare(tmp_path / "alone", {taught: [0.5], "student_alone": [0.2]}).frozen is None
+    summary = compare(tmp_path / "both", {taught: [0.5], "teacher_frozen": [0.4]})
+    assert summary.frozen == "teacher_frozen"
+
+
 def test_the_random_sign_of_earlier_run_folders_controls_every_signal(tmp_path: Path) -> None:
     arms = make_arms(
         tmp_path,
@@ -152,21 +159,6 @@ def test_missing_controls_are_named_and_impossible_ones_are_not_asked_for(tmp_pa
     }
     several = missing_controls(make_arms(tmp_path / "16", names[:2]))
     assert [missing.kinds for missing in several] == [("random", "shuffled")]
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")))
-def test_every_shipped_comparison_composes_with_every_control_of_its_feedback_arms(
-    name: str,
-) -> None:
-    configs = load_matrix((), name)
-    first = next(iter(configs))[0]
-    arms = [
-        Arm(config.arm.name, {0: Run(Path(), config, "complete", {}, {}, {})})
-        for (task, _), config in configs.items()
-        if task == first
-    ]
-    assert len({arm.label for arm in arms}) == len(arms)
-    assert missing_controls(arms) == []
 
 
 def test_the_literal_rule_is_the_papers_and_none_of_its_variants() -> None:

@@ -53,6 +53,7 @@ FULL = {
 
 def status(words: list[str], folder: Path) -> tuple[int, str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env["HF_HUB_OFFLINE"] = "1"  # its client tries again for long where there is no network
     done = subprocess.run(
         [sys.executable, "-m", *words],
         cwd=folder,

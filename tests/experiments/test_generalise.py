@@ -7,11 +7,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from made_runs import make_config, make_run
 from tiny_llm import save_tiny_llm
 
 from experiments import compare, generalise
@@ -384,6 +386,22 @@ def test_a_single_run_is_tested_alone_and_on_episodes_where_its_prompts_remember
     assert generalise.run([str(folder), *options]) == 0
     row = read_table(tmp_path / "generalisation.csv")["teacher_feedback/gae", "other_nouns"]
     assert row["episodes"] == "2"  # a prompt with a history cannot be evaluated exactly
+
+
+def test_the_servers_are_for_every_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = ["llm_policy", "teacher_frozen"]
+    for arm in arms:
+        make_run(make_config(arm, 0, tmp_path, arms), [0.0, 0.5])
+    served: list[str] = []
+
+    def ranked(config: object, client: object, others: Iterable[Config]) -> int:
+        served.extend(one.arm.name for one in others)
+        return 0
+
+    monkeypatch.setattr(generalise, "run_as_ranked", ranked)
+    monkeypatch.setattr(generalise, "start_log", lambda level: None)
+    assert generalise.run([str(tmp_path)]) == 0
+    assert set(arms) <= set(served)
 
 
 def test_missions_that_french_prompts_cannot_say_are_left_out_with_the_reason() -> None:

@@ -21,8 +21,10 @@ RUN = (
 )
 MACHINES = [
     {},
-    {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "NPY_DISABLE_CPU_FEATURES": "X86_V4"},
     {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_CBWR": "AVX2",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V4",
         "OPENBLAS_CORETYPE": "Haswell",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
@@ -45,7 +47,7 @@ def test_a_portable_run_gives_the_same_curve_to_the_last_digit_on_every_machine(
     tmp_path: Path,
 ) -> None:
     curves = [curve(tmp_path / str(number), machine) for number, machine in enumerate(MACHINES)]
-    assert len(curves[0]) == 2 and curves[1:] == curves[:1] * 2
+    assert len(curves[0]) == 2 and curves[1] == curves[0]
 
 
 def test_a_process_that_was_not_started_so_is_refused_with_what_to_set(

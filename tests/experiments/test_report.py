@@ -552,6 +552,17 @@ def test_the_code_of_a_strangers_method_is_not_imported_for_its_controls(
     assert Plug("json.JSONEncoder").known() is json.JSONEncoder  # it is there already
 
 
+def test_a_report_says_that_it_does_not_know_a_strangers_controls(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in range(2):
+        config = make_config("teacher_frozen", seed, tmp_path, [])
+        own = dataclasses.replace(config, method=Plug("foreign_method.Method"))
+        make_run(own, [0.1, 0.2])
+    said = "The controls of foreign_method.Method are unknown"
+    assert said in page_without_figures(tmp_path) and caplog.text.count(said) == 1
+
+
 @pytest.mark.parametrize("returns", [(-31.0, -29.0, -35.0), (7.0, 9.0, 8.5), (-0.5, 0.5, 0.75)])
 def test_the_interval_of_a_return_is_cut_nowhere(
     tmp_path: Path, returns: tuple[float, ...]

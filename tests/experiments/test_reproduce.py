@@ -6,13 +6,14 @@ import dataclasses
 import json
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_runs import make_config, make_run
 
+from experiments import reproduce
 from experiments.publish import publish
 from experiments.report.making import find
 from experiments.report.results import RETURN, STEPS, SUCCESS
@@ -20,6 +21,7 @@ from experiments.reproduce import (
     check_fresh,
     deviation,
     plan,
+    return_scale,
     run,
     unlike_code,
     unlike_machine,
@@ -31,7 +33,7 @@ from experiments.runs.identity import run_identity
 from experiments.runs.planning import Planned
 from experiments.runs.provenance import configs, provenance, read_configs
 from experiments.runs.versions import config_hash
-from lamorel_ext.config import read_config
+from lamorel_ext.config import Config, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
 ARMS = ["llm_policy", "teacher_frozen"]
@@ -110,6 +112,7 @@ def test_an_arm_that_is_not_there_is_named(
     ("text", "message"),
     [(None, "found no such file"), ("{}", "found no such file"),
      ('{"shared": {}}', "expected shared and arms"),
+     ('{"shared": {}, "arms": []}', "configs.json names no arm"),
      ('{"shared": {"run.sead": 1}, "arms": [{"task": "t", "arm": "a", "config": {}}]}',
       "run.sead: unknown key")],
 )  # fmt: skip
@@ -132,6 +135,31 @@ def test_a_curve_is_off_by_its_largest_difference() -> None:
         deviation(there, {**halved, STEPS: np.array([0.0, 20.0])})
 
 
+def test_returns_of_tens_may_move_by_as_large_a_share_as_those_of_babyai() -> None:
+    there = {STEPS: [0.0, 10.0], SUCCESS: [0.5, 0.75], RETURN: [-80.0, -60.0]}
+    scale = return_scale([there, {**there, RETURN: [-100.0, -95.0]}])
+    assert scale == 40.0 and return_scale([{**there, RETURN: [0.25, 0.5]}]) == 1.0
+    again = {name: np.array(values) for name, values in there.items()}
+    again[RETURN] = again[RETURN] + np.array([0.0, 1.0])
+    assert deviation(there, again, scale) == 1 / 40
+    assert "as a share of 40, the range" in words(1 / 40, ["processor A here, B there"], scale=40.0)
+
+
+def test_the_servers_are_for_every_arm(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = []
+
+    def ranked(config: object, client: object, others: Iterable[Config]) -> int:
+        arms.extend(one.arm.name for one in others)
+        return 0
+
+    monkeypatch.setattr(reproduce, "run_as_ranked", ranked)
+    monkeypatch.setattr(reproduce, "start_log", lambda level: None)
+    assert run([str(published), "--output", str(tmp_path)]) == 0
+    assert arms == ARMS
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -140,6 +168,7 @@ def test_a_curve_is_off_by_its_largest_difference() -> None:
         (lambda text: text + "a,b\n", "holds no published curves: TypeError"),
         (lambda text: text.replace("teacher_frozen", "teacher"), "no row of .*, teacher_frozen"),
         (lambda text: "", "no row of GoToRedBallNoDists, llm_policy"),
+        (lambda text: text.replace(",0.25,", ",nan,", 1), "holds no published curves: .*nan"),
     ],
 )
 def test_curves_that_are_not_there_are_named(
@@ -149,6 +178,17 @@ def test_curves_that_are_not_there_are_named(
     text = (folder / "curves.csv").read_text()
     (folder / "curves.csv").write_text(change(text))
     with pytest.raises(NotThereError, match=message):
+        plan(folder, 1, [], tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"made_with": []}', '{"made_with": [{}]}'])
+def test_a_folder_that_does_not_say_what_made_its_runs_is_refused_before_any_is_done(
+    published: Path, tmp_path: Path, text: str | None
+) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "there"))
+    path = folder / "provenance.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(CheckpointError, match="provenance.json"):
         plan(folder, 1, [], tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import resource
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from made_runs import VERSIONS, make_config, make_row, make_run
 
 from experiments import checkpoint_files
 from experiments.report.results import read_columns, read_run
-from experiments.runs.files import why_not_writable
+from experiments.runs.files import held_alone, why_not_writable
 from experiments.runs.run_folder import (
     RunFolder,
     check_folders,
@@ -234,6 +235,20 @@ def test_a_checkpoint_that_fails_half_way_leaves_the_one_before(config: Config) 
         "step-5-again"
     ]
     assert read_checkpoint(folder_of(config)).llm_folder is None
+
+
+def test_a_server_that_writes_on_another_machine_makes_no_checkpoint_that_looks_whole(
+    config: Config,
+) -> None:
+    folder = folder_of(config)
+    with (
+        pytest.raises(CheckpointError, match="step-9: .* on another machine; run.output_dir must"),
+        RunFolder(folder, config, VERSIONS) as run,
+    ):
+        run.write(make_row(0, 0.1))
+        run.checkpoint(a_checkpoint(5), save_llm)
+        run.checkpoint(a_checkpoint(9), lambda folder: None)
+    assert read_checkpoint(folder).env_steps == 5
 
 
 def test_a_first_checkpoint_that_failed_half_way_does_not_block_the_next(config: Config) -> None:
@@ -502,6 +517,46 @@ def test_a_complete_run_whose_curve_is_damaged_is_done_again_from_its_checkpoint
     )
 
 
+def test_a_changed_digit_of_a_complete_curve_is_not_reported(config: Config) -> None:
+    with RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.write(make_row(config.run.total_steps, 0.5))
+        run.checkpoint(a_checkpoint(config.run.total_steps), None)
+    path = folder_of(config) / "metrics.csv"
+    assert read_run(folder_of(config)).columns["success"].tolist() == [0.5]
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(CheckpointError, match=r"not the curve that its checkpoint holds\. The run"):
+        read_run(folder_of(config))
+
+
+def test_another_runs_checkpoint_is_not_read_as_this_ones(config: Config, tmp_path: Path) -> None:
+    other = dataclasses.replace(
+        config,
+        run=dataclasses.replace(config.run, seed=4, output_dir=str(tmp_path / "other")),
+    )
+    for one in (config, other):
+        with RunFolder(folder_of(one), one, VERSIONS) as run:
+            run.checkpoint(a_checkpoint(5), None)
+    shutil.rmtree(folder_of(config) / "checkpoints")
+    shutil.copytree(folder_of(other) / "checkpoints", folder_of(config) / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"another run: run\.seed: .* with 4, asked for is 3"):
+        read_checkpoint(folder_of(config))
+
+
+def test_what_a_user_puts_beside_checkpoints_and_traces_stops_no_run(config: Config) -> None:
+    folder = folder_of(config)
+    with RunFolder(folder, config, VERSIONS) as run:
+        run.checkpoint(a_checkpoint(5), None)
+        (folder / "checkpoints" / "step-5.tar.gz").write_bytes(b"a copy")
+        (folder / "checkpoints" / "step-best").symlink_to("step-5")
+        (folder / "traces" / "step_000001.jsonl").mkdir(parents=True)
+        (folder / "traces" / "step_000002.jsonl").symlink_to("gone")
+        run.checkpoint(a_checkpoint(9), None)
+        run.checkpoint(a_checkpoint(12), None)
+    assert read_checkpoint(folder).env_steps == 12
+    there = {path.name for path in (folder / "checkpoints").glob("step-*")}
+    assert {"step-5.tar.gz", "step-12"} <= there and "step-9" in there
+
+
 def test_a_checkpoint_without_checksums_still_loads_with_a_note(
     config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -534,13 +589,15 @@ def test_a_full_disk_gives_a_clear_message_and_keeps_what_was_written(
     assert read_run(finished).columns["success"].tolist() == [0.5, 0.75]
 
 
-def test_a_status_that_cannot_be_written_does_not_hide_the_error(config: Config) -> None:
+def test_a_status_or_a_warning_that_cannot_be_written_does_not_hide_the_error(
+    config: Config,
+) -> None:
     folder = folder_of(config)
     with (
         pytest.raises(CheckpointError, match="metrics.csv cannot be written"),
         RunFolder(folder, config, VERSIONS) as run,
     ):
-        for name in ("metrics.csv", "status.json.part"):
+        for name in ("metrics.csv", "status.json.part", "warnings.log"):
             (folder / name).symlink_to("/dev/full")
         run.write(make_row(0, 0.1))
     assert run_state(folder) == "running"  # the old file is still whole
@@ -586,6 +643,19 @@ def test_a_name_that_no_file_system_takes_is_refused_at_once(name: str, tmp_path
     for folder in (tmp_path / name, tmp_path / "none" / name / "run"):
         assert "a name has at most 255 bytes" in why_not_writable(folder)
     assert why_not_writable(tmp_path / "none" / name[:60]) == ""
+
+
+def test_a_disk_that_is_full_where_a_folder_is_taken_is_named(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with (
+            pytest.raises(WriteError, match=r"\.lock cannot be written: File too large"),
+            held_alone(tmp_path),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_up_under_a_checkpoint_is_named(

@@ -58,11 +58,15 @@ def test_names_that_are_not_names_of_folders_are_numbers() -> None:
         ("student.lr=interval(0,1)", "an interval has no values"),
         ("model=glob(nobody*)", "this sweep has no values"),
         ("run.seed=range(0,20000)", "at most 10000 runs, the sweep has 20000"),
+        ("run.seed=0,1 run.seed=7", "run.seed is given a second time"),
+        ("++run.seed=7 run.seed=0,1", "run.seed is given a second time"),
     ],
 )
-def test_a_sweep_without_runs_or_with_too_many_is_refused(override: str, words: str) -> None:
+def test_a_sweep_without_runs_or_with_too_many_or_of_a_key_given_again_is_refused(
+    override: str, words: str
+) -> None:
     with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
-        sweep([override], [CONFIG_DIR])
+        sweep(override.split(), [CONFIG_DIR])
 
 
 @pytest.mark.slow

@@ -161,6 +161,15 @@ def test_the_page_says_what_the_traces_say(compared: Path, page: Path) -> None:
                         )
 
 
+def test_a_trace_of_another_arm_is_not_shown_as_this_ones(compared: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(compared, tmp_path / "compared"))
+    traces = (folder / arm / "seed_0" / "traces" / "step_000000.jsonl" for arm in ARMS)
+    first, second, _ = traces
+    shutil.copy(first, second)
+    with pytest.raises(CheckpointError, match=rf"{ARMS[1]}.*is of another run .* arm"):
+        viewer.make_viewer(folder)
+
+
 def test_every_recorded_rollout_is_on_one_of_the_pages_ends_first(
     compared: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -203,22 +212,22 @@ def test_a_shorter_viewer_removes_the_pages_of_a_longer_one_and_nothing_else(
     assert set(tmp_path.iterdir()) == {target, *others}
 
 
-def test_a_thousand_recorded_rollouts_are_all_reachable(
+def test_hundreds_of_recorded_rollouts_are_all_reachable(
     compared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """By what a page links to, from the first page on."""
     shutil.copytree(compared / ARMS[0], tmp_path / "runs" / ARMS[0])
     traces = tmp_path / "runs" / ARMS[0] / "seed_0" / "traces"
     header, rest = (traces / "step_000016.jsonl").read_text().split("\n", 1)
-    for number in range(3, 1000):
+    for number in range(3, 300):
         line = json.dumps({**json.loads(header), "env_steps": 16 * number, "rollout": number})
         (traces / f"step_{16 * number:06d}.jsonl").write_text(f"{line}\n{rest}")
-    monkeypatch.setattr(content, "MAX_BYTES", 300_000)
+    monkeypatch.setattr(content, "MAX_BYTES", 100_000)
     first = data_of(viewer.make_viewer(tmp_path / "runs"))
     pages = [data_of(tmp_path / "runs" / page["file"]) for page in first["pages"]]
     assert len(pages) > 1
     shown = [one["env_steps"] for data in pages for run in data["runs"] for one in run["rollouts"]]
-    assert sorted(shown) == [16 * number for number in range(1000)]
+    assert sorted(shown) == [16 * number for number in range(300)]
 
 
 def test_rollouts_of_two_pages_can_be_had_on_one(compared: Path, tmp_path: Path) -> None:
@@ -616,6 +625,9 @@ def driven() -> Iterator[Browser]:
         ({"end": "terminated", "reward": 0.9}, "outcome", "the task is solved"),  # an older trace
         ({"signal": "constant"}, "outcome", "f is always 1"),
         ({"signal": "td"}, "outcome", "f is the sign of A′."),
+        ({}, "teacher", "M(x | s), from which x was drawn."),
+        ({"agent": "own"}, "teacher", "The distribution from which the agent drew x."),
+        ({"agent": "own"}, "learning", "which need not be the LLM's."),
     ],
 )
 def test_what_stands_on_the_page_is_so_whatever_was_recorded(

@@ -15,8 +15,16 @@ from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
 Update = Callable[[AveragedModule, int, int], None]
 
 
+def layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
 def run(
-    size: int, parts: Callable[[int, int], bool], update: Update, updates: int = 10
+    size: int,
+    parts: Callable[[int, int], bool],
+    update: Update,
+    updates: int = 10,
+    make: Callable[[], nn.Module] = layers,
 ) -> list[AveragedModule]:
     """``updates`` updates on ``size`` servers; ``parts(server, update)`` tells which have a part of
     the batch.
@@ -24,7 +32,7 @@ def run(
     modules: list[AveragedModule] = []
     for server in range(size):
         torch.manual_seed(server)  # they begin with different weights
-        modules.append(AveragedModule(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))))
+        modules.append(AveragedModule(make()))
     errors: list[BaseException] = []
 
     def serve(server: int, group: LockstepGroup) -> None:
@@ -170,6 +178,51 @@ def test_a_parameter_that_nobody_used_stays_without_a_gradient() -> None:
     assert all(
         m.module[0].weight.grad is None and m.module[2].bias.grad is not None for m in modules
     )  # type: ignore[index]
+
+
+class Buffered(nn.Module):
+    """Has what is drawn, what is counted and what is computed for the longest text so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        self.register_buffer("projection", torch.randn(3, 3))
+        self.register_buffer("mask", torch.rand(40) > 0.5)
+        self.register_buffer("highest", torch.zeros(()))
+        self.register_buffer("drawn", torch.randn(5), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.highest = torch.maximum(self.highest, x.detach().max())
+        if "computed" not in dict(self.named_buffers()) and x.max() > 1.5:
+            self.register_buffer("computed", torch.arange(3.0), persistent=False)
+        result: torch.Tensor = self.layers(x @ self.projection)
+        return result
+
+
+@pytest.mark.parametrize("parts", [lambda server, number: True, lambda server, number: server == 1])
+def test_buffers_are_those_of_one_server_from_the_beginning_and_after_every_update(
+    parts: Callable[[int, int], bool],
+) -> None:
+    def update(module: AveragedModule, server: int, number: int) -> None:
+        module.zero_grad()
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(10 * server + number))
+        module(x.clamp(max=1) + server).sum().backward()
+
+    begun = run(3, parts, update, updates=0, make=Buffered)
+    assert same(begun)
+    modules = run(3, parts, update, updates=2, make=Buffered)
+    assert same(modules)
+    for later in (begun, modules):
+        kept = [
+            {**each.module.state_dict(), "drawn": each.module.drawn}  # type: ignore[dict-item]
+            for each in later
+        ]
+        for other in kept[1:]:
+            assert all(torch.equal(kept[0][key], other[key]) for key in kept[0])
+    first = modules[0].module
+    assert first.mask.dtype == torch.bool  # type: ignore[union-attr]
+    assert int(first.layers[1].num_batches_tracked) == 2  # type: ignore[union-attr, index, arg-type]
+    assert {"computed" in dict(each.module.named_buffers()) for each in modules} == {True, False}
 
 
 def test_an_updater_that_fails_on_one_server_fails_on_all() -> None:

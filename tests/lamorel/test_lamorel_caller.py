@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from lamorel_ext import BaseModuleFunction, BaseUpdater
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ConfigError, ModelLoadError, RequestError
 from lamorel_ext.lamorel.caller import Caller
-from lamorel_ext.lamorel.hosting import make_host
+from lamorel_ext.lamorel.hosting import LamorelHost, Meeting, make_host
 from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, initialised
 from lamorel_ext.lamorel.settings import LlmSettings, read_settings
 from lamorel_ext.llm.loading import load_model
 from lamorel_ext.llm.module_functions import LogScores
+from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
 from tests.lamorel.test_lamorel_settings import new, old
 
 CPU = torch.device("cpu")
@@ -101,6 +105,57 @@ def test_what_is_no_updater_or_initialiser_is_refused(place: int, given: Any) ->
     arguments[place] = given
     with pytest.raises(TypeError, match="not a Base(Updater|ModelInitializer)"):
         make_host(*arguments)
+
+
+# --- the updater ----------------------------------------------------------------------------------
+
+
+class Drawn(BaseModuleFunction):
+    def initialize(self) -> None:
+        self.layer = torch.nn.Linear(8, 1)
+        self.register_buffer("drawn", torch.randn(4))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+class Copies(BaseUpdater):
+    """Keeps the heads as they were when it was handed the model."""
+
+    def set_llm_module(self, llm_module: Any) -> None:
+        super().set_llm_module(llm_module)
+        head = llm_module.module._module_functions["head"]
+        self.kept = [*head.layer.weight.detach().clone().flatten(), *head.drawn.clone()]
+
+
+def test_an_updater_sees_weights_that_the_servers_have_in_common() -> None:
+    updaters = [Copies() for _ in range(2)]
+    settings = LlmSettings("", "0.2", LlmArgs(), range(2))
+    hosts = [
+        make_host(settings, [CPU], rank, updater, {"head": Drawn()}, None)
+        for rank, updater in enumerate(updaters)
+    ]
+    groups = [LockstepGroup(each) for each in make_thread_groups(2, 20.0)]
+    threads = [
+        threading.Thread(target=Meeting(host).set_group, args=(group,))
+        for host, group in zip(hosts, groups, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert updaters[0].kept == updaters[1].kept
+
+
+def test_an_update_without_an_updater_is_ignored_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    host = LamorelHost(served("0.2"), None)
+    (group,) = (LockstepGroup(each) for each in make_thread_groups(1))
+    Meeting(host).set_group(group)
+    assert host.call("update", {"contexts": ["go"]}, group) == {"result": None}
+    assert "given no custom_updater: ignored" in caplog.text
+    assert host.call("update", {"contexts": []}, group) == {}
 
 
 # --- the model behind it --------------------------------------------------------------------------
@@ -205,6 +260,20 @@ def test_four_bits_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
         make_host(four_bits("0.2"), [torch.device("cuda")], 1, None, {}, None)
 
 
+@pytest.mark.parametrize(
+    ("changes", "devices", "beside"),
+    [({"pretrained": False}, 1, "pretrained: false"), ({}, 2, "several GPUs.*model_parallelism")],
+)
+def test_what_does_not_go_with_four_bits_is_refused_by_name(
+    changes: dict[str, Any], devices: int, beside: str
+) -> None:
+    settings = four_bits("0.2")
+    settings = replace(settings, args=replace(settings.args, **changes))
+    cards = [torch.device("cuda", card) for card in range(devices)]
+    with pytest.raises(ModelLoadError, match=f"load_in_4bit does not go with {beside}"):
+        make_host(settings, cards, 1, None, {}, None)
+
+
 def test_four_bits_are_asked_of_transformers_as_lamorel_asks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -231,3 +300,9 @@ def test_four_bits_are_asked_of_transformers_as_lamorel_asks(
     assert asked["path"] == "no/such" and asked["device_map"] == {"": torch.device("cuda", 0)}
     assert wanted.load_in_4bit and wanted.bnb_4bit_quant_type == "nf4"
     assert wanted.bnb_4bit_use_double_quant and wanted.bnb_4bit_compute_dtype == torch.bfloat16
+    assert "dtype" not in asked
+    settings = four_bits("0.2")
+    settings = replace(settings, args=replace(settings.args, dtype="bfloat16"))
+    with pytest.raises(ModelLoadError, match="no GPU here"):
+        make_host(settings, [torch.device("cuda", 0)], 1, None, {}, None)
+    assert asked["dtype"] == torch.bfloat16

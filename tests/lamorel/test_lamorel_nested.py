@@ -1,10 +1,12 @@
 """Nested values cross the wire as what they were, and nothing else does."""
 
+from collections import Counter, OrderedDict, defaultdict, namedtuple
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from lamorel_ext.errors import ProtocolError, RequestError
 from lamorel_ext.rpc.wire.codec import decode, encode
@@ -63,6 +65,29 @@ def test_numpy_numbers_and_texts_stay_usable() -> None:
 def test_what_cannot_be_sent_is_refused_by_name(value: Any) -> None:
     with pytest.raises(RequestError, match="CallRequest.values cannot be sent: odd"):
         encode(CallRequest("update", {"odd": value}))
+
+
+@pytest.mark.parametrize(
+    ("value", "instead"),
+    [
+        ({1}, "make it a list"),
+        (OmegaConf.create({"lr": 1}), "is a DictConfig; .*OmegaConf.to_container"),
+        (Counter("ab"), "is a Counter; .*make it a dict"),
+        (namedtuple("Pair", "a b")(1, 2), "is a Pair; .*make it a tuple or a dict"),
+    ],
+)
+def test_what_would_lose_its_class_is_refused_with_what_to_hand_in_its_place(
+    value: Any, instead: str
+) -> None:
+    with pytest.raises(RequestError, match=rf"deep\[0\] {instead}|deep\[0\] is .*{instead}"):
+        encode(CallRequest("update", {"deep": [value]}))
+
+
+def test_ordered_and_default_dictionaries_and_lists_of_omegaconf_arrive_plain() -> None:
+    given = {"a": OrderedDict(b=1), "c": defaultdict(int, d=2), "e": OmegaConf.create([1, "x"])}
+    back = sent(**given)
+    assert back == {"a": {"b": 1}, "c": {"d": 2}, "e": [1, "x"]}
+    assert {type(each) for each in back.values()} == {dict, list}
 
 
 def test_what_contains_itself_is_refused() -> None:

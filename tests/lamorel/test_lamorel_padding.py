@@ -157,6 +157,17 @@ def test_an_empty_context_is_the_same_with_gradients_and_module_functions(
         torch.testing.assert_close(other, answers[0], rtol=0, atol=1e-4)
 
 
+def test_rotary_positions_go_on_where_training_ended_and_learnt_ones_do_not() -> None:
+    context = "go " * 66  # of a model of 64 positions
+    wrapper = served(make_causal(), "0.2", False)
+    right = plain(wrapper._LLM_model, context, "turn left")
+    for keys, require_grad in (([SCORE_KEY], False), ([SCORE_KEY], True), (["again"], False)):
+        (row,) = wrapper(keys, [context], [["turn left"]], require_grad=require_grad)
+        assert float(row[keys[0]]) == pytest.approx(right, abs=1e-4)
+    with pytest.raises(RequestError, match="the model has 64 positions"):
+        served(make_causal("gpt2"), "0.2", False)([SCORE_KEY], [context], [["turn left"]])
+
+
 def test_a_model_that_cannot_share_what_was_read_says_what_to_set() -> None:
     import transformers
 

@@ -67,6 +67,9 @@ READS: dict[str, Callable[[Any, Any], torch.Tensor]] = {
     "first layers": lambda out, batch: out["decoder_hidden_states"][1][:, 0].square(),
     "encoder's layers": lambda out, batch: out["encoder_hidden_states"][0][:, 0].square(),
     "by number": lambda out, batch: out[0][:, 0, :50],
+    "layers in one": lambda out, batch: real(
+        batch, torch.stack(out["decoder_hidden_states"]).square().sum(0)
+    ),
     "number of layers": lambda out, batch: torch.tensor(
         [len(out["decoder_hidden_states"])] * len(batch["attention_mask"])
     ),
@@ -137,6 +140,22 @@ def test_the_encoder_reads_each_distinct_context_once(monkeypatch: pytest.Monkey
     model = make(True, first=Reads(READS["first"]))
     model(["first"], CONTEXTS, candidates=CANDIDATES, minibatch_size=100)
     assert seen == [len(set(CONTEXTS))]
+
+
+def test_states_of_every_layer_are_a_tuple_and_cost_no_second_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SharedOutputs, "_all", lambda self: pytest.fail("a pass was made"))
+    seen: list[int] = []
+
+    def read(out: Any, batch: Any) -> torch.Tensor:
+        states = out["decoder_hidden_states"]
+        seen.append(len((*states, *(states + (states[0],)))))
+        return real(batch, states[1])
+
+    model = make(False, reads=Reads(read))
+    model(["reads"], CONTEXTS, candidates=CANDIDATES, minibatch_size=100)
+    assert seen == [2 * (model.get_model_config().num_decoder_layers + 1) + 1]
 
 
 def test_dropout_and_hooks_make_a_model_run_its_own_pass() -> None:

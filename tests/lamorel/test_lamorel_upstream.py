@@ -194,7 +194,7 @@ def test_three_servers_learn_what_one_learns_with_more_servers_than_contexts_too
         answers: list[Any] = [None] * size
 
         def serve(server: int, group: LockstepGroup) -> None:
-            hosts[server].module.begin(group)
+            hosts[server].begin(group)
             mine = list(range(contexts))[
                 server * contexts // size : (server + 1) * contexts // size
             ]
@@ -244,6 +244,7 @@ def test_our_caller_takes_updaters_as_they_are_and_initialisers_of_transformers_
     values = {"contexts": CONTEXTS, "candidates": CANDIDATES, "_current_batch_ids": [0, 1, 2, 3]}
     before = host.call("forward", _asked(), None)["rows"]
     (group,) = (LockstepGroup(each) for each in make_thread_groups(1))
+    host.begin(group)
     stats = host.call("update", {**values, **PPO, "lr": torch.tensor(1e-2)}, group)["result"]
     assert stats["steps"] == 4
     after = host.call("forward", _asked(), None)["rows"]

@@ -566,6 +566,19 @@ def test_only_the_signal_before_the_time_limit_puts_a_job_back_into_the_queue(
     assert end_on_fake_cluster(chained, tmp_path, status) == (status, False)
 
 
+def test_a_job_of_an_array_goes_back_into_the_queue_without_the_others(tmp_path: Path) -> None:
+    """Slurm gives one of them the number of the whole array."""
+    options = SlurmOptions(save_before_limit_s=60)
+    numbers = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
+    array = array_script(demo(), "train", arguments(), options)
+    end_on_fake_cluster(array, tmp_path, 138, **numbers)
+    assert (tmp_path / "requeued").read_text() == "requeue 5_3\n"
+    # A job that was submitted from within an array may have the numbers of that one.
+    numbers["SLURM_ARRAY_JOB_ID"] = "4"
+    end_on_fake_cluster(batch_script(demo(), "train", [], options), tmp_path, 138, **numbers)
+    assert (tmp_path / "requeued").read_text() == "requeue 5\n"
+
+
 @pytest.mark.parametrize(
     ("options", "seconds"),
     [
@@ -591,7 +604,7 @@ def end_on_fake_cluster(
     """Exit status of a batch script whose step ends with ``status``; whether it was requeued."""
     requeued = folder / "requeued"
     requeued.unlink(missing_ok=True)
-    for name, line in {"srun": f"exit {status}", "scontrol": f"touch {requeued}"}.items():
+    for name, line in {"srun": f"exit {status}", "scontrol": f'echo "$*" > {requeued}'}.items():
         (folder / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
         (folder / name).chmod(0o755)
     job = {"SLURM_JOB_ID": "5", "SLURM_CPUS_PER_TASK": "3", **environment}
@@ -650,6 +663,26 @@ def test_jobs_are_submitted_each_after_the_one_before(
     monkeypatch.setenv("FAKE_REFUSAL", "sbatch: error: Invalid account")
     with pytest.raises(LamorelExtError, match="refused the array: sbatch: error: Invalid account"):
         submit(jobs)
+
+
+def test_the_lines_of_a_dry_run_let_the_launches_of_a_sweep_wait_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``--submit`` does, also where the shell has a variable of that name."""
+    words = ["--slurm-array", "--submit", "--dry-run", "-m", "student.lr=1e-3,1e-4"]
+    assert launch(["compare", "--config-name", "demo", *words]) == 0
+    (tmp_path / "sbatch").write_text(SBATCH)
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    subprocess.run(
+        ["bash", "-c", capsys.readouterr().out], check=True, env={**os.environ, "id": "9"}
+    )
+    submitted = (tmp_path / "log").read_text().splitlines()
+    assert [line for line in submitted if line.startswith("--parsable")] == [
+        "--parsable", "--parsable --dependency=afterany:11",
+        "--parsable", "--parsable --dependency=afterany:13",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -823,7 +856,7 @@ def start_slow_ranks(folder: Path, *launcher: str) -> subprocess.Popen[str]:
     return child
 
 
-@pytest.mark.parametrize("signals", [["SIGUSR1", "SIGTERM"], ["SIGTERM", "SIGUSR1"], ["SIGUSR1"]])
+@pytest.mark.parametrize("signals", [["SIGUSR1", "SIGTERM"], ["SIGUSR1"]])
 def test_the_first_of_several_signals_is_the_reason(tmp_path: Path, signals: list[str]) -> None:
     child = start_slow_ranks(tmp_path, "-m", "launchers.elastic")
     for name in signals:

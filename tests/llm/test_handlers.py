@@ -104,6 +104,17 @@ def test_only_the_first_server_writes_and_every_server_reads(tmp_path: Path) -> 
     ]
 
 
+def test_an_updater_that_joined_after_the_save_stays_as_it_is(tmp_path: Path) -> None:
+    with servers(1) as (caller, _):
+        caller.update(["a"], [ACTIONS], signals=[2.0])
+        caller.save(str(tmp_path / "state"))
+    host, late = FakeHost(), SumUpdater()
+    with in_process([Hosted(host, {"sum": SumUpdater(), "late": late})]) as caller:
+        caller.reset(5)
+        caller.load(str(tmp_path / "state"))
+    assert (host.weight, late.seed) == (2.0, 5)
+
+
 class LeavingUpdater(SumUpdater):
     """One of somebody's own that ends the process, as a command line's parser does."""
 

@@ -276,6 +276,10 @@ def test_the_reference_counts_the_positions_that_it_computed_and_none_that_it_re
     host.forget()
     some = host.score_reference(PROMPTS[:2], SIX[:2]).stats["tokens"]
     assert 0 < some < tokens
+    host.score(PROMPTS, SIX)
+    host.forget(reference=False)
+    assert host.score_reference(PROMPTS[:2], SIX[:2]).stats["tokens"] == 0
+    assert host.score(PROMPTS, SIX).stats["tokens"] == tokens
 
 
 def test_forgotten_reference_answers_round_as_in_a_host_that_never_had_them() -> None:

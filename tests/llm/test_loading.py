@@ -494,6 +494,18 @@ def test_an_initializer_that_puts_in_what_is_not_finite_is_named(tmp_path: Path)
         load_host(args(tmp_path), CPU, initializer=Breaks())
 
 
+def test_an_initializer_that_forgets_to_return_the_model_is_named(tmp_path: Path) -> None:
+    class Forgets(BaseModelInitializer):
+        def initialize_model(self, model: Any) -> Any:
+            pass
+
+    write(tmp_path, make_t5())
+    with pytest.raises(
+        ModelLoadError, match="Forgets.initialize_model gives a NoneType, expected the model"
+    ):
+        load_host(args(tmp_path), CPU, initializer=Forgets())
+
+
 def encoder(kind: str, **more: Any) -> Any:
     sizes = {
         "vocab_size": len(make_tokenizer()),

@@ -120,7 +120,7 @@ class FakeHost:
         self.weight = float((folder / "weight.txt").read_text())
         self.weights_version += 1
 
-    def forget(self) -> None:
+    def forget(self, reference: bool = True) -> None:
         """This fake remembers nothing."""
 
     def info(self) -> dict[str, Scalar]:

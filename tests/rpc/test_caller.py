@@ -4,6 +4,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,8 +16,10 @@ import torch
 from lamorel_ext.errors import ProtocolError, RemoteError, RequestError, RpcError
 from lamorel_ext.llm.serving import Hosted, in_process
 from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.rpc.clients import make_thread_clients
-from lamorel_ext.rpc.transport import Handler, InProcessTransport
+from lamorel_ext.rpc.clients import Clients, make_thread_clients
+from lamorel_ext.rpc.passing import PassingClient
+from lamorel_ext.rpc.transport import Handler, InProcessTransport, OneModelTransport
+from lamorel_ext.training.shared import SharedClient
 from lamorel_ext.types import (
     Answer,
     Done,
@@ -28,7 +31,7 @@ from lamorel_ext.types import (
     UpdateRequest,
     UpdateResult,
 )
-from tests.rpc.rpc_fakes import ACTIONS, FakeHost, SumUpdater, fake_log_prob
+from tests.rpc.rpc_fakes import ACTIONS, FakeHost, SumUpdater, fake_log_prob, threaded_launch
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -111,6 +114,18 @@ def test_a_callback_may_ask_for_more(caller: Caller) -> None:
     request = ScoreRequest(("d",), (ACTIONS,))
     pending = asked_in_a_callback(caller, lambda: caller.submit_score(request))
     assert pending.result(10).log_probs[0] == fake_log_prob("d", ACTIONS[0])
+
+
+@pytest.mark.parametrize(("clients", "kind"), [(1, Future), (2, RequestError)])
+def test_a_callback_is_told_where_asking_servers_of_one_model_would_wait_for_a_ticket(
+    clients: int, kind: type
+) -> None:
+    request = ScoreRequest(("d",), (ACTIONS,))
+    with threaded_launch(clients, 2) as launch:
+        caller = Caller(OneModelTransport(launch.callers[0]._transport))
+        found = asked_in_a_callback(caller, lambda: caller.submit_score(request))
+        assert isinstance(found, kind)
+        assert len(caller.score(["d"], [ACTIONS])) == 1  # nothing is stuck
 
 
 def test_an_update_reaches_every_sample_once(caller: Caller) -> None:
@@ -440,3 +455,18 @@ def test_shards_cut_by_prompt_ask_equal_prompts_of_one_server_and_the_same_one_a
         caller.score(["bb"], [ACTIONS])
         caller.score(["ccc", "a", "bb"], [ACTIONS] * 3)
         assert sorted(asked) == [("a",), ("bb",), ("ccc", "bb")]
+
+
+def test_every_server_is_told_whether_to_forget_the_reference_too() -> None:
+    told: list[bool] = []
+
+    class Forgetful(FakeHost):
+        def forget(self, reference: bool = True) -> None:
+            told.append(reference)
+
+    with in_process([Hosted(Forgetful(), {}) for _ in range(2)]) as caller:
+        for client in (caller, PassingClient(caller), SharedClient(caller, Clients())):
+            client.forget(reference=False)
+            client.forget()
+            assert sorted(told) == [False, False, True, True]
+            told.clear()

@@ -124,7 +124,7 @@ of_each_type = {
         options,
     ),
     UpdateResult: st.builds(UpdateResult, stats),
-    ForgetRequest: st.just(ForgetRequest()),
+    ForgetRequest: st.builds(ForgetRequest, st.booleans()),
     ResetRequest: st.builds(ResetRequest, integers, texts, st.lists(texts).map(tuple)),
     SaveRequest: st.builds(SaveRequest, texts),
     LoadRequest: st.builds(LoadRequest, texts),

@@ -23,6 +23,8 @@ from lamorel_ext.errors import (
     RpcError,
 )
 from lamorel_ext.rpc import rendezvous
+from lamorel_ext.rpc.clients import Clients
+from lamorel_ext.rpc.distributed import TorchClients
 from lamorel_ext.rpc.handshake import examine, introduce
 from lamorel_ext.rpc.link import SILENCE_S, Link, Peer
 from lamorel_ext.rpc.rendezvous import accept_peers, connect_to_servers
@@ -347,6 +349,28 @@ def test_the_last_word_of_a_client_is_raised_at_the_servers() -> None:
             and "no such level" in error.remote_traceback
         )
     assert len(launch.errors) == 2
+
+
+def test_a_client_that_waits_for_another_hears_from_the_servers_why_it_does_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*given: object, **named: object) -> None:
+        raise RuntimeError("Connection closed by peer")  # gloo is the first to notice
+
+    monkeypatch.setattr(dist, "all_reduce", broken)
+    monkeypatch.setattr("lamorel_ext.rpc.distributed._VERDICT_S", 20.0)  # a busy machine
+    for name, number in {"get_rank": 0, "get_world_size": 2}.items():
+        monkeypatch.setattr(dist, name, lambda group, number=number: number)
+    with threaded_launch(2, 2) as launch:
+        transport: TcpTransport = launch.callers[0]._transport  # type: ignore[assignment]
+        clients = Clients(TorchClients(None, transport.loss))
+        assert transport.loss(0.01) is None
+        later = threading.Timer(0.2, launch.callers[1].fail, [KeyError("no such level")])
+        later.start()
+        with pytest.raises(RemoteError, match=r"rank 1 .rl client 1. raised KeyError: 'no such l"):
+            clients.share(lambda: 1)
+        later.join()
+        launch.join()
 
 
 def test_whoever_waits_in_another_thread_hears_that_the_caller_failed() -> None:

@@ -225,11 +225,11 @@ class TableLlm:
     def load(self, folder: str) -> None:
         self.scores, self.values = json.loads(Path(folder, "table.json").read_text())
 
-    def forget(self) -> None:
+    def forget(self, reference: bool = True) -> None:
         """This fake remembers nothing."""
 
     def info(self) -> Mapping[str, Scalar]:
-        return {"model": "table"}
+        return {"model": "table", "module_functions": "value,actions"}
 
     def updates(self) -> list[UpdateRequest]:
         return [request for request in self.requests if isinstance(request, UpdateRequest)]

@@ -270,6 +270,18 @@ def test_free_guidance_is_scored_as_an_update_scores_it_where_the_update_compare
     np.testing.assert_array_equal(request.data["old_log_probs"], expected)
 
 
+@pytest.mark.parametrize(
+    "feedback", [{"signal": "none"}, {"signal": "td", "channel": "prompt"}, {"loss": "reinforce"}]
+)
+def test_free_guidance_is_not_scored_again_where_no_update_compares(feedback):
+    llm, agent, edge, env = make_parts(
+        guidance={"vocabulary": "free"}, feedback={"loss": "clipped", **feedback}
+    )
+    collect(env, agent, edge, env.reset(), 2, draws())
+    assert len(llm.requests) == 2
+    assert all(isinstance(request, GenerateRequest) for request in llm.requests)
+
+
 def test_a_signal_of_the_whole_rollout_cannot_be_said_at_once():
     with pytest.raises(ConfigError, match="gae needs the whole rollout"):
         make_parts(feedback={"signal": "gae", "channel": "prompt"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -18,6 +19,7 @@ from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Decision, Guidance, Said
 from lamorel_ext.llm.updaters.batches import Scored
 from lamorel_ext.methods.feedback.credit import Lesson, credit_followed, make_credit, pair_log_probs
+from lamorel_ext.methods.feedback.edge import _less_mean
 from lamorel_ext.methods.feedback.updater import FeedbackOptions, FeedbackUpdater
 from lamorel_ext.randomness import log_softmax
 from lamorel_ext.rl import pair_log_probs as pair_on_the_server
@@ -93,6 +95,29 @@ def test_ratio_is_how_much_likelier_the_guidance_made_the_action() -> None:
     probs, teacher = brute(agent, decision, said), np.exp(log_softmax(said.scores))
     expected = [f[i] * np.log(probs[i, said.chosen[i]] / (teacher[i] @ probs[i])) for i in range(N)]
     np.testing.assert_allclose(lesson.signals, expected, rtol=1e-5)
+
+
+CREDITS = ("chosen", "followed", "ratio", "posterior", "rival")
+
+
+@pytest.mark.parametrize("credit", CREDITS)
+def test_without_its_mean_a_praise_of_everything_teaches_nothing_whoever_is_credited(
+    credit: str,
+) -> None:
+    lessons = [dataclasses.replace(each, f=np.ones(N)) for each in lessons_of(credit)[-1]]
+    assert any(lesson.signals.any() for lesson in lessons)
+    assert not any(lesson.signals.any() for lesson in _less_mean(lessons, 2))
+
+
+@pytest.mark.parametrize("credit", CREDITS)
+def test_the_mean_is_that_of_the_feedback_that_gets_credit(credit: str) -> None:
+    f, lessons = lessons_of(credit)[-2:]
+    f[0] = 0.0  # no feedback, and none afterwards
+    counted = (lessons[0].credit != 0) & (f != 0)
+    assert counted.any() and f[counted].mean() != 0
+    for lesson, less in zip(lessons, _less_mean(lessons, 2), strict=True):
+        expected = np.where(counted, (f - f[counted].mean()) * lesson.credit, 0.0)
+        np.testing.assert_allclose(less.signals, expected, atol=1e-12)
 
 
 def test_posterior_gives_the_gradient_of_the_pair_seen_as_one_policy() -> None:

@@ -37,7 +37,7 @@ from tests.training.student_fakes import (
     small_config,
 )
 
-EPISODES = 2000
+EPISODES = 500
 
 
 def evaluate_random(config, env_factory=make_env):

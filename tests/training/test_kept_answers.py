@@ -58,7 +58,7 @@ class Company(TableLlm):
         tokens = float(sum(len(prompt) for prompt, _ in unasked))
         return ScoreResult(torch.cat(rows), tuple(map(len, rows)), {}, {"tokens": tokens})
 
-    def forget(self) -> None:
+    def forget(self, reference: bool = True) -> None:
         self._remembered.clear()
 
     def update_batch(self, request: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -273,6 +274,14 @@ class Talkative(Agent):
         return {"mood": 1.0}
 
 
+class Says(Agent):
+    columns = ("mood",)
+    mood: Any = None
+
+    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
+        return {"mood": self.mood}
+
+
 class Silent(Agent):
     def update(self, rollout: Rollout, rng: np.random.Generator) -> None:  # type: ignore[override]
         pass
@@ -310,6 +319,33 @@ def test_what_an_agent_says_of_its_update_must_be_announced(agent: type[Agent], 
     with (
         TrainingRun(config_of(agent), TableLlm(), make_corridor) as run,
         pytest.raises(ConfigError, match=f"agent: {agent.__name__} gives {gives}"),
+    ):
+        run.start(None)
+        run.rollout()
+
+
+@pytest.mark.parametrize("mood", [np.float32(0.5), torch.tensor(0.5, requires_grad=True)])
+def test_numbers_of_numpy_and_torch_are_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mood: Any
+) -> None:
+    monkeypatch.setattr(Says, "mood", mood)
+    recorder = MemoryRecorder(tmp_path)
+    with TrainingRun(config_of(Says), TableLlm(), make_corridor) as run:
+        run.start(None)
+        run.rollout()
+        run.save(recorder)
+        assert json.loads(json.dumps(run.progress.state()))["averages"]["totals"]["mood"] == 0.5
+        assert run.evaluate()["mood"] == 0.5
+
+
+@pytest.mark.parametrize("mood", [None, "good", torch.ones(2), np.ones(2)])
+def test_what_is_no_number_is_named_with_its_column(
+    monkeypatch: pytest.MonkeyPatch, mood: Any
+) -> None:
+    monkeypatch.setattr(Says, "mood", mood)
+    with (
+        TrainingRun(config_of(Says), TableLlm(), make_corridor) as run,
+        pytest.raises(ConfigError, match="agent: Says: column mood: expected a number, got"),
     ):
         run.start(None)
         run.rollout()

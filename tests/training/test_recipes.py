@@ -396,6 +396,15 @@ def test_a_goal_that_the_llm_does_not_set_pays_nothing() -> None:
     assert method.rewards(turns)[:, 0].tolist() == [0.0]
 
 
+def test_lists_of_goals_of_any_length_are_asked_at_once_and_each_state_has_its_own() -> None:
+    llm = TableLlm(favourite="go to the red ball", strength=9.0)
+    method = Goals(setting(llm), GoalsOptions(num_goals=3))
+    empty = "Observation: You see a wall 1 step left"
+    near, far = method._listed((RED, empty))
+    assert near[0] == "go to the red ball" and sorted(near) == sorted(goals_of(RED))
+    assert far == ("look around",) and len(llm.requests) == 1
+
+
 def test_random_goals_ask_no_llm() -> None:
     llm = TableLlm()
     method = Goals(setting(llm), GoalsOptions(choice="random"))

@@ -39,7 +39,7 @@ class CountingLlm:
     def load(self, folder):
         self.strength = 9.0
 
-    def forget(self) -> None:
+    def forget(self, reference: bool = True) -> None:
         pass
 
 

@@ -86,6 +86,14 @@ def test_features_of_a_step_by_hand() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("beside", [(2, 6), (4, 6)])
+def test_a_goal_in_front_is_near_whatever_is_as_near_beside(beside: tuple[int, int]) -> None:
+    side = (*beside, BALL, RED)
+    found = read(view(side), view((3, 5, BALL, RED), side), "go to the red ball")
+    assert (found["distance"], found["ahead"], found["near"]) == (1, 1, 1)
+    assert (found["distance_before"], found["ahead_before"], found["near_before"]) == (1, 0, 0)
+
+
 @pytest.mark.parametrize(
     "mission, distance",
     [

@@ -60,7 +60,7 @@ class Listener:
     def load(self, folder: str) -> None:
         self.heard.append(("load", folder))
 
-    def forget(self) -> None:
+    def forget(self, reference: bool = True) -> None:
         self.heard.append("forget")
 
     def info(self) -> Mapping[str, Scalar]:

@@ -17,7 +17,7 @@ from lamorel_ext.training.recorder import MemoryRecorder
 from lamorel_ext.training.run import TrainingRun
 from lamorel_ext.training.trace import MAX_STEPS, Tracer
 from lamorel_ext.training.trace_lines import Course
-from lamorel_ext.types import ScoreRequest, ScoreResult
+from lamorel_ext.types import ScoreRequest, ScoreResult, UpdateResult
 from tests.training.student_fakes import TableLlm, make_corridor, small_config
 from tests.training.test_training import ARMS, FragileRecorder, Stops, without_seconds
 
@@ -32,11 +32,12 @@ WATCHED = (
 class RememberingLlm(TableLlm):
     """Remembers answers until the weights change or it is told to forget, as a server does; how an
     answer is rounded depends on how many questions were answered afresh with it, and only those
-    cost tokens."""
+    cost tokens. Those that a KL term asks the initial weights outlive updates."""
 
     def __init__(self):
         super().__init__()
         self.memory = {}
+        self.reference = set()
 
     def score_batch(self, request: ScoreRequest) -> ScoreResult:
         exact = super().score_batch(request)
@@ -73,7 +74,12 @@ class RememberingLlm(TableLlm):
 
     def update_batch(self, request):
         self.memory.clear()
-        return super().update_batch(request)
+        stats = super().update_batch(request).stats
+        if request.options.get("kl_coef"):
+            asked = set(zip(request.prompts, request.candidates, strict=True))
+            stats = {**stats, "scored_tokens": 7.0 + len(asked - self.reference)}
+            self.reference |= asked
+        return UpdateResult(stats)
 
     def reset(self, *how):
         self.memory.clear()
@@ -83,8 +89,10 @@ class RememberingLlm(TableLlm):
         self.memory.clear()
         super().load(folder)
 
-    def forget(self):
+    def forget(self, reference=True):
         self.memory.clear()
+        if reference:
+            self.reference.clear()
 
 
 def run(folder, trace_every, recorder=None, **groups):
@@ -145,7 +153,13 @@ def test_a_run_is_the_same_to_the_last_bit_whether_it_is_recorded_or_not(arm, tr
         )
 
 
-def test_the_test_above_would_see_an_answer_too_many(traced, tmp_path, monkeypatch):
+def test_recording_makes_no_kl_term_dearer(tmp_path):
+    feedback = {"signal": "td", "every": 1, "kl_coef": 0.1}
+    plain, recorded = (run(tmp_path, every, feedback=feedback)[1].rows for every in (0, 1))
+    assert without_seconds(recorded) == without_seconds(plain)
+
+
+def test_the_first_test_would_see_an_answer_too_many(traced, tmp_path, monkeypatch):
     class Careless(Tracer):
         def collected(self, rollout, agent):
             super().collected(rollout, agent)

@@ -2,6 +2,7 @@
 resuming.
 """
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from lamorel_ext.agents.metering import Phases
+from lamorel_ext.config import Plug, Plugs
 from lamorel_ext.training.building import make_env
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import Checkpoint, MemoryRecorder
@@ -289,6 +291,18 @@ def test_a_run_says_what_weights_it_starts_from_and_which_heads_it_needs(tmp_pat
         ("llm_policy heads", ("fresh", ())),
     ):
         assert run(tmp_path / arm, **ARMS[arm], run={"total_steps": 4})[2].started_from == expected
+
+
+def test_a_head_of_another_arm_is_no_part_of_a_run(tmp_path):
+    class Shared(TableLlm):
+        def info(self):
+            return {"module_functions": "value,actions,theirs,mine"}
+
+    llm = Shared()
+    heads = Plugs((("mine", Plug("torch.nn.Identity")),))
+    config = dataclasses.replace(small_config(run={"total_steps": 4}), heads=heads)
+    train(config, llm, MemoryRecorder(tmp_path), make_corridor)
+    assert llm.started_from == ("pretrained", ("actions", "theirs"))
 
 
 def test_an_llm_with_action_heads_learns_as_one_whose_texts_have_those_scores(tmp_path):

@@ -177,17 +177,19 @@ def test_what_the_loss_asks_the_initial_weights_is_a_cost_and_a_statistic_is_non
     assert stats["scored_tokens"] == once * epochs + initial * reference > 0
 
 
-def test_a_loss_over_pairs_counts_the_initial_weights_too() -> None:
+@pytest.mark.parametrize("loss, reference", [("dpo", 1), ("filtered", 0)])
+def test_a_loss_over_pairs_counts_the_initial_weights_where_it_depends_on_them(
+    loss: str, reference: int
+) -> None:
     host = host_of("t5")
     pairs = tuple((ACTIONS[i], ACTIONS[i + 1]) for i in range(len(PROMPTS)))
     places = torch.arange(len(PROMPTS))
-    wanted = UpdateRequest("preferences", PROMPTS, pairs, places, len(PROMPTS), {}, {"epochs": 1})
+    options = {"epochs": 1, "loss": loss}
+    wanted = UpdateRequest("preferences", PROMPTS, pairs, places, len(PROMPTS), {}, options)
     stats = ready(PairUpdater(), host).update(wanted).stats
     once = host.score(PROMPTS, pairs, require_grad=True).stats["tokens"]
-    assert (
-        stats["scored_tokens"]
-        == once + host_of("t5").score_reference(PROMPTS, pairs).stats["tokens"]
-    )
+    initial = host_of("t5").score_reference(PROMPTS, pairs).stats["tokens"]
+    assert stats["scored_tokens"] == once + initial * reference > 0
 
 
 def test_guidance_without_words_pulls_nowhere() -> None:

@@ -227,7 +227,14 @@ class T5Forward:
             x = _plus(x, _feed_forward(block.layer[-1], x))
         return _last_norm(stack, x)
 
-    def decode(self, states: Tensor, prompts: Packing, trees: TreeBatch, words: Words) -> Tensor:
+    def decode(
+        self,
+        states: Tensor,
+        prompts: Packing,
+        trees: TreeBatch,
+        words: Words,
+        layers: list[Tensor] | None = None,
+    ) -> Tensor:
         """Last hidden states of the decoder.
 
         Args:
@@ -235,6 +242,7 @@ class T5Forward:
             prompts: Their packing.
             trees: One tree per prompt.
             words: Has their tokens.
+            layers: Takes what each block reads, ``(total_nodes, d)``.
 
         Returns:
             ``(total_nodes, d)``.
@@ -252,6 +260,8 @@ class T5Forward:
             device = _home(block)
             x, packing, bias = x.to(device), packing.to(device), bias.to(device)
             memory = memory.to(device)
+            if layers is not None:
+                layers.append(x if torch.is_grad_enabled() else x.clone())  # it is added to
             x = _plus(x, self._self_attention(block.layer[0], x, packing, bias))
             x = _plus(x, memory.attend(block.layer[1], x))
             x = _plus(x, _feed_forward(block.layer[-1], x))

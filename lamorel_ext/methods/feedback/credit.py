@@ -24,16 +24,23 @@ class Lesson:
 
     Attributes:
         said: What the LLM said, or might have said, and how likely.
-        signals: ``(n,)``, f, credited.
+        f: ``(n,)``, the feedback.
         likelihoods: ``(n, candidates)``, log P(a | x, s) in nats of the student's action after each
             candidate x, where the update shares the credit out itself.
         old_log_probs: ``(n,)``, log-probability of what the update makes likelier or less likely.
+        credit: ``(n,)``, or one number for all: how much of f counts, and to which side.
     """
 
     said: Said
-    signals: np.ndarray
+    f: np.ndarray
     likelihoods: np.ndarray | None
     old_log_probs: np.ndarray
+    credit: np.ndarray | float = 1.0
+
+    @property
+    def signals(self) -> np.ndarray:
+        """``(n,)``, f, credited."""
+        return np.where(self.credit != 0, self.f * self.credit, 0.0)
 
 
 Credit = Callable[[Decision, Said, np.ndarray], list[Lesson]]
@@ -53,11 +60,7 @@ def credit_followed(decision: Decision, said: Said, f: np.ndarray) -> list[Lesso
     """
     if decision.heard is None:
         raise ValueError("nobody heard this")
-    return [
-        Lesson(
-            said, np.where(decision.heard.hints == decision.actions, f, 0.0), None, said.log_probs
-        )
-    ]
+    return [Lesson(said, f, None, said.log_probs, decision.heard.hints == decision.actions)]
 
 
 def make_credit(config: Config, agent: Agent, rng: np.random.Generator) -> Credit:
@@ -92,7 +95,7 @@ def make_credit(config: Config, agent: Agent, rng: np.random.Generator) -> Credi
         """
         likelihoods = student.action_likelihoods(decision)
         told = likelihoods[np.arange(len(f)), said.chosen] - pair_log_probs(said, likelihoods)
-        return [Lesson(said, f * told, None, said.log_probs)]
+        return [Lesson(said, f, None, said.log_probs, told)]
 
     def credit_posterior(decision: Decision, said: Said, f: np.ndarray) -> list[Lesson]:
         """To every candidate its share, which the server works out."""
@@ -109,8 +112,8 @@ def make_credit(config: Config, agent: Agent, rng: np.random.Generator) -> Credi
         better = np.sign(likelihoods[rows, said.chosen] - likelihoods[rows, rivals])
         other = dataclasses.replace(said, chosen=rivals, log_probs=log_probs[rows, rivals])
         return [
-            Lesson(said, f * better, None, said.log_probs),
-            Lesson(other, -f * better, None, other.log_probs),
+            Lesson(said, f, None, said.log_probs, better),
+            Lesson(other, f, None, other.log_probs, -better),
         ]
 
     return {"ratio": credit_ratio, "posterior": credit_posterior, "rival": credit_rival}[kind]

@@ -191,17 +191,16 @@ class FeedbackEdge:
 
 
 def _less_mean(lessons: list[Lesson], fewest: int) -> list[Lesson]:
-    """Without the mean of the update's f; what is 0 stays 0, as it is no feedback, and what is not
-    sent does not count.
+    """Without the mean of the update's f; what is 0 stays 0, as it is no feedback, and what gets no
+    credit or is not sent does not count.
     """
-    every = np.concatenate([lesson.signals for lesson in lessons])
+    every = np.concatenate([lesson.f for lesson in lessons])
+    credited = np.concatenate([lesson.signals != 0 for lesson in lessons])
     sent = np.array([sends for lesson in lessons for sends in _sent(lesson.said, fewest)])
-    told = every[sent & (every != 0)]
+    told = every[sent & credited]
     mean = float(told.mean()) if len(told) else 0.0
     return [
-        dataclasses.replace(
-            lesson, signals=np.where(lesson.signals != 0, lesson.signals - mean, 0.0)
-        )
+        dataclasses.replace(lesson, f=np.where(lesson.f != 0, lesson.f - mean, 0.0))
         for lesson in lessons
     ]
 

@@ -131,8 +131,11 @@ class Goals(Method):
             ranked = [self.setting.rng.permutation(len(texts)) for texts in offered]
         else:
             asked = tuple(map(self._question, prompts))
-            table = _table(self.setting, asked, offered)
-            ranked = [np.argsort(-scores, kind="stable") for scores in table]
+            table = candidate_table(self.setting.llm, asked, tuple(offered))
+            ranked = [
+                np.argsort(-scores[: len(texts)], kind="stable")
+                for texts, scores in zip(offered, table, strict=True)
+            ]
         return [
             tuple(texts[place] for place in order[: self._args.num_goals])
             for texts, order in zip(offered, ranked, strict=True)
@@ -195,23 +198,6 @@ def carried(sentences: Sequence[str]) -> tuple[str, ...]:
     """What the agent carries, by the sentences of a state."""
     found = [_CARRIED.fullmatch(sentence) for sentence in sentences]
     return tuple(match[1] for match in found if match)
-
-
-def _table(
-    setting: MethodSetting, prompts: tuple[str, ...], offered: Sequence[tuple[str, ...]]
-) -> list[np.ndarray]:
-    """Log-probabilities of each prompt's own goals; those with as many goals are asked at once."""
-    found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
-    for size in sorted({len(texts) for texts in offered}):
-        places = [place for place, texts in enumerate(offered) if len(texts) == size]
-        table = candidate_table(
-            setting.llm,
-            tuple(prompts[place] for place in places),
-            tuple(offered[place] for place in places),
-        )
-        for place, scores in zip(places, table, strict=True):
-            found[place] = scores
-    return found
 
 
 def _words(text: str) -> np.ndarray:

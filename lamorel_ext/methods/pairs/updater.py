@@ -41,6 +41,10 @@ class PairUpdater(CandidateUpdater[PairOptions]):
                     f" first, got {texts}"
                 )
 
+    def reference_counts(self, options: PairOptions) -> bool:
+        """In ``filtered`` only the statistics need the initial weights."""
+        return options.loss == "dpo"
+
     def loss(
         self, scored: Scored, data: dict[str, Tensor], options: PairOptions
     ) -> dict[str, Tensor]:

@@ -221,8 +221,8 @@ def _states(views: np.ndarray, goals: np.ndarray) -> dict[str, np.ndarray]:
     matches &= (colour < 0) | (colours == colour)
     column, row = np.indices((size, size))
     steps = np.where(matches, np.abs(column - middle) + own - row, FAR).reshape(len(views), -1)
-    nearest, distance = steps.argmin(axis=1), steps.min(axis=1)
-    ahead = (distance < FAR) & (column.ravel()[nearest] == middle)
+    distance = steps.min(axis=1)
+    ahead = (distance < FAR) & (steps[:, column.ravel() == middle].min(axis=1) == distance)
     found = {
         "seen": distance < FAR,
         "distance": distance,

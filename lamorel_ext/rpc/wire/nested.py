@@ -3,8 +3,9 @@
 ==========================  ======================================================================
 None, bool, int, float,     themselves
 str, list
-tuple                       ``{"tuple": [...]}``
-dictionary                  ``{"dict": [[key, value], ...]}``; keys are strings, numbers or bools
+tuple                       ``{"tuple": [...]}``; not a named one
+dictionary                  ``{"dict": [[key, value], ...]}``; keys are strings, numbers or bools;
+                            ordered and default ones arrive as plain ones
 torch tensor                ``{"tensor": place}``, its place among the tensors of the message
 numpy array, numpy number   ``{"array": place}``, ``{"number": place}``
 numpy array of texts        ``{"texts": [...], "shape": [...]}``
@@ -16,6 +17,7 @@ Nothing else can be packed, and nothing else can come out of any bytes that arri
 from __future__ import annotations
 
 import math
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol
 
@@ -27,6 +29,13 @@ MAX_DEPTH = 64
 MAX_CHARACTERS = 2**28
 """Of an array of texts, in which a short text takes as much room as the longest one."""
 _PLAIN = (bool, int, float, str)
+_DICTIONARIES = (dict, OrderedDict, defaultdict)
+_INSTEAD: dict[type, str] = {
+    Set: "a list",
+    Mapping: "a dict, as dict(...) or OmegaConf.to_container(...) does",
+    tuple: "a tuple or a dict",
+}
+"""To hand over in the place of what cannot be sent, or would lose what its class can do."""
 
 
 class Writer(Protocol):
@@ -80,19 +89,21 @@ def _pack(value: Any, tensors: Writer, where: str, depth: int) -> Any:
     for kind in _PLAIN:  # bool first: it is an int too
         if isinstance(value, kind):
             return kind(value)
-    if isinstance(value, Mapping):
+    if type(value) in _DICTIONARIES:
         return {
             "dict": [
                 [_key(key, where), _pack(value[key], tensors, f"{where}[{key!r}]", depth + 1)]
                 for key in value
             ]
         }
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return {"tuple": _pack_all(value, tensors, where, depth)}
-    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview, tuple)):
         return _pack_all(value, tensors, where, depth)
     kinds = "None, numbers, strings, lists, tuples, dictionaries, tensors and arrays can be sent"
-    hint = "; make it a list" if isinstance(value, Set) else ""
+    hint = next(
+        (f"; make it {own}" for kind, own in _INSTEAD.items() if isinstance(value, kind)), ""
+    )
     raise ValueError(f"{where} is a {type(value).__name__}; {kinds}{hint}")
 
 
