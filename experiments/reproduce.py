@@ -189,7 +189,9 @@ def made_with(folder: Path) -> list[Mapping[str, Any]]:
     """
     path = folder / PROVENANCE
     try:
-        found = [dict(entry["versions"]) for entry in read_json(path)["made_with"]]
+        found: list[Mapping[str, Any]] = [
+            dict(entry["versions"]) for entry in read_json(path)["made_with"]
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise NotThereError(f"{path} does not say what made the runs: {error!r}") from error
     if not found:

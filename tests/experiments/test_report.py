@@ -556,7 +556,7 @@ def test_a_report_says_that_it_does_not_know_a_strangers_controls(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for seed in range(2):
-        config = make_config("teacher_frozen", seed, tmp_path, [])
+        config = make_config("teacher_frozen", seed, tmp_path, ["teacher_frozen"])
         own = dataclasses.replace(config, method=Plug("foreign_method.Method"))
         make_run(own, [0.1, 0.2])
     said = "The controls of foreign_method.Method are unknown"

@@ -324,7 +324,7 @@ def test_what_an_agent_says_of_its_update_must_be_announced(agent: type[Agent], 
         run.rollout()
 
 
-@pytest.mark.parametrize("mood", [np.float32(0.5), torch.tensor(0.5, requires_grad=True)])
+@pytest.mark.parametrize("mood", [np.float32(0.5), torch.tensor(0.5)])
 def test_numbers_of_numpy_and_torch_are_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mood: Any
 ) -> None:
