@@ -208,8 +208,7 @@ def test_nothing_that_arrives_or_lies_on_a_disk_can_run_code() -> None:
 
 def test_a_client_starts_without_transformers_and_the_model_side() -> None:
     programs = ["compare", "train", "evaluate", "generalise", "balrog"]
-    ours = [f"lamorel_ext.{part}" for part in ("models", "updaters", "server")]
-    server_side = ("transformers", "peft", *ours)
+    server_side = ("transformers", "peft", "lamorel_ext.llm")
     used = (
         "experiments.runs.run_folder, lamorel_ext.rpc.runtime, "
         "lamorel_ext.training.run, lamorel_ext.training.building"
