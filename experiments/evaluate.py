@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def read_policy(
     check_configs([config])
     if policy == ZERO_SHOT:
         return config, None
-    folder = Path(policy).expanduser()
+    folder = Path(os.path.expanduser(policy))
     checkpoint = read_checkpoint(folder)
     if (state := run_state(folder)) != "complete":
         log.warning(

@@ -69,13 +69,13 @@ def launch_script(argv: Sequence[str]) -> int:
     options = make_parser().parse_intermixed_args(list(argv))
     overrides = list(options.overrides)
     script = options.script
-    if script is not None and "=" in script and not Path(script).expanduser().is_file():
+    if script is not None and "=" in script and not Path(os.path.expanduser(script)).is_file():
         overrides.insert(0, script)
         script = None
-    folder = Path(options.config_path).expanduser().resolve()
+    folder = Path(os.path.expanduser(options.config_path)).resolve()
     name = options.config_name.removesuffix(".yaml").removesuffix(".yml")
     if script is not None:
-        path = quote(str(Path(script).expanduser().resolve()))
+        path = quote(str(Path(os.path.expanduser(script)).resolve()))
         overrides.append(f"++rl_script_args.path={path}")
     command = script_command(folder, name, overrides)
     if options.dry_run:
@@ -187,7 +187,7 @@ def _script(composed: Any) -> Path:
             "rl_script_args.path: a script is missing; give it as the first argument, or as"
             " rl_script_args.path=SCRIPT"
         )
-    script = Path(str(path)).expanduser().resolve()
+    script = Path(os.path.expanduser(str(path))).resolve()
     if not script.is_file():
         raise ConfigError(f"rl_script_args.path: there is no file {script}")
     return script

@@ -212,7 +212,7 @@ def policy_config(
     """
     if policy == ZERO_SHOT:
         return load_config(["arm=llm_policy", *overrides], config_name, config_dir)
-    folder = Path(policy).expanduser()
+    folder = Path(os.path.expanduser(policy))
     if not os.path.exists(folder / "config.yaml"):  # False too where the folder is closed to us
         raise NotThereError(
             f"policy={policy}: neither {ZERO_SHOT} nor a run folder: no config.yaml in it"

@@ -235,7 +235,7 @@ def _find(args: LlmArgs) -> _Source:
         return _Source(str(EMBEDDED), _existing(EMBEDDED, "config.json"), None)
     if path == "smollm2":
         return _find_smollm2()
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if folder.is_file() and folder.suffix == ".gguf":
         return _Source(str(folder.parent), folder.parent, folder.name)
     if folder.is_dir():
