@@ -159,6 +159,9 @@ def test_what_is_written_answers_the_words_of_the_runs_method(
             self.texts = ("turn left",) * len(request.prompts)
             return super().generate_batch(request)
 
+        def info(self) -> dict[str, str]:
+            return {"module_functions": "value"}
+
         def reset(self, *what: object) -> None:
             pass
 
