@@ -234,6 +234,19 @@ def curve_digest(root: Path) -> str | None:
     return None
 
 
+def curve_is_damaged(folder: Path) -> bool:
+    """True where the curve is not the one that the last checkpoint holds, so that resuming the run
+    mends it.
+    """
+    expected, path = curve_digest(folder / "checkpoints"), folder / CURVE
+    if expected is None:
+        return False
+    try:
+        return digest(path) != expected
+    except OSError:
+        return True
+
+
 def stored_identity(root: Path) -> Mapping[str, Any] | None:
     """Keys of the configuration that the last checkpoint was made with; None where it cannot be
     told.

@@ -36,7 +36,7 @@ from typing import Any
 from experiments.checkpoint_files import (
     CURVE,
     Stored,
-    curve_digest,
+    curve_is_damaged,
     digest,
     go_on_from,
     read_stored,
@@ -78,14 +78,14 @@ def run_state(folder: Path) -> str:
     if "state" not in status and _goes_to_the_end(folder):
         return "complete"  # the report takes it so too
     state = str(status.get("state", "running"))
-    return "running" if state == "complete" and _curve_is_damaged(folder) else state
+    return "running" if state == "complete" and curve_is_damaged(folder) else state
 
 
 def _goes_to_the_end(folder: Path) -> bool:
     """True where the curve has the row of the last step, and no checkpoint says that it is another
     one.
     """
-    if _curve_is_damaged(folder):
+    if curve_is_damaged(folder):
         return False
     try:
         rows = read_rows(folder / CURVE, decoded(folder / CURVE))
@@ -93,19 +93,6 @@ def _goes_to_the_end(folder: Path) -> bool:
         return bool(rows) and float(rows[-1]["env_steps"]) >= total
     except (OSError, KeyError, ValueError, CheckpointError, ConfigError):
         return False
-
-
-def _curve_is_damaged(folder: Path) -> bool:
-    """True where the curve is not the one that the last checkpoint holds, so that resuming the run
-    mends it.
-    """
-    expected, path = curve_digest(folder / "checkpoints"), folder / CURVE
-    if expected is None:
-        return False
-    try:
-        return digest(path) != expected
-    except OSError:
-        return True
 
 
 def steps_done(folder: Path) -> int:
