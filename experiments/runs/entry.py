@@ -71,9 +71,12 @@ def run_main(
         sys.path.append(
             os.getcwd()
         )  # at the end: a folder of the user's hides no module of anybody's
-    status = _status_of(program, argv, reads)
-    if argv is None:
-        stopping.end_with(status)
+    status = FAILURE
+    try:
+        status = _status_of(program, argv, reads)
+    finally:
+        if argv is None and not isinstance(sys.exception(), SystemExit):
+            stopping.end_with(status)
     return status
 
 

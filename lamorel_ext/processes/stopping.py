@@ -129,7 +129,7 @@ class _Watch:
         self.stop: Stop | None = None
         self.status: int | None = None
         self.deferred = self.saving = self.started = self.follows = False
-        self.at_once = self.raised = self.begun = False
+        self.at_once = self.raised = self.begun = self.is_outermost = False
         self.hears = True
         self.on_stop: Callable[[Stop], None] | None = None
         self._at = self._limit = 0.0
@@ -176,12 +176,15 @@ class _Watch:
         self.hears = False
 
     def _limit_end(self) -> None:
-        """Python's own end may wait for other processes, and the thread does not run then."""
-        if self.stop is None:
-            return
-        if self.status is not None:
+        """Python's own end may wait for other processes, and the thread does not run then. It also
+        frees every module, which takes seconds with torch: other ranks wait, and so do users.
+        """
+        asked = self.stop is not None
+        if self.status is not None and (asked or self.is_outermost) and _flushed():
             # Whatever else had to be done at the end came before: this was the first to register.
             end_now(self.status)
+        if not asked:
+            return
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(END_S)
 
@@ -242,7 +245,8 @@ class _Watch:
                 self._note(self._asked.pop(0), a_signal=False)
             if self.stop is None and (lost := self._lost()) is not None:
                 self._note(lost_parent(lost), a_signal=False)
-            self._press()
+            if set(received) != {signal.SIGALRM}:  # which is the last press itself: no answer to it
+                self._press()
             if LAST in received:
                 self._heard_all.set()
 
@@ -302,6 +306,16 @@ def _leave_to_the_thread(signum: int, frame: FrameType | None) -> None:
     """A handler must be there, or the signal would end the process."""
 
 
+def _flushed() -> bool:
+    """Whether all that was printed is out; where it is not, Python's own end says why."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        return False
+    return True
+
+
 def _imports(frame: FrameType | None) -> bool:
     """Whether an import is going on where the main thread is."""
     while frame is not None and frame.f_code.co_filename != IMPORTER:
@@ -309,7 +323,12 @@ def _imports(frame: FrameType | None) -> bool:
     return frame is not None
 
 
+_ends = threading.Lock()
+
+
 def _end(stopped: Stopped, status: int, aloud: bool = True) -> None:
+    if not _ends.acquire(blocking=False):
+        return  # another thread is at it, or the lines below were interrupted
     if aloud:
         rank = rank_of_log()
         print(f"{'' if rank is None else f'[rank {rank}] '}{stopped}", file=sys.stderr, flush=True)
@@ -325,6 +344,7 @@ def listen_early() -> None:
     """
     command = Path(sys.argv[0]).name if getattr(sys, "argv", None) else ""
     if command == "-m" or command.startswith("lamorel-ext-"):
+        _watch.is_outermost = True
         _watch.start()
 
 
@@ -378,11 +398,16 @@ def end_now(status: int) -> NoReturn:
     os._exit(status)
 
 
-def end_with(status: int) -> None:
-    """This process has nothing left to do: where it was asked to end, ``end_now`` follows what is
-    registered for its end.
+def end_with(status: int, surely: bool = False) -> None:
+    """This process has nothing left to do: ``end_now`` follows what is registered for its end.
+
+    Args:
+        status: Its exit status.
+        surely: False where code of the user's may have called ours, and ends otherwise. Python's
+            own end then follows, unless this process was asked to end.
     """
     _watch.status = status
+    _watch.is_outermost |= surely
 
 
 def settled() -> None:

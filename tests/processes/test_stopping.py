@@ -18,6 +18,7 @@ from lamorel_ext.processes.identity import Process, process, read, this_process
 from lamorel_ext.processes.presence import dead_peer
 from lamorel_ext.processes.ranks import rank_and_size
 
+ROOT = Path(__file__).resolve().parents[2]
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 WORK = """
@@ -201,10 +202,9 @@ def program(argv):
         raise stopping.leave("saved")
 raise SystemExit(run_main(program, []))
 """
-    root = Path(__file__).resolve().parents[2]
     ended = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -214,6 +214,43 @@ raise SystemExit(run_main(program, []))
     )
     assert (ended.stdout, ended.stderr) == said
     assert ended.returncode == 128 + signal.SIGTERM
+
+
+def test_a_deferred_request_interrupts_the_work_now_and_then() -> None:
+    code = """
+import os, signal, time
+from lamorel_ext.processes import stopping
+stopping.begin()
+heard = []
+with stopping.deferring():
+    signal.signal(signal.SIGALRM, lambda *_: heard.append(0))
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+    print(len(heard), flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert 1 <= int(ended.stdout) <= 8, ended.stderr
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_only_a_program_of_ours_ends_without_pythons_own_end(ours: bool) -> None:
+    code = f"""
+import sys
+sys.argv[0] = {"-m" if ours else "mine.py"!r}
+import experiments
+from experiments.runs.entry import run_main
+class Freed:
+    def __del__(self):
+        print("freed", flush=True)
+freed = Freed()
+sys.argv[1:] = []
+status = run_main(lambda argv: 3)
+sys.exit(status if {ours} else 4)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.stdout, ended.returncode) == (("", 3) if ours else ("freed\n", 4)), ended.stderr
 
 
 def test_an_interrupt_that_a_library_dropped_is_no_mistake_of_the_users() -> None:
