@@ -104,11 +104,13 @@ class TcpTransport:
         """See ``Transport``."""
         if not self._closed.is_set():
             self._closed.set()
+            # Seen before the last word: the servers end because of it, and say so.
+            another_failed = isinstance(self._lost, RemoteError)
             last_word = failure_of(error, self._me.rank, self._me.role)
             for link in self._links:
                 link.say_last_word(last_word)
             self._fail_pending(RpcError(f"the caller failed: {type(error).__name__}: {error}"))
-            if isinstance(self._lost, RemoteError):
+            if another_failed:
                 stopping.let_another_end_first()
 
     def close(self) -> None:

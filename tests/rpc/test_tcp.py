@@ -22,6 +22,7 @@ from lamorel_ext.errors import (
     RequestTimeout,
     RpcError,
 )
+from lamorel_ext.processes import stopping
 from lamorel_ext.rpc import rendezvous
 from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.rpc.distributed import TorchClients
@@ -385,6 +386,27 @@ def test_whoever_waits_in_another_thread_hears_that_the_caller_failed() -> None:
             )
             < 1
         )
+
+
+@pytest.mark.parametrize("first", ["the client", "the server"])
+def test_a_client_lets_a_server_end_first_only_where_that_failed_first(
+    first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AnswersAtOnce:
+        def start(self, on_frame: object, on_lost: Callable[[object, RpcError], None]) -> None:
+            self.on_lost = on_lost
+
+        def say_last_word(self, failure: object) -> None:
+            self.on_lost(self, RemoteError(1, "llm server 0", "KeyError", "x", ""))
+
+    waits: list[int] = []
+    monkeypatch.setattr(stopping, "let_another_end_first", lambda: waits.append(0))
+    link = AnswersAtOnce()
+    transport = TcpTransport([link], Peer(0, "rl client 0"), 1.0, with_tickets=False)  # type: ignore[list-item]
+    if first == "the server":
+        link.say_last_word(None)
+    transport.fail(ArithmeticError("mine"))
+    assert bool(waits) == (first == "the server")
 
 
 def test_a_client_that_ends_well_inside_the_block_is_no_failure() -> None:
