@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.wheel import ROOT, SHORT, built, commands_of, last_row, page_is_run, path_to, run
+from tests.wheel import (
+    ROOT,
+    SHORT,
+    built,
+    command_is_run,
+    commands_of,
+    last_row,
+    page_is_run,
+    path_to,
+    run,
+)
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("setuptools")
@@ -70,15 +80,8 @@ def test_the_page_of_own_environments_runs_as_it_stands(installed: Path, user_fo
 def test_an_own_agent_of_an_own_arm_acts_in_an_own_environment(
     game: str, installed: Path, user_folder: Path
 ) -> None:
-    words = ["arm=stubborn", "agent.action=0", f"env._target_={game}"]
-    ended = run(
-        installed / "lamorel-ext-train",
-        *words,
-        *SHORT,
-        f"run.output_dir=own/{game}",
-        cwd=user_folder,
-    )
-    assert ended.returncode == 0, ended.stderr
+    words = ["arm=stubborn", "agent.action=0", f"env._target_={game}", f"run.output_dir=own/{game}"]
+    command_is_run(installed, "lamorel-ext-train", *words, *SHORT, folder=user_folder)
     assert float(last_row(user_folder / "own" / game)["env_steps"]) == 32
 
 
@@ -102,8 +105,7 @@ def test_the_page_of_reproducing_runs_as_it_stands(installed: Path, user_folder:
     for command in commands_of(page):
         short = ["compare.arms=[random,teacher_frozen]", "compare.seeds=[0]", *SHORT]
         more = short if command.startswith("lamorel-ext-compare") else []
-        ended = run(*path_to(installed), f"{command} {' '.join(map(repr, more))}", cwd=user_folder)
-        assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"
+        ended = command_is_run(installed, command, *more, folder=user_folder)
         if "reproduce" in command:
             assert ended.stdout.count("the same curve") == 2
     assert "largest deviation: 0.0e+00" in ended.stdout

@@ -2,12 +2,15 @@
 
 import csv
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import venv
 from collections.abc import Sequence
 from pathlib import Path
+
+from tests import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = (
@@ -97,6 +100,29 @@ def path_to(*places: Path) -> list[str]:
     return ["env", f"PATH={os.pathsep.join(search)}", "bash", "-c"]
 
 
+def command_is_run(
+    installed: Path, command: str, *more: str, folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell, a single program of ours in a process with imports, and hold that it
+    ends well.
+
+    Args:
+        *more: Arguments besides.
+    """
+    try:
+        words = [*shlex.split(command), *more]
+    except ValueError:
+        words = [""]
+    cold = "launch" in words[0] or "--help" in words or set(command) & set("|&;<>$()`*?~#")
+    if words[0].startswith("lamorel-ext-") and not cold:
+        words[0] = str(installed / words[0])
+        ended = warm.run(str(installed / "python"), *words, cwd=folder, timeout_s=900)
+    else:
+        ended = run(*path_to(installed), " ".join([command, *map(repr, more)]), cwd=folder)
+    assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"
+    return ended
+
+
 def page_is_run(
     name: str,
     installed: Path,
@@ -116,9 +142,9 @@ def page_is_run(
             words = compare_with if command.startswith("lamorel-ext-compare") else ()
             if command.startswith("lamorel-ext-train"):
                 words, trained = train_again_with if trained else (), True
-            command = " ".join([command, *more, *words])
-        ended = run(*path_to(installed), command, cwd=folder)
-        assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"
+            command_is_run(installed, command, *more, *words, folder=folder)
+        else:
+            command_is_run(installed, command, folder=folder)
 
 
 def last_row(run_folder: Path) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from made_runs import make_config, make_run
+
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 MISSING = "not_there"
@@ -52,15 +52,13 @@ FULL = {
 
 
 def status(words: list[str], folder: Path) -> tuple[int, str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    env["HF_HUB_OFFLINE"] = "1"  # its client tries again for long where there is no network
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
+    done = warm.run(
+        sys.executable,
+        "-m",
+        *words,
         cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        PYTHONPATH=str(ROOT),
+        HF_HUB_OFFLINE="1",  # its client tries again for long where there is no network
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 ROOT = Path(__file__).resolve().parents[2]
 MINE = """
 from dataclasses import dataclass
@@ -98,14 +100,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def program(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = [sys.executable, "-m", f"experiments.{name}", *arguments]
+    return warm.run(*words, cwd=folder, PYTHONPATH=str(ROOT))
 
 
 def rows(path: Path) -> list[dict[str, str]]:
