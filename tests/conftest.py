@@ -14,7 +14,9 @@ import pytest
 from tests import wheel
 
 KINDS = {
-    "ranks": "subprocess|warm|test_own_code|multiprocessing|num_workers|Browser|ThreadGroup|run_here",
+    "ranks": (
+        "subprocess|warm|test_own_code|multiprocessing|num_workers|Browser|ThreadGroup|run_here"
+    ),
     "slow": (
         "tiny_models|tiny_llm|student_fakes|updater_fakes|made_runs|fuzz_run_folders|embedded"
         "|load_host|ModelHost|load_matrix|training.loop|make_report|minigrid|Caller"

@@ -26,7 +26,7 @@ from lamorel_ext.types import ServerGroup
 
 
 class LamorelHost:
-    """What a server asks. See ``server.handlers.Host``; typed requests are not for it.
+    """What a server asks. See ``llm.handlers.Host``; typed requests are not for it.
 
     Args:
         model: With module functions, after the initialiser.

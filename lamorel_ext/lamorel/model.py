@@ -24,6 +24,7 @@ from lamorel_ext.lamorel.generation import generate
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.lamorel.sharing import SharedOutputs, can_share
 from lamorel_ext.llm.answers import TextEncoder, merge
+from lamorel_ext.llm.devices import tidy
 from lamorel_ext.llm.generation import takes_left_padding
 from lamorel_ext.llm.module_functions import LogScores, first_states
 from lamorel_ext.llm.scoring.engines import callable_of, is_as_made, make_engine, unwrap
@@ -146,7 +147,7 @@ class LamorelModel(nn.Module):
                 columns: dict[str, Any] = {SCORE_KEY: self._scores(contexts, texts, options)}
             else:
                 columns = self._passes(functions, contexts, texts, options, kwargs)
-        self._tidy()
+        tidy(self.device, self._settings.args.parallelism)
         starts = [0]
         for own in texts:
             starts.append(starts[-1] + len(own))
@@ -538,14 +539,6 @@ class LamorelModel(nn.Module):
 
     def _put(self, values: Any) -> Tensor:
         return torch.tensor(values, device=self.device, dtype=torch.int64)
-
-    def _tidy(self) -> None:
-        options = self._settings.args.parallelism
-        if self.device.type == "cuda":
-            if options.synchronize_gpus_after_scoring:
-                torch.cuda.synchronize(self.device)
-            if options.empty_cuda_cache_after_scoring:
-                torch.cuda.empty_cache()
 
 
 _LAYOUT = ("pad_contexts", "forced_context_len", "forced_sequence_len", "add_eos_on_candidates")

@@ -26,7 +26,7 @@ logger = logging.getLogger("lamorel_logger")
 Version = Literal["0.2", "0.3"]
 DEFAULT_SEED = 42
 """Lamorel's, where ``llm_args.seed`` is missing."""
-DEFAULT_TIMEOUT_S = 1800
+DEFAULT_TIMEOUT_S, DEFAULT_PEER_TIMEOUT_S = 1800, 300
 """Where ``gloo_timeout``, or 0.3's ``timeout``, is missing."""
 
 _NEEDED_LATER = frozenset(
@@ -186,6 +186,7 @@ def _lamorel_args(
     return LamorelArgs(
         log_level=level,  # type: ignore[arg-type]
         gloo_timeout=_number(plain, "gloo_timeout", problems, default=DEFAULT_TIMEOUT_S),
+        peer_timeout=_number(plain, "peer_timeout", problems, default=DEFAULT_PEER_TIMEOUT_S),
         allow_subgraph_use_whith_gradient=subgraphs,
         distributed_setup_args=setup,
         accelerate_args=accelerate,
@@ -199,7 +200,7 @@ def _lamorel_args(
 def _read_03(
     plain: Mapping[str, Any], config: Any, problems: list[str], unused: list[str]
 ) -> tuple[LamorelArgs, tuple[LlmSettings, ...]]:
-    known = {"log_level", "llm_configs", "distributed_setup_args"}
+    known = {"log_level", "llm_configs", "distributed_setup_args", "peer_timeout"}
     unused += [f"lamorel_args.{key}" for key in plain if key not in known]
     setup = _section(plain, "distributed_setup_args", problems)
     unused += [f"distributed_setup_args.{key}" for key in setup if key not in _SETUP_03]
@@ -319,6 +320,9 @@ def _llm_args(
         values["seed"] = DEFAULT_SEED
     for key in (*_NEEDED_LATER, "parallelism", "lora"):
         values.pop(key, None)
+    for key in ("initializer", "cache_size", "value_head_hidden"):  # for our own programs
+        if values.pop(key, None) is not None:
+            unused.append(f"{where}.{key}")
     adapters = _take(LoraArgs, lora, f"{where}.lora", problems, unused)
     options = _take(ParallelismArgs, parallelism, f"{where}.parallelism", problems, unused)
     if options.fsdp:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lamorel_ext.config import ParallelismArgs
+
 _GENERATORS = threading.RLock()
 
 
@@ -46,6 +48,15 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def tidy(device: torch.device, options: ParallelismArgs) -> None:
+    """What Lamorel's keys ask of a GPU after scoring."""
+    if device.type == "cuda":
+        if options.synchronize_gpus_after_scoring:
+            torch.cuda.synchronize(device)
+        if options.empty_cuda_cache_after_scoring:
+            torch.cuda.empty_cache()
 
 
 def choose_attention(device: torch.device) -> None:

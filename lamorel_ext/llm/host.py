@@ -28,7 +28,7 @@ from lamorel_ext.llm.answers import (
     TextEncoder,
     join,
 )
-from lamorel_ext.llm.devices import seeded
+from lamorel_ext.llm.devices import seeded, tidy
 from lamorel_ext.llm.fresh import draw_model
 from lamorel_ext.llm.fsdp import model_is_divided, own_class, parts_of, whole_as
 from lamorel_ext.llm.generation import Generator
@@ -178,7 +178,7 @@ class ModelHost(nn.Module):
         log_probs, counts, results = join(
             [answers[question] for question in questions], tuple(modules), self.score_dtype
         )
-        self._tidy_device()
+        tidy(self.device, self.args.parallelism)
         stats |= {
             "prompts": float(len(prompts)),
             "cached_prompts": float(cached),
@@ -202,7 +202,7 @@ class ModelHost(nn.Module):
         costs = self._costs(asked, modules, with_score)
         every = [question for questions in asked for question in questions]
         answers = self._answers(every, modules, with_score, False, ())[0]
-        self._tidy_device()
+        tidy(self.device, self.args.parallelism)
         seconds = time.perf_counter() - started
         return [
             ScoreResult(
@@ -669,14 +669,6 @@ class ModelHost(nn.Module):
             self._steady = is_steady(self.model)
         self._told = state.told
         return number
-
-    def _tidy_device(self) -> None:
-        options = self.args.parallelism
-        if self.device.type == "cuda":
-            if options.synchronize_gpus_after_scoring:
-                torch.cuda.synchronize(self.device)
-            if options.empty_cuda_cache_after_scoring:
-                torch.cuda.empty_cache()
 
 
 def _questions(

@@ -41,7 +41,7 @@ class Counters(Protocol):
 
 
 def end_process(line: str) -> None:
-    """End this process at once: its main thread waits inside torch."""
+    """End this process at once: whatever its main thread is stuck in."""
     print(line, file=sys.stderr, flush=True)
     os._exit(1)
 

@@ -5,8 +5,6 @@ when one of them dies.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lamorel_ext.errors import ProtocolError, RequestError, RpcError
+from lamorel_ext.processes.heartbeat import end_process
 from lamorel_ext.processes.memory import MEMORY, resident_mib
 from lamorel_ext.processes.stopping import Stop
 from lamorel_ext.rpc.failures import failure_of
@@ -71,12 +70,6 @@ class Listener(Protocol):
 
     def close(self) -> None:
         """Take leave of everybody. May be called twice."""
-
-
-def end_process(line: str) -> None:
-    """End this process at once, whatever its main thread is stuck in."""
-    print(line, file=sys.stderr, flush=True)
-    os._exit(1)
 
 
 class TcpListener:

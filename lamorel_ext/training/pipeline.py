@@ -3,8 +3,8 @@ other half acts and is stepped.
 
 The turns follow a fixed order and never the clock, and the halves draw their random numbers in the
 order of the environments. So the same log-probabilities give the same actions as
-``rollout.collect`` does. A server that reads half as many prompts at a time rounds its last bits
-differently.
+``training.collecting.collect`` does. A server that reads half as many prompts at a time rounds its
+last bits differently.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def collect_rollout(
 ) -> tuple[Rollout, Scene]:
     """Act for ``num_steps`` steps from ``scene`` on, in halves where the environments are.
 
-    See ``rollout.collect``.
+    See ``training.collecting.collect``.
     """
     if not isinstance(env, HalvedEnv):
         return collect(env, actor, listener, scene, num_steps, draws)
@@ -139,7 +139,7 @@ def collect_in_halves(
             asked about the next step by then.
 
     Returns:
-        As ``rollout.collect``, environments in their order.
+        As ``training.collecting.collect``, environments in their order.
     """
     if listener.online:
         raise ValueError(

@@ -65,12 +65,18 @@ def test_a_configuration_of_02_is_read_with_lamorels_seed() -> None:
 
 def test_unknown_keys_are_accepted_and_named() -> None:
     config = old(updater_args=None, other={"a": 1})
-    config["llm_args"]["fancy"] = 3
+    config["llm_args"].update(fancy=3, initializer={"_target_": "mine.Loud"})
     assert set(read_settings(config).unused) == {
         "lamorel_args.updater_args",
         "lamorel_args.other",
         "llm_args.fancy",
+        "llm_args.initializer",
     }
+
+
+def test_the_silence_that_a_network_may_have_is_read() -> None:
+    assert read_settings(old()).args.peer_timeout == 300
+    assert read_settings(old(peer_timeout=60)).args.peer_timeout == 60
 
 
 def test_values_that_are_missing_matter_only_where_they_are_needed() -> None:
