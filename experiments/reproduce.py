@@ -127,7 +127,7 @@ def check_fresh(planned: Iterable[Planned], versions: Mapping[str, object]) -> N
         if complete or steps_done(one.folder):
             there = {key: readable_json(one.folder / "versions.json").get(key) for key in keys}
             # Who has stopped a run of changed files may go on with it.
-            if here != there or (complete and (here["dirty"] or here["commit"] is None)):
+            if here != there or (complete and here["dirty"] is not False):
                 problems.append(
                     f"--output: {one.folder} holds a run that other code may have made; choose"
                     " another folder, or remove it"

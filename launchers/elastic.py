@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from lamorel_ext.errors import LamorelExtError
@@ -74,10 +76,12 @@ def _launch() -> int:
         threading.Thread(target=_say_who_waits, args=(meeting,), daemon=True).start()
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistNetworkError
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    LocalElasticAgent._shutdown = insisting(LocalElasticAgent._shutdown)  # type: ignore[method-assign]
     try:
         launch_command(launch_command_parser().parse_args())
     except DistNetworkError as error:
@@ -126,6 +130,21 @@ def first_failure(error: ChildFailedError) -> tuple[int, ProcessFailure]:
     return rank, first
 
 
+def insisting(shutdown: Callable[..., None]) -> Callable[..., None]:
+    """The agent's way to end its ranks, which from the second time on tells them that the user
+    insists: a signal that breaks off the first time would reach them as another SIGTERM, which a
+    rank takes for the first one again.
+    """
+    times = itertools.count()
+
+    def end_ranks(
+        agent: object, death_sig: signal.Signals = signal.SIGTERM, **options: int
+    ) -> None:
+        shutdown(agent, stopping.INSISTS if next(times) else death_sig, **options)
+
+    return end_ranks
+
+
 def _hear_signals() -> socket.socket:
     """A socket into which Python writes the number of each signal that has a handler."""
     ours, theirs = socket.socketpair()
@@ -144,6 +163,10 @@ def _hear_no_more() -> None:
 def _first_signal(heard: socket.socket) -> signal.Signals | None:
     with contextlib.suppress(BlockingIOError):
         numbers = heard.recv(100)
+        # Of signals that waited together the one with the highest number is handled first; the
+        # warning before a time limit always comes before the others.
+        if signal.SIGUSR1 in numbers:
+            return signal.SIGUSR1
         return next((signal.Signals(each) for each in numbers if each in ASKING), None)
     return None
 

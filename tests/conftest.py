@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import wheel
 
@@ -31,6 +32,12 @@ DEAREST = (
 """The files that take longest: begun last, one would leave the other processes without work. The
 two of the wheel, with one between them, often share a process and so the installed wheel.
 """
+
+# What a busy machine makes slow is not wrong, and what fails today fails tomorrow.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TextIO
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class LiveHandler(logging.StreamHandler[TextIO]):
         self._write(_CLEAR + self._line)
 
     def _write(self, text: str) -> None:
-        if text:
+        with suppress(OSError, ValueError):  # a run outlives the terminal that shows it
             self.stream.write(text)
             self.flush()
 

@@ -43,6 +43,7 @@ def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
     import torch
 
     commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no") if commit else None
     return {
         "command": command_line(task, argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -55,7 +56,7 @@ def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         "commit": commit,
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "dirty": None if changes is None else bool(changes),
     }
 
 
@@ -98,7 +99,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says about this source tree, or None where it is no checkout."""
+    """What git says about this source tree, or None where it is no checkout or git is silent."""
     if not (HOME / ".git").exists():
         return None
     try:

@@ -11,7 +11,6 @@ from typing import Any
 
 from lamorel_ext.errors import ConfigError, RequestError
 from lamorel_ext.lamorel.settings import LlmSettings, Settings, logger, read_settings, say_unused
-from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.lamorel_shape import SCORE_KEY, texts_of
 from lamorel_ext.rpc.topology import Placement, split_evenly
 from lamorel_ext.types import CallRequest
@@ -82,7 +81,6 @@ class Caller:
                 role.index,
                 *self._own(which, tuple(custom.values())),
             )
-            stopping.end_with(0)
             sys.exit(0)
         if role.index == 0:
             say_unused(self._settings)

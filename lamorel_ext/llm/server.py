@@ -14,7 +14,7 @@ from lamorel_ext.rpc.link import Peer
 from lamorel_ext.rpc.tcp_listener import Call, Listener
 from lamorel_ext.types import Answer, ScoreRequest, ScoreResult, ServerGroup
 
-_VERDICT_S = 1.0
+_VERDICT_S = 10.0
 
 
 @dataclass(frozen=True)

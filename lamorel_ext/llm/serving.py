@@ -69,6 +69,8 @@ def serve(
         with stopping.deferring(listener.ask_clients_to_stop, follows=True):
             placement = replace(_placement(launch.rank, args), model_group=launch.model_group)
             _host_and_serve(args, build, placement, listener, me, group or _group(launch))
+            listener.close()
+            stopping.settled()
     except (PeerDiedError, RemoteError) as error:
         listener.fail(error)
         print(f"{me} ends: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
@@ -78,8 +80,6 @@ def serve(
     except BaseException as error:
         listener.fail(error)
         raise
-    listener.close()
-    stopping.settled()
     launch.leave()
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from lamorel_ext.processes.stopping import say_last
 
 BEAT_S = 2.0
 SILENCE_S = 90
@@ -42,7 +43,7 @@ class Counters(Protocol):
 
 def end_process(line: str) -> None:
     """End this process at once: whatever its main thread is stuck in."""
-    print(line, file=sys.stderr, flush=True)
+    say_last(line)
     os._exit(1)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from lamorel_ext.errors import LamorelExtError
 from lamorel_ext.processes.identity import Process, read, this_process
 from lamorel_ext.processes.ranks import rank_and_size
 from lamorel_ext.processes.secret import private_folder
+from lamorel_ext.processes.stopping import say_last
 
 LOOK_S = 0.5
 GRACE_S = 3.0
@@ -129,7 +129,7 @@ def _watch(folder: Path, rank: int, size: int) -> None:
         dead = dead_peer(files, seen)
         if dead is not None and not _met.wait(GRACE_S):
             line = f"rank {dead} died before the ranks had met"
-            print(f"rank {rank} ends: {line}", file=sys.stderr, flush=True)
+            say_last(f"rank {rank} ends: {line}")
             for listener in _listeners:
                 listener(f"{line}, on {socket.gethostname()}")
             os._exit(1)

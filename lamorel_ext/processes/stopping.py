@@ -151,6 +151,7 @@ class _Watch:
         self._find_parents()
         threading.Thread(target=self._listen, name="requests to stop", daemon=True).start()
         atexit.register(self._limit_end)
+        os.register_at_fork(after_in_child=_forget)
         signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGALRM, self._interrupt)
         for signum in (*HEARD, INSISTS):
@@ -216,7 +217,7 @@ class _Watch:
     @property
     def has_agent(self) -> bool:
         """Whether PyTorch's agent started this process."""
-        return bool(self._parent)
+        return "TORCHELASTIC_RUN_ID" in os.environ
 
     def check(self) -> None:
         """Raise ``Stopped`` where a request is waiting."""
@@ -302,6 +303,16 @@ def _default(signum: int) -> Callable[..., object] | int:
     return signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
 
 
+def _forget() -> None:
+    """In a process that was forked, such as one of a pool: it hears for itself, as it would without
+    us, and what it hears is not for this one.
+    """
+    signal.set_wakeup_fd(-1)
+    for signum in (*HEARD, INSISTS, signal.SIGALRM):
+        if getattr(signal.getsignal(signum), "__module__", "") == __name__:
+            signal.signal(signum, _default(signum))
+
+
 def _leave_to_the_thread(signum: int, frame: FrameType | None) -> None:
     """A handler must be there, or the signal would end the process."""
 
@@ -331,7 +342,7 @@ def _end(stopped: Stopped, status: int, aloud: bool = True) -> None:
         return  # another thread is at it, or the lines below were interrupted
     if aloud:
         rank = rank_of_log()
-        print(f"{'' if rank is None else f'[rank {rank}] '}{stopped}", file=sys.stderr, flush=True)
+        say_last(f"{'' if rank is None else f'[rank {rank}] '}{stopped}")
     os._exit(status)
 
 
@@ -390,6 +401,12 @@ def let_another_end_first() -> None:
             time.sleep(0.05)
 
 
+def say_last(line: str) -> None:
+    """Print a line on the way out, on any thread: whoever would have read it may be gone."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def end_now(status: int) -> NoReturn:
     """End this process without Python's own end, which takes long on a busy machine."""
     for stream in (sys.stdout, sys.stderr):
@@ -398,16 +415,12 @@ def end_now(status: int) -> NoReturn:
     os._exit(status)
 
 
-def end_with(status: int, surely: bool = False) -> None:
+def end_with(status: int) -> None:
     """This process has nothing left to do: ``end_now`` follows what is registered for its end.
-
-    Args:
-        status: Its exit status.
-        surely: False where code of the user's may have called ours, and ends otherwise. Python's
-            own end then follows, unless this process was asked to end.
+    Where code of the user's has called a program of ours, and may end otherwise, only if this
+    process was asked to end.
     """
     _watch.status = status
-    _watch.is_outermost |= surely
 
 
 def settled() -> None:

@@ -36,7 +36,7 @@ from lamorel_ext.rpc.topology import (
 )
 
 LOOPBACK = "127.0.0.1"
-_VERDICT_S = 2.0
+_VERDICT_S = 10.0
 _found_address: list[str] = []
 
 

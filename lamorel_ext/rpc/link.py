@@ -32,7 +32,7 @@ a switch restarts in less.
 """
 
 _MAX_BUFFERS = 512
-_VERDICT_S = 2.0
+_VERDICT_S = 10.0
 _PARTING_S = 1.0
 
 
@@ -104,7 +104,8 @@ class Link:
         self._sock = sock
         self._reader = sock.makefile("rb")
         self._sending = threading.Lock()
-        self._closing = self._started = False
+        self._closing = False
+        self._thread: threading.Thread | None = None
         self._ended = threading.Event()
 
     def start(
@@ -118,16 +119,16 @@ class Link:
             on_lost: Called on the reading thread, once, where the peer died, raised
                 (``RemoteError``) or speaks nonsense.
         """
-        self._started = True
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._read, args=(on_frame, on_lost), name=f"from {self.peer}", daemon=True
-        ).start()
+        )
+        self._thread.start()
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Write one frame.
 
         Raises:
-            PeerDiedError: The peer is gone.
+            PeerDiedError: The peer is gone; not on the thread that reads, which hears of it next.
             RemoteError: It said why before it went.
         """
         try:
@@ -136,7 +137,9 @@ class Link:
                     self._write(list(buffers[start : start + _MAX_BUFFERS]))
         except OSError as error:
             # The reading thread knows better what happened: the peer's last word may still be on
-            # its way.
+            # its way. Where this is that thread, it reads on.
+            if threading.current_thread() is self._thread:
+                return
             self._ended.wait(_VERDICT_S)
             raise self.lost or PeerDiedError(
                 self.peer.rank, self.peer.role, f"sending failed: {error}"
@@ -158,7 +161,7 @@ class Link:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
-        if not self._started:
+        if self._thread is None:
             self._reader.close()
 
     def _part(self, buffers: Sequence[Buffer]) -> None:

@@ -8,7 +8,6 @@ from types import TracebackType
 
 from lamorel_ext.config import LamorelArgs
 from lamorel_ext.errors import ConfigError
-from lamorel_ext.processes import stopping
 from lamorel_ext.processes.presence import met
 from lamorel_ext.processes.secret import secret_of_environment
 from lamorel_ext.rpc.caller import Caller
@@ -57,8 +56,6 @@ def _end_with_process(caller: Caller) -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         report(kind, error, trace)
         caller.fail(error)
-        if isinstance(error, Exception):
-            stopping.end_with(1, surely=True)
 
     sys.excepthook = hook
     atexit.register(caller.close)

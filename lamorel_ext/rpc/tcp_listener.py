@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lamorel_ext.errors import ProtocolError, RequestError, RpcError
+from lamorel_ext.errors import ProtocolError, RemoteError, RequestError, RpcError
+from lamorel_ext.processes import stopping
 from lamorel_ext.processes.heartbeat import end_process
 from lamorel_ext.processes.memory import MEMORY, resident_mib
-from lamorel_ext.processes.stopping import Stop
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.link import Frame, Link, Peer
 from lamorel_ext.rpc.transport import Inbox
@@ -138,7 +138,7 @@ class TcpListener:
             for link in self._links:
                 link.say_last_word(last_word)
 
-    def ask_clients_to_stop(self, stop: Stop) -> None:
+    def ask_clients_to_stop(self, stop: stopping.Stop) -> None:
         """Tell the clients that this process was asked to end: they save, and take leave. May be
         called on any thread.
         """
@@ -190,7 +190,11 @@ class TcpListener:
         self._inbox.fail(error)
         first_line = str(error).splitlines()[0]
         line = f"rank {self._me.rank} ({self._me.role}) ends: {first_line}"
-        if not self._closed.wait(self._grace_s):
+        if self._closed.wait(self._grace_s):
+            return
+        if isinstance(error, RemoteError):
+            stopping.let_another_end_first()
+        if not self._closed.is_set():
             self._end(line)
 
 

@@ -105,13 +105,21 @@ class TcpTransport:
         if not self._closed.is_set():
             self._closed.set()
             # Seen before the last word: the servers end because of it, and say so.
-            another_failed = isinstance(self._lost, RemoteError)
+            another_failed = isinstance(self._lost, RemoteError) or self._is_of_a_client(error)
             last_word = failure_of(error, self._me.rank, self._me.role)
             for link in self._links:
                 link.say_last_word(last_word)
             self._fail_pending(RpcError(f"the caller failed: {type(error).__name__}: {error}"))
             if another_failed:
                 stopping.let_another_end_first()
+
+    def _is_of_a_client(self, error: BaseException) -> bool:
+        """Whether another client failed and told this one itself, before a server could."""
+        return (
+            isinstance(error, RemoteError)
+            and error.role.startswith("rl client")
+            and error.rank != self._me.rank
+        )
 
     def close(self) -> None:
         """See ``Transport``.

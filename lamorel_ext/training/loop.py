@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lamorel_ext.config import Config
 from lamorel_ext.envs.babyai.expert import expert_shortfall
-from lamorel_ext.errors import ConfigError, LamorelExtError, RpcError
+from lamorel_ext.errors import ConfigError, EnvWorkerError, LamorelExtError, RpcError
 from lamorel_ext.portable import hold_portable
 from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.caller import Caller
@@ -108,8 +108,8 @@ def train(
 
 @contextmanager
 def _ending_together() -> Iterator[None]:
-    """Servers that were asked to end as well, and went first, are no failure of this run; an exit
-    in the middle of it is one, whatever its status.
+    """Servers and environment workers that were asked to end as well, and went first, are no
+    failure of this run; an exit in the middle of it is one, whatever its status.
     """
     try:
         yield
@@ -119,7 +119,7 @@ def _ending_together() -> Iterator[None]:
             f"the run is not over, but {frame.filename}, line {frame.lineno}, ended the process:"
             f" SystemExit({error.code!r})"
         ) from error
-    except RpcError as error:
+    except (RpcError, EnvWorkerError) as error:
         if stopping.asked() is None:
             raise
         first = str(error).splitlines()[0]

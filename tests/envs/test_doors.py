@@ -82,7 +82,7 @@ def test_nothing_is_kept_of_a_scene_once_it_is_drawn(level: str) -> None:
     assert rules is not None
     rules.draw_many(range(8))
     gc.collect()
-    assert not [each for each in gc.get_objects() if isinstance(each, Scene)]
+    assert not [each for each in gc.get_objects() if type(each) is Scene]
 
 
 def looks_in(env: Any, width: int) -> dict[int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lamorel_ext.config import EnvArgs, Plug
+from lamorel_ext.envs import own_workers
 from lamorel_ext.envs.own import OwnBatch, look_at, own_batch
 from lamorel_ext.envs.own_workers import CopiesInWorkers
 from lamorel_ext.errors import CheckpointError, ConfigError, EnvError, EnvWorkerError
@@ -355,8 +356,9 @@ def test_worker_processes_give_the_steps_of_this_process(
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_raised_here(
-    cls: type, kind: type[Exception], words: str
+    cls: type, kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(own_workers, "_FAREWELL_S", 60.0)  # how it ended is known late when busy
     env = OwnBatch(own(cls, num_workers=1), 1, SEEDS, first_copy=int(cls is Raises))
     assert isinstance(env._copies, CopiesInWorkers)
     pids = env._copies.pids

@@ -38,7 +38,7 @@ def curve(folder: Path, machine: dict[str, str]) -> list[list[str]]:
         key: value for key, value in os.environ.items() if key not in VARIABLES
     } | machine
     command = [sys.executable, "-m", "experiments.train", *RUN.split(), f"run.output_dir={folder}"]
-    subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True)
+    subprocess.run(command, env=environment, check=True, timeout=600, capture_output=True)
     rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
     return [[value for key, value in row.items() if key != "seconds"] for row in rows]
 

@@ -137,7 +137,7 @@ def test_a_lamorel_prompt_is_some_dozens_of_tokens(tokenizer: Tokenizer) -> None
     ] == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r▁")).filter(
         lambda text: not text.startswith(" ")
@@ -205,7 +205,7 @@ def test_questions_have_the_answers_that_the_sentences_give() -> None:
 # --- samples --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(300, 500), min_size=1, max_size=300), st.integers(0, 1000))
 def test_the_target_of_span_corruption_fills_the_gaps_of_its_source(
     ids: list[int], seed: int

@@ -71,3 +71,12 @@ def test_what_was_not_measured_is_left_out(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.INFO, logger="experiments"):
         Ticker(10, clock=lambda: 1.0).tell("a", 10, 10, {"success": float("nan"), "return": 0.5})
     assert caplog.messages == ["a: 10 of 10 steps, return 0.500"]
+
+
+def test_a_run_outlives_the_terminal_that_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(Terminal):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # logging's own complaint about it
+    told(Gone(), monkeypatch)

@@ -27,7 +27,7 @@ from experiments.reproduce import (
     unlike_machine,
     words,
 )
-from experiments.runs import run_folder
+from experiments.runs import run_folder, versions
 from experiments.runs.entry import run_main
 from experiments.runs.identity import run_identity
 from experiments.runs.planning import Planned
@@ -198,6 +198,7 @@ def test_a_folder_that_does_not_say_what_made_its_runs_is_refused_before_any_is_
         ({"commit": "abc", "dirty": False}, {"commit": "abc", "dirty": False}, True),
         ({"commit": "abc", "dirty": False}, {"commit": "abd", "dirty": False}, False),
         ({"commit": "abc", "dirty": True}, {"commit": "abc", "dirty": True}, False),
+        ({"commit": "abc", "dirty": None}, {"commit": "abc", "dirty": None}, False),
         ({"commit": None, "dirty": None}, {"commit": None, "dirty": None}, False),
     ],
 )
@@ -212,6 +213,14 @@ def test_what_other_code_has_made_is_not_taken_for_todays(
         return
     with pytest.raises(ConfigError, match=r"holds a run that other code may have made"):
         check_fresh(planned, here)
+
+
+@pytest.mark.parametrize(("told", "dirty"), [("", False), (" M a.py", True), (None, None)])
+def test_where_git_does_not_answer_nobody_knows_of_changes(
+    told: str | None, dirty: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "_git", lambda word, *_: told if word == "status" else "abc")
+    assert versions.describe_versions("train", [])["dirty"] is dirty
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,8 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import os
 import re
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from importlib import resources
@@ -19,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import CHROMEDRIVER, Browser
+from browser import CHROMEDRIVER, CHROMIUM, Browser, dump, skip_without_browser
 from browser import browse as drive
 from made_runs import VERSIONS
 
@@ -49,15 +47,7 @@ ARMS = (
     "llm_policy_feedback+signal=gae",
     "student_alone",
 )
-BROWSER = next(
-    (
-        found
-        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
-        if (found := shutil.which(name))
-    ),
-    None,
-)
-in_a_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome on this machine")
 
 
 def config_of(arm: str, folder: Path, *overrides: str) -> Config:
@@ -558,19 +548,8 @@ def test_a_note_without_a_place_is_refused(noted: Path, tmp_path: Path, step: An
 
 def browse(address: str, profile: Path) -> tuple[str, list[str]]:
     """The document after its scripts have run, and what they wrote to the console."""
-    command = [
-        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--no-first-run", "--enable-logging=stderr", f"--user-data-dir={profile}",
-        "--window-size=1280,900", "--virtual-time-budget=4000", "--dump-dom", address,
-    ]  # fmt: skip
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "HOME": str(profile)},
-        check=False,
-    )
+    skip_without_browser()
+    done = dump(address, profile)
     assert done.returncode == 0, done.stderr
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -609,7 +588,7 @@ def driven() -> Iterator[Browser]:
         yield session
 
 
-@pytest.mark.skipif(not (BROWSER and CHROMEDRIVER), reason="needs chromium and chromedriver")
+@pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver")
 @pytest.mark.parametrize(
     ("change", "place", "said"),
     [
@@ -651,7 +630,7 @@ def test_what_stands_on_the_page_is_so_whatever_was_recorded(
     assert said in driven.run(f"return document.getElementById('{place}').innerText")
 
 
-@pytest.mark.skipif(not (BROWSER and CHROMEDRIVER), reason="needs chromium and chromedriver")
+@pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver")
 @pytest.mark.parametrize(
     ("sign", "said"),
     [("random", "a fair coin"), ("inverted", "turned around"), ("positive", "always plus")],
@@ -693,7 +672,7 @@ def test_a_script_that_came_in_nevertheless_would_not_run(page: Path, tmp_path: 
     )
 
 
-@pytest.mark.skipif(not (BROWSER and CHROMEDRIVER), reason="needs chromium and chromedriver")
+@pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver")
 def test_on_paper_there_are_two_sides_and_no_controls(page: Path) -> None:
     shown = """return ["select, button, input", ".pane", "[id^=printed]"].map((kind) =>
       [...document.querySelectorAll(kind)].filter((one) => one.getClientRects().length).length)"""

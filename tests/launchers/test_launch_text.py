@@ -17,6 +17,7 @@ import pytest
 from experiments.runs.planning import plan
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.errors import CheckpointError, ConfigError, LamorelExtError
+from lamorel_ext.processes import stopping
 from lamorel_ext.processes.stopping import SAVE_S
 from launchers import elastic
 from launchers.__main__ import launch
@@ -771,6 +772,14 @@ def test_a_failed_rank_gives_its_exit_status_and_one_line(
     assert "launch: rank 1 ended with exit status 7" in errors and "Traceback" not in errors
 
 
+def wait_for(child: subprocess.Popen[str], *paths: Path) -> None:
+    """Until all of them exist."""
+    deadline = time.monotonic() + 240
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.05)
+
+
 def test_an_interruption_reaches_the_ranks_and_ends_with_one_line(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, sys, time; "
@@ -794,9 +803,7 @@ def test_an_interruption_reaches_the_ranks_and_ends_with_one_line(tmp_path: Path
             signal.SIGINT, signal.SIG_DFL
         ),  # a shell's background job, as this test may be, ignores it
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "1").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(child, tmp_path / "1")
     child.send_signal(signal.SIGINT)
     errors = child.communicate(timeout=60)[1]
     assert child.returncode == 130 and "launch: stopped by SIGINT" in errors
@@ -805,6 +812,7 @@ def test_an_interruption_reaches_the_ranks_and_ends_with_one_line(tmp_path: Path
 SLOW_TO_END = """
 import os, pathlib, signal, sys, time
 def end(signum, frame):
+    pathlib.Path(sys.argv[1], f"asked {os.environ['RANK']}").touch()
     time.sleep(2)
     os._exit(128 + signum)
 for signum in (signal.SIGUSR1, signal.SIGTERM):
@@ -849,10 +857,7 @@ def start_slow_ranks(folder: Path, *launcher: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 240
-    while not all((folder / rank).exists() for rank in "012"):
-        assert time.monotonic() < deadline and child.poll() is None
-        time.sleep(0.05)
+    wait_for(child, *(folder / rank for rank in "012"))
     return child
 
 
@@ -861,10 +866,36 @@ def test_the_first_of_several_signals_is_the_reason(tmp_path: Path, signals: lis
     child = start_slow_ranks(tmp_path, "-m", "launchers.elastic")
     for name in signals:
         child.send_signal(signal.Signals[name])
-        time.sleep(0.5)
+        wait_for(child, tmp_path / "asked 0")
     errors = child.communicate(timeout=120)[1]
     assert child.returncode == 128 + signal.Signals[signals[0]]
     assert f"launch: stopped by {signals[0]};" in errors
+
+
+@pytest.mark.parametrize(
+    ("written", "first"),
+    [
+        ([signal.SIGTERM, signal.SIGUSR1], signal.SIGUSR1),  # both waited
+        ([signal.SIGCHLD, signal.SIGINT, signal.SIGTERM], signal.SIGINT),
+        ([], None),
+    ],
+)
+def test_a_warning_before_a_time_limit_is_the_first_signal(
+    written: list[signal.Signals], first: signal.Signals | None
+) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        theirs.sendall(bytes(written))
+        assert elastic._first_signal(ours) == first
+
+
+def test_a_second_signal_tells_the_ranks_that_the_user_insists() -> None:
+    sent: list[int] = []
+    end_ranks = elastic.insisting(lambda agent, death_sig, timeout: sent.append(death_sig))
+    end_ranks("agent", signal.SIGINT, timeout=45)
+    end_ranks("agent", timeout=45)  # PyTorch's own, where a second signal broke off the first
+    assert sent == [signal.SIGINT, stopping.INSISTS]
 
 
 SLOW_END = """
@@ -939,7 +970,9 @@ def test_a_users_own_file_of_accelerate_decides_nothing(
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     (tmp_path / "show.py").write_text(
-        "import os\nprint(*map(os.environ.get, ('RANK', 'WORLD_SIZE', 'CUDA_VISIBLE_DEVICES')))\n"
+        "import os\nnames = ('RANK', 'WORLD_SIZE', 'CUDA_VISIBLE_DEVICES')\n"
+        "line = ' '.join(map(os.environ.get, names)) + '\\n'\n"
+        "os.write(1, line.encode())  # at once: the other rank writes there too\n"
     )
     config = demo("lamorel_args.distributed_setup_args.n_llm_processes=1")
     words = ("accelerate", "launch", *accelerate_arguments(config), str(tmp_path / "show.py"))

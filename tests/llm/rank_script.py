@@ -4,6 +4,7 @@ per thing that a test waits for.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -99,15 +100,12 @@ def work(caller: Caller) -> None:
     request = ScoreRequest(prompts, (ACTIONS,) * 32, ("value",))
     if scenario == "whole run":
         caller.score_batch(request)
-        calls = 100
-        started = time.perf_counter()
-        for _ in range(calls):
+        seconds = [caller.stats["transport_seconds"]]
+        for _ in range(100):
             caller.score_batch(request)
-        say(
-            event="scored",
-            ms=(time.perf_counter() - started) / calls * 1e3,
-            transport_ms=caller.stats["transport_seconds"] / (calls + 1) * 1e3,
-        )
+            seconds.append(caller.stats["transport_seconds"])
+        least = min(after - before for before, after in itertools.pairwise(seconds))
+        say(event="scored", transport_ms=least * 1e3)
         say(event="updated", weights=update(caller))
         # The process ends without close(): leaving well is not an accident.
     elif scenario == "servers fail":

@@ -53,7 +53,7 @@ def check(model: Any, prompts: Any, candidates: Any, tolerance: float = 1e-9, **
     )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(request=requests, name=st.sampled_from(sorted(MODELS)), minibatch_size=st.integers(1, 12))
 def test_any_ragged_request_scores_as_plain_passes(
     request: list[tuple[str, list[str]]], name: str, minibatch_size: int

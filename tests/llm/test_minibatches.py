@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -54,7 +54,6 @@ class CountingEngine:
         return Reading(edges, None, 0)
 
 
-@settings(deadline=None)
 @given(
     candidates=st.lists(st.lists(tokens, max_size=7, unique=True), min_size=1, max_size=7),
     size=st.integers(1, 5),

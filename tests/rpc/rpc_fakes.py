@@ -43,10 +43,12 @@ def fake_log_prob(prompt: str, candidate: str) -> float:
 class FakeHost:
     """Scores by the lengths of texts; its weights are one number.
 
-    Prompts that begin with ``raise`` make it raise, ``sleep <s>`` makes it wait.
+    Prompts that begin with ``raise`` make it raise, ``sleep <s>`` makes it wait, and ``wait`` until
+    its gate opens, as the end of a ``threaded_launch`` does.
     """
 
     def __init__(self) -> None:
+        self.gate, self.busy = threading.Event(), threading.Event()
         self.weight, self.weights_version = 0.0, 0
         self.log: list[str] = []
 
@@ -63,6 +65,9 @@ class FakeHost:
                 raise ZeroDivisionError(f"the fake host was asked to: {prompt}")
             if prompt.startswith("sleep"):
                 time.sleep(float(prompt.split()[1]))
+            if prompt == "wait":
+                self.busy.set()
+                assert self.gate.wait(60)
         scores = (
             [
                 fake_log_prob(p, c)
@@ -199,7 +204,7 @@ class ThreadedLaunch:
     threads: list[threading.Thread] = field(default_factory=list)
     merging: Merging = ALONE
 
-    def join(self, timeout_s: float = 10.0) -> None:
+    def join(self, timeout_s: float = 60.0) -> None:
         """Wait for the servers to end."""
         for thread in self.threads:
             thread.join(timeout_s)
@@ -241,19 +246,21 @@ def threaded_launch(
             ]
         )  # type: ignore[misc]
         launch.callers.sort(key=lambda caller: caller.rank)  # type: ignore[attr-defined]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(launch.listeners) < num_servers:
             assert time.monotonic() < deadline, "a server does not get through"
             time.sleep(0.001)
         yield launch
     finally:
+        for host in launch.hosts:
+            host.gate.set()
         for caller in launch.callers:
             caller.close()
         launch.join()
 
 
 def _connect(launch: ThreadedLaunch, store: Any, rank: int, timeout_s: float) -> None:
-    links = connect_to_servers(store, launch.setup, rank, 10.0)
+    links = connect_to_servers(store, launch.setup, rank, 60.0)
     transport = TcpTransport(
         links, peer_of(rank, launch.setup), timeout_s, with_tickets=launch.setup.n_rl_processes > 1
     )
@@ -268,7 +275,7 @@ def _serve(
     rank = launch.setup.n_rl_processes + index
     me = peer_of(rank, launch.setup)
     listener = TcpListener(
-        *meet_peers(store, launch.setup, rank, "127.0.0.1", 10.0), me, grace_s, launch.ends.append
+        *meet_peers(store, launch.setup, rank, "127.0.0.1", 60.0), me, grace_s, launch.ends.append
     )
     launch.listeners[index] = listener
     try:
@@ -285,5 +292,5 @@ def _in_parallel(works: Sequence[Callable[[], None]]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(15)
+        thread.join(60)
         assert not thread.is_alive(), "a client does not get through"

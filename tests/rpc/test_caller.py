@@ -3,6 +3,7 @@
 import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -369,9 +370,11 @@ def test_an_answer_of_another_kind_is_a_protocol_error() -> None:
 
 
 def test_counters_tell_calls_prompts_tokens_and_seconds(caller: Caller) -> None:
+    began = time.perf_counter()
     caller.score(["sleep 0.1", "b"], [["a"], ["a"]])
     caller.generate(["abc"])
     caller.update(["a"], [["a"]], signals=[1.0])
+    elapsed = time.perf_counter() - began
     stats = caller.stats
     # Tokens of the fake host: characters of the scored prompts, 9 + 1, and two generated ones.
     assert (
@@ -380,7 +383,8 @@ def test_counters_tell_calls_prompts_tokens_and_seconds(caller: Caller) -> None:
         stats["llm_tokens"],
         stats["update_calls"],
     ) == (2, 3, 12, 1)
-    assert 0.1 <= stats["server_seconds"] < 0.5 and 0 < stats["transport_seconds"] < 0.1
+    assert stats["server_seconds"] >= 0.1 and stats["transport_seconds"] > 0
+    assert stats["server_seconds"] + stats["transport_seconds"] <= elapsed
 
 
 def test_without_a_launch_there_is_no_group_of_clients(caller: Caller) -> None:

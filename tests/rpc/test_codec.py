@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -168,7 +168,7 @@ def a_score_result() -> ScoreResult:
 
 
 @given(messages)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_message_comes_back_as_it_was(message: codec.Message) -> None:
     assert same(decode(encode(message)), message)
 
@@ -178,7 +178,7 @@ def test_all_message_types_are_among_the_round_trips() -> None:
 
 
 @given(messages, st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 def test_damaged_bytes_are_refused_or_give_a_whole_message(
     message: codec.Message, data: st.DataObject
 ) -> None:
@@ -192,7 +192,7 @@ def test_damaged_bytes_are_refused_or_give_a_whole_message(
 
 
 @given(messages, st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_cut_off_bytes_are_refused(message: codec.Message, data: st.DataObject) -> None:
     raw = encode(message)
     with pytest.raises(ProtocolError):

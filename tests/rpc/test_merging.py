@@ -29,22 +29,12 @@ def asking(*prompts: str, modules: tuple[str, ...] = ()) -> ScoreRequest:
     return ScoreRequest(prompts, (("a", "bb"),) * len(prompts), modules)
 
 
-class GatedHost(FakeHost):
-    """Works at nothing but ``wait`` until its gate opens, and notes what it answers together."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.busy = threading.Event(), threading.Event()
-
-    def score(self, prompts: Sequence[str], *arguments: Any, **options: Any) -> ScoreResult:
-        if prompts[0] == "wait":
-            self.busy.set()
-            assert self.gate.wait(10)
-        return super().score(prompts, *arguments, **options)
+class MergingHost(FakeHost):
+    """Notes what it answers together."""
 
     def score_together(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         self.log.append(f"together {' | '.join(','.join(each.prompts) for each in requests)}")
-        return [super(GatedHost, self).score(e.prompts, e.candidates, e.modules) for e in requests]
+        return [self.score(each.prompts, each.candidates, each.modules) for each in requests]
 
 
 def arrive(launch: ThreadedLaunch, number: int) -> None:
@@ -55,10 +45,9 @@ def arrive(launch: ThreadedLaunch, number: int) -> None:
         time.sleep(0.001)
 
 
-def busy(launch: ThreadedLaunch) -> GatedHost:
+def busy(launch: ThreadedLaunch) -> FakeHost:
     """The only server, at work on something else."""
     host = launch.hosts[0]
-    assert isinstance(host, GatedHost)
     launch.callers[0].submit_score(asking("wait"))
     assert host.busy.wait(10)
     return host
@@ -77,7 +66,7 @@ def send(launch: ThreadedLaunch, requests: Sequence[tuple[int, ScoreRequest]]) -
 
 
 def test_what_two_clients_wait_for_is_answered_at_once_and_each_gets_its_own() -> None:
-    with threaded_launch(2, 1, hosts=[GatedHost()], merging=MERGING) as launch:
+    with threaded_launch(2, 1, hosts=[MergingHost()], merging=MERGING) as launch:
         host = busy(launch)
         asked = [asking("x", "yyy", modules=("value",)), asking("zz", modules=("value",))]
         sent = send(launch, list(enumerate(asked)))
@@ -110,7 +99,7 @@ def test_what_two_clients_wait_for_is_answered_at_once_and_each_gets_its_own() -
 def test_only_requests_of_several_clients_for_the_same_are_put_together(
     requests: list[tuple[int, ScoreRequest]], together: list[str]
 ) -> None:
-    with threaded_launch(2, 1, hosts=[GatedHost()], merging=MERGING) as launch:
+    with threaded_launch(2, 1, hosts=[MergingHost()], merging=MERGING) as launch:
         host = busy(launch)
         sent = send(launch, requests)
         host.gate.set()
@@ -120,7 +109,7 @@ def test_only_requests_of_several_clients_for_the_same_are_put_together(
 
 
 def test_nothing_is_put_together_where_the_key_says_so() -> None:
-    with threaded_launch(2, 1, hosts=[GatedHost()], merging=ALONE) as launch:
+    with threaded_launch(2, 1, hosts=[MergingHost()], merging=ALONE) as launch:
         host = busy(launch)
         sent = send(launch, [(0, asking("x")), (1, asking("y"))])
         host.gate.set()
@@ -129,7 +118,7 @@ def test_nothing_is_put_together_where_the_key_says_so() -> None:
 
 @pytest.mark.parametrize("barrier", ["update", "reset", "forget", "generate"])
 def test_no_request_overtakes_what_came_between(barrier: str) -> None:
-    with threaded_launch(2, 1, hosts=[GatedHost()], merging=MERGING) as launch:
+    with threaded_launch(2, 1, hosts=[MergingHost()], merging=MERGING) as launch:
         host = busy(launch)
         weights = host.weights_version
         first = send(launch, [(0, asking("x"))])[0]
@@ -157,7 +146,7 @@ def test_no_request_overtakes_what_came_between(barrier: str) -> None:
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_an_error_of_one_harms_no_other(bad: int) -> None:
-    with threaded_launch(3, 1, hosts=[GatedHost()], merging=MERGING) as launch:
+    with threaded_launch(3, 1, hosts=[MergingHost()], merging=MERGING) as launch:
         host = busy(launch)
         prompts = ["raise this" if client == bad else f"p{client}" for client in range(3)]
         sent = send(launch, [(client, asking(prompts[client])) for client in range(3)])
@@ -173,7 +162,7 @@ def test_an_error_of_one_harms_no_other(bad: int) -> None:
 
 def test_a_server_waits_for_other_clients_only_while_there_are_some() -> None:
     merging = Merging(prompts=8, wait_s=1000)
-    with threaded_launch(2, 1, hosts=[GatedHost()], merging=merging) as launch:
+    with threaded_launch(2, 1, hosts=[MergingHost()], merging=merging) as launch:
         first = launch.callers[0].submit_score(asking("x"))
         assert not first.done()
         launch.callers[1].score_batch(asking("y"))  # for nobody else: every client has asked

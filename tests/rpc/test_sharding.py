@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lamorel_ext.rpc.requests import (
@@ -48,7 +48,6 @@ def score_alone(request: ScoreRequest) -> ScoreResult:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), shard_numbers)
-@settings(deadline=None)
 def test_known_prompts_stay_known_in_their_shards(known: list[bool], num_shards: int) -> None:
     prompts = tuple(f"p{i % 5} {known[i]}" for i in range(len(known)))
     places = tuple(i for i, flag in enumerate(known) if flag)
@@ -60,7 +59,6 @@ def test_known_prompts_stay_known_in_their_shards(known: list[bool], num_shards:
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=7), shard_numbers)
-@settings(deadline=None)
 def test_merged_scores_are_those_of_one_server(widths: list[int], num_shards: int) -> None:
     request = ScoreRequest(
         tuple("p" * (i + 1) for i in range(len(widths))),
@@ -92,7 +90,6 @@ def test_prompts_of_the_shards_are_those_of_the_request_and_only_the_last_shards
 
 
 @given(prompt_numbers, shard_numbers)
-@settings(deadline=None)
 def test_every_sample_of_an_update_reaches_one_server_with_its_place_and_data(
     num_prompts: int, num_shards: int
 ) -> None:
@@ -122,7 +119,6 @@ def test_every_sample_of_an_update_reaches_one_server_with_its_place_and_data(
 
 
 @given(prompt_numbers, shard_numbers, st.integers(1, 3))
-@settings(deadline=None)
 def test_merged_texts_keep_their_prompts_and_tokens(
     num_prompts: int, num_shards: int, per_prompt: int
 ) -> None:
@@ -223,7 +219,6 @@ def with_rows_per_candidate(request: ScoreRequest, scored: bool) -> ScoreResult:
     shard_numbers,
     st.booleans(),
 )
-@settings(deadline=None)
 def test_shards_cut_by_prompt_give_the_whole_answer(
     asked: list[tuple[int, int]], num_shards: int, scored: bool
 ) -> None:
@@ -252,7 +247,6 @@ def test_shards_cut_by_prompt_give_the_whole_answer(
     st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=5),
     st.integers(1, 4),
 )
-@settings(deadline=None)
 def test_a_prompt_has_one_server_until_the_servers_forget(
     batches: list[list[int]], num_shards: int
 ) -> None:

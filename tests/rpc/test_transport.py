@@ -55,7 +55,7 @@ def test_a_failure_wakes_who_waits_and_comes_before_what_waits() -> None:
     first = RpcError("first")
     inbox.fail(first)
     inbox.fail(RpcError("second"))
-    thread.join(5)
+    thread.join(15)
     assert caught == [first] and inbox.failure(0.0) is first
     inbox.put("work")
     with pytest.raises(RpcError, match="first"):
@@ -69,7 +69,7 @@ def test_servers_in_threads_work_at_the_same_time_and_keep_the_order() -> None:
     def handler(index: int):  # type: ignore[no-untyped-def]
         def handle(request: Request) -> Answer:
             # Passes only when both servers are here at once.
-            meeting.wait(5)
+            meeting.wait(15)
             seen[index].append(request)
             return Done()
 
@@ -81,7 +81,7 @@ def test_servers_in_threads_work_at_the_same_time_and_keep_the_order() -> None:
         for seed in range(5)
         for future in transport.submit_together([ResetRequest(seed), ResetRequest(seed)])
     ]
-    assert [future.result(5) for future in futures] == [Done()] * 10
+    assert [future.result(20) for future in futures] == [Done()] * 10
     assert seen[0] == seen[1] == [ResetRequest(seed) for seed in range(5)]
     transport.close()
     transport.close()

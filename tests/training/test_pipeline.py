@@ -6,7 +6,6 @@ import dataclasses
 import os
 import socket
 import threading
-import time
 from concurrent.futures import Future
 
 import numpy as np
@@ -34,7 +33,7 @@ from lamorel_ext.training.run import TrainingRun
 from lamorel_ext.training.scenes import PromptedEnv
 from lamorel_ext.types import ScoreRequest, ScoreResult
 from tests.experiments.tiny_llm import save_tiny_llm
-from tests.rpc.rpc_fakes import threaded_launch
+from tests.rpc.rpc_fakes import FakeHost, threaded_launch
 from tests.training.student_fakes import CorridorEnv, TableLlm, make_corridor, small_config
 
 LLM_POLICY = {"arm": {"agent": "llm_policy"}, "feedback": {"signal": "none"}}
@@ -382,25 +381,40 @@ def test_an_error_of_a_server_is_raised_when_its_half_would_act():
         )
 
 
-def test_a_server_that_dies_with_two_calls_pending_is_reported_at_once():
-    class Lullaby(PromptHistory):
-        """After the first step the prompts make the servers sleep."""
+def test_a_server_that_dies_with_two_calls_pending_is_reported_before_any_answer(monkeypatch):
+    class Holding(PromptHistory):
+        """After the first step the servers hold their answers back."""
 
         def step(self, actions, step):
             return dataclasses.replace(
-                super().step(actions, step), current=("sleep 4",) * len(actions)
+                super().step(actions, step), current=("held",) * len(actions)
             )
 
-    with threaded_launch(1, 2) as launch:
-        env = HalvedEnv([PromptedEnv(CorridorEnv(2, 0, first), Lullaby()) for first in (0, 2)])
-        agent, scene = make_agent(small_config(**LLM_POLICY), launch.callers[0]), env.reset()
-        threading.Timer(
-            0.3, launch.listeners[1]._links[0]._sock.shutdown, [socket.SHUT_RDWR]
-        ).start()
-        started = time.monotonic()
+    class Held(FakeHost):
+        def score(self, prompts, *args, **kwargs):
+            if prompts[0] == "held":
+                self.gate.wait(60)
+                answered.append(prompts)
+            return super().score(prompts, *args, **kwargs)
+
+    answered, asked = [], []
+    with threaded_launch(1, 2, hosts=[Held(), Held()]) as launch:
+        caller, sock = launch.callers[0], launch.listeners[1]._links[0]._sock
+        submit = caller.submit_score
+
+        def submit_score(request):
+            pending = submit(request)
+            asked.append(request.prompts[0])
+            if asked[-2:] == ["held", "held"]:
+                sock.shutdown(socket.SHUT_RDWR)
+            return pending
+
+        monkeypatch.setattr(caller, "submit_score", submit_score)
+        env = HalvedEnv([PromptedEnv(CorridorEnv(2, 0, first), Holding()) for first in (0, 2)])
+        agent, scene = make_agent(small_config(**LLM_POLICY), caller), env.reset()
         with pytest.raises(PeerDiedError, match=r"rank 2 .llm server 1. died"):
             collect_in_halves(env, agent, Deaf(), scene, 5, draws())
-        assert time.monotonic() - started < 3  # before any answer
+        assert asked[2:] == ["held", "held"] and not answered
 
 
 # --- saved environments ---------------------------------------------------------------------------

@@ -71,12 +71,12 @@ def together(size: int, work: Callable[[Clients], Any]) -> list[Any]:
             found[clients.rank] = error
 
     threads = [
-        threading.Thread(target=one, args=(each,)) for each in make_thread_clients(size, 30.0)
+        threading.Thread(target=one, args=(each,)) for each in make_thread_clients(size, 300.0)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60.0)
+        thread.join(600.0)
         assert not thread.is_alive(), "a client hangs"
     return found
 
@@ -229,7 +229,7 @@ def test_an_exit_on_one_client_is_told_there_and_ends_the_other(tmp_path: Path) 
             raise
 
     found: list[Any] = [None, None]
-    barrier, table = threading.Barrier(2, timeout=30.0), [b"", b""]
+    barrier, table = threading.Barrier(2, timeout=300.0), [b"", b""]
 
     def one(rank: int) -> None:
         try:
@@ -241,7 +241,7 @@ def test_an_exit_on_one_client_is_told_there_and_ends_the_other(tmp_path: Path) 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60.0)
+        thread.join(600.0)
     assert "SystemExit(0)" in str(found[1]) and isinstance(found[1], LamorelExtError)
     assert isinstance(found[0], RpcError)
 

@@ -86,9 +86,10 @@ def launch(spec: Spec) -> Report:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of all threads of a process so far; to the nanosecond, where ``times`` counts hundredths."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+    """Of all threads of a process so far, also of those that have ended; to the nanosecond, where
+    ``times`` counts hundredths.
+    """
+    return time.clock_gettime((~pid << 3) | 2)  # as clock_getcpuclockid(3) names its clock
 
 
 def main(path: Path) -> None:
