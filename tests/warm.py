@@ -1,27 +1,30 @@
-"""Programs in processes that find torch, transformers and our modules imported already.
+"""An interpreter that has imported torch, transformers and our modules before it starts.
 
-A program of ours imports for five CPU seconds before it does anything. ``run`` gives what
-``subprocess.run`` would, but the process is a fork of a helper, one per interpreter and environment
-variables, which has done that once. What a start itself does (options of Python's, packages that
-hide ours, ranks) is for tests that start processes from nothing.
+A program of ours imports for five CPU seconds before it does anything. ``interpreter`` gives a file
+that is used as Python is, ``[file, "-m", "experiments.train", ...]``. It hands its arguments,
+folder, variables, files and signals to a fork of a helper, which has imported everything once.
+PyTorch's agent starts its ranks with it where ``PYTHON_EXEC`` names it. What a start itself does
+(options of Python's, packages that hide ours, imports that are missing, an order that changes with
+each process's hashes) is for tests that start processes from nothing.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
+import gc
 import importlib
 import json
 import os
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
 from pathlib import Path
-from typing import TextIO
 
 IMPORTED_LATE = (
     "lamorel_ext.envs.babyai.backends lamorel_ext.llm.fresh lamorel_ext.llm.loading"
@@ -30,55 +33,80 @@ IMPORTED_LATE = (
 ).split()
 """What a training run imports besides its program's own imports."""
 
+READ_AT_IMPORT = ("PYTHONPATH", "HF_HUB_OFFLINE")
+"""Variables that a fork cannot be given."""
 
-def run(
-    *words: str, cwd: Path, timeout_s: float = 300, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """A process of Python's, as ``subprocess.run`` would give it.
+STAND_IN = """#!{python} -IS
+import json, os, signal, socket, sys
+helper = socket.socket(socket.AF_UNIX)
+helper.connect({address!r})
+for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    if signal.getsignal(each) != signal.SIG_IGN:
+        signal.signal(each, lambda signum, frame: helper.send(bytes([signum])))
+socket.send_fds(helper, [b"."], [0, 1, 2])
+helper.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+status = int(helper.recv(9) or b"255")
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
+"""The file: it does what the helper's fork cannot, being the child of whoever started it."""
+
+
+def interpreter(python: str = sys.executable, **variables: str) -> str:
+    """The file; good until another one is asked for, or this process ends.
 
     Args:
-        *words: The interpreter; then ``-m`` and a module, or the path of an installed command; then
-            the arguments.
-        cwd: Working folder.
-        timeout_s: Seconds after which the process is killed.
-        **variables: Environment variables besides this process's.
+        python: Which Python, by its file.
+        **variables: Of ``READ_AT_IMPORT``, what they are; without them they are not set.
     """
-    return _helper(words[0], tuple(sorted(variables.items()))).run(words[1:], cwd, timeout_s)
+    key = (python, variables)
+    if _helpers and (_helpers[0].key != key or not _helpers[0].is_alive):
+        _helpers.pop().end()
+    if not _helpers:
+        _helpers.append(_Helper(python, variables))
+    return str(_helpers[0].stand_in)
 
 
 class _Helper:
     """The process that is forked."""
 
     def __init__(self, python: str, variables: dict[str, str]) -> None:
-        ours = {key: text for key, text in os.environ.items() if key != "PYTHONPATH"}
-        self._process = subprocess.Popen(
-            [python, "-P", __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**ours, "OMP_NUM_THREADS": "1", **variables},
-            text=True,
-        )
-        atexit.register(self._process.kill)
+        self.key = (python, variables)
+        self._folder = tempfile.TemporaryDirectory()
+        address = str(Path(self._folder.name) / "helper")
+        self.stand_in = Path(self._folder.name) / "python"
+        self.stand_in.write_text(STAND_IN.format(python=python, address=address))
+        self.stand_in.chmod(0o755)
+        ours = {key: text for key, text in os.environ.items() if key not in READ_AT_IMPORT}
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen()
+            self._process = subprocess.Popen(
+                [python, "-P", __file__, str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[listener.fileno()],
+                env={**ours, **variables, "OMP_NUM_THREADS": "1"},
+            )
+        atexit.register(self.end)
 
-    def run(
-        self, words: Sequence[str], cwd: Path, timeout_s: float
-    ) -> subprocess.CompletedProcess[str]:
-        to, back = self._process.stdin, self._process.stdout
-        assert to is not None and back is not None
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
-            command = [*words]
-            print(json.dumps([command, str(cwd), folder, timeout_s]), file=to, flush=True)
-            status = json.loads(back.readline())
-            said, complained = ((place / name).read_text("utf-8") for name in ("out", "err"))
-        if status is None:
-            raise subprocess.TimeoutExpired(command, timeout_s, said, complained)
-        return subprocess.CompletedProcess(command, status, said, complained)
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._folder.cleanup()
 
 
-@functools.cache
-def _helper(python: str, variables: tuple[tuple[str, str], ...]) -> _Helper:
-    return _Helper(python, dict(variables))
+_helpers: list[_Helper] = []
+"""The one that was asked for last: each has 450 MB."""
+
+
+# --- the helper -----------------------------------------------------------------------------------
 
 
 def _import_all() -> None:
@@ -90,46 +118,77 @@ def _import_all() -> None:
         importlib.import_module(name)
     for name in PROGRAMS.values():
         del sys.modules[name]
+    gc.collect()
+    gc.freeze()  # so that no child copies what it looks through for garbage
 
 
-def _obey(requests: TextIO, answers: TextIO) -> None:
-    """Fork for each request; returns in the child, with the process made ready for its program."""
+def _obey(listener: socket.socket) -> None:
+    """Fork for each stand-in; returns in the grandchild, made ready for its program."""
     before = list(sys.path)
     _import_all()
-    for line in requests:
-        words, cwd, folder, timeout_s = json.loads(line)
-        if not (child := os.fork()):
-            requests.close()
-            answers.close()
-            _become(words, cwd, Path(folder), before)
+    while True:
+        ready, _, _ = select.select([listener, 0], [], [])
+        if 0 in ready:  # whoever started this process is gone
+            os._exit(0)
+        stand_in, _ = listener.accept()
+        if not os.fork():
+            listener.close()
+            _, files, _, _ = socket.recv_fds(stand_in, 1, 3)
+            with stand_in.makefile("rb") as sent:
+                words, folder, variables = json.loads(sent.readline())
+            if child := os.fork():
+                _stand_by(child, stand_in, files)
+            stand_in.close()
+            _become(words, folder, variables, files, before)
             return
-        print(json.dumps(_status_of(child, timeout_s)), file=answers, flush=True)
+        stand_in.close()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def _stand_by(child: int, stand_in: socket.socket, files: list[int]) -> None:
+    """Pass signals on to the program, and its end to the stand-in; a stand-in that is killed takes
+    the program along.
+    """
+    for each in files:
+        os.close(each)
+    end = os.pidfd_open(child)
+    while True:
+        ready, _, _ = select.select([end, stand_in], [], [])
+        if end in ready:
+            break
+        signums = stand_in.recv(9) or [signal.SIGKILL]
+        for signum in signums:
+            os.kill(child, signum)
+        if signums == [signal.SIGKILL]:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(OSError):
+        stand_in.send(str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)
 
 
-def _status_of(child: int, timeout_s: float) -> int | None:
-    """The exit status as ``subprocess`` has it; None where the time was up."""
-    signal.signal(signal.SIGALRM, lambda *_: os.killpg(child, signal.SIGKILL))
-    signal.setitimer(signal.ITIMER_REAL, timeout_s)
-    _, status = os.waitpid(child, 0)
-    in_time = signal.setitimer(signal.ITIMER_REAL, 0)[0] > 0
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(status) if in_time else None
-
-
-def _become(words: list[str], cwd: str, folder: Path, path: list[str]) -> None:
-    """Have files for what is printed, and ``sys.path`` and ``sys.argv`` as Python would."""
+def _become(
+    words: list[str], folder: str, variables: dict[str, str], files: list[int], path: list[str]
+) -> None:
+    """Have files, variables, ``sys.path`` and ``sys.argv`` as Python would."""
+    if words[0] == "-u":  # as PyTorch's agent starts its ranks
+        del words[0]
     os.setsid()
-    os.chdir(cwd)
-    for number, name in enumerate(("out", "err"), start=1):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    for number, each in enumerate(files):
+        os.dup2(each, number)
+        os.close(each)
+    sys.stdout = open(1, "w", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     is_module = words[0] == "-m"
-    sys.path[:] = [cwd if is_module else str(Path(words[0]).parent), *path]
+    sys.path[:] = [folder if is_module else str(Path(words[0]).resolve().parent), *path]
     sys.argv[:] = words
     # The packages listen for signals, and look for the user's modules, as they are imported.
-    if not is_module:
+    if Path(words[0]).name.startswith("lamorel-ext-"):
         from lamorel_ext.programs import put_home_first
 
         put_home_first()
@@ -141,6 +200,7 @@ def _end(code: object) -> None:
     """What Python does at the end, but for freeing all that was imported, which takes seconds."""
     if isinstance(code, str):
         print(code, file=sys.stderr)
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -148,9 +208,7 @@ def _end(code: object) -> None:
 
 
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    _obey(os.fdopen(os.dup(0)), answers)
+    _obey(socket.socket(fileno=int(sys.argv[1])))
     try:
         if sys.argv[0] == "-m":
             del sys.argv[0]
@@ -159,3 +217,4 @@ if __name__ == "__main__":
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as ended:
         _end(ended.code)
+    _end(0)

@@ -115,8 +115,8 @@ def command_is_run(
         words = [""]
     cold = "launch" in words[0] or "--help" in words or set(command) & set("|&;<>$()`*?~#")
     if words[0].startswith("lamorel-ext-") and not cold:
-        words[0] = str(installed / words[0])
-        ended = warm.run(str(installed / "python"), *words, cwd=folder, timeout_s=900)
+        program = installed / words.pop(0)
+        ended = run(warm.interpreter(str(installed / "python")), program, *words, cwd=folder)
     else:
         ended = run(*path_to(installed), " ".join([command, *map(repr, more)]), cwd=folder)
     assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"

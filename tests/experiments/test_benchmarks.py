@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from experiments.bench import __main__ as program
-from experiments.bench import breakdown, gpu, whole, workloads
+from experiments.bench import breakdown, gpu, launching, whole, workloads
 from experiments.bench.harness import Row
 from experiments.bench.peers.lamorel_way import LamorelPpo
 from experiments.bench.registry import BENCHMARKS
+from experiments.bench.scale.measure import cpu_seconds
 from experiments.bench.scale.simulate import CLIENTS
 from experiments.bench.subjects import MINIATURE, PAPER_LEVEL, Subjects
 from experiments.bench.updates import Transitions
@@ -28,6 +33,7 @@ from lamorel_ext.config import Config, load_config
 from lamorel_ext.envs.babyai.batched import make_batched_env
 from lamorel_ext.llm.answers import TextEncoder
 from lamorel_ext.llm.updaters import PPOUpdater
+from tests import warm
 
 ROWS = {
     "score_distinct": ["score_distinct", "score_limit"],
@@ -76,7 +82,10 @@ def subjects(cache: None) -> Subjects:
 def rows(subjects: Subjects) -> dict[str, list[Row]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    found = {name: run(subjects) for name, run in BENCHMARKS.items()}
+    python = warm.interpreter(PYTHONPATH=str(launching.REPOSITORY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching, "sys", SimpleNamespace(executable=python))
+        found = {name: run(subjects) for name, run in BENCHMARKS.items()}
     torch.set_num_threads(threads)
     return found
 
@@ -288,11 +297,24 @@ def test_a_sample_of_calls_is_spread_over_the_rollout() -> None:
     assert workloads.spaced(calls, 4) == [("0",), ("13",), ("26",), ("39",)]
 
 
-def test_the_stopwatch_gives_each_part_its_own_time() -> None:
+def test_the_stopwatch_gives_each_part_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter((0.0, 1.0, 5.0, 6.5)).__next__
+    monkeypatch.setattr(breakdown, "time", SimpleNamespace(perf_counter=looks))
     watch = breakdown.Stopwatch()
-    inner = watch.timed("environment", lambda: sum(range(200_000)))
-    watch.timed("prompts", inner)()
-    assert watch.seconds["environment"] > watch.seconds["prompts"] >= 0.0
+    watch.timed("prompts", watch.timed("environment", lambda: None))()
+    assert watch.seconds == {"environment": 4.0, "prompts": 2.5}
+
+
+def test_ranks_meet_at_a_port_that_the_system_gives_to_nobody_else() -> None:
+    assert all(20_000 <= launching._free_port() < 32_000 for _ in range(8))
+
+
+def test_the_cpu_time_of_a_process_holds_that_of_threads_that_have_ended() -> None:
+    thread = threading.Thread(target=lambda: sum(range(200_000)))
+    thread.start()
+    thread.join()
+    before, found, after = time.process_time(), cpu_seconds(os.getpid()), time.process_time()
+    assert before <= found <= after
 
 
 def test_shares_of_a_run_add_up_to_one() -> None:

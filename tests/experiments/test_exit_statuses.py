@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,13 +52,10 @@ FULL = {
 
 
 def status(words: list[str], folder: Path) -> tuple[int, str]:
-    done = warm.run(
-        sys.executable,
-        "-m",
-        *words,
-        cwd=folder,
-        PYTHONPATH=str(ROOT),
-        HF_HUB_OFFLINE="1",  # its client tries again for long where there is no network
+    # The hub's client tries again for long where there is no network.
+    python = warm.interpreter(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
+    done = subprocess.run(
+        [python, "-m", *words], cwd=folder, capture_output=True, text=True, timeout=300
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -100,8 +100,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def program(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", f"experiments.{name}", *arguments]
-    return warm.run(*words, cwd=folder, PYTHONPATH=str(ROOT))
+    return subprocess.run(
+        [warm.interpreter(PYTHONPATH=str(ROOT)), "-m", f"experiments.{name}", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -168,7 +173,7 @@ def test_the_launcher_names_the_rank_that_raised(tmp_path: Path, rank: int, over
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert ended.returncode == 1 and "this rank broke" in ended.stderr
     assert f"launch: rank {rank} ended with exit status 1" in ended.stderr.splitlines()[-1]

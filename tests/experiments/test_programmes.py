@@ -28,6 +28,7 @@ from lamorel_ext.errors import ConfigError
 from lamorel_ext.llm.serving import in_process
 from lamorel_ext.training.building import make_env
 from lamorel_ext.training.run import TrainingRun
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -155,8 +156,9 @@ def test_a_launch_with_two_clients_makes_the_comparison_of_one_process(
 ) -> None:
     words = [*two_arms(tiny, tmp_path), "lamorel_args.distributed_setup_args.n_rl_processes=2"]
     command = [sys.executable, "-m", "launchers", "compare", *words]
+    ranks = {"PYTHON_EXEC": warm.interpreter(PYTHONPATH=str(ROOT)), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=ROOT, env=os.environ | ranks, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert curves(tmp_path) == curves(finished)
@@ -522,7 +524,7 @@ def launch(words: list[str]) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

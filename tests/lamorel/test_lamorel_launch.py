@@ -3,9 +3,9 @@
 import importlib.util
 import json
 import os
+import random
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from launchers import script
 from launchers.script import launch_script, main
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "lamorel_ppo"
@@ -159,7 +160,7 @@ LLM = (
 CONFIG_02 = f"""
 lamorel_args:
   log_level: info
-  gloo_timeout: 60
+  gloo_timeout: 300
   allow_subgraph_use_whith_gradient: false
   distributed_setup_args: {{n_rl_processes: 1, n_llm_processes: 1}}
   accelerate_args: {{config_file: accelerate/default_config.yaml, machine_rank: 0, num_machines: 1}}
@@ -176,7 +177,7 @@ lamorel_args:
     b: {{handler: hf_llm, constructor_kwargs: null, {LLM}}}
   distributed_setup_args:
     backend: gloo
-    timeout: 60
+    timeout: 300
     n_rl_processes: 1
     llm_processes:
       a: {{n_processes: 2, devices_per_process: [cpu, cpu], ddp_kwargs: null}}
@@ -185,15 +186,17 @@ rl_script_args: {{path: "???", output: "???"}}
 """
 
 
-def run(arguments: list[str], folder: Path) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+VARIABLES = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def run(arguments: list[str], folder: Path, **variables: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "launchers", *arguments],
         cwd=folder,
-        env=environment,
+        env=VARIABLES | variables,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -227,6 +230,7 @@ def test_the_example_learns_its_game_with_two_servers(tmp_path: Path) -> None:
             "config",
         ],
         tmp_path,
+        PYTHON_EXEC=warm.interpreter(PYTHONPATH=str(ROOT)),
     )
     rewards = [float(line.split()[3]) for line in out.splitlines() if line.startswith("update")]
     assert len(rewards) == 30 and min(rewards[-3:]) > 0.9
@@ -288,9 +292,8 @@ def test_a_script_of_03_with_two_llms_runs(tmp_path: Path) -> None:
 
 
 def test_launches_of_one_process_each_of_03_meet(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Below those that the system gives to whoever asks for any.
+    port = random.SystemRandom().randrange(10_000, 30_000)
     place = f"{{main_process_ip: 127.0.0.1, main_process_port: {port}, experiment_id: 3}}"
     config = CONFIG_03.replace(
         "    backend: gloo", f"    multinode: true\n    multinode_args: {place}"
@@ -300,8 +303,7 @@ def test_launches_of_one_process_each_of_03_meet(tmp_path: Path) -> None:
         "n_processes: 1, devices_per_process: [cpu]",
     )
     options = ["script", "--alias", "main.py", *written(tmp_path, SCRIPT_03, config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment["LAMOREL_EXT_TOKEN"] = "a secret that all of them have"
+    environment = VARIABLES | {"LAMOREL_EXT_TOKEN": "a secret that all of them have"}
     launches = [
         subprocess.Popen(
             [sys.executable, "-m", "launchers", *options], cwd=tmp_path, env=environment,
@@ -309,7 +311,7 @@ def test_launches_of_one_process_each_of_03_meet(tmp_path: Path) -> None:
         )
         for _ in range(3)
     ]  # fmt: skip
-    said = [launch.communicate(timeout=150)[0] for launch in launches]
+    said = [launch.communicate(timeout=400)[0] for launch in launches]
     assert not any(launch.returncode for launch in launches), said
     assert [each["ids"]["contexts"] for each in answer(tmp_path)["results"]] == [[0, 1, 2]]
 

@@ -25,6 +25,7 @@ from lamorel_ext.types import (
     ScoreRequest,
     ScoreResult,
 )
+from tests import warm
 from tests.llm.fsdp_ranks import MODELS
 from tests.llm.test_processes import ROOT, START_S, environment_with, ranks
 
@@ -47,10 +48,10 @@ def together(
     command.append(device)
     run = subprocess.run(
         [*command, *names],
-        env=environment_with({}),
+        env=environment_with({"PYTHON_EXEC": warm.interpreter(PYTHONPATH=str(ROOT))}),
         capture_output=True,
         text=True,
-        timeout=4 * START_S,
+        timeout=2 * START_S,
         check=False,
         cwd=ROOT,
     )
@@ -98,7 +99,7 @@ def test_a_launch_with_one_model_answers_and_ends_when_one_of_its_servers_is_kil
         second.process.kill()
         died = client.wait_for("asked again")
         assert died["error"] == "PeerDiedError" and "rank 2 (llm server 1) died" in died["text"]
-        status, errors = first.end(10)
+        status, errors = first.end(START_S)
         assert status == 1 and "rank 1 (llm server 0) ends: rank 2 (llm server 1) died" in errors
 
 

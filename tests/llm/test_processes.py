@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,10 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
+from tests import warm
+
 SCRIPT = Path(__file__).with_name("rank_script.py")
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 60.0
-"""A rank has imported torch by then, also on a busy machine."""
+START_S, HANGS_S = 240.0, 300.0
+"""A rank has imported torch by then, also on a busy machine, and a test has ended."""
 
 
 class Rank:
@@ -32,9 +35,11 @@ class Rank:
             "LOCAL_RANK": rank,
             "LOCAL_WORLD_SIZE": world_size,
             "MASTER_PORT": port,
+            "TORCHELASTIC_USE_AGENT_STORE": True,
+            "TORCHELASTIC_RESTART_COUNT": 0,
         }
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), scenario],
+            [warm.interpreter(PYTHONPATH=str(ROOT)), str(SCRIPT), scenario],
             env=environment_with({**environment, "MASTER_ADDR": "127.0.0.1"}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -73,11 +78,11 @@ def environment_with(values: dict[str, object]) -> dict[str, str]:
 @contextmanager
 def ranks(world_size: int, scenario: str) -> Iterator[list[Rank]]:
     """Start the ranks; whoever is still there at the end is killed."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    started = [Rank(rank, world_size, port, scenario) for rank in range(world_size)]
+    # Held here, as PyTorch's agent does: a port that is free now may be another's in a second.
+    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    started = [Rank(rank, world_size, store.port, scenario) for rank in range(world_size)]
     # A rank that hangs must not make the test hang.
-    watchdog = threading.Timer(2 * START_S, kill, (started,))
+    watchdog = threading.Timer(HANGS_S, kill, (started,))
     watchdog.start()
     try:
         yield started
@@ -111,8 +116,8 @@ def test_servers_fail_together_live_on_and_end_when_one_is_killed() -> None:
         second.process.send_signal(signal.SIGKILL)
         died = client.wait_for("killed")
         assert died["error"] == "PeerDiedError" and "rank 2 (llm server 1) died" in died["text"]
-        assert died["at"] - killed_at < 1.0
-        status, errors = first.end(10)
+        assert died["at"] - killed_at < 15.0
+        status, errors = first.end(START_S)
         assert status == 1 and "rank 1 (llm server 0) ends: rank 2 (llm server 1) died" in errors
 
 
@@ -121,7 +126,7 @@ def test_a_client_that_is_killed_ends_a_busy_server_within_seconds() -> None:
         client.wait_for("asking")
         time.sleep(0.3)
         client.process.send_signal(signal.SIGKILL)
-        status, errors = server.end(8)
+        status, errors = server.end(25)
         assert (
             status == 1
             and errors.splitlines()[-1]
@@ -138,7 +143,7 @@ def test_a_model_that_cannot_be_loaded_is_raised_at_the_client_with_the_servers_
             in errors
         )
         assert "rank_script.py" in errors[errors.index("--- traceback of rank 1 ---") :]
-        status, errors = server.end(10)
+        status, errors = server.end(START_S)
         assert status == 1 and "ModelLoadError: no weights in the folder" in errors
 
 
@@ -146,7 +151,7 @@ def test_an_exception_of_the_client_ends_the_server_with_one_line_that_tells_it(
     with ranks(2, "client raises") as (client, server):
         status, errors = client.end(START_S)
         assert status == 1 and errors.splitlines()[-1].endswith("LookupError: no such level")
-        status, errors = server.end(10)
+        status, errors = server.end(START_S)
         assert (
             status == 1
             and errors.splitlines()[-1]
@@ -183,7 +188,7 @@ def test_a_whole_run_under_accelerate_launch_ends_well_also_without_close() -> N
         env=environment_with({"ACCELERATE_USE_CPU": "true"}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS_S,
         check=False,
     )
     assert run.returncode == 0, run.stderr
@@ -193,6 +198,6 @@ def test_a_whole_run_under_accelerate_launch_ends_well_also_without_close() -> N
         and told["updated"]["weights"] == [6.0]
         and told["served"]["rank"] == 1
     )
-    # Below a millisecond on an idle machine; the bound only tells a round trip from one that waits
-    # for some timer.
+    # Of the fastest; below a millisecond on an idle machine. The bound only tells a round trip from
+    # one that waits for some timer.
     assert told["scored"]["transport_ms"] < 20
