@@ -239,7 +239,9 @@ class _Watch:
         while True:
             ready, _, _ = select.select([self._ours], [], [], self._next_look())
             received = self._ours.recv(100) if ready else b""
-            for signum in received:
+            # Of signals that came together the kernel gives the last one first, and a batch system
+            # warns before it ends.
+            for signum in sorted(received, key=lambda each: each != signal.SIGUSR1):
                 if signum in (*HEARD, INSISTS):
                     self._note(stop_of(signum), a_signal=True)
             while self._asked:

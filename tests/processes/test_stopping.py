@@ -556,3 +556,22 @@ def test_only_a_rank_waits_for_another_to_end_first(
     started = time.monotonic()
     stopping.let_another_end_first()
     assert (time.monotonic() - started >= 0.2) == launched
+
+
+def test_of_two_signals_that_came_together_the_warning_was_first() -> None:
+    code = """
+import os, signal, time
+from lamorel_ext.processes import stopping
+both = {signal.SIGUSR1, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, both)
+stopping.begin()
+with stopping.deferring():
+    for each in both:
+        os.kill(os.getpid(), each)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+    while stopping.asked() is None:
+        time.sleep(0.01)
+    print(stopping.asked().why)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "SIGUSR1\n", ended.stderr
