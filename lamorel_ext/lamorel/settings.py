@@ -27,7 +27,7 @@ Version = Literal["0.2", "0.3"]
 DEFAULT_SEED = 42
 """Lamorel's, where ``llm_args.seed`` is missing."""
 DEFAULT_TIMEOUT_S, DEFAULT_PEER_TIMEOUT_S = 1800, 300
-"""Where ``gloo_timeout``, or 0.3's ``timeout``, is missing."""
+"""Where ``gloo_timeout``, or 0.3's ``timeout``, and ``peer_timeout`` are missing."""
 
 _NEEDED_LATER = frozenset(
     {"handler", "constructor_kwargs", "pad_token_id", "allow_subgraph_use_whith_gradient"}

@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 
 from lamorel_ext.llm.handlers import Host, RequestHandler, Updater
 from lamorel_ext.rpc.groups import LockstepGroup
-from lamorel_ext.rpc.link import Peer
+from lamorel_ext.rpc.link import VERDICT_S, Peer
 from lamorel_ext.rpc.tcp_listener import Call, Listener
 from lamorel_ext.types import Answer, ScoreRequest, ScoreResult, ServerGroup
-
-_VERDICT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Server:
                 each.answer(answer)
             if self._group.broken is not None:
                 # The group tells that something broke, the connections tell which rank it was.
-                raise self._listener.loss(_VERDICT_S) or self._group.broken
+                raise self._listener.loss(VERDICT_S) or self._group.broken
 
     def _answered(self, call: Call) -> list[tuple[Call, Answer]]:
         """A call with its answer, and those of other clients that were answered with it."""

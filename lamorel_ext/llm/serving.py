@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -73,7 +72,7 @@ def serve(
             stopping.settled()
     except (PeerDiedError, RemoteError) as error:
         listener.fail(error)
-        print(f"{me} ends: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        stopping.say_last(f"{me} ends: {str(error).splitlines()[0]}")
         if isinstance(error, RemoteError):
             stopping.let_another_end_first()
         stopping.end_now(1)

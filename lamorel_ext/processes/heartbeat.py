@@ -42,7 +42,7 @@ class Counters(Protocol):
 
 
 def end_process(line: str) -> None:
-    """End this process at once: whatever its main thread is stuck in."""
+    """End this process at once, whatever its main thread is stuck in."""
     say_last(line)
     os._exit(1)
 

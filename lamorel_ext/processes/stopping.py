@@ -214,11 +214,6 @@ class _Watch:
                 ", and the same command goes on from it",
             )
 
-    @property
-    def has_agent(self) -> bool:
-        """Whether PyTorch's agent started this process."""
-        return "TORCHELASTIC_RUN_ID" in os.environ
-
     def check(self) -> None:
         """Raise ``Stopped`` where a request is waiting."""
         if self.stop is not None and not self.raised:
@@ -395,7 +390,7 @@ def let_another_end_first() -> None:
     """Another rank failed, and is on its way out: PyTorch's agent takes the first rank that ends
     for the one that failed. Waits until the agent asks this one to end, ``ANOTHER_S`` at most.
     """
-    if not _watch.has_agent:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     limit = time.monotonic() + ANOTHER_S
     with suppress(Stopped):

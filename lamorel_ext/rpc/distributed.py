@@ -25,6 +25,7 @@ from lamorel_ext.errors import ConfigError, RpcError
 from lamorel_ext.processes.heartbeat import SILENCE_S, SPACE, Heart, tell_death
 from lamorel_ext.processes.presence import announce, have_met, on_death
 from lamorel_ext.processes.ranks import rank_and_size
+from lamorel_ext.rpc.link import VERDICT_S
 from lamorel_ext.rpc.machines import agree_on_addresses, machine_of_environment
 from lamorel_ext.rpc.topology import (
     Role,
@@ -36,7 +37,6 @@ from lamorel_ext.rpc.topology import (
 )
 
 LOOPBACK = "127.0.0.1"
-_VERDICT_S = 10.0
 _found_address: list[str] = []
 
 
@@ -223,7 +223,7 @@ class TorchClients:
                 each.numpy()[:size].tobytes() for each, size in zip(arrived, sizes, strict=True)
             ]
         except RuntimeError as error:
-            raise self._loss(_VERDICT_S) or RpcError(
+            raise self._loss(VERDICT_S) or RpcError(
                 f"rl client {self.rank} waited for the other clients: one of them is gone, or did"
                 " not come within lamorel_args.gloo_timeout"
             ) from error

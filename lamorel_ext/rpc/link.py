@@ -31,8 +31,11 @@ SILENCE_S = 300
 a switch restarts in less.
 """
 
+VERDICT_S = 10.0
+"""Seconds for which something that failed waits to hear who is gone: longer only where nobody is.
+"""
+
 _MAX_BUFFERS = 512
-_VERDICT_S = 10.0
 _PARTING_S = 1.0
 
 
@@ -140,7 +143,7 @@ class Link:
             # its way. Where this is that thread, it reads on.
             if threading.current_thread() is self._thread:
                 return
-            self._ended.wait(_VERDICT_S)
+            self._ended.wait(VERDICT_S)
             raise self.lost or PeerDiedError(
                 self.peer.rank, self.peer.role, f"sending failed: {error}"
             ) from error
