@@ -162,11 +162,7 @@ def _hear_no_more() -> None:
 
 def _first_signal(heard: socket.socket) -> signal.Signals | None:
     with contextlib.suppress(BlockingIOError):
-        numbers = heard.recv(100)
-        # Of signals that waited together the one with the highest number is handled first; the
-        # warning before a time limit always comes before the others.
-        if signal.SIGUSR1 in numbers:
-            return signal.SIGUSR1
+        numbers = stopping.as_sent(heard.recv(100))
         return next((signal.Signals(each) for each in numbers if each in ASKING), None)
     return None
 

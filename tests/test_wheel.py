@@ -105,10 +105,7 @@ def test_the_page_of_reproducing_runs_as_it_stands(installed: Path, user_folder:
     for command in commands_of(page):
         short = ["compare.arms=[random,teacher_frozen]", "compare.seeds=[0]", *SHORT]
         more = short if command.startswith("lamorel-ext-compare") else []
-        # From nothing: a program that lacks an import would find it in a process with imports,
-        # and two such processes have the same order of sets.
-        ended = run(*path_to(installed), f"{command} {' '.join(map(repr, more))}", cwd=user_folder)
-        assert ended.returncode == 0, f"{command}: {ended.stderr[-2000:]}"
+        ended = command_is_run(installed, command, *more, folder=user_folder, from_nothing=True)
         if "reproduce" in command:
             assert ended.stdout.count("the same curve") == 2
     assert "largest deviation: 0.0e+00" in ended.stdout

@@ -101,19 +101,26 @@ def path_to(*places: Path) -> list[str]:
 
 
 def command_is_run(
-    installed: Path, command: str, *more: str, folder: Path
+    installed: Path, command: str, *more: str, folder: Path, from_nothing: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run a line of shell, a single program of ours in a process with imports, and hold that it
     ends well.
 
     Args:
         *more: Arguments besides.
+        from_nothing: A program that lacks an import would find it in a process with imports, and
+            two such processes have the same order of sets.
     """
     try:
         words = [*shlex.split(command), *more]
     except ValueError:
         words = [""]
-    cold = "launch" in words[0] or "--help" in words or set(command) & set("|&;<>$()`*?~#")
+    cold = (
+        from_nothing
+        or "launch" in words[0]
+        or "--help" in words
+        or set(command) & set("|&;<>$()`*?~#")
+    )
     if words[0].startswith("lamorel-ext-") and not cold:
         program = installed / words.pop(0)
         ended = run(warm.interpreter(str(installed / "python")), program, *words, cwd=folder)

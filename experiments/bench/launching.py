@@ -42,7 +42,7 @@ def run_ranks(module: str, spec: Mapping[str, Any], num_servers: int = 1) -> Any
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "spec.json"
         path.write_text(json.dumps(spec), encoding="utf-8")
-        port = _free_port()
+        port = free_port()
         size = 1 + num_servers
         ranks = [_start(module, rank, size, port, path) for rank in range(size)]
         try:
@@ -98,7 +98,7 @@ def _start(module: str, rank: int, size: int, port: int, spec: Path) -> subproce
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below the ports that the system itself gives out: one of those may be another program's by
     the time that the ranks have imported everything and meet there.
     """

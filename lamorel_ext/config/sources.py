@@ -128,7 +128,8 @@ def compose(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> Dic
         for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml"):
             for path in folder.glob(pattern):
                 with contextlib.suppress(OSError):  # Hydra says so where it needs the file
-                    files[path] = (path.stat().st_mtime_ns, path.stat().st_size)
+                    found = path.stat()
+                    files[path] = (found.st_mtime_ns, found.st_size)
     stamps = tuple(sorted(files.items()))
     return copy.deepcopy(_composed(name, tuple(overrides), tuple(folders), stamps))
 

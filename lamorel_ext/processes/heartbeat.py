@@ -11,14 +11,13 @@ too.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lamorel_ext.processes.stopping import say_last
+from lamorel_ext.processes.stopping import end_process
 
 BEAT_S = 2.0
 SILENCE_S = 90
@@ -39,12 +38,6 @@ class Counters(Protocol):
     def set(self, key: str, value: str) -> object: ...
 
     def get(self, key: str) -> bytes: ...
-
-
-def end_process(line: str) -> None:
-    """End this process at once, whatever its main thread is stuck in."""
-    say_last(line)
-    os._exit(1)
 
 
 @dataclass

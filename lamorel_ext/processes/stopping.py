@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,9 +234,7 @@ class _Watch:
         while True:
             ready, _, _ = select.select([self._ours], [], [], self._next_look())
             received = self._ours.recv(100) if ready else b""
-            # Of signals that came together the kernel gives the last one first, and a batch system
-            # warns before it ends.
-            for signum in sorted(received, key=lambda each: each != signal.SIGUSR1):
+            for signum in as_sent(received):
                 if signum in (*HEARD, INSISTS):
                     self._note(stop_of(signum), a_signal=True)
             while self._asked:
@@ -261,8 +259,8 @@ class _Watch:
             # Imports are going on: there is nothing to tidy up.
             _end(Stopped(stop), stop.exit_status, aloud=speaks())
         if self.stop is None:
-            self.stop, self._at = stop, now
-            self._limit = now + (stop.limit_s if self.deferred else TIDY_S)
+            self._at, self._limit = now, now + (stop.limit_s if self.deferred else TIDY_S)
+            self.stop = stop  # after its limit: the main thread may answer it at once
             if self.on_stop is not None:
                 threading.Thread(target=self.on_stop, args=(stop,), daemon=True).start()
         elif stop.signum == INSISTS:
@@ -312,6 +310,13 @@ def _forget() -> None:
 
 def _leave_to_the_thread(signum: int, frame: FrameType | None) -> None:
     """A handler must be there, or the signal would end the process."""
+
+
+def as_sent(signums: Iterable[int]) -> list[int]:
+    """Signals that were heard together, the first one first: the kernel gives them the other way
+    round, and a batch system warns (SIGUSR1) before it ends.
+    """
+    return sorted(signums, key=lambda each: each != signal.SIGUSR1)
 
 
 def _flushed() -> bool:
@@ -402,6 +407,12 @@ def say_last(line: str) -> None:
     """Print a line on the way out, on any thread: whoever would have read it may be gone."""
     with suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
+
+
+def end_process(line: str) -> None:
+    """End this process at once, whatever its main thread is stuck in."""
+    say_last(line)
+    os._exit(1)
 
 
 def end_now(status: int) -> NoReturn:

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from lamorel_ext.errors import ProtocolError, RemoteError, RequestError, RpcError
 from lamorel_ext.processes import stopping
-from lamorel_ext.processes.heartbeat import end_process
 from lamorel_ext.processes.memory import MEMORY, resident_mib
 from lamorel_ext.rpc.failures import failure_of
 from lamorel_ext.rpc.link import Frame, Link, Peer
@@ -93,7 +92,7 @@ class TcpListener:
         servers: Sequence[Link],
         me: Peer,
         grace_s: float = GRACE_S,
-        end: Callable[[str], None] = end_process,
+        end: Callable[[str], None] = stopping.end_process,
     ) -> None:
         self._links, self._me, self._grace_s, self._end = [*clients, *servers], me, grace_s, end
         self._clients = list(clients)

@@ -306,7 +306,7 @@ def test_the_stopwatch_gives_each_part_its_own_time(monkeypatch: pytest.MonkeyPa
 
 
 def test_ranks_meet_at_a_port_that_the_system_gives_to_nobody_else() -> None:
-    assert all(20_000 <= launching._free_port() < 32_000 for _ in range(8))
+    assert all(20_000 <= launching.free_port() < 32_000 for _ in range(8))
 
 
 def test_the_cpu_time_of_a_process_holds_that_of_threads_that_have_ended() -> None:

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import random
 import shlex
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from experiments.bench.launching import free_port
 from launchers import script
 from launchers.script import launch_script, main
 from tests import warm
@@ -292,9 +292,7 @@ def test_a_script_of_03_with_two_llms_runs(tmp_path: Path) -> None:
 
 
 def test_launches_of_one_process_each_of_03_meet(tmp_path: Path) -> None:
-    # Below those that the system gives to whoever asks for any.
-    port = random.SystemRandom().randrange(10_000, 30_000)
-    place = f"{{main_process_ip: 127.0.0.1, main_process_port: {port}, experiment_id: 3}}"
+    place = f"{{main_process_ip: 127.0.0.1, main_process_port: {free_port()}, experiment_id: 3}}"
     config = CONFIG_03.replace(
         "    backend: gloo", f"    multinode: true\n    multinode_args: {place}"
     )

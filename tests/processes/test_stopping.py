@@ -61,7 +61,7 @@ def start(argument: str = "") -> subprocess.Popen[str]:
 def test_a_signal_ends_deferred_work_where_it_can_end(name: str) -> None:
     child = start()
     child.send_signal(signal.Signals[name])
-    said, _ = child.communicate(timeout=20)
+    said, _ = child.communicate(timeout=60)
     assert said == f"stopped by {name}: saved\n" and child.returncode == 128 + signal.Signals[name]
 
 
@@ -91,7 +91,7 @@ def test_a_second_signal_ends_work_at_once() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(1.0)
     child.send_signal(signal.SIGTERM)
-    said, _ = child.communicate(timeout=20)
+    said, _ = child.communicate(timeout=60)
     assert "at once" in said and child.returncode == 143
 
 
@@ -473,14 +473,14 @@ except OSError as error:
 def ended(argument: str, patience_s: float = 20.0) -> tuple[str, int]:
     script = FAILING.replace(
         "stopping.begin()",
-        f"stopping.begin(); stopping.Stop.__init__.__defaults__ = ({patience_s}, 40.0)",
+        f"stopping.begin(); stopping.Stop.__init__.__defaults__ = ({patience_s}, 100.0)",
     )
     child = subprocess.Popen(
         [sys.executable, "-c", script, argument], stdout=subprocess.PIPE, text=True
     )
     assert child.stdout is not None and child.stdout.readline() == "working\n"
     child.send_signal(signal.SIGTERM)
-    said, _ = child.communicate(timeout=30)
+    said, _ = child.communicate(timeout=120)
     return said, child.returncode
 
 

@@ -44,7 +44,8 @@ def links_of(transport: object) -> list[Link]:
 
 def cut(link: Link) -> None:
     """What the kernel does to the connections of a process that is killed."""
-    link._sock.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):  # the others have ended it by themselves
+        link._sock.shutdown(socket.SHUT_RDWR)
 
 
 def seconds_until(call: Callable[[], object], error: type[BaseException], match: str) -> float:
