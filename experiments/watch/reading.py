@@ -29,7 +29,7 @@ FILES = ("config.yaml", "status.json", "metrics.csv", SYSTEM, WARNINGS)
 MOST_WARNINGS = 5
 Stamps = dict[str, tuple[int, int]]
 """Time of the last change in ns, and bytes, of each file that there is."""
-PHASE, SERVER = "seconds_", "server_"
+PHASE, SERVER, ANSWER = "seconds_", "server_", "answer_seconds_p"
 """Before the names of what ``lamorel_ext.training.system`` measures."""
 
 
@@ -87,6 +87,11 @@ class Seen:
     def of_servers(self) -> dict[str, float]:
         """Means over the calls of the last sample, such as ``queue_seconds``."""
         return self._named(SERVER)
+
+    @property
+    def waits(self) -> dict[str, float]:
+        """Seconds within which a share of the last answers came, by per cent."""
+        return self._named(ANSWER)
 
     def _named(self, prefix: str) -> dict[str, float]:
         return {

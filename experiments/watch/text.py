@@ -58,6 +58,9 @@ def details(seen: Seen) -> list[tuple[str, str]]:
     if seen.of_servers:
         means = ", ".join(f"{name} {value:.4g}" for name, value in seen.of_servers.items())
         found.append(("a call, in the mean", means))
+    if waits := seen.waits:
+        told = ", ".join(f"{p} % within {1000 * seconds:.1f} ms" for p, seconds in waits.items())
+        found.append(("answers", told))
     if seen.memory_mib:
         ranks = [f"rank {rank} {mib:.0f} MiB" for rank, mib in seen.memory_mib.items()]
         found.append(("memory", ", ".join(ranks)))

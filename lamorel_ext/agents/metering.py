@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -33,6 +33,7 @@ LLM_COUNTERS = (
     "llm_update_samples",
 )
 
+MOST_WAITS = 4096
 PRETRAINED = "pretrained"
 """The weights of every run's start but those that draw fresh ones."""
 
@@ -50,6 +51,7 @@ class Phases:
     Attributes:
         seconds: By phase; a phase within another one takes its seconds from that.
         told: Sums over all answers with scores of their ``stats``, and ``calls``.
+        waits: Seconds of each wait for an answer, of the last ``MOST_WAITS`` at most.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -57,6 +59,7 @@ class Phases:
         self._within = 0.0
         self.seconds: dict[str, float] = defaultdict(float)
         self.told: dict[str, float] = defaultdict(float)
+        self.waits: deque[float] = deque(maxlen=MOST_WAITS)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -68,6 +71,8 @@ class Phases:
             took = self._clock() - begun
             self.seconds[name] += took - self._within
             self._within = before + took
+            if name == "scoring":
+                self.waits.append(took)
 
     def hear(self, stats: Mapping[str, float]) -> None:
         """Add what came with an answer."""

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from lamorel_ext.agents.metering import Phases
 from lamorel_ext.processes.memory import MEMORY_OF_RANK, MEMORY_OF_SERVER
 from lamorel_ext.types import Scalar
@@ -16,6 +18,7 @@ PHASES = ("collecting", "scoring", "updating", "learning", "evaluating", "saving
 """``scoring`` and ``updating`` are waits for the servers, which are left out of the others:
 ``collecting`` is then what the environments and the agent take.
 """
+PERCENTILES = (50, 95, 99)
 LEAST_S, MOST_S, SHARE = 5.0, 60.0, 0.005
 """Seconds between two samples: a share of the time so far, within bounds."""
 
@@ -66,8 +69,9 @@ class SystemMeter:
             ``env_steps`` of the run; ``seconds`` since the last sample, and how they divide
             (``seconds_PHASE``); ``env_steps_per_s``; where there is an LLM, ``tokens_per_s`` and
             ``prompts_per_s``, ``memory_hits``, the share of prompts that a server answered from
-            memory, and ``server_NAME``, the mean over calls for scores of what else the servers
-            said; ``memory_mib_rank_R``.
+            memory, ``server_NAME``, the mean over calls for scores of what else the servers said,
+            and ``answer_seconds_p50`` (95, 99), percentiles of this client's waits for an answer;
+            ``memory_mib_rank_R``.
         """
         now = self._clock()
         seconds = max(now - self._last, 1e-9)
@@ -79,6 +83,12 @@ class SystemMeter:
         row |= {name: since[name] for name in spent}
         row["env_steps_per_s"] = since["env_steps"] / seconds
         row |= _of_servers({name: since[name] for name in told}, seconds)
+        if waits := list(self._phases.waits):
+            values = np.percentile(waits, PERCENTILES)
+            row |= {
+                f"answer_seconds_p{p}": float(v) for p, v in zip(PERCENTILES, values, strict=True)
+            }
+            self._phases.waits.clear()
         row |= {f"{MEMORY_OF_RANK}{rank}": value for rank, value in sorted(memory_mib.items())}
         self._before, self._last, self._sampled = totals, now, True
         return row

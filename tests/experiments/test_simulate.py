@@ -9,6 +9,7 @@ import pytest
 from experiments.bench.scale.measure import Report, Spent
 from experiments.bench.scale.model import Costs, Machines, Work, predict, rings, throughput
 from experiments.bench.scale.simulate import SERVERS, Curve, curve_rows, fit, table
+from experiments.bench.scale.soak import rows
 
 COSTS = Costs(
     env_step=0.001,
@@ -95,3 +96,20 @@ def test_the_curve_has_a_row_for_each_number_of_clients_and_a_line_for_each_of_s
     assert rows[1].value == 4096 and rows[1].detail["servers_2"] == "8 score"
     lines = table(curve).splitlines()
     assert len(lines) == 2 + len(SERVERS) and lines[-1].startswith("| 1024 | 1,024 score | ")
+
+
+def test_a_soak_judges_memory_once_it_has_settled_and_by_the_rank_that_grew_most() -> None:
+    samples = [
+        {"time": float(at), "env_steps": float(at), "env_steps_per_s": speed}
+        | {"memory_mib_rank_0": 100.0, "memory_mib_rank_1": memory}
+        | {f"answer_seconds_p{percentile}": 0.1 * at for percentile in (50, 95, 99)}
+        for at, speed, memory in [(0, 9.0, 50.0), (300, 2.0, 200.0), (400, 4.0, 210.0)]
+    ]
+    found = {row.name: row for row in rows(samples)}
+    memory = found["soak_memory"]
+    assert memory.value == pytest.approx(0.05) and memory.passed is False
+    assert memory.detail["memory_mib_rank_1"] == "200 to 210 MiB"
+    assert found["soak_steps"].value == 3.0
+    assert found["soak_answer_p99"].value == 35.0
+    with pytest.raises(RuntimeError, match="1 samples after 300 s"):
+        rows(samples[:2])

@@ -38,6 +38,8 @@ SAMPLE = {
     "tokens_per_s": 300.0,
     "memory_hits": 0.25,
     "server_queue_seconds": 0.012,
+    "answer_seconds_p50": 0.02,
+    "answer_seconds_p99": 0.25,
     "memory_mib_rank_0": 100.0,
     "memory_mib_rank_1": 612.4,
 }
@@ -86,6 +88,7 @@ def test_a_run_that_goes_on_shows_how_it_uses_its_machines(tmp_path: Path) -> No
         assert "WARNING a.part: the disk is nearly full" in seen.warnings[0]
         text = plain([seen])
         assert "25%" in text and "12.0 ms" in text and "rank 1 612 MiB" in text
+        assert "answers: 50 % within 20.0 ms, 99 % within 250.0 ms" in text
     logging.getLogger("a.part").warning("after the run")
     assert len((tmp_path / "llm_policy/seed_0" / WARNINGS).read_text().splitlines()) == 1
 

@@ -392,8 +392,9 @@ def test_a_sample_tells_of_what_was_done_since_the_last_one():
     meter = SystemMeter(phases, clock)
     meter.start(100)  # of a resumed run
     assert meter.due
-    with phases.phase("scoring"):
-        clock.now += 4
+    for wait in (1, 3):
+        with phases.phase("scoring"):
+            clock.now += wait
     phases.hear({"tokens": 80.0, "prompts": 10.0, "cached_prompts": 5.0, "queue_seconds": 0.25})
     phases.hear({"tokens": 80.0, "prompts": 10.0, "cached_prompts": 0.0, "queue_seconds": 0.75})
     first = meter.sample({"env_steps": 140.0}, {1: 5.0, 0: 7.0})
@@ -401,6 +402,7 @@ def test_a_sample_tells_of_what_was_done_since_the_last_one():
     assert first["env_steps"] == 140 and first["env_steps_per_s"] == 10
     assert (first["tokens_per_s"], first["prompts_per_s"], first["memory_hits"]) == (40, 5, 0.25)
     assert first["server_queue_seconds"] == 0.5 and first["memory_mib_rank_1"] == 5
+    assert first["answer_seconds_p50"] == 2 and 2.9 < first["answer_seconds_p99"] < 3
     clock.now += 4
     assert not meter.due
     clock.now += 1
@@ -408,6 +410,7 @@ def test_a_sample_tells_of_what_was_done_since_the_last_one():
     phases.hear({"tokens": 10.0, "prompts": 1.0})
     second = meter.sample({"env_steps": 145.0}, {})
     assert (second["env_steps_per_s"], second["tokens_per_s"], second["memory_hits"]) == (1, 2, 0)
+    assert "answer_seconds_p50" not in second  # nothing was waited for meanwhile
     clock.now += 5
     assert meter.sample({"env_steps": 145.0}, {})["tokens_per_s"] == 0
 

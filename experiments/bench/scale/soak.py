@@ -1,0 +1,135 @@
+"""A launch of many environments, clients and servers that trains for a long time: does its memory
+grow, how much does it do in a second, how long do its answers take?
+
+``python -m experiments.bench.scale.soak --minutes 30`` starts 1,000 copies over 4 clients and 4
+servers (KEY=VALUE changes that, and the arm), asks the launch to end after so many minutes, and
+prints a row of JSON for each question. A rank's memory after the first five minutes is to stay
+within 3 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.bench.harness import Detail, Row, make_row, rounded
+from experiments.runs.samples import SYSTEM, read_samples
+from lamorel_ext.processes.memory import MEMORY_OF_RANK
+from lamorel_ext.training.system import PERCENTILES
+
+BAR = 0.03
+SETTLE_S = 300.0
+END_S = 300.0
+"""Seconds that a launch on few cores may take to end."""
+TAIL = 3000
+SETTING = (
+    "task=go_to_local",
+    "env.num_envs=1000",
+    "lamorel_args.distributed_setup_args.n_rl_processes=4",
+    "lamorel_args.distributed_setup_args.n_llm_processes=4",
+    "student.num_steps=4",
+    "feedback.epochs=1",
+    "run.total_steps=100000000",
+    "run.eval_every=100000000",
+    "run.checkpoint_every=0",
+    "run.trace_every=0",
+)
+SPEED = "env_steps_per_s"
+
+
+def soak(minutes: float, overrides: Sequence[str], folder: Path) -> list[Row]:
+    """Train for so many minutes, and read what the run says of itself.
+
+    Args:
+        overrides: After ``SETTING``.
+        folder: For the run.
+
+    Raises:
+        RuntimeError: The launch ended before it was asked to, or otherwise than asked, or told too
+            little of itself.
+    """
+    own = (*SETTING, *overrides, f"run.output_dir={folder / 'run'}")
+    command = [sys.executable, "-m", "launchers", "train", *own]
+    with (folder / "log").open("w+") as log:
+        launch = subprocess.Popen(command, stdout=log, stderr=log)
+        timer = threading.Timer(60 * minutes, launch.send_signal, (signal.SIGTERM,))
+        timer.start()
+        try:
+            status = launch.wait(60 * minutes + END_S)
+        finally:
+            timer.cancel()
+            launch.kill()
+        if status != 128 + signal.SIGTERM:
+            log.seek(0)
+            raise RuntimeError(f"the launch ended with status {status}: {log.read()[-TAIL:]}")
+    return rows(read_samples(folder / "run" / SYSTEM))
+
+
+def rows(samples: Sequence[dict[str, float]], settle_s: float = SETTLE_S) -> list[Row]:
+    """What the samples of a run say.
+
+    Args:
+        samples: In their order.
+        settle_s: Seconds after the first one that do not count for memory.
+
+    Raises:
+        RuntimeError: There are not two samples after them.
+    """
+    settled = [each for each in samples if each["time"] - samples[0]["time"] >= settle_s]
+    if len(settled) < 2:
+        raise RuntimeError(f"{len(settled)} samples after {settle_s:g} s, expected at least 2")
+    ranks = [name for name in settled[0] if name.startswith(MEMORY_OF_RANK)]
+    spans = {rank: [each[rank] for each in settled] for rank in ranks}
+    growth = {rank: (max(own) - min(own)) / min(own) for rank, own in spans.items()}
+    minutes = rounded((samples[-1]["time"] - samples[0]["time"]) / 60)
+    seen: dict[str, Detail] = {"samples": len(settled), "minutes": minutes}
+    memory = {rank: f"{min(own):.0f} to {max(own):.0f} MiB" for rank, own in spans.items()}
+    speeds = [each[SPEED] for each in settled]
+    low, high = rounded(min(speeds)), rounded(max(speeds))
+    found = [
+        make_row("soak_memory", [max(growth.values())], BAR, "growth", "lower", seen | memory),
+        make_row(
+            "soak_steps", [statistics.median(speeds)], None, "steps/s",
+            detail=seen | {"lowest": low, "highest": high},
+        ),
+    ]  # fmt: skip
+    for percentile in PERCENTILES:
+        name = f"answer_seconds_p{percentile}"
+        waits = [each[name] for each in settled if name in each]
+        most: dict[str, Detail] = {"highest": rounded(max(waits))}
+        found.append(
+            make_row(
+                f"soak_answer_p{percentile}", [statistics.median(waits)], None, "s", "lower",
+                seen | most,
+            )
+        )  # fmt: skip
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of ``python -m experiments.bench.scale.soak``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench.scale.soak", description=__doc__
+    )
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    args = parser.parse_args(argv)
+    begun = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        for row in soak(args.minutes, args.overrides, Path(folder)):
+            print(row.to_json(), flush=True)
+    print(f"{time.time() - begun:.0f} s, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
