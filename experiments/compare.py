@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from experiments.runs.build import clients_of, for_all, run_as_ranked
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import add_sweep_argument, make_parser, run_main, start_log
+from experiments.runs.entry import add_sweep_argument, make_parser, run_main, say, start_log
 from experiments.runs.planning import Planned, plan, plan_sweep
 from experiments.runs.progress import Ticker
 from experiments.runs.versions import describe_versions
@@ -88,7 +88,7 @@ def show_loop(folder: Path) -> None:
     if not any(trace_files(run.folder) for run in read_runs(folder)):
         return
     try:
-        print(f"viewer: {make_viewer(folder)}")
+        say(f"viewer: {make_viewer(folder)}")
     except CheckpointError as error:
         log.warning("no viewer: %s", error)
 
@@ -162,10 +162,10 @@ def compare_whole(whole: Sequence[Planned], share: tuple[int, int], argv: Sequen
 
     def report() -> int:
         if parts > 1:
-            print(f"part {part + 1} of {parts} is complete: {folder}")
+            say(f"part {part + 1} of {parts} is complete: {folder}")
             return 0
         show_loop(folder)
-        print(f"report: {make_report(folder)}")
+        say(f"report: {make_report(folder)}")
         return 0
 
     # A report asks no model, and loading one takes seconds.

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from experiments.report.results import Run, group_arms, read_runs
 from experiments.runs.build import needs_llm, run_as_ranked
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import add_trust_argument, run_main, start_log
+from experiments.runs.entry import add_trust_argument, run_main, say, start_log
 from experiments.runs.files import folder_to_write, why_not_writable
 from experiments.runs.planning import policy_config
 from experiments.runs.versions import command_line
@@ -252,7 +252,7 @@ def run(argv: Sequence[str]) -> int:
             left_out,
             command_line("generalise", argv),
         )
-        print(f"generalisation: {target}")
+        say(f"generalisation: {target}")
         return 0
 
     return run_as_ranked(config, client, others=[policy.config for policy in policies])

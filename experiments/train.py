@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from experiments.runs.build import clients_of, for_all, llm_of, run_as_ranked
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import add_sweep_argument, make_parser, run_main, start_log
+from experiments.runs.entry import add_sweep_argument, make_parser, run_main, say, start_log
 from experiments.runs.progress import Ticker
 from experiments.runs.versions import config_hash, describe_versions
 from lamorel_ext.config import Config, load_config, search_folders, sweep
@@ -128,7 +128,7 @@ def run(argv: Sequence[str]) -> int:
                 llm = for_all(caller, clients)
                 train_one(config, llm, versions, ticker.listener(name), clients)
             if clients.rank == 0:
-                print(f"run: {folder}")
+                say(f"run: {folder}")
             return 0
 
         return run_as_ranked(config, client, every_client=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import logging
 import os
 import signal
@@ -70,7 +69,7 @@ def _launch() -> int:
     # Before torch is imported, which takes seconds.
     meeting = _meeting_options()
     if problem := _meeting_problem(meeting):
-        print(f"launch: {problem}", file=sys.stderr)
+        stopping.say_last(f"launch: {problem}")
         return 2
     if meeting.num_machines > 1 and meeting.main_process_ip:
         threading.Thread(target=_say_who_waits, args=(meeting,), daemon=True).start()
@@ -81,15 +80,15 @@ def _launch() -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    LocalElasticAgent._shutdown = insisting(LocalElasticAgent._shutdown)  # type: ignore[method-assign]
+    end_ranks = insisting(LocalElasticAgent._shutdown, lambda: _user_insists(heard))
+    LocalElasticAgent._shutdown = end_ranks  # type: ignore[method-assign]
     try:
         launch_command(launch_command_parser().parse_args())
     except DistNetworkError as error:
-        print(
+        stopping.say_last(
             f"launch: machine {meeting.machine_rank} ({socket.gethostname()}) and the others of"
             f" {meeting.num_machines} did not meet at {meeting.main_process_ip}:"
-            f"{meeting.main_process_port}: {str(error).splitlines()[0]}",
-            file=sys.stderr,
+            f"{meeting.main_process_port}: {str(error).splitlines()[0]}"
         )
         return 1
     except ChildFailedError as error:
@@ -100,16 +99,15 @@ def _launch() -> int:
             if status - 128 in SIGNALS
             else f"ended with exit status {status}"
         )
-        print(f"launch: rank {rank} {ended}; the other ranks were stopped", file=sys.stderr)
+        stopping.say_last(f"launch: rank {rank} {ended}; the other ranks were stopped")
         _tell_other_machines(f"rank {rank} {ended} on {socket.gethostname()}")
         return status
     except SignalException as error:
         _hear_no_more()
         # Slurm ends the other nodes of a step when one has ended; the first signal says why.
         first = _first_signal(heard) or error.sigval
-        print(
-            f"launch: stopped by {first.name}; the same command goes on from the last checkpoint",
-            file=sys.stderr,
+        stopping.say_last(
+            f"launch: stopped by {first.name}; the same command goes on from the last checkpoint"
         )
         return 128 + first
     return 0
@@ -130,17 +128,29 @@ def first_failure(error: ChildFailedError) -> tuple[int, ProcessFailure]:
     return rank, first
 
 
-def insisting(shutdown: Callable[..., None]) -> Callable[..., None]:
-    """The agent's way to end its ranks, which from the second time on tells them that the user
-    insists: a signal that breaks off the first time would reach them as another SIGTERM, which a
-    rank takes for the first one again.
+def insisting(
+    shutdown: Callable[..., None],
+    user_insists: Callable[[], bool],
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[..., None]:
+    """The agent's way to end its ranks, which tells them that the user insists: a signal that
+    breaks off the first time would reach them as another SIGTERM, which a rank takes for the first
+    one again. So does the agent for a moment: a batch system signals all processes, and the
+    launcher passes on what it got.
+
+    Args:
+        shutdown: The agent's own.
+        user_insists: Whether the launcher said so.
+        clock: Seconds, for tests.
     """
-    times = itertools.count()
+    begun: list[float] = []
 
     def end_ranks(
         agent: object, death_sig: signal.Signals = signal.SIGTERM, **options: int
     ) -> None:
-        shutdown(agent, stopping.INSISTS if next(times) else death_sig, **options)
+        begun.append(clock())
+        insists = begun[-1] - begun[0] > stopping.SAME_IN_LAUNCH_S or user_insists()
+        shutdown(agent, stopping.INSISTS if insists else death_sig, **options)
 
     return end_ranks
 
@@ -158,6 +168,12 @@ def _hear_no_more() -> None:
     """This process ends: what asks for it has nothing left to ask for."""
     for each in ASKING:
         signal.signal(each, signal.SIG_IGN)
+
+
+def _user_insists(heard: socket.socket) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        return stopping.INSISTS in heard.recv(100, socket.MSG_PEEK)
+    return False
 
 
 def _first_signal(heard: socket.socket) -> signal.Signals | None:

@@ -67,10 +67,7 @@ def run_here(command: Command) -> int:
             signal.signal(signum, handler)
         stopping.release()  # those of its handlers that were put back
     if status < 0:
-        print(
-            f"launch: its agent (process {child.pid}) {how_it_ended(status)}",
-            file=sys.stderr,
-        )
+        stopping.say_last(f"launch: its agent (process {child.pid}) {how_it_ended(status)}")
         return 128 - status
     return status
 

@@ -23,7 +23,8 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from experiments.runs.progress import LiveHandler
 from lamorel_ext.config import (
@@ -104,11 +105,11 @@ def _status_of(
         return USER_ERROR if misread else error.exit_status
     except stopping.Stopped as stopped:
         if speaks():
-            print(stopped, file=sys.stderr, flush=True)
+            stopping.say_last(str(stopped))
         return stopped.stop.exit_status
     except KeyboardInterrupt:
         if speaks():
-            print("interrupted", file=sys.stderr)
+            stopping.say_last("interrupted")
         return INTERRUPTED
 
 
@@ -249,7 +250,16 @@ def start_log(level: str) -> None:
 
 def _complain(message: str) -> None:
     where = "" if speaks() else f"[rank {rank_of_log()}] "
-    print(f"{where}error: {message}", file=sys.stderr, flush=True)
+    stopping.say_last(f"{where}error: {message}")
+
+
+def say(line: str) -> None:
+    """Print where a result is. Whoever reads that may be gone, which is no failure of the work."""
+    try:
+        print(line, flush=True)
+    except OSError:  # and what is left of the line is not tried again at the end
+        with suppress(OSError, ValueError), Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def _all_kinds(kind: type[LamorelExtError]) -> list[type[LamorelExtError]]:

@@ -10,6 +10,8 @@ it also ends the process where the main thread does not come to an end by itself
 from __future__ import annotations
 
 import atexit
+import gc
+import io
 import os
 import select
 import signal
@@ -37,6 +39,8 @@ SAVE_S = "LAMOREL_EXT_SAVE_S"
 or all but a minute, are for the rollout on the way, the others for the checkpoint and the ends.
 """
 
+OURS = ("experiments", "launchers", "lamorel_ext")
+"""Packages whose modules are programmes."""
 LOOK_S = 1.0
 """Seconds between two looks at the processes that started this one."""
 SAME_S = 0.3
@@ -45,6 +49,8 @@ SAME_IN_LAUNCH_S = 3.0
 """The same for a rank: a batch system signals all processes, and the launcher passes on what it
 got.
 """
+FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+"""What holds back what was written to it."""
 LAST = 255
 """Behind the numbers of all signals that were heard."""
 IMPORTER = "<frozen importlib._bootstrap>"
@@ -320,7 +326,13 @@ def as_sent(signums: Iterable[int]) -> list[int]:
 
 
 def _flushed() -> bool:
-    """Whether all that was printed is out; where it is not, Python's own end says why."""
+    """Whether all that was printed is out; where it is not, Python's own end says why. Files that
+    somebody's code left open are written out too, as they would be there.
+    """
+    for each in gc.get_objects():
+        if type(each) in FILES and each not in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                each.flush()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -356,7 +368,12 @@ def listen_early() -> None:
     ``python -m`` or as a command.
     """
     command = Path(sys.argv[0]).name if getattr(sys, "argv", None) else ""
-    if command == "-m" or command.startswith("lamorel-ext-"):
+    if command == "-m":  # whose package is imported first, which may import ours
+        after = sys.orig_argv[sys.orig_argv.index("-m") + 1 :] if "-m" in sys.orig_argv else []
+        ours = bool(after) and after[0].split(".")[0] in OURS
+    else:
+        ours = command.startswith("lamorel-ext-")
+    if ours:
         _watch.is_outermost = True
         _watch.start()
 

@@ -105,7 +105,11 @@ class TcpTransport:
         if not self._closed.is_set():
             self._closed.set()
             # Seen before the last word: the servers end because of it, and say so.
-            another_failed = isinstance(self._lost, RemoteError) or self._is_of_a_client(error)
+            # Another client may have told this one itself, before a server could.
+            of_a_client = isinstance(error, RemoteError) and error.role.startswith("rl client")
+            another_failed = self._is_anothers(self._lost) or (
+                of_a_client and self._is_anothers(error)
+            )
             last_word = failure_of(error, self._me.rank, self._me.role)
             for link in self._links:
                 link.say_last_word(last_word)
@@ -113,13 +117,9 @@ class TcpTransport:
             if another_failed:
                 stopping.let_another_end_first()
 
-    def _is_of_a_client(self, error: BaseException) -> bool:
-        """Whether another client failed and told this one itself, before a server could."""
-        return (
-            isinstance(error, RemoteError)
-            and error.role.startswith("rl client")
-            and error.rank != self._me.rank
-        )
+    def _is_anothers(self, error: BaseException | None) -> bool:
+        """Whether a rank failed that is not this one, of whose own failure others tell too."""
+        return isinstance(error, RemoteError) and error.rank != self._me.rank
 
     def close(self) -> None:
         """See ``Transport``.

@@ -890,12 +890,32 @@ def test_a_warning_before_a_time_limit_is_the_first_signal(
         assert elastic._first_signal(ours) == first
 
 
-def test_a_second_signal_tells_the_ranks_that_the_user_insists() -> None:
+@pytest.mark.parametrize(
+    ("later_s", "quits", "second"),
+    [
+        (0.02, False, signal.SIGTERM),  # of a batch system, and passed on by the launcher
+        (0.5, True, stopping.INSISTS),
+        (5.0, False, stopping.INSISTS),  # without a launcher of ours
+    ],
+)
+def test_a_second_signal_tells_the_ranks_that_the_user_insists(
+    later_s: float, quits: bool, second: int
+) -> None:
     sent: list[int] = []
-    end_ranks = elastic.insisting(lambda agent, death_sig, timeout: sent.append(death_sig))
-    end_ranks("agent", signal.SIGINT, timeout=45)
-    end_ranks("agent", timeout=45)  # PyTorch's own, where a second signal broke off the first
-    assert sent == [signal.SIGINT, stopping.INSISTS]
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        end_ranks = elastic.insisting(
+            lambda agent, death_sig, timeout: sent.append(death_sig),
+            lambda: elastic._user_insists(ours),
+            iter([100.0, 100.0 + later_s]).__next__,
+        )
+        theirs.sendall(bytes([signal.SIGTERM]))
+        end_ranks("agent", signal.SIGTERM, timeout=45)
+        theirs.sendall(bytes([signal.SIGQUIT if quits else signal.SIGTERM]))
+        end_ranks("agent", timeout=45)  # PyTorch's own, where a second signal broke off the first
+        assert elastic._first_signal(ours) == signal.SIGTERM
+    assert sent == [signal.SIGTERM, second]
 
 
 SLOW_END = """

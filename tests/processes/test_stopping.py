@@ -244,25 +244,68 @@ with stopping.deferring():
     assert 1 <= times <= 4 + 4 * seconds, ended.stderr
 
 
-@pytest.mark.parametrize("ours", [False, True])
-def test_only_a_program_of_ours_ends_without_pythons_own_end(ours: bool) -> None:
-    code = f"""
-import sys
-sys.argv[0] = {"-m" if ours else "mine.py"!r}
-import experiments
+@pytest.mark.parametrize("start", ["a command", "-m", "their own file", "-m of their own"])
+def test_only_a_program_of_ours_ends_without_pythons_own_end(tmp_path: Path, start: str) -> None:
+    """A file that was left open is written out all the same."""
+    ours = start in ("a command", "-m")
+    program = f"""
 from experiments.runs.entry import run_main
 class Freed:
     def __del__(self):
         print("freed", flush=True)
 freed = Freed()
+rows = open("rows.csv", "w")
+rows.write("success,0.5")
 sys.argv[1:] = []
 status = run_main(lambda argv: 3)
 sys.exit(status if {ours} else 4)
 """
+    package = tmp_path / ("experiments" if start == "-m" else "mylab")
+    package.mkdir()
+    (package / "__init__.py").write_text("import experiments")
+    (package / "sweep.py").write_text(f"import sys{program}")
+    name = "lamorel-ext-train" if start == "a command" else "mine.py"
+    code = ["-c", f"import sys; sys.argv[0] = {name!r}; import experiments{program}"]
+    words = ["-m", f"{package.name}.sweep"] if start.startswith("-m") else code
+    if start == "-m":  # of the package that is imported first, the rest being ours
+        (package / "__init__.py").write_text(
+            f"__path__.append({str(ROOT / 'experiments')!r})\n"
+            "from lamorel_ext.processes.stopping import listen_early\nlisten_early()"
+        )
     ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (ended.stdout, ended.returncode) == (("", 3) if ours else ("freed\n", 4)), ended.stderr
+    assert (tmp_path / "rows.csv").read_text() == "success,0.5"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_whoever_has_lost_their_reader_ends_as_they_would_have(fails: bool) -> None:
+    code = f"""
+import sys
+sys.argv[:] = ["lamorel-ext-train"]
+import experiments
+from experiments.runs.entry import run_main, say
+from lamorel_ext.errors import ConfigError
+def program(argv):
+    say("run: runs/mine")
+    say("run: runs/another")
+    if {fails}:
+        raise ConfigError("no such key")
+    return 0
+sys.exit(run_main(program))
+"""
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-c", code]
+    ended = subprocess.run(words, cwd=ROOT, stdout=write, stderr=write, timeout=60)
+    os.close(write)
+    assert ended.returncode == (2 if fails else 0)
 
 
 def test_an_interrupt_that_a_library_dropped_is_no_mistake_of_the_users() -> None:

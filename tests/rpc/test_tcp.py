@@ -387,7 +387,9 @@ def test_whoever_waits_in_another_thread_hears_that_the_caller_failed() -> None:
             future.result(10)
 
 
-@pytest.mark.parametrize("first", ["the client", "the server", "another client"])
+@pytest.mark.parametrize(
+    "first", ["the client", "the client, as another says", "the server", "another client"]
+)
 def test_a_client_lets_others_end_first_only_where_they_failed_first(
     first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,9 +406,11 @@ def test_a_client_lets_others_end_first_only_where_they_failed_first(
     transport = TcpTransport([link], Peer(0, "rl client 0"), 1.0, with_tickets=False)  # type: ignore[list-item]
     if first == "the server":
         link.say_last_word(None)
+    if first == "the client, as another says":
+        link.on_lost(link, RemoteError(0, "rl client 0", "ArithmeticError", "mine", ""))
     theirs = RemoteError(2, "rl client 1", "KeyError", "x", "")
     transport.fail(theirs if first == "another client" else ArithmeticError("mine"))
-    assert bool(waits) == (first != "the client")
+    assert bool(waits) == (not first.startswith("the client"))
 
 
 def test_a_client_that_ends_well_inside_the_block_is_no_failure() -> None:
