@@ -350,7 +350,7 @@ def test_an_interrupt_ends_the_agent_whatever_its_imports_do(tmp_path: Path) -> 
 
 def test_an_interrupt_during_imports_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
-        "import sys; sys.argv[0] = '-m'\nimport experiments\n"
+        "import sys; sys.argv[0] = 'lamorel-ext-train'\nimport experiments\n"
         "print('importing', flush=True)\nimport time; time.sleep(60)\n"
     )
     root = Path(__file__).resolve().parents[2]
