@@ -187,6 +187,7 @@ def _become(
     is_module = words[0] == "-m"
     sys.path[:] = [folder if is_module else str(Path(words[0]).resolve().parent), *path]
     sys.argv[:] = words
+    sys.orig_argv[:] = [sys.executable, *words]
     # The packages listen for signals, and look for the user's modules, as they are imported.
     if Path(words[0]).name.startswith("lamorel-ext-"):
         from lamorel_ext.programs import put_home_first
