@@ -7,7 +7,7 @@ of the project.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -61,6 +61,17 @@ class ObservationBatch:
             features=self.features[indices] if len(self.features) else self.features,
             actions=tuple(self.actions[i] for i in rows) if self.actions else (),
         )
+
+    def replaced(self, rows: Sequence[int], new: ObservationBatch) -> ObservationBatch:
+        """The same, but for some rows. Of BabyAI's levels alone: these have neither features nor
+        actions of their own.
+        """
+        missions, descriptions = list(self.missions), list(self.descriptions)
+        images, directions = self.images.copy(), self.directions.copy()
+        images[rows], directions[rows] = new.images, new.directions
+        for row, mission, sentences in zip(rows, new.missions, new.descriptions, strict=True):
+            missions[row], descriptions[row] = mission, sentences
+        return ObservationBatch(tuple(missions), tuple(descriptions), images, directions)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from lamorel_ext.config import EnvArgs
-from lamorel_ext.envs.own_copies import REST, Copies, CopiesHere, Shown, close_quietly
+from lamorel_ext.envs.own_copies import REST, CopiesHere, Shown, close_quietly
 from lamorel_ext.envs.own_keys import made, offers
 from lamorel_ext.envs.own_offers import as_saved, fault_of_texts
 from lamorel_ext.envs.own_workers import CopiesInWorkers
@@ -66,7 +66,7 @@ class OwnBatch:
         self._first_copy = first_copy
         self._first: Shown | None = None
         self._episodes = [0] * num_envs
-        self._copies: Copies
+        self._copies: CopiesHere | CopiesInWorkers
         if args.num_workers:
             self._copies = CopiesInWorkers(args, num_envs, first_copy)
         else:

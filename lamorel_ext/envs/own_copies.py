@@ -8,7 +8,7 @@ import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -69,32 +69,30 @@ class OwnCopy:
         env: The environment.
         args: Its ``env`` group.
         place: Of the copy, for messages.
-        first: What the first copy showed first; every observation is to be of its form.
+
+    Attributes:
+        shown: What it shows now.
     """
 
-    def __init__(self, env: Any, args: EnvArgs, place: str, first: Shown | None = None) -> None:
-        self._env, self._args, self._place, self._first = env, args, place, first
+    def __init__(self, env: Any, args: EnvArgs, place: str) -> None:
+        self._env, self._args, self._place = env, args, place
+        self._first: Shown | None = None
         self.episode = 0
         self.actions: list[int] = []
         self._total = 0.0
-        self._shown = Shown("")
+        self.shown = Shown("")
         self._advice: int | None = None
         self.action_texts = self._fixed_texts()
-
-    @property
-    def shown(self) -> Shown:
-        """What it shows now."""
-        return self._shown
 
     @property
     def has_expert(self) -> bool:
         """True where it offers ``expert_action``."""
         return callable(offer_of(self._env, "expert_action"))
 
-    def start(self, episode: int, seed: int) -> Shown:
+    def start(self, episode: int, seed: int) -> None:
         """Begin an episode."""
         self.episode, self.actions, self._total, self._advice = episode, [], 0.0, None
-        return self._note("reset", self._call("reset", seed=seed))
+        self._note("reset", self._call("reset", seed=seed))
 
     def step(self, action: int) -> Stepped:
         """Take the action of that number; ``REST`` takes none.
@@ -103,8 +101,8 @@ class OwnCopy:
             EnvError: The environment gives what is no step.
         """
         if action == REST:
-            return Stepped(self._shown, 0.0, False, False, False)
-        offered = self._shown.actions
+            return Stepped(self.shown, 0.0, False, False, False)
+        offered = self.shown.actions
         if not 0 <= action < len(offered):
             raise self._error("the action", f"0 to {len(offered) - 1}", action)
         answer = self._call("step", self._meant(action))
@@ -124,9 +122,9 @@ class OwnCopy:
         terminated = self._truth("terminated", terminated)
         truncated = self._cut(terminated, self._truth("truncated", truncated))
         ended = terminated or truncated
-        shown = self._note("step", (seen, info), ended)
+        self._note("step", (seen, info), ended)
         succeeded = ended and self._success(info)
-        return Stepped(shown, gained, terminated, truncated, succeeded)
+        return Stepped(self.shown, gained, terminated, truncated, succeeded)
 
     def expert_action(self) -> int:
         """What the environment's own expert would do. It may plan ahead or draw: it is asked once
@@ -139,7 +137,7 @@ class OwnCopy:
     def _ask_expert(self) -> int:
         if not self.has_expert:
             raise EnvError(f"env: {self._args.own.target} offers no expert_action")
-        action, offered = self._call("expert_action"), self._shown.actions
+        action, offered = self._call("expert_action"), self.shown.actions
         if isinstance(action, str) and action in offered:
             return offered.index(action)
         start = self._first_number
@@ -151,7 +149,7 @@ class OwnCopy:
     def state(self) -> dict[str, Any]:
         """Where it stands; see ``OwnBatch.state``."""
         own = self._call("get_state") if keeps_state(self._env) else None
-        sums = self._shown.checksums()
+        sums = self.shown.checksums()
         return {
             "episodes": self.episode,
             "actions": list(self.actions),
@@ -162,7 +160,7 @@ class OwnCopy:
             "own": as_saved(f"{self._place}: get_state", own),
         }
 
-    def restore(self, saved: Mapping[str, Any], seed: int) -> Shown:
+    def restore(self, saved: Mapping[str, Any], seed: int) -> None:
         """Come back there.
 
         Raises:
@@ -182,7 +180,7 @@ class OwnCopy:
             if advice is not None:
                 self.expert_action()
         self._advice = advice
-        sums, wanted = self._shown.checksums(), {"text": saved["texts"], **saved["shown"]}
+        sums, wanted = self.shown.checksums(), {"text": saved["texts"], **saved["shown"]}
         if differing := [name for name, value in wanted.items() if sums.get(name) != value]:
             why_so = (
                 "set_state does not bring back what get_state saw"
@@ -194,7 +192,6 @@ class OwnCopy:
                 f"{self._place}: the saved episode looks different after its {len(self.actions)}"
                 f" actions ({', '.join(differing)} of {self._args.own.target}): {why_so}"
             )
-        return self._shown
 
     def close(self) -> None:
         """Free what is held."""
@@ -217,7 +214,7 @@ class OwnCopy:
             raise self._error("env.action_texts" if given else "action_texts", fault, found)
         return tuple(found)
 
-    def _note(self, name: str, answer: Any, ended: bool = False) -> Shown:
+    def _note(self, name: str, answer: Any, ended: bool = False) -> None:
         """Read what the environment's function of that name gave."""
         if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
             raise self._error(name, "an observation and a dictionary", answer)
@@ -229,18 +226,15 @@ class OwnCopy:
             raise self._error("the observation", wanted, seen)
         if not isinstance(seen.get("mission", ""), str):
             raise self._error("the observation's mission", "a text", seen["mission"])
-        shown = Shown(
+        self.shown = Shown(
             str(seen["text"]),
             str(seen.get("mission", "")),
             self._features(seen.get("features", ())),
             self._offered(info, ended),
         )
-        self._first = self._first or shown
-        if len(shown.features) != len(self._first.features):
-            size = len(self._first.features)
-            raise self._error("features", f"{size} numbers, as at first", len(shown.features))
-        self._shown = shown
-        return shown
+        self._first = self._first or self.shown
+        if (size := len(self._first.features)) != len(self.shown.features):
+            raise self._error("features", f"{size} numbers, as at first", len(self.shown.features))
 
     def _features(self, values: Any) -> np.ndarray:
         try:
@@ -278,7 +272,7 @@ class OwnCopy:
         if isinstance(space, gymnasium.spaces.Discrete):
             return self._first_number + action
         if space is None or isinstance(space, gymnasium.spaces.Text):
-            return self._shown.actions[action]
+            return self.shown.actions[action]
         raise self._error("action_space", "Discrete, Text or none", space)
 
     @property
@@ -314,40 +308,6 @@ class OwnCopy:
         return EnvError(f"{self._place}, {step}: {what}: expected {expected}, got {got!r:.200}")
 
 
-class Copies(Protocol):
-    """All copies of a batch, wherever they are stepped.
-
-    Attributes:
-        action_texts: Those of every state; empty where each lists its own.
-        has_expert: True where the environment offers ``expert_action``.
-    """
-
-    action_texts: tuple[str, ...]
-    has_expert: bool
-
-    @property
-    def shown(self) -> list[Shown]:
-        """What each copy shows now."""
-
-    def start(self, copies: Sequence[int], episodes: Sequence[int], seeds: Sequence[int]) -> None:
-        """Begin an episode in each of these copies."""
-
-    def step(self, actions: Sequence[int]) -> list[Stepped]:
-        """Take the action of that number in every copy."""
-
-    def expert_actions(self) -> list[int]:
-        """What the environment's own expert would do in each copy."""
-
-    def states(self) -> list[dict[str, Any]]:
-        """Where each stands; JSON can hold it."""
-
-    def restore(self, saved: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> None:
-        """Come back there."""
-
-    def close(self) -> None:
-        """Free what is held. May be called twice."""
-
-
 def close_quietly(env: Any, place: str) -> None:
     """Close what a user brought; what it raises then is no failure of a run, and is warned of."""
     try:
@@ -357,12 +317,16 @@ def close_quietly(env: Any, place: str) -> None:
 
 
 class CopiesHere:
-    """``Copies`` in this process, one after the other.
+    """Copies in this process, stepped one after the other.
 
     Args:
         args: The ``env`` group.
         num_copies: How many.
         first_copy: Number of the first one, for messages.
+
+    Attributes:
+        action_texts: Those of every state; empty where each lists its own.
+        has_expert: True where the environment offers ``expert_action``.
 
     Raises:
         ConfigError: The environment cannot be had.
@@ -390,29 +354,29 @@ class CopiesHere:
 
     @property
     def shown(self) -> list[Shown]:
-        """See ``Copies``."""
+        """What each copy shows now."""
         return [copy.shown for copy in self._copies]
 
     def start(self, copies: Sequence[int], episodes: Sequence[int], seeds: Sequence[int]) -> None:
-        """See ``Copies``."""
+        """Begin an episode in each of these copies."""
         for copy, episode, seed in zip(copies, episodes, seeds, strict=True):
             self._copies[copy].start(episode, seed)
 
     def step(self, actions: Sequence[int]) -> list[Stepped]:
-        """See ``Copies``."""
+        """Take the action of that number in every copy."""
         pairs = zip(self._copies, actions, strict=True)
         return [copy.step(action) for copy, action in pairs]
 
     def expert_actions(self) -> list[int]:
-        """See ``Copies``."""
+        """What the environment's own expert would do in each copy."""
         return [copy.expert_action() for copy in self._copies]
 
     def states(self) -> list[dict[str, Any]]:
-        """See ``Copies``."""
+        """Where each stands; JSON can hold it."""
         return [copy.state() for copy in self._copies]
 
     def restore(self, saved: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> None:
-        """See ``Copies``."""
+        """Come back there."""
         for copy, own, seed in zip(self._copies, saved, seeds, strict=True):
             try:
                 copy.restore(own, seed)
@@ -420,6 +384,6 @@ class CopiesHere:
                 raise CheckpointError(f"the saved episode cannot be replayed: {error}") from error
 
     def close(self) -> None:
-        """See ``Copies``."""
+        """Free what is held. May be called twice."""
         for copy in self._copies:
             copy.close()

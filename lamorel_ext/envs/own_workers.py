@@ -52,7 +52,7 @@ class CopiesEnv(gymnasium.Env[str, str]):
 
     def __init__(self, args: EnvArgs, num_copies: int, first_copy: int) -> None:
         self._wanted = (args, num_copies, first_copy)
-        self._copies: CopiesHere | None = None
+        self._copies: CopiesHere  # made when told to
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Do what a command says. It never ends: the copies' episodes do."""
@@ -79,47 +79,41 @@ class CopiesEnv(gymnasium.Env[str, str]):
         return {"texts": self._copies.action_texts, "expert": self._copies.has_expert}
 
     def _start(self, **what: list[int]) -> dict[str, Any]:
-        self._held.start(**what)
+        self._copies.start(**what)
         return self._look()
 
     def _step(self, actions: list[int]) -> dict[str, Any]:
-        steps = self._held.step(actions)
+        steps = self._copies.step(actions)
         names = ("reward", "terminated", "truncated", "succeeded")
         return self._look() | {
             "steps": [{name: getattr(step, name) for name in names} for step in steps]
         }
 
     def _expert(self) -> dict[str, Any]:
-        return {"actions": self._held.expert_actions()}
+        return {"actions": self._copies.expert_actions()}
 
     def _states(self) -> dict[str, Any]:
-        return {"states": self._held.states()}
+        return {"states": self._copies.states()}
 
     def _restore(self, saved: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
-        self._held.restore(saved, seeds)
+        self._copies.restore(saved, seeds)
         return self._look()
 
     def _close(self) -> dict[str, Any]:
-        self._held.close()
+        self._copies.close()
         return {}
 
     def _look(self) -> dict[str, Any]:
         shown = [
             dataclasses.asdict(one) | {"features": one.features.tolist()}
-            for one in self._held.shown
+            for one in self._copies.shown
         ]
         return {"shown": shown}
 
-    @property
-    def _held(self) -> CopiesHere:
-        if self._copies is None:
-            raise EnvError("env: a worker was asked before it was told to begin")
-        return self._copies
-
 
 class CopiesInWorkers:
-    """``Copies`` in ``env.num_workers`` processes, each with an equal share, not more than there
-    are copies; the same steps as in this process. After an error no process is left.
+    """``CopiesHere`` in ``env.num_workers`` processes, each with an equal share, not more than
+    there are copies; the same steps as in this process. After an error no process is left.
 
     Args:
         args: The ``env`` group.
@@ -165,7 +159,7 @@ class CopiesInWorkers:
         return [int(process.pid or 0) for process in self._vector.processes]
 
     def start(self, copies: Sequence[int], episodes: Sequence[int], seeds: Sequence[int]) -> None:
-        """See ``Copies``."""
+        """See ``CopiesHere``."""
         commands: list[dict[str, Any]] = []
         for share in self._shares:
             own = [place for place, copy in enumerate(copies) if share[0] <= copy <= share[-1]]
@@ -179,7 +173,7 @@ class CopiesInWorkers:
         self._look(self._ask(commands))
 
     def step(self, actions: Sequence[int]) -> list[Stepped]:
-        """See ``Copies``."""
+        """See ``CopiesHere``."""
         answers = self._ask(
             [{"do": "step", "actions": [actions[i] for i in share]} for share in self._shares]
         )
@@ -188,15 +182,15 @@ class CopiesInWorkers:
         return [Stepped(shown, **own) for shown, own in zip(self.shown, steps, strict=True)]
 
     def expert_actions(self) -> list[int]:
-        """See ``Copies``."""
+        """See ``CopiesHere``."""
         return [action for answer in self._ask_all("expert") for action in answer["actions"]]
 
     def states(self) -> list[dict[str, Any]]:
-        """See ``Copies``."""
+        """See ``CopiesHere``."""
         return [state for answer in self._ask_all("states") for state in answer["states"]]
 
     def restore(self, saved: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> None:
-        """See ``Copies``."""
+        """See ``CopiesHere``."""
         commands = [
             {
                 "do": "restore",
@@ -208,7 +202,7 @@ class CopiesInWorkers:
         self._look(self._ask(commands))
 
     def close(self) -> None:
-        """See ``Copies``."""
+        """See ``CopiesHere``."""
         if self._kill.alive:
             with suppress(Exception):  # they end all the same
                 self._patience_s = _FAREWELL_S

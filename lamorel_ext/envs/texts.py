@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -38,13 +38,7 @@ class TextsOfNow(Sequence[str]):
     def __len__(self) -> int:
         return len(self._memory)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return tuple(self)[index]
         return str(self._memory[index].tobytes().decode("utf-32-le").rstrip("\0"))

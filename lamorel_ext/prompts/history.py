@@ -61,7 +61,6 @@ class PromptHistory:
         history: Observations in a ``glam`` prompt, the current one included.
         language: ``fr`` takes the French form of the ``glam`` template, which can only say go-to
             missions. ``lamorel`` has one form.
-        action_names: Texts of the actions on offer.
     """
 
     def __init__(
@@ -69,7 +68,6 @@ class PromptHistory:
         template: Template = "lamorel",
         history: int = 3,
         language: Literal["en", "fr"] = "en",
-        action_names: Sequence[str] = ACTION_NAMES,
     ) -> None:
         if template not in ("lamorel", "glam"):
             raise ConfigError(f"env.prompt: expected lamorel or glam, got {template!r}")
@@ -78,7 +76,6 @@ class PromptHistory:
         self.template = template
         self.history = history
         self.language = language
-        self.action_names = tuple(action_names)
         self._windows: list[_Window] = []
 
     def reset(self, observations: ObservationBatch) -> tuple[str, ...]:
@@ -102,7 +99,8 @@ class PromptHistory:
         for place, (window, action, sentences) in enumerate(
             zip(self._windows, actions, step.reached.descriptions, strict=True)
         ):
-            window.actions.append(_text_of(int(action), window.offered))
+            offered = window.offered
+            window.actions.append(action_name(int(action)) if offered is None else offered[action])
             window.offered = _offered(step.reached, place)
             window.observations.append(sentences)
             if len(window.observations) > self.history:
@@ -170,13 +168,9 @@ class PromptHistory:
         if self.template == "lamorel":
             return lamorel_prompt(window.mission, window.observations[-1])
         render = glam_prompt_french if self.language == "fr" else glam_prompt
-        offered = self.action_names if window.offered is None else window.offered
+        offered = ACTION_NAMES if window.offered is None else window.offered
         return render(window.mission, window.observations, window.actions, offered)
 
 
 def _offered(observations: ObservationBatch, index: int) -> tuple[str, ...] | None:
     return observations.actions[index] if observations.actions else None
-
-
-def _text_of(action: int, offered: tuple[str, ...] | None) -> str:
-    return action_name(action) if offered is None else offered[action]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 
 _ACTION_LINE = re.compile(
     r"^( ?(?:Possible action of the agent|Actions possibles pour l'agent|Action \d+):)(.*)$",
@@ -54,51 +54,33 @@ class Wording:
                     f" {dict(mapping)}"
                 )
 
-    def text(self, text: str) -> str:
-        """A mission, a sentence, or a prompt without names of actions."""
-        return self._words(text)
-
     def candidate(self, text: str) -> str:
         """A text to choose: the name of an action, or guidance that contains one."""
-        return self._words(self._actions(text))
+        return _replaced(_replaced(text, self.actions), self.words)
 
     def prompt(self, prompt: str) -> str:
         """A finished prompt of ``templates``."""
         if self.actions:
-            prompt = _ACTION_LINE.sub(lambda line: line[1] + self._actions(line[2]), prompt)
-        return self._words(prompt)
+            prompt = _ACTION_LINE.sub(
+                lambda line: line[1] + _replaced(line[2], self.actions), prompt
+            )
+        return _replaced(prompt, self.words)
 
     def __bool__(self) -> bool:
         """False where nothing is replaced."""
         return bool(self.words or self.actions)
 
-    @cached_property
-    def _words(self) -> _Replacer:
-        return _Replacer(self.words)
 
-    @cached_property
-    def _actions(self) -> _Replacer:
-        return _Replacer(self.actions)
+def _replaced(text: str, mapping: Mapping[str, str]) -> str:
+    """The text with other words and phrases."""
+    return _pattern(tuple(mapping)).sub(lambda found: mapping[found[0]], text) if mapping else text
 
 
-class _Replacer:
-    """Replaces whole words and phrases, the longest one where several begin at the same place."""
-
-    def __init__(self, mapping: Mapping[str, str]) -> None:
-        longest_first = sorted(mapping, key=len, reverse=True)
-        self._mapping = dict(mapping)
-        self._pattern = (
-            re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
-            if mapping
-            else None
-        )
-
-    def __call__(self, text: str) -> str:
-        return (
-            text
-            if self._pattern is None
-            else self._pattern.sub(lambda found: self._mapping[found[0]], text)
-        )
+@cache
+def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    """Of whole words and phrases, the longest one where several begin at the same place."""
+    longest_first = sorted(phrases, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
 
 
 _INVENTED_NOUNS = {"key": "dax", "ball": "xolo", "box": "afze"}

@@ -184,6 +184,8 @@ def test_saved_actions_that_end_an_episode_are_refused() -> None:
     env.reset()
     with pytest.raises(CheckpointError, match="too early"):
         env.restore({"episodes": [0], "lengths": [64], "actions": [6] * 64, "experts": [-1, -1]})
+    with pytest.raises(LevelError, match="reset"):
+        env.state()  # some copies may have been replayed
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from lamorel_ext.envs.babyai.arrays.room_levels import RoomLevel, room_level
 from lamorel_ext.envs.babyai.arrays.scene_blocks import Scenes
 from lamorel_ext.envs.babyai.arrays.streams import random_words, words_of
 from lamorel_ext.envs.babyai.levels import level_ids
+from lamorel_ext.errors import LevelError
 
 LEVELS = [
     level
@@ -37,6 +38,13 @@ def test_states_drawn_together_are_those_drawn_alone(level: str) -> None:
     ]
     assert rules.draw_many(seeds) == alone
     assert rules.draw_many(seeds[:3]) == alone[:3], "few are not drawn in arrays"
+
+
+def test_more_things_than_cells_are_said_to_be_too_many() -> None:
+    rules = room_level("BabyAI-GoToLocal-v0", num_distractors=40)
+    assert rules is not None
+    with pytest.raises(LevelError, match="are there too many objects for the room?"):
+        rules.draw_many(range(120))
 
 
 def test_seeds_beyond_32_bits_are_drawn_too() -> None:

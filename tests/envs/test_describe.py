@@ -75,7 +75,6 @@ def test_doors_say_their_state() -> None:
 def test_what_is_carried_comes_first_and_is_read_from_the_agents_cell() -> None:
     image = view((3, 6, (5, 3, 0)), (3, 5, (9, 0, 0)))
     assert describe(image) == ("You carry a purple key", "You see a red lava 1 step forward")
-    assert describe(image, carrying=(5, 3)) == describe(image)
     assert describe(image, language="fr") == (
         "Tu portes une key purple",
         "Tu vois une lave rouge 1 pas devant",

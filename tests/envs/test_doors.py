@@ -28,7 +28,7 @@ from lamorel_ext.envs.babyai.arrays.room_codes import (
 )
 from lamorel_ext.envs.babyai.arrays.room_draws import Scene
 from lamorel_ext.envs.babyai.arrays.room_levels import RoomLevel, Task, room_level
-from lamorel_ext.envs.babyai.arrays.room_views import Sentences, images_of, look_around
+from lamorel_ext.envs.babyai.arrays.room_views import images_of, look_around, sentences_of
 from lamorel_ext.envs.babyai.arrays.rooms import Rooms
 from lamorel_ext.envs.babyai.arrays.streams import words_of
 from lamorel_ext.envs.babyai.arrays.vector_batch import VectorBatch
@@ -208,7 +208,7 @@ def test_missions_are_verified_and_views_are_lit_as_by_minigrid(
             ]
             looks, walls = look_around(rooms.flat, rooms.bases, rooms.poses, rooms.table)
             assert np.array_equal(images_of(looks)[0], observation["image"])
-            assert Sentences("en").of(looks, walls) == [describe(observation["image"])]
+            assert sentences_of(looks, walls, "en") == [describe(observation["image"])]
             through += int(rooms.poses[0] // 4 % rooms.width % 3 == 0)
             ends += terminated
             if terminated or truncated:
@@ -332,7 +332,6 @@ def test_recorded_mazes_of_the_original_look_and_move_the_same() -> None:
     """Also mazes whose missions these arrays do not know: what is seen, and what every action does,
     holds there too.
     """
-    english, french = Sentences("en"), Sentences("fr")
     states = judged = 0
     for task, episode in recorded_doors():
         replay = rooms_of(
@@ -341,8 +340,8 @@ def test_recorded_mazes_of_the_original_look_and_move_the_same() -> None:
         for record in episode:
             looks, walls = look_around(replay.flat, replay.bases, replay.poses, replay.table)
             assert images_of(looks).reshape(-1).tolist() == record["image"]
-            assert english.of(looks, walls) == [tuple(record["descriptions"])]
-            assert french.of(looks, walls) == [tuple(record["descriptions_fr"])]
+            assert sentences_of(looks, walls, "en") == [tuple(record["descriptions"])]
+            assert sentences_of(looks, walls, "fr") == [tuple(record["descriptions_fr"])]
             x, y = record["agent_pos"]
             assert int(replay.poses[0]) == 4 * (y * record["width"] + x) + record["agent_dir"]
             expected = {

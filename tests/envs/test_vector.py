@@ -27,7 +27,7 @@ from lamorel_ext.envs.babyai.arrays.room_codes import (
 )
 from lamorel_ext.envs.babyai.arrays.room_expert import path_actions
 from lamorel_ext.envs.babyai.arrays.room_levels import RoomLevel, Task, room_level
-from lamorel_ext.envs.babyai.arrays.room_views import Sentences, images_of, look_around
+from lamorel_ext.envs.babyai.arrays.room_views import images_of, look_around, sentences_of
 from lamorel_ext.envs.babyai.arrays.rooms import Rooms
 from lamorel_ext.envs.babyai.arrays.streams import words_of
 from lamorel_ext.envs.babyai.arrays.table_batch import TableBatch
@@ -328,7 +328,6 @@ def task_of(instruction: dict[str, Any]) -> Task | None:
     not RECORDED.exists(), reason="the recorded transcripts are not beside this repository"
 )
 def test_recorded_rooms_of_the_original_look_and_move_the_same() -> None:
-    english, french = Sentences("en"), Sentences("fr")
     states = replayed = 0
     for task, episode in recorded_rooms():
         replay = rooms_of(episode[0], task or "goto")
@@ -336,8 +335,8 @@ def test_recorded_rooms_of_the_original_look_and_move_the_same() -> None:
             rooms = rooms_of(record, task or "goto")
             looks, walls = look_around(rooms.flat, rooms.bases, rooms.poses, rooms.table)
             assert images_of(looks).reshape(-1).tolist() == record["image"]
-            assert english.of(looks, walls) == [tuple(record["descriptions"])]
-            assert french.of(looks, walls) == [tuple(record["descriptions_fr"])]
+            assert sentences_of(looks, walls, "en") == [tuple(record["descriptions"])]
+            assert sentences_of(looks, walls, "fr") == [tuple(record["descriptions_fr"])]
             assert (
                 np.array_equal(replay.cells & LOOK, rooms.cells & LOOK)
                 and replay.poses == rooms.poses
@@ -377,7 +376,7 @@ def test_sentences_are_those_of_describe_for_any_things_in_view() -> None:
     rooms.start(np.arange(200), starts)
     seen, walls = look_around(rooms.flat, rooms.bases, rooms.poses, rooms.table)
     for language in ("en", "fr"):
-        said = Sentences(language).of(seen, walls)
+        said = sentences_of(seen, walls, language)
         assert said == [describe(image, language=language) for image in images_of(seen)]
     assert len(np.unique(view_codes()[:21], axis=0)) == 21
 

@@ -4,6 +4,7 @@ them fails.
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,6 @@ from lamorel_ext.envs.babyai import worker_pool
 from lamorel_ext.envs.babyai.arrays.vector_batch import VectorBatch
 from lamorel_ext.envs.babyai.batched import make_batched_env, training_seeds
 from lamorel_ext.envs.babyai.process_batch import ProcessBatch
-from lamorel_ext.envs.babyai.worker_messages import packed, unpacked
 from lamorel_ext.errors import CheckpointError, ConfigError, EnvWorkerError, LevelError
 from lamorel_ext.processes.identity import how_it_ended, signal_name
 from lamorel_ext.training.building import make_env
@@ -170,7 +171,7 @@ def test_errors_of_this_package_are_raised_as_in_this_process() -> None:
     with pytest.raises(LevelError, match="too many objects"):
         full.reset()
     env = workers(num_envs=1, level=PLAIN)
-    with pytest.raises(CheckpointError, match="too early"):
+    with pytest.raises(CheckpointError, match="^environment 0: the saved actions .* too early"):
         env.restore({"episodes": [0], "lengths": [64], "actions": [6] * 64, "experts": [-1, -1]})
     for state in ({}, {"episodes": [0, 0], "lengths": [0, 0], "actions": [], "experts": [-1] * 4}):
         with pytest.raises(CheckpointError):
@@ -179,6 +180,24 @@ def test_errors_of_this_package_are_raised_as_in_this_process() -> None:
         workers(level="BabyAI-GoToLocal")
     with pytest.raises(LevelError, match="at least 1"):
         workers(num_workers=0)
+
+
+def test_where_the_system_refuses_another_process_the_worker_is_named_and_none_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def only_one(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        if started:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        started.append(popen(*args, **kwargs))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", only_one)
+    with pytest.raises(EnvWorkerError, match="worker 1 cannot start: .*temporarily unavailable"):
+        workers().reset()
+    assert is_gone(started[0].pid)
 
 
 def test_a_worker_that_is_stuck_is_given_up() -> None:
@@ -223,7 +242,7 @@ def has_ended(pid: int) -> bool:
 
 
 def test_levels_that_only_minigrid_knows_go_to_the_workers_that_are_asked_for() -> None:
-    assert isinstance(make_batched_env(LEVEL, 2, num_workers=1), ProcessBatch)
+    assert type(make_batched_env(LEVEL, 2, num_workers=1)) is ProcessBatch
     assert isinstance(make_batched_env("BabyAI-GoToLocal-v0", 2, num_workers=1), VectorBatch)
     with pytest.raises(LevelError, match="num_workers must be at least 0, got -1"):
         make_batched_env(LEVEL, 2, num_workers=-1)
@@ -233,7 +252,7 @@ def test_the_configuration_chooses_backend_and_workers() -> None:
     env = make_env(
         load_config([f"env.level={LEVEL}", "env.num_workers=2", "env.num_envs=4"]), held_out=False
     )
-    assert isinstance(env, ProcessBatch) and env.num_envs == 4
+    assert type(env) is ProcessBatch and env.num_envs == 4
     assert_same_observations(
         env.reset(),
         make_env(load_config([f"env.level={LEVEL}", "env.num_envs=4"]), held_out=False).reset(),
@@ -251,9 +270,3 @@ def test_the_configuration_chooses_backend_and_workers() -> None:
     ):
         with pytest.raises(ConfigError, match=problem):
             load_config(overrides)
-
-
-def test_messages_come_back_as_they_were() -> None:
-    fields = {"descriptions": [["Tu vois une boîte"]], "rewards": [0.1 + 0.2]}
-    assert unpacked(packed(fields, b"\x00\xff")) == (fields, b"\x00\xff")
-    assert unpacked(packed({})) == ({}, b"")

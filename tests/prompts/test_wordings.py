@@ -38,16 +38,14 @@ def test_whole_words_are_replaced_wherever_they_stand() -> None:
 def test_words_can_be_swapped() -> None:
     swap = Wording("swap", {"left": "right", "right": "left"})
     assert (
-        swap.text("2 steps left and 1 step right, leftmost")
+        swap.candidate("2 steps left and 1 step right, leftmost")
         == "2 steps right and 1 step left, leftmost"
     )
 
 
 def test_the_longest_phrase_that_begins_at_a_place_is_replaced() -> None:
-    assert (
-        Wording("phrases", {"red": "blue", "red ball": "green key"}).text("a red ball, a red box")
-        == "a green key, a blue box"
-    )
+    phrases = Wording("phrases", {"red": "blue", "red ball": "green key"})
+    assert phrases.candidate("a red ball, a red box") == "a green key, a blue box"
 
 
 def test_names_of_actions_change_in_the_list_and_among_those_taken_but_not_in_the_mission() -> None:

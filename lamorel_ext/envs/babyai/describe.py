@@ -14,26 +14,15 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
 
 Language = Literal["en", "fr"]
 
-OBJECT_NAMES = (
-    "unseen",
-    "empty",
-    "wall",
-    "floor",
-    "door",
-    "key",
-    "ball",
-    "box",
-    "goal",
-    "lava",
-    "agent",
-)
+OBJECT_NAMES = tuple(OBJECT_TO_IDX)
 """Names of the codes in channel 0 of a view."""
-COLOR_NAMES = ("red", "green", "blue", "purple", "yellow", "grey")
+COLOR_NAMES = tuple(COLOR_TO_IDX)
 """Names of the codes in channel 1."""
-STATE_NAMES = ("open", "closed", "locked")
+STATE_NAMES = tuple(STATE_TO_IDX)
 """Names of the codes in channel 2, for doors."""
 
 UNSEEN, EMPTY, WALL, DOOR = 0, 1, 2, 4
@@ -55,16 +44,12 @@ class _Wording:
     both: str
 
 
-def describe(
-    image: np.ndarray, carrying: tuple[int, int] | None = None, language: Language = "en"
-) -> tuple[str, ...]:
-    """Say what an agent carries and sees.
+def describe(image: np.ndarray, language: Language = "en") -> tuple[str, ...]:
+    """Say what an agent carries, which minigrid shows in its own cell, and sees.
 
     Args:
         image: ``(7, 7, 3)`` integers, index ``[x, y, channel]``, the agent at ``(3, 6)`` looking
             towards ``y = 0``; any odd square works.
-        carrying: Object and colour code of what is carried. None reads it from the agent's own cell
-            of the image, where minigrid shows it.
         language: Language of the sentences.
 
     Returns:
@@ -86,22 +71,19 @@ def describe(
     if language not in _WORDINGS:
         raise ValueError(f"language must be one of {', '.join(_WORDINGS)}, got {language!r}")
     view = np.ascontiguousarray(image, dtype=np.uint8)
-    return _describe(view.tobytes(), view.shape[0], carrying, language)
+    return _describe(view.tobytes(), view.shape[0], language)
 
 
 @lru_cache(maxsize=50_000)
-def _describe(
-    view: bytes, size: int, carrying: tuple[int, int] | None, language: str
-) -> tuple[str, ...]:
+def _describe(view: bytes, size: int, language: str) -> tuple[str, ...]:
     """``view`` as bytes: the same views come again and again, and a look-up costs a tenth of the
     work.
     """
     wording = _WORDINGS[language]
     cells = _cells(view, size)
     agent_x, agent_y = size // 2, size - 1
-    if carrying is None and cells[agent_x][agent_y][0] in _CARRIABLE:
-        carrying = cells[agent_x][agent_y][:2]
-    sentences = [] if carrying is None else [wording.carried(*carrying)]
+    thing, color, _ = cells[agent_x][agent_y]
+    sentences = [wording.carried(thing, color)] if thing in _CARRIABLE else []
     sentences += _wall_sentences(cells, wording)
     for x, column in enumerate(cells):
         for y, (thing, color, state) in enumerate(column):

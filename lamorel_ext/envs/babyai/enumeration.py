@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from minigrid.core.grid import Grid
-from minigrid.core.world_object import Ball, Wall
-from minigrid.minigrid_env import MiniGridEnv
+from minigrid.core.constants import COLOR_TO_IDX
 
+from lamorel_ext.envs.babyai.arrays.room_codes import EMPTY, KINDS, UNSEEN, empty_room, look_of
+from lamorel_ext.envs.babyai.arrays.room_views import images_of, view_table, views_of
 from lamorel_ext.envs.babyai.arrays.streams import words_of
 from lamorel_ext.envs.babyai.describe import Language, describe
 from lamorel_ext.envs.babyai.episodes import words_of_seeds
-from lamorel_ext.envs.babyai.levels import make_level
-from lamorel_ext.errors import LevelError
 
 LEVEL = "BabyAI-GoToRedBallNoDists-v0"
 MISSION = "go to the red ball"
@@ -35,7 +33,7 @@ _ROOM = _SIDE + 2  # with the walls
 _LEFT, _RIGHT, _FORWARD = 0, 1, 2
 _STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # right, down, left, up
 _FIRST_WORDS = 32  # one episode in 4,000 needs more
-_EMPTY_CODE, _RED_BALL = 1, (6, 0, 0)
+_RED_BALL = look_of(KINDS.index("ball"), COLOR_TO_IDX["red"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +43,10 @@ class StateTable:
 
     Attributes:
         next_state: ``(5040, 6)`` int64.
-        success: ``(5040, 6)`` bool, True where the action ends the episode with success; never in
-            an end itself.
         terminal: ``(5040,)`` bool, True where the agent faces the ball.
         initial: ``(5040,)`` float64, probability that an episode starts there.
         expert: ``(5040,)`` int64, first action of a shortest path to an end; of equals the lowest
             id. 0 in an end.
-        distance: ``(5040,)`` int64, length of that path.
         views: ``(5040,)`` int64, index into the distinct symbolic views.
         images: ``(num_views, 7, 7, 3)`` uint8.
         directions: ``(num_views,)`` int64.
@@ -62,11 +57,9 @@ class StateTable:
     """
 
     next_state: np.ndarray
-    success: np.ndarray
     terminal: np.ndarray
     initial: np.ndarray
     expert: np.ndarray
-    distance: np.ndarray
     views: np.ndarray
     images: np.ndarray
     directions: np.ndarray
@@ -100,8 +93,6 @@ def state_table() -> StateTable:
     front_x, front_y = x + _STEPS[direction, 0], y + _STEPS[direction, 1]
     terminal = (front_x == ball_x) & (front_y == ball_y)
     next_state = _transitions(terminal, front_x, front_y)
-    success = terminal[next_state] & ~terminal[:, None]
-    distance, expert = _shortest_paths(next_state, terminal)
     views, images, directions = _views()
     english = [describe(image) for image in images]
     french = [describe(image, language="fr") for image in images]
@@ -111,11 +102,9 @@ def state_table() -> StateTable:
     french_of = dict(zip(english, french, strict=True))
     table = StateTable(
         next_state=next_state,
-        success=success,
         terminal=terminal,
         initial=_initial_distribution(),
-        expert=expert,
-        distance=distance,
+        expert=_shortest_paths(next_state, terminal),
         views=views,
         images=images,
         directions=directions,
@@ -130,44 +119,13 @@ def state_table() -> StateTable:
     return table
 
 
-def state_index(env: MiniGridEnv) -> int:
-    """Index of a minigrid environment's state.
-
-    Raises:
-        LevelError: The environment is not one room of 6 x 6 free cells with one red ball on the
-            floor and nothing else.
-    """
-    balls = [
-        index
-        for index, cell in enumerate(env.grid.grid)
-        if isinstance(cell, Ball) and cell.color == "red"
-    ]
-    things = sum(cell is not None and not isinstance(cell, Wall) for cell in env.grid.grid)
-    if (
-        (env.width, env.height) != (_ROOM, _ROOM)
-        or len(balls) != 1
-        or things != 1
-        or env.carrying is not None
-    ):
-        raise LevelError(f"{LEVEL} has one room with one red ball; this state has another form")
-    agent_x, agent_y = (int(coordinate) for coordinate in env.agent_pos)
-    return int(_index(agent_x, agent_y, env.agent_dir, balls[0] % _ROOM, balls[0] // _ROOM))
-
-
-def start_state(seed: int) -> int:
-    """State in which the episode of a seed starts: the draws of minigrid's ``reset(seed=seed)``,
-    without its room.
+def start_states(seeds: Sequence[int]) -> list[int]:
+    """States in which the episodes of the seeds start: the draws of minigrid's
+    ``reset(seed=seed)``, without its room.
 
     The agent's cell, its direction and the ball's cell are drawn in this order; a cell on a wall is
-    drawn again, and so is a ball less than two steps from the agent.
-    """
-    return start_states([seed])[0]
-
-
-def start_states(seeds: Sequence[int]) -> list[int]:
-    """``start_state`` of each seed, for many at once.
-
-    Bounds of the draws are powers of two: a draw is the upper bits of a 32-bit word.
+    drawn again, and so is a ball less than two steps from the agent. Bounds of the draws are powers
+    of two: a draw is the upper bits of a 32-bit word.
     """
     if not len(seeds):
         return []
@@ -243,10 +201,6 @@ def reward_at(step: int) -> float:
     return 1 - 0.9 * (step / MAX_STEPS)
 
 
-def _is_free(x: int, y: int) -> bool:
-    return 1 <= x <= _SIDE and 1 <= y <= _SIDE
-
-
 def _index(
     x: np.ndarray | int,
     y: np.ndarray | int,
@@ -298,50 +252,26 @@ def _initial_distribution() -> np.ndarray:
     return given_pose.reshape(-1) / len(per_pose)
 
 
-def _shortest_paths(next_state: np.ndarray, terminal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances to the nearest end by relaxation, and the action that begins a shortest path."""
+def _shortest_paths(next_state: np.ndarray, terminal: np.ndarray) -> np.ndarray:
+    """The action that begins a shortest path to the nearest end; distances by relaxation."""
     distance = np.where(terminal, 0, NUM_STATES)
     while True:
         relaxed = np.where(terminal, 0, 1 + distance[next_state].min(axis=1))
         if np.array_equal(relaxed, distance):
-            return distance, distance[next_state].argmin(axis=1)
+            first: np.ndarray = distance[next_state].argmin(axis=1)
+            return first
         distance = relaxed
 
 
 def _views() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index per state, images and directions of the distinct symbolic views.
-
-    A ball hides nothing: one look per pose is enough.
-    """
-    _, _, direction, ball_x, ball_y = _coordinates()
-    images = np.repeat(_empty_room_views(), _CELLS - 1, axis=0)
-    x, y = (part[:: _CELLS - 1] for part in _coordinates()[:2])
-    ahead = _STEPS[direction]
-    offset = np.stack([ball_x, ball_y], axis=1) - np.repeat(
-        np.stack([x, y], axis=1), _CELLS - 1, axis=0
-    )
-    view_x = 3 + (offset[:, 1] * ahead[:, 0] - offset[:, 0] * ahead[:, 1])
-    view_y = 6 - (offset * ahead).sum(axis=1)
-    inside = (view_x >= 0) & (view_x <= 6) & (view_y >= 0) & (view_y <= 6)
-    states = np.flatnonzero(inside)
-    states = states[images[states, view_x[states], view_y[states], 0] == _EMPTY_CODE]
-    images[states, view_x[states], view_y[states]] = _RED_BALL
-    rows = np.concatenate(
-        [images.reshape(NUM_STATES, -1), direction[:, None].astype(np.uint8)], axis=1
-    )
+    """Index per state, images and directions of the distinct symbolic views."""
+    x, y, direction, ball_x, ball_y = _coordinates()
+    state = np.arange(NUM_STATES)
+    room = [*empty_room(_ROOM), UNSEEN, EMPTY]  # the agent carries nothing, see views_of
+    rooms = np.tile(np.array(room, dtype=np.uint8), (NUM_STATES, 1))
+    rooms[state, ball_y * _ROOM + ball_x] = _RED_BALL
+    poses = 4 * (y * _ROOM + x) + direction
+    looks = views_of(rooms.reshape(-1), state * rooms.shape[1], poses, view_table(_ROOM))
+    rows = np.append(looks, direction[:, None].astype(np.uint8), axis=1)
     _, first, views = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    return views.reshape(-1), images[first], direction[first].astype(np.int64)
-
-
-def _empty_room_views() -> np.ndarray:
-    """``(144, 7, 7, 3)``: what minigrid shows of the empty room from every pose."""
-    level = make_level(LEVEL)
-    level.grid = Grid(_ROOM, _ROOM)
-    level.grid.wall_rect(0, 0, _ROOM, _ROOM)
-    level.carrying = None
-    images = []
-    for cell in range(_CELLS):
-        level.agent_pos = (cell % _SIDE + 1, cell // _SIDE + 1)
-        for level.agent_dir in range(4):
-            images.append(level.gen_obs()["image"])
-    return np.stack(images)
+    return views.reshape(-1), images_of(looks[first]), direction[first]

@@ -1,10 +1,11 @@
-"""Copies of any level, stepped one after the other by minigrid: what a batch runs in its own
-process or in worker processes.
+"""Copies of any level, stepped by minigrid: what a batch runs in its own process or in worker
+processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -63,63 +64,79 @@ class LevelCopy:
                 )
 
 
-class LevelCopies:
-    """``num_copies`` of a level.
+class Share:
+    """The copies of one worker, or of a whole batch; stepped one after the other. Numbers of copies
+    count within the share.
 
     Args:
         level: Id of the level.
         num_copies: Copies.
         language: Language of the sentences.
         num_distractors: See ``levels.make_level``.
+        first_copy: Number of the first one in its batch, for messages.
     """
 
     def __init__(
-        self, level: str, num_copies: int, language: Language, num_distractors: int | None = None
+        self,
+        level: str,
+        num_copies: int,
+        language: Language,
+        num_distractors: int | None = None,
+        first_copy: int = 0,
     ) -> None:
-        self.language: Language = language
+        self._language, self._first_copy = language, first_copy
         self._copies = [LevelCopy(level, num_distractors) for _ in range(num_copies)]
 
-    def __getitem__(self, index: int) -> LevelCopy:
-        return self._copies[index]
+    def answer(self, command: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a command. JSON can hold both: images are hexadecimal digits.
 
-    def __len__(self) -> int:
-        return len(self._copies)
+        Commands are ``step`` (``actions``, one per copy), ``start`` (``copies``, ``episodes`` and
+        ``seeds``; shows these copies alone), ``replay`` (``episodes``, ``seeds``, ``actions`` and
+        ``consulted``, one per copy), ``expert`` and ``spans``.
+        """
+        handle = getattr(self, f"_{command.pop('do')}")
+        answer: dict[str, Any] = handle(**command)
+        return answer
 
-    def step(self, actions: Sequence[int]) -> tuple[list[float], list[bool], list[bool]]:
-        """Take one action in each copy; gives rewards, terminated and truncated."""
+    def _step(self, actions: list[int]) -> dict[str, Any]:
         results = [copy.step(action) for copy, action in zip(self._copies, actions, strict=True)]
-        rewards, terminated, truncated = (list(column) for column in zip(*results, strict=True))
-        return rewards, terminated, truncated
+        rewards, terminated, truncated = zip(*results, strict=True)
+        told = {"rewards": rewards, "terminated": terminated, "truncated": truncated}
+        return told | self._show(range(len(self._copies)))
 
-    def expert_actions(self) -> list[int]:
-        """What the BabyAI bot would do; see ``expert.Expert`` for where it gives up."""
-        return [copy.expert.action(copy.actions) for copy in self._copies]
+    def _start(self, copies: list[int], episodes: list[int], seeds: list[int]) -> dict[str, Any]:
+        for copy, episode, seed in zip(copies, episodes, seeds, strict=True):
+            self._copies[copy].start(episode, seed)
+        return self._show(copies)
 
-    def expert_spans(self) -> list[int]:
-        """First and last step of the bot in each copy, one after the other, see ``Expert.span``."""
-        return [value for copy in self._copies for value in copy.expert.span(len(copy.actions))]
+    def _replay(
+        self,
+        episodes: list[int],
+        seeds: list[int],
+        actions: list[list[int]],
+        consulted: list[list[int]],
+    ) -> dict[str, Any]:
+        for copy, (episode, seed, taken, span) in enumerate(
+            zip(episodes, seeds, actions, consulted, strict=True)
+        ):
+            try:
+                self._copies[copy].replay(SavedEpisode(episode, taken, range(*span)), seed)
+            except CheckpointError as error:
+                raise CheckpointError(f"environment {self._first_copy + copy}: {error}") from error
+        return self._show(range(len(self._copies)))
 
-    def missions(self) -> list[str]:
-        """Mission of each copy."""
-        return [copy.level.mission for copy in self._copies]
+    def _expert(self) -> dict[str, Any]:
+        return {"actions": [one.expert.action(one.actions) for one in self._copies]}
 
-    def descriptions(self) -> list[tuple[str, ...]]:
-        """Sentences of each copy's state."""
-        return [self.describe(copy) for copy in self._copies]
+    def _spans(self) -> dict[str, Any]:
+        spans = [one.expert.span(len(one.actions)) for one in self._copies]
+        return {"spans": [step for span in spans for step in span]}
 
-    def describe(self, copy: LevelCopy) -> tuple[str, ...]:
-        """Sentences of one copy's state."""
-        return describe(copy.image, language=self.language)
-
-    def images(self) -> np.ndarray:
-        """``(num_copies, 7, 7, 3)`` uint8."""
-        return np.stack([copy.image for copy in self._copies])
-
-    def directions(self) -> list[int]:
-        """0 right, 1 down, 2 left, 3 up."""
-        return [int(copy.level.agent_dir) for copy in self._copies]
-
-    def close(self) -> None:
-        """Close the levels. May be called twice."""
-        for copy in self._copies:
-            copy.level.close()
+    def _show(self, copies: Sequence[int]) -> dict[str, Any]:
+        shown = [self._copies[copy] for copy in copies]
+        return {
+            "missions": [copy.level.mission for copy in shown],
+            "descriptions": [describe(copy.image, language=self._language) for copy in shown],
+            "directions": [int(copy.level.agent_dir) for copy in shown],
+            "images": np.stack([copy.image for copy in shown]).tobytes().hex(),
+        }

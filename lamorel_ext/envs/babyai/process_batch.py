@@ -16,7 +16,7 @@ from lamorel_ext.envs.babyai.worker_pool import PATIENCE_S, WorkerPool
 from lamorel_ext.errors import LevelError
 from lamorel_ext.types import ObservationBatch, StepBatch
 
-_Answers = Mapping[int, tuple[dict[str, Any], bytes]]
+Answers = Mapping[int, dict[str, Any]]
 
 
 class ProcessBatch:
@@ -67,6 +67,7 @@ class ProcessBatch:
                 "num_copies": len(share),
                 "language": language,
                 "num_distractors": num_distractors,
+                "first_copy": share[0],
             }
             for share in self._shares
         ]
@@ -121,7 +122,7 @@ class ProcessBatch:
             for env in ended:
                 self._episodes[env] += 1
                 self._taken[env] = []
-            current = _replaced(reached, ended, _observations(self._start(ended)))
+            current = reached.replaced(ended, _observations(self._start(ended)))
         return StepBatch(reached, current, rewards, terminated, truncated)
 
     def expert_actions(self) -> np.ndarray:
@@ -174,7 +175,7 @@ class ProcessBatch:
             self._pool.close()
             self._pool = None
 
-    def _start(self, envs: list[int]) -> _Answers:
+    def _start(self, envs: list[int]) -> Answers:
         """Start episodes whose numbers are set before."""
         commands = {}
         for worker, share in enumerate(self._shares):
@@ -191,10 +192,10 @@ class ProcessBatch:
     def _seeds(self, envs: list[int]) -> list[int]:
         return [int(self.episode_seed(env, self._episodes[env])) for env in envs]
 
-    def _ask_all(self, what: str) -> _Answers:
+    def _ask_all(self, what: str) -> Answers:
         return self._ask({worker: {"do": what} for worker in range(len(self._shares))})
 
-    def _ask(self, commands: Mapping[int, Mapping[str, Any]]) -> _Answers:
+    def _ask(self, commands: Mapping[int, Mapping[str, Any]]) -> Answers:
         """After an error there are neither workers nor a running batch."""
         try:
             self._pool = self._pool or WorkerPool(self._options, self._patience_s)
@@ -208,28 +209,17 @@ class ProcessBatch:
             raise LevelError("reset the environments first")
 
 
-def _joined(answers: _Answers, name: str) -> list[Any]:
+def _joined(answers: Answers, name: str) -> list[Any]:
     """Lists of all workers one after the other."""
-    return [value for worker in sorted(answers) for value in answers[worker][0][name]]
+    return [value for worker in sorted(answers) for value in answers[worker][name]]
 
 
-def _observations(answers: _Answers) -> ObservationBatch:
-    images = np.frombuffer(
-        b"".join(answers[worker][1] for worker in sorted(answers)), dtype=np.uint8
-    )
+def _observations(answers: Answers) -> ObservationBatch:
+    digits = "".join(answers[worker]["images"] for worker in sorted(answers))
+    images = np.frombuffer(bytearray.fromhex(digits), dtype=np.uint8)  # can be written to
     return ObservationBatch(
         missions=tuple(_joined(answers, "missions")),
         descriptions=tuple(tuple(sentences) for sentences in _joined(answers, "descriptions")),
-        images=images.reshape(-1, 7, 7, 3).copy(),
+        images=images.reshape(-1, 7, 7, 3),
         directions=np.array(_joined(answers, "directions"), dtype=np.int64),
     )
-
-
-def _replaced(before: ObservationBatch, rows: list[int], new: ObservationBatch) -> ObservationBatch:
-    """The same observations, but for some rows."""
-    missions, descriptions = list(before.missions), list(before.descriptions)
-    images, directions = before.images.copy(), before.directions.copy()
-    images[rows], directions[rows] = new.images, new.directions
-    for row, mission, sentences in zip(rows, new.missions, new.descriptions, strict=True):
-        missions[row], descriptions[row] = mission, sentences
-    return ObservationBatch(tuple(missions), tuple(descriptions), images, directions)

@@ -8,7 +8,7 @@ instruction.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -222,7 +222,8 @@ def _put_state(env: MiniGridEnv, record: Record) -> None:
     env.grid = Grid(record["width"], record["height"])
     for y, row in enumerate(record["grid"]):
         for x, code in enumerate(row):
-            _put(env.grid, x, y, _thing((code // 100, code // 10 % 10, code % 10)))
+            if (thing := WorldObj.decode(code // 100, code // 10 % 10, code % 10)) is not None:
+                env.put_obj(thing, x, y)
     for x, y, content in record["box_contents"]:
         box: Any = env.grid.get(x, y)
         if box is None:
@@ -237,23 +238,11 @@ def _put_state(env: MiniGridEnv, record: Record) -> None:
     env.step_count = record["step_count"]
 
 
-def _put(grid: Grid, x: int, y: int, thing: Any) -> None:
-    grid.set(x, y, thing)
-    if thing is not None:
-        thing.init_pos = thing.cur_pos = (x, y)
-
-
-def _thing(code: Sequence[int]) -> Any:
-    """minigrid annotates what objects contain and where they are as None alone, so its objects are
-    Any here.
-    """
-    return WorldObj.decode(*code)
-
-
 def _thing_of(record: Record | None) -> Any:
     if record is None:
         return None
-    thing = _thing(record["code"])
+    # Any: minigrid annotates what an object contains as None alone
+    thing: Any = WorldObj.decode(*record["code"])
     if thing is not None:
         thing.contains = _thing_of(record["contains"])
     return thing

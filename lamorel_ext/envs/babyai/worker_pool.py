@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-from lamorel_ext.envs.babyai.worker_messages import packed, unpacked
 from lamorel_ext.errors import CheckpointError, EnvWorkerError, LevelError
 from lamorel_ext.processes.identity import how_it_ended
 
@@ -53,8 +53,12 @@ class WorkerPool:
         self.patience_s = patience_s
         self._workers: list[_Worker] = []
         self._end = weakref.finalize(self, _end, self._workers)
-        for _ in options:
-            self._workers.append(_start())
+        for number in range(len(options)):
+            try:
+                self._workers.append(_start())
+            except OSError as error:  # the system refuses another process
+                self.close()
+                raise EnvWorkerError(number, f"cannot start: {error}") from error
         self.ask(dict(enumerate(options)))
 
     @property
@@ -62,9 +66,7 @@ class WorkerPool:
         """Process ids of the workers."""
         return [worker.process.pid for worker in self._workers]
 
-    def ask(
-        self, commands: Mapping[int, Mapping[str, Any]]
-    ) -> dict[int, tuple[dict[str, Any], bytes]]:
+    def ask(self, commands: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
         """Give some workers a command each, and wait for all answers.
 
         Args:
@@ -77,7 +79,7 @@ class WorkerPool:
         """
         try:
             for number, command in commands.items():
-                self._tell(number, packed(dict(command)))
+                self._tell(number, json.dumps(command).encode())
             return self._answers(commands)
         except (
             BaseException
@@ -96,9 +98,7 @@ class WorkerPool:
         except OSError as error:
             raise self._death(number) from error
 
-    def _answers(
-        self, commands: Mapping[int, Mapping[str, Any]]
-    ) -> dict[int, tuple[dict[str, Any], bytes]]:
+    def _answers(self, commands: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
         waiting = {self._workers[number].connection: number for number in commands}
         answers = {}
         deadline = time.monotonic() + self.patience_s
@@ -114,14 +114,14 @@ class WorkerPool:
                 answers[number] = self._read(number)
         return answers
 
-    def _read(self, number: int) -> tuple[dict[str, Any], bytes]:
+    def _read(self, number: int) -> dict[str, Any]:
         try:
-            fields, raw = unpacked(self._workers[number].connection.recv_bytes())
+            answer: dict[str, Any] = json.loads(self._workers[number].connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise self._death(number) from error
-        if "error" in fields:
-            raise _error_of(number, **fields["error"])
-        return fields, raw
+        if "error" in answer:
+            raise _error_of(number, **answer["error"])
+        return answer
 
     def _death(self, number: int) -> EnvWorkerError:
         """What to say of a worker whose connection is closed."""

@@ -8,7 +8,7 @@ and mission.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 import numpy as np
 from minigrid.core.constants import COLOR_TO_IDX
@@ -34,6 +34,14 @@ _WORTH_A_ROUND = 10
 _ANY = -1
 _MANY = 2
 """How many things a description means: one, or more."""
+_VERBS = {
+    "goto": "go to",
+    "goto_both": "go to",
+    "pickup": "pick up",
+    "pickup_goto": "go to",
+    "pickup_pickup": "pick up",
+}
+"""Verb of a mission's last description, by its task."""
 
 
 def draw_block(law: Law, size: int, capacity: int, words: np.ndarray) -> list[Start | None]:
@@ -113,7 +121,8 @@ def put_next(scenes: Scenes, rows: np.ndarray, count: int) -> np.ndarray:
     rows, moved, fixed = rows[apart], moved[apart], fixed[apart]
     scenes.flags[rows, moved] |= FIRST
     scenes.flags[rows, fixed] |= SECOND
-    _say(scenes, rows, _put_next_words, scenes.looks[rows, moved], scenes.looks[rows, fixed])
+    one = np.ones(len(rows), dtype=np.int64)  # each look is there once
+    _say(scenes, rows, _put_words, scenes.looks[rows, moved], one, scenes.looks[rows, fixed], one)
     return rows
 
 
@@ -124,16 +133,12 @@ def from_grammar(
     scenes.add_things(rows, count, unique=False)
     scenes.place_agents(rows)
     rows = rows[scenes.reachable(rows)]
-    both = task == "goto_both"
     parts = [*_described(scenes, rows, FIRST, task != "pickup", colored, located)]
-    if both:
+    words: Callable[..., str] = partial(_to_words, _VERBS[task])
+    if task == "goto_both":
+        words = _go_to_both_words
         parts += _described(scenes, rows, SECOND, True, colored, located)
-    _say(
-        scenes,
-        rows,
-        {"goto_both": _go_to_both_words, "pickup": _pick_up_words}.get(task, _go_to_words),
-        *parts,
-    )
+    _say(scenes, rows, words, *parts)
     return rows
 
 
@@ -143,9 +148,7 @@ def to_one(
     scenes.place_agents(rows)
     scenes.add_things(rows, count, unique=False)
     reachable = scenes.reachable(rows)
-    _go_to(
-        scenes, rows, scenes.below(rows, count), _go_to_words if task == "goto" else _pick_up_words
-    )
+    _go_to(scenes, rows, scenes.below(rows, count), _VERBS[task])
     kept: np.ndarray = rows[reachable & _allowed(scenes, rows, excluded)]
     return kept
 
@@ -171,12 +174,7 @@ def pick_up_and(
     reachable, first, means_first, second, means_second = _two_targets(scenes, rows, count)
     ordered = np.array(orders)[scenes.below(rows, len(orders))]
     parts = (first, _number(means_first), second, _number(means_second), ordered)
-    _say(
-        scenes,
-        rows,
-        _pick_up_and_go_to_words if task == "pickup_goto" else _pick_up_both_words,
-        *parts,
-    )
+    _say(scenes, rows, partial(_pick_up_and_words, _VERBS[task]), *parts)
     kept: np.ndarray = rows[reachable & _allowed(scenes, rows, excluded)]
     return kept
 
@@ -216,10 +214,7 @@ def _says(mission: str, phrases: tuple[str, ...]) -> bool:
 
 
 def _go_to(
-    scenes: Scenes,
-    rows: np.ndarray,
-    target: np.ndarray | int,
-    words: Callable[..., str] | None = None,
+    scenes: Scenes, rows: np.ndarray, target: np.ndarray | int, verb: str = "go to"
 ) -> np.ndarray:
     """To whatever looks like the target."""
     looks = scenes.looks[rows, : scenes.count]
@@ -227,7 +222,8 @@ def _go_to(
     meant = looks == wanted[:, None]
     scenes.flags[rows, : scenes.count] |= FIRST * meant
     color, kind = (wanted - look_of(0, 0)) % NUM_COLORS, (wanted - look_of(0, 0)) // NUM_COLORS
-    _say(scenes, rows, words or _go_to_words, kind, color, np.full(len(rows), _ANY), _number(meant))
+    anywhere = np.full(len(rows), _ANY)
+    _say(scenes, rows, partial(_to_words, verb), kind, color, anywhere, _number(meant))
     return rows
 
 
@@ -279,23 +275,16 @@ def _say(scenes: Scenes, rows: np.ndarray, words: Callable[..., str], *parts: np
 
 
 @cache
-def _go_to_words(kind: int, color: int, location: int, number: int) -> str:
-    return f"go to {_said(kind, color, location, number)}"
-
-
-@cache
-def _pick_up_words(kind: int, color: int, location: int, number: int) -> str:
-    return f"pick up {_said(kind, color, location, number)}"
+def _to_words(verb: str, kind: int, color: int, location: int, number: int) -> str:
+    if kind == _NO_KIND:
+        return ""  # only where the words did not suffice
+    place = None if location == _ANY else LOC_NAMES[location]
+    return f"{verb} {said(kind, None if color == _ANY else color, number, place)}"
 
 
 @cache
 def _go_to_both_words(*parts: int) -> str:
-    return f"{_go_to_words(*parts[:4])} and {_go_to_words(*parts[4:])}"
-
-
-@cache
-def _put_next_words(moved: int, fixed: int) -> str:
-    return f"put {_named(moved, 1)} next to {_named(fixed, 1)}"
+    return f"{_to_words('go to', *parts[:4])} and {_to_words('go to', *parts[4:])}"
 
 
 @cache
@@ -304,39 +293,13 @@ def _put_words(first: int, first_number: int, second: int, second_number: int) -
 
 
 @cache
-def _pick_up_and_go_to_words(
-    first: int, first_number: int, second: int, second_number: int, ordered: bool
+def _pick_up_and_words(
+    verb: str, first: int, first_number: int, second: int, second_number: int, ordered: bool
 ) -> str:
-    return _in_order(
-        f"pick up {_named(first, first_number)}", f"go to {_named(second, second_number)}", ordered
-    )
-
-
-@cache
-def _pick_up_both_words(
-    first: int, first_number: int, second: int, second_number: int, ordered: bool
-) -> str:
-    return _in_order(
-        f"pick up {_named(first, first_number)}",
-        f"pick up {_named(second, second_number)}",
-        ordered,
-    )
-
-
-def _in_order(first: str, then: str, ordered: bool) -> str:
-    return f"{first}, then {then}" if ordered else f"{then} after you {first}"
+    pick_up = f"pick up {_named(first, first_number)}"
+    then = f"{verb} {_named(second, second_number)}"
+    return f"{pick_up}, then {then}" if ordered else f"{then} after you {pick_up}"
 
 
 def _named(look: int, number: int) -> str:
     return said(*kind_and_color(look), number)
-
-
-def _said(kind: int, color: int, location: int, number: int) -> str:
-    if kind == _NO_KIND:
-        return ""  # only where the words did not suffice
-    return said(
-        kind,
-        None if color == _ANY else color,
-        number,
-        None if location == _ANY else LOC_NAMES[location],
-    )

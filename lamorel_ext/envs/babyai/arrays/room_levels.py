@@ -179,6 +179,8 @@ class RoomLevel:
         law = self.laws[place]
         if self.size > MAX_SIZE or not isinstance(law, partial) or law.func not in _IN_ARRAYS:
             return None
+        if law.keywords.get("count", 0) >= _MOST_THINGS:  # no scene will be valid
+            return None
         return partial(_IN_ARRAYS[law.func], **law.keywords)
 
     def _start(self, scene: Scene, mission: Mission) -> Start:

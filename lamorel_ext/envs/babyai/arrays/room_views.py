@@ -141,10 +141,10 @@ def _lit_cells(looks: np.ndarray) -> np.ndarray:
     opaque = _OPAQUE.take(looks)
     opaque[:, _OWN] = 0
     rows = np.packbits(opaque.reshape(-1, VIEW, VIEW), axis=1, bitorder="little")[:, 0]
-    lit = np.full(len(looks), 1 << VIEW // 2, dtype=np.int64)
+    lit, table = np.full(len(looks), 1 << VIEW // 2, dtype=np.int64), _light_table()
     seen = np.zeros((len(looks), 1, VIEW), dtype=np.uint8)
     for y in range(VIEW - 1, -1, -1):
-        seen[:, 0, y], lit = _LIGHT[:, lit << VIEW | rows[:, y]]
+        seen[:, 0, y], lit = table[:, lit << VIEW | rows[:, y]]
     return np.unpackbits(seen, axis=1, count=VIEW, bitorder="little").reshape(-1, _CELLS)
 
 
@@ -172,33 +172,24 @@ def images_of(looks: np.ndarray) -> np.ndarray:
     return _CODES.take(looks, axis=0).reshape(-1, VIEW, VIEW, 3)
 
 
-class Sentences:
-    """BabyAI-Text's sentences of many views at once.
+def sentences_of(looks: np.ndarray, walls: np.ndarray, language: Language) -> list[tuple[str, ...]]:
+    """Sentences of each view, as ``describe`` gives them.
 
     Args:
+        looks: ``(n, 49)``, as ``look_around`` gives them.
+        walls: ``(n, 3)``, likewise.
         language: Language of the sentences.
     """
-
-    def __init__(self, language: Language) -> None:
-        self._texts = _all_sentences(language)
-
-    def of(self, looks: np.ndarray, walls: np.ndarray) -> list[tuple[str, ...]]:
-        """Sentences of each view, as ``describe`` gives them.
-
-        Args:
-            looks: ``(n, 49)``, as ``look_around`` gives them.
-            walls: ``(n, 3)``, likewise.
-        """
-        said = np.empty((len(looks), _LEADING + _CELLS), dtype=np.uint8)
-        said[:, 0] = looks[:, _OWN]
-        said[:, 1:_LEADING] = walls
-        said[:, _LEADING:] = looks
-        said[:, _LEADING + _OWN] = 0
-        spoken = np.flatnonzero(said > WALL)
-        keys = said.reshape(-1).take(spoken) + _PER_CELL * (spoken % said.shape[1])
-        texts = tuple(self._texts.take(keys).tolist())
-        ends = np.searchsorted(spoken, np.arange(1, len(said) + 1) * said.shape[1]).tolist()
-        return [texts[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    said = np.empty((len(looks), _LEADING + _CELLS), dtype=np.uint8)
+    said[:, 0] = looks[:, _OWN]
+    said[:, 1:_LEADING] = walls
+    said[:, _LEADING:] = looks
+    said[:, _LEADING + _OWN] = 0
+    spoken = np.flatnonzero(said > WALL)
+    keys = said.reshape(-1).take(spoken) + _PER_CELL * (spoken % said.shape[1])
+    texts = tuple(_all_sentences(language).take(keys).tolist())
+    ends = np.searchsorted(spoken, np.arange(1, len(said) + 1) * said.shape[1]).tolist()
+    return [texts[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 _CODES = view_codes()
@@ -216,6 +207,10 @@ def _opaque_looks() -> np.ndarray:
     return opaque
 
 
+_OPAQUE = _opaque_looks()
+
+
+@cache
 def _light_table() -> np.ndarray:
     """``(2, 2**14)`` int64: of each row's light and opaque cells, what is seen in it and what it
     lights behind it, all as bits.
@@ -227,9 +222,6 @@ def _light_table() -> np.ndarray:
             [behind for _, behind in pairs],
         ]
     )
-
-
-_OPAQUE, _LIGHT = _opaque_looks(), _light_table()
 
 
 @cache

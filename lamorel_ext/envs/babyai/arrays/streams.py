@@ -85,7 +85,8 @@ def random_words(seeds: np.ndarray, num_words: int) -> np.ndarray:
     place = _sum(
         _product(first_high[:, None], first_low[:, None], *powers), _product(*stream, *sums)
     )
-    far, far_sum = _leap(_LANES)
+    # From here on every lane leaps as many steps as the last but one has gone by now: _LANES.
+    far, far_sum = ((high[-2:-1], low[-2:-1]) for high, low in (powers, sums))
     added = _product(*stream, *far_sum)
     numbers = np.empty((len(seeds), -(-num_words // 2 // _LANES) * _LANES), dtype="<u8")
     for begin in range(0, numbers.shape[1], _LANES):
@@ -136,15 +137,6 @@ def _jumps(count: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray,
         powers.append(power)
         sums.append(total)
     return _halves(powers), _halves(sums)
-
-
-@cache
-def _leap(count: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """The same for ``count`` steps from any state: a^count, and 1 + a + ... + a^(count - 1)."""
-    power, total = 1, 0
-    for _ in range(count):
-        power, total = power * _LCG & _BITS_128, (total * _LCG + 1) & _BITS_128
-    return _halves([power]), _halves([total])
 
 
 def _halves(values: list[int]) -> tuple[np.ndarray, np.ndarray]:

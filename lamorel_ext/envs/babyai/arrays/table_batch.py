@@ -49,11 +49,6 @@ class TableBatch:
             self._sentences[index] = sentences
         self._running = False
 
-    @property
-    def states(self) -> np.ndarray:
-        """``(num_envs,)`` int64, current states as indices of the tables."""
-        return self._states.copy()
-
     def reset(self) -> ObservationBatch:
         """Start episode 0 everywhere."""
         self._episodes[:] = 0
@@ -81,7 +76,7 @@ class TableBatch:
         if len(ended):
             self._episodes[ended] += 1
             self._start(ended)
-            current = self._observe_anew(reached, ended)
+            current = reached.replaced(ended.tolist(), self._observe(ended))
         return StepBatch(reached, current, rewards, terminated, truncated)
 
     def expert_actions(self) -> np.ndarray:
@@ -133,21 +128,12 @@ class TableBatch:
         if not self._running:
             raise LevelError("reset the environments first")
 
-    def _observe(self) -> ObservationBatch:
-        views = self.table.views[self._states]
+    def _observe(self, rows: np.ndarray | slice = slice(None)) -> ObservationBatch:
+        states = self._states[rows]
+        views = self.table.views[states]
         return ObservationBatch(
-            missions=self._missions,
-            descriptions=tuple(self._sentences[self.table.texts[self._states]].tolist()),
+            missions=self._missions[: len(states)],
+            descriptions=tuple(self._sentences[self.table.texts[states]].tolist()),
             images=self.table.images[views],
             directions=self.table.directions[views],
         )
-
-    def _observe_anew(self, observations: ObservationBatch, rows: np.ndarray) -> ObservationBatch:
-        """The same observations, but for some rows."""
-        descriptions = list(observations.descriptions)
-        images, directions = observations.images.copy(), observations.directions.copy()
-        views, texts = self.table.views[self._states[rows]], self.table.texts[self._states[rows]]
-        images[rows], directions[rows] = self.table.images[views], self.table.directions[views]
-        for row, sentences in zip(rows.tolist(), self._sentences[texts].tolist(), strict=True):
-            descriptions[row] = sentences
-        return ObservationBatch(self._missions, tuple(descriptions), images, directions)

@@ -10,7 +10,7 @@ import numpy as np
 
 from lamorel_ext.envs.babyai.arrays.room_expert import knows_paths, path_actions
 from lamorel_ext.envs.babyai.arrays.room_levels import room_level
-from lamorel_ext.envs.babyai.arrays.room_views import Sentences, images_of, look_around
+from lamorel_ext.envs.babyai.arrays.room_views import images_of, look_around, sentences_of
 from lamorel_ext.envs.babyai.arrays.rooms import Rooms
 from lamorel_ext.envs.babyai.batch_checks import EpisodeSeed, checked_actions, read_episodes
 from lamorel_ext.envs.babyai.describe import Language
@@ -57,7 +57,7 @@ class VectorBatch:
         self.rooms = Rooms(rules, num_envs)
         self._level_args = level, num_distractors
         self._starts = ComingEpisodes(num_envs, episode_seed, rules.draw_many)
-        self._sentences = Sentences(language)
+        self._language: Language = language
         self._episodes = np.zeros(num_envs, dtype=np.int64)
         self._taken = np.zeros((num_envs, rules.max_steps), dtype=np.uint8)
         self._paths = (
@@ -214,7 +214,7 @@ class VectorBatch:
         looks, walls = self._look(slice(None))
         return ObservationBatch(
             tuple(self.rooms.missions),
-            tuple(self._sentences.of(looks, walls)),
+            tuple(sentences_of(looks, walls, self._language)),
             images_of(looks),
             self.rooms.poses & 3,
         )
@@ -230,8 +230,8 @@ class VectorBatch:
         self._episodes[ended] += 1
         self._start(ended)
         new_looks, new_walls = self._look(ended)
-        texts = self._sentences.of(
-            np.concatenate([looks, new_looks]), np.concatenate([walls, new_walls])
+        texts = sentences_of(
+            np.concatenate([looks, new_looks]), np.concatenate([walls, new_walls]), self._language
         )
         images = images_of(looks)
         reached = ObservationBatch(missions, tuple(texts[: self.num_envs]), images, directions)
