@@ -44,7 +44,10 @@ _LAMOREL = {
 _FILES = {"lamorel_launcher.launch": HOME / "launchers" / "as_lamorel.py"}
 """Modules that are run, not only imported."""
 
-_GAMES = ("gym", "babyai", "babyai_text")
+_GAMES = """
+    gym babyai babyai_text babyai.utils babyai.bot babyai.rl babyai.rl.utils
+    babyai.rl.utils.supervised_losses babyai.paral_env_simple distutils distutils.dir_util
+""".split()
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -81,7 +84,7 @@ def install() -> None:
     # In front, because whoever calls this asked for ours.
     sys.meta_path.insert(0, _Finder({name: _copying(*source) for name, source in _LAMOREL.items()}))
     # Behind: what is really installed wins.
-    sys.meta_path.append(_Finder({name: _fill_game for name in _game_modules()}))
+    sys.meta_path.append(_Finder(dict.fromkeys(_GAMES, _fill_game)))
     if sys.version_info < (3, 12):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -128,20 +131,6 @@ def _copying(source: str, names: Sequence[str]) -> Callable[[ModuleType], None]:
             module.lamorel_logger = logging.getLogger("lamorel_logger")  # type: ignore[attr-defined]
 
     return fill
-
-
-def _game_modules() -> tuple[str, ...]:
-    return (
-        *_GAMES,
-        "babyai.utils",
-        "babyai.bot",
-        "babyai.rl",
-        "babyai.rl.utils",
-        "babyai.rl.utils.supervised_losses",
-        "babyai.paral_env_simple",
-        "distutils",
-        "distutils.dir_util",
-    )
 
 
 def _fill_game(module: ModuleType) -> None:

@@ -332,7 +332,7 @@ def _serve(
 ) -> None:
     import torch
 
-    from lamorel_ext.lamorel.hosting import Meeting, make_host
+    from lamorel_ext.lamorel.hosting import make_host
     from lamorel_ext.llm.serving import Hosted, serve
 
     rank = settings.args.distributed_setup_args.n_rl_processes + index
@@ -343,6 +343,6 @@ def _serve(
             torch.cuda.set_device(gpus[0])
         devices = [torch.device("cuda", gpu) for gpu in gpus] or [torch.device("cpu")]
         host = make_host(llm, devices, rank, updater, functions, initializer)
-        return Hosted(host, {"lamorel": Meeting(host)})
+        return Hosted(host, {"lamorel": host})
 
     serve(settings.args, build, group)

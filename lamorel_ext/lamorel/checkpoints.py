@@ -14,7 +14,7 @@ import math
 import pickletools
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lamorel_ext.errors import ModelLoadError, WriteError
+from lamorel_ext.errors import ModelLoadError
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -174,27 +174,22 @@ def _made(function: Any, arguments: Sequence[Any]) -> Any:
     raise ModelLoadError(f"its pickle calls {name}, which no tensor needs")
 
 
-def _lines(argv: Sequence[str]) -> Iterator[str]:
-    source, target = map(Path, argv)
-    tensors = read_checkpoint(source)
-    try:
-        save_file({name: value.clone().contiguous() for name, value in tensors.items()}, target)
-    except (SafetensorError, OSError) as error:
-        raise WriteError(f"{target} cannot be written: {error}") from error
-    yield f"{target}: {len(tensors)} tensors"
-
-
 def main(argv: Sequence[str]) -> int:
     """Convert one file."""
     if len(argv) != 2:
         print("usage: python -m lamorel_ext.lamorel.checkpoints FROM TO", file=sys.stderr)
         return 2
+    source, target = map(Path, argv)
     try:
-        for line in _lines(argv):
-            print(line)
-    except (ModelLoadError, WriteError) as error:
+        tensors = read_checkpoint(source)
+        save_file({name: value.clone().contiguous() for name, value in tensors.items()}, target)
+    except ModelLoadError as error:
         print(error, file=sys.stderr)
         return 1
+    except (SafetensorError, OSError) as error:
+        print(f"{target} cannot be written: {error}", file=sys.stderr)
+        return 1
+    print(f"{target}: {len(tensors)} tensors")
     return 0
 
 

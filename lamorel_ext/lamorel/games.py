@@ -181,15 +181,8 @@ def make(level: str, **kwargs: Any) -> Any:
 
 def synthesize(values: Sequence[float]) -> dict[str, float]:
     """Mean, standard deviation, least and greatest; not a number where there are none."""
-    if not len(values):
-        return dict.fromkeys(("mean", "std", "min", "max"), float("nan"))
-    array = np.asarray(values, dtype=np.float64)
-    return {
-        "mean": float(array.mean()),
-        "std": float(array.std()),
-        "min": float(array.min()),
-        "max": float(array.max()),
-    }
+    array = np.asarray(values if len(values) else [np.nan], dtype=np.float64)
+    return {name: float(getattr(array, name)()) for name in ("mean", "std", "min", "max")}
 
 
 def seed(number: int) -> None:

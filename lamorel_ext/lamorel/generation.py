@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError
+from lamorel_ext.llm.answers import beginning
 from lamorel_ext.llm.devices import seeded
 from lamorel_ext.llm.generation import (
     as_tokens,
@@ -98,22 +99,13 @@ def _together(model: Any, rows: Sequence[Sequence[int]]) -> list[list[int]]:
 
 def _tokens(model: Any, tokenizer: Any, contexts: Sequence[str], filler: int) -> list[list[int]]:
     """Of each context; what stands for an empty one in its place."""
-    causal = not model.config.is_encoder_decoder
+    seq2seq = model.config.is_encoder_decoder
     rows = [
         list(tokenizer(str(context), add_special_tokens=False)["input_ids"]) for context in contexts
     ]
     for place, row in enumerate(rows):
         if not row:
-            begin = (
-                tokenizer.bos_token_id
-                if tokenizer.bos_token_id is not None
-                else tokenizer.eos_token_id
-            )
-            if causal and begin is None:
-                raise RequestError(
-                    f"contexts[{place}] is empty, and the tokenizer has no token to begin with"
-                )
-            row.append(begin if causal else filler)
+            row.append(filler if seq2seq else beginning(tokenizer, f"contexts[{place}]"))
     return rows
 
 

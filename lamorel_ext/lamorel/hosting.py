@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from lamorel_ext.lamorel.averaging import AveragedModule
 from lamorel_ext.lamorel.model import LamorelModel, give, initialised
 from lamorel_ext.lamorel.settings import LlmSettings, logger
 from lamorel_ext.lamorel.upstream import for_lamorel
-from lamorel_ext.llm.loading import DTYPES, load_model
+from lamorel_ext.llm.loading import DTYPES, auto_class, load_model
 from lamorel_ext.llm.lora import with_adapters
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
 from lamorel_ext.rpc.lamorel_shape import SCORE_KEY
@@ -27,6 +26,8 @@ from lamorel_ext.types import ServerGroup
 
 class LamorelHost:
     """What a server asks. See ``llm.handlers.Host``; typed requests are not for it.
+
+    It also stands among its server's updaters, to be handed the group of servers.
 
     Args:
         model: With module functions, after the initialiser.
@@ -39,7 +40,10 @@ class LamorelHost:
         self._model, self._updater = model, updater
         self.module = AveragedModule(model)
 
-    def begin(self, group: ServerGroup) -> None:
+    def set_llm_module(self, llm_module: Any) -> None:
+        """Nothing to keep: it is this host."""
+
+    def set_group(self, group: ServerGroup) -> None:
         """Let the servers begin with the same weights, and the updater see those alone. Every
         server must call it, once.
         """
@@ -83,9 +87,11 @@ class LamorelHost:
 
     def score(self, *args: Any, **kwargs: Any) -> Any:
         """Not here."""
-        raise RequestError(_TYPED)
+        raise RequestError(
+            "this server hosts a model in Lamorel's way; ask it through lamorel_ext.Caller"
+        )
 
-    generate = reset = save = load = score
+    generate = reset = save = load = update = score
 
     def forget(self, reference: bool = True) -> None:
         """Nothing is remembered."""
@@ -102,36 +108,6 @@ class LamorelHost:
                 name for name in self._model._module_functions if name != SCORE_KEY
             ),
         }
-
-
-_TYPED = "this server hosts a model in Lamorel's way; ask it through lamorel_ext.Caller"
-
-
-class Meeting:
-    """Stands among a server's updaters to be handed the group of servers, for the host's sake."""
-
-    def __init__(self, host: LamorelHost) -> None:
-        self._host = host
-
-    def set_llm_module(self, llm_module: Any) -> None:
-        """Nothing to keep."""
-
-    def set_group(self, group: ServerGroup) -> None:
-        """Let the servers begin."""
-        self._host.begin(group)
-
-    def update(self, request: Any) -> Any:
-        """Not here."""
-        raise RequestError(_TYPED)
-
-    def reset(self, seed: int) -> None:
-        """Nothing to forget."""
-
-    def save(self, folder: Path) -> None:
-        """Nothing to write."""
-
-    def load(self, folder: Path) -> None:
-        """Nothing to read."""
 
 
 def make_host(
@@ -157,7 +133,10 @@ def make_host(
         TypeError: Something is not what its name says.
     """
     set_seed(settings.args.seed)
-    model, tokenizer = _load(settings.args, devices)
+    if settings.args.load_in_4bit:
+        model, tokenizer = _load_in_4bit(settings.args, devices)
+    else:
+        model, tokenizer, _ = load_model(settings.args, devices[0], devices)
     model = with_adapters(model, settings.args.lora, settings.args.seed)
     wrapper = LamorelModel(model, tokenizer, settings)
     set_seed(settings.args.seed + rank)
@@ -206,13 +185,6 @@ def _attributes(settings: LlmSettings, model: LamorelModel, rank: int) -> dict[s
     }
 
 
-def _load(args: LlmArgs, devices: Sequence[torch.device]) -> tuple[Any, Any]:
-    if not args.load_in_4bit:
-        model, tokenizer, _ = load_model(args, devices[0], devices)
-        return model, tokenizer
-    return _load_in_4bit(args, devices)
-
-
 def _load_in_4bit(args: LlmArgs, devices: Sequence[torch.device]) -> tuple[Any, Any]:
     """Four bits through bitsandbytes as Lamorel has them: NF4, doubly quantised, bfloat16 sums."""
     import importlib.util
@@ -234,13 +206,7 @@ def _load_in_4bit(args: LlmArgs, devices: Sequence[torch.device]) -> tuple[Any, 
             f"{args.model_path}: load_in_4bit needs the package bitsandbytes: pip install"
             " bitsandbytes"
         )
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSeq2SeqLM,
-        AutoTokenizer,
-        BitsAndBytesConfig,
-    )
+    from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
     quantised = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -253,7 +219,7 @@ def _load_in_4bit(args: LlmArgs, devices: Sequence[torch.device]) -> tuple[Any, 
         config = AutoConfig.from_pretrained(
             args.model_path, trust_remote_code=args.trust_remote_code
         )
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        kind = auto_class("seq2seq" if config.is_encoder_decoder else "causal")
         model = kind.from_pretrained(
             args.model_path,
             quantization_config=quantised,

@@ -8,7 +8,7 @@ Lamorel lays them out; with T5 these share the work too (``sharing``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import compress
@@ -23,7 +23,7 @@ from lamorel_ext.errors import RequestError
 from lamorel_ext.lamorel.generation import generate
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.lamorel.sharing import SharedOutputs, can_share
-from lamorel_ext.llm.answers import TextEncoder, merge
+from lamorel_ext.llm.answers import TextEncoder, beginning, merge
 from lamorel_ext.llm.devices import tidy
 from lamorel_ext.llm.generation import takes_left_padding
 from lamorel_ext.llm.module_functions import LogScores, first_states
@@ -34,6 +34,11 @@ from lamorel_ext.rpc.lamorel_shape import SCORE_KEY
 
 Sequences = dict[str, list[int]]
 """Lamorel's tokenised text: ``input_ids`` and ``attention_mask``."""
+
+Read = list[tuple[Tensor, ...]]
+"""What was read of contexts, with a row for each: an encoder's states alone, or a causal model's
+keys and values of each layer; empty where no context has a token but its last.
+"""
 
 
 @dataclass(frozen=True)
@@ -234,9 +239,9 @@ class LamorelModel(nn.Module):
         apart = self._settings.args.pre_encode_inputs
         compact = self.model_type == "causal" and not takes_left_padding(self._LLM_model)
         learnt = callable_of(self._LLM_model) is not unwrap(self._LLM_model)
-        read: list[Any] | None = None
+        read: Read | None = None
 
-        def read_once() -> list[Any] | None:
+        def read_once() -> Read | None:
             nonlocal read
             if read is None and apart:
                 read = self._read(inputs, options)
@@ -252,7 +257,7 @@ class LamorelModel(nn.Module):
             if shares:
                 found, minibatch = self._shared(own, outputs[start:stop], options, read_once, part)
             elif compact:
-                nothing = [None] if apart else None
+                nothing: Read | None = [] if apart else None
                 minibatch = self._minibatch(own, outputs[start:stop], options, nothing, part)
                 found = self._unpadded_pass(own, outputs[start:stop], minibatch, with_states)
             else:
@@ -360,7 +365,7 @@ class LamorelModel(nn.Module):
         inputs: Sequence[Sequences],
         outputs: Sequence[Sequences],
         options: _Options,
-        read_once: Callable[[], list[Any] | None],
+        read_once: Callable[[], Read | None],
         owners: Sequence[int],
     ) -> tuple[SharedOutputs, dict[str, Any]]:
         """The pass that reads each context once, and the minibatch as module functions know it."""
@@ -402,16 +407,9 @@ class LamorelModel(nn.Module):
         same = options.pad_contexts or self._settings.args.pre_encode_inputs or not causal
         inputs, rows = [], []
         for context, own in zip(read, candidates, strict=True):
-            outputs = [
-                self._LLM_tokenizer(text, add_special_tokens=False, return_token_type_ids=False)
-                for text in self._with_end(own, options)
-            ]
             sequences = [
-                {
-                    "input_ids": list(each["input_ids"]),
-                    "attention_mask": list(each["attention_mask"]),
-                }
-                for each in outputs
+                _text(self._LLM_tokenizer(text, add_special_tokens=False)["input_ids"])
+                for text in self._with_end(own, options)
             ]
             if causal:
                 last = _part(context, slice(-1, None))
@@ -433,15 +431,8 @@ class LamorelModel(nn.Module):
         else:
             tokens = list(self._LLM_tokenizer(context, add_special_tokens=False)["input_ids"])
         if not tokens and self.model_type == "causal":
-            beginning = self._LLM_tokenizer.bos_token_id
-            tokens = [self._LLM_tokenizer.eos_token_id if beginning is None else beginning]
-            if tokens == [None]:
-                raise RequestError(
-                    f"contexts[{place}] is empty, and the tokenizer has no token to begin with"
-                )
-        if not tokens:
-            tokens = [self.pad_token]
-        return {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
+            tokens = [beginning(self._LLM_tokenizer, f"contexts[{place}]")]
+        return _text(tokens or [self.pad_token])
 
     def _padded(self, sequence: Sequences, size: int, right: bool = True) -> Sequences:
         gap = size - len(sequence["input_ids"])
@@ -456,32 +447,37 @@ class LamorelModel(nn.Module):
             "attention_mask": mask + sequence["attention_mask"],
         }
 
-    def _read(self, inputs: Sequence[Sequences], options: _Options) -> list[Any]:
-        """What the model makes of each context, read once for all its candidates, in parts of the
-        minibatch's size."""
-        read = []
+    def _read(self, inputs: Sequence[Sequences], options: _Options) -> Read:
+        """What the model makes of the contexts, read once for all their candidates, in parts of the
+        minibatch's size.
+        """
+        read: list[Read] = []
         for start in range(0, len(inputs), options.minibatch_size):
             part = inputs[start : start + options.minibatch_size]
             batch = {name: self._put([each[name] for each in part]) for name in part[0]}
             if self.model_type == "seq2seq":
-                read.append(self._LLM_model.get_encoder()(**batch)[0])
+                read.append([(self._LLM_model.get_encoder()(**batch)[0],)])
             elif not batch["input_ids"].shape[1]:
-                read.append(None)
+                return []
             else:
                 positions = self._positions(batch["attention_mask"], len(part[0]["input_ids"]))
-                read.append(self._LLM_model(**batch, **positions, use_cache=True).past_key_values)
-        return read
+                found = self._LLM_model(**batch, **positions, use_cache=True)
+                read.append(_layers(found.past_key_values))
+        return [
+            tuple(torch.cat(each) for each in zip(*layer, strict=True))
+            for layer in zip(*read, strict=True)
+        ]
 
     def _minibatch(
         self,
         inputs: Sequence[Sequences],
         outputs: Sequence[Sequences],
         options: _Options,
-        read: Sequence[Any] | None,
+        read: Read | None,
         owners: Sequence[int],
     ) -> dict[str, Any]:
         if self.model_type == "seq2seq":
-            start: Sequences = {"input_ids": [self._decoder_start], "attention_mask": [1]}
+            start = _text([self._decoder_start])
             width = max(len(each["input_ids"]) for each in outputs) + 1
             rows = [self._padded(_chain(start, each), width) for each in outputs]
             minibatch: dict[str, Any] = {
@@ -492,9 +488,9 @@ class LamorelModel(nn.Module):
             if read is None:
                 minibatch["input_ids"] = self._put([each["input_ids"] for each in inputs])
             else:
-                states = torch.cat(list(read)) if len(read) > 1 else read[0]
+                ((states,),) = read
                 minibatch["encoder_outputs"] = BaseModelOutput(
-                    last_hidden_state=states[self._put(owners)]
+                    last_hidden_state=states[self._put(owners).to(states.device)]
                 )
             return minibatch
         if read is None:
@@ -527,9 +523,8 @@ class LamorelModel(nn.Module):
                 ]
             ),
         }
-        cache = _cache_of(read, owners, options.minibatch_size, self.device)
-        if cache is not None:
-            minibatch["past_key_values"] = cache
+        if read:
+            minibatch["past_key_values"] = _cache_of(read, self._put(owners))
         return minibatch
 
     @property
@@ -569,9 +564,14 @@ def _pad_token(tokenizer: Any, settings: LlmSettings) -> int:
     return 0
 
 
+def _text(tokens: Iterable[int]) -> Sequences:
+    """Tokens without padding."""
+    ids = list(tokens)
+    return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+
 def _unpadded(sequence: Sequences) -> Sequences:
-    real = list(compress(sequence["input_ids"], sequence["attention_mask"]))
-    return {"input_ids": real, "attention_mask": [1] * len(real)}
+    return _text(compress(sequence["input_ids"], sequence["attention_mask"]))
 
 
 def _part(sequence: Sequences, part: slice) -> Sequences:
@@ -607,30 +607,18 @@ def _joined(key: str, parts: Sequence[Any], num_rows: int) -> Any:
     return column
 
 
-def _cache_of(read: Sequence[Any], owners: Sequence[int], size: int, device: torch.device) -> Any:
-    """Keys and values of the contexts of these rows, as a cache of their own."""
+def _cache_of(read: Read, rows: Tensor) -> Any:
+    """Keys and values of these rows, each layer's on its device, as a cache of their own."""
     from transformers import DynamicCache
 
-    if read[0] is None:
-        return None
-    parts = [(place // size, place % size) for place in owners]
-    layers = []
-    for layers_of_parts in zip(*[_layers(cache) for cache in read], strict=True):
-        pair = []
-        for which in range(2):
-            if len(read) == 1:
-                index = torch.tensor([row for _, row in parts], device=device)
-                pair.append(layers_of_parts[0][which].index_select(0, index))
-            else:
-                pair.append(torch.stack([layers_of_parts[part][which][row] for part, row in parts]))
-        layers.append(tuple(pair))
     cache = DynamicCache()
-    for place, (keys, values) in enumerate(layers):
+    for place, layer in enumerate(read):
+        keys, values = (each.index_select(0, rows.to(each.device)) for each in layer)
         cache.update(keys, values, place)
     return cache
 
 
-def _layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
+def _layers(cache: Any) -> Read:
     try:
         return [(layer.keys, layer.values) for layer in cache.layers]
     except AttributeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,34 +19,20 @@ def fused_adam() -> Iterator[None]:
     rounding. An optimiser that was made with ``fused`` or ``foreach``, or is a class of somebody's
     own, keeps its way.
     """
-    with _REGISTERING:
-        _register()
-    before, _HERE.fusing = _HERE.fusing, True
+    before, _HERE.fusing = getattr(_HERE, "fusing", False), True
     try:
         yield
     finally:
         _HERE.fusing = before
 
 
-class _Here(threading.local):
-    """Of this thread."""
-
-    fusing = False
-
-
-_HERE, _REGISTERING = _Here(), threading.Lock()
-
-
-@functools.cache
-def _register() -> None:
-    """Once and for good: PyTorch walks through its list of hooks unguarded, while other servers
-    that are threads of this process step.
-    """
-    register_optimizer_step_pre_hook(_fuse)
+_HERE = threading.local()
+"""``fusing``, of this thread."""
 
 
 def _fuse(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if not _HERE.fusing or type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+    fusing = getattr(_HERE, "fusing", False)
+    if not fusing or type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return
     for group in optimizer.param_groups:
         asked = group.get("fused") is not None or group.get("foreach") is not None
@@ -63,3 +48,8 @@ def _suits(parameter: torch.Tensor) -> bool:
         and parameter.is_floating_point()
         and (gradient is None or gradient.layout == torch.strided)
     )
+
+
+# Once and for good: PyTorch walks through its list of hooks unguarded, while other servers that are
+# threads of this process step.
+register_optimizer_step_pre_hook(_fuse)

@@ -18,6 +18,7 @@ from lamorel_ext.config import (
     LoraArgs,
     ParallelismArgs,
 )
+from lamorel_ext.config.typed import build
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.options import out_of_bounds
 
@@ -177,6 +178,7 @@ def _lamorel_args(
     llm: LlmArgs,
 ) -> LamorelArgs:
     level = str(plain.get("log_level", "info")).lower()
+    level = {"warn": "warning", "notset": "debug"}.get(level, level)  # Python's own other names
     if not isinstance(getattr(logging, level.upper(), None), int):
         problems.append(f"lamorel_args.log_level: no level of logging is called {level!r}")
         level = "info"
@@ -225,7 +227,7 @@ def _read_03(
             unused.append(f"{where}.ddp_kwargs")
         unused += [f"{where}.{key}" for key in own]
         values = _section(configs, name, problems, "llm_configs.")
-        pad = values.get("pad_token_id")
+        pad = _number(values, "pad_token_id", problems, f"llm_configs.{name}.", None, at_least=0)
         llm = _llm_args(values, f"llm_configs.{name}", problems, unused)
         servers = range(first, first + count)
         raw = config.llm_configs.get(name) if configs and hasattr(config, "llm_configs") else values
@@ -338,51 +340,31 @@ def _take(
     kind: Any, values: Mapping[str, Any], where: str, problems: list[str], unused: list[str]
 ) -> Any:
     """A dataclass of the keys that it knows; a null keeps its default where it has another one."""
-    known = {each.name: each for each in fields(kind)}
-    chosen = {}
-    for key, value in values.items():
-        if key not in known:
-            unused.append(f"{where}.{key}")
-        elif value == "???":
-            problems.append(f"lamorel_args.{where}.{key}: a value is missing (???)")
-        elif value is not None:
-            problem = _misfit(value, known[key].type)
-            if problem:
-                problems.append(
-                    f"lamorel_args.{where}.{key}: expected {problem}, got {value!r:.80}"
-                )
-            else:
-                chosen[key] = tuple(value) if isinstance(value, list) else value
-    return kind(**chosen)
-
-
-def _misfit(value: Any, annotation: Any) -> str:
-    """What was expected where a value does not fit; annotations are text here."""
-    name = str(annotation).removesuffix(" | None")
-    if name == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-        return "a whole number"
-    if name == "bool" and not isinstance(value, bool):
-        return "true or false"
-    if name == "str" and not isinstance(value, str):
-        return "a text"
-    if name.startswith("tuple[") and not isinstance(value, (list, tuple)):
-        return "a list"
-    if name.startswith("Literal[") and not (
-        isinstance(value, str) and f"'{value}'" in name.replace('"', "'")
-    ):
-        return f"one of {name[8:-1]}"
-    return ""
+    known = {each.name for each in fields(kind)}
+    unused += [f"{where}.{key}" for key in values if key not in known]
+    given = {key: value for key, value in values.items() if key in known and value is not None}
+    missing = [key for key, value in given.items() if value == "???"]
+    problems += [f"lamorel_args.{where}.{key}: a value is missing (???)" for key in missing]
+    for key in missing:
+        del given[key]
+    return build(kind, given, f"lamorel_args.{where}.", problems)
 
 
 def _number(
-    values: Mapping[str, Any], key: str, problems: list[str], within: str = "", default: int = 1
-) -> int:
+    values: Mapping[str, Any],
+    key: str,
+    problems: list[str],
+    within: str = "",
+    default: Any = 1,
+    at_least: int = 1,
+) -> Any:
     value = values.get(key)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         problems.append(
-            f"lamorel_args.{within}{key}: expected a whole number of at least 1, got {value!r:.80}"
+            f"lamorel_args.{within}{key}: expected a whole number of at least {at_least}, got"
+            f" {value!r:.80}"
         )
         return default
     return value

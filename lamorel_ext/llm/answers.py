@@ -74,6 +74,7 @@ class TextEncoder:
         self._positions = None if rotary and not as_trained else _position_limit(config)
         self._max_prompt_tokens = max_prompt_tokens
         self._known: Memory[str, Tokens] = Memory(REMEMBERED_TEXTS)
+        self._numbers: dict[int, int] = {}
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of each text, without special tokens."""
@@ -86,7 +87,8 @@ class TextEncoder:
                 new, add_special_tokens=False, return_attention_mask=False, verbose=False
             )["input_ids"]
             for text, ids in zip(new, encoded, strict=True):
-                known[text] = tuple(ids)
+                # One object for each number: a tokenizer's own take four fifths of the memory.
+                known[text] = tuple(map(self._numbers.setdefault, ids, ids))
                 self._known.put(text, known[text])
         return [known[text] for text in texts]
 
@@ -109,7 +111,7 @@ class TextEncoder:
         encoded = self.encode(prompts)
         for i, tokens in enumerate(encoded):
             if not tokens and not self._seq2seq:
-                encoded[i] = (self._beginning(),)
+                encoded[i] = (beginning(self._tokenizer, "a prompt"),)
             self._check_length(prompts[i], len(tokens), 0 if behind is None else behind[i])
         return encoded
 
@@ -128,14 +130,20 @@ class TextEncoder:
                 f"{which} has {length} tokens{more}; the model has {self._positions} positions"
             )
 
-    def _beginning(self) -> int:
-        for name in ("bos_token_id", "eos_token_id"):
-            token = getattr(self._tokenizer, name, None)
-            if token is not None:
-                return int(token)
-        raise RequestError(
-            "a prompt is empty, and the tokenizer has no beginning-of-text token to stand for it"
-        )
+
+def beginning(tokenizer: Any, which: str) -> int:
+    """The token that stands for an empty text, which a decoder-only model cannot read.
+
+    Raises:
+        RequestError: There is none; the message names ``which`` text.
+    """
+    for name in ("bos_token_id", "eos_token_id"):
+        token = getattr(tokenizer, name, None)
+        if token is not None:
+            return int(token)
+    raise RequestError(
+        f"{which} is empty, and the tokenizer has no beginning-of-text token to stand for it"
+    )
 
 
 def _position_limit(config: PretrainedConfig) -> int | None:

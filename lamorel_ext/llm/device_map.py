@@ -56,14 +56,14 @@ def spread_over_gpus(model: Any, devices: Sequence[torch.device], name: str) -> 
     spread(model, make_device_map(model, free, name))
 
 
-def spread(model: Any, device_map: Mapping[str, Any], main_device: Any = None) -> None:
+def spread(model: Any, device_map: Mapping[str, Any]) -> None:
     """Move a model's layers as a device map says; the first one's device takes the inputs."""
     from accelerate import dispatch_model
 
     dispatch_model(
         model,
         dict(device_map),
-        main_device=next(iter(device_map.values())) if main_device is None else main_device,
+        main_device=next(iter(device_map.values())),
         skip_keys=getattr(model, "_skip_keys_device_placement", None),
         force_hooks=True,
     )

@@ -9,7 +9,7 @@ all of them must call it, in the same order.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ def divide(model: nn.Module, group: Any, device: torch.device) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     # Every rank brings the same gradient: in half precision the mean of three would round it.
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if _half(model) else None)
+    half = any(parameter.dtype.itemsize == 2 for parameter in model.parameters())
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if half else None)
     mesh = DeviceMesh.from_group(group, device.type)
     # Of blocks within blocks the innermost ones too: each is whole by itself.
     blocks = set(getattr(model, "_no_split_modules", None) or ())
@@ -99,11 +100,6 @@ def whole_as(part: Tensor, tensor: Tensor) -> Tensor:
     ).full_tensor()
 
 
-def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What this rank holds of each."""
-    return {name: own_part(tensor) for name, tensor in tensors.items()}
-
-
 def any_rank(flag: bool, tensors: Sequence[Tensor]) -> bool:
     """Whether it is so on any of the ranks that hold these; here, where none is divided."""
     divided = next((tensor for tensor in tensors if is_divided(tensor)), None)
@@ -144,7 +140,3 @@ def _summed(tensor: Tensor, divided: Tensor) -> Tensor:
 
 def _mesh(tensor: Any) -> Any:
     return tensor.device_mesh
-
-
-def _half(model: nn.Module) -> bool:
-    return any(parameter.dtype.itemsize == 2 for parameter in model.parameters())

@@ -30,7 +30,7 @@ from lamorel_ext.llm.answers import (
 )
 from lamorel_ext.llm.devices import seeded, tidy
 from lamorel_ext.llm.fresh import draw_model
-from lamorel_ext.llm.fsdp import model_is_divided, own_class, parts_of, whole_as
+from lamorel_ext.llm.fsdp import model_is_divided, own_class, own_part, whole_as
 from lamorel_ext.llm.generation import Generator
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.scoring.engines import callable_of, is_steady, make_engine, unwrap
@@ -43,6 +43,7 @@ from lamorel_ext.llm.weights import (
     copy_into,
     distinct_tensors,
     read_tensors,
+    shapes_of,
     whole_tensors,
     write_tensors,
     written_whole,
@@ -457,10 +458,11 @@ class ModelHost(nn.Module):
             CheckpointError: A file is missing, corrupt or of another model; the message names it.
         """
         self._begin()
-        values = read_tensors(self.model, Path(folder) / MODEL_FILE)
-        modules = read_tensors(self._modules_in_use(), Path(folder) / MODULES_FILE)
+        values = read_tensors(Path(folder) / MODEL_FILE, shapes_of(self.model))
+        in_use = self._modules_in_use()
+        modules = read_tensors(Path(folder) / MODULES_FILE, shapes_of(in_use))
         copy_into(self.model, values)
-        copy_into(self._modules_in_use(), modules)
+        copy_into(in_use, modules)
         self.weights_changed()
 
     def info(self) -> dict[str, Scalar]:
@@ -562,7 +564,8 @@ class ModelHost(nn.Module):
         self._initial.check(self.model, self._start)
         if self._divided:
             present = {
-                name: part.clone() for name, part in parts_of(distinct_tensors(self.model)).items()
+                name: own_part(tensor).clone()
+                for name, tensor in distinct_tensors(self.model).items()
             }
             copy_into(self.model, self._start)
             try:

@@ -279,7 +279,8 @@ def _model_type(args: LlmArgs, config: Any) -> ModelType:
     return actual
 
 
-def _auto_class(model_type: ModelType) -> Any:
+def auto_class(model_type: ModelType) -> Any:
+    """Transformers' class that makes models of this type."""
     return AutoModelForSeq2SeqLM if model_type == "seq2seq" else AutoModelForCausalLM
 
 
@@ -308,7 +309,7 @@ def _read_weights(
     own_config = {} if source.gguf_file is not None else {"config": config}
     try:
         with _quiet_transformers():
-            model, seen = _auto_class(model_type).from_pretrained(
+            model, seen = auto_class(model_type).from_pretrained(
                 source.name,
                 dtype=DTYPES[args.dtype],
                 use_safetensors=True,
@@ -363,7 +364,7 @@ def _first_misfit(source: _Source, config: Any, model_type: ModelType) -> str | 
     with torch.device("meta"):
         expected = {
             name: tuple(tensor.shape)
-            for name, tensor in _auto_class(model_type).from_config(config).state_dict().items()
+            for name, tensor in auto_class(model_type).from_config(config).state_dict().items()
         }
     with safe_open(path, framework="pt") as stored:
         shapes = {
@@ -392,7 +393,7 @@ def _stored_names(source: _Source) -> set[str]:
 
 def _draw_weights(args: LlmArgs, config: Any, model_type: ModelType) -> PreTrainedModel:
     def build() -> Any:
-        return _auto_class(model_type).from_config(
+        return auto_class(model_type).from_config(
             config, trust_remote_code=args.trust_remote_code, dtype=torch.float32
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from lamorel_ext.llm.handlers import Host, RequestHandler, Updater
 from lamorel_ext.rpc.groups import LockstepGroup
 from lamorel_ext.rpc.link import VERDICT_S, Peer
-from lamorel_ext.rpc.tcp_listener import Call, Listener
+from lamorel_ext.rpc.tcp_listener import Call, TcpListener
 from lamorel_ext.types import Answer, ScoreRequest, ScoreResult, ServerGroup
 
 
@@ -68,7 +68,7 @@ class Server:
         self,
         host: Host,
         updaters: Mapping[str, Updater],
-        listener: Listener,
+        listener: TcpListener,
         group: ServerGroup,
         me: Peer,
         merging: Merging = ALONE,

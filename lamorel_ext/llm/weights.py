@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +36,11 @@ def distinct_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in named_tensors(module).items()}
 
 
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Their shapes, whole where this rank holds a part."""
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(module).items()}
+
+
 def copy_into(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Copy values, named as by ``distinct_tensors``, into the module's own tensors, whatever their
     precision and device; of a divided tensor a value may be all of it, or this rank's part.
@@ -62,18 +67,26 @@ def whole_tensors(module: nn.Module, keep: bool = True) -> dict[str, Tensor]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write what ``whole_tensors`` gave. Use within ``written_whole``.
+    """Write tensors that share no memory. Use within ``written_whole``.
 
     Raises:
         CheckpointError: A tensor holds a number that is not finite; nothing was written.
     """
     if found := not_finite(tensors):
         raise CheckpointError(f"{path.name} was not written: {found}")
-    save_file(dict(tensors), path, metadata={"format": "pt"})
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={"format": "pt"})
 
 
-def read_tensors(module: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Read a file that fits a module.
+def read_tensors(
+    path: Path, shapes: Mapping[str, Sequence[int]], or_none: bool = False
+) -> dict[str, Tensor]:
+    """Read a file of tensors.
+
+    Args:
+        path: The file.
+        shapes: Of every tensor that must be in it.
+        or_none: Whether it may also hold none at all.
 
     Raises:
         CheckpointError: The file is missing, corrupt, or holds tensors of other names or shapes, or
@@ -83,18 +96,19 @@ def read_tensors(module: nn.Module, path: Path) -> dict[str, Tensor]:
         values = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    own = distinct_tensors(module)
-    if missing := sorted(own.keys() - values.keys()):
+    if or_none and not values:
+        return values
+    if missing := sorted(shapes.keys() - values.keys()):
         raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first is {missing[0]}")
-    if extra := sorted(values.keys() - own.keys()):
+    if extra := sorted(values.keys() - shapes.keys()):
         raise CheckpointError(
             f"{path} holds {len(extra)} tensors that this model has not, the first is {extra[0]}"
         )
-    for name, tensor in own.items():
-        if tensor.shape != values[name].shape:
+    for name, shape in shapes.items():
+        if values[name].shape != torch.Size(shape):
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(values[name].shape)}, the model's has"
-                f" {tuple(tensor.shape)}"
+                f" {tuple(shape)}"
             )
     if found := not_finite(values):
         raise CheckpointError(f"{path}: {found}")

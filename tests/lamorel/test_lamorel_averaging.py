@@ -1,6 +1,5 @@
 """Servers hold the same weights under an updater that knows nothing of averaging."""
 
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +9,8 @@ import torch
 from torch import nn
 
 from lamorel_ext.lamorel.averaging import AveragedModule
-from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
+from lamorel_ext.rpc.groups import LockstepGroup
+from tests.updaters.updater_fakes import on_servers
 
 Update = Callable[[AveragedModule, int, int], None]
 
@@ -33,28 +33,18 @@ def run(
     for server in range(size):
         torch.manual_seed(server)  # they begin with different weights
         modules.append(AveragedModule(make()))
-    errors: list[BaseException] = []
 
-    def serve(server: int, group: LockstepGroup) -> None:
-        try:
-            modules[server].begin(group)
-            for number in range(updates):
-                work = partial(update, modules[server], server, number)
-                own = work if parts(server, number) else None
-                group.together(partial(modules[server].update, own))
-        except BaseException as error:
-            errors.append(error)
+    def serve(group: LockstepGroup) -> None:
+        server = group.rank
+        modules[server].begin(group)
+        for number in range(updates):
+            work = partial(update, modules[server], server, number)
+            own = work if parts(server, number) else None
+            group.together(partial(modules[server].update, own))
 
-    threads = [
-        threading.Thread(target=serve, args=(server, LockstepGroup(group)))
-        for server, group in enumerate(make_thread_groups(size, 20.0))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    if errors:
-        raise errors[0]
+    for result in on_servers(size, lambda group: serve(LockstepGroup(group))):
+        if isinstance(result, Exception):
+            raise result
     return modules
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +14,14 @@ from lamorel_ext import BaseModuleFunction, BaseUpdater
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ConfigError, ModelLoadError, RequestError
 from lamorel_ext.lamorel.caller import Caller
-from lamorel_ext.lamorel.hosting import LamorelHost, Meeting, make_host
+from lamorel_ext.lamorel.hosting import LamorelHost, make_host
 from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, initialised
 from lamorel_ext.lamorel.settings import LlmSettings, read_settings
 from lamorel_ext.llm.loading import load_model
 from lamorel_ext.llm.module_functions import LogScores
 from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
 from tests.lamorel.test_lamorel_settings import new, old
+from tests.updaters.updater_fakes import on_servers
 
 CPU = torch.device("cpu")
 
@@ -135,15 +135,8 @@ def test_an_updater_sees_weights_that_the_servers_have_in_common() -> None:
         make_host(settings, [CPU], rank, updater, {"head": Drawn()}, None)
         for rank, updater in enumerate(updaters)
     ]
-    groups = [LockstepGroup(each) for each in make_thread_groups(2, 20.0)]
-    threads = [
-        threading.Thread(target=Meeting(host).set_group, args=(group,))
-        for host, group in zip(hosts, groups, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    answers = on_servers(2, lambda group: hosts[group.rank].set_group(LockstepGroup(group)))
+    assert answers == [None, None]
     assert updaters[0].kept == updaters[1].kept
 
 
@@ -152,7 +145,7 @@ def test_an_update_without_an_updater_is_ignored_with_a_warning(
 ) -> None:
     host = LamorelHost(served("0.2"), None)
     (group,) = (LockstepGroup(each) for each in make_thread_groups(1))
-    Meeting(host).set_group(group)
+    host.set_group(group)
     assert host.call("update", {"contexts": ["go"]}, group) == {"result": None}
     assert "given no custom_updater: ignored" in caplog.text
     assert host.call("update", {"contexts": []}, group) == {}

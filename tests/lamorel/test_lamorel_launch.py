@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -349,6 +350,47 @@ def test_what_cannot_be_started_says_why(
     monkeypatch.chdir(tmp_path)
     assert main(arguments[0], arguments[1:]) != 0
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lamorel_args: {a: ü}".encode("latin-1"), "config.yaml with .*: 'utf-8' codec"),
+        (b"x: &a {y: *a}", "lead back to themselves"),
+        (b"defaults: [config]", "lead back to themselves"),
+        (b"lamorel_args: ${nowhere}", "lamorel_args: Interpolation key 'nowhere' not found"),
+        (b"lamorel_args: 5", "lamorel_args: expected keys with values, got 5"),
+        (b"x: 1", "has no lamorel_args"),
+    ],
+)
+def test_a_file_that_is_no_configuration_says_why(
+    text: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_bytes(text)
+    (tmp_path / "main.py").touch()
+    options = ["--config-path", str(tmp_path), "--config-name", "config", "--dry-run"]
+    assert main("script", [str(tmp_path / "main.py"), *options]) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("${nowhere}", "rl_script_args: Interpolation key 'nowhere' not found"),
+        ("5", "rl_script_args: expected keys with values, got 5"),
+        ("[1]", r"rl_script_args: expected keys with values, got \[1\]"),
+        ("null", "a script is missing"),
+        ("{path: '???'}", "a script is missing"),
+    ],
+)
+def test_a_section_for_the_script_that_is_none_says_so(
+    value: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (EXAMPLE / "config.yaml").read_text().partition("rl_script_args:")[0]
+    (tmp_path / "config.yaml").write_text(f"{text}\nrl_script_args: {value}\n")
+    options = ["--config-path", str(tmp_path), "--config-name", "config", "--dry-run"]
+    assert main("script", options) == 2
+    assert re.search(said, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("task", ["script", "alias"])

@@ -12,7 +12,7 @@ import torch
 from lamorel_ext import BaseModuleFunction
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import RequestError
-from lamorel_ext.lamorel.model import LamorelModel, initialised
+from lamorel_ext.lamorel.model import LamorelModel, _cache_of, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.llm.module_functions import BaseModuleFunction as Function
 from lamorel_ext.llm.module_functions import LogScores
@@ -155,6 +155,24 @@ def test_an_empty_context_is_the_same_with_gradients_and_module_functions(
         answers += [torch.cat([row[key] for row in found]) for key in keys]
     for other in answers[1:]:
         torch.testing.assert_close(other, answers[0], rtol=0, atol=1e-4)
+
+
+def test_an_empty_context_that_nothing_can_stand_for_is_told_by_its_place() -> None:
+    wrapper = served(make_causal(), "0.2", True)
+    wrapper._LLM_tokenizer = make_tokenizer()
+    wrapper._LLM_tokenizer.bos_token = wrapper._LLM_tokenizer.eos_token = None
+    with pytest.raises(RequestError, match=r"contexts\[1\] is empty, and the tokenizer has no"):
+        wrapper(["again"], ["go", ""], [["drop"]] * 2)
+    with pytest.raises(RequestError, match=r"contexts\[1\] is empty, and the tokenizer has no"):
+        wrapper.generate(["go", ""], max_new_tokens=1)
+
+
+def test_what_was_read_is_taken_where_each_layer_is() -> None:
+    layers = [tuple(torch.randn(2, 2, 1, 4, 3)), tuple(torch.zeros(2, 2, 1, 4, 3, device="meta"))]
+    cache = _cache_of(layers, torch.tensor([1, 0, 1]))
+    assert torch.equal(cache.layers[0].keys, layers[0][0][[1, 0, 1]])
+    assert torch.equal(cache.layers[0].values, layers[0][1][[1, 0, 1]])
+    assert cache.layers[1].keys.shape == (3, 1, 4, 3) and cache.layers[1].keys.is_meta
 
 
 def test_rotary_positions_go_on_where_training_ended_and_learnt_ones_do_not() -> None:

@@ -160,9 +160,16 @@ def test_how_it_is_loaded_is_named_as_not_used() -> None:
     assert settings.llms[0].args.dtype == "float32"
 
 
-@pytest.mark.parametrize("level", ["debug", "INFO", "warning", "critical"])
-def test_levels_of_logging_and_timeouts_are_read(level: str) -> None:
-    assert read_settings(old(log_level=level, gloo_timeout=7)).args.gloo_timeout == 7
+@pytest.mark.parametrize(
+    ("level", "read"),
+    [
+        ("debug", "debug"), ("INFO", "info"), ("warning", "warning"), ("warn", "warning"),
+        ("NOTSET", "debug"), ("critical", "error"),
+    ],
+)  # fmt: skip
+def test_levels_of_logging_and_timeouts_are_read(level: str, read: str) -> None:
+    args = read_settings(old(log_level=level, gloo_timeout=7)).args
+    assert args.gloo_timeout == 7 and args.log_level == read
     config = old()
     del config["gloo_timeout"], config["log_level"]
     args = read_settings(config).args
@@ -241,7 +248,8 @@ SETUP = "distributed_setup_args"
         (f"{SETUP}.timeout", "long"), ("llm_configs", "a/b"), ("llm_configs.main", "a/b"),
         ("llm_configs.main.minibatch_size", 0), ("llm_configs.main.parallelism", True),
         ("llm_configs.main.lora", 3), ("llm_configs.main.lora", {"target_modules": 3}),
-        ("llm_configs.main.constructor_kwargs", True),
+        ("llm_configs.main.constructor_kwargs", True), ("llm_configs.main.pad_token_id", "abc"),
+        ("llm_configs.main.pad_token_id", -1),
     ],
 )  # fmt: skip
 def test_a_mistake_in_03s_sections_is_told_by_its_key(key: str, value: Any) -> None:
@@ -263,12 +271,25 @@ def test_03_needs_an_llm() -> None:
     [
         ("distributed_setup_args.n_llm_processes", 0), ("llm_args.minibatch_size", 0),
         ("llm_args.parallelism", True), ("llm_args.parallelism.model_parallelism_size", 0),
+        ("distributed_setup_args.merge_wait_s", "soon"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_02s_sections_is_told_by_its_key(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"- lamorel_args.{key}: ") as caught:
         read_settings(changed(old(), key, value))
     assert len(caught.value.problems) == 1
+
+
+def test_each_entry_of_02s_devices_that_is_no_list_is_told_by_its_place() -> None:
+    config = changed(old(), f"{SETUP}.devices_per_process", [1, [0], 1])
+    with pytest.raises(ConfigError) as caught:
+        read_settings(config)
+    assert list(caught.value.problems) == [
+        f"lamorel_args.{SETUP}.devices_per_process[{place}]: expected a list, got 1"
+        for place in (0, 2)
+    ]
+    read = read_settings(changed(old(), f"{SETUP}.devices_per_process", [[1], [0], []]))
+    assert read.args.distributed_setup_args.devices_per_process == ((1,), (0,), ())
 
 
 @pytest.mark.parametrize("config", [{}, {"log_level": "info"}])

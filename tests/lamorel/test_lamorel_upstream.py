@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from lamorel_ext.methods.pairs.updater import PairUpdater
 from lamorel_ext.methods.ppo.updater import PPOUpdater
 from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
 from lamorel_ext.types import UpdateRequest
+from tests.updaters.updater_fakes import on_servers
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -191,10 +191,9 @@ def test_three_servers_learn_what_one_learns_with_more_servers_than_contexts_too
     def update(size: int) -> tuple[list[dict[str, Any]], list[LamorelHost]]:
         model = under_lamorel("seq2seq", "0.2", True)
         hosts = [LamorelHost(copy.deepcopy(model), for_lamorel(make())) for _ in range(size)]
-        answers: list[Any] = [None] * size
 
-        def serve(server: int, group: LockstepGroup) -> None:
-            hosts[server].begin(group)
+        def serve(server: int, group: LockstepGroup) -> Any:
+            hosts[server].set_group(group)
             mine = list(range(contexts))[
                 server * contexts // size : (server + 1) * contexts // size
             ]
@@ -205,16 +204,10 @@ def test_three_servers_learn_what_one_learns_with_more_servers_than_contexts_too
                 **{key: value[:contexts] for key, value in data.items()},
                 **options,
             }
-            for _ in range(2):
-                answers[server] = hosts[server].call("update", values, group)
+            hosts[server].call("update", values, group)
+            return hosts[server].call("update", values, group)
 
-        groups = [LockstepGroup(each) for each in make_thread_groups(size, 20.0)]
-        threads = [threading.Thread(target=serve, args=each) for each in enumerate(groups)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        return answers, hosts
+        return on_servers(size, lambda group: serve(group.rank, LockstepGroup(group))), hosts
 
     torch.manual_seed(3)
     answers, hosts = update(3)
@@ -244,7 +237,7 @@ def test_our_caller_takes_updaters_as_they_are_and_initialisers_of_transformers_
     values = {"contexts": CONTEXTS, "candidates": CANDIDATES, "_current_batch_ids": [0, 1, 2, 3]}
     before = host.call("forward", _asked(), None)["rows"]
     (group,) = (LockstepGroup(each) for each in make_thread_groups(1))
-    host.begin(group)
+    host.set_group(group)
     stats = host.call("update", {**values, **PPO, "lr": torch.tensor(1e-2)}, group)["result"]
     assert stats["steps"] == 4
     after = host.call("forward", _asked(), None)["rows"]

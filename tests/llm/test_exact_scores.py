@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamorel_ext.llm.scoring import causal as scoring_causal
+from lamorel_ext.llm.scoring import packing
 from lamorel_ext.llm.scoring import t5_forward as t5
 from lamorel_ext.llm.scoring import vocabulary_head as head
 from lamorel_ext.llm.scoring.causal import TREE_MODELS
@@ -205,8 +205,7 @@ def test_more_candidates_than_fit_one_tree(name: str) -> None:
 def test_small_pieces_of_work_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Limits that only large batches reach, pushed below these small ones: chunks of the encoder, of
     # the logits, of the padded batch.
-    monkeypatch.setattr(t5, "CPU_ROWS", 12)
-    monkeypatch.setattr(scoring_causal, "CPU_ROWS", 20)
+    monkeypatch.setattr(packing, "CPU_ROWS", {"t5": 12, "llama": 20}[name])
     monkeypatch.setattr(head, "MAX_LOGITS", 3 * 35)
     check(
         MODELS[name],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError
+from lamorel_ext.llm.answers import TextEncoder
 from lamorel_ext.llm.module_functions import BaseModuleFunction, ValueHead
 from tests.llm.tiny_models import (
     ACTIONS,
@@ -201,6 +202,14 @@ def test_memory_is_bounded_and_can_be_off() -> None:
     off = make_host(make_t5(), cache_size=0)
     off.score(PROMPTS, SIX)
     assert off.score(PROMPTS, SIX).stats["cached_prompts"] == 0
+
+
+def test_remembered_texts_share_their_numbers() -> None:
+    """Above 256 Python makes a number anew each time: 32 bytes in place of 8."""
+    words = [f"word{place}" for place in range(400)]
+    encoder = TextEncoder(make_tokenizer(words), make_t5().config)
+    (first,), (second,) = encoder.encode([words[-1]]), encoder.encode([f"{words[0]} {words[-1]}"])
+    assert first[0] > 256 and first[0] is second[1]
 
 
 def test_with_gradients_nothing_comes_from_memory() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.llm.module_functions import ValueHead
-from lamorel_ext.llm.scoring import t5_forward as t5
+from lamorel_ext.llm.scoring import packing
 from lamorel_ext.llm.scoring import vocabulary_head as head
 from tests.llm.tiny_models import (
     ACTIONS,
@@ -71,7 +71,7 @@ def test_gradients_of_scores(name: str) -> None:
 
 
 def test_gradients_of_scores_worked_out_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(t5, "TRAINING_ROWS", 8)
+    monkeypatch.setattr(packing, "TRAINING_ROWS", 8)
     monkeypatch.setattr(head, "TRAINING_LOGITS", 2 * 35)
     test_gradients_of_scores("t5")
 

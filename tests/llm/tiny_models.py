@@ -42,10 +42,10 @@ PROMPTS = (
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "flan-t5-small-shape"
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """One token per word."""
     tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="<unk>")
+        models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="<unk>")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

@@ -38,13 +38,6 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_softmax_leaves_absent_candidates_at_minus_infinity_and_sums_to_one() -> None:
-    log_probs = losses.candidate_log_softmax(leaf())
-    assert torch.isneginf(log_probs[1, 2])
-    close(log_probs.exp(), probabilities(leaf()))
-    close(log_probs.exp().sum(-1), torch.ones(3, dtype=torch.float64))
-
-
 def test_entropy_and_its_gradient() -> None:
     # H = -sum p log p. dH/dz_k = -p_k (log p_k + H), since dp_j/dz_k = p_j (delta_jk - p_k) and
     # sum_j dp_j = 0. Absent candidates: p = 0.
@@ -54,7 +47,7 @@ def test_entropy_and_its_gradient() -> None:
         [-sum(q * math.log(q) for q in row if q > 0) for row in p.tolist()], dtype=torch.float64
     )
     log_p = torch.where(p > 0, p.clamp(min=1e-300).log(), 0.0)
-    result = losses.entropy(losses.candidate_log_softmax(scores))
+    result = losses.entropy(scores.log_softmax(dim=-1))
     close(result, h)
     assert result[2].item() == pytest.approx(math.log(3), abs=1e-12)
     close(gradient(result, scores), -p * (log_p + h[:, None]))
@@ -69,21 +62,10 @@ def test_kl_and_its_gradient() -> None:
     p, q = probabilities(scores), probabilities(other)
     difference = torch.where(p > 0, (p / q.clamp(min=1e-300)).clamp(min=1e-300).log(), 0.0)
     kl = (p * difference).sum(-1)
-    result = losses.kl_divergence(
-        losses.candidate_log_softmax(scores), losses.candidate_log_softmax(other)
-    )
+    result = losses.kl_divergence(scores.log_softmax(dim=-1), other.log_softmax(dim=-1))
     close(result, kl)
     assert result[0].item() > 0.1 and result[2].item() == 0.0
     close(gradient(result, scores), p * (difference - kl[:, None]))
-
-
-def test_reinforce_gradient() -> None:
-    # L = -f log p_c and d log p_c / dz_k = delta_ck - p_k, so dL/dz_k = -f (delta_ck - p_k).
-    scores, f = leaf(), torch.tensor([1.0, -0.5, 0.0], dtype=torch.float64)
-    log_p = losses.chosen_log_probs(losses.candidate_log_softmax(scores), CHOSEN)
-    loss = losses.reinforce_loss(log_p, f)
-    close(loss, -f * torch.stack([probabilities(scores)[i, c].log() for i, c in enumerate(CHOSEN)]))
-    close(gradient(loss, scores), -f[:, None] * (DELTA - probabilities(scores)))
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0, 0.0])
@@ -94,7 +76,7 @@ def test_unlikelihood_gradient(sign: float) -> None:
     scores, f = leaf(), torch.full((3,), sign, dtype=torch.float64)
     p = probabilities(scores)
     p_c = (p * DELTA).sum(-1)
-    log_probs = losses.candidate_log_softmax(scores)
+    log_probs = scores.log_softmax(dim=-1)
     log_p = losses.chosen_log_probs(log_probs, CHOSEN)
     value = {1.0: -p_c.log(), -1.0: -(1 - p_c).log(), 0.0: torch.zeros(3, dtype=torch.float64)}[
         sign
@@ -116,7 +98,7 @@ def test_unlikelihood_still_pulls_where_p_rounds_to_one() -> None:
     # dL/dz = (p_c, -p_c/2, -p_c/2).
     scores = torch.tensor([[30.0, 0.0, 0.0]], requires_grad=True)
     chosen = torch.tensor([0])
-    log_probs = losses.candidate_log_softmax(scores)
+    log_probs = scores.log_softmax(dim=-1)
     loss = losses.unlikelihood_loss(
         losses.chosen_log_probs(log_probs, chosen),
         losses.log_complement(log_probs, chosen),
@@ -132,7 +114,7 @@ def test_only_candidate_has_no_complement_and_harms_nobody_else() -> None:
     scores = torch.tensor(
         [[-1.0, float("-inf")], [-1.0, -2.0]], dtype=torch.float64, requires_grad=True
     )
-    log_probs = losses.candidate_log_softmax(scores)
+    log_probs = scores.log_softmax(dim=-1)
     result = losses.log_complement(log_probs, torch.tensor([0, 0]))
     assert torch.isneginf(result[0])
     loss = losses.unlikelihood_loss(
@@ -180,7 +162,7 @@ def test_clipped_surrogate_gradient(ratio: float, advantage: float, active: bool
     # has gone the way A wants beyond the clip, the minimum is the constant one: no gradient. Else
     # dL/dz_k = -A r (delta_ck - p_k).
     scores = leaf()
-    log_p = losses.chosen_log_probs(losses.candidate_log_softmax(scores), CHOSEN)
+    log_p = losses.chosen_log_probs(scores.log_softmax(dim=-1), CHOSEN)
     old = (log_p - math.log(ratio)).detach()
     advantages = torch.full((3,), advantage, dtype=torch.float64)
     loss = losses.clipped_surrogate_loss(log_p, old, advantages, 0.2)

@@ -24,11 +24,11 @@ from lamorel_ext.llm.updaters import (
 )
 from lamorel_ext.llm.updaters.batches import Chunk, score_chunk
 from lamorel_ext.llm.updaters.gradients import GradientStepper
+from lamorel_ext.rpc.groups import ThreadGroup
 from lamorel_ext.types import Scalar, ScoreResult, UpdateRequest
 from tests.llm.tiny_models import make_host, make_t5
 from tests.updaters.updater_fakes import (
     FakeHost,
-    ThreadGroup,
     feedback_data,
     make_request,
     on_servers,
@@ -609,6 +609,14 @@ def test_weights_that_something_else_changed_are_where_a_bfloat16_step_starts() 
 
 
 # --- Lamorel's shape ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("note", [None, {"a": 1}, [[1], [2, 3]]])
+def test_perform_update_names_the_argument_that_holds_no_numbers(note: Any) -> None:
+    updater = PPOUpdater()
+    updater.set_llm_module(FakeHost())
+    with pytest.raises(RequestError, match=r"ppo: note is .*, expected numbers"):
+        updater.perform_update(["go"], [["left"]], [0], note=note)
 
 
 def test_perform_update_takes_the_whole_batch_data_and_this_servers_ids() -> None:

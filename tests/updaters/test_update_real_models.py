@@ -14,9 +14,10 @@ from lamorel_ext.llm.host import ModelHost
 from lamorel_ext.llm.module_functions import ValueHead
 from lamorel_ext.llm.updaters import BaseUpdater, FeedbackUpdater, PPOUpdater, make_updaters
 from lamorel_ext.methods.pairs.updater import PairUpdater
+from lamorel_ext.rpc.groups import ThreadGroup
 from lamorel_ext.types import UpdateRequest
 from tests.llm.tiny_models import ACTIONS, PROMPTS, make_causal, make_host, make_t5, plain_scores
-from tests.updaters.updater_fakes import ThreadGroup, on_servers, shard
+from tests.updaters.updater_fakes import on_servers, shard
 
 N = 10
 

@@ -13,11 +13,11 @@ from lamorel_ext.llm.serving import Hosted, in_process
 from lamorel_ext.llm.updaters import BaseUpdater, PPOUpdater, make_updaters
 from lamorel_ext.llm.updaters.batches import draw_minibatches, make_batch
 from lamorel_ext.llm.updaters.gradients import LARGE, sum_over_servers
+from lamorel_ext.rpc.groups import ThreadGroup
 from lamorel_ext.rpc.topology import split_evenly
 from lamorel_ext.types import UpdateRequest
 from tests.updaters.updater_fakes import (
     FakeHost,
-    ThreadGroup,
     feedback_data,
     make_request,
     on_servers,
@@ -128,7 +128,7 @@ def test_large_tensors_are_summed_where_they_are_and_small_ones_together() -> No
                 calls += len(tensors)
                 super().all_reduce_sum(*tensors)
 
-        counting = Counting(group.rank, group._shared)
+        counting = Counting(group.rank, group._meeting)
         sums = sum_over_servers(tensors, counting, torch.float32)
         for place, (summed, shape) in enumerate(zip(sums, shapes, strict=True)):
             assert summed.shape == shape and summed.dtype == torch.float32

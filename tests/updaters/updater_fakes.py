@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-import threading
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lamorel_ext.rpc.groups import ThreadGroup, make_thread_groups
 from lamorel_ext.types import ScoreResult, UpdateRequest
 
 WIDTH = 6
@@ -110,51 +111,17 @@ class FakeHost(nn.Module):
         return torch.cat([p.detach().reshape(-1) for p in self.parameters()]).clone()
 
 
-class ThreadGroup:
-    """Servers that are threads and really add up."""
-
-    def __init__(self, rank: int, shared: dict[str, Any]) -> None:
-        self.rank, self.size, self._shared = rank, shared["size"], shared
-
-    @staticmethod
-    def make(size: int) -> list[ThreadGroup]:
-        shared: dict[str, Any] = {
-            "size": size,
-            "parts": [None] * size,
-            "barrier": threading.Barrier(size, timeout=20),
-        }
-        return [ThreadGroup(rank, shared) for rank in range(size)]
-
-    def all_reduce_sum(self, *tensors: Tensor) -> None:
-        for tensor in tensors:
-            self._shared["parts"][self.rank] = tensor.clone()
-            self.barrier()
-            total = self._shared["parts"][0].clone()
-            for part in self._shared["parts"][1:]:
-                total += part
-            self.barrier()
-            tensor.copy_(total)
-
-    def barrier(self) -> None:
-        self._shared["barrier"].wait()
-
-
 def on_servers(size: int, work: Callable[[ThreadGroup], Any]) -> list[Any]:
     """Run ``work`` on each of ``size`` servers; what it raises comes back as its result."""
-    results: list[Any] = [None] * size
 
-    def run(group: ThreadGroup) -> None:
+    def run(group: ThreadGroup) -> Any:
         try:
-            results[group.rank] = work(group)
+            return work(group)
         except Exception as error:
-            results[group.rank] = error
+            return error
 
-    threads = [threading.Thread(target=run, args=(group,)) for group in ThreadGroup.make(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    with ThreadPoolExecutor(size) as servers:
+        return list(servers.map(run, make_thread_groups(size, 20.0)))
 
 
 def make_request(

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lamorel_ext.llm.devices import put, put_integers
 from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens, TreeBatch, batch_trees
-from lamorel_ext.llm.scoring.packing import make_packing
+from lamorel_ext.llm.scoring.packing import make_packing, row_budget
 from lamorel_ext.llm.scoring.plain import rope_limit
 from lamorel_ext.llm.scoring.scorer import Reading
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits, edge_log_probs
@@ -47,13 +47,6 @@ MASKED = frozenset(
     {"model", "decoder", "transformer", "gpt_neox", "layers", "h", "self_attn", "attn", "attention"}
 )
 """Names of the parts that such a mask goes through; each must heed it."""
-
-CPU_ROWS = 512
-"""Positions worked on at a time, per thread."""
-TRAINING_ROWS = 4096
-"""The same with gradients, where every further chunk adds its gradient to every weight's once more.
-"""
-GPU_ROWS = 16_384
 
 MIN_SHARED = 8
 """A shared beginning shorter than this is not worth a pass of its own."""
@@ -100,7 +93,7 @@ class CausalEngine:
         states: list[Tensor] = []
         for number, trees in enumerate(rounds):
             pieces = []
-            for chunk in _chunks(prompts, trees, shared, self._row_budget()):
+            for chunk in _chunks(prompts, trees, shared, row_budget(self._device)):
                 batch = batch_trees(trees[chunk], self._device)
                 nodes = self._read_chunk(
                     [prompt[shared:] for prompt in prompts[chunk]], batch, past, shared
@@ -123,11 +116,6 @@ class CausalEngine:
         reread = sum(len(prompt) - shared for prompt in prompts) * len(rounds)
         return shared + reread + sum(tree.num_nodes - 1 for trees in rounds for tree in trees)
 
-    def _row_budget(self) -> int:
-        if self._device.type != "cpu":
-            return GPU_ROWS
-        return (TRAINING_ROWS if torch.is_grad_enabled() else CPU_ROWS) * torch.get_num_threads()
-
     def _read_shared(self, tokens: Tokens) -> Any:
         ids = put_integers(tokens, self._device)[None]
         return self._model.base_model(
@@ -140,37 +128,30 @@ class CausalEngine:
         """Hidden states of every tree's nodes, ``(total_nodes, d)``; node 0 is the last position of
         its prompt.
         """
-        inputs = _lay_out(prompts, trees, shared, self._device)
-        mask = torch.zeros(inputs.visible.shape, dtype=self._model.dtype, device=self._device)
-        mask.masked_fill_(~inputs.visible, torch.finfo(mask.dtype).min)
+        width, tokens, positions, visible = _lay_out(prompts, trees, shared, self._device)
+        mask = torch.zeros(visible.shape, dtype=self._model.dtype, device=self._device)
+        mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
         outputs = self._model.base_model(
-            input_ids=inputs.tokens,
+            input_ids=tokens,
             attention_mask=mask[:, None],
-            position_ids=inputs.positions,
+            position_ids=positions,
             past_key_values=None if past is None else _repeat(past, len(prompts)),
             use_cache=past is not None,
         )
         hidden: Tensor = outputs.last_hidden_state
-        return make_packing(trees.counts, hidden.device).unpad(hidden[:, inputs.width - 1 :])
-
-
-class _Layout:
-    """One padded batch: prompts padded on the left to ``width``, the trees' nodes but the first
-    behind them.
-
-    Attributes:
-        tokens: ``(n, length)``.
-        positions: ``(n, length)``, counted from the start of the whole prompt.
-        visible: ``(n, length, shared + length)`` bool, True where a position (row) attends.
-    """
-
-    def __init__(self, width: int, tokens: Tensor, positions: Tensor, visible: Tensor) -> None:
-        self.width, self.tokens, self.positions, self.visible = width, tokens, positions, visible
+        return make_packing(trees.counts, hidden.device).unpad(hidden[:, width - 1 :])
 
 
 def _lay_out(
     prompts: Sequence[Tokens], trees: TreeBatch, shared: int, device: torch.device
-) -> _Layout:
+) -> tuple[int, Tensor, Tensor, Tensor]:
+    """One padded batch: prompts padded on the left to one width, the trees' nodes but the first
+    behind them.
+
+    Returns:
+        The width; tokens ``(n, length)``; positions ``(n, length)``, counted from the start of the
+        whole prompt; ``(n, length, shared + length)`` bool, True where a position (row) attends.
+    """
     n, lengths = len(prompts), np.asarray([len(prompt) for prompt in prompts])
     width, behind = int(lengths.max()), max(trees.counts) - 1
     column = np.arange(width)
@@ -201,7 +182,7 @@ def _lay_out(
     )
     own[:, width:, :width] = prompt_real[:, None, :]
     own[:, width:, width:] = trees.attends.expand(n, -1, -1)[:, 1:, 1:]
-    return _Layout(width, tokens, positions, visible)
+    return width, tokens, positions, visible
 
 
 def _repeat(past: Any, times: int) -> Any:

@@ -16,6 +16,23 @@ from torch import Tensor
 
 from lamorel_ext.llm.devices import put
 
+CPU_ROWS = 512
+"""Positions worked on at a time, per thread: their widest activations stay in a core's second-level
+cache.
+"""
+TRAINING_ROWS = 4096
+"""The same with gradients: every further chunk adds its gradient to every weight's once more, which
+costs more than the cache saves.
+"""
+GPU_ROWS = 16_384
+
+
+def row_budget(device: torch.device) -> int:
+    """Padded positions worked on at a time."""
+    if device.type != "cpu":
+        return GPU_ROWS
+    return (TRAINING_ROWS if torch.is_grad_enabled() else CPU_ROWS) * torch.get_num_threads()
+
 
 @dataclass(frozen=True)
 class Packing:

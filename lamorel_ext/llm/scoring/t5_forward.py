@@ -34,19 +34,9 @@ from lamorel_ext.llm.scoring.candidate_tree import (
     TreeBatch,
     batch_trees,
 )
-from lamorel_ext.llm.scoring.packing import Packing, make_packing
+from lamorel_ext.llm.scoring.packing import Packing, make_packing, row_budget
 from lamorel_ext.llm.scoring.scorer import Reading
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits, edge_log_probs
-
-CPU_ROWS = 512
-"""Encoder positions worked on at a time, per thread: their widest activations stay in a core's
-second-level cache.
-"""
-TRAINING_ROWS = 4096
-"""The same with gradients: every further chunk adds its gradient to every weight's once more, which
-costs more than the cache saves.
-"""
-GPU_ROWS = 16_384
 
 CALLED = frozenset(
     {"shared", "embed_tokens", "relative_attention_bias", "act", "lm_head"}
@@ -190,24 +180,14 @@ class T5Forward:
         stack, device = self.model.encoder, self.device
         texts = [prompt for prompt in prompts if prompt]
         empty = len(prompts) - len(texts)
-        states = (
-            [
-                torch.zeros(
-                    empty,
-                    self.config.d_model,
-                    dtype=stack.final_layer_norm.weight.dtype,
-                    device=stack.final_layer_norm.weight.device,
-                )
-            ]
-            if empty
-            else []
-        )
+        weight = stack.final_layer_norm.weight
+        states = [weight.new_zeros(empty, self.config.d_model)] if empty else []
         if texts:
             first = _home(stack.block[0])
             bias = _Bias(stack, bidirectional=True).toeplitz(len(texts[-1]), first)
             states += [
                 self._encode_chunk(stack, chunk, bias, words)
-                for chunk in _chunks(texts, _row_budget(device))
+                for chunk in _chunks(texts, row_budget(device))
             ]
         return torch.cat(states), make_packing([max(1, len(prompt)) for prompt in prompts], device)
 
@@ -527,12 +507,6 @@ def _plus(x: Tensor, y: Tensor) -> Tensor:
 
 def _times(x: Tensor, y: Tensor) -> Tensor:
     return x * y if torch.is_grad_enabled() or x.dtype != y.dtype else x.mul_(y)
-
-
-def _row_budget(device: torch.device) -> int:
-    if device.type != "cpu":
-        return GPU_ROWS
-    return (TRAINING_ROWS if torch.is_grad_enabled() else CPU_ROWS) * torch.get_num_threads()
 
 
 def _chunks(prompts: Sequence[tuple[int, ...]], budget: int) -> list[list[tuple[int, ...]]]:

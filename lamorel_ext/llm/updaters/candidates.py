@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
-from lamorel_ext.errors import UpdateError
+from lamorel_ext.errors import RequestError, UpdateError
 from lamorel_ext.llm.updaters.base import BaseUpdater, Host
 from lamorel_ext.llm.updaters.batches import (
     COUNTERS,
@@ -28,8 +28,8 @@ from lamorel_ext.llm.updaters.batches import (
     read_data,
     score_chunk,
 )
-from lamorel_ext.llm.updaters.checkpoints import read_state, write_state
 from lamorel_ext.llm.updaters.gradients import GradientStepper
+from lamorel_ext.llm.weights import read_tensors, write_tensors, written_whole
 from lamorel_ext.options import read_options
 from lamorel_ext.rpc.groups import (
     OtherServerFailed,
@@ -40,6 +40,8 @@ from lamorel_ext.rpc.groups import (
 from lamorel_ext.rpc.requests import check_update
 from lamorel_ext.rpc.wire.codec import decode, encode
 from lamorel_ext.types import Scalar, UpdateRequest, UpdateResult
+
+STATE_FILE = "{}.optimizer.safetensors"
 
 
 class StepOptions(Protocol):
@@ -103,7 +105,6 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
     def __init__(self) -> None:
         super().__init__()
         self._stepper: GradientStepper | None = None
-        self._steps = 0
 
     # --- what a subclass says
 
@@ -186,7 +187,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         """Lamorel's shape of ``update``. See ``BaseUpdater``."""
         indices = torch.as_tensor(_current_batch_ids, dtype=torch.int64)
         given = {
-            key: value if isinstance(value, Scalar) else torch.as_tensor(value)
+            key: value if isinstance(value, Scalar) else self._numbers(key, value)
             for key, value in kwargs.items()
         }
         whole = {key: v for key, v in given.items() if isinstance(v, Tensor) and v.dim()}
@@ -204,14 +205,26 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         request = UpdateRequest(self.name, prompts, lists, indices, count, data, options)
         return self.update(request).stats
 
+    def _numbers(self, key: str, value: Any) -> Tensor:
+        try:
+            return torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RequestError(f"{self.name}: {key} is {value!r:.80}, expected numbers") from error
+
     def reset(self, seed: int) -> None:
         """The optimiser starts anew."""
-        self._stepper, self._steps = None, 0
+        self._stepper = None
 
     def save(self, folder: Path) -> None:
-        """Write the optimiser's state (see ``checkpoints``)."""
+        """Write the optimiser's state, ``NAME.optimizer.safetensors``; without tensors before the
+        first step.
+
+        Raises:
+            CheckpointError: It cannot be written, or a number is not finite; nothing was written.
+        """
         tensors = self._stepper.whole_state() if self._stepper else {}
-        write_state(folder, self.name, tensors, self._steps)
+        with written_whole(folder) as scratch:
+            write_tensors(tensors, scratch / STATE_FILE.format(self.name))
 
     def give_parts(self) -> None:
         """See ``BaseUpdater``."""
@@ -222,13 +235,13 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         """Read the optimiser's state.
 
         Raises:
-            CheckpointError: The files are missing or corrupt or do not fit the model; the state is
+            CheckpointError: The file is missing or corrupt or does not fit the model; the state is
                 left as it was.
         """
         fresh = self._new_stepper()
-        tensors, steps = read_state(folder, self.name, fresh.expected())
-        fresh.restore(tensors)
-        self._stepper, self._steps = fresh, steps
+        path = folder / STATE_FILE.format(self.name)
+        fresh.restore(read_tensors(path, fresh.expected(), or_none=True))
+        self._stepper = fresh
 
     # --- the steps of an update
 
@@ -327,7 +340,14 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         scored, (pairs, tokens) = score_chunk(
             self._host, chunk, self.modules, self.uses_reference, self.logits_module(options)
         )
-        data = {key: _like(scored.scores, values[chunk.rows]) for key, values in batch.data.items()}
+        scores = scored.scores
+        data = {
+            # Numbers in the precision of the scores.
+            key: values[chunk.rows].to(
+                scores.device, scores.dtype if values.is_floating_point() else None
+            )
+            for key, values in batch.data.items()
+        }
         terms = self.loss(scored, data, options)
         share = terms["loss"].sum() / size
         # Not where every candidate is the empty text, whose score is the constant 0.
@@ -358,7 +378,6 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
             )
         if report.grad_norm > 0.0:
             stepper.step(norm, options.lr, options.adam_eps, options.max_grad_norm)
-            self._steps += 1
             self._host.weights_changed()
             if found := stepper.not_finite():
                 raise UpdateError(
@@ -366,12 +385,3 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
                     f" {report.grad_norm:.4g}, lr {options.lr:g}; load a checkpoint or reset"
                 )
         return report
-
-
-def _like(scores: Tensor, values: Tensor) -> Tensor:
-    """To the device of the scores, and numbers to their precision."""
-    return (
-        values.to(scores.device, scores.dtype)
-        if values.is_floating_point()
-        else values.to(scores.device)
-    )

@@ -176,10 +176,11 @@ class GradientStepper:
             torch.zeros_like(held) if held.grad is None else held.grad for held in self._held
         ]
         if self._group.size > 1:
-            gradients, sums = self._summed(gradients, sums)
-        for held, gradient in zip(self._held, gradients, strict=True):
-            held.grad = gradient.to(held.device, held.dtype)
-        return gradient_norm(self.parameters, self._gradients()), sums
+            dtype = sum_dtype(gradients)
+            *gradients, sums = sum_over_servers([*gradients, sums], self._group, dtype)
+        for place, held in enumerate(self._held):
+            held.grad = gradients[place] = gradients[place].to(held.device, held.dtype)
+        return gradient_norm(self.parameters, gradients), sums
 
     @torch.no_grad()
     def step(self, norm: Tensor, lr: float, eps: float, max_norm: float) -> None:
@@ -257,13 +258,6 @@ class GradientStepper:
         for name, held, parameter in zip(self.names, self._held, self.parameters, strict=True):
             if f"copy/{name}" in tensors:
                 held.copy_(part_of(tensors[f"copy/{name}"], parameter))
-
-    def _gradients(self) -> list[Tensor]:
-        return [held.grad for held in self._held if held.grad is not None]
-
-    def _summed(self, gradients: list[Tensor], sums: Tensor) -> tuple[list[Tensor], Tensor]:
-        *gradients, sums = sum_over_servers([*gradients, sums], self._group, sum_dtype(gradients))
-        return gradients, sums
 
     def _refresh_copies(self) -> None:
         """A copy counts as long as it rounds to its weight; where something else changed the
