@@ -68,7 +68,7 @@ def _launch() -> int:
     heard = _hear_signals()
     # Before torch is imported, which takes seconds.
     meeting = _meeting_options()
-    if problem := _meeting_problem(meeting):
+    if problem := _meeting_problem(meeting) or _file_problem(meeting.config_file):
         stopping.say_last(f"launch: {problem}")
         return 2
     if meeting.num_machines > 1 and meeting.main_process_ip:
@@ -184,11 +184,12 @@ def _first_signal(heard: socket.socket) -> signal.Signals | None:
 
 
 def _meeting_options() -> argparse.Namespace:
-    """Those of accelerate's options that say where the machines meet."""
+    """Those of accelerate's options that say where the machines meet, and its file."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, default in {"machine_rank": 0, "num_machines": 1, "main_process_port": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--main_process_ip", default="")
+    parser.add_argument("--config_file", default="")
     return parser.parse_known_args()[0]
 
 
@@ -199,9 +200,28 @@ def _meeting_problem(options: argparse.Namespace) -> str:
     if machines == 1 or not address:
         return ""
     problem = why_nobody_meets_there(machine, address)
-    if not problem or (is_here(address) and share_a_host(port, machine, machines, TOGETHER_S)):
-        return ""
+    try:
+        if not problem or (is_here(address) and share_a_host(port, machine, machines, TOGETHER_S)):
+            return ""
+    except LamorelExtError as error:
+        return str(error)
     return f"lamorel_args.accelerate_args.main_process_ip: {address} {problem}"
+
+
+def _file_problem(name: str) -> str:
+    """Why accelerate cannot read the file that the user has named; empty where it can."""
+    key = "lamorel_args.accelerate_args.config_file"
+    if not name:
+        return ""
+    if not os.path.isfile(name):
+        return f"{key}: there is no file {name}"
+    from accelerate.commands.config import load_config_from_file
+
+    try:
+        load_config_from_file(name)
+    except Exception as error:  # an AttributeError where it is empty, and whatever else
+        return f"{key}: accelerate cannot read {name}: {' '.join(str(error).split())}"
+    return ""
 
 
 def _say_who_waits(meeting: argparse.Namespace) -> None:

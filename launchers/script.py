@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
@@ -133,7 +133,7 @@ def script_command(folder: Path, name: str, overrides: Sequence[str]) -> Command
         ConfigError: Something is missing or cannot be.
     """
     composed = _compose(folder, name, overrides)
-    args = OmegaConf.select(composed, "lamorel_args")
+    args = _section(composed, "lamorel_args")
     if args is None:
         raise ConfigError(f"{folder / name}.yaml has no lamorel_args")
     settings = read_settings(args)
@@ -169,19 +169,33 @@ def _compose(folder: Path, name: str, overrides: Sequence[str]) -> Any:
             composed.hydra.runtime.cwd = str(Path.cwd())
         HydraConfig.instance().set_config(composed)  # for ${hydra:runtime.cwd} in a value
         return composed
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except RecursionError as error:
+        raise ConfigError(
+            f"{name}.yaml with {list(overrides)}: its defaults or anchors lead back to themselves"
+        ) from error
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise ConfigError(
             f"{name}.yaml with {list(overrides)}: {' '.join(str(error).split())}"
         ) from error
 
 
-def _script(composed: Any) -> Path:
-    section = OmegaConf.select(composed, "rl_script_args")
-    missing = section is None or OmegaConf.is_missing(section, "path")
+def _section(composed: Any, key: str) -> DictConfig | None:
+    found = _selected(composed, key)
+    if found is not None and not isinstance(found, DictConfig):
+        raise ConfigError(f"{key}: expected keys with values, got {found!r:.80}")
+    return found
+
+
+def _selected(composed: Any, key: str) -> Any:
     try:
-        path = None if missing else section.get("path")
+        return OmegaConf.select(composed, key)  # None where it is not there, null or ???
     except OmegaConfBaseException as error:
-        raise ConfigError(f"rl_script_args.path: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
+
+
+def _script(composed: Any) -> Path:
+    there = _section(composed, "rl_script_args") is not None
+    path = _selected(composed, "rl_script_args.path") if there else None
     if path is None:
         raise ConfigError(
             "rl_script_args.path: a script is missing; give it as the first argument, or as"

@@ -11,17 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 import yaml
 
-from experiments.report.results import Arm, Run
-from experiments.report.roles import missing_controls
+from experiments.report.results import Arm, Run, Task
+from experiments.report.summary import summarise
 from experiments.runs.checks import check_configs
 from lamorel_ext.config import (
     CONFIG_DIR,
     Config,
     StageArgs,
     from_mapping,
+    leaves,
     load_config,
     load_matrix,
     read_config,
@@ -36,15 +38,6 @@ EXPERIMENTS = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 ARMS = sorted(path.stem for path in (CONFIG_DIR / "arm").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (CONFIG_DIR / "task").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
-
-
-def leaves(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in mapping.items():
-        found |= (
-            leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return found
 
 
 @functools.cache
@@ -179,10 +172,10 @@ def test_every_model_is_valid_and_sets_both_step_sizes(model: str) -> None:
 def test_the_default_file_names_every_key_of_the_schema_with_the_schemas_default() -> None:
     written = yaml.safe_load((CONFIG_DIR / "default.yaml").read_text())
     del written["defaults"]
-    expected = leaves(to_mapping(Config()))
-    no_plugs = ("agent", "method", "lamorel_args.llm_args.initializer")  # null: not written
+    expected = dict(leaves(to_mapping(Config()))) | {"updaters": {}, "heads": {}}
+    no_plugs = ("agent", "method", "lamorel_args.llm_args.initializer")  # none: not written
     expected |= dict.fromkeys(no_plugs)
-    assert leaves(written) == {
+    assert dict(leaves(written)) == {
         key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()
     }
 
@@ -216,13 +209,14 @@ def test_every_shipped_comparison_composes_with_every_control_of_its_feedback_ar
 ) -> None:
     configs = matrix(name)
     first = next(iter(configs))[0]
+    curve = dict.fromkeys(("env_steps", "success", "return"), np.array([0.0, 1.0]))
     arms = [
-        Arm(config.arm.name, {0: Run(Path(), config, "complete", {}, {}, {})})
+        Arm(config.arm.name, {0: Run(Path(), config, "complete", {}, {}, curve)})
         for (task, _), config in configs.items()
         if task == first
     ]
     assert len({arm.label for arm in arms}) == len(arms)
-    assert missing_controls(arms) == []
+    assert [edge.label for edge in summarise([Task("", tuple(arms))]).edges if edge.not_run] == []
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

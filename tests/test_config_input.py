@@ -183,6 +183,31 @@ def test_a_number_of_more_digits_than_python_reads_is_taken_as_a_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("run.seed=range(0,3,0)", "must not be zero"),
+        ("student.lr=range(0,0.5,0.0)", "Invalid range values"),
+        ("student.lr=range(0,0.5,1e-320)", "expected at most 10000 values"),
+        ("run.seed=range(0,1000000000)", "expected at most 10000 values"),
+        ("run.seed=shuffle(range(0,1000000000))", "expected at most 10000 values"),
+    ],
+)
+def test_a_range_without_end_is_refused_at_once(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        sweep([override], [CONFIG_DIR])
+
+
+def test_a_file_of_a_group_that_leads_back_to_itself_is_not_blamed_on_another_one(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "arm").mkdir()
+    (tmp_path / "arm/loop.yaml").write_text("defaults: [loop]\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(["arm=loop"], config_dir=tmp_path)
+    assert "default.yaml with ['arm=loop']: the defaults of a file that" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "env.num_envs=0",

@@ -1,6 +1,6 @@
 """The typed configuration: one schema, read from YAML, checked as a whole."""
 
-from lamorel_ext.config.plugs import Plug, Plugs, check_trust, plugs_of
+from lamorel_ext.config.plugs import Plug, Plugs, check_trust, leaves, plugs_of
 from lamorel_ext.config.reading import (
     from_mapping,
     load_config,
@@ -69,6 +69,7 @@ __all__ = [
     "check_trust",
     "from_mapping",
     "groups",
+    "leaves",
     "listed",
     "load_config",
     "load_matrix",

@@ -13,25 +13,18 @@ def translated(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     ``sign: inverted``.
 
     The random and the positive sign had no signal beneath: theirs is ``constant``, which gives the
-    same numbers.
+    same numbers. A random sign that was turned around or permuted is a random sign.
     """
     feedback = mapping.get("feedback")
     if not isinstance(feedback, Mapping):
         return mapping
-    own = {key: value for key, value in feedback.items() if key not in ("inverts", "shuffles")}
-    beneath = {
-        "inverted": feedback.get("inverts", "gae"),
-        "shuffled": feedback.get("shuffles", "gae"),
-    }
+    own = dict(feedback)
+    beneath = {"inverted": own.pop("inverts", "gae"), "shuffled": own.pop("shuffles", "gae")}
     signal = own.get("signal")
     if signal in ("inverted", "shuffled"):
         own |= {"sign": signal, "signal": beneath[signal]}
-        signal = own["signal"]
-        if signal in (
-            "random",
-            "positive",
-        ):  # a random sign turned around or permuted is a random sign
-            own |= {"signal": "constant", "sign": "random" if signal == "random" else own["sign"]}
-    elif signal in ("random", "positive"):
-        own |= {"sign": signal, "signal": "constant"}
+    if own.get("signal") == "random" or signal == "positive":
+        own["sign"] = own["signal"]
+    if own.get("signal") in ("random", "positive"):
+        own["signal"] = "constant"
     return {**mapping, "feedback": own}

@@ -213,6 +213,15 @@ def plain(value: Any) -> Any:
     return found
 
 
+def leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its dotted key; lists are values, and so are groups without keys."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def plugs_of(config: Any) -> Iterator[tuple[str, Plug]]:
     """Every plug below a group of the configuration that names something, with its key."""
     for spec in dataclasses.fields(config):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs, LlmArgs, StageArgs
 from lamorel_ext.methods.feedback.options import CREDITS_OF_CANDIDATES, ONLINE_SIGNALS
@@ -40,98 +40,87 @@ def impossible_values(config: Config) -> list[str]:
     ]
 
 
-def _impossible_paths(config: Config) -> list[str]:
+def _impossible_paths(config: Config) -> Iterator[str]:
     """An empty path is an unset variable of a shell more often than the current folder."""
-    problems = []
     for key in PATH_KEYS:
         value = functools.reduce(getattr, key.split("."), config)
         if isinstance(value, str) and not value.strip():
             what = "null" if key.endswith("config_file") else "a path (. is the current folder)"
-            problems.append(
-                f"{key}: must not be empty; expected {what}. Is a shell variable unset?"
-            )
-    return problems
+            yield f"{key}: must not be empty; expected {what}. Is a shell variable unset?"
 
 
-def _impossible_workers(env: EnvArgs) -> list[str]:
+def _impossible_workers(env: EnvArgs) -> Iterator[str]:
     if env.backend == "processes" and env.num_workers == 0:
-        return ["env.num_workers: must be at least 1 where env.backend is processes, got 0"]
+        yield "env.num_workers: must be at least 1 where env.backend is processes, got 0"
     if env.backend in ("minigrid", "vector", "table") and env.num_workers > 0:
-        return [
+        yield (
             f"env.num_workers: must be 0 where env.backend is {env.backend}, got {env.num_workers}"
-        ]
-    return []
+        )
 
 
-def _impossible_environment(config: Config) -> list[str]:
+def _impossible_environment(config: Config) -> Iterator[str]:
     """What is said of BabyAI's levels means nothing of an environment of the user's own."""
     env = config.env
     if not env.own:
         keys = [("action_texts", ()), ("success_above", 0.0), ("max_steps", None)]
-        return [
-            f"env.{name}: is of an environment of one's own, but there is no env._target_"
-            for name, default in keys
-            if getattr(env, name) != default
-        ]
+        for name, default in keys:
+            if getattr(env, name) != default:
+                yield f"env.{name}: is of an environment of one's own, but there is no env._target_"
+        return
     wanted = (
         ("num_distractors", None, "null"),
         ("curriculum", (), "empty"),
         ("language", "en", "en"),
         ("backend", "auto", "auto"),
     )
-    problems = [
-        f"env.{name}: must be {said} where env._target_ names an environment of one's own, got"
-        f" {getattr(env, name)!r}; an argument of its own needs another name"
-        for name, default, said in wanted
-        if getattr(env, name) != default
-    ]
+    for name, default, said in wanted:
+        if getattr(env, name) != default:
+            yield (
+                f"env.{name}: must be {said} where env._target_ names an environment of one's own,"
+                f" got {getattr(env, name)!r}; an argument of its own needs another name"
+            )
     if config.arm.agent in ("student", "own") and config.guidance.vocabulary == "subgoal":
-        problems.append(
+        yield (
             "guidance.vocabulary: subgoal speaks of BabyAI's objects; where env._target_ names an"
             " environment of one's own it can be action_hint or free"
         )
     if config.arm.agent == "llm_policy" and config.arm.action_heads:
-        problems.append(
+        yield (
             "arm.action_heads: the heads have BabyAI's six actions; where env._target_ names an"
             " environment of one's own the actions' texts are scored"
         )
-    return problems
 
 
-def _impossible_curriculum(stages: Sequence[StageArgs]) -> list[str]:
-    problems = []
+def _impossible_curriculum(stages: Sequence[StageArgs]) -> Iterator[str]:
     for place, stage in enumerate(stages):
         key = f"env.curriculum[{place}]"
         if not stage.level:
-            problems.append(f"{key}.level: must be named")
+            yield f"{key}.level: must be named"
         if stage.steps is None and stage.success is None:
-            problems.append(f"{key}: needs steps or success, or it would never end")
-    return problems
+            yield f"{key}: needs steps or success, or it would never end"
 
 
-def _impossible_method(config: Config) -> list[str]:
+def _impossible_method(config: Config) -> Iterator[str]:
     """Combinations of arm and feedback that mean nothing."""
-    problems = []
     feedback, arm = config.feedback, config.arm
     used = feedback.signal
-    problems += [*_impossible_credit(config), *_impossible_rollouts(config)]
+    yield from _impossible_credit(config)
+    yield from _impossible_rollouts(config)
     if used == "none" and feedback.sign != "own":
-        problems.append(
-            f"feedback.sign: must be own where feedback.signal is none, got {feedback.sign}"
-        )
+        yield f"feedback.sign: must be own where feedback.signal is none, got {feedback.sign}"
     if isinstance(feedback.every, int) and feedback.every >= 1 and used not in ONLINE_SIGNALS:
-        problems.append(
+        yield (
             f"feedback.signal: {used} needs the whole rollout; with feedback.every={feedback.every}"
             f" it can be {', '.join(ONLINE_SIGNALS)}"
         )
     if feedback.channel != "loss" and used not in ONLINE_SIGNALS:
-        problems.append(
+        yield (
             f"feedback.signal: {used} needs the whole rollout, but"
             f" feedback.channel={feedback.channel} says it in the next prompt; it can be"
             f" {', '.join(ONLINE_SIGNALS)}"
         )
     if arm.agent == "student" and arm.teacher != "llm" and feedback.signal != "none":
-        problems.append(
+        yield (
             f"feedback.signal: must be none where arm.teacher is {arm.teacher}: there is no LLM to"
             f" teach, got {feedback.signal}"
         )
@@ -140,33 +129,29 @@ def _impossible_method(config: Config) -> list[str]:
         and arm.teacher in ("random", "oracle")
         and config.guidance.vocabulary == "free"
     ):
-        problems.append(
-            f"guidance.vocabulary: free text needs an LLM, but arm.teacher is {arm.teacher}"
-        )
+        yield f"guidance.vocabulary: free text needs an LLM, but arm.teacher is {arm.teacher}"
     if (
         arm.agent == "student"
         and arm.teacher == "oracle"
         and config.guidance.vocabulary == "subgoal"
     ):
-        problems.append(
-            "guidance.vocabulary: must be action_hint where arm.teacher is oracle, got subgoal"
-        )
+        yield "guidance.vocabulary: must be action_hint where arm.teacher is oracle, got subgoal"
     if (
         config.guidance.vocabulary == "free"
         and config.feedback_trains
         and (feedback.entropy_coef or feedback.kl_coef)
     ):
-        problems.append(
+        yield (
             "guidance.vocabulary: free text has no list of candidates; feedback.entropy_coef and"
             " feedback.kl_coef must be 0"
         )
     if arm.agent not in ("student", "llm_policy") and feedback.signal != "none":
-        problems.append(
+        yield (
             f"feedback.signal: must be none where arm.agent is {arm.agent}: nobody gives guidance,"
             f" got {feedback.signal}"
         )
     if arm.agent not in ("student", "own") and config.guidance.vocabulary != "action_hint":
-        problems.append(
+        yield (
             f"guidance.vocabulary: must be action_hint where arm.agent is {arm.agent}, got"
             f" {config.guidance.vocabulary}"
         )
@@ -177,57 +162,53 @@ def _impossible_method(config: Config) -> list[str]:
             *(["feedback.baseline=true"] if feedback.baseline else []),
         ]
         if weighing:
-            problems.append(
+            yield (
                 "feedback.loss: unlikelihood knows signs only; "
                 f"with {' and '.join(weighing)} it can be reinforce or clipped"
             )
-    return problems
 
 
-def _impossible_rollouts(config: Config) -> list[str]:
+def _impossible_rollouts(config: Config) -> Iterator[str]:
     """PPO normalises the advantages of a rollout: a single one is its own mean."""
     group = {"student": "student", "llm_policy": "ppo"}.get(config.arm.agent)
-    if group is None or config.num_steps * config.env.num_envs != 1:
-        return []
-    return [
-        f"{group}.num_steps: a rollout of one step of one environment (env.num_envs=1) has one"
-        " advantage, which is its own mean: nothing is learnt from it; must be at least 2"
-    ]
+    if group is not None and config.num_steps * config.env.num_envs == 1:
+        yield (
+            f"{group}.num_steps: a rollout of one step of one environment (env.num_envs=1) has one"
+            " advantage, which is its own mean: nothing is learnt from it; must be at least 2"
+        )
 
 
-def _impossible_plugs(config: Config) -> list[str]:
+def _impossible_plugs(config: Config) -> Iterator[str]:
     """Names without what they name."""
     if config.arm.agent == "own" and not config.agent:
-        return ["agent._target_: must name the agent where arm.agent is own"]
+        yield "agent._target_: must name the agent where arm.agent is own"
     if config.arm.agent != "own" and config.lamorel_args.distributed_setup_args.client_devices:
-        return [
+        yield (
             "lamorel_args.distributed_setup_args.client_devices: only an agent of one's own"
             f" (agent._target_) computes on a GPU; {config.arm.agent} has at most a small network,"
             " which a CPU runs as fast"
-        ]
-    return []
+        )
 
 
-def _impossible_credit(config: Config) -> list[str]:
+def _impossible_credit(config: Config) -> Iterator[str]:
     """Credits that need a student beside the LLM, or a list of what could be said, and signs that
     need company.
     """
-    problems = []
     feedback, arm = config.feedback, config.arm
     if feedback.signal == "none":
-        return []
+        return
     if feedback.credit != "chosen" and arm.agent == "llm_policy":
-        problems.append(
+        yield (
             "feedback.credit: must be chosen where arm.agent is llm_policy, whose guidance is the"
             f" action itself, got {feedback.credit}"
         )
     if feedback.credit in CREDITS_OF_CANDIDATES and config.guidance.vocabulary == "free":
-        problems.append(
+        yield (
             f"feedback.credit: {feedback.credit} needs a list of candidates, and"
             " guidance.vocabulary=free has none; it can be chosen or followed"
         )
     if feedback.credit != "chosen" and feedback.channel == "prompt":
-        problems.append(
+        yield (
             "feedback.credit: must be chosen where feedback.channel is prompt, which changes no"
             f" weights, got {feedback.credit}"
         )
@@ -236,7 +217,7 @@ def _impossible_credit(config: Config) -> list[str]:
         and isinstance(feedback.every, int)
         and feedback.every * config.env.num_envs == 1
     ):
-        problems.append(
+        yield (
             "feedback.baseline: an update after every step of one environment has one f, which is"
             " its own mean"
         )
@@ -247,63 +228,55 @@ def _impossible_credit(config: Config) -> list[str]:
                 if feedback.channel == "loss"
                 else f"feedback.channel={feedback.channel}"
             )
-            problems.append(
+            yield (
                 f"feedback.sign: shuffled permutes the signs of a step with {needs}, and"
                 " env.num_envs=1 has one: nothing to permute"
             )
-    return problems
 
 
-def _impossible_llm(config: Config) -> list[str]:
+def _impossible_llm(config: Config) -> Iterator[str]:
     """What no server can do, and weights and heads for an arm that has no use for them."""
-    problems = []
     feedback, arm, llm = config.feedback, config.arm, config.lamorel_args.llm_args
     if llm.load_in_4bit:
-        problems.append(
+        yield (
             "lamorel_args.llm_args.load_in_4bit: not supported, must be false; dtype=bfloat16"
             " halves the memory"
         )
     if llm.parallelism.fsdp:
-        problems += _impossible_fsdp(llm)
+        yield from _impossible_fsdp(llm)
     if arm.action_heads and arm.agent != "llm_policy":
-        problems.append(
+        yield (
             f"arm.action_heads: only an LLM as policy acts with them, but arm.agent is {arm.agent}"
         )
     if arm.action_heads and feedback.signal != "none":
-        problems.append(
+        yield (
             "feedback.signal: must be none where arm.action_heads is true: it teaches texts, got"
             f" {feedback.signal}"
         )
     if arm.weights != "pretrained" and not config.asks_llm:
-        problems.append(
-            f"arm.weights: must be pretrained where no LLM takes part, got {arm.weights}"
-        )
+        yield f"arm.weights: must be pretrained where no LLM takes part, got {arm.weights}"
     if arm.weights == "embeddings" and not llm.pretrained:
-        problems.append(
+        yield (
             "arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is"
             " false, got embeddings"
         )
-    return problems
 
 
-def _impossible_fsdp(llm: LlmArgs) -> list[str]:
+def _impossible_fsdp(llm: LlmArgs) -> Iterator[str]:
     where, reason = "lamorel_args.llm_args", "where parallelism.fsdp is true"
-    problems = []
     if llm.parallelism.model_parallelism_size > 1:
-        problems.append(
+        yield (
             f"{where}.parallelism.model_parallelism_size: must be 1 {reason}: a server holds its"
             f" part of every layer on one GPU, got {llm.parallelism.model_parallelism_size}"
         )
     if llm.lora.r:
-        problems.append(
+        yield (
             f"{where}.lora.r: must be 0 {reason}: adapters leave the model's own weights without"
             f" gradients and moments, model_parallelism_size has room for those, got {llm.lora.r}"
         )
-    return problems
 
 
-def _impossible_comparison(compare: CompareArgs) -> list[str]:
-    problems = []
+def _impossible_comparison(compare: CompareArgs) -> Iterator[str]:
     for key, values in (
         ("compare.tasks", compare.tasks),
         ("compare.arms", compare.arms),
@@ -311,36 +284,30 @@ def _impossible_comparison(compare: CompareArgs) -> list[str]:
         ("compare.controls", compare.controls),
     ):
         if not values and key in ("compare.arms", "compare.seeds"):
-            problems.append(f"{key}: must not be empty")
+            yield f"{key}: must not be empty"
         if len(set(values)) < len(values):
-            problems.append(f"{key}: names one twice: {list(values)}")
-    return problems
+            yield f"{key}: names one twice: {list(values)}"
 
 
-def _impossible_portability(config: Config) -> list[str]:
+def _impossible_portability(config: Config) -> Iterator[str]:
     """What cannot be held to the same arithmetic on every machine."""
     if not config.run.portable:
-        return []
+        return
     llm, wanted = config.lamorel_args.llm_args, "where run.portable is true"
     threads = {"run.num_threads": config.run.num_threads}
     threads["lamorel_args.llm_args.num_threads"] = llm.num_threads
-    problems = [
-        f"{key}: must be 1 {wanted}: sums depend on the number of threads, got {number}"
-        for key, number in threads.items()
-        if number > 1
-    ]
+    for key, number in threads.items():
+        if number > 1:
+            yield f"{key}: must be 1 {wanted}: sums depend on the number of threads, got {number}"
     if llm.parallelism.use_gpu:
-        problems.append(
-            f"lamorel_args.llm_args.parallelism.use_gpu: must be false {wanted}: GPUs differ"
-        )
+        yield f"lamorel_args.llm_args.parallelism.use_gpu: must be false {wanted}: GPUs differ"
     if config.lamorel_args.distributed_setup_args.client_devices:
-        problems.append(
+        yield (
             "lamorel_args.distributed_setup_args.client_devices: must be empty"
             f" {wanted}: GPUs differ"
         )
     if llm.dtype in ("bfloat16", "auto"):
-        problems.append(
+        yield (
             f"lamorel_args.llm_args.dtype: must be float32 or float64 {wanted}: the kernels of"
             " bfloat16 go by the processor"
         )
-    return problems

@@ -24,14 +24,13 @@ from yaml import YAMLError
 from lamorel_ext.config.cells import Cell, expand_cells, named, read_cell
 from lamorel_ext.config.former import translated
 from lamorel_ext.config.overrides import Parsed, key_of, parse_override, search_path
-from lamorel_ext.config.plugs import plain
+from lamorel_ext.config.plugs import leaves, plain
 from lamorel_ext.config.possible import PATH_KEYS, impossible_values
 from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs
 from lamorel_ext.config.sources import (
     CONFIG_DIR,
     compose,
     group_choices,
-    has_own_search_path,
     parse_yaml,
     read_text,
     read_yaml,
@@ -165,15 +164,7 @@ def _given(overrides: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
     for text in overrides:
         parsed = parse_override(text)
         if isinstance(parsed, Parsed):
-            yield from ((text, key, value) for key, value in _leaves(parsed.key, parsed.value))
-
-
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
-        yield key, value
-        return
-    for name, own in value.items():
-        yield from _leaves(f"{key}.{name}", own)
+            yield from ((text, key, value) for key, value in leaves({parsed.key: parsed.value}))
 
 
 def _check_arms_stay_apart(
@@ -329,7 +320,7 @@ def _find(name: str, folders: Sequence[Path]) -> Path:
 
 def _own_search_path(primary: Path) -> list[str]:
     """What the file itself adds to ``hydra.searchpath``; Hydra says what is wrong with it."""
-    if not has_own_search_path(primary):
+    if "searchpath" not in read_text(primary):
         return []
     own = read_yaml(primary).get("hydra")
     added = own.get("searchpath") if isinstance(own, DictConfig) else None

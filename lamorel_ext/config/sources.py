@@ -85,11 +85,6 @@ def group_choices(folders: Sequence[Path], group: str) -> list[str]:
     return sorted(found)
 
 
-def has_own_search_path(path: Path) -> bool:
-    """Whether a file sets ``hydra.searchpath``."""
-    return "searchpath" in read_text(path)
-
-
 def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     """The files of every group, by the group's name."""
     names = {path.parent.name for folder in folders for path in folder.glob("*/*.yaml")}
@@ -152,7 +147,7 @@ def _composed(
         hydra = Hydra.create_main_hydra2("lamorel_ext", path)
         composed = hydra.compose_config(name, list(overrides), RunMode.RUN, from_shell=False)
     except RecursionError as error:
-        raise ConfigError(_describe_cycle(name, folders)) from error
+        raise ConfigError(_describe_cycle(name, overrides, folders)) from error
     finally:
         sources["file"] = plain_files
         GlobalHydra.instance().clear()
@@ -267,8 +262,10 @@ def _tab(text: str, error: yaml.MarkedYAMLError) -> str:
     return "; a tab stands there, YAML wants spaces" if there else ""
 
 
-def _describe_cycle(name: str, folders: Sequence[Path]) -> str:
-    """The files whose ``defaults`` lead back to the first of them."""
+def _describe_cycle(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> str:
+    """The files whose ``defaults`` lead back to the first of them; what chooses them where it is
+    the file of a group.
+    """
     chain: list[str] = []
     while name not in chain:
         chain.append(name)
@@ -278,8 +275,12 @@ def _describe_cycle(name: str, folders: Sequence[Path]) -> str:
         )
         entries = read_yaml(path).get("defaults", []) if path else []
         named = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
-        back = next((entry for entry in named if entry in chain), None)
-        name = back or next(iter(named), name)
+        if not named:
+            return (
+                f"{chain[0]}.yaml with {list(overrides)}: the defaults of a file that it chooses"
+                " lead back to themselves"
+            )
+        name = next((entry for entry in named if entry in chain), named[0])
     first = next(folder for folder in folders if (folder / f"{chain[0]}.yaml").is_file())
     lines = (first / f"{chain[0]}.yaml").read_text("utf-8").splitlines()
     line = next((i for i, text in enumerate(lines, start=1) if text.startswith("defaults")), 1)

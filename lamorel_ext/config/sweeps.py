@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
 
 from lamorel_ext.config.overrides import key_of
@@ -122,15 +122,25 @@ def _values(text: str, folders: Sequence[Path]) -> list[str] | str | None:
         return None
     if not override.is_discrete_sweep():
         return "an interval has no values to run one after the other; write a range or a list"
-    values = _listed(override, folders)
+    try:
+        values = _listed(override, folders)
+    except (HydraException, ValueError, ArithmeticError) as error:
+        return str(error)
+    if len(values) > MAX_RUNS:
+        return f"expected at most {MAX_RUNS} values"
     key = override.get_key_element()
     return [f"{key}={value}" for value in values] if values else "this sweep has no values"
 
 
 def _listed(override: Override, folders: Sequence[Path]) -> list[str]:
-    glob = override.value()
-    if isinstance(glob, Glob):
-        return list(glob.filter(group_choices(folders, override.key_or_group)))
+    """Of a range that has too many values, which may be without end, one more than ``MAX_RUNS``."""
+    values = override.value()
+    if isinstance(values, Glob):
+        return list(values.filter(group_choices(folders, override.key_or_group)))
+    if isinstance(values, RangeSweep):
+        first = [str(value) for value in itertools.islice(values.range(), MAX_RUNS + 1)]
+        if len(first) > MAX_RUNS:
+            return first
     return [str(value) for value in override.sweep_string_iterator()]
 
 

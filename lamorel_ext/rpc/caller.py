@@ -57,6 +57,7 @@ from lamorel_ext.types import (
 
 A = TypeVar("A", ScoreResult, GenerateResult, UpdateResult, InfoResult, CallResult, Done)
 R = TypeVar("R", ScoreResult, GenerateResult)
+_Whole = Callable[[Sequence[ScoreResult]], ScoreResult]
 
 COUNTERS = (
     "llm_calls",
@@ -81,15 +82,7 @@ class ScoreShare:
     """
 
     own: Callable[[], dict[int, ScoreResult]]
-    whole: Callable[[Sequence[ScoreResult]], ScoreResult]
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A batch in shards, and how their answers become one."""
-
-    shards: dict[int, ScoreRequest]
-    whole: Callable[[Sequence[ScoreResult]], ScoreResult]
+    whole: _Whole
 
 
 class Caller:
@@ -167,10 +160,10 @@ class Caller:
         check_score(request)
         started = time.perf_counter()
         num_prompts = len(request.prompts)
-        cut = self._cut(request)
+        shards, whole = self._cut(request)
 
         def finish(answers: Sequence[Answer]) -> ScoreResult:
-            result = cut.whole(self._counted(ScoreResult, answers, started, num_prompts))
+            result = whole(self._counted(ScoreResult, answers, started, num_prompts))
             if len(result.counts) != num_prompts or result.log_probs.shape != (sum(result.counts),):
                 raise ProtocolError(
                     f"expected the scores of {num_prompts} prompts, got {len(result.counts)} with"
@@ -180,7 +173,7 @@ class Caller:
 
         # Who cuts by prompt has chosen the server itself.
         send = self._send if self._places is None else self._transport.submit
-        return gather([send(place, shard) for place, shard in cut.shards.items()], finish)
+        return gather([send(place, shard) for place, shard in shards.items()], finish)
 
     def submit_share(self, request: ScoreRequest, place: int, of: int) -> ScoreShare:
         """Ask for one client's part of a batch of which ``of`` clients ask a part each.
@@ -196,8 +189,8 @@ class Caller:
         """
         check_score(request)
         started = time.perf_counter()
-        cut = self._cut(request)
-        shards = {server: shard for server, shard in cut.shards.items() if server % of == place}
+        all_shards, whole = self._cut(request)
+        shards = {server: shard for server, shard in all_shards.items() if server % of == place}
         num_prompts = sum(len(shard.prompts) for shard in shards.values())
 
         def finish(answers: Sequence[Answer]) -> dict[int, ScoreResult]:
@@ -205,11 +198,11 @@ class Caller:
             return dict(zip(shards, results, strict=True))
 
         if not shards:
-            return ScoreShare(dict, cut.whole)
+            return ScoreShare(dict, whole)
         pending = gather(
             [self._transport.submit(server, shard) for server, shard in shards.items()], finish
         )
-        return ScoreShare(pending.result, cut.whole)
+        return ScoreShare(pending.result, whole)
 
     def ask_alone(self, alone: bool) -> None:
         """Whether other clients ask requests of their own, as they do until a training run takes
@@ -440,17 +433,17 @@ class Caller:
     def _send(self, place: int, shard: Request) -> Future[Answer]:
         return self._transport.submit((self._first_server + place) % self.num_servers, shard)
 
-    def _cut(self, request: ScoreRequest) -> _Cut:
-        """One shard per server that is asked, by its number."""
+    def _cut(self, request: ScoreRequest) -> tuple[dict[int, ScoreRequest], _Whole]:
+        """One shard per server that is asked, by its number, and how their answers become one."""
         if self.num_servers == 1:
-            return _Cut({0: request}, merge_score)
+            return {0: request}, merge_score
         if self._places is None:
             cut = enumerate(split_score(request, self.num_servers))
-            return _Cut({place: shard for place, shard in cut if shard.prompts}, merge_score)
+            return {place: shard for place, shard in cut if shard.prompts}, merge_score
         rows = {place: part for place, part in enumerate(self._places.cut(request)) if part}
         parts = list(rows.values())
         shards = {place: take_score(request, part) for place, part in rows.items()}
-        return _Cut(shards, lambda answers: put_back(answers, parts, request))
+        return shards, lambda answers: put_back(answers, parts, request)
 
     def _everywhere(self, request: Request) -> None:
         check_may_wait()

@@ -8,23 +8,16 @@ waits for one that has given up.
 
 from __future__ import annotations
 
-import json
-import struct
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
-from lamorel_ext.errors import LamorelExtError, ProtocolError, RpcError
+from lamorel_ext.errors import LamorelExtError, RpcError
 from lamorel_ext.rpc.failures import error_of, failure_of
 from lamorel_ext.rpc.wire.codec import decode, encode
-from lamorel_ext.rpc.wire.fields import TensorReader, TensorWriter, payload_bytes, read_specs
-from lamorel_ext.rpc.wire.nested import pack_values, unpack_values
-from lamorel_ext.types import Failure
+from lamorel_ext.types import CallResult, Failure
 
 T = TypeVar("T")
-
-_LENGTH = struct.Struct("!BQ")
-_VALUE, _FAILURE = 0, 1
 
 
 class ClientGroup(Protocol):
@@ -88,7 +81,11 @@ class Clients:
         """
         if self._group is None or self.leading:
             return work()
-        answer: T = self._exchange(self._group, self._alone(work) if self.rank == 0 else None)[0]
+        self.leading = self.rank == 0
+        try:
+            answer: T = self._exchange(self._group, work if self.leading else None)[0]
+        finally:
+            self.leading = False
         return answer
 
     def same(self, value: Callable[[], str], what: str) -> None:
@@ -113,9 +110,9 @@ class Clients:
         try:
             if work is not None:
                 value = work()
-                payload = _pack(value)
+                payload = encode(CallResult({"value": value}))
         except Exception as error:
-            own, payload = error, self._failure(error)
+            own, payload = error, encode(failure_of(error, self.rank, f"rl client {self.rank}"))
         try:
             arrived = group.gather(payload)
         except RpcError:
@@ -123,24 +120,7 @@ class Clients:
                 raise
         if own is not None:
             raise own
-        for each in arrived:
-            _check(each)
-        return [value if rank == self.rank else _unpack(each) for rank, each in enumerate(arrived)]
-
-    def _alone(self, work: Callable[[], T]) -> Callable[[], T]:
-        def led() -> T:
-            self.leading = True
-            try:
-                return work()
-            finally:
-                self.leading = False
-
-        return led
-
-    def _failure(self, error: Exception) -> bytes:
-        return _LENGTH.pack(_FAILURE, 0) + encode(
-            failure_of(error, self.rank, f"rl client {self.rank}")
-        )
+        return [value if rank == self.rank else _read(each) for rank, each in enumerate(arrived)]
 
 
 class ThreadClients:
@@ -178,35 +158,11 @@ def make_thread_clients(size: int, timeout_s: float = 60.0) -> list[Clients]:
     return [Clients(ThreadClients(rank, table, barrier)) for rank in range(size)]
 
 
-def _pack(value: Any) -> bytes:
-    writer = TensorWriter()
-    values = pack_values({"value": value}, writer)
-    header = json.dumps([values, writer.specs], separators=(",", ":")).encode("ascii")
-    return b"".join([_LENGTH.pack(_VALUE, len(header)), header, *writer.buffers])
-
-
-def _check(raw: bytes) -> None:
-    """Raise the failure that a client has sent in place of a value."""
-    if raw and raw[0] == _FAILURE:
-        failure = decode(raw[_LENGTH.size :])
-        raise (
-            error_of(failure)
-            if isinstance(failure, Failure)
-            else ProtocolError("a failure that is none")
-        )
-
-
-def _unpack(raw: bytes) -> Any:
-    if not raw:
+def _read(payload: bytes) -> Any:
+    """What another client brings; its failure is raised."""
+    if not payload:
         return None
-    try:
-        _, length = _LENGTH.unpack_from(raw)
-        end = _LENGTH.size + length
-        values, raw_specs = json.loads(raw[_LENGTH.size : end])
-        specs = read_specs(raw_specs)
-        if len(raw) - end != payload_bytes(specs):
-            raise ValueError(f"{len(raw) - end} bytes of tensors, expected {payload_bytes(specs)}")
-        reader = TensorReader(specs, bytearray(raw[end:]))
-        return unpack_values(values, reader)["value"]
-    except (ValueError, KeyError, struct.error) as error:
-        raise ProtocolError(f"what another client sent is not ours: {error}") from error
+    answer = decode(payload)
+    if isinstance(answer, Failure):
+        raise error_of(answer)
+    return cast(CallResult, answer).values["value"]

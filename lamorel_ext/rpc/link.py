@@ -18,7 +18,6 @@ from lamorel_ext.rpc.wire.codec import (
     Kind,
     Message,
     Prefix,
-    decode_header,
     decode_message,
     decode_prefix,
     frame,
@@ -220,16 +219,13 @@ class Link:
     def _receive(self) -> Frame:
         prefix = decode_prefix(self._exactly(PREFIX.size))
         header_bytes = self._exactly(prefix.header_bytes)
-        payload, message, problem = bytearray(), None, None
+        message, problem = None, None
         if not header_bytes and prefix.kind in (Kind.TICKET, Kind.GOODBYE, Kind.STOP):
             return Frame(prefix, None)
+        payload = self._exactly(prefix.payload_bytes)
         try:
-            header = decode_header(header_bytes, prefix.payload_bytes)
-            payload = self._exactly(prefix.payload_bytes)
-            message = decode_message(header, payload)
+            message = decode_message(header_bytes, payload)
         except ProtocolError as error:
-            if len(payload) < prefix.payload_bytes:
-                self._exactly(prefix.payload_bytes)
             problem = error
         if prefix.kind is Kind.LAST_WORD:
             raise (

@@ -100,38 +100,23 @@ def meet_peers(
         token = write_secret(name)
         store.set(SECRET_FILE, name)
     token = token or read_secret(read_text(store, SECRET_FILE, timeout_s))
-    try:
-        return _meet(store, setup, rank, host, timeout_s, token, silence_s)
-    finally:
-        if name:
-            remove_secret(name)
-
-
-def _meet(
-    store: Store,
-    setup: DistributedSetupArgs,
-    rank: int,
-    host: str,
-    timeout_s: float,
-    token: bytes,
-    silence_s: int,
-) -> tuple[list[Link], list[Link]]:
-    first = server_ranks(setup)[0]
-    earlier = _connect(store, setup, rank, range(first, rank), token, timeout_s, silence_s)
     expected = {
         peer: peer_of(peer, setup) for peer in (*range(first), *range(rank + 1, world_size(setup)))
     }
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server(
-        (host, 0), family=family, backlog=2 * len(expected) + MAX_STRANGERS
-    ) as listening:
-        # Only now, because who connects expects an answer within the seconds of a handshake.
-        store.set(f"address of rank {rank}", f"{listening.getsockname()[1]} {host}")
-        later = accept_peers(listening, token, rank, expected, timeout_s, silence_s)
-    links = {link.peer.rank: link for link in (*earlier, *later)}
-    return [links[peer] for peer in sorted(links) if peer < first], [
-        links[peer] for peer in sorted(links) if peer >= first
-    ]
+    try:
+        links = _connect(store, setup, rank, range(first, rank), token, timeout_s, silence_s)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server(
+            (host, 0), family=family, backlog=2 * len(expected) + MAX_STRANGERS
+        ) as listening:
+            # Only now, because who connects expects an answer within the seconds of a handshake.
+            store.set(f"address of rank {rank}", f"{listening.getsockname()[1]} {host}")
+            links += accept_peers(listening, token, rank, expected, timeout_s, silence_s)
+    finally:
+        if name:
+            remove_secret(name)
+    links.sort(key=lambda link: link.peer.rank)
+    return links[:first], links[first:]
 
 
 def accept_peers(

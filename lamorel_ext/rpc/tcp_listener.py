@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from lamorel_ext.errors import ProtocolError, RemoteError, RequestError, RpcError
 from lamorel_ext.processes import stopping
@@ -42,37 +41,8 @@ class Call:
     arrived: float = field(default_factory=time.perf_counter)
 
 
-class Listener(Protocol):
-    """Where a server takes its work from."""
-
-    def get(self) -> Call | None:
-        """Wait for the next call; None once every client has said that it is done.
-
-        Raises:
-            RpcError: A client or another server is gone.
-        """
-
-    def get_behind(
-        self, call: Call, joins: Callable[[Sequence[Call], Call], bool], wait_s: float
-    ) -> list[Call]:
-        """The calls of other clients right behind ``call`` that join it; see ``Inbox``.
-
-        Raises:
-            RpcError: As ``get``.
-        """
-
-    def loss(self, timeout_s: float) -> BaseException | None:
-        """Why a peer is gone, or None where none is within ``timeout_s`` seconds."""
-
-    def fail(self, error: BaseException) -> None:
-        """Tell everybody that this process ends because of ``error``, and close."""
-
-    def close(self) -> None:
-        """Take leave of everybody. May be called twice."""
-
-
 class TcpListener:
-    """Connections of one LLM server. See ``Listener``.
+    """Connections of one LLM server: where it takes its work from.
 
     When a client or another server dies, ``get`` raises. A main thread that is stuck elsewhere, in
     a sum over servers of which one is gone, or in a long computation that nobody waits for any
@@ -105,7 +75,11 @@ class TcpListener:
             link.start(self._on_frame, self._on_lost)
 
     def get(self) -> Call | None:
-        """See ``Listener``."""
+        """Wait for the next call; None once every client has said that it is done.
+
+        Raises:
+            RpcError: A client or another server is gone.
+        """
         while self._num_open:
             call = self._inbox.get()
             if not isinstance(call.request, CloseRequest):
@@ -117,7 +91,11 @@ class TcpListener:
     def get_behind(
         self, call: Call, joins: Callable[[Sequence[Call], Call], bool], wait_s: float
     ) -> list[Call]:
-        """See ``Listener``."""
+        """The calls of other clients right behind ``call`` that join it; see ``Inbox``.
+
+        Raises:
+            RpcError: As ``get``.
+        """
 
         def joining(taken: Sequence[Call], following: Call) -> bool:
             senders = {each.sender for each in taken}
@@ -126,11 +104,11 @@ class TcpListener:
         return self._inbox.get_behind([call], joining, self._num_open - 1, wait_s)
 
     def loss(self, timeout_s: float) -> BaseException | None:
-        """See ``Listener``."""
+        """Why a peer is gone, or None where none is within ``timeout_s`` seconds."""
         return self._inbox.failure(timeout_s)
 
     def fail(self, error: BaseException) -> None:
-        """See ``Listener``."""
+        """Tell everybody that this process ends because of ``error``, and close."""
         if not self._closed.is_set():
             self._closed.set()
             last_word = failure_of(error, self._me.rank, self._me.role)
@@ -149,7 +127,7 @@ class TcpListener:
                 link.send(frame(kind=Kind.STOP, call_id=stop.signum))
 
     def close(self) -> None:
-        """See ``Listener``."""
+        """Take leave of everybody. May be called twice."""
         if not self._closed.is_set():
             self._closed.set()
             for link in self._links:

@@ -68,12 +68,7 @@ class Placement:
 def split_evenly(num_items: int, num_parts: int) -> list[range]:
     """Cut ``range(num_items)`` into ``num_parts`` contiguous ranges; the first ones are longer by
     one where it does not divide.
-
-    Raises:
-        ValueError: There are no parts to cut into.
     """
-    if num_parts < 1:
-        raise ValueError(f"cannot cut into {num_parts} parts")
     size, longer = divmod(num_items, num_parts)
     starts = [part * size + min(part, longer) for part in range(num_parts + 1)]
     return [range(start, stop) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
@@ -255,21 +250,8 @@ def _devices_by_hand(
 
 
 def _check_counts(args: LamorelArgs) -> None:
-    setup, machines = args.distributed_setup_args, args.accelerate_args.num_machines
-    counts = {
-        "lamorel_args.distributed_setup_args.n_rl_processes": setup.n_rl_processes,
-        "lamorel_args.distributed_setup_args.n_llm_processes": setup.n_llm_processes,
-        "lamorel_args.accelerate_args.num_machines": machines,
-        "lamorel_args.llm_args.parallelism.model_parallelism_size": (
-            args.llm_args.parallelism.model_parallelism_size
-        ),
-    }
-    problems = [
-        f"{key}: must be at least 1, got {count}" for key, count in counts.items() if count < 1
-    ]
-    if not problems:
-        problems = [*_machine_problems(args), *_device_problems(args)]
-    if problems:
+    """What the bounds of single keys do not say."""
+    if problems := [*_machine_problems(args), *_device_problems(args)]:
         raise ConfigError(problems)
 
 

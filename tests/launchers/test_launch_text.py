@@ -180,6 +180,46 @@ def test_a_machine_says_what_it_waits_for(
     assert said.format(host=socket.gethostname(), port=port) in found
 
 
+def test_a_folder_that_is_not_the_users_alone_is_said_before_machines_of_one_host_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / f"lamorel_ext-{os.geteuid()}").mkdir(mode=0o755)
+    meeting = argparse.Namespace(
+        machine_rank=0, num_machines=2, main_process_ip="127.0.0.1", main_process_port=29501
+    )
+    assert "does not belong to this user alone" in elastic._meeting_problem(meeting)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "accelerate cannot read"),
+        ("distributed_type: [", "accelerate cannot read"),
+        ("distributed_type: NO\nmixed_precision: 'no'\nmine: 1\n", "unknown keys"),
+        ("distributed_type: NO\nmixed_precision: 'no'\n", ""),
+    ],
+)
+def test_a_file_that_accelerate_cannot_read_is_named_with_its_key(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    found = elastic._file_problem(str(path))
+    assert said in found and bool(found) == bool(said)
+    assert not found or found.startswith("lamorel_args.accelerate_args.config_file: ")
+
+
+def test_a_file_of_accelerates_that_is_not_there_ends_the_launch_with_one_line(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    command = Command(("accelerate", "launch", "--config_file", "missing.yaml", "no.py"))
+    assert run_here(command) == 2
+    assert capfd.readouterr().err == (
+        "launch: lamorel_args.accelerate_args.config_file: there is no file missing.yaml\n"
+    )
+
+
 NINE_PROCESSES = [
     "lamorel_args.distributed_setup_args.n_llm_processes=8",
     "lamorel_args.accelerate_args.num_machines=2",

@@ -280,7 +280,14 @@ def test_fields_of_another_type_cannot_be_sent(message: codec.Message, field: st
 def test_messages_beyond_the_limits_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MAX_HEADER_BYTES", 100)
     with pytest.raises(RequestError, match="too large"):
-        encode(SaveRequest("x" * 200))
+        pack(SaveRequest("x" * 200))
+
+
+def test_what_goes_from_client_to_client_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_HEADER_BYTES", 100)
+    monkeypatch.setattr(codec, "MAX_PAYLOAD_BYTES", 100)
+    message = CallResult({"value": torch.arange(50.0), "text": "x" * 200})
+    assert same(decode(encode(message)), message)
 
 
 def damaged(message: codec.Message, **changes: Any) -> bytes:

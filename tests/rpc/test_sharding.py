@@ -180,21 +180,6 @@ def test_an_update_is_told_once_with_the_seconds_of_the_slowest() -> None:
     assert merged.stats == {"loss": 0.5, "seconds": 3.0}
 
 
-def test_servers_that_evaluated_different_heads_cannot_be_merged() -> None:
-    one, other = (
-        ScoreResult(torch.zeros(1), (1,), {"value": torch.zeros(1, 1)}),
-        ScoreResult(torch.zeros(1), (1,), {}),
-    )
-    with pytest.raises(ValueError, match="different module functions"):
-        merge_score([one, other])
-
-
-@pytest.mark.parametrize("merge", [merge_score, merge_generate, merge_update])
-def test_no_answers_cannot_be_merged(merge) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match="no answers"):
-        merge([])
-
-
 # --- shards cut by prompt -------------------------------------------------------------------------
 
 

@@ -33,7 +33,6 @@ from lamorel_ext.rpc.wire.fields import (
     FORMS,
     Form,
     TensorReader,
-    TensorSpec,
     TensorWriter,
     payload_bytes,
     read_specs,
@@ -85,15 +84,6 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class Header:
-    """A checked header: the type of the message, its fields still as JSON, and its tensors."""
-
-    type_name: str
-    fields: dict[str, Any]
-    tensors: tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True)
 class Packed:
     """A message ready to be framed; packing can fail, so it comes before anything is sent."""
 
@@ -105,8 +95,11 @@ class Packed:
 _NOTHING = Packed(b"", (), 0)
 
 
-def pack(message: Message) -> Packed:
+def pack(message: Message, limited: bool = True) -> Packed:
     """Turn a message into buffers; tensors on the CPU are not copied.
+
+    Args:
+        limited: False where no peer reads it from a connection, which is when its size matters.
 
     Raises:
         RequestError: A field has not the type that its dataclass says, or the message is too large.
@@ -122,7 +115,7 @@ def pack(message: Message) -> Packed:
     header = json.dumps(
         {"type": name, "fields": fields, "tensors": writer.specs}, separators=(",", ":")
     ).encode("ascii")
-    if len(header) > MAX_HEADER_BYTES or writer.num_bytes > MAX_PAYLOAD_BYTES:
+    if limited and (len(header) > MAX_HEADER_BYTES or writer.num_bytes > MAX_PAYLOAD_BYTES):
         raise RequestError(
             f"{name} is too large to be sent: {len(header)} bytes of text (at most"
             f" {MAX_HEADER_BYTES}) and {writer.num_bytes} bytes of tensors (at most"
@@ -142,16 +135,19 @@ def frame(
 
 
 def encode(message: Message) -> bytes:
-    """One whole frame that carries a message, as ``decode`` reads it.
+    """One whole frame that carries a message, however large, as ``decode`` reads it.
 
     Raises:
-        RequestError: As ``pack``.
+        RequestError: A field has not the type that its dataclass says.
     """
-    return b"".join(frame(pack(message)))
+    return b"".join(frame(pack(message, limited=False)))
 
 
-def decode_prefix(raw: bytes | bytearray) -> Prefix:
+def decode_prefix(raw: bytes | bytearray, limited: bool = True) -> Prefix:
     """Read the fixed part of a frame.
+
+    Args:
+        limited: False where the whole frame is there already: nothing is allocated for it.
 
     Raises:
         ProtocolError: It is not ours, of another version, or announces more than a message may
@@ -168,7 +164,7 @@ def decode_prefix(raw: bytes | bytearray) -> Prefix:
         )
     if kind not in Kind._value2member_map_:
         raise ProtocolError(f"unknown kind of frame: {kind}")
-    if header_bytes > MAX_HEADER_BYTES or num_payload_bytes > MAX_PAYLOAD_BYTES:
+    if limited and (header_bytes > MAX_HEADER_BYTES or num_payload_bytes > MAX_PAYLOAD_BYTES):
         raise ProtocolError(
             f"a frame announces {header_bytes} bytes of text and {num_payload_bytes} bytes of"
             " tensors"
@@ -178,11 +174,12 @@ def decode_prefix(raw: bytes | bytearray) -> Prefix:
     return Prefix(Kind(kind), call_id, ticket, header_bytes, num_payload_bytes)
 
 
-def decode_header(raw: bytes | bytearray, num_payload_bytes: int) -> Header:
-    """Read the JSON header and check that the announced payload is what its tensors need.
+def decode_message(raw: bytes | bytearray, payload: bytearray) -> Message:
+    """Build the message of a JSON header and a payload, whose memory its tensors share.
 
     Raises:
-        ProtocolError: It is no header of ours.
+        ProtocolError: It is no header of ours, its tensors do not fill the payload, or a field is
+            missing, unknown or of another type.
     """
     try:
         header = json.loads(raw.decode("ascii"))
@@ -194,36 +191,25 @@ def decode_header(raw: bytes | bytearray, num_payload_bytes: int) -> Header:
         specs = read_specs(header["tensors"])
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a header of ours: {error}") from error
-    if payload_bytes(specs) != num_payload_bytes:
+    if payload_bytes(specs) != len(payload):
         raise ProtocolError(
-            f"{name} announces {num_payload_bytes} bytes of tensors, its header speaks of"
+            f"{name} announces {len(payload)} bytes of tensors, its header speaks of"
             f" {payload_bytes(specs)}"
         )
-    return Header(name, fields, specs)
-
-
-def decode_message(header: Header, payload: bytearray) -> Message:
-    """Build the message; its tensors share the payload's memory.
-
-    Raises:
-        ProtocolError: A field is missing, unknown or of another type.
-    """
-    forms = _FORMS[_TYPES[header.type_name]]
-    if header.fields.keys() != forms.keys():
-        raise ProtocolError(
-            f"{header.type_name} has the fields {sorted(forms)}, got {sorted(header.fields)!r:.200}"
-        )
-    reader = TensorReader(header.tensors, payload)
+    forms = _FORMS[_TYPES[name]]
+    if fields.keys() != forms.keys():
+        raise ProtocolError(f"{name} has the fields {sorted(forms)}, got {sorted(fields)!r:.200}")
+    reader = TensorReader(specs, payload)
     values: dict[str, Any] = {}
     field = "tensors"
     try:
         for field, form in forms.items():
-            values[field] = form.unpack(header.fields[field], reader)
+            values[field] = form.unpack(fields[field], reader)
         field = "tensors"
         reader.finish()
     except (ValueError, OverflowError) as error:
-        raise ProtocolError(f"{header.type_name}.{field}: {error}") from error
-    message: Message = _TYPES[header.type_name](**values)
+        raise ProtocolError(f"{name}.{field}: {error}") from error
+    message: Message = _TYPES[name](**values)
     return message
 
 
@@ -234,8 +220,8 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
         ProtocolError: It is anything else.
     """
     raw = bytearray(data)
-    prefix = decode_prefix(raw[: PREFIX.size])
+    prefix = decode_prefix(raw[: PREFIX.size], limited=False)
     if len(raw) != PREFIX.size + prefix.header_bytes + prefix.payload_bytes:
         raise ProtocolError(f"a frame of {len(raw)} bytes announces another length")
     end = PREFIX.size + prefix.header_bytes
-    return decode_message(decode_header(raw[PREFIX.size : end], prefix.payload_bytes), raw[end:])
+    return decode_message(raw[PREFIX.size : end], raw[end:])

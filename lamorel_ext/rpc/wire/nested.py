@@ -19,11 +19,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:  # which imports this module
+    from lamorel_ext.rpc.wire.fields import TensorReader, TensorWriter
 
 MAX_DEPTH = 64
 MAX_CHARACTERS = 2**28
@@ -38,19 +41,7 @@ _INSTEAD: dict[type, str] = {
 """To hand over in the place of what cannot be sent, or would lose what its class can do."""
 
 
-class Writer(Protocol):
-    """Takes the tensors of a message."""
-
-    def add(self, tensor: Tensor) -> int: ...
-
-
-class Reader(Protocol):
-    """Hands them out again."""
-
-    def take(self, place: Any) -> Tensor: ...
-
-
-def pack_values(value: Any, tensors: Writer) -> list[list[Any]]:
+def pack_values(value: Any, tensors: TensorWriter) -> list[list[Any]]:
     """Pack a dictionary of arguments.
 
     Raises:
@@ -61,7 +52,7 @@ def pack_values(value: Any, tensors: Writer) -> list[list[Any]]:
     return [[key, _pack(item, tensors, key, 0)] for key, item in value.items()]
 
 
-def unpack_values(raw: Any, tensors: Reader) -> dict[str, Any]:
+def unpack_values(raw: Any, tensors: TensorReader) -> dict[str, Any]:
     """Read what ``pack_values`` wrote.
 
     Raises:
@@ -73,7 +64,7 @@ def unpack_values(raw: Any, tensors: Reader) -> dict[str, Any]:
     return {key: _unpack(item, tensors, 0) for key, item in pairs}
 
 
-def _pack(value: Any, tensors: Writer, where: str, depth: int) -> Any:
+def _pack(value: Any, tensors: TensorWriter, where: str, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise ValueError(f"{where}: nested more than {MAX_DEPTH} deep")
     if value is None:
@@ -107,7 +98,7 @@ def _pack(value: Any, tensors: Writer, where: str, depth: int) -> Any:
     raise ValueError(f"{where} is a {type(value).__name__}; {kinds}{hint}")
 
 
-def _pack_all(values: Sequence[Any], tensors: Writer, where: str, depth: int) -> list[Any]:
+def _pack_all(values: Sequence[Any], tensors: TensorWriter, where: str, depth: int) -> list[Any]:
     # Lists of plain values are long and common: no message of where they are is needed for them.
     return [
         item
@@ -117,7 +108,7 @@ def _pack_all(values: Sequence[Any], tensors: Writer, where: str, depth: int) ->
     ]
 
 
-def _pack_array(array: np.ndarray, tensors: Writer, where: str, depth: int) -> dict[str, Any]:
+def _pack_array(array: np.ndarray, tensors: TensorWriter, where: str, depth: int) -> dict[str, Any]:
     if array.dtype.kind == "U":
         return {"texts": array.reshape(-1).tolist(), "shape": list(array.shape)}
     if array.dtype.kind == "O":
@@ -135,7 +126,7 @@ def _numbers(array: np.ndarray, where: str) -> Tensor:
         raise ValueError(f"{where} is an array of {array.dtype}, which cannot be sent") from error
 
 
-def _add(tensor: Tensor, tensors: Writer, where: str) -> int:
+def _add(tensor: Tensor, tensors: TensorWriter, where: str) -> int:
     try:
         return tensors.add(tensor)
     except ValueError as error:
@@ -150,7 +141,7 @@ def _key(key: Any, where: str) -> Any:
     return key
 
 
-def _unpack(raw: Any, tensors: Reader, depth: int) -> Any:
+def _unpack(raw: Any, tensors: TensorReader, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
     if raw is None or type(raw) in _PLAIN:
@@ -181,7 +172,7 @@ def _unpack(raw: Any, tensors: Reader, depth: int) -> Any:
     raise ValueError(f"unknown tag {tag!r:.20}")
 
 
-def _unpack_array(raw: dict[str, Any], tensors: Reader, depth: int) -> np.ndarray:
+def _unpack_array(raw: dict[str, Any], tensors: TensorReader, depth: int) -> np.ndarray:
     shape = raw["shape"]
     values = raw["texts"] if "texts" in raw else raw["objects"]
     if (
