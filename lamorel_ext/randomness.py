@@ -27,8 +27,7 @@ def make_rng(seed: int, purpose: str) -> np.random.Generator:
 
 
 class Draws:
-    """The two streams that acting consumes: one number per environment and step from each, whatever
-    the policy.
+    """The two streams that acting consumes, apart, so that what one draws never shifts the other.
 
     Args:
         actions: Stream behind the sampled actions.
@@ -85,9 +84,9 @@ def check_distributions(totals: np.ndarray, rows: np.ndarray) -> None:
         )
 
 
-def uniform(counts: Sequence[int]) -> np.ndarray:
-    """``(n, max(counts))`` float64: the first ``counts[i]`` of row ``i`` alike, 0 behind them."""
-    numbers = np.asarray(counts)[:, None]
+def uniform(offered: Sequence[Sequence[str]]) -> np.ndarray:
+    """``(n, longest list)`` float64: all that a state offers alike, 0 behind the end of a list."""
+    numbers = np.array([len(texts) for texts in offered])[:, None]
     probs: np.ndarray = np.where(np.arange(numbers.max()) < numbers, 1.0 / numbers, 0.0)
     return probs
 

@@ -25,20 +25,6 @@ into NaN.
 # --- distributions over candidates ----------------------------------------------------------------
 
 
-def candidate_log_softmax(scores: Tensor) -> Tensor:
-    """Normalise the scores of each prompt over its candidates.
-
-    Args:
-        scores: ``(n, k)``, summed token log-probabilities; minus infinity where there is no
-            candidate. Each row has at least one
-        candidate.
-
-    Returns:
-        ``(n, k)``, minus infinity where there is no candidate.
-    """
-    return torch.log_softmax(scores, dim=-1)
-
-
 def chosen_log_probs(log_probs: Tensor, chosen: Tensor) -> Tensor:
     """The log-probability of the candidate that was taken.
 
@@ -141,19 +127,6 @@ def pair_log_probs(log_probs: Tensor, likelihoods: Tensor) -> Tensor:
 
 
 # --- feedback -------------------------------------------------------------------------------------
-
-
-def reinforce_loss(log_p: Tensor, signals: Tensor) -> Tensor:
-    """``-f log p`` (docs/method.md).
-
-    Args:
-        log_p: ``(n,)``, log-probability of what was said.
-        signals: ``(n,)``, f: its sign says better or worse, its size how much it counts.
-
-    Returns:
-        ``(n,)``.
-    """
-    return -signals * log_p
 
 
 def unlikelihood_loss(log_p: Tensor, log_not_p: Tensor, signals: Tensor) -> Tensor:

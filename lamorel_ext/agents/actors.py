@@ -35,7 +35,7 @@ class UniformActor:
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
-        probs = uniform([len(texts) for texts in scene.candidates])
+        probs = uniform(scene.candidates)
         if self._actions is not None:
             fewest = min(scene.candidates, key=len)
             if not all(0 <= action < len(fewest) for action in self._actions):

@@ -77,15 +77,9 @@ def cloning_request(rollout: Rollout, args: CloningArgs, seed: int) -> UpdateReq
         seed: Fixes the minibatches.
     """
     prompts = tuple(prompt for turn in rollout.turns for prompt in turn.prompts)
-    targets = torch.from_numpy(np.concatenate([turn.decision.actions for turn in rollout.turns]))
+    actions = np.concatenate([turn.decision.actions for turn in rollout.turns])
+    data = {"targets": torch.from_numpy(actions)}
     options: dict[str, Scalar] = in_common(SupervisedOptions, args) | {"seed": seed}
     candidates = tuple(texts for turn in rollout.turns for texts in turn.candidates)
-    return UpdateRequest(
-        "supervised",
-        prompts,
-        candidates,
-        torch.arange(len(prompts)),
-        len(prompts),
-        {"targets": targets},
-        options,
-    )
+    rows = torch.arange(len(prompts))
+    return UpdateRequest("supervised", prompts, candidates, rows, len(prompts), data, options)

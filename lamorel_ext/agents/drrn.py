@@ -55,11 +55,8 @@ class DrrnAgent:
         q = self._q(scene)
         log_probs = self._log_policy(q)
         actions = sample_rows(log_probs, draws.actions)
-        return Decision(
-            actions,
-            log_probs[np.arange(len(actions)), actions],
-            _mean_q(log_probs, q),
-        )
+        taken = log_probs[np.arange(len(actions)), actions]
+        return Decision(actions, taken, _mean_q(log_probs, q))
 
     def values(self, scene: Scene) -> np.ndarray:
         """Mean Q under the policy."""
@@ -84,11 +81,8 @@ class DrrnAgent:
                 *((turn.candidates, turn.stepped.reached.candidates) if self._by_state else ()),
             )
         self._env_steps += rollout.rewards.size
-        due = (
-            self._env_steps // self.args.update_every - before
-            if len(self.replay) >= self.args.batch_size
-            else 0
-        )
+        full = len(self.replay) >= self.args.batch_size
+        due = self._env_steps // self.args.update_every - before if full else 0
         seen = [self._learn(self.replay.sample(self.args.batch_size, rng)) for _ in range(due)]
         if not seen:
             return {}
@@ -128,13 +122,8 @@ class DrrnAgent:
 
     def _q(self, scene: Scene) -> np.ndarray:
         with torch.inference_mode():
-            q: np.ndarray = (
-                self.network(
-                    [word_places(prompt) for prompt in scene.prompts], self._offered(scene)
-                )
-                .double()
-                .numpy()
-            )
+            states = [word_places(prompt) for prompt in scene.prompts]
+            q: np.ndarray = self.network(states, self._offered(scene)).double().numpy()
         return q
 
     def _offered(self, scene: Scene) -> list[list[tuple[int, ...]]] | None:

@@ -52,14 +52,9 @@ class DrrnNetwork(nn.Module):
         with torch.no_grad():
             self.embedding.weight[0] = 0.0  # padding
         # As torch itself starts these layers: uniform within one over the root of the inputs.
-        for layer, inputs in (
-            (self.state_encoder, hidden_size),
-            (self.action_encoder, hidden_size),
-            (self.join_state, hidden_size),
-            (self.join_action, hidden_size),
-            (self.score, hidden_size),
-        ):
-            bound = inputs**-0.5
+        bound = hidden_size**-0.5
+        encoders = (self.state_encoder, self.action_encoder)
+        for layer in (*encoders, self.join_state, self.join_action, self.score):
             for parameter in layer.parameters():
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
 

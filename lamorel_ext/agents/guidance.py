@@ -64,7 +64,7 @@ class Vocabulary:
     @property
     def options(self) -> Guidance | None:
         """All of them, one row each."""
-        return every_guidance(self)
+        return self.choose((), np.arange(self.size))
 
     def of(self, scene: Scene) -> tuple[tuple[str, ...], ...]:
         """The texts to choose from in each state."""
@@ -77,7 +77,8 @@ class Vocabulary:
         said: Said | None = None,
     ) -> Guidance:
         """The guidance at the places ``chosen``, ``(n,)``, of what there was to choose from."""
-        return choose_guidance(self, chosen, said)
+        codes = np.eye(self.size, dtype=np.float32)[chosen]
+        return Guidance(codes, self.hints[chosen], said)
 
     def candidates(self, mission: str) -> tuple[str, ...]:
         """The texts to choose from, a function of the mission alone."""
@@ -176,17 +177,3 @@ class AskingTeacher(Teacher, Protocol):
 
     def ask(self, scene: Scene) -> PendingGuidance:
         """Send off what the LLM must score."""
-
-
-def every_guidance(vocabulary: Vocabulary) -> Guidance:
-    """All of a vocabulary, one row each."""
-    return choose_guidance(vocabulary, np.arange(vocabulary.size))
-
-
-def choose_guidance(
-    vocabulary: Vocabulary, chosen: np.ndarray, said: Said | None = None
-) -> Guidance:
-    """The guidance at the places ``chosen``, ``(n,)``, of a vocabulary."""
-    return Guidance(
-        np.eye(vocabulary.size, dtype=np.float32)[chosen], vocabulary.hints[chosen], said
-    )

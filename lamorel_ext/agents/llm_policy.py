@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamorel_ext.agents.llm_teachers import distribution_over, normalised_scores, summed_scores
+from lamorel_ext.agents.llm_teachers import distribution_over, summed_scores
 from lamorel_ext.config import PpoArgs
 from lamorel_ext.experience import Actor, Decision, Discount, PendingDecision, Rollout, Said, Scene
 from lamorel_ext.methods.ppo.options import PPOOptions
 from lamorel_ext.options import in_common
-from lamorel_ext.randomness import Draws, entropies, sample_rows
+from lamorel_ext.randomness import Draws, entropies, log_softmax, sample_rows
 from lamorel_ext.rl import normalise
 from lamorel_ext.types import LlmClient, Scalar, ScoreRequest, ScoreResult, UpdateRequest
 
@@ -43,6 +43,7 @@ class LlmPolicyAgent:
     asks = True
     follower: Actor | None = None
     columns: tuple[str, ...] = tuple(f"ppo_{name}" for name in PPO_STATS)
+    policy_module = ""
 
     def __init__(self, llm: LlmClient, args: PpoArgs) -> None:
         self._llm = llm
@@ -51,14 +52,12 @@ class LlmPolicyAgent:
 
     def decide(self, scene: Scene, draws: Draws) -> Decision:
         """See ``Actor``."""
-        request = _scores_and_values(scene)
-        return _decide(request, self._llm.score_batch(request), draws)
+        return self._decide(scene, self._llm.score_batch(self._request(scene)), draws)
 
     def ask(self, scene: Scene) -> PendingDecision:
         """See ``AskingActor``."""
-        request = _scores_and_values(scene)
-        pending = self._llm.submit_score(request)
-        return lambda draws: _decide(request, pending.result(), draws)
+        pending = self._llm.submit_score(self._request(scene))
+        return lambda draws: self._decide(scene, pending.result(), draws)
 
     def values(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
@@ -74,9 +73,9 @@ class LlmPolicyAgent:
 
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
         """See ``Agent``."""
-        stats = self._llm.update_batch(
-            ppo_request(rollout, self._args, seed=int(rng.integers(2**31)))
-        ).stats
+        seed = int(rng.integers(2**31))
+        request = ppo_request(rollout, self._args, seed, self.policy_module)
+        stats = self._llm.update_batch(request).stats
         return {f"ppo_{name}": stats[name] for name in PPO_STATS if name in stats}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -86,36 +85,37 @@ class LlmPolicyAgent:
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """See ``tensors``."""
 
+    def _request(self, scene: Scene) -> ScoreRequest:
+        return ScoreRequest(scene.shown, scene.candidates, (VALUE,))
 
-def _scores_and_values(scene: Scene) -> ScoreRequest:
-    return ScoreRequest(scene.shown, scene.candidates, (VALUE,))
+    def _scores(self, result: ScoreResult) -> np.ndarray:
+        """``(n, actions)`` float64; actions are drawn from their softmax."""
+        return summed_scores(result)
 
-
-def _decide(request: ScoreRequest, result: ScoreResult, draws: Draws) -> Decision:
-    """Sample from the softmax of the summed log-probabilities."""
-    log_probs, modules = normalised_scores(result)
-    actions = sample_rows(log_probs, draws.actions)
-    taken = log_probs[np.arange(len(actions)), actions]
-    said = Said(
-        request.prompts,
-        request.candidates,
-        actions,
-        taken,
-        entropies(log_probs),
-        summed_scores(result),
-    )
-    return Decision(actions, taken, modules[VALUE].reshape(-1), said)
+    def _decide(self, scene: Scene, result: ScoreResult, draws: Draws) -> Decision:
+        scores = self._scores(result)
+        log_probs = log_softmax(scores)
+        actions = sample_rows(log_probs, draws.actions)
+        taken = log_probs[np.arange(len(actions)), actions]
+        of_texts = None if self.policy_module else scores
+        said = Said(scene.shown, scene.candidates, actions, taken, entropies(log_probs), of_texts)
+        values = result.modules[VALUE].detach().double().reshape(-1).numpy()
+        return Decision(actions, taken, values, said)
 
 
-def ppo_request(rollout: Rollout, args: PpoArgs, seed: int) -> UpdateRequest:
+def ppo_request(
+    rollout: Rollout, args: PpoArgs, seed: int, policy_module: str = ""
+) -> UpdateRequest:
     """The servers' PPO update from a rollout of the LLM policy's.
 
     Args:
         seed: Fixes the minibatches.
+        policy_module: See ``PPOOptions``.
     """
     said = [turn.decision.said for turn in rollout.turns if turn.decision.said is not None]
     prompts = tuple(prompt for words in said for prompt in words.prompts)
     options: dict[str, Scalar] = in_common(PPOOptions, args) | {"seed": seed}
+    options |= {"policy_module": policy_module} if policy_module else {}
     data = {
         "actions": torch.from_numpy(np.concatenate([words.chosen for words in said])),
         "old_log_probs": torch.from_numpy(np.concatenate([words.log_probs for words in said])),

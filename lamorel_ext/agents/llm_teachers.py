@@ -14,28 +14,8 @@ from lamorel_ext.randomness import Draws, entropies, log_softmax, sample_rows
 from lamorel_ext.types import GenerateRequest, LlmClient, Scalar, ScoreRequest, ScoreResult
 
 
-def score_candidates(
-    llm: LlmClient,
-    prompts: tuple[str, ...],
-    candidates: tuple[tuple[str, ...], ...],
-    modules: tuple[str, ...] = (),
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Log-probabilities of candidates, normalised per prompt, and what the module functions gave.
-
-    Returns:
-        ``(n, candidates)`` float64 in nats, and one float64 array per module.
-    """
-    return normalised_scores(llm.score_batch(ScoreRequest(prompts, candidates, modules)))
-
-
-def normalised_scores(result: ScoreResult) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """What ``score_candidates`` gives, from an answer."""
-    values = {name: values.detach().double().numpy() for name, values in result.modules.items()}
-    return log_softmax(summed_scores(result)), values
-
-
 def summed_scores(result: ScoreResult) -> np.ndarray:
-    """``(n, candidates)`` float64: what ``normalised_scores`` normalises."""
+    """``(n, candidates)`` float64, of each candidate's tokens, not normalised."""
     scores: np.ndarray = result.padded().detach().double().numpy()
     return scores
 
@@ -43,18 +23,16 @@ def summed_scores(result: ScoreResult) -> np.ndarray:
 def candidate_table(
     llm: LlmClient, prompts: tuple[str, ...], candidates: tuple[tuple[str, ...], ...]
 ) -> np.ndarray:
-    """As ``score_candidates``, for many states that read alike: each distinct text travels once.
+    """Log-probabilities of candidates, normalised per prompt; each distinct question travels once.
 
     Returns:
         ``(n, candidates)`` float64 in nats.
     """
-    asked = {
-        pair: row for row, pair in enumerate(dict.fromkeys(zip(prompts, candidates, strict=True)))
-    }
-    table, _ = score_candidates(
-        llm, tuple(prompt for prompt, _ in asked), tuple(texts for _, texts in asked)
-    )
-    return table[[asked[pair] for pair in zip(prompts, candidates, strict=True)]]
+    pairs = list(zip(prompts, candidates, strict=True))
+    asked = {pair: row for row, pair in enumerate(dict.fromkeys(pairs))}
+    request = ScoreRequest(tuple(prompt for prompt, _ in asked), tuple(own for _, own in asked))
+    table = log_softmax(summed_scores(llm.score_batch(request)))
+    return table[[asked[pair] for pair in pairs]]
 
 
 def told_shares(texts: Sequence[str], log_probs: np.ndarray, most: int = 6) -> str:
@@ -113,14 +91,14 @@ def distribution_over(
     llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]
 ) -> np.ndarray:
     """``candidate_table`` as probabilities; asked once per weights if the scene is all states."""
+
+    def ask() -> np.ndarray:
+        chances: np.ndarray = np.exp(candidate_table(llm, scene.shown, candidates))
+        return chances
+
     if isinstance(scene, AllStates) and isinstance(llm, MeteredClient):
-        return llm.table((scene.shown, candidates), lambda: _table(llm, scene, candidates))
-    return _table(llm, scene, candidates)
-
-
-def _table(llm: LlmClient, scene: Scene, candidates: tuple[tuple[str, ...], ...]) -> np.ndarray:
-    chances: np.ndarray = np.exp(candidate_table(llm, scene.shown, candidates))
-    return chances
+        return llm.table((scene.shown, candidates), ask)
+    return ask()
 
 
 class LlmTeacher:

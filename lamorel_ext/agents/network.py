@@ -64,22 +64,16 @@ class StudentNetwork(nn.Module):
             return nn.Parameter(torch.zeros(size))
 
         hot = math.sqrt(2.0)
-        self.actor_in, self.actor_in_bias = (
-            weight(hidden_size, feature_size, hot),
-            bias(hidden_size),
-        )
+        self.actor_in = weight(hidden_size, feature_size, hot)
+        self.actor_in_bias = bias(hidden_size)
         self.guidance = weight(guidance_size, guidance_codes, 1.0)
-        self.actor_mid, self.actor_mid_bias = (
-            weight(hidden_size, hidden_size + guidance_size, hot),
-            bias(hidden_size),
-        )
+        self.actor_mid = weight(hidden_size, hidden_size + guidance_size, hot)
+        self.actor_mid_bias = bias(hidden_size)
         # Small last layers: the first policy is the hint's bias alone, the first critic is near
         # zero.
         if num_actions:
-            self.actor_out, self.actor_out_bias = (
-                weight(num_actions, hidden_size, 0.01),
-                bias(num_actions),
-            )
+            self.actor_out = weight(num_actions, hidden_size, 0.01)
+            self.actor_out_bias = bias(num_actions)
             self._hinted = torch.cat([torch.eye(num_actions), torch.zeros(1, num_actions)])
         else:
             self.action_in = weight(hidden_size, ACTION_SIZE, hot)
@@ -88,14 +82,10 @@ class StudentNetwork(nn.Module):
             self._hinted = torch.ones(1)
         self.trust = nn.Parameter(torch.tensor(kappa)) if shared_kappa else None
         self.hint_bias = nn.Parameter((0.0 if shared_kappa else kappa) * self._hinted)
-        self.critic_in, self.critic_in_bias = (
-            weight(hidden_size, feature_size, hot),
-            bias(hidden_size),
-        )
-        self.critic_mid, self.critic_mid_bias = (
-            weight(hidden_size, hidden_size, hot),
-            bias(hidden_size),
-        )
+        self.critic_in = weight(hidden_size, feature_size, hot)
+        self.critic_in_bias = bias(hidden_size)
+        self.critic_mid = weight(hidden_size, hidden_size, hot)
+        self.critic_mid_bias = bias(hidden_size)
         self.critic_out, self.critic_out_bias = weight(1, hidden_size, 0.01), bias(1)
 
     @property
@@ -193,14 +183,10 @@ class TwoLayers(nn.Module):
             drawn = nn.init.orthogonal_(torch.empty(rows, columns), gain, generator=generator)
             return nn.Parameter(drawn)
 
-        self.first, self.first_bias = (
-            weight(hidden_size, inputs, math.sqrt(2.0)),
-            nn.Parameter(torch.zeros(hidden_size)),
-        )
-        self.last, self.last_bias = (
-            weight(outputs, hidden_size, 0.01),
-            nn.Parameter(torch.zeros(outputs)),
-        )
+        self.first = weight(hidden_size, inputs, math.sqrt(2.0))
+        self.first_bias = nn.Parameter(torch.zeros(hidden_size))
+        self.last = weight(outputs, hidden_size, 0.01)
+        self.last_bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, features: Tensor) -> Tensor:
         """``(n, outputs)`` from ``(n, inputs)``."""

@@ -24,7 +24,6 @@ class FlatAdam:
 
     Args:
         parameters: All of them are updated together.
-        betas: Decays of the two moments.
         eps: Added to the root of the second moment; 1e-5 is what PPO implementations use.
         name: Whose parameters they are, for messages.
     """
@@ -32,12 +31,10 @@ class FlatAdam:
     def __init__(
         self,
         parameters: list[nn.Parameter],
-        betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-5,
         name: str = "student",
     ) -> None:
         self._name = name
-        self._betas = betas
         self._eps = eps
         self._steps = 0
         self._weights = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
@@ -90,7 +87,7 @@ class FlatAdam:
                 " taken"
             )
         self._steps += 1
-        beta_1, beta_2 = self._betas
+        beta_1, beta_2 = 0.9, 0.999
         gradients = self._gradients.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self._first.lerp_(gradients, 1 - beta_1)
         self._second.mul_(beta_2).addcmul_(gradients, gradients, value=1 - beta_2)

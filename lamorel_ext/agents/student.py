@@ -52,10 +52,8 @@ class StudentAgent:
         self.teacher = teacher
         self.args = args
         self.optimizer = FlatAdam(network.own_parameters)
-        learnt = args.kappa_mode == "learnt" and network.trust is not None
-        self.trust_optimizer = (
-            FlatAdam([network.trust]) if learnt and network.trust is not None else None
-        )
+        learnt = network.trust if args.kappa_mode == "learnt" else None
+        self.trust_optimizer = None if learnt is None else FlatAdam([learnt])
         self._steps_seen = 0
         self.discount = Discount(args.gamma, args.lam)
         self.reads_prompts = reads_prompts
@@ -153,11 +151,13 @@ class StudentAgent:
             self.network, self.optimizer, batch, self.args, rng, self.trust_optimizer, term
         )
         numbers = {f"student_{name}": value for name, value in stats.items()}
-        numbers |= _update_counts(len(batch.actions), self.args)
+        samples, epochs = len(batch.actions), self.args.epochs
+        numbers["student_update_steps"] = float(epochs * num_minibatches(samples, self.args))
+        numbers["student_update_samples"] = float(epochs * samples)
         if "student_kappa" in self.columns:
             numbers["student_kappa"] = kappa
         if self.args.kappa_mode == "annealed":
-            self._steps_seen += len(batch.actions)
+            self._steps_seen += samples
             self._anneal()
         said = [turn.decision.said for turn in rollout.turns]
         spread = [words.entropies for words in said if words is not None]
@@ -212,30 +212,14 @@ class StudentAgent:
             )
             values = self.network.value(seen).double().numpy()
         actions = sample_rows(log_probs, draws.actions)
-        return Decision(
-            actions,
-            log_probs[np.arange(len(actions)), actions],
-            values,
-            heard.said,
-            features,
-            heard,
-            offered,
-        )
+        taken = log_probs[np.arange(len(actions)), actions]
+        return Decision(actions, taken, values, heard.said, features, heard, offered)
 
     def _encode(self, scene: Scene) -> np.ndarray:
         return encode_states(scene.observations, self.task)
 
     def _offered(self, scene: Scene) -> tuple[tuple[str, ...], ...]:
         return scene.candidates if self.task.by_state else ()
-
-
-def _update_counts(samples: int, args: StudentArgs) -> dict[str, float]:
-    """Optimiser steps of one update, and samples, each counted as often as it was used."""
-    steps = args.epochs * num_minibatches(samples, args)
-    return {
-        "student_update_steps": float(steps),
-        "student_update_samples": float(args.epochs * samples),
-    }
 
 
 class BlindFollower:
@@ -253,15 +237,10 @@ class BlindFollower:
         """See ``Actor``."""
         heard = self._student.teacher.guide(scene, draws)
         with np.errstate(divide="ignore"):
-            log_probs = np.log(_obey(heard.hints, [len(texts) for texts in scene.candidates]))
+            log_probs = np.log(_obey(heard.hints, scene.candidates))
         actions = sample_rows(log_probs, draws.actions)
-        return Decision(
-            actions,
-            log_probs[np.arange(len(actions)), actions],
-            self.values(scene),
-            heard.said,
-            heard=heard,
-        )
+        taken = log_probs[np.arange(len(actions)), actions]
+        return Decision(actions, taken, self.values(scene), heard.said, heard=heard)
 
     def values(self, scene: Scene) -> np.ndarray:
         """The student's."""
@@ -269,10 +248,10 @@ class BlindFollower:
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
-        teacher = self._student.teacher
-        hints = _listed(teacher).hints
-        counts = [len(scene.candidates[0])] * len(hints)
-        probs: np.ndarray = teacher.distribution(scene) @ _obey(hints, counts)
+        offered = scene.candidates[:1]  # the same in every state: see ``enumerable``
+        hints = self._student.options_in(offered, 1).hints
+        weights = self._student.teacher.distribution(scene)
+        probs: np.ndarray = weights @ _obey(hints, offered * len(hints))
         return probs
 
 
@@ -303,15 +282,9 @@ def action_table(offered: tuple[tuple[str, ...], ...]) -> Tensor | None:
     return torch.from_numpy(encode_actions(offered)) if offered else None
 
 
-def _listed(teacher: Teacher) -> Guidance:
-    if teacher.options is None:
-        raise ValueError("this teacher's guidance cannot be enumerated")
-    return teacher.options
-
-
-def _obey(hints: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """``(n, actions)``: the hinted action surely, every action of so many alike without a hint."""
-    obeyed = uniform(counts)
+def _obey(hints: np.ndarray, offered: Sequence[Sequence[str]]) -> np.ndarray:
+    """``(n, actions)``: the hinted action surely, every action offered alike without a hint."""
+    obeyed = uniform(offered)
     hinted = np.flatnonzero(hints != NO_HINT)
     obeyed[hinted] = 0.0
     obeyed[hinted, hints[hinted]] = 1.0

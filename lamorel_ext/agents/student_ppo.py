@@ -62,8 +62,9 @@ class StudentBatch:
 
     def take(self, indices: Tensor) -> StudentBatch:
         """The transitions at ``indices``."""
-        columns = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        rows: Any = {name: None if own is None else own[indices] for name, own in columns.items()}
+        rows: Any = {
+            name: None if own is None else own[indices] for name, own in vars(self).items()
+        }
         return StudentBatch(**rows)
 
 
@@ -151,16 +152,8 @@ def update_student(
             norm = optimizer.minimise(losses.total, args.lr, args.max_grad_norm)
             if trust is not None:
                 trust.step(args.kappa_lr, args.max_grad_norm)
-            seen.append(
-                (
-                    losses.policy_loss,
-                    losses.value_loss,
-                    losses.entropy,
-                    losses.kl,
-                    losses.clip_fraction,
-                    norm,
-                )
-            )
+            policy, value = losses.policy_loss, losses.value_loss
+            seen.append((policy, value, losses.entropy, losses.kl, losses.clip_fraction, norm))
     means = torch.stack([torch.stack(row).detach() for row in seen]).mean(dim=0).tolist()
     return dict(zip(STATS, [*means, explained_variance(batch)], strict=True))
 

@@ -32,12 +32,12 @@ class RandomTeacher:
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
         candidates = self.vocabulary.of(scene)
-        alike = np.where(_uniform(candidates) > 0, 0.0, -np.inf)
+        alike = np.where(uniform(candidates) > 0, 0.0, -np.inf)
         return self.vocabulary.choose(candidates, sample_rows(alike, draws.guidance))
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
-        return _uniform(self.vocabulary.of(scene))
+        return uniform(self.vocabulary.of(scene))
 
 
 class OracleTeacher:
@@ -106,10 +106,6 @@ def _vocabulary(
     kind: Literal["action_hint", "subgoal"], task: TaskSpec
 ) -> Vocabulary | OfferedActions:
     return OfferedActions() if task.by_state else make_vocabulary(kind, task.action_texts)
-
-
-def _uniform(candidates: tuple[tuple[str, ...], ...]) -> np.ndarray:
-    return uniform([len(texts) for texts in candidates])
 
 
 def _silence(n: int) -> Guidance:

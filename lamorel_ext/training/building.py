@@ -7,7 +7,6 @@ from typing import Protocol, runtime_checkable
 from lamorel_ext.config import Config
 from lamorel_ext.envs.babyai.batch_checks import EpisodeSeed
 from lamorel_ext.envs.babyai.batched import make_batched_env, training_seeds
-from lamorel_ext.envs.babyai.levels import level_ids
 from lamorel_ext.envs.own import look_at, own_batch
 from lamorel_ext.envs.own_keys import offers
 from lamorel_ext.errors import ConfigError
@@ -115,19 +114,6 @@ def task_of(config: Config, env_factory: EnvFactory = make_env) -> TaskSpec:
             " expert_action"
         )
     return task
-
-
-def environment_name(config: Config, env_factory: EnvFactory) -> str:
-    """What a run is about: its level, unless the environments are others than BabyAI-Text's under
-    its name.
-    """
-    level = config.env.level
-    if isinstance(env_factory, ConfiguredEnvs) and config.env.own:
-        return config.env.own.target
-    if isinstance(env_factory, ConfiguredEnvs) or level not in level_ids():
-        return level
-    named = env_factory if hasattr(env_factory, "__qualname__") else type(env_factory)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def make_prompted_env(

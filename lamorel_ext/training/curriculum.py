@@ -86,11 +86,8 @@ class Curriculum:
             CheckpointError: ``state`` is not what ``state()`` gives.
         """
         try:
-            stage, steps, successes = (
-                int(state["stage"]),
-                int(state["steps"]),
-                [bool(value) for value in state["successes"]],
-            )
+            stage, steps = int(state["stage"]), int(state["steps"])
+            successes = [bool(value) for value in state["successes"]]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"not a saved curriculum: {error!r}") from error
         if not 0 <= stage <= len(self._config.env.curriculum):

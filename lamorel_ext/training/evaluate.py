@@ -42,9 +42,9 @@ class Evaluation:
     success: float
     expected_return: float
     exact: bool
-    successes: np.ndarray
-    returns: np.ndarray
-    lengths: np.ndarray
+    successes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    returns: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     failures: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
@@ -61,12 +61,8 @@ def run_episodes(
             None says nothing.
     """
     scene = env.reset()
-    successes, returns, lengths = (
-        np.zeros(env.num_envs, dtype=bool),
-        np.zeros(env.num_envs),
-        np.zeros(env.num_envs, dtype=np.int64),
-    )
-    failures = np.zeros(env.num_envs, dtype=bool)
+    successes, failures = np.zeros(env.num_envs, dtype=bool), np.zeros(env.num_envs, dtype=bool)
+    returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     running = np.arange(env.num_envs)
     said = None
     while len(running):
@@ -75,11 +71,8 @@ def run_episodes(
         actions = np.zeros(env.num_envs, dtype=np.int64)
         actions[running] = decision.actions
         stepped = env.step(actions, running)
-        rewards, done, terminated = (
-            stepped.step.rewards[running],
-            stepped.step.done[running],
-            stepped.step.terminated[running],
-        )
+        rewards, done = stepped.step.rewards[running], stepped.step.done[running]
+        terminated = stepped.step.terminated[running]
         returns[running] += rewards
         lengths[running] += 1
         told = stepped.step.succeeded
@@ -152,15 +145,7 @@ class Evaluator:
             return self._simulate(actor, signals)
         if self._exact is None:
             self._exact = self._make_exact()
-        success, expected_return = self._exact.evaluate(actor)
-        return Evaluation(
-            success,
-            expected_return,
-            True,
-            np.zeros(0, dtype=bool),
-            np.zeros(0),
-            np.zeros(0, dtype=np.int64),
-        )
+        return Evaluation(*self._exact.evaluate(actor), exact=True)
 
     def hindrance(self, actor: Actor, signals: FeedbackSignals | None = None) -> str:
         """Why an actor cannot be evaluated exactly; empty where it can."""

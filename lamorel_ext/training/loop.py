@@ -15,11 +15,10 @@ from lamorel_ext.portable import hold_portable
 from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.clients import Clients
-from lamorel_ext.training.building import EnvFactory, environment_name, make_env, needs_experts
-from lamorel_ext.training.recorder import EnvironmentListener, Recorder
+from lamorel_ext.training.building import EnvFactory, make_env, needs_experts
+from lamorel_ext.training.recorder import Recorder
 from lamorel_ext.training.run import TrainingRun
 from lamorel_ext.training.shared import ONE_CLIENT, agreed_stop
-from lamorel_ext.training.system import SystemListener
 from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
@@ -78,11 +77,9 @@ def train(
         stopping.deferring(_tell),
         _ending_together(),
     ):
-        if isinstance(recorder, EnvironmentListener):
-            recorder.environment(environment_name(config, env_factory))
         if clients.rank == 0 and needs_experts(config, held_out=False):
             stages = (stage.level for stage in config.env.curriculum)
-            for level in dict.fromkeys([environment_name(config, env_factory), *stages]):
+            for level in dict.fromkeys([config.env.own.target or config.env.level, *stages]):
                 if shortfall := expert_shortfall(level):
                     log.warning("%s", shortfall)
         checkpoint = recorder.resume()
@@ -97,8 +94,8 @@ def train(
                 recorder.write(run.evaluate())
             if run.checkpoint_due:
                 run.save(recorder)
-            recorder.progress(run.progress.env_steps, run.budget, run.counters())
-            if isinstance(recorder, SystemListener) and (sample := run.system_sample()):
+            recorder.progress(run.progress.env_steps, config.budget, run.counters())
+            if sample := run.system_sample():
                 recorder.system(sample)
             stop = agreed_stop(clients)
             if stop is not None and not run.finished:
@@ -135,7 +132,8 @@ def _stop(run: TrainingRun, recorder: Recorder, stop: stopping.Stop) -> None:
             run.save(recorder)
         step = run.progress.env_steps
         raise stopping.leave(
-            f"saved at step {step} of {run.budget}; the same command goes on from there", stop
+            f"saved at step {step} of {run.config.budget}; the same command goes on from there",
+            stop,
         )
 
 

@@ -110,9 +110,11 @@ def collect_rollout(
     num_steps: int,
     draws: Draws,
 ) -> tuple[Rollout, Scene]:
-    """Act for ``num_steps`` steps from ``scene`` on, in halves where the environments are.
+    """As ``training.collecting.collect``, in halves where the environments are.
 
-    See ``training.collecting.collect``.
+    Args:
+        listener: Hears of a step when both halves have taken it. Not ``online`` then: the LLM has
+            been asked about the next step.
     """
     if not isinstance(env, HalvedEnv):
         return collect(env, actor, listener, scene, num_steps, draws)
@@ -121,26 +123,6 @@ def collect_rollout(
             f"{type(actor).__name__} cannot ask now and decide later: its environments cannot be"
             " halved"
         )
-    return collect_in_halves(env, actor, listener, scene, num_steps, draws)
-
-
-def collect_in_halves(
-    env: HalvedEnv,
-    actor: AskingActor,
-    listener: StepListener,
-    scene: Scene,
-    num_steps: int,
-    draws: Draws,
-) -> tuple[Rollout, Scene]:
-    """Act for ``num_steps`` steps from ``scene`` on.
-
-    Args:
-        listener: Hears of a step when both halves have taken it. Not ``online``: the LLM has been
-            asked about the next step by then.
-
-    Returns:
-        As ``training.collecting.collect``, environments in their order.
-    """
     if listener.online:
         raise ValueError(
             "a listener that changes the LLM or its prompts at every step needs every environment"

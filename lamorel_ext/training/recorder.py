@@ -1,14 +1,10 @@
-"""Where a run's numbers and checkpoints go: the protocol, and a recorder that keeps everything in
-memory.
-"""
+"""Where a run's numbers and checkpoints go."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -84,58 +80,5 @@ class Recorder(Protocol):
     def progress(self, env_steps: int, total_steps: int, info: Mapping[str, float]) -> None:
         """Hear how far the run is, after every rollout."""
 
-
-@runtime_checkable
-class EnvironmentListener(Protocol):
-    """What a recorder may be besides, to know what the run's environment is."""
-
-    def environment(self, name: str) -> None:
-        """Hear the name of ``env.level``, or of an environment that the run brings itself."""
-
-
-@dataclass
-class MemoryRecorder:
-    """Keeps rows and the last checkpoint in memory; only the LLM goes to disk.
-
-    Args:
-        folder: Where the LLM's checkpoints go; only needed in a run with an LLM.
-    """
-
-    folder: Path | None = None
-    rows: list[dict[str, float]] = field(default_factory=list)
-    traces: dict[int, Trace] = field(default_factory=dict)
-    last: Checkpoint | None = None
-    _rows_at_checkpoint: int = 0
-
-    def write(self, row: Mapping[str, float]) -> None:
-        """See ``Recorder``."""
-        self.rows.append(dict(row))
-
-    def trace(self, trace: Trace) -> None:
-        """See ``Recorder``."""
-        self.traces[trace.env_steps] = trace
-
-    def checkpoint(self, checkpoint: Checkpoint, save_llm: SaveLlm | None) -> None:
-        """See ``Recorder``."""
-        llm_folder = None
-        if save_llm is not None:
-            if self.folder is None:
-                raise ValueError("a run with an LLM needs a folder for its checkpoints")
-            target = self.folder / f"llm-{checkpoint.env_steps}"
-            save_llm(str(target))
-            llm_folder = str(target)
-        tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
-        self.last = Checkpoint(
-            checkpoint.env_steps, tensors, copy.deepcopy(checkpoint.state), llm_folder
-        )
-        self._rows_at_checkpoint = len(self.rows)
-
-    def resume(self) -> Checkpoint | None:
-        """See ``Recorder``."""
-        del self.rows[self._rows_at_checkpoint :]
-        done = 0 if self.last is None else self.last.env_steps
-        self.traces = {steps: trace for steps, trace in self.traces.items() if steps < done}
-        return self.last
-
-    def progress(self, env_steps: int, total_steps: int, info: Mapping[str, float]) -> None:
-        """Nobody is watching."""
+    def system(self, sample: Mapping[str, float]) -> None:
+        """Hear how it uses its machines: what ``SystemMeter.sample`` gives."""

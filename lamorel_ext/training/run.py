@@ -97,7 +97,9 @@ class TrainingRun:
         self.edge = FeedbackEdge(
             config, self.llm, signals, make_credit(config, self.agent, self._streams["feedback"])
         )
-        self.method = None if self._reworded is None else self._make_method(self._reworded)
+        self.method: Method | None = None
+        if self.llm is not None and self._reworded is not None:
+            self.method = self._make_method(self.llm, self._reworded)
         self._check_columns()
         self.tracer = self.edge.watcher = Tracer(config, self.llm, task)
         self.curriculum = Curriculum(config)
@@ -123,14 +125,9 @@ class TrainingRun:
     # --- where the run stands ---------------------------------------------------------------------
 
     @property
-    def budget(self) -> int:
-        """See ``Config``."""
-        return self.config.budget
-
-    @property
     def finished(self) -> bool:
         """True once the budget is used up."""
-        return self.progress.env_steps >= self.budget
+        return self.progress.env_steps >= self.config.budget
 
     @property
     def evaluation_due(self) -> bool:
@@ -211,7 +208,7 @@ class TrainingRun:
             self.method.begin_rollout()
             self._check_wording()
         begin = time.perf_counter()
-        left = (self.budget - self.progress.env_steps) // self.env.num_envs
+        left = (self.config.budget - self.progress.env_steps) // self.env.num_envs
         self.tracer.begin(
             self.curriculum.config,
             self.progress.env_steps,
@@ -298,20 +295,15 @@ class TrainingRun:
     def _evaluate(self) -> dict[str, float]:
         """The columns that an evaluation gives."""
         signals = self.edge.signals if self.edge.speaks else None
-        with self._unmetered(), self._phases.phase("evaluating"):
+        # Evaluations are no cost of learning.
+        unmetered = nullcontext() if self.llm is None else self.llm.paused()
+        with unmetered, self._phases.phase("evaluating"):
             result = self.evaluator.evaluate(self.agent, signals)
-            row = dict(
-                zip(
-                    EVALUATION,
-                    (result.success, result.expected_return, float(result.exact)),
-                    strict=True,
-                )
-            )
+            found = (result.success, result.expected_return, float(result.exact))
+            row = dict(zip(EVALUATION, found, strict=True))
             if self.agent.follower is not None:
                 followed = self.evaluator.evaluate(self.agent.follower, signals)
-                row |= dict(
-                    zip(FOLLOWED, (followed.success, followed.expected_return), strict=True)
-                )
+                row |= zip(FOLLOWED, (followed.success, followed.expected_return), strict=True)
         return row
 
     def counters(self) -> dict[str, float]:
@@ -460,11 +452,9 @@ class TrainingRun:
             f" in {where}"
         )
 
-    def _make_method(self, reworded: RewordedClient) -> Method:
+    def _make_method(self, llm: LlmClient, reworded: RewordedClient) -> Method:
         """The method of ``method._target_``, with a random stream of its own."""
-        config, llm = self.config, self.llm
-        if llm is None:
-            raise ConfigError("method: needs an LLM server")
+        config = self.config
         self._streams["method"] = rng = make_rng(config.run.seed, "method")
         method = make_method(MethodSetting(config, llm, self.agent, rng, reworded.reword))
         if type(method).loss_term is not Method.loss_term and not isinstance(
@@ -504,12 +494,6 @@ class TrainingRun:
             self.method.forget_episodes()
         self.tracer.forget_episodes()
         self.progress.running_returns = []
-
-    @contextmanager
-    def _unmetered(self) -> Iterator[None]:
-        """Evaluations are no cost of learning."""
-        with nullcontext() if self.llm is None else self.llm.paused():
-            yield
 
 
 @contextmanager

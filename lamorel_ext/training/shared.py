@@ -25,8 +25,7 @@ from lamorel_ext.rpc.requests import merge_score
 from lamorel_ext.rpc.topology import split_evenly
 from lamorel_ext.training.building import EnvFactory
 from lamorel_ext.training.joining import join
-from lamorel_ext.training.recorder import Checkpoint, EnvironmentListener, Recorder, SaveLlm
-from lamorel_ext.training.system import SystemListener
+from lamorel_ext.training.recorder import Checkpoint, Recorder, SaveLlm
 from lamorel_ext.training.trace import Trace
 from lamorel_ext.types import (
     BatchedEnv,
@@ -158,9 +157,8 @@ class SharedBatch:
             self._env.close()
 
     def _observed(self, look: Callable[[BatchedEnv], ObservationBatch]) -> ObservationBatch:
-        return join(
-            [_observations(values) for values in self._share(lambda env: _values(look(env)))]
-        )
+        told = self._share(lambda env: vars(look(env)))
+        return join([ObservationBatch(**values) for values in told])
 
     def _share(self, work: Callable[[BatchedEnv], Any]) -> list[Any]:
         """What came of it on every client that has copies."""
@@ -315,19 +313,9 @@ class LedRecorder:
         if self._recorder is not None:
             self._recorder.progress(env_steps, total_steps, info)
 
-    def environment(self, name: str) -> None:
-        """See ``EnvironmentListener``."""
-        if isinstance(self._recorder, EnvironmentListener):
-            self._recorder.environment(name)
-
     def system(self, sample: Mapping[str, float]) -> None:
-        """See ``SystemListener``."""
-
-        def hear() -> None:
-            if isinstance(self._recorder, SystemListener):
-                self._recorder.system(sample)
-
-        self._clients.lead(hear)
+        """See ``Recorder``."""
+        self._clients.lead(lambda: self._first.system(sample))
 
     @property
     def _first(self) -> Recorder:
@@ -347,21 +335,12 @@ def agreed_stop(clients: Clients) -> stopping.Stop | None:
     return stopping.Stop(**found[0]) if found else None
 
 
-def _values(seen: ObservationBatch) -> dict[str, Any]:
-    return {spec.name: getattr(seen, spec.name) for spec in dataclasses.fields(seen)}
-
-
-def _observations(values: Mapping[str, Any]) -> ObservationBatch:
-    return ObservationBatch(**values)
-
-
 def _step_values(step: StepBatch, actions: np.ndarray) -> dict[str, Any]:
     """``reached`` only where an episode ended: elsewhere it is what ``current`` is."""
-    ended = np.flatnonzero(step.done)
     return {
         "actions": actions,
-        "current": _values(step.current),
-        "ended": [_row(step.reached, int(row)) for row in ended],
+        "current": vars(step.current),
+        "ended": vars(step.reached.take(np.flatnonzero(step.done))),
         "rewards": step.rewards,
         "terminated": step.terminated,
         "truncated": step.truncated,
@@ -369,40 +348,21 @@ def _step_values(step: StepBatch, actions: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _row(seen: ObservationBatch, row: int) -> dict[str, Any]:
-    return {name: values[row] for name, values in _values(seen).items() if len(values)}
-
-
 def _step_of(told: list[dict[str, Any]]) -> StepBatch:
-    current = join([_observations(values["current"]) for values in told])
+    current, ended = (
+        join([ObservationBatch(**values[name]) for values in told]) for name in ("current", "ended")
+    )
     rewards, terminated, truncated = (
         np.concatenate([values[name] for values in told])
         for name in ("rewards", "terminated", "truncated")
     )
     succeeded = join([values["succeeded"] for values in told])
     step = StepBatch(current, current, rewards, terminated, truncated, succeeded)
-    ended = [row for values in told for row in values["ended"]]
-    return (
-        dataclasses.replace(step, reached=_replaced(current, np.flatnonzero(step.done), ended))
-        if ended
-        else step
-    )
-
-
-def _replaced(
-    seen: ObservationBatch, places: np.ndarray, rows: list[dict[str, Any]]
-) -> ObservationBatch:
-    """The same batch with other rows at these places."""
-    columns: dict[str, Any] = {
-        name: values.copy() if isinstance(values, np.ndarray) else list(values)
-        for name, values in _values(seen).items()
-    }
-    for place, row in zip(places, rows, strict=True):
-        for name, value in row.items():
-            columns[name][place] = value
-    for name, values in columns.items():
-        columns[name] = tuple(values) if isinstance(values, list) else values
-    return ObservationBatch(**columns)
+    if not step.done.any():
+        return step
+    rows = np.arange(len(step.done))
+    rows[step.done] = len(rows) + np.arange(step.done.sum())  # those of ``ended``, in their order
+    return dataclasses.replace(step, reached=join([current, ended]).take(rows))
 
 
 def _told_apart(work: Callable[[], Any]) -> Any:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,14 +20,6 @@ PHASES = ("collecting", "scoring", "updating", "learning", "evaluating", "saving
 PERCENTILES = (50, 95, 99)
 LEAST_S, MOST_S, SHARE = 5.0, 60.0, 0.005
 """Seconds between two samples: a share of the time so far, within bounds."""
-
-
-@runtime_checkable
-class SystemListener(Protocol):
-    """What a recorder may be besides, to keep how the run uses its machines."""
-
-    def system(self, sample: Mapping[str, float]) -> None:
-        """Hear what ``SystemMeter.sample`` gives."""
 
 
 class SystemMeter:

@@ -41,6 +41,7 @@ method and agent. Every line has a ``kind``::
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -208,12 +209,7 @@ class Tracer:
 
     def state(self) -> dict[str, Any]:
         """Where the watched environment stands, as JSON can hold it."""
-        return {
-            "episode": self._course.episode,
-            "actions": self._course.actions,
-            "error": self._course.error,
-            "returned": self._course.returned,
-        }
+        return dataclasses.asdict(self._course)
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Come back to a saved state; None where the checkpoint has none.
@@ -221,17 +217,13 @@ class Tracer:
         Raises:
             CheckpointError: ``state`` is not what ``state()`` gives.
         """
+        if state is None:
+            self._course = Course(None, None, None, None)
+            return
         try:
-            self._course = (
-                Course(None, None, None, None)
-                if state is None
-                else Course(
-                    state["episode"],
-                    state["actions"],
-                    state["error"],
-                    state.get("returned"),  # checkpoints of earlier versions do not know
-                )
-            )
+            known = (state["episode"], state["actions"], state["error"])
+            # Checkpoints of earlier versions do not know the return.
+            self._course = Course(*known, state.get("returned"))
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"not the state of a trace: {error!r}") from error
 
@@ -252,10 +244,8 @@ class Tracer:
         if recording is None or len(recording.scores.after) >= MAX_STEPS:
             return
         with self._timed():
-            number, samples = (
-                len(recording.updates),
-                sum(len(words.prompts) for words, _ in pending),
-            )
+            number = len(recording.updates)
+            samples = sum(len(words.prompts) for words, _ in pending)
             numbers = {
                 name: rounded(value) for name, value in stats.items() if math.isfinite(value)
             }

@@ -58,13 +58,9 @@ class Course:
     def advance(self, rollout: Rollout, t: int) -> None:
         """Count step ``t`` in."""
         if rollout.done[t, ENV]:
-            known = self.episode is not None
-            self.episode, self.actions, self.error = (
-                (self.episode or 0) + 1 if known else None,
-                [] if known else None,
-                None,
-            )
-            self.returned = 0.0
+            if self.episode is not None:
+                self.episode, self.actions = self.episode + 1, []
+            self.error, self.returned = None, 0.0
             return
         self.error = float(rollout.errors[t, ENV])
         if self.returned is not None:

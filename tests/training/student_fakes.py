@@ -1,12 +1,16 @@
-"""Stand-ins for the student's tests: a corridor to walk along, and an LLM that is a table."""
+"""Stand-ins for the student's tests: a corridor to walk along, an LLM that is a table, and a
+recorder that needs no folder.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +27,8 @@ from lamorel_ext.config import (
     StudentArgs,
 )
 from lamorel_ext.prompts import ACTION_NAMES
+from lamorel_ext.training.recorder import Checkpoint, SaveLlm
+from lamorel_ext.training.trace import Trace
 from lamorel_ext.types import (
     GenerateRequest,
     GenerateResult,
@@ -249,6 +255,55 @@ class TableLlm:
             + self._strength * (text == self._favourite)
         )
         return self.scores.get(f"{prompt}|{text}", default)
+
+
+@dataclass
+class MemoryRecorder:
+    """A Recorder that keeps rows, samples and the last checkpoint in memory; only the LLM goes to
+    disk.
+
+    Args:
+        folder: Where the LLM's checkpoints go; only needed in a run with an LLM.
+    """
+
+    folder: Path | None = None
+    rows: list[dict[str, float]] = field(default_factory=list)
+    samples: list[dict[str, float]] = field(default_factory=list)
+    traces: dict[int, Trace] = field(default_factory=dict)
+    last: Checkpoint | None = None
+    _rows_at_checkpoint: int = 0
+
+    def write(self, row: Mapping[str, float]) -> None:
+        self.rows.append(dict(row))
+
+    def trace(self, trace: Trace) -> None:
+        self.traces[trace.env_steps] = trace
+
+    def checkpoint(self, checkpoint: Checkpoint, save_llm: SaveLlm | None) -> None:
+        llm_folder = None
+        if save_llm is not None:
+            if self.folder is None:
+                raise ValueError("a run with an LLM needs a folder for its checkpoints")
+            target = self.folder / f"llm-{checkpoint.env_steps}"
+            save_llm(str(target))
+            llm_folder = str(target)
+        tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+        self.last = Checkpoint(
+            checkpoint.env_steps, tensors, copy.deepcopy(checkpoint.state), llm_folder
+        )
+        self._rows_at_checkpoint = len(self.rows)
+
+    def resume(self) -> Checkpoint | None:
+        del self.rows[self._rows_at_checkpoint :]
+        done = 0 if self.last is None else self.last.env_steps
+        self.traces = {steps: trace for steps, trace in self.traces.items() if steps < done}
+        return self.last
+
+    def progress(self, env_steps: int, total_steps: int, info: Mapping[str, float]) -> None:
+        """Nobody is watching."""
+
+    def system(self, sample: Mapping[str, float]) -> None:
+        self.samples.append(dict(sample))
 
 
 def small_config(**groups: object) -> Config:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lamorel_ext.agents.features import FEATURE_SIZE
-from lamorel_ext.agents.guidance import choose_guidance, make_vocabulary
+from lamorel_ext.agents.guidance import make_vocabulary
 from lamorel_ext.agents.network import StudentNetwork
 from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.agents.teachers import RandomTeacher
@@ -48,7 +48,7 @@ def make_step(agent: StudentAgent) -> tuple[Decision, Said, np.ndarray]:
         scores,
     )
     features = rng.normal(size=(N, FEATURE_SIZE)).astype(np.float32)
-    heard = choose_guidance(VOCABULARY, chosen, said)
+    heard = VOCABULARY.choose((), chosen, said)
     decision = Decision(rng.integers(0, A, N), np.zeros(N), np.zeros(N), said, features, heard)
     return decision, said, rng.normal(size=N)
 
@@ -58,7 +58,7 @@ def brute(agent: StudentAgent, decision: Decision, said: Said) -> np.ndarray:
     assert decision.features is not None
     table = np.zeros((N, K))
     for i, x in itertools.product(range(N), range(K)):
-        one: Guidance = choose_guidance(VOCABULARY, np.array([x]))
+        one: Guidance = VOCABULARY.choose((), np.array([x]))
         features = torch.from_numpy(decision.features[[i]])
         with torch.no_grad():
             logs = agent.network.policy(

@@ -13,8 +13,7 @@ from lamorel_ext.errors import CheckpointError
 from lamorel_ext.experience import Rollout
 from lamorel_ext.training.curriculum import WINDOW, Curriculum
 from lamorel_ext.training.loop import train
-from lamorel_ext.training.recorder import MemoryRecorder
-from tests.training.student_fakes import CorridorEnv, TableLlm, small_config
+from tests.training.student_fakes import CorridorEnv, MemoryRecorder, TableLlm, small_config
 from tests.training.test_training import ARMS, FragileRecorder, Stops, without_seconds
 
 STAGES = (StageArgs("Short", steps=40), StageArgs("Middle", 3, steps=30))

@@ -22,7 +22,7 @@ from lamorel_ext.errors import ConfigError
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
 from lamorel_ext.prompts import PromptHistory
 from lamorel_ext.randomness import Draws
-from lamorel_ext.training.building import environment_name, make_env, make_evaluator
+from lamorel_ext.training.building import make_env, make_evaluator
 from lamorel_ext.training.evaluate import run_episodes
 from lamorel_ext.training.exact import ExactEvaluator
 from lamorel_ext.training.exactness import can_enumerate
@@ -98,13 +98,6 @@ def test_its_exact_evaluation_is_refused_with_the_reason() -> None:
         pytest.raises(ConfigError, match="environment of its own.*exact_evaluator"),
     ):
         evaluator.evaluate(UniformActor())
-
-
-def test_a_run_is_named_after_an_environment_of_ones_own() -> None:
-    config = small_config(env={"level": EnvArgs().level})
-    assert environment_name(config, make_env) == EnvArgs().level
-    assert environment_name(config, make_never).endswith("test_evaluating.make_never")
-    assert environment_name(small_config(), make_never) == "Corridor"
 
 
 @pytest.mark.parametrize("actions", [(2,), (0, 7), (-1,)])

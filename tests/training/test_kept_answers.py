@@ -14,9 +14,8 @@ import torch
 from lamorel_ext.agents.kept_answers import KeptAnswers
 from lamorel_ext.errors import CheckpointError
 from lamorel_ext.training.loop import train
-from lamorel_ext.training.recorder import MemoryRecorder
 from lamorel_ext.types import ScoreRequest, ScoreResult
-from tests.training.student_fakes import TableLlm, make_corridor, small_config
+from tests.training.student_fakes import MemoryRecorder, TableLlm, make_corridor, small_config
 from tests.training.test_several_clients import run as run_on_clients
 from tests.training.test_training import FragileRecorder, Stops, without_seconds
 

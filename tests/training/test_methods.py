@@ -23,9 +23,8 @@ from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.rl import gae
 from lamorel_ext.training.collecting import with_rewards
 from lamorel_ext.training.loop import train
-from lamorel_ext.training.recorder import MemoryRecorder
 from lamorel_ext.training.run import TrainingRun
-from tests.training.student_fakes import TableLlm, make_corridor, small_config
+from tests.training.student_fakes import MemoryRecorder, TableLlm, make_corridor, small_config
 from tests.training.test_training import FragileRecorder, Stops, without_seconds
 
 SILENT = {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}}

@@ -12,8 +12,8 @@ from lamorel_ext.errors import CheckpointError, UpdateError
 from lamorel_ext.finite import not_finite, not_finite_value
 from lamorel_ext.randomness import sample_rows
 from lamorel_ext.training.loop import train
-from lamorel_ext.training.recorder import Checkpoint, MemoryRecorder
-from tests.training.student_fakes import make_corridor, small_config
+from lamorel_ext.training.recorder import Checkpoint
+from tests.training.student_fakes import MemoryRecorder, make_corridor, small_config
 
 ALONE = {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}}
 

@@ -29,9 +29,8 @@ from lamorel_ext.methods.feedback.edge import _less_mean, feedback_request
 from lamorel_ext.prompts import PLAIN, Wording
 from lamorel_ext.rl import normalise
 from lamorel_ext.training.loop import train
-from lamorel_ext.training.recorder import MemoryRecorder
 from lamorel_ext.training.run import TrainingRun, fingerprint
-from tests.training.student_fakes import TableLlm, make_corridor, small_config
+from tests.training.student_fakes import MemoryRecorder, TableLlm, make_corridor, small_config
 
 SILENT = {"arm": {"teacher": "none"}, "feedback": {"signal": "none"}}
 

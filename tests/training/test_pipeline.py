@@ -27,14 +27,19 @@ from lamorel_ext.rpc.transport import InProcessTransport
 from lamorel_ext.training.building import make_halves
 from lamorel_ext.training.joining import join
 from lamorel_ext.training.loop import train
-from lamorel_ext.training.pipeline import HalvedEnv, collect_in_halves, collect_rollout
-from lamorel_ext.training.recorder import MemoryRecorder
+from lamorel_ext.training.pipeline import HalvedEnv, collect_rollout
 from lamorel_ext.training.run import TrainingRun
 from lamorel_ext.training.scenes import PromptedEnv
 from lamorel_ext.types import ScoreRequest, ScoreResult
 from tests.experiments.tiny_llm import save_tiny_llm
 from tests.rpc.rpc_fakes import FakeHost, threaded_launch
-from tests.training.student_fakes import CorridorEnv, TableLlm, make_corridor, small_config
+from tests.training.student_fakes import (
+    CorridorEnv,
+    MemoryRecorder,
+    TableLlm,
+    make_corridor,
+    small_config,
+)
 
 LLM_POLICY = {"arm": {"agent": "llm_policy"}, "feedback": {"signal": "none"}}
 ARMS = {
@@ -139,7 +144,7 @@ def test_each_half_acts_and_is_stepped_while_the_prompts_of_the_other_are_being_
     scene = env.reset()
     llm.first = scene.prompts[0]
     assert scene.prompts[2] != llm.first
-    collect_in_halves(env, agent, Deaf(), scene, 3, draws())
+    collect_rollout(env, agent, Deaf(), scene, 3, draws())
     turn = ["take A", "step A", "ask A", "take B", "step B", "ask B"]
     last = ["take A", "step A", "take B", "step B"]
     assert llm.notes == ["ask A", "ask B", *turn, *turn, *last]
@@ -150,7 +155,7 @@ def test_no_question_is_left_open_at_the_end_and_each_call_is_counted_when_it_is
     llm = TableLlm()
     meter = MeteredClient(llm)
     env = make_halves(config, make_corridor)
-    collect_in_halves(env, make_agent(config, meter), Deaf(), env.reset(), 7, draws())
+    collect_rollout(env, make_agent(config, meter), Deaf(), env.reset(), 7, draws())
     scored = [
         request for request in llm.requests if isinstance(request, ScoreRequest) and request.score
     ]
@@ -173,7 +178,7 @@ def test_a_listener_that_must_hear_of_every_step_at_once_is_refused():
     env, listener = make_halves(config, make_corridor), Deaf()
     listener.online = True
     with pytest.raises(ValueError, match="same step"):
-        collect_in_halves(env, make_agent(config, TableLlm()), listener, env.reset(), 1, draws())
+        collect_rollout(env, make_agent(config, TableLlm()), listener, env.reset(), 1, draws())
 
 
 def test_what_is_none_on_one_side_only_cannot_be_joined():
@@ -376,9 +381,7 @@ def test_an_error_of_a_server_is_raised_when_its_half_would_act():
     config = small_config(**LLM_POLICY)
     env = make_halves(config, make_corridor)
     with pytest.raises(RemoteError, match="llm server 0"):
-        collect_in_halves(
-            env, make_agent(config, DelayedFailure()), Deaf(), env.reset(), 5, draws()
-        )
+        collect_rollout(env, make_agent(config, DelayedFailure()), Deaf(), env.reset(), 5, draws())
 
 
 def test_a_server_that_dies_with_two_calls_pending_is_reported_before_any_answer(monkeypatch):
@@ -413,7 +416,7 @@ def test_a_server_that_dies_with_two_calls_pending_is_reported_before_any_answer
         env = HalvedEnv([PromptedEnv(CorridorEnv(2, 0, first), Holding()) for first in (0, 2)])
         agent, scene = make_agent(small_config(**LLM_POLICY), caller), env.reset()
         with pytest.raises(PeerDiedError, match=r"rank 2 .llm server 1. died"):
-            collect_in_halves(env, agent, Deaf(), scene, 5, draws())
+            collect_rollout(env, agent, Deaf(), scene, 5, draws())
         assert asked[2:] == ["held", "held"] and not answered
 
 

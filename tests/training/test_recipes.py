@@ -45,11 +45,10 @@ from lamorel_ext.prompts import ACTION_NAMES, glam_prompt
 from lamorel_ext.randomness import Draws, make_rng
 from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.training.loop import train
-from lamorel_ext.training.recorder import MemoryRecorder
 from lamorel_ext.training.run import TrainingRun
 from lamorel_ext.training.shared import LedRecorder, SharedClient
 from lamorel_ext.types import UpdateRequest, UpdateResult
-from tests.training.student_fakes import TableLlm, make_corridor, small_config
+from tests.training.student_fakes import MemoryRecorder, TableLlm, make_corridor, small_config
 from tests.training.test_several_clients import together
 from tests.training.test_traces import RememberingLlm
 from tests.training.test_training import FragileRecorder, Stops, without_seconds
@@ -969,6 +968,9 @@ def test_a_policy_that_is_evaluated_is_asked_with_the_best_instruction(tmp_path:
         run.evaluate()
         prompts = [prompt for request in llm.requests for prompt in request.prompts]
         assert prompts and all(prompt.startswith(f"{edit}\nGoal") for prompt in prompts)
+        state["tries"], state["worth"] = [1] * 9, [0.0] * 9
+        with pytest.raises(CheckpointError, match="method.edits: 6 of them, saved were 9"):
+            run.take_over(recorder.last)
         del recorder.last.state["method"]["edit"]
         with pytest.raises(CheckpointError, match="lacks 'edit'"):
             run.take_over(recorder.last)

@@ -17,10 +17,9 @@ from lamorel_ext.methods.base import MethodSetting
 from lamorel_ext.methods.reward_program import RewardProgram, RewardProgramOptions
 from lamorel_ext.methods.reward_program.language import EVENTS, derived, features_of, read_program
 from lamorel_ext.training.loop import train
-from lamorel_ext.training.recorder import MemoryRecorder
 from lamorel_ext.training.run import TrainingRun
 from lamorel_ext.types import ObservationBatch
-from tests.training.student_fakes import TableLlm, make_corridor
+from tests.training.student_fakes import MemoryRecorder, TableLlm, make_corridor
 from tests.training.test_recipes import config_of
 
 BALL, KEY, RED, BLUE = 6, 5, 0, 2

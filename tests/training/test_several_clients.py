@@ -30,10 +30,15 @@ from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.clients import Clients, ThreadClients, make_thread_clients
 from lamorel_ext.rpc.transport import InProcessTransport
 from lamorel_ext.training.loop import train
-from lamorel_ext.training.recorder import MemoryRecorder
 from lamorel_ext.training.shared import LedRecorder, SharedBatch, SharedClient, agreed_stop
 from tests.training import test_training
-from tests.training.student_fakes import CorridorEnv, TableLlm, make_corridor, small_config
+from tests.training.student_fakes import (
+    CorridorEnv,
+    MemoryRecorder,
+    TableLlm,
+    make_corridor,
+    small_config,
+)
 from tests.training.test_training import FragileRecorder, Stops, without_seconds
 
 ARMS: dict[str, Any] = dict(test_training.ARMS)
@@ -411,7 +416,7 @@ def _plain(seen: Any) -> Any:
 
 
 def test_the_first_client_hears_of_the_memory_of_all(tmp_path: Path) -> None:
-    recorder = test_training.ListeningRecorder(tmp_path)
+    recorder = MemoryRecorder(tmp_path)
 
     assert not [each for each in run(3, recorder) if isinstance(each, BaseException)]
     named = [name for name in recorder.samples[-1] if name.startswith("memory_mib_rank_")]

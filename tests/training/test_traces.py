@@ -13,12 +13,11 @@ from lamorel_ext.errors import CheckpointError
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.progress import Progress
-from lamorel_ext.training.recorder import MemoryRecorder
 from lamorel_ext.training.run import TrainingRun
 from lamorel_ext.training.trace import MAX_STEPS, Tracer
 from lamorel_ext.training.trace_lines import Course
 from lamorel_ext.types import ScoreRequest, ScoreResult, UpdateResult
-from tests.training.student_fakes import TableLlm, make_corridor, small_config
+from tests.training.student_fakes import MemoryRecorder, TableLlm, make_corridor, small_config
 from tests.training.test_training import ARMS, FragileRecorder, Stops, without_seconds
 
 WATCHED = (

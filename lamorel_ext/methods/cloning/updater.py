@@ -9,7 +9,7 @@ from torch import Tensor
 from lamorel_ext.llm.updaters.batches import DataSpec, Scored
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
 from lamorel_ext.methods.cloning.options import SupervisedOptions
-from lamorel_ext.rl import candidate_log_softmax, chosen_log_probs, entropy
+from lamorel_ext.rl import chosen_log_probs, entropy
 
 
 class SupervisedUpdater(CandidateUpdater[SupervisedOptions]):
@@ -32,7 +32,7 @@ class SupervisedUpdater(CandidateUpdater[SupervisedOptions]):
         self, scored: Scored, data: dict[str, Tensor], options: SupervisedOptions
     ) -> dict[str, Tensor]:
         """Minus the normalised log-probability of the target."""
-        log_probs = candidate_log_softmax(scored.scores)
+        log_probs = scored.scores.log_softmax(dim=-1)
         hit = log_probs.argmax(-1) == data["targets"]
         return {
             "loss": -chosen_log_probs(log_probs, data["targets"]),

@@ -129,11 +129,8 @@ class FeedbackSignals:
         """
         other = copy.copy(self)
         other._silent = self._warmup > 0
-        other._rng, other._previous, other._means = (
-            rng,
-            np.full(num_envs, np.nan),
-            dict(self._means),
-        )
+        other._rng, other._means = rng, dict(self._means)
+        other._previous = np.full(num_envs, np.nan)
         return other
 
     def state(self) -> dict[str, Any]:

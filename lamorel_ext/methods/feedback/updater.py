@@ -14,7 +14,6 @@ from lamorel_ext.llm.updaters.batches import DataSpec, Scored
 from lamorel_ext.llm.updaters.candidates import CandidateUpdater
 from lamorel_ext.methods.feedback.options import FeedbackOptions
 from lamorel_ext.rl import (
-    candidate_log_softmax,
     chosen_log_probs,
     clipped_surrogate_loss,
     entropy,
@@ -22,7 +21,6 @@ from lamorel_ext.rl import (
     log1mexp,
     log_complement,
     pair_log_probs,
-    reinforce_loss,
     unlikelihood_loss,
 )
 from lamorel_ext.types import UpdateRequest
@@ -110,7 +108,7 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
             log_p, reference = scored.scores[:, 0], scored.reference[:, 0]
             pull = _feedback_loss(log_p, None, data, options)
             return {"loss": pull, "log_prob": log_p, "entropy": -log_p, "kl": log_p - reference}
-        log_probs = candidate_log_softmax(scored.scores)
+        log_probs = scored.scores.log_softmax(dim=-1)
         log_p = chosen_log_probs(log_probs, data["chosen"])
         if options.posterior:
             pull = _feedback_loss(
@@ -119,7 +117,7 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
         else:
             pull = _feedback_loss(log_p, log_probs, data, options)
         spread = entropy(log_probs)
-        distance = kl_divergence(log_probs, candidate_log_softmax(scored.reference))
+        distance = kl_divergence(log_probs, scored.reference.log_softmax(dim=-1))
         loss = pull - options.entropy_coef * spread + options.kl_coef * distance
         return {"loss": loss, "log_prob": log_p, "entropy": spread, "kl": distance}
 
@@ -129,7 +127,7 @@ def _feedback_loss(
 ) -> Tensor:
     signals = data["signals"]
     if options.loss == "reinforce":
-        return reinforce_loss(log_p, signals)
+        return -signals * log_p
     if options.loss == "clipped":
         return clipped_surrogate_loss(log_p, data["old_log_probs"], signals, options.clip_eps)
     log_not_p = log1mexp(log_p) if log_probs is None else log_complement(log_probs, data["chosen"])

@@ -5,6 +5,7 @@ ELLM, arXiv 2302.06692).
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,8 +68,9 @@ class Goals(Method):
             place = f"env._target_ is {env.own.target}" if env.own else "env.language is fr"
             raise ConfigError(f"method: goals reads BabyAI's English sentences, but {place}")
         self._args = options
+        words = functools.partial(hashed_words, size=TEXT_SIZE)
         self._encode: Callable[[str], np.ndarray] = (
-            _words if options.encoder == "words" else sentence_encoder()
+            words if options.encoder == "words" else sentence_encoder()
         )
         self._numbers: dict[str, float] = {}
         self.forget_episodes()
@@ -198,7 +200,3 @@ def carried(sentences: Sequence[str]) -> tuple[str, ...]:
     """What the agent carries, by the sentences of a state."""
     found = [_CARRIED.fullmatch(sentence) for sentence in sentences]
     return tuple(match[1] for match in found if match)
-
-
-def _words(text: str) -> np.ndarray:
-    return hashed_words(text, TEXT_SIZE)

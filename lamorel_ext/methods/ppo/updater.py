@@ -16,7 +16,6 @@ from lamorel_ext.llm.updaters.candidates import CandidateUpdater, StepReport
 from lamorel_ext.methods.ppo.options import PPOOptions
 from lamorel_ext.rl import (
     MAX_LOG_RATIO,
-    candidate_log_softmax,
     chosen_log_probs,
     clipped_surrogate_loss,
     clipped_value_loss,
@@ -75,7 +74,7 @@ class PPOUpdater(CandidateUpdater[PPOOptions]):
                 f"{self.name}: module {self._value_module!r} must give one number per prompt, got"
                 f" shape {tuple(values.shape)}"
             )
-        log_probs = candidate_log_softmax(scored.scores)
+        log_probs = scored.scores.log_softmax(dim=-1)
         log_p = chosen_log_probs(log_probs, data["actions"])
         policy = clipped_surrogate_loss(
             log_p, data["old_log_probs"], data["advantages"], options.clip_eps

@@ -115,7 +115,7 @@ class Prior(Method):
         offered = tuple(texts for turn in rollout.turns for texts in turn.candidates)
         if self._args.source == "uniform":
             with np.errstate(divide="ignore"):
-                table = np.log(uniform([len(texts) for texts in offered]))
+                table = np.log(uniform(offered))
         else:
             table = candidate_table(self.setting.llm, prompts, offered) / self._args.temperature
         # As the student has it: what a state does not offer is about impossible for both.

@@ -133,6 +133,10 @@ class PromptSearch(Method):
         self._tries, self._worth = np.array(state["tries"]), np.array(state["worth"])
         self._mean, self._rollouts = float(state["mean"]), int(state["rollouts"])
         self._edit = int(state["edit"])
+        if len(self._tries) != len(self._args.edits):
+            raise ValueError(
+                f"method.edits: {len(self._args.edits)} of them, saved were {len(self._tries)}"
+            )
 
     def _choose(self) -> int:
         if self._args.choice == "random":

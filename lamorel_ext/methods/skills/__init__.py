@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lamorel_ext.agents.features import encode_states, feature_size
-from lamorel_ext.agents.guidance import Vocabulary, choose_guidance, every_guidance, make_vocabulary
+from lamorel_ext.agents.guidance import Vocabulary, make_vocabulary
 from lamorel_ext.agents.llm_teachers import LlmTeacher, told_shares
 from lamorel_ext.agents.making import AgentSetting, make_network
 from lamorel_ext.agents.network import TwoLayers
@@ -90,7 +90,7 @@ class SkillTeacher:
         self._vocabulary, self._values = vocabulary, values
         self._choose, self._told = options.choose, options.told
         self.guidance_codes = vocabulary.size
-        self.options: Guidance | None = every_guidance(vocabulary)
+        self.options: Guidance | None = vocabulary.options
         self.notes: list[Note] = []
 
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
@@ -105,10 +105,10 @@ class SkillTeacher:
         changed = f"with the values: {told_shares(texts[0], log_probs[0])}; chosen: {own}"
         self.notes.append(Note(scene.shown[0], answered, changed, len(self.notes)))
         if self._choose == "values":
-            return choose_guidance(self._vocabulary, chosen)
+            return self._vocabulary.choose(texts, chosen)
         taken = log_probs[np.arange(len(chosen)), chosen]
         said = Said(scene.shown, texts, chosen, taken, entropies(log_probs), log_probs)
-        return choose_guidance(self._vocabulary, chosen, said)
+        return self._vocabulary.choose(texts, chosen, said)
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
