@@ -42,8 +42,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +51,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.runs import entry
-from experiments.runs.build import llm_of, needs_llm, run_as_ranked
+from experiments.runs.build import llm_of, run_as_ranked
 from experiments.runs.checks import check_configs
 
 if TYPE_CHECKING:
@@ -123,8 +123,7 @@ def on_protocol(config: Config) -> Config:
     )
 
 
-@contextmanager
-def task_env(config: Config, task: str, episodes: int, with_experts: bool) -> Iterator[PromptedEnv]:
+def task_env(config: Config, task: str, episodes: int, with_experts: bool) -> closing[PromptedEnv]:
     """The held-out episodes of a task, one in each copy."""
     from lamorel_ext.envs.babyai.batched import make_batched_env
     from lamorel_ext.training.building import make_prompted_env
@@ -137,11 +136,7 @@ def task_env(config: Config, task: str, episodes: int, with_experts: bool) -> It
         episode_seed=lambda copy, episode: seeds[copy],
         num_distractors=NUM_DISTRACTORS,
     )
-    prompted = make_prompted_env(config, env, with_experts, held_out=True)
-    try:
-        yield prompted
-    finally:
-        prompted.close()
+    return closing(make_prompted_env(config, env, with_experts, held_out=True))
 
 
 def evaluate(
@@ -417,7 +412,7 @@ def run(argv: Sequence[str]) -> int:
         )
         facts = {
             "policy": policy,
-            "model": config.lamorel_args.llm_args.model_path if needs_llm(config) else None,
+            "model": config.lamorel_args.llm_args.model_path if config.asks_llm else None,
             "choose": options.choose,
             "level": LEVEL,
             "num_distractors": NUM_DISTRACTORS,

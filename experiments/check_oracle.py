@@ -28,33 +28,11 @@ from lamorel_ext.prompts.templates import action_name, glam_prompt, lamorel_prom
 REWARD_TOLERANCE = 1e-9
 GLAM_HISTORY = 3
 SHOWN = 20
-FIELDS = (
-    "id",
-    "level",
-    "seed",
-    "episode",
-    "t",
-    "width",
-    "height",
-    "grid",
-    "box_contents",
-    "agent_pos",
-    "agent_dir",
-    "carrying",
-    "mission",
-    "step_count",
-    "max_steps",
-    "see_through_walls",
-    "rooms",
-    "instr",
-    "image",
-    "descriptions",
-    "descriptions_fr",
-    "glam_prompt",
-    "lamorel_prompt",
-    "action_id",
-    "after",
-)
+FIELDS = """
+    id level seed episode t width height grid box_contents agent_pos agent_dir carrying mission
+    step_count max_steps see_through_walls rooms instr image descriptions descriptions_fr
+    glam_prompt lamorel_prompt action_id after
+""".split()
 
 Record = dict[str, Any]
 

@@ -177,10 +177,7 @@ def _flushed(path: Path) -> dict[str, Any]:
     """Bring a file to the disk, before anything names it; gives its entry in the manifest."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return {
-            "size": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+    return {"size": path.stat().st_size, "sha256": digest(path)}
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -222,27 +219,15 @@ def read_stored(root: Path) -> Stored | None:
     return None
 
 
-def curve_digest(root: Path) -> str | None:
-    """SHA-256 of the learning curve at the last checkpoint; None where it cannot be told."""
-    for folder, known in _candidates(root):
-        if known is None:
-            try:
-                entry = _read_manifest(folder)["files"].get(CURVE)
-            except CheckpointError:
-                continue
-            return entry["sha256"] if entry else None
-    return None
-
-
 def curve_is_damaged(folder: Path) -> bool:
     """True where the curve is not the one that the last checkpoint holds, so that resuming the run
     mends it.
     """
-    expected, path = curve_digest(folder / "checkpoints"), folder / CURVE
-    if expected is None:
+    files: Mapping[str, dict[str, str]] = _last_content(folder / "checkpoints").get("files", {})
+    if CURVE not in files:
         return False
     try:
-        return digest(path) != expected
+        return digest(folder / CURVE) != files[CURVE]["sha256"]
     except OSError:
         return True
 
@@ -251,23 +236,22 @@ def stored_identity(root: Path) -> Mapping[str, Any] | None:
     """Keys of the configuration that the last checkpoint was made with; None where it cannot be
     told.
     """
-    for folder, known in _candidates(root):
-        if known is None:
-            try:
-                return _read_manifest(folder).get("identity")
-            except CheckpointError:
-                continue
-    return None
+    return _last_content(root).get("identity")
 
 
 def stored_steps(root: Path) -> int:
     """Environment steps up to the last checkpoint; 0 where there is none."""
+    return int(_last_content(root).get("env_steps", 0))
+
+
+def _last_content(root: Path) -> Mapping[str, Any]:
+    """What the manifest of the last checkpoint says, or the pointer to one that has none."""
     for folder, known in _candidates(root):
         try:
-            return int(known["env_steps"] if known else _read_manifest(folder)["env_steps"])
+            return known or _read_manifest(folder)
         except CheckpointError:
             continue
-    return 0
+    return {}
 
 
 def _candidates(root: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:

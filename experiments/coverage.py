@@ -8,6 +8,7 @@ arms of a seed. ``tests/experiments/test_coverage.py`` holds the result to 93 to
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -79,29 +80,13 @@ def of_one_arm(draw: Draw, seeds: int, sets: int) -> float:
 def table(sets: int) -> list[dict[str, object]]:
     """Every case with its coverage."""
     rows: list[dict[str, object]] = []
-    for seeds in SEEDS:
-        for shape, draw in SHAPES.items():
-            for effect in (0.0, EFFECT):
-                for shared in (0.0, 0.15, 0.5):
-                    found = of_differences(draw, seeds, effect, shared, sets)
-                    rows.append(
-                        {
-                            "of": "difference",
-                            "seeds": seeds,
-                            "shape": shape,
-                            "effect": effect,
-                            "correlation": shared,
-                            "coverage": found,
-                        }
-                    )
-            rows.append(
-                {
-                    "of": "one arm",
-                    "seeds": seeds,
-                    "shape": shape,
-                    "coverage": of_one_arm(draw, seeds, sets),
-                }
-            )
+    for seeds, (shape, draw) in itertools.product(SEEDS, SHAPES.items()):
+        case = {"seeds": seeds, "shape": shape}
+        for effect, shared in itertools.product((0.0, EFFECT), (0.0, 0.15, 0.5)):
+            found = of_differences(draw, seeds, effect, shared, sets)
+            cell = {"effect": effect, "correlation": shared, "coverage": found}
+            rows.append({"of": "difference", **case, **cell})
+        rows.append({"of": "one arm", **case, "coverage": of_one_arm(draw, seeds, sets)})
     return rows
 
 

@@ -8,20 +8,20 @@ run.eval_episodes=1000`` what a run has learnt. Prints a table, and the same as 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.report.statistics import Interval, mean_interval, wilson_interval
-from experiments.runs.build import llm_of, needs_llm, run_as_ranked
+from experiments.runs.build import llm_of, run_as_ranked
 from experiments.runs.checks import check_configs
 from experiments.runs.entry import add_trust_argument, make_parser, run_main, start_log
 from experiments.runs.planning import ZERO_SHOT, policy_config, split_policy
@@ -128,16 +128,15 @@ def evaluate(
     """
     from lamorel_ext.training.building import make_env, make_evaluator
 
-    simulator = make_evaluator(_by_episodes(config), make_env, with_experts)
-    enumerator = make_evaluator(config, make_env, with_experts)
-    try:
+    by_episodes = replace(config, run=replace(config.run, evaluation="episodes"))
+    with (
+        closing(make_evaluator(by_episodes, make_env, with_experts)) as simulator,
+        closing(make_evaluator(config, make_env, with_experts)) as enumerator,
+    ):
         seen = simulator.evaluate(actor, signals)
         kind = config.run.evaluation
         listed = kind == "exact" or (kind == "auto" and not enumerator.hindrance(actor, signals))
         exact = enumerator.evaluate(actor, signals) if listed else seen
-    finally:
-        simulator.close()
-        enumerator.close()
     return Score(
         name=name,
         success=wilson_interval(int(seen.successes.sum()), len(seen.successes)),
@@ -182,12 +181,11 @@ def as_json(config: Config, policy: str, scores: Sequence[Score], env_steps: int
         "policy": policy,
         "env_steps": env_steps,
         "level": config.env.own.target or config.env.level,
-        "model": config.lamorel_args.llm_args.model_path if needs_llm(config) else None,
+        "model": config.lamorel_args.llm_args.model_path if config.asks_llm else None,
         "episodes": config.run.eval_episodes,
         "eval_seed": config.run.eval_seed,
         "scores": [
-            {key: _null_for_nan(value) for key, value in dataclasses.asdict(score).items()}
-            for score in scores
+            {key: _null_for_nan(value) for key, value in asdict(score).items()} for score in scores
         ],
     }
     return json.dumps(found)
@@ -220,10 +218,6 @@ def run(argv: Sequence[str]) -> int:
         return 0
 
     return run_as_ranked(config, client)
-
-
-def _by_episodes(config: Config) -> Config:
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, evaluation="episodes"))
 
 
 def _interval(interval: Interval) -> str:

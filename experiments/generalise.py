@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.report.results import Run, group_arms, read_runs
-from experiments.runs.build import needs_llm, run_as_ranked
+from experiments.runs.build import run_as_ranked
 from experiments.runs.checks import check_configs
 from experiments.runs.entry import add_trust_argument, run_main, say, start_log
 from experiments.runs.files import folder_to_write, why_not_writable
@@ -121,7 +121,7 @@ def _references(policies: Sequence[Policy], zero_shot: bool) -> list[Policy]:
     """The model before training, as policy, and random actions."""
     from experiments.suites.generalisation.outcomes import RANDOM, ZERO_SHOT, Policy
 
-    readers = [policy.config for policy in policies if needs_llm(policy.config)]
+    readers = [policy.config for policy in policies if policy.config.asks_llm]
     others = [
         config
         for config in readers
@@ -239,7 +239,7 @@ def run(argv: Sequence[str]) -> int:
         options.trust,
     )
     config = next(
-        (policy.config for policy in policies if needs_llm(policy.config)), policies[0].config
+        (policy.config for policy in policies if policy.config.asks_llm), policies[0].config
     )
     start_log(config.lamorel_args.log_level)
     check_configs(policy.config for policy in policies)

@@ -26,11 +26,10 @@ from experiments.runs.build import run_as_ranked
 from experiments.runs.checks import check_configs
 from experiments.runs.entry import add_trust_argument, run_main, start_log
 from experiments.runs.files import folder_to_write
-from experiments.runs.identity import flat
 from experiments.runs.planning import Planned
 from experiments.runs.provenance import PROVENANCE, read_configs
 from experiments.runs.versions import describe_versions
-from lamorel_ext.config import Config, check_trust
+from lamorel_ext.config import Config, LamorelArgs, check_trust
 from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
 if TYPE_CHECKING:
@@ -257,14 +256,9 @@ def run(argv: Sequence[str]) -> int:
         options.output or Path("runs") / "reproduce" / Path(os.path.realpath(options.folder)).name
     )
     planned = plan(options.folder, options.seeds, options.arms, output, options.trust)
-    servers: dict[object, list[Key]] = {}
+    servers: dict[LamorelArgs, list[Key]] = {}
     for key, one in planned.items():
-        args = {
-            name: value
-            for name, value in flat(one.config).items()
-            if name.startswith("lamorel_args.")
-        }
-        servers.setdefault(tuple(args.items()), []).append(key)
+        servers.setdefault(one.config.lamorel_args, []).append(key)
     first = next(iter(planned.values())).config
     start_log(first.lamorel_args.log_level)
     check_configs(one.config for one in planned.values())

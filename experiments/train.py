@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from experiments.runs.build import clients_of, for_all, llm_of, run_as_ranked
 from experiments.runs.checks import check_configs
 from experiments.runs.entry import add_sweep_argument, make_parser, run_main, say, start_log
+from experiments.runs.planning import problems_of
 from experiments.runs.progress import Ticker
 from experiments.runs.versions import config_hash, describe_versions
 from lamorel_ext.config import Config, load_config, search_folders, sweep
@@ -91,7 +92,7 @@ def planned(options: argparse.Namespace) -> list[Config]:
         try:
             config = load_config(swept.overrides, *where)
         except ConfigError as error:
-            problems += [f"{swept.name}: {problem}" for problem in error.problems]
+            problems += problems_of(swept.name, error)
             continue
         folder = Path(config.run.output_dir) / swept.name
         configs.append(replace(config, run=replace(config.run, output_dir=str(folder))))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +21,6 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-REAL_TOKENIZER = (
-    Path(__file__).resolve().parents[2].parent / "shared" / "models" / "flan-t5-small-shape"
-)
-"""Where a developer's checkout has flan-t5's tokenizer beside it; a user's has none and takes the
-stand-in.
-"""
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "spiece.model",
-)
 HEAD_STD = 0.08
 FORMAT = 2
 """Raised when the recipe changes, so that an older cached checkpoint is not taken for the new one.
@@ -97,10 +83,9 @@ def cached_checkpoint(shape: Shape = FLAN_T5_SMALL, seed: int = 0) -> Path:
         / "lamorel_ext"
         / "benchmarks"
     )
-    tokenizer = "real" if _has_real_tokenizer(shape) else "stand-in"
     inner = (shape.d_model, shape.d_kv, shape.d_ff, shape.num_layers, shape.num_heads)
     sizes = "-".join(map(str, (*inner, shape.vocab_size)))
-    folder = root / f"t5-{sizes}-{tokenizer}-seed{seed}-v{FORMAT}"
+    folder = root / f"t5-{sizes}-stand-in-seed{seed}-v{FORMAT}"
     if not folder.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as scratch:
@@ -123,11 +108,7 @@ def write_checkpoint(folder: Path, shape: Shape = FLAN_T5_SMALL, seed: int = 0) 
         json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
     save_file(_draw_weights(shape, seed), folder / "model.safetensors", metadata={"format": "pt"})
-    if _has_real_tokenizer(shape):
-        for name in TOKENIZER_FILES:
-            shutil.copyfile(REAL_TOKENIZER / name, folder / name)
-    else:
-        make_stand_in_tokenizer().save_pretrained(folder)
+    make_stand_in_tokenizer().save_pretrained(folder)
 
 
 def make_stand_in_tokenizer() -> PreTrainedTokenizerFast:
@@ -146,13 +127,6 @@ def make_stand_in_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-def _has_real_tokenizer(shape: Shape) -> bool:
-    return (
-        shape.vocab_size >= FLAN_T5_SMALL.vocab_size
-        and (REAL_TOKENIZER / "tokenizer.json").is_file()
     )
 
 

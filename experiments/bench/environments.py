@@ -8,20 +8,10 @@ import statistics
 
 import numpy as np
 
-from experiments.bench.harness import (
-    Contender,
-    Detail,
-    Row,
-    make_row,
-    missing_row,
-    ratios,
-    rounded,
-    take_turns,
-)
+from experiments.bench.harness import Contender, Detail, Row, make_row, ratios, rounded, take_turns
 from experiments.bench.peers.minigrid_text import VERSION, MinigridText
 from experiments.bench.subjects import LOCAL_LEVEL, PAPER_LEVEL, Subjects
 from lamorel_ext.envs.babyai.batched import make_batched_env
-from lamorel_ext.envs.babyai.minigrid_batch import MinigridBatch
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.types import BatchedEnv
 
@@ -55,26 +45,12 @@ def env_text(subjects: Subjects) -> list[Row]:
 def _compare(
     name: str, levels: tuple[str, ...], bar: float | None, subjects: Subjects, num_envs: int
 ) -> Row:
-    stepwise = [level for level in levels if isinstance(make_batched_env(level, 1), MinigridBatch)]
-    vectorised = [level for level in levels if level not in stepwise]
-    if not vectorised:
-        return missing_row(
-            name,
-            bar,
-            "x",
-            f"no vectorised environment for {', '.join(stepwise)}: the batch steps minigrid itself"
-            " there",
-        )
-    measured = {level: _race(level, subjects, num_envs) for level in vectorised}
+    measured = {level: _race(level, subjects, num_envs) for level in levels}
     slowest = min(
         (ratios(seconds["minigrid"], seconds["ours"]) for seconds in measured.values()),
         key=statistics.median,
     )
-    detail: dict[str, Detail] = {
-        "num_envs": num_envs,
-        "minigrid": VERSION,
-        "not_vectorised": ", ".join(stepwise),
-    }
+    detail: dict[str, Detail] = {"num_envs": num_envs, "minigrid": VERSION}
     for level, seconds in measured.items():
         detail[f"{level}_ratio"] = rounded(
             statistics.median(ratios(seconds["minigrid"], seconds["ours"]))

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from experiments.bench.harness import (
     Contender,
@@ -35,6 +35,7 @@ from experiments.runs.files import file_to_write
 from lamorel_ext.llm.host import ModelHost
 from lamorel_ext.llm.loading import load_host
 from lamorel_ext.llm.module_functions import ValueHead
+from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.types import ScoreResult
 
 BAR = 20_000.0
@@ -112,8 +113,9 @@ class Measurement:
             },
             repetitions,
         )
+        on_gpu = self._device.type == "cuda"
         setting: dict[str, Detail] = {
-            "device": self._device_name(),
+            "device": torch.cuda.get_device_name(self._device) if on_gpu else "cpu",
             "dtype": "bfloat16",
             "minibatch_size": self._minibatch_size,
         }
@@ -150,12 +152,8 @@ class Measurement:
         """Where the time of one large call goes: milliseconds of the host and of the device, and
         the kernels that take most of it.
         """
-        activities = [
-            ProfilerActivity.CPU,
-            *([ProfilerActivity.CUDA] if self._device.type == "cuda" else []),
-        ]
         self._score(self._prompts)
-        with profile(activities=activities) as profiler:
+        with profile() as profiler:
             self._score(self._prompts)
         events = profiler.key_averages()
         on_device = self._device.type == "cuda"
@@ -219,7 +217,7 @@ class Measurement:
     def _limit(self, seconds: float) -> dict[str, Detail]:
         """How near the call comes to the card's own products of these sizes."""
         shape = self._subjects.setting.shape
-        works = work_of(self._subjects.tokenizer, self._prompts, same_candidates(self._prompts))
+        works = work_of(self._subjects.tokenizer, self._prompts, ACTION_NAMES)
         tokens, nodes = (
             sum(work.prompt_tokens for work in works),
             sum(len(work.node_depths) for work in works),
@@ -232,9 +230,6 @@ class Measurement:
             "limit_tflop_per_s": rounded(rate / 1e12),
             "share_of_limit": rounded(needed / seconds / rate),
         }
-
-    def _device_name(self) -> str:
-        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -68,7 +68,7 @@ class Row:
     bar: float | None
     unit: str
     spread: float | None
-    threads: int
+    threads: int = field(default_factory=torch.get_num_threads)
     better: Literal["higher", "lower"] = "higher"
     detail: dict[str, Detail] = field(default_factory=dict)
     processor: str = field(default_factory=processor_name)
@@ -118,11 +118,6 @@ def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
     return [slow / fast for slow, fast in zip(slower, faster, strict=True)]
 
 
-def spread(values: Sequence[float]) -> float | None:
-    """Highest minus lowest, None with fewer than two values."""
-    return max(values) - min(values) if len(values) > 1 else None
-
-
 def make_row(
     name: str,
     values: Sequence[float],
@@ -133,27 +128,13 @@ def make_row(
 ) -> Row:
     """A row from the values of the repetitions: their median and how far they lie apart."""
     detail = {"repetitions": len(values), **(detail or {})}
-    return Row(
-        name,
-        statistics.median(values),
-        bar,
-        unit,
-        spread(values),
-        torch.get_num_threads(),
-        better,
-        detail,
-    )
+    spread = max(values) - min(values) if len(values) > 1 else None
+    return Row(name, statistics.median(values), bar, unit, spread, better=better, detail=detail)
 
 
-def missing_row(
-    name: str,
-    bar: float | None,
-    unit: str,
-    reason: str,
-    better: Literal["higher", "lower"] = "higher",
-) -> Row:
+def missing_row(name: str, bar: float | None, unit: str, reason: str) -> Row:
     """A row without a value, with the reason."""
-    return Row(name, None, bar, unit, None, torch.get_num_threads(), better, {"reason": reason})
+    return Row(name, None, bar, unit, None, detail={"reason": reason})
 
 
 def rounded(value: float) -> float:

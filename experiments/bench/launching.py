@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ TIMEOUT_S = 600.0
 
 
 def run_ranks(module: str, spec: Mapping[str, Any], num_servers: int = 1) -> Any:
-    """Start ``python -m module SPEC`` as client and as each server, where SPEC is a file with
-    ``spec`` as JSON.
+    """Start client and servers, each of which calls ``main`` of ``module`` with the path of a file
+    that holds ``spec`` as JSON.
 
     Returns:
         What the client printed in its last line, read as JSON.
@@ -87,7 +88,7 @@ def _start(module: str, rank: int, size: int, port: int, spec: Path) -> subproce
         "LOCAL_WORLD_SIZE": str(size),
     }
     launch |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", module, str(spec)]
+    command = [sys.executable, "-m", "experiments.bench.launching", module, str(spec)]
     return subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -107,3 +108,7 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise RuntimeError("no free port for the ranks to meet at, of 100 between 20000 and 32000")
+
+
+if __name__ == "__main__":
+    import_module(sys.argv[1]).main(Path(sys.argv[2]))

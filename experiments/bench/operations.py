@@ -53,15 +53,11 @@ def internal_node_depths(candidates: Sequence[Sequence[int]]) -> tuple[int, ...]
 
 
 def work_of(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], candidates: Sequence[str]
 ) -> list[Work]:
-    """The work of each distinct (prompt, candidates) pair, in the order of first appearance."""
-    distinct = dict.fromkeys(zip(prompts, map(tuple, candidates), strict=True))
-    depths = {
-        options: internal_node_depths([_ids(tokenizer, option) for option in options])
-        for _, options in distinct
-    }
-    return [Work(len(_ids(tokenizer, prompt)), depths[options]) for prompt, options in distinct]
+    """The work of each distinct prompt with these candidates, in the order of first appearance."""
+    depths = internal_node_depths([_ids(tokenizer, candidate) for candidate in candidates])
+    return [Work(len(_ids(tokenizer, prompt)), depths) for prompt in dict.fromkeys(prompts)]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -69,17 +65,8 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def count_operations(shape: Shape, work: Work, cheaper_order: bool = True) -> float:
-    """Operations needed for one prompt: encoder, cross-attention, decoder nodes and head.
-
-    Args:
-        shape: Sizes of the model.
-        work: What is asked.
-        cheaper_order: Cross-attention may project every encoder state to a key and a value, as it
-            is usually written, or carry each node's queries into the encoder's space and the mixed
-            states back, which gives the same numbers and is cheaper for few nodes. True counts the
-            cheaper of the two, False always counts projecting.
-    """
+def count_operations(shape: Shape, work: Work) -> float:
+    """Operations needed for one prompt: encoder, cross-attention, decoder nodes and head."""
     d, inner, length, nodes = (
         shape.d_model,
         shape.num_heads * shape.d_kv,
@@ -89,6 +76,9 @@ def count_operations(shape: Shape, work: Work, cheaper_order: bool = True) -> fl
     feed_forward = 3 * 2 * d * shape.d_ff
     projection = 2 * d * inner
     encoder = length * (4 * projection + feed_forward + 4 * inner * length)
+    # Cross-attention may project every encoder state to a key and a value, as is usual, or carry
+    # each node's queries into the encoder's space and the mixed states back: the same numbers, and
+    # cheaper for few nodes.
     projecting = 2 * projection * length + 4 * inner * length * nodes
     carrying = nodes * (2 * projection + 4 * shape.num_heads * d * length)
     # A node attends to its ancestors and itself; queries and outputs of both attentions are
@@ -96,9 +86,8 @@ def count_operations(shape: Shape, work: Work, cheaper_order: bool = True) -> fl
     decoder = nodes * (6 * projection + feed_forward) + 4 * inner * sum(
         depth + 1 for depth in work.node_depths
     )
-    cross = min(projecting, carrying) if cheaper_order else projecting
     head = nodes * 2 * d * shape.vocab_size
-    return float(shape.num_layers * (encoder + cross + decoder) + head)
+    return float(shape.num_layers * (encoder + min(projecting, carrying) + decoder) + head)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,11 @@
 """Rollouts with and without ``run.pipeline``: one half of the environments is stepped while the
 server scores the prompts of the other.
-
-``python -m experiments.bench.pipeline SPEC`` is one rank of the launch, see
-``launching.run_ranks``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -77,7 +73,7 @@ def pipeline(subjects: Subjects) -> list[Row]:
         for num_envs in (max(2, setting.num_envs // 2), setting.num_envs)
     ]
     spec = Spec(cases, setting.num_steps, setting.repetitions, subjects.num_threads)
-    reports = [Report(**told) for told in run_ranks("experiments.bench.pipeline", asdict(spec))]
+    reports = [Report(**told) for told in run_ranks(__name__, asdict(spec))]
     detail: dict[str, Detail] = {"cores": os.cpu_count(), "processes": 2}
     for (level, _, num_envs), report in zip(cases, reports, strict=True):
         name = f"{level}_{num_envs}"
@@ -159,7 +155,3 @@ class _Collector:
             self._env, self._agent, self._listener, self._scene, self._num_steps, self._draws
         )
         self.actions += [turn.decision.actions for turn in rollout.turns]
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

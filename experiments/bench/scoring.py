@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,6 +32,10 @@ from experiments.bench.workloads import (
     spaced,
 )
 from lamorel_ext.prompts import ACTION_NAMES
+
+HISTORIES = (1, 3)
+Measured = tuple[list[float], dict[str, Detail]]
+"""The value of each turn, and what else was seen."""
 
 
 def score_rollout(subjects: Subjects) -> list[Row]:
@@ -77,49 +80,27 @@ def score_distinct(subjects: Subjects) -> list[Row]:
 
     Each row's value is that of the worse history; its details have both.
     """
-    both = [_distinct(subjects, history) for history in (1, 3)]
-    speed: dict[str, Detail] = {
-        f"history_{measured.history}": rounded(statistics.median(measured.ratios))
-        for measured in both
-    }
-    share: dict[str, Detail] = {
-        f"history_{measured.history}": rounded(statistics.median(measured.shares))
-        for measured in both
-    }
-    slower = min((measured.ratios for measured in both), key=statistics.median)
-    farther = min((measured.shares for measured in both), key=statistics.median)
+    speeds, shares = zip(*(_distinct(subjects, history) for history in HISTORIES), strict=True)
     return [
-        make_row(
-            "score_distinct",
-            slower,
-            2.5,
-            "x",
-            detail=speed | both[0].speed_detail | both[1].speed_detail,
-        ),
-        make_row(
-            "score_limit",
-            farther,
-            0.6,
-            "share",
-            detail=share | both[0].share_detail | both[1].share_detail,
-        ),
+        _worse("score_distinct", 2.5, "x", speeds),
+        _worse("score_limit", 0.6, "share", shares),
     ]
 
 
-@dataclass(frozen=True)
-class _Distinct:
-    """Per turn the ratio to Lamorel's way and the share of the limit, and what else was seen with
-    this history.
-    """
+def _worse(name: str, bar: float, unit: str, measured: Sequence[Measured]) -> Row:
+    both = dict(zip(HISTORIES, measured, strict=True))
+    detail: dict[str, Detail] = {
+        f"history_{history}": rounded(statistics.median(turns))
+        for history, (turns, _) in both.items()
+    }
+    for history, (_, own) in both.items():
+        detail |= {f"history_{history}_{key}": value for key, value in own.items()}
+    worse = min((turns for turns, _ in measured), key=statistics.median)
+    return make_row(name, worse, bar, unit, detail=detail)
 
-    history: int
-    ratios: list[float]
-    shares: list[float]
-    speed_detail: dict[str, Detail]
-    share_detail: dict[str, Detail]
 
-
-def _distinct(subjects: Subjects, history: int) -> _Distinct:
+def _distinct(subjects: Subjects, history: int) -> tuple[Measured, Measured]:
+    """The ratio to Lamorel's way, and the share of the limit."""
     setting = subjects.setting
     calls = distinct_calls(
         subjects.make_env(LOCAL_LEVEL), setting.distinct_calls, setting.num_envs, history=history
@@ -127,7 +108,7 @@ def _distinct(subjects: Subjects, history: int) -> _Distinct:
     prompts = [prompt for call in calls for prompt in call]
     sample = cut(prompts[: setting.lamorel_distinct], setting.num_envs)
     share_of_work = sum(map(len, sample)) / len(prompts)
-    works = work_of(subjects.tokenizer, prompts, same_candidates(prompts))
+    works = work_of(subjects.tokenizer, prompts, ACTION_NAMES)
     tokens, nodes = (
         sum(work.prompt_tokens for work in works),
         sum(len(work.node_depths) for work in works),
@@ -162,17 +143,7 @@ def _distinct(subjects: Subjects, history: int) -> _Distinct:
         "limit_gflop_per_s": rounded(statistics.median(most) / 1e9),
         "limit_prompts_per_s": rounded(statistics.median(most) * len(prompts) / needed),
     }
-    return _Distinct(
-        history,
-        ratios(seconds["lamorel"], seconds["ours"]),
-        shares,
-        _named(history, speed),
-        _named(history, share),
-    )
-
-
-def _named(history: int, detail: dict[str, Detail]) -> dict[str, Detail]:
-    return {f"history_{history}_{key}": value for key, value in detail.items()}
+    return (ratios(seconds["lamorel"], seconds["ours"]), speed), (shares, share)
 
 
 def score_two(subjects: Subjects) -> list[Row]:
@@ -219,7 +190,7 @@ def score_growth(subjects: Subjects) -> list[Row]:
     )
     detail: dict[str, Detail] = {"few_candidates": len(few[0]), "many_candidates": len(many[0])}
     for name, candidates in (("few", few), ("many", many)):
-        works = work_of(subjects.tokenizer, prompts, candidates)
+        works = work_of(subjects.tokenizer, prompts, candidates[0])
         detail[f"{name}_nodes"] = len(works[0].node_depths)
         detail[f"{name}_gflop_per_prompt"] = rounded(
             sum(count_operations(setting.shape, work) for work in works) / len(works) / 1e9

@@ -1,13 +1,10 @@
 """What more servers give. A second one of one thread: distinct prompts scored, and a PPO epoch, by
 launches of one server and of two that take turns. Several: how evenly an epoch is shared out.
-
-``python -m experiments.bench.servers SPEC`` is one rank of such a launch, see ``launching``.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,7 +81,7 @@ def two_servers(subjects: Subjects) -> list[Row]:
     for _ in range(setting.repetitions):
         for number, own in reports.items():
             spec = Spec(str(subjects.folder), prompts, number, subjects.num_threads)
-            told = run_ranks("experiments.bench.servers", asdict(spec), number)
+            told = run_ranks(__name__, asdict(spec), number)
             own.append(Report(**told))
     off = max(abs(two.total - one.total) for one in reports[1] for two in reports[2])
     shared: dict[str, Detail] = {"prompts": len(prompts), "minibatch_size": MINIBATCH}
@@ -125,7 +122,3 @@ def _measure(caller: Caller, prompts: list[str]) -> Report:
     caller.update_batch(update)
     end = time.perf_counter()
     return Report(middle - start, end - middle, float(first.log_probs.double().sum()))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

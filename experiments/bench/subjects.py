@@ -4,12 +4,12 @@ asked for.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.bench.checkpoint import FLAN_T5_SMALL, TINY, Shape, cached_checkpoint
@@ -152,29 +152,6 @@ class Subjects:
 
     @cached_property
     def lamorel(self) -> LamorelScorer:
-        """The stand-in for Lamorel, with a value head of its shape and our weights in it."""
-        head = LamorelValueHead(self.setting.shape.d_model, self.llm_args.value_head_hidden)
-        with torch.no_grad():
-            for mine, ours in zip(
-                head.parameters(), self.host.module_functions["value"].parameters(), strict=True
-            ):
-                mine.copy_(ours)
+        """The stand-in for Lamorel, with our weights, the value head's too."""
+        head = copy.deepcopy(self.host.module_functions["value"].get_submodule("layers"))
         return LamorelScorer(self.plain_model, self.tokenizer, head)
-
-
-class LamorelValueHead(nn.Module):
-    """Two hidden layers with sigmoids, as in Lamorel's PPO example."""
-
-    def __init__(self, size: int, hidden: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(size, hidden),
-            nn.Sigmoid(),
-            nn.Linear(hidden, hidden),
-            nn.Sigmoid(),
-            nn.Linear(hidden, 1),
-        )
-
-    def forward(self, states: Tensor) -> Tensor:
-        values: Tensor = self.layers(states)
-        return values

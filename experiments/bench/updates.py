@@ -75,7 +75,7 @@ def update_script(subjects: Subjects) -> list[Row]:
 
     def epoch(name: str) -> None:
         with fused_adam() if name == "ours" else nullcontext():
-            ways[name].update(sample.prompts, sample.candidates, sample.data, minibatch_size=8)
+            ways[name].update(sample.prompts, sample.candidates, sample.data)
 
     seconds = take_turns(
         {name: Contender(partial(epoch, name), warm_up=partial(epoch, name)) for name in ways},
@@ -214,7 +214,7 @@ def _lamorel_epoch(
     """
     lamorel.gradient_seconds = lamorel.step_seconds = 0.0
     n = len(transitions.prompts)
-    lamorel.update(transitions.prompts, transitions.candidates, transitions.data, minibatch_size=n)
+    lamorel.update(transitions.prompts, transitions.candidates, transitions.data)
     return Seconds(
         lamorel.gradient_seconds * num_transitions / n + lamorel.step_seconds * num_steps
     )

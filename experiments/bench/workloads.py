@@ -41,40 +41,30 @@ SUBGOALS = tuple(
 """Sixty short instructions that begin alike, as a teacher's candidates do."""
 
 
-def walk(env: BatchedEnv, template: Template, history: int, seed: int) -> Iterator[tuple[str, ...]]:
+def walk(env: BatchedEnv, template: Template, history: int) -> Iterator[tuple[str, ...]]:
     """Prompts of a uniformly random policy, step after step, without end."""
     prompts = PromptHistory(template, history)
-    draws = np.random.default_rng(seed)
+    draws = np.random.default_rng(0)
     yield prompts.reset(env.reset())
     while True:
         actions = draws.integers(len(ACTION_NAMES), size=env.num_envs)
         yield prompts.step(actions, env.step(actions)).current
 
 
-def rollout_calls(
-    env: BatchedEnv, num_steps: int, template: Template = "lamorel", history: int = 1, seed: int = 0
-) -> Calls:
+def rollout_calls(env: BatchedEnv, num_steps: int) -> Calls:
     """The calls of one rollout, one per step, in the order in which training makes them."""
-    return [
-        prompts
-        for prompts, _ in zip(walk(env, template, history, seed), range(num_steps), strict=False)
-    ]
+    return list(itertools.islice(walk(env, "lamorel", 1), num_steps))
 
 
 def distinct_calls(
-    env: BatchedEnv,
-    num_calls: int,
-    size: int,
-    template: Template = "glam",
-    history: int = 1,
-    seed: int = 0,
+    env: BatchedEnv, num_calls: int, size: int, template: Template = "glam", history: int = 1
 ) -> Calls:
     """Calls of ``size`` prompts in which no prompt comes twice, in the order in which a random
     policy meets them.
     """
     met: dict[str, None] = {}
     # The first steps would show shorter histories than a rollout's.
-    for prompts in itertools.islice(walk(env, template, history, seed), history - 1, None):
+    for prompts in itertools.islice(walk(env, template, history), history - 1, None):
         met.update(dict.fromkeys(prompts))
         if len(met) >= num_calls * size:
             break

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from minigrid.core.world_object import WorldObj
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
 
-from lamorel_ext.envs.babyai.describe import COLOR_NAMES, OBJECT_NAMES, describe
+from lamorel_ext.envs.babyai.describe import describe
 from lamorel_ext.envs.babyai.levels import make_level
 
 FIRST_HELD_OUT_SEED = 1_000_000_000
@@ -95,12 +94,12 @@ def _walk(environment: MiniGridEnv, seed: int, rng: np.random.Generator) -> Epis
         bot, bot_action = _ask(bot, action)
         follows = bot_action is not None and rng.random() < bot_share
         action = bot_action if follows else int(rng.integers(6))
-        image, carried = observation["image"], _codes(environment.carrying)
+        image = observation["image"]
         states.append(
             State(
                 environment.mission,
-                describe(image, carried, "en"),
-                describe(image, carried, "fr"),
+                describe(image),
+                describe(image, language="fr"),
                 bot_action,
                 int(action or 0),
             )
@@ -122,11 +121,3 @@ def _ask(bot: BabyAIBot | None, last_action: int | None) -> tuple[BabyAIBot | No
     except _BOT_FAILURES:
         return None, None
     return (bot, action) if action < 6 else (None, None)
-
-
-def _codes(carried: WorldObj | None) -> tuple[int, int] | None:
-    return (
-        None
-        if carried is None
-        else (OBJECT_NAMES.index(carried.type), COLOR_NAMES.index(carried.color))
-    )

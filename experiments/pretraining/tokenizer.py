@@ -35,17 +35,7 @@ _FRENCH = """
     rouge verte bleue violette jaune grise ouverte fermée
     Actions possibles pour l'agent But de aller la le où est en vue
 """
-_LINE_STARTS = (
-    "Goal",
-    "Observation",
-    "Action",
-    "Possible",
-    "Actions",
-    "But",
-    "Question",
-    "Answer",
-    "Your",
-)
+_LINE_STARTS = tuple("Goal Observation Action Possible Actions But Question Answer Your".split())
 """Words that also follow a line break, where no space marks their beginning."""
 _ACCENTED = "àâçèéêëîïôùûüœ"
 _SPACE = "▁"

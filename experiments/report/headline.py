@@ -5,11 +5,9 @@ of the paper's rule.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 from experiments.report.roles import (
-    Missing,
     beyond_feedback,
     is_control,
     is_feedback,
@@ -93,15 +91,10 @@ def _answer(summary: Summary) -> str:
         )
     best = max(judged, key=lambda edge: _estimate(edge.differences[NO_EDGE]))
     alone = best.differences[NO_EDGE]
-    if not alone.is_ahead:
-        word = (
-            "No, it did harm:" if alone.is_behind else "That is not shown: the best feedback arm,"
-        )
-        text = (
-            f"{word} {best.label} against {alone.theirs}"
-            if alone.is_behind
-            else f"{word} {best.label}, against {alone.theirs}"
-        )
+    if alone.is_behind:
+        text = f"No, it did harm: {best.label} against {alone.theirs}"
+    elif not alone.is_ahead:
+        text = f"That is not shown: the best feedback arm, {best.label}, against {alone.theirs}"
     elif best.unbeaten:
         text = (
             f"It is not shown that the signs are what helps: {best.label} is ahead of"
@@ -160,15 +153,12 @@ def _other_baselines(summaries: Sequence[Summary]) -> list[str]:
 
 
 def _without_controls(summaries: Sequence[Summary]) -> list[str]:
-    found: dict[Missing, list[str]] = {}
-    for summary in summaries:
-        for missing in summary.missing:
-            found.setdefault(missing, []).append(summary.label)
-    if not found:
+    lacking = [(task, edge) for task in summaries for edge in task.edges if edge.not_run]
+    if not lacking:
         return []
-    arms = list(dict.fromkeys(missing.arm for missing in found))
-    kinds = [kind for kind in dict.fromkeys(kind for missing in found for kind in missing.kinds)]
-    where = sorted({label for labels in found.values() for label in labels})
+    arms = list(dict.fromkeys(edge.label for _, edge in lacking))
+    kinds = list(dict.fromkeys(kind for _, edge in lacking for kind in edge.not_run))
+    where = sorted({task.label for task, _ in lacking})
     place = f" on {', '.join(where)}" if len(summaries) > 1 and len(where) < len(summaries) else ""
     return [
         f"Controls are missing{place}: {_names(arms)} {'has' if len(arms) == 1 else 'have'} no"
@@ -222,17 +212,14 @@ def _says_sign(summary: Summary, difference: Difference) -> str:
     edge = next((edge for edge in summary.edges if edge.label == difference.ours), None)
     if edge is None or not edge.controls:
         return ""
+    decisive = edge.unbeaten or edge.controls
+    named = [f"{control.theirs} ({amount(control.interval)})" for control in decisive]
     if edge.unbeaten:
-        unbeaten = _and(
-            [f"{control.theirs} ({amount(control.interval)})" for control in edge.unbeaten]
-        )
         return (
-            f" But it is not shown to be ahead of {unbeaten}, so its signs are not shown to be what"
-            " helps."
+            f" But it is not shown to be ahead of {_and(named)}, so its signs are not shown to be"
+            " what helps."
         )
-    beaten = _and(
-        [f"{control.theirs} ({amount(control.interval)})" for control in edge.controls], "and"
-    )
+    beaten = _and(named, "and")
     if edge.not_run:
         return (
             f" It is ahead of {beaten} too; without the {_and(edge.not_run)} sign that does not yet"
@@ -450,7 +437,8 @@ def unlike(differences: Sequence[Difference], at_most: int | None = None) -> lis
 
 
 def _caution(summary: Summary) -> str:
-    tried, pairs = len(summary.arms), _seeds_in_pairs(summary)
+    tried = len(summary.arms)
+    pairs = max((difference.seeds for difference in summary.against_baseline), default=0)
     experts = _experts(summary)
     text = (
         f"{_names(experts)} {'follows' if len(experts) == 1 else 'follow'} the bot, a bound and no"
@@ -483,14 +471,6 @@ def _expert_failures(summary: Summary) -> str:
     levels = {run.config.env.level for arm in followers for run in arm.runs.values()}
     lost = [shortfall for level in sorted(levels) if (shortfall := expert_shortfall(level))]
     return f"What it loses is no student's failure: {'; '.join(lost)}. " if lost else ""
-
-
-def _seeds_in_pairs(summary: Summary) -> int:
-    """Paired seeds on the task that has fewest of them, for the comparison that has most."""
-    counts = [
-        Counter(task for task, _ in difference.per_run) for difference in summary.against_baseline
-    ]
-    return max((min(count.values()) for count in counts if count), default=0)
 
 
 def _best_arm(summary: Summary) -> Difference:

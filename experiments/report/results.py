@@ -189,10 +189,7 @@ class Task:
         smallest budget.
         """
         runs = [run for arm in self.arms for run in arm.runs.values()]
-        return min(
-            min(run.last(STEPS) for run in runs),
-            min(float(run.config.run.total_steps) for run in runs),
-        )
+        return min(min(run.last(STEPS), float(run.config.run.total_steps)) for run in runs)
 
     def arm(self, label: str) -> Arm | None:
         """The arm of this label."""

@@ -1,11 +1,10 @@
 """What an arm is in a comparison: feedback or a control of it, what stands beside it without the
-edge, and which controls are missing.
+edge, and which controls cannot be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from experiments.report.results import Arm
@@ -17,19 +16,6 @@ REQUIRED_CONTROLS = ("random", "shuffled", "inverted")
 feedback arm must be held against.
 """
 EXPERT_AGENTS = ("bot", "cloning")
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Controls that no complete run has.
-
-    Attributes:
-        arm: Label of the feedback arm.
-        kinds: Of ``REQUIRED_CONTROLS``.
-    """
-
-    arm: str
-    kinds: tuple[str, ...]
 
 
 def has_edge(config: Config) -> bool:
@@ -218,22 +204,6 @@ def impossible_control(config: Config, kind: str) -> str | None:
             "the next prompt tells the sign of one environment at once: there is nothing to permute"
         )
     return None
-
-
-def missing_controls(arms: Sequence[Arm]) -> list[Missing]:
-    """Every feedback arm that lacks controls."""
-    found = []
-    for arm in arms:
-        if not is_feedback(arm.config):
-            continue
-        kinds = [
-            kind
-            for kind in REQUIRED_CONTROLS
-            if control_of(arm, kind, arms) is None and not impossible_control(arm.config, kind)
-        ]
-        if kinds:
-            found.append(Missing(arm.label, tuple(kinds)))
-    return found
 
 
 def _nearest(arm: Arm, others: Sequence[Arm]) -> Arm | None:

@@ -143,11 +143,12 @@ def _controls_section(summary: Summary, pictures: Pictures, prefix: str) -> list
     if not any(is_feedback(row.arm.config) for row in summary.arms):
         return []
     parts = []
-    if summary.missing:
-        lines = [
-            f"{missing.arm}: no {', no '.join(missing.kinds)} sign. {advice(missing.kinds)}"
-            for missing in summary.missing
-        ]
+    lines = [
+        f"{edge.label}: no {', no '.join(edge.not_run)} sign. {advice(edge.not_run)}"
+        for edge in summary.edges
+        if edge.not_run
+    ]
+    if lines:
         parts.append(page.warning(["Controls without a complete run.", *lines]))
     header = ["feedback arm", *(f"minus {title}" for title in CONTROL_TITLES.values())]
     parts.append(

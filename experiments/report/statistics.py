@@ -34,6 +34,8 @@ import numpy as np
 
 Values = Sequence[float] | np.ndarray
 Strata = Sequence[np.ndarray]
+LEVEL = 0.95
+"""Coverage of every interval."""
 TIE = 1e-12
 """Scores that are no further apart are equal: the order in which a mean was added up must not
 decide who wins.
@@ -106,18 +108,14 @@ def interquartile_mean_of_tasks(tasks: Strata) -> np.ndarray:
     return interquartile_mean(np.concatenate(tasks, axis=-1))
 
 
-def resamples(sizes: Sequence[int], samples: int, seed: int = 0) -> list[np.ndarray]:
+def resamples(sizes: Sequence[int], samples: int) -> list[np.ndarray]:
     """Which values each resample takes: one array ``(samples, n)`` of indices per size ``n``."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)  # a report is the same each time it is made
     return [generator.integers(size, size=(samples, size)) for size in sizes]
 
 
 def stratified_bootstrap(
-    tasks: Sequence[Values],
-    statistic: Callable[[Strata], np.ndarray],
-    samples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    tasks: Sequence[Values], statistic: Callable[[Strata], np.ndarray], samples: int = 2000
 ) -> Interval:
     """Percentile bootstrap over the seeds within each task.
 
@@ -125,8 +123,6 @@ def stratified_bootstrap(
         tasks: ``(n,)`` per task, one value per seed.
         statistic: Reduces the last axis of one array ``(samples, n)`` per task.
         samples: Resamples.
-        level: Coverage asked for.
-        seed: Of the resampling, so that a report is the same each time it is made.
 
     Raises:
         ValueError: There are no tasks, or one has no values.
@@ -135,21 +131,16 @@ def stratified_bootstrap(
     estimate = float(statistic(data))
     if all(values.size == 1 for values in data):
         return Interval(estimate, math.nan, math.nan)
-    drawn = resamples([values.size for values in data], samples, seed)
-    return Interval(
-        estimate,
-        *_ends(
-            statistic([values[draws] for values, draws in zip(data, drawn, strict=True)]), level
-        ),
-    )
+    drawn = resamples([values.size for values in data], samples)
+    resampled = statistic([values[draws] for values, draws in zip(data, drawn, strict=True)])
+    return Interval(estimate, *_ends(resampled))
 
 
-def mean_interval(tasks: Sequence[Values], level: float = 0.95) -> Interval:
+def mean_interval(tasks: Sequence[Values]) -> Interval:
     """Student's t interval of the mean over tasks of each task's mean over seeds.
 
     Args:
         tasks: ``(n,)`` per task, one value per seed. One value alone on a task gives no interval.
-        level: Coverage asked for.
 
     Raises:
         ValueError: There are no tasks, or one has no values.
@@ -157,25 +148,22 @@ def mean_interval(tasks: Sequence[Values], level: float = 0.95) -> Interval:
     data = _checked(tasks)
     variances = np.array([_variance_of_mean(values) for values in data])
     degrees = np.array([values.size - 1 for values in data])
-    return _t_interval(float(mean_of_tasks(data)), variances / len(data) ** 2, degrees, level)[0]
+    return _t_interval(float(mean_of_tasks(data)), variances / len(data) ** 2, degrees)[0]
 
 
-def mean_columns(
-    values: np.ndarray, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_columns(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``mean_interval`` of each column of ``(n, columns)``: estimates, lower and upper ends."""
-    intervals = [mean_interval([column], level) for column in values.T]
+    intervals = [mean_interval([column]) for column in values.T]
     estimates, low, high = zip(*((i.estimate, i.low, i.high) for i in intervals), strict=True)
     return np.array(estimates), np.array(low), np.array(high)
 
 
-def contrast(pairs: Sequence[tuple[Values, Values]], level: float = 0.95) -> Contrast:
+def contrast(pairs: Sequence[tuple[Values, Values]]) -> Contrast:
     """Ours minus theirs, paired by seed where that gives something and with Welch's variance
     otherwise.
 
     Args:
         pairs: Per task ours and theirs, each ``(n,)``, the same seeds in the same order.
-        level: Coverage asked for.
 
     Raises:
         ValueError: There are no tasks, or one has no values.
@@ -184,13 +172,10 @@ def contrast(pairs: Sequence[tuple[Values, Values]], level: float = 0.95) -> Con
     both = list(zip(ours, theirs, strict=True))
     correlation, paired = _correlation(both)
     estimate = float(np.mean([float((x - y).mean()) for x, y in both]))
-    if paired:
-        samples = [x - y for x, y in both]
-    else:
-        samples = [*ours, *theirs]
+    samples = [x - y for x, y in both] if paired else [*ours, *theirs]
     variances = np.array([_variance_of_mean(values) for values in samples]) / len(both) ** 2
     degrees = np.array([values.size - 1 for values in samples])
-    interval, p = _t_interval(estimate, variances, degrees, level)
+    interval, p = _t_interval(estimate, variances, degrees)
     return Contrast(interval, p, paired, correlation)
 
 
@@ -220,9 +205,7 @@ def _variance_of_mean(values: np.ndarray) -> float:
     return float(values.var(ddof=1)) / values.size if np.ptp(values) > TIE else 0.0
 
 
-def _t_interval(
-    estimate: float, shares: np.ndarray, degrees: np.ndarray, level: float
-) -> tuple[Interval, float]:
+def _t_interval(estimate: float, shares: np.ndarray, degrees: np.ndarray) -> tuple[Interval, float]:
     """Interval and two-sided p value, from the parts of the variance and the degrees of freedom of
     each.
     """
@@ -234,7 +217,7 @@ def _t_interval(
     from scipy import special  # here, as a run reads this module for its curve alone
 
     freedom = total**2 / float((shares**2 / degrees).sum())
-    half = float(special.stdtrit(freedom, (1 + level) / 2)) * math.sqrt(total)
+    half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(total)
     p = 2 * float(special.stdtr(freedom, -abs(estimate) / math.sqrt(total)))
     return Interval(estimate, estimate - half, estimate + half), p
 
@@ -258,7 +241,7 @@ def _correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float,
 
 
 def bootstrap_columns(
-    tasks: Sequence[np.ndarray], samples: int = 2000, level: float = 0.95
+    tasks: Sequence[np.ndarray], samples: int = 2000
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``stratified_bootstrap`` of ``mean_of_tasks`` for each column, all columns with the same
     resamples.
@@ -266,7 +249,6 @@ def bootstrap_columns(
     Args:
         tasks: ``(n, columns)`` per task.
         samples: Resamples.
-        level: Coverage asked for.
 
     Returns:
         Estimates, lower ends and upper ends, each ``(columns,)``; the ends are NaN where no task
@@ -280,12 +262,12 @@ def bootstrap_columns(
     for values, draws in zip(tasks, drawn, strict=True):
         counts = (draws[:, :, None] == np.arange(len(values))).sum(axis=1)
         means += counts @ values / (len(values) * len(tasks))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return estimates, low, high
 
 
-def _ends(resampled: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+def _ends(resampled: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -294,40 +276,24 @@ def paired_differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -
     return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
 
 
-def probability_of_improvement(ours: Values, theirs: Values) -> float:
-    """Chance that a run of ours beats one of theirs, ties counting half (the Mann-Whitney statistic
-    over ``n * m`` pairs).
-    """
-    x, y = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    if not x.size or not y.size:
-        raise ValueError("expected at least one run on each side")
-    return float(_wins(x, y))
-
-
 def improvement_over_tasks(
-    ours: Sequence[Values], theirs: Sequence[Values], samples: int = 2000, level: float = 0.95
+    ours: Sequence[Values], theirs: Sequence[Values], samples: int = 2000
 ) -> Interval:
-    """Mean over tasks of ``probability_of_improvement``; the runs of the two arms are resampled
-    apart from each other.
+    """Mean over tasks of the chance that a run of ours beats one of theirs, ties counting half (the
+    Mann-Whitney statistic over ``n * m`` pairs); the arms are resampled apart from each other.
 
     Args:
         ours: ``(n,)`` per task.
         theirs: ``(m,)`` per task, in the same order of tasks.
         samples: Resamples.
-        level: Coverage asked for.
     """
-    estimate = float(
-        np.mean([probability_of_improvement(x, y) for x, y in zip(ours, theirs, strict=True)])
-    )
-    pairs = [
-        (np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
-        for x, y in zip(ours, theirs, strict=True)
-    ]
+    pairs = list(zip(_checked(ours), _checked(theirs), strict=True))
+    estimate = float(np.mean([_wins(x, y) for x, y in pairs]))
     if all(x.size == 1 and y.size == 1 for x, y in pairs):
         return Interval(estimate, math.nan, math.nan)
     drawn = iter(resamples([values.size for pair in pairs for values in pair], samples))
     resampled = np.mean([_wins(x[next(drawn)], y[next(drawn)]) for x, y in pairs], axis=0)
-    return Interval(estimate, *_ends(resampled, level))
+    return Interval(estimate, *_ends(resampled))
 
 
 def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -376,7 +342,7 @@ def steps_to(steps: Values, values: Values, threshold: float) -> float | None:
     )
 
 
-def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
+def wilson_interval(successes: int, trials: int) -> Interval:
     """Wilson's score interval of a success rate.
 
     Raises:
@@ -384,7 +350,7 @@ def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interva
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     rate, shrink = successes / trials, 1 + z * z / trials
     centre = (rate + z * z / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))

@@ -27,12 +27,10 @@ from experiments.report.results import (
 )
 from experiments.report.roles import (
     REQUIRED_CONTROLS,
-    Missing,
     control_of,
     impossible_control,
     is_feedback,
     is_frozen,
-    missing_controls,
     own_controls,
     without_edge,
 )
@@ -229,7 +227,6 @@ class Summary:
         against_frozen: Every other arm against the frozen teacher.
         against_own: Every arm of a method against the controls that the method declares.
         edges: Every feedback arm against its controls.
-        missing: Controls that there are not.
     """
 
     label: str
@@ -241,7 +238,6 @@ class Summary:
     against_frozen: tuple[Difference, ...]
     against_own: tuple[Difference, ...]
     edges: tuple[EdgeCheck, ...]
-    missing: tuple[Missing, ...]
 
     @property
     def differences(self) -> tuple[Difference, ...]:
@@ -302,7 +298,6 @@ def summarise(tasks: Sequence[Task], samples: int = 2000) -> Summary:
         edges=_corrected_edges(
             [_check_edge(arm, common, table) for arm in common if is_feedback(arm.config)]
         ),
-        missing=tuple(missing_controls(common)),
     )
 
 
@@ -418,12 +413,11 @@ class _Table:
 
         Without a common seed on every task the intervals are NaN.
         """
-        areas = _pair(self._areas[ours], self._areas[theirs])
         cut_at = self._cheapest([ours, theirs])
         by_cost = {
             cost: _contrast(
                 {"": self._areas_by(ours, cost, total)}, {"": self._areas_by(theirs, cost, total)}
-            )
+            ).interval
             for cost, total in cut_at.items()
         }
         found = _contrast(self._areas[ours], self._areas[theirs])
@@ -433,8 +427,8 @@ class _Table:
             against=against,
             per_run={
                 (task, seed): value
-                for task, values in areas.items()
-                for seed, value in values.items()
+                for task, areas in self._areas[ours].items()
+                for seed, value in paired_differences(areas, self._areas[theirs][task]).items()
             },
             interval=found.interval,
             success=_contrast(self._finals[ours], self._finals[theirs]).interval,
@@ -446,7 +440,7 @@ class _Table:
             compared=1,
             paired=found.paired,
             correlation=found.correlation,
-            by_cost={cost: of_cost.interval for cost, of_cost in by_cost.items()},
+            by_cost=by_cost,
             cut_at=cut_at,
             sampled=self._sampled(ours, theirs),
         )
@@ -542,12 +536,6 @@ def _arm_of(task: Task, label: str) -> Arm:
 
 def _strata(by_task: Mapping[str, Mapping[int, float]]) -> list[list[float]]:
     return [list(by_seed.values()) for by_seed in by_task.values()]
-
-
-def _pair(
-    ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]
-) -> dict[str, dict[int, float]]:
-    return {task: paired_differences(by_seed, theirs[task]) for task, by_seed in ours.items()}
 
 
 def _contrast(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.report.results import STEPS, SUCCESS, Task
-from experiments.report.statistics import TIE, Interval, bootstrap_columns
+from experiments.report.statistics import LEVEL, TIE, Interval, bootstrap_columns
 from experiments.report.summary import (
     COSTS,
     REWARD_SCALE,
@@ -54,7 +54,7 @@ def resampling_settings(samples: int) -> dict[str, object]:
         "generator": "numpy.random.default_rng",
         "seed": 0,
         "samples": samples,
-        "level": 0.95,
+        "level": LEVEL,
         "quantiles": "linear",
         "tie": TIE,
     }
@@ -62,34 +62,28 @@ def resampling_settings(samples: int) -> dict[str, object]:
 
 def summary_table(tasks: Sequence[Summary]) -> Table:
     """One row per task and arm."""
-    names = {STEPS: "steps", **{cost: cost for cost in COSTS}}
-    columns = [(level, cost) for cost in names for level in THRESHOLDS]
-    header = [
-        "task",
-        "arm",
-        "seeds",
-        *_ends("success"),
-        *_ends("return"),
-        "return_x20",
-        *_ends("area"),
-        *_ends("area_iqm"),
-        *(f"{names[cost]}_to_{100 * level:.0f}" for level, cost in columns),
-        *COSTS,
-    ]
     rows = []
     for summary in tasks:
         for row in summary.arms:
-            numbers = [
-                *_cells(row.success),
-                *_cells(row.returned),
-                csv_cell(REWARD_SCALE * row.returned.estimate),
-                *_cells(row.area),
-                *_cells(row.area_iqm),
-                *(csv_cell(row.cost_to[column]) for column in columns),
-                *(csv_cell(row.spent[cost]) for cost in COSTS),
-            ]
-            rows.append([summary.label, row.label, str(len(row.runs)), *numbers])
-    return header, rows
+            reached = {
+                f"{cost.removeprefix('env_')}_to_{100 * level:.0f}": row.cost_to[level, cost]
+                for cost in (STEPS, *COSTS)
+                for level in THRESHOLDS
+            }
+            numbers = {**reached, **{cost: row.spent[cost] for cost in COSTS}}
+            cells = {
+                "task": summary.label,
+                "arm": row.label,
+                "seeds": str(len(row.runs)),
+                **_named("success", row.success),
+                **_named("return", row.returned),
+                "return_x20": csv_cell(REWARD_SCALE * row.returned.estimate),
+                **_named("area", row.area),
+                **_named("area_iqm", row.area_iqm),
+                **{name: csv_cell(number) for name, number in numbers.items()},
+            }
+            rows.append(cells)
+    return list(rows[0]), [list(row.values()) for row in rows]
 
 
 def difference_table(tasks: Sequence[Summary]) -> Table:
@@ -157,28 +151,19 @@ def curve_table(tasks: Sequence[Task]) -> Table:
 
 def overall_table(overall: Summary) -> Table:
     """One row per arm, over all tasks."""
-    header = [
-        "arm",
-        "tasks",
-        "runs",
-        *_ends("success"),
-        *_ends("area"),
-        *_ends("area_iqm"),
-        *_ends("mean_rank"),
-    ]
     rows = [
-        [
-            row.label,
-            str(len(row.arms)),
-            str(len(row.runs)),
-            *_cells(row.success),
-            *_cells(row.area),
-            *_cells(row.area_iqm),
-            *_cells(row.rank),
-        ]
+        {
+            "arm": row.label,
+            "tasks": str(len(row.arms)),
+            "runs": str(len(row.runs)),
+            **_named("success", row.success),
+            **_named("area", row.area),
+            **_named("area_iqm", row.area_iqm),
+            **_named("mean_rank", row.rank),
+        }
         for row in overall.arms
     ]
-    return header, rows
+    return list(rows[0]), [list(row.values()) for row in rows]
 
 
 def overall_difference_table(overall: Summary) -> Table:
@@ -263,3 +248,7 @@ def _ends(name: str) -> list[str]:
 
 def _cells(interval: Interval) -> list[str]:
     return [csv_cell(value) for value in (interval.estimate, interval.low, interval.high)]
+
+
+def _named(name: str, interval: Interval) -> dict[str, str]:
+    return dict(zip(_ends(name), _cells(interval), strict=True))

@@ -177,11 +177,6 @@ def for_all(caller: LlmClient, clients: Clients) -> LlmClient:
     return caller if clients.size == 1 else SharedClient(caller, clients)
 
 
-def needs_llm(config: Config) -> bool:
-    """True where the arm asks a language model anything."""
-    return config.asks_llm
-
-
 def llm_of(config: Config, caller: LlmClient) -> LlmClient | None:
     """The servers, for an arm that has use for them."""
-    return caller if needs_llm(config) else None
+    return caller if config.asks_llm else None

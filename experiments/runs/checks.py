@@ -46,8 +46,14 @@ def _problems(config: Config, imports: bool) -> Iterator[str]:
         yield from _level_problems(group, chosen, config.env)
     if config.run.evaluation == "exact" and (hindrance := _hindrance(config, imports)):
         yield f"run.evaluation: exact is not possible: {hindrance}"
-    if config.run.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
+    if config.run.tracker == "wandb" and not _is_installed("wandb"):
         yield "run.tracker: wandb is not installed: pip install 'lamorel-ext[trackers]'"
+
+
+def _is_installed(package: str) -> bool:
+    """True where there is code: a mere folder of that name, as in the working folder, has none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def _plug_problems(key: str, plug: Plug, env: EnvArgs, imports: bool) -> Iterator[str]:

@@ -22,8 +22,8 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from experiments.runs.progress import LiveHandler
@@ -86,9 +86,12 @@ def _status_of(
 ) -> int:
     try:
         stopping.begin()
-        with _obeying():
-            return program(sys.argv[1:] if argv is None else argv)
+        return program(sys.argv[1:] if argv is None else argv)
     except ConfigError as error:
+        # A library may drop an interrupt and go on with half of what it composed: no mistake of
+        # the user's.
+        if (stop := stopping.asked()) is not None:
+            return _say_stopped(stopping.Stopped(stop))
         if isinstance(error, NotPortableError) and argv is None:
             start_anew()
         if speaks() or os.environ.get("LOCAL_RANK", "0") == "0":
@@ -104,26 +107,17 @@ def _status_of(
         misread = reads and isinstance(error, CheckpointError) and not isinstance(error, WriteError)
         return USER_ERROR if misread else error.exit_status
     except stopping.Stopped as stopped:
-        if speaks():
-            stopping.say_last(str(stopped))
-        return stopped.stop.exit_status
+        return _say_stopped(stopped)
     except KeyboardInterrupt:
         if speaks():
             stopping.say_last("interrupted")
         return INTERRUPTED
 
 
-@contextmanager
-def _obeying() -> Iterator[None]:
-    """A library may drop an interrupt and go on with half of what it composed: no mistake of the
-    user's.
-    """
-    try:
-        yield
-    except ConfigError as error:
-        if (stop := stopping.asked()) is not None:
-            raise stopping.Stopped(stop) from error
-        raise
+def _say_stopped(stopped: stopping.Stopped) -> int:
+    if speaks():
+        stopping.say_last(str(stopped))
+    return stopped.stop.exit_status
 
 
 def _use_utf8() -> None:

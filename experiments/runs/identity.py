@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lamorel_ext.config import Config, to_mapping
+from lamorel_ext.config import Config, leaves, to_mapping
 
 HOW_IT_RUNS = (
     "compare.",
@@ -31,18 +31,7 @@ WHICH_ONE = ("run.seed", "arm.name", "env.name")
 
 def flat(config: Config) -> dict[str, Any]:
     """Every key with its value, such as ``{"feedback.lr": 1e-4}``, in the schema's order."""
-
-    def walk(mapping: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in mapping.items():
-            found.update(
-                walk(value, f"{prefix}{key}.")
-                if isinstance(value, dict)
-                else {prefix + key: _hashable(value)}
-            )
-        return found
-
-    return walk(to_mapping(config), "")
+    return {key: _hashable(value) for key, value in leaves(to_mapping(config)) if value != {}}
 
 
 def _hashable(value: Any) -> Any:

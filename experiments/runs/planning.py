@@ -138,11 +138,15 @@ def plan_sweep(
         try:
             comparisons.append(plan(one.overrides, config_name, config_dir, below=one.name))
         except ConfigError as error:
-            where = f"{one.name}: " if one.name else ""
-            problems += [f"{where}{problem}" for problem in error.problems]
+            problems += problems_of(one.name, error)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return comparisons
+
+
+def problems_of(name: str, error: ConfigError) -> list[str]:
+    """What is wrong, behind the name of the run in its sweep; without a sweep it has none."""
+    return [f"{name}: {problem}" if name else problem for problem in error.problems]
 
 
 def swept_lines(
@@ -170,7 +174,7 @@ def swept_lines(
         try:
             config = load_config(one.overrides, config_name, config_dir)
         except ConfigError as error:
-            problems += [f"{one.name}: {problem}" for problem in error.problems]
+            problems += problems_of(one.name, error)
             continue
         whole = config.compare.output_dir if task == "compare" else config.run.output_dir
         kept = [text for text in one.overrides if text.partition("=")[0].strip().lstrip("+") != key]

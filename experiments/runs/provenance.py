@@ -14,7 +14,7 @@ from experiments.report.results import Run, read_json
 from experiments.report.summary import Summary
 from experiments.runs.files import replace_json
 from experiments.runs.versions import config_hash
-from lamorel_ext.config import Config, from_mapping, to_mapping
+from lamorel_ext.config import Config, from_mapping, leaves, to_mapping
 from lamorel_ext.errors import ConfigError, NotThereError
 
 PROVENANCE, CONFIGS = "provenance.json", "configs.json"
@@ -61,7 +61,7 @@ def configs(tasks: Sequence[Summary]) -> dict[str, Any]:
     without seeds and folders.
     """
     every = {
-        (task.label, row.label): _leaves(to_mapping(_anywhere(row.arm.config)))
+        (task.label, row.label): dict(leaves(to_mapping(_anywhere(row.arm.config))))
         for task in tasks
         for row in task.arms
     }
@@ -121,22 +121,10 @@ def _anywhere(config: Config) -> Config:
     return dataclasses.replace(config, run=run, compare=compare)
 
 
-def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every value under its dotted key; lists are values."""
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What has these ``leaves``."""
     found: dict[str, Any] = {}
-    for key, value in mapping.items():
-        found |= (
-            _leaves(value, f"{prefix}{key}.")
-            if isinstance(value, dict) and value
-            else {prefix + key: value}
-        )
-    return found
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``_leaves`` was made of."""
-    found: dict[str, Any] = {}
-    for key, value in leaves.items():
+    for key, value in values.items():
         *groups, name = key.split(".")
         place = found
         for group in groups:

@@ -206,7 +206,6 @@ class RunFolder:
         self._last_row: Mapping[str, float] = {}
         self._lines: list[str] = []
         self._older = False
-        self._environment: dict[str, str] = {}
         self._env_steps = 0
         self._started = time.time()
         self._trackers: list[Tracker] = []
@@ -327,10 +326,6 @@ class RunFolder:
         for tracker in self._trackers:
             tracker.system(sample, int(sample["env_steps"]))
 
-    def environment(self, name: str) -> None:
-        """Note what the run is about, where that is not ``env.level``."""
-        self._environment = {} if name == self._config.env.level else {"environment": name}
-
     def checkpoint(self, checkpoint: Checkpoint, save_llm: SaveLlm | None) -> None:
         """Write a checkpoint beside the last one and make it the current one; the last one is kept
         until the next, or the end.
@@ -444,7 +439,7 @@ class RunFolder:
         times = {"started": self._started, "updated": time.time()}
         replace_json(
             self.folder / "status.json",
-            {"state": state, "env_steps": self._env_steps, **times, **self._environment, **more},
+            {"state": state, "env_steps": self._env_steps, **times, **more},
         )
 
 

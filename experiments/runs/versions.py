@@ -21,16 +21,7 @@ from lamorel_ext.config import Config
 from lamorel_ext.processes.ranks import rank_of_log
 from lamorel_ext.programs import HOME, INSTALLED
 
-PACKAGES = (
-    "transformers",
-    "accelerate",
-    "minigrid",
-    "gymnasium",
-    "numpy",
-    "scipy",
-    "safetensors",
-    "tokenizers",
-)
+PACKAGES = "transformers accelerate minigrid gymnasium numpy scipy safetensors tokenizers".split()
 
 
 def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:

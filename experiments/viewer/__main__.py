@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.entry import run_main, start_log
+from experiments.runs.entry import run_main, say, start_log
 from experiments.runs.files import file_to_write, replace_text, writing
 from experiments.viewer.page import MARK
 
@@ -64,7 +64,7 @@ def make_viewer(
         )
     _remove_later_parts(target, len(parts))
     if len(parts) > 1:
-        print(f"pages: {len(parts)}, each with a list of all of them")
+        say(f"pages: {len(parts)}, each with a list of all of them")
     return target
 
 
@@ -137,7 +137,7 @@ def run(argv: Sequence[str]) -> int:
     options = parse(argv)
     start_log("info")
     made = make_viewer(options.folder, options.output, options.arm, options.seed, options.at)
-    print(f"viewer: {made}")
+    say(f"viewer: {made}")
     return 0
 
 

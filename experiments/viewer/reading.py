@@ -13,75 +13,36 @@ from lamorel_ext.training.trace_lines import VERSION
 
 Line = dict[str, Any]
 
-_KEYS = {
+_COUNT, _TEXT, _NULL = (int,), (str,), type(None)
+_KINDS: dict[str, dict[str, tuple[type, ...]]] = {
     "trace": {
-        "version",
-        "env_steps",
-        "rollout",
-        "env",
-        "seed",
-        "level",
-        "num_distractors",
-        "agent",
-        "teacher",
-        "vocabulary",
-        "signal",
-        "loss",
-        "channel",
-        "every",
-        "actions",
-        "left_out",
+        **dict.fromkeys(("version", "env_steps", "rollout", "env", "seed", "left_out"), _COUNT),
+        **dict.fromkeys(("level", "agent", "vocabulary", "signal", "loss", "channel"), _TEXT),
+        "num_distractors": (int, _NULL),
+        "teacher": (str, _NULL),
+        "every": (str, int),
+        "actions": (list, _NULL),
     },
-    "episode": {"number", "actions", "mission", "candidates"},
+    "episode": {
+        "number": (int, _NULL),
+        "mission": _TEXT,
+        **dict.fromkeys(("actions", "candidates"), (list, _NULL)),
+    },
     "step": {
-        "prompt",
-        "sentences",
-        "view",
-        "direction",
-        "action",
-        "probability",
-        "reward",
-        "end",
-        "value",
-        "error",
-        "previous",
-        "advantage",
-        "signal",
-        "llm",
-        "guidance",
-        "policy",
+        **dict.fromkeys(("direction", "action"), _COUNT),
+        **dict.fromkeys(("prompt", "view"), _TEXT),
+        **dict.fromkeys(
+            ("probability", "reward", "value", "error", "previous", "advantage", "signal"),
+            (int, float, _NULL),
+        ),
+        **dict.fromkeys(("llm", "guidance", "policy"), (dict, _NULL)),
+        "sentences": (list,),
+        "end": (str, _NULL),
     },
-    "update": {"number", "samples", "stats"},
-    "note": {"step", "asked", "answered", "changed"},
+    "update": {"number": (int, _NULL), "samples": (int, _NULL), "stats": (dict,)},
+    "note": {"step": (int, _NULL), **dict.fromkeys(("asked", "answered", "changed"), _TEXT)},
 }
-"""What is needed of each kind of line."""
-
-_NUMBER, _COUNT, _TEXT = (int, float), (int,), (str,)
-_MAYBE = (type(None),)
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(
-        ("version", "env_steps", "rollout", "env", "seed", "left_out", "direction", "action"),
-        _COUNT,
-    ),
-    **dict.fromkeys(("samples", "number"), (*_COUNT, *_MAYBE)),
-    "num_distractors": (*_COUNT, *_MAYBE),
-    **dict.fromkeys(
-        ("level", "agent", "vocabulary", "signal", "loss", "channel", "mission", "prompt", "view"),
-        _TEXT,
-    ),
-    **dict.fromkeys(("asked", "answered", "changed"), _TEXT),
-    "step": (*_COUNT, *_MAYBE),
-    "teacher": (*_TEXT, *_MAYBE),
-    "every": (*_TEXT, *_COUNT),
-    "end": (*_TEXT, *_MAYBE),
-    "sentences": (list,),
-    "stats": (dict,),
-    **dict.fromkeys(("actions", "candidates"), (list, *_MAYBE)),
-    **dict.fromkeys(("llm", "guidance", "policy"), (dict, *_MAYBE)),
-    **dict.fromkeys(("probability", "reward", "value", "error", "advantage"), (*_NUMBER, *_MAYBE)),
-    **dict.fromkeys(("previous",), (*_NUMBER, *_MAYBE)),
-}
-"""Types of the values by key; ``signal`` is a number in a step."""
+"""What is needed of each kind of line, with the types of the values."""
 _TEXTS = ("sentences", "candidates", "offered")
 _LARGEST = 2**53
 """Of any number: the page's script counts no further."""
@@ -134,8 +95,8 @@ def read_trace(path: Path) -> RecordedRollout:
     for number, line in enumerate(lines, start=1):
         line = line if isinstance(line, dict) else {}
         kind = str(line.get("kind"))
-        missing = sorted(_KEYS.get(kind, {"kind"}) - set(line))
-        if kind not in _KEYS or missing or (kind == "trace") != (number == 1):
+        missing = sorted(set(_KINDS.get(kind, {"kind"})) - set(line))
+        if kind not in _KINDS or missing or (kind == "trace") != (number == 1):
             raise CheckpointError(
                 f"{path}, line {number}: not a line of a trace"
                 + (f", it lacks {', '.join(missing)}" if missing else "")
@@ -167,11 +128,10 @@ def _parsed(number: int, text: str) -> Any:
 
 def _wrong_value(kind: str, line: Line) -> str:
     """The first value of a line that the page could not show; empty where there is none."""
-    for key in sorted(_KEYS[kind]):
+    for key, kinds in sorted(_KINDS[kind].items()):
         value = line[key]
-        kinds = (*_NUMBER, *_MAYBE) if (kind, key) == ("step", "signal") else _KINDS[key]
         if not isinstance(value, kinds) or isinstance(value, bool):
-            names = " or ".join("null" if one is type(None) else one.__name__ for one in kinds)
+            names = " or ".join("null" if one is _NULL else one.__name__ for one in kinds)
             return f"{key} is {value!r:.60}, expected {names}"
         if isinstance(value, (int, float)) and abs(value) > _LARGEST:
             return f"{key} is {value!r:.60}, too large"

@@ -27,6 +27,7 @@ from experiments.bench.peers.lamorel_way import LamorelPpo, LamorelScorer
 from experiments.bench.peers.minigrid_text import MinigridText
 from experiments.bench.peers.plain import score_pairs
 from lamorel_ext.envs import BabyAITextEnv
+from tests.llm.tiny_models import SHARED
 
 ACTIONS = ("turn left", "turn right", "go forward", "pick up", "drop", "toggle")
 PROMPTS = (
@@ -137,7 +138,7 @@ def test_lamorels_update_does_not_depend_on_how_its_gradients_are_batched(
             LamorelScorer(model, tokenizer, make_value_head()), 1e-3, 1e-2, gradient_batch_size
         )
         before = model.lm_head.weight.detach().clone()
-        updater.update(PROMPTS, [ACTIONS] * 3, data, minibatch_size=3)
+        updater.update(PROMPTS, [ACTIONS] * 3, data)
         assert not torch.equal(model.lm_head.weight, before)
         assert updater.gradient_seconds > 0 and updater.step_seconds > 0
         weights.append(
@@ -183,12 +184,12 @@ def test_the_stand_in_tokenizer_cuts_like_flan_t5() -> None:
         / "oracle"
         / "babyai_text_train.jsonl.gz"
     )
-    if not checkpoint.REAL_TOKENIZER.is_dir() or not transcripts.is_file():
+    if not SHARED.is_dir() or not transcripts.is_file():
         pytest.skip(
             "flan-t5's tokenizer and the transcripts lie beside a developer's checkout only"
         )
     real, stand_in = (
-        AutoTokenizer.from_pretrained(checkpoint.REAL_TOKENIZER),
+        AutoTokenizer.from_pretrained(SHARED),
         checkpoint.make_stand_in_tokenizer(),
     )
     with gzip.open(transcripts, "rt", encoding="utf-8") as lines:
@@ -258,41 +259,39 @@ def test_operations_by_hand() -> None:
     nodes = 2 * (6 * 4 + 36) + 4 * 1 * (1 + 2)  # each attends to itself and its ancestors
     head = 2 * (2 * 2 * 10)
     assert (
-        operations.count_operations(shape, operations.Work(2, (0, 1)), cheaper_order=False)
+        operations.count_operations(shape, operations.Work(2, (0, 1)))
         == encoder + projecting + nodes + head
     )
 
 
 def test_cross_attention_is_counted_in_the_cheaper_order() -> None:
     shape = checkpoint.Shape(d_model=2, d_kv=1, d_ff=3, num_layers=1, num_heads=1, vocab_size=10)
-    # One node, three tokens. Projecting: 3 keys and values, 3 scores and mixtures of size 1.
-    # Carrying: there and back, the same of size 2.
+    # One node, three tokens. Projecting would be 3 keys and values, and 3 scores and mixtures of
+    # size 1. Carrying: there and back, the same of size 2.
     projecting, carrying = 3 * 2 * 4 + 3 * 4, 2 * 4 + 3 * 4 * 2
-    one_node = operations.Work(3, (0,))
+    assert carrying < projecting
+    encoder, node, head = 3 * (4 * 4 + 36) + 3 * (4 * 1 * 3), 6 * 4 + 36 + 4 * 1, 2 * 2 * 10
     assert (
-        operations.count_operations(shape, one_node, cheaper_order=False)
-        - operations.count_operations(shape, one_node)
-        == projecting - carrying
+        operations.count_operations(shape, operations.Work(3, (0,)))
+        == encoder + carrying + node + head
     )
-    many_nodes = operations.Work(1, (0, 1, 1, 1))
-    assert operations.count_operations(
-        shape, many_nodes, cheaper_order=False
-    ) == operations.count_operations(shape, many_nodes)
 
 
 def test_products_of_a_call_add_up_to_the_count_without_attention() -> None:
-    shape, works = checkpoint.TINY, [operations.Work(7, (0, 1)), operations.Work(3, (0,))]
-    products = operations.multiplies_of(shape, tokens=10, nodes=3)
-    inner = shape.num_heads * shape.d_kv
-    attention = shape.num_layers * 4 * inner * (7 * 7 + 3 * 3 + (1 + 2 + 2 * 7) + (1 + 3))
-    total = sum(operations.count_operations(shape, work, cheaper_order=False) for work in works)
+    shape, many, few = checkpoint.TINY, (0, 1, 1, 1, 1), (0, 1, 1)
+    # So many nodes that projecting is cheaper, which is what the products are.
+    works = [operations.Work(7, many), operations.Work(3, few)]
+    products = operations.multiplies_of(shape, tokens=10, nodes=8)
+    read = (7 * 7 + 3 * 3) + (1 + 4 * 2 + 5 * 7) + (1 + 2 * 2 + 3 * 3)
+    attention = shape.num_layers * 4 * shape.num_heads * shape.d_kv * read
+    total = sum(operations.count_operations(shape, work) for work in works)
     assert (
         sum(product.operations * times for product, times in products.items()) == total - attention
     )
 
 
 def test_work_counts_a_repeated_prompt_once(tokenizer: PreTrainedTokenizerBase) -> None:
-    works = operations.work_of(tokenizer, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], [ACTIONS[:2]] * 3)
+    works = operations.work_of(tokenizer, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], ACTIONS[:2])
     assert len(works) == 2
     assert works[0].prompt_tokens == len(tokenizer.tokenize(PROMPTS[0]))
     assert works[0].node_depths == (0, 1)  # the start token, then "turn"

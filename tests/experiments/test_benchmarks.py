@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from experiments.bench import __main__ as program
-from experiments.bench import breakdown, gpu, launching, whole, workloads
+from experiments.bench import breakdown, gpu, launching, transport, whole, workloads
+from experiments.bench.__main__ import BENCHMARKS
 from experiments.bench.harness import Row
 from experiments.bench.peers.lamorel_way import LamorelPpo
-from experiments.bench.registry import BENCHMARKS
 from experiments.bench.scale.measure import cpu_seconds
 from experiments.bench.scale.simulate import CLIENTS
 from experiments.bench.subjects import MINIATURE, PAPER_LEVEL, Subjects
@@ -269,7 +269,7 @@ def test_both_updates_step_to_the_same_weights(cache: None) -> None:
     request = transitions.request(minibatch_size=9)
     request.options.update({"lr": 1e-2, "adam_eps": 1e-2, "max_grad_norm": 1e9})
     updater.update(request)
-    lamorel.update(transitions.prompts, transitions.candidates, transitions.data, minibatch_size=9)
+    lamorel.update(transitions.prompts, transitions.candidates, transitions.data)
     moved = float((ours.model.lm_head.weight - before).detach().abs().max())
     assert moved > 1e-3
     theirs = dict(subjects.plain_model.named_parameters())
@@ -377,3 +377,16 @@ def test_an_unknown_benchmark_is_named(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         program.main(["score_everything"])
     assert "no benchmark score_everything" in capsys.readouterr().err
+
+
+def test_the_steps_of_a_whole_run_are_not_passed_over_without_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        program.main(["env_text", "--whole-steps", "100"])
+    assert "--whole-steps: only with --whole" in capsys.readouterr().err
+
+
+def test_more_repetitions_than_greetings_leave_one_greeting_to_each_median() -> None:
+    assert transport._medians([1e-6, 3e-6], 51) == [1.0, 3.0]
+    assert transport._medians([1e-6, 3e-6, 5e-6, 7e-6], 2) == [2.0, 6.0]

@@ -5,6 +5,7 @@ are looked at.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,17 @@ def test_every_problem_of_every_run_is_said_once() -> None:
 
 def test_a_missing_tracker_is_found_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="run.tracker: wandb is not installed"):
+        check_configs([load_config(["run.tracker=wandb"])])
+
+
+def test_a_folder_of_a_trackers_name_is_not_the_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb leaves one where it ran."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(ConfigError, match="run.tracker: wandb is not installed"):
         check_configs([load_config(["run.tracker=wandb"])])
 

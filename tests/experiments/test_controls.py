@@ -11,7 +11,7 @@ from made_runs import make_config, make_run
 from experiments.report.headline import amount, headline, literal_rule, warnings
 from experiments.report.making import find
 from experiments.report.results import Arm, read_run
-from experiments.report.roles import control_of, is_literal_rule, missing_controls, without_edge
+from experiments.report.roles import control_of, is_literal_rule, without_edge
 from experiments.report.sections import task_sections
 from experiments.report.summary import Summary
 from lamorel_ext.config import load_config
@@ -148,17 +148,14 @@ def test_missing_controls_are_named_and_impossible_ones_are_not_asked_for(tmp_pa
         "llm_policy_feedback+signal=gae",
         "teacher_feedback+signal=previous+channel=both",
     ]
-    found = {
-        missing.arm: missing.kinds
-        for missing in missing_controls(make_arms(tmp_path, names, "env.num_envs=1"))
+    make_arms(tmp_path / "1", names, "env.num_envs=1")
+    assert {edge.label: edge.not_run for edge in find(tmp_path / "1").whole.edges} == {
+        "teacher_feedback/td/every=1": ["random"],
+        "llm_policy+feedback/gae": ["random", "shuffled", "inverted"],
+        "teacher_feedback/previous/both": ["random", "inverted"],
     }
-    assert found == {
-        "teacher_feedback/td/every=1": ("random",),
-        "llm_policy+feedback/gae": ("random", "shuffled", "inverted"),
-        "teacher_feedback/previous/both": ("random", "inverted"),
-    }
-    several = missing_controls(make_arms(tmp_path / "16", names[:2]))
-    assert [missing.kinds for missing in several] == [("random", "shuffled")]
+    make_arms(tmp_path / "16", names[:2])
+    assert [edge.not_run for edge in find(tmp_path / "16").whole.edges] == [["random", "shuffled"]]
 
 
 def test_the_literal_rule_is_the_papers_and_none_of_its_variants() -> None:

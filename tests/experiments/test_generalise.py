@@ -237,14 +237,14 @@ def test_rows_hold_every_seed_and_the_arm() -> None:
         ]
     )
     rows = rows_of(cells)
-    assert [row[:7] for row in rows] == [
+    assert [list(row.values())[:7] for row in rows] == [
         ["a", seed, "distractors", "distractors_4", "BabyAI-GoToRedBall-v0", "4", "0"]
         for seed in ("3", "4", "")
     ]
-    assert [row[7] for row in rows] == ["0.5", "0.7", "0.6"] and [
-        float(row[12]) for row in rows
-    ] == pytest.approx([-0.5, -0.3, -0.4])
-    assert rows[0][10:12] == ["0.25", "1"] and rows[2][10] == ""
+    assert [row["success"] for row in rows] == ["0.5", "0.7", "0.6"]
+    assert [float(row["change"]) for row in rows] == pytest.approx([-0.5, -0.3, -0.4])
+    assert [row["return"] for row in rows] == ["0.25", "0.35", ""]
+    assert [row["unchanged"] for row in rows] == ["1", "1", "1"]
 
 
 def test_the_answer_names_the_arm_that_loses_most_among_those_that_read() -> None:

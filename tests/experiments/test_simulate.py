@@ -25,7 +25,7 @@ COSTS = Costs(
     parameters=1e6,
     latency=0.0005,
 )
-WORK = Work(copies=8, steps=4, distinct=1.0, optimiser_steps=2)
+WORK = Work(copies=8, steps=4, optimiser_steps=2)
 
 
 def test_one_client_and_one_server_cost_what_a_hand_adds_up() -> None:

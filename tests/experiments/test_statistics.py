@@ -22,7 +22,6 @@ from experiments.report.statistics import (
     mean_interval,
     mean_of_tasks,
     paired_differences,
-    probability_of_improvement,
     ranks,
     steps_to,
     stratified_bootstrap,
@@ -122,20 +121,22 @@ def test_differences_are_paired_by_seed() -> None:
     }
 
 
+def improvement(ours: list[float], theirs: list[float]) -> float:
+    return improvement_over_tasks([ours], [theirs], samples=1).estimate
+
+
 def test_probability_of_improvement_counts_pairs_and_halves_ties() -> None:
     # (1,0) win, (1,1) tie, (1,2) loss, (3, each) three wins: 4.5 of 6.
-    assert probability_of_improvement([1, 3], [0, 1, 2]) == 0.75
-    with pytest.raises(ValueError):
-        probability_of_improvement([], [1])
+    assert improvement([1, 3], [0, 1, 2]) == 0.75
+    with pytest.raises(ValueError, match="one value per seed"):
+        improvement([], [1])
 
 
 @given(numbers, numbers)
 def test_the_two_directions_of_improvement_add_up_to_one(
     ours: list[float], theirs: list[float]
 ) -> None:
-    assert probability_of_improvement(ours, theirs) + probability_of_improvement(
-        theirs, ours
-    ) == pytest.approx(1)
+    assert improvement(ours, theirs) + improvement(theirs, ours) == pytest.approx(1)
 
 
 def test_the_area_under_a_curve_is_its_mean_height() -> None:
@@ -256,7 +257,7 @@ def test_improvement_over_tasks_resamples_both_arms_as_documented() -> None:
 
 def test_scores_that_differ_by_rounding_are_ties() -> None:
     third = 0.1 + 0.2  # 0.30000000000000004
-    assert probability_of_improvement([third], [0.3]) == 0.5
+    assert improvement([third], [0.3]) == 0.5
     np.testing.assert_array_equal(ranks([0.3, 0.9, third, 0.1]), [2.5, 1.0, 2.5, 4.0])
 
 
@@ -277,11 +278,11 @@ def test_the_numbers_are_those_of_rliable() -> None:
     assert float(interquartile_mean_of_tasks(x)) == pytest.approx(0.42727272727272725, abs=1e-12)
     assert float(interquartile_mean_of_tasks(y)) == pytest.approx(0.4416666666666667, abs=1e-12)
     assert float(mean_of_tasks(x)) == pytest.approx(0.4386363636363636, abs=1e-12)
-    improvement = improvement_over_tasks(x, y, samples=20_000)
-    assert improvement.estimate == pytest.approx(0.5025, abs=1e-12)
+    better = improvement_over_tasks(x, y, samples=20_000)
+    assert better.estimate == pytest.approx(0.5025, abs=1e-12)
     # The ends of a bootstrap interval vary by about 0.004 from one set of random numbers to
     # another.
-    assert (improvement.low, improvement.high) == pytest.approx((0.32, 0.685), abs=0.012)
+    assert (better.low, better.high) == pytest.approx((0.32, 0.685), abs=0.012)
     iqm, mean = (
         stratified_bootstrap(x, interquartile_mean_of_tasks, 20_000),
         stratified_bootstrap(x, mean_of_tasks, 20_000),

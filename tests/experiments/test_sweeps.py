@@ -57,7 +57,8 @@ def test_names_that_are_not_names_of_folders_are_numbers() -> None:
     [
         ("student.lr=interval(0,1)", "an interval has no values"),
         ("model=glob(nobody*)", "this sweep has no values"),
-        ("run.seed=range(0,20000)", "at most 10000 runs, the sweep has 20000"),
+        ("run.seed=range(0,20000)", "expected at most 10000 values"),
+        ("run.seed=range(0,200) student.lr=range(1,101)", "the sweep has 20000"),
         ("run.seed=0,1 run.seed=7", "run.seed is given a second time"),
         ("++run.seed=7 run.seed=0,1", "run.seed is given a second time"),
     ],
@@ -86,6 +87,13 @@ def test_what_is_wrong_with_one_run_is_said_before_any_begins(tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"student.lr=-1: student.lr: must"):
         train.run(["-m", "student.lr=1e-3,-1", f"run.output_dir={tmp_path / 'out'}", *SHORT])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_without_a_sweep_is_not_behind_the_name_of_a_run() -> None:
+    wrong = ["student.lr=-1"]
+    for plan_runs in (lambda: train.run(["-m", *wrong]), lambda: swept_lines("train", wrong)):
+        with pytest.raises(ConfigError, match="- student.lr: must"):
+            plan_runs()
 
 
 @pytest.mark.parametrize(

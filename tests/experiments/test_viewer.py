@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import io
 import json
 import re
 import shutil
@@ -181,6 +182,22 @@ def test_every_recorded_rollout_is_on_one_of_the_pages_ends_first(
     assert len(set(shown)) == len(shown) == 9
     printed = ["pages: 9, each with a list of all of them", f"viewer: {tmp_path / 'small.html'}"]
     assert capsys.readouterr().out.splitlines() == printed
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError("Input/output error")
+
+
+def test_the_pages_are_made_where_nobody_hears_how_many(
+    compared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(content, "MAX_BYTES", 1)
+    monkeypatch.setattr("sys.stdout", Gone())
+    assert viewer.run([str(compared), "--output", str(tmp_path / "small.html")]) == 0
+    assert len(list(tmp_path.iterdir())) == 9
 
 
 @pytest.mark.parametrize("name", ["small.html", "a.b_2.html", "[x].html"])

@@ -7,8 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
+
+from tests.llm.tiny_models import make_tokenizer
 
 WORDS = (
     "turn left right go forward pick up drop toggle Goal of the agent: to red ball Observation: "
@@ -18,17 +19,11 @@ WORDS = (
 
 def save_tiny_llm(folder: Path) -> Path:
     """Write model and tokenizer into ``folder``."""
-    words = ["<pad>", "</s>", "<unk>", *dict.fromkeys(WORDS)]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    tokenizer = make_tokenizer(WORDS)
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
         relative_attention_num_buckets=8, feed_forward_proj="gated-gelu", decoder_start_token_id=0,
         pad_token_id=0, eos_token_id=1,
     )  # fmt: skip

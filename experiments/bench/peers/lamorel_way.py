@@ -17,7 +17,7 @@ which it computes norms over an exhausted generator of parameters, so that nothi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 PAD = 0
 """Lamorel's padding token and decoder start token; any other token counts as text."""
 
+CLIP_EPS, ENTROPY_COEF, VALUE_LOSS_COEF = 0.2, 0.01, 0.5
 Answer = dict[str, Tensor]
 
 
@@ -182,65 +183,29 @@ class LamorelPpo:
         prompts: Sequence[str],
         candidates: Sequence[Sequence[str]],
         data: Mapping[str, Tensor],
-        minibatch_size: int,
-        epochs: int = 1,
-        clip_eps: float = 0.2,
-        entropy_coef: float = 0.01,
-        value_loss_coef: float = 0.5,
-    ) -> float:
-        """Train on the transitions in their order; gives the mean loss of a gradient batch.
+    ) -> None:
+        """One epoch over the transitions in their order, with a single optimiser step.
 
         Args:
             prompts: ``n`` prompts.
             candidates: ``n`` tuples of candidates.
             data: ``actions``, ``old_log_probs``, ``advantages``, ``returns``, ``values``, each
                 ``(n,)``.
-            minibatch_size: Transitions per optimiser step.
-            epochs: Times that the transitions are gone through.
-            clip_eps: Clipping of ratio and value.
-            entropy_coef: Weight of the entropy bonus.
-            value_loss_coef: Weight of the value loss.
         """
-        losses: list[float] = []
-        for _ in range(epochs):
-            for first in range(0, len(prompts), minibatch_size):
-                minibatch = range(first, min(first + minibatch_size, len(prompts)))
-                losses += self._minibatch(
-                    minibatch, prompts, candidates, data, clip_eps, entropy_coef, value_loss_coef
-                )
-        return sum(losses) / len(losses)
-
-    def _minibatch(
-        self,
-        places: range,
-        prompts: Sequence[str],
-        candidates: Sequence[Sequence[str]],
-        data: Mapping[str, Tensor],
-        clip_eps: float,
-        entropy_coef: float,
-        value_loss_coef: float,
-    ) -> Iterable[float]:
         start = time.perf_counter()
         self.optimizer.zero_grad()
-        batches = [
-            places[i : i + self.gradient_batch_size]
-            for i in range(0, len(places), self.gradient_batch_size)
-        ]
-        losses = []
-        for batch in batches:
-            part = slice(batch.start, batch.stop)
+        size = self.gradient_batch_size
+        parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
+        for part in parts:
             scores, values = self._evaluate(prompts[part], candidates[part])
-            batch_data = {key: tensor[part] for key, tensor in data.items()}
-            loss = _ppo_loss(
-                scores, values, batch_data, clip_eps, entropy_coef, value_loss_coef
-            ) / len(batches)
-            losses.append(loss.detach().cpu().item())
+            own = {key: tensor[part] for key, tensor in data.items()}
+            loss = _ppo_loss(scores, values, own) / len(parts)
+            loss.item()  # as Lamorel's example reads it
             loss.backward()
         middle = time.perf_counter()
         self.optimizer.step()
         self.gradient_seconds += middle - start
         self.step_seconds += time.perf_counter() - middle
-        return losses
 
     def _evaluate(
         self, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
@@ -255,26 +220,19 @@ class LamorelPpo:
         )
 
 
-def _ppo_loss(
-    scores: Tensor,
-    values: Tensor,
-    data: Mapping[str, Tensor],
-    clip_eps: float,
-    entropy_coef: float,
-    value_loss_coef: float,
-) -> Tensor:
+def _ppo_loss(scores: Tensor, values: Tensor, data: Mapping[str, Tensor]) -> Tensor:
     """Clipped policy loss, entropy bonus and clipped value loss, means over the batch (Schulman et
     al. 2017).
     """
     policy = torch.distributions.Categorical(logits=scores)
     ratio = torch.exp(policy.log_prob(data["actions"]) - data["old_log_probs"])
-    clipped_ratio = torch.clamp(ratio, 1 - clip_eps, 1 + clip_eps)
+    clipped_ratio = torch.clamp(ratio, 1 - CLIP_EPS, 1 + CLIP_EPS)
     policy_loss = -torch.min(ratio * data["advantages"], clipped_ratio * data["advantages"]).mean()
-    clipped_values = data["values"] + torch.clamp(values - data["values"], -clip_eps, clip_eps)
+    clipped_values = data["values"] + torch.clamp(values - data["values"], -CLIP_EPS, CLIP_EPS)
     value_loss = torch.max(
         (values - data["returns"]) ** 2, (clipped_values - data["returns"]) ** 2
     ).mean()
     loss: Tensor = (
-        policy_loss - entropy_coef * policy.entropy().mean() + value_loss_coef * value_loss
+        policy_loss - ENTROPY_COEF * policy.entropy().mean() + VALUE_LOSS_COEF * value_loss
     )
     return loss

@@ -1,6 +1,5 @@
 """CPU seconds of the client and of each server in a real launch, call by call.
 
-``python -m experiments.bench.scale.measure SPEC`` is one rank of such a launch, see ``launching``.
 CPU seconds and not the clock's: they mean the same with fewer cores than processes.
 """
 
@@ -8,19 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from experiments.bench.launching import be_rank, run_ranks
+from experiments.bench.updates import Transitions
 from experiments.bench.workloads import ppo_data, same_candidates
 from lamorel_ext.processes.ranks import rank_and_size
 from lamorel_ext.rpc.caller import Caller
-from lamorel_ext.types import ScoreRequest, UpdateRequest
+from lamorel_ext.types import ScoreRequest
 
 ROUND_TRIPS = 50
 
@@ -33,16 +30,14 @@ class Spec:
         folder: Of the model.
         prompts: Distinct ones, enough for every size.
         servers: How many.
-        scores: Prompts of a scoring call, for each size to be measured.
-        updates: Samples of an optimiser step, for each size.
+        sizes: Prompts of a scoring call and samples of an optimiser step.
         repetitions: Of each; the least CPU time counts.
     """
 
     folder: str
     prompts: list[str]
     servers: int
-    scores: list[int]
-    updates: list[int]
+    sizes: list[int]
     repetitions: int
 
 
@@ -77,7 +72,7 @@ def launch(spec: Spec) -> Report:
     Raises:
         RuntimeError: A rank failed.
     """
-    told = run_ranks("experiments.bench.scale.measure", asdict(spec), spec.servers)
+    told = run_ranks(__name__, asdict(spec), spec.servers)
     scores, updates = (
         {int(size): Spent(**spent) for size, spent in told[kind].items()}
         for kind in ("scores", "updates")
@@ -125,16 +120,11 @@ def _measure(caller: Caller, spec: Spec, pids: list[int]) -> Report:
         return lambda: caller.score_batch(ScoreRequest(prompts, same_candidates(prompts)))
 
     def update(size: int) -> Callable[[], object]:
-        prompts, places = tuple(spec.prompts[:size]), torch.arange(size)
-        options = {"minibatch_size": size, "epochs": 1, "lr": 1e-6}
-        data = ppo_data(size, seed=0)
-        texts = prompts, same_candidates(prompts)
-        return lambda: caller.update_batch(
-            UpdateRequest("ppo", *texts, places, size, data, dict(options))
-        )
+        transitions = Transitions(tuple(spec.prompts[:size]), ppo_data(size, seed=0))
+        return lambda: caller.update_batch(transitions.request(size))
 
-    scores = {size: spent(score(size)) for size in spec.scores}
-    updates = {size: spent(update(size)) for size in spec.updates}
+    scores = {size: spent(score(size)) for size in spec.sizes}
+    updates = {size: spent(update(size)) for size in spec.sizes}
     ways = []
     for _ in range(ROUND_TRIPS):
         begun = time.perf_counter()
@@ -142,7 +132,3 @@ def _measure(caller: Caller, spec: Spec, pids: list[int]) -> Report:
         ways.append(time.perf_counter() - begun)
     parameters = caller.info()["trainable_parameters"]
     return Report(scores, updates, min(ways), int(parameters))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -53,14 +53,11 @@ class Work:
     Attributes:
         copies: Of the environment, at each client.
         steps: Of each copy.
-        distinct: Share of the prompts that a server has to compute: the others are repeated in
-            their batch or remembered.
         optimiser_steps: After each rollout, over all samples together.
     """
 
     copies: int = 16
     steps: int = 32
-    distinct: float = 1.0
     optimiser_steps: int = 4
 
 
@@ -133,8 +130,7 @@ def predict(
     """Seconds of a rollout of all clients together."""
     where = machines or Machines()
     batch = clients * work.copies
-    distinct = max(1.0, batch * work.distinct)
-    asked = min(servers, math.ceil(distinct))
+    asked = min(servers, batch)
     calls = math.ceil(asked / clients)
     samples = batch * work.steps / work.optimiser_steps
     gradient, step, summed = update_seconds(costs, samples, servers)
@@ -153,7 +149,7 @@ def predict(
         environment=work.steps * shared(work.copies * costs.env_step, clients),
         client=work.steps * (shared(asking, clients) + costs.latency) + teaching,
         merge=work.steps * shared(exchange, clients) if clients > 1 else 0.0,
-        score=work.steps * shared(score_seconds(costs, distinct, asked), asked),
+        score=work.steps * shared(score_seconds(costs, batch, asked), asked),
         gradient=work.optimiser_steps * shared(gradient, servers),
         step=work.optimiser_steps * shared(step, servers),
         sum=work.optimiser_steps * shared(summed, servers),

@@ -18,7 +18,6 @@ from experiments.bench.harness import Detail, Row, make_row, rounded
 from experiments.bench.scale.measure import Report, Spec, launch
 from experiments.bench.scale.model import (
     Costs,
-    Machines,
     Work,
     predict,
     rings,
@@ -52,7 +51,6 @@ def simulate(subjects: Subjects) -> list[Row]:
             str(subjects.folder),
             prompts,
             servers,
-            sizes.get(servers, [middle]),
             sizes.get(servers, [middle]),
             subjects.setting.repetitions,
         )
@@ -93,7 +91,7 @@ def fit(
 def env_step_seconds(subjects: Subjects) -> float:
     """CPU seconds of a step of one copy, with its prompt."""
     env = subjects.make_env(LOCAL_LEVEL)
-    steps = walk(env, "glam", 1, seed=0)
+    steps = walk(env, "glam", 1)
     for _ in range(WARM_STEPS):
         next(steps)
 
@@ -134,7 +132,6 @@ def merge_seconds(prompts: list[str]) -> float:
 def _check_row(costs: Costs, reports: Mapping[int, Report], size: int) -> Row:
     """How far the model is off the busiest server's CPU seconds, in calls it was not fitted to."""
     off, detail = [], dict[str, Detail]({"prompts": size, "samples": size})
-    machine = Machines(cores=os.cpu_count() or 1)
     for servers, report in reports.items():
         found = report.scores[size].server, report.updates[size].server
         said = score_seconds(costs, size, servers), sum(update_seconds(costs, size, servers))
@@ -142,7 +139,7 @@ def _check_row(costs: Costs, reports: Mapping[int, Report], size: int) -> Row:
             off.append(abs(predicted / real - 1))
             detail[f"{name}_{servers}"] = f"{predicted:.4g} for {real:.4g} s"
         detail[f"clock_update_{servers}"] = rounded(report.updates[size].clock)
-    detail["cores"], detail["load"] = machine.cores, rounded(os.getloadavg()[0])
+    detail["cores"], detail["load"] = os.cpu_count() or 1, rounded(os.getloadavg()[0])
     return make_row("simulate_check", [max(off)], BAR, "off", "lower", detail)
 
 

@@ -22,14 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.bench.harness import Detail, Row, make_row, rounded
+from experiments.runs.entry import run_main
 from experiments.runs.samples import SYSTEM, read_samples
 from lamorel_ext.processes.memory import MEMORY_OF_RANK
 from lamorel_ext.training.system import PERCENTILES
 
 BAR = 0.03
 SETTLE_S = 300.0
-END_S = 300.0
-"""Seconds that a launch on few cores may take to end."""
 TAIL = 3000
 SETTING = (
     "task=go_to_local",
@@ -38,6 +37,7 @@ SETTING = (
     "lamorel_args.distributed_setup_args.n_llm_processes=4",
     "student.num_steps=4",
     "feedback.epochs=1",
+    "feedback.gradient_minibatch_size=64",  # or memory follows how many prompts are distinct
     "run.total_steps=100000000",
     "run.eval_every=100000000",
     "run.checkpoint_every=0",
@@ -64,10 +64,11 @@ def soak(minutes: float, overrides: Sequence[str], folder: Path) -> list[Row]:
         timer = threading.Timer(60 * minutes, launch.send_signal, (signal.SIGTERM,))
         timer.start()
         try:
-            status = launch.wait(60 * minutes + END_S)
+            status = launch.wait()
         finally:
             timer.cancel()
-            launch.kill()
+            launch.terminate()  # where this process is to end before it
+            launch.wait()
         if status != 128 + signal.SIGTERM:
             log.seek(0)
             raise RuntimeError(f"the launch ended with status {status}: {log.read()[-TAIL:]}")
@@ -115,8 +116,8 @@ def rows(samples: Sequence[dict[str, float]], settle_s: float = SETTLE_S) -> lis
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of ``python -m experiments.bench.scale.soak``."""
+def run(argv: Sequence[str]) -> int:
+    """Do what the command line asks."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench.scale.soak", description=__doc__
     )
@@ -129,6 +130,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(row.to_json(), flush=True)
     print(f"{time.time() - begun:.0f} s, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     return 0
+
+
+def main() -> int:
+    """Entry of ``python -m experiments.bench.scale.soak``."""
+    return run_main(run)
 
 
 if __name__ == "__main__":

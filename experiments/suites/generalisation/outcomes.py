@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -155,14 +156,9 @@ class Bench:
 
     def _evaluate(self, config: Config, condition: Condition, kind: Kind) -> Evaluation:
         how = dataclasses.replace(config, run=dataclasses.replace(config.run, evaluation=kind))
-        evaluator = make_evaluator(how, make_env)
-        try:
-            if self._client is None:
-                return evaluator.evaluate(self._actor, self._signals)
-            with self._client.speaking(condition.wording):
-                return evaluator.evaluate(self._actor, self._signals)
-        finally:
-            evaluator.close()
+        worded = nullcontext() if self._client is None else self._client.speaking(condition.wording)
+        with closing(make_evaluator(how, make_env)) as evaluator, worded:
+            return evaluator.evaluate(self._actor, self._signals)
 
 
 def examine_policy(

@@ -14,7 +14,7 @@ from experiments.report.summary import UNKNOWN, plain, signed
 from experiments.runs.files import writing
 from experiments.suites.generalisation.conditions import GROUPS, TEXT_GROUPS, Condition
 from experiments.suites.generalisation.outcomes import LeftOut
-from experiments.suites.generalisation.summary import HEADER, Cell, headline, rows_of
+from experiments.suites.generalisation.summary import Cell, headline, rows_of
 
 
 def write_output(
@@ -41,7 +41,10 @@ def write_output(
             (output / "figures" / f"{drawn.name}.svg").write_text(drawn.svg, encoding="utf-8")
             (output / "figures" / f"{drawn.name}.png").write_bytes(drawn.png)
         with (output / "generalisation.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([HEADER, *rows_of(cells)])
+            rows = rows_of(cells)
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
         target.write_text(
             page.page(
                 "What trained policies keep under other conditions",

@@ -14,24 +14,6 @@ from experiments.runs.files import csv_cell
 from experiments.suites.generalisation.conditions import TEXT_GROUPS, Condition
 from experiments.suites.generalisation.outcomes import RANDOM, Outcome
 
-HEADER = (
-    "arm",
-    "seed",
-    "group",
-    "test",
-    "level",
-    "distractors",
-    "episodes",
-    "success",
-    "success_low",
-    "success_high",
-    "return",
-    "unchanged",
-    "change",
-    "change_low",
-    "change_high",
-)
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -83,60 +65,38 @@ def _cell(outcomes: tuple[Outcome, ...]) -> Cell:
 # --- for programs ---------------------------------------------------------------------------------
 
 
-def rows_of(cells: Sequence[Cell]) -> list[list[str]]:
-    """One row per arm, test and seed, and one without a seed for the arm; no episodes means exact.
-    Columns as in ``HEADER``.
-    """
+def rows_of(cells: Sequence[Cell]) -> list[dict[str, str]]:
+    """One row per arm, test and seed, and one without a seed per arm; 0 episodes means exact."""
     rows = []
     for cell in cells:
-        for outcome in cell.outcomes:
-            rows.append(
-                _row(
-                    outcome,
-                    str(outcome.seed),
-                    outcome.interval(),
-                    outcome.change_interval(),
-                    outcome.unchanged.success,
-                )
-            )
-        rows.append(
-            _row(
-                cell.outcomes[0],
-                "",
-                cell.success,
-                cell.change,
-                cell.success.estimate - cell.change.estimate,
-            )
-        )
+        rows += [
+            _row(each, str(each.seed), each.interval(), each.change_interval())
+            for each in cell.outcomes
+        ]
+        rows.append(_row(cell.outcomes[0], "", cell.success, cell.change))
     return rows
 
 
-def _row(
-    outcome: Outcome, seed: str, success: Interval, change: Interval, unchanged: float
-) -> list[str]:
+def _row(outcome: Outcome, seed: str, success: Interval, change: Interval) -> dict[str, str]:
     env, result = outcome.config.env, outcome.result
-    returned = result.expected_return if seed else math.nan
-    numbers = (
-        success.estimate,
-        success.low,
-        success.high,
-        returned,
-        unchanged,
-        change.estimate,
-        change.low,
-        change.high,
-    )
-    distractors = "" if env.num_distractors is None else str(env.num_distractors)
-    names = [
-        outcome.arm,
-        seed,
-        outcome.condition.group,
-        outcome.condition.name,
-        env.own.target or env.level,
-        distractors,
-        str(len(result.successes)),
-    ]
-    return [*names, *(csv_cell(number) for number in numbers)]
+    unchanged = outcome.unchanged.success if seed else success.estimate - change.estimate
+    return {
+        "arm": outcome.arm,
+        "seed": seed,
+        "group": outcome.condition.group,
+        "test": outcome.condition.name,
+        "level": env.own.target or env.level,
+        "distractors": "" if env.num_distractors is None else str(env.num_distractors),
+        "episodes": str(len(result.successes)),
+        "success": csv_cell(success.estimate),
+        "success_low": csv_cell(success.low),
+        "success_high": csv_cell(success.high),
+        "return": csv_cell(result.expected_return if seed else None),
+        "unchanged": csv_cell(unchanged),
+        "change": csv_cell(change.estimate),
+        "change_low": csv_cell(change.low),
+        "change_high": csv_cell(change.high),
+    }
 
 
 # --- for people -----------------------------------------------------------------------------------
