@@ -198,9 +198,9 @@ class Chaos:
     def run(self, num_faults: int) -> dict[str, int]:
         """Throw the faults, and give the counts."""
         calm = Launch(self.folder / "calm", self.folder / "calm.log")
-        if not calm.wait(RUN_S * self.slow):
+        if not calm.wait(RUN_S * self.slow) or calm.process.returncode:
             calm.kill()
-            raise SystemExit(f"the undisturbed run does not end: {calm.log}")
+            raise SystemExit(f"the undisturbed run does not end well: {calm.log}")
         self.curve = curve(calm.folder)
         with ThreadPoolExecutor(self.jobs) as pool:
             disturbed = pool.map(self.disturb, make_runs(self.seed, num_faults))

@@ -14,7 +14,6 @@ import pytest
 from tests.cluster.conftest import ROOT, SHARED, SMALL, curve, launch_words
 from tests.cluster.slurm_cluster import PATIENCE_S, SlurmCluster, running_cluster
 
-DONE = ("COMPLETED",)
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 TWO_NODES = ("lamorel_args.accelerate_args.num_machines=2",)
 LONG = ("run.total_steps=200000", "run.eval_every=512", "student.num_steps=8")
@@ -46,11 +45,8 @@ def status(run: Path) -> dict[str, object]:
     return found
 
 
-def wait_for_checkpoint(run: Path, number: int = 1, timeout_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while len(list((run / "checkpoints").glob("*"))) < number:
-        assert time.monotonic() < deadline, f"no checkpoint in {run} after {timeout_s:g} s"
-        time.sleep(0.2)
+def wait_for_checkpoint(run: Path) -> None:
+    until(lambda: any((run / "checkpoints").glob("*")))
 
 
 def ranks_alive() -> list[str]:
@@ -63,11 +59,19 @@ def ranks_alive() -> list[str]:
     ]
 
 
-def until(what: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + timeout_s
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not what():
-        assert time.monotonic() < deadline, f"not so within {timeout_s:g} s"
+        assert time.monotonic() < deadline, f"not so within {PATIENCE_S:g} s"
         time.sleep(0.5)
+
+
+def end_soon(slurm: SlurmCluster, job: str) -> None:
+    """Give a running job two minutes more. Slurm looks every 30 s, and signals as much too early
+    rather than too late.
+    """
+    hours, minutes, _ = map(int, slurm.field(job, "RunTime").split(":"))
+    slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
 
 
 @pytest.fixture(autouse=True)
@@ -190,10 +194,7 @@ def test_before_its_time_limit_a_run_saves_and_goes_back_into_the_queue(
         *SMALL, *LONG, *nodes, f"run.output_dir={run}",
     )  # fmt: skip
     wait_for_checkpoint(run)
-    hours, minutes, _ = map(int, slurm.field(job, "RunTime").split(":"))
-    # Slurm looks every 30 s, and signals as much too early rather than too late.
-    limit = f"TimeLimit={60 * hours + minutes + 2}"
-    slurm.run("scontrol", "update", f"JobId={job}", limit)
+    end_soon(slurm, job)
     until(lambda: slurm.field(job, "Restarts") == "1")
     assert status(run)["signal"] == "SIGUSR1" and status(run)["exit_status"] == 138
     assert "saved at step" in log(tmp_path), log(tmp_path)
@@ -202,6 +203,29 @@ def test_before_its_time_limit_a_run_saves_and_goes_back_into_the_queue(
     until(lambda: len(curve(run)) > first)
     assert "stopped by SIGUSR1" in log(tmp_path)
     assert status(run)["state"] == "running"
+
+
+def test_a_task_of_an_array_goes_back_without_the_others(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    """The number of an array's last task is the array's own, which names all of its tasks."""
+    folder = tmp_path / "comparison"
+    array, _ = submit(
+        slurm, tmp_path, "--slurm-array", "--save-before-limit=90", "--sbatch=time=01:00:00",
+        "compare", "--config-name", "demo", *LONG, "compare.controls=[]",
+        "compare.arms=[student_alone]", "compare.seeds=[0,1]", f"compare.output_dir={folder}",
+    )  # fmt: skip
+    runs = [folder / "student_alone" / f"seed_{seed}" for seed in (0, 1)]
+    for run in runs:
+        wait_for_checkpoint(run)
+    tasks = [f"{array}_{place}" for place in (0, 1)]
+    assert array in [slurm.field(task, "JobId") for task in tasks]
+    last = next(place for place in (0, 1) if slurm.field(tasks[place], "JobId") == array)
+    end_soon(slurm, tasks[last])
+    until(lambda: slurm.field(tasks[last], "Restarts") == "1")
+    assert status(runs[last])["signal"] == "SIGUSR1"
+    assert slurm.field(tasks[1 - last], "Restarts") == "0"
+    assert slurm.field(tasks[1 - last], "JobState") == "RUNNING"
 
 
 def test_a_chain_goes_on_where_the_job_before_was_stopped(

@@ -56,12 +56,10 @@ def arguments(run: Path, *own: str, place: str = "m1") -> list[str]:
     ]  # fmt: skip
 
 
-def wait(
-    started: list[subprocess.Popen[str]], timeout_s: float = PATIENCE_S
-) -> tuple[list[int | None], float]:
+def wait(started: list[subprocess.Popen[str]]) -> tuple[list[int | None], float]:
     """Exit statuses, None for who is still there, and the seconds it took."""
     begun = time.monotonic()
-    while time.monotonic() < begun + timeout_s and any(each.poll() is None for each in started):
+    while time.monotonic() < begun + PATIENCE_S and any(each.poll() is None for each in started):
         time.sleep(0.2)
     return [each.poll() for each in started], time.monotonic() - begun
 

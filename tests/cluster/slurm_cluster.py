@@ -78,12 +78,12 @@ class SlurmCluster:
         """State of the job, of an array's jobs each."""
         return re.findall(r"\bJobState=(\S*)", self.run("scontrol", "show", "job", job))
 
-    def wait_for(self, job: str, *wanted: str, timeout_s: float = PATIENCE_S) -> None:
+    def wait_for(self, job: str, *wanted: str) -> None:
         """Wait until every job of the array, or the one, is in one of the states."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         while not all(state in wanted for state in self.states(job)):
             assert time.monotonic() < deadline, (
-                f"job {job} is {self.states(job)} after {timeout_s:g} s, expected {wanted}:"
+                f"job {job} is {self.states(job)} after {PATIENCE_S:g} s, expected {wanted}:"
                 f" {self.run('scontrol', 'show', 'job', job)}\n"
                 + "\n".join(self.run("squeue", "--all").splitlines())
             )
