@@ -120,7 +120,10 @@ def running_cluster(folder: Path) -> Iterator[SlurmCluster]:
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
-            daemon.wait(30)
+            try:
+                daemon.wait(30)
+            except subprocess.TimeoutExpired:  # it waits for a job; all end with the namespace
+                daemon.kill()
 
 
 def _munge(folder: Path) -> subprocess.Popen[bytes]:
