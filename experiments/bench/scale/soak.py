@@ -24,8 +24,8 @@ from pathlib import Path
 from experiments.bench.harness import Detail, Row, make_row, rounded
 from experiments.runs.entry import run_main
 from experiments.runs.samples import SYSTEM, read_samples
+from experiments.watch.reading import ANSWER
 from lamorel_ext.processes.memory import MEMORY_OF_RANK
-from lamorel_ext.training.system import PERCENTILES
 
 BAR = 0.03
 SETTLE_S = 300.0
@@ -103,16 +103,12 @@ def rows(samples: Sequence[dict[str, float]], settle_s: float = SETTLE_S) -> lis
             detail=seen | {"lowest": low, "highest": high},
         ),
     ]  # fmt: skip
-    for percentile in PERCENTILES:
-        name = f"answer_seconds_p{percentile}"
+    for name in sorted(name for name in settled[0] if name.startswith(ANSWER)):
         waits = [each[name] for each in settled if name in each]
+        row_name = f"soak_answer_p{name.removeprefix(ANSWER)}"
         most: dict[str, Detail] = {"highest": rounded(max(waits))}
-        found.append(
-            make_row(
-                f"soak_answer_p{percentile}", [statistics.median(waits)], None, "s", "lower",
-                seen | most,
-            )
-        )  # fmt: skip
+        middle = [statistics.median(waits)]
+        found.append(make_row(row_name, middle, None, "s", "lower", seen | most))
     return found
 
 
