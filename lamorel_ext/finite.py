@@ -5,6 +5,7 @@ after one is read.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,20 +13,22 @@ import torch
 from torch import Tensor
 
 
-def sizes(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of each tensor, ``(n,)`` float64: not finite where one of its numbers is
-    not, or where they are so large that their squares are none of its precision; 0 for one without
-    numbers that could be.
+def sizes(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
+    """The norm of each tensor, ``(n,)`` float64: not finite where one of its numbers is not, or
+    where they are so large that their squares are none of its precision; 0 for one without numbers
+    that could be.
 
-    A CPU takes a fifth of the time that it needs for the largest magnitude.
+    The Euclidean norm takes a CPU a fifth of the time that it needs for the largest magnitude
+    (``order`` infinity).
     """
     found = torch.zeros(len(tensors), dtype=torch.float64)
-    places = [
-        i for i, tensor in enumerate(tensors) if tensor.is_floating_point() and tensor.numel()
-    ]
-    if places:
-        norms = torch._foreach_norm([tensors[i].detach() for i in places])
-        found[places] = torch.stack([norm.to("cpu", torch.float64) for norm in norms])
+    alike = defaultdict[tuple[torch.device, torch.dtype], list[int]](list)
+    for place, tensor in enumerate(tensors):
+        if tensor.is_floating_point() and tensor.numel():
+            alike[tensor.device, tensor.dtype].append(place)
+    for places in alike.values():  # a GPU is asked, and waited for, once for each kind
+        norms = torch._foreach_norm([tensors[place].detach() for place in places], order)
+        found[places] = torch.stack(norms).to("cpu", torch.float64)
     return found
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -143,7 +144,11 @@ def main() -> int:
         if needed > there:
             print(f"{name}: not run here: {'no GPU' if not there else f'{there} of {needed} GPUs'}")
             continue
-        good = check()
+        try:
+            good = check()
+        except Exception:  # the other checks are still worth their answer
+            traceback.print_exc()
+            good = False
         failed |= not good
         print(f"{name}: {'as it should be' if good else 'FAILED'}", flush=True)
     return int(failed)

@@ -112,7 +112,10 @@ class SharedOutputs(Mapping[str, Any]):
         return tuple(layer[self._spots] for layer in (*self._layers, self._nodes))
 
     def _read(self) -> Tensor:
-        states = self._packing.pad(self._encoded)[self._rows]
+        # Not through ``pad``: whoever reads these may send a gradient from padding too.
+        spread = self._packing.spread
+        states = self._packing.pad(self._encoded) if spread is None else self._encoded[spread]
+        states = states[self._rows]
         return F.pad(states, (0, 0, 0, self._context_width - states.shape[1]))
 
     def _all(self) -> Mapping[str, Any]:

@@ -31,6 +31,7 @@ from lamorel_ext.rpc.topology import (
     Role,
     check_world_size,
     client_ranks,
+    has_own_gpus,
     holds_together,
     role_of,
     server_ranks,
@@ -62,8 +63,8 @@ class Launch:
     Attributes:
         store: Shared by all ranks.
         client_group: The RL clients among themselves (gloo); of no use on a server.
-        server_groups: The LLM servers among themselves: gloo, and NCCL where they use GPUs and
-            there are several.
+        server_groups: The LLM servers among themselves: gloo, and NCCL where there are several
+            and each has GPUs of its own.
         model_group: The LLM servers that hold one model together, for its weights; None where each
             holds a model.
         one_machine: True where every rank is on this machine.
@@ -102,12 +103,12 @@ def join(args: LamorelArgs) -> Launch:
     timeout = timedelta(seconds=args.gloo_timeout)
     _show_life(args.peer_timeout)
     store, rank, ranks, address = _default_store(timeout, args.accelerate_args.num_machines)
-    setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism
+    setup = args.distributed_setup_args
     client_group = dist.new_group(list(client_ranks(setup)), timeout=timeout, backend="gloo")
     gloo = nccl = model_group = None
     if setup.n_llm_processes > 1:
         gloo = dist.new_group(list(server_ranks(setup)), timeout=timeout, backend="gloo")
-        if parallelism.use_gpu and dist.is_nccl_available():
+        if has_own_gpus(args) and dist.is_nccl_available():
             nccl = dist.new_group(list(server_ranks(setup)), timeout=timeout, backend="nccl")
     if holds_together(args):
         # Not the servers' own group: where one of them fails, it tells so there.

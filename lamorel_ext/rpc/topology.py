@@ -122,6 +122,17 @@ def holds_together(args: LamorelArgs) -> bool:
     return args.llm_args.parallelism.fsdp and args.distributed_setup_args.n_llm_processes > 1
 
 
+def has_own_gpus(args: LamorelArgs) -> bool:
+    """Whether each LLM server has a GPU, or several, that no other has: NCCL asks for that."""
+    setup = args.distributed_setup_args
+    if not (args.llm_args.parallelism.use_gpu and setup.devices_per_process):
+        return args.llm_args.parallelism.use_gpu
+    machine = {rank: node for node, ranks in enumerate(ranks_by_machine(args)) for rank in ranks}
+    named = zip(server_ranks(setup), setup.devices_per_process, strict=True)
+    devices = [(machine[rank], gpu) for rank, gpus in named for gpu in gpus]
+    return all(setup.devices_per_process) and len(set(devices)) == len(devices)
+
+
 def check_world_size(launched: int, setup: DistributedSetupArgs) -> None:
     """Compare what was launched with what is configured.
 

@@ -87,3 +87,12 @@ def test_packing_comes_back(lengths: list[int]) -> None:
     ]
     if packing.mask is not None:
         assert packing.mask.sum(-1).tolist() == lengths
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5))
+def test_no_gradient_comes_from_padding(lengths: list[int]) -> None:
+    packing = make_packing(lengths, torch.device("cpu"))
+    rows = torch.randn(sum(lengths), 2, requires_grad=True)
+    weights = torch.randn(len(lengths), max(lengths), 2)
+    (packing.pad(rows) * weights).sum().backward()
+    assert rows.grad is not None and torch.equal(rows.grad, packing.unpad(weights))

@@ -20,6 +20,7 @@ from lamorel_ext.llm.loading import load_host, load_model
 from lamorel_ext.llm.module_functions import ValueHead
 from lamorel_ext.llm.scoring import t5_forward as t5
 from lamorel_ext.llm.scoring.candidate_tree import make_tree
+from lamorel_ext.llm.scoring.causal import CausalEngine
 from lamorel_ext.llm.scoring.engines import make_engine
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits
 from tests.llm.tiny_models import (
@@ -73,6 +74,19 @@ def test_reading_never_waits_for_the_device(name: str, gradients: bool) -> None:
             ]
             assert all(edges.device.type == "meta" for edges in reading.edges)
             assert reading.states is not None and reading.states.shape == (4, 16)
+
+
+def test_a_gpu_reads_what_prompts_begin_with_by_itself_only_where_that_spares_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pass takes it as long for hundreds of positions as for one."""
+    engine = CausalEngine(make_causal())
+    tree = make_tree([(1,), (2,)])  # a root, which is the prompt's end
+    few, many = ([(*range(10), 20, last) for last in range(n)] for n in (3, 1700))
+    assert engine.count(few, [[tree] * 3]) == 11 + 3
+    monkeypatch.setattr(CausalEngine, "_device", torch.device("cuda"))
+    assert engine.count(few, [[tree] * 3]) == 3 * 12
+    assert engine.count(many, [[tree] * 1700]) == 11 + 1700
 
 
 @pytest.mark.parametrize("name", MODELS)

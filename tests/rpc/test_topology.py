@@ -21,6 +21,7 @@ from lamorel_ext.rpc.topology import (
     check_world_size,
     client_ranks,
     format_table,
+    has_own_gpus,
     placements,
     placements_on,
     role_of,
@@ -146,6 +147,23 @@ def test_devices_may_be_named_by_hand_and_shared() -> None:
     args = lamorel_args(1, 4, machines=2, use_gpu=True)
     table = placements(laid_out(args, (3, 2), ((3,), (3,), (), (1,))), gpus_per_node=4)
     assert [place.device for place in table] == ["cpu", "cuda:3", "cuda:3", "cpu", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "own"),
+    [
+        ((), True),
+        (((3,), (3,), (0,), (1,)), True),  # the first is on the other machine
+        (((3,), (2,), (0,), (0,)), False),
+        (((3,), (2,), (), (1,)), False),
+    ],
+)
+def test_nccl_is_for_servers_with_gpus_that_no_other_has(
+    devices: tuple[tuple[int, ...], ...], own: bool
+) -> None:
+    args = lamorel_args(1, 4, machines=2, use_gpu=True)
+    assert has_own_gpus(laid_out(args, (2, 3), devices)) == own
+    assert not has_own_gpus(lamorel_args(1, 4))
 
 
 def with_clients_on(args: LamorelArgs, *gpus: int) -> LamorelArgs:

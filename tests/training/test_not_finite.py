@@ -24,6 +24,7 @@ def test_the_tensor_and_the_place_that_are_not_finite_are_named(value):
         "a": torch.ones(3),
         "empty": torch.zeros(0),
         "whole": torch.ones(2, dtype=torch.int64),
+        "half": torch.ones(3, dtype=torch.bfloat16),
         "b": torch.ones(2, 2),
     }
     assert not_finite(tensors) == "" and not_finite_value({"x": [1.0, {"y": 2}]}, "state") == ""

@@ -50,6 +50,8 @@ MASKED = frozenset(
 
 MIN_SHARED = 8
 """A shared beginning shorter than this is not worth a pass of its own."""
+GPU_SAVED = 16_384
+"""Positions that such a pass must save on a GPU, which takes as long for hundreds as for one."""
 
 
 def takes_trees(model: PreTrainedModel) -> bool:
@@ -86,7 +88,7 @@ class CausalEngine:
         rounds: Sequence[Sequence[CandidateTree]],
         with_states: bool,
     ) -> Reading:
-        shared = _shared(prompts, rounds)
+        shared = self._shared(prompts, rounds)
         past = self._read_shared(prompts[0][:shared]) if shared else None
         head = partial(compute_logits, self._model.get_output_embeddings())
         edges: list[Tensor] = []
@@ -112,9 +114,16 @@ class CausalEngine:
 
     def count(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]]) -> int:
         """See ``scoring.Engine``."""
-        shared = _shared(prompts, rounds)
+        shared = self._shared(prompts, rounds)
         reread = sum(len(prompt) - shared for prompt in prompts) * len(rounds)
         return shared + reread + sum(tree.num_nodes - 1 for trees in rounds for tree in trees)
+
+    def _shared(self, prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]]) -> int:
+        """Tokens that are read once for all prompts."""
+        shared = _shared_length(prompts)
+        saved = (len(prompts) * len(rounds) - 1) * shared
+        least = GPU_SAVED if self._device.type == "cuda" else 1
+        return shared if shared >= MIN_SHARED and saved >= least else 0
 
     def _read_shared(self, tokens: Tokens) -> Any:
         ids = put_integers(tokens, self._device)[None]
@@ -192,13 +201,6 @@ def _repeat(past: Any, times: int) -> Any:
             layer.keys.expand(times, -1, -1, -1), layer.values.expand(times, -1, -1, -1), index
         )
     return repeated
-
-
-def _shared(prompts: Sequence[Tokens], rounds: Sequence[Sequence[CandidateTree]]) -> int:
-    """Tokens that are read once for all prompts."""
-    shared = _shared_length(prompts)
-    alone = len(prompts) == 1 and len(rounds) == 1
-    return 0 if alone or shared < MIN_SHARED else shared
 
 
 def _shared_length(prompts: Sequence[Tokens]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ TRAINING_ROWS = 4096
 """The same with gradients: every further chunk adds its gradient to every weight's once more, which
 costs more than the cache saves.
 """
-GPU_ROWS = 16_384
+GPU_ROWS = 65_536
 
 
 def row_budget(device: torch.device) -> int:
@@ -64,9 +65,14 @@ class Packing:
         return Packing(self.lengths, self.width, spread, keep, mask)
 
     def pad(self, rows: Tensor) -> Tensor:
-        """``(rows, ...)`` to ``(n, width, ...)``; padding repeats other rows, so mask it."""
-        if self.spread is None:
+        """``(rows, ...)`` to ``(n, width, ...)``; padding repeats other rows, so mask it: no
+        gradient comes from there.
+        """
+        if self.spread is None or self.keep is None:
             padded: Tensor = rows.unflatten(0, (len(self.lengths), self.width))
+            return padded
+        if torch.is_grad_enabled() and rows.requires_grad:
+            padded = _Pad.apply(rows, self.spread, self.keep)  # type: ignore[no-untyped-call]
             return padded
         return rows[self.spread]
 
@@ -74,6 +80,24 @@ class Packing:
         """``(n, width, ...)`` back to ``(rows, ...)``."""
         rows = padded.flatten(0, 1)
         return rows if self.keep is None else rows[self.keep]
+
+
+class _Pad(torch.autograd.Function):
+    """``rows[spread]``, whose gradient is looked up too.
+
+    That of an index adds up what came from each place, padding too, one after the other: a GPU
+    sorts all places first, and a CPU takes one thread.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, spread: Tensor, keep: Tensor) -> Tensor:
+        ctx.save_for_backward(keep)
+        return rows[spread]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (keep,) = ctx.saved_tensors
+        return gradient.flatten(0, 1)[keep], None, None
 
 
 def make_packing(lengths: Sequence[int], device: torch.device) -> Packing:

@@ -8,6 +8,7 @@ one prefix tree. How a model reads prompts and trees is an engine's business (``
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -116,7 +117,7 @@ class Scorer:
         """
         units = self._units(prompts, candidates)
         values, states, num_tokens = [], [], 0
-        places: list[list[int]] = [[] for _ in units]
+        places: list[list[range]] = [[] for _ in units]
         total = 0
         for batch in self._minibatches(units):
             rounds = list(zip(*(unit.trees for unit in batch), strict=True))
@@ -125,16 +126,16 @@ class Scorer:
                 paths = gather_paths(edges.to(self.dtype), trees)
                 values.append(paths if per_token else paths.sum(-1))
                 for unit, tree in zip(batch, trees, strict=True):
-                    places[unit.index] += range(total, total + len(tree.candidates))
-                    total += len(tree.candidates)
+                    end = total + len(tree.candidates)
+                    places[unit.index].append(range(total, end))
+                    total = end
             if reading.states is not None:
                 states.append(reading.states)
             num_tokens += reading.num_tokens
-        order = [
-            places[unit.index][k]
-            for unit in sorted(units, key=lambda unit: unit.index)
-            for k in unit.order
-        ]
+        order: list[int] = []
+        for unit in sorted(units, key=lambda unit: unit.index):
+            own = [*itertools.chain(*places[unit.index])]
+            order += own if len(unit.trees) == 1 else [own[k] for k in unit.order]
         return Scores(
             self._in_order(values, order),
             _unsort(states, units) if with_states else None,

@@ -4,6 +4,7 @@ step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.adam import adam
 
-from lamorel_ext.finite import not_finite
+from lamorel_ext.finite import not_finite, sizes
 from lamorel_ext.llm.fsdp import any_rank, gradient_norm, own_part, part_of, whole_as
 from lamorel_ext.types import ServerGroup
 
@@ -156,11 +157,15 @@ class GradientStepper:
         Autograd itself would add to a sum of that precision, in which a small part is lost beside a
         large sum.
         """
-        for parameter, held in self._apart:
-            if parameter.grad is not None:
-                part = own_part(parameter.grad).to(held.device, held.dtype)
-                held.grad = part if held.grad is None else held.grad.add_(part)
-                parameter.grad = None
+        given = [(p, held) for p, held in self._apart if p.grad is not None]
+        if not given:
+            return
+        parts = [own_part(parameter.grad) for parameter, _ in given]  # type: ignore[arg-type]
+        found = [torch.empty_like(held) for _, held in given]
+        torch._foreach_copy_(found, parts)
+        for (parameter, held), part in zip(given, found, strict=True):
+            held.grad = part if held.grad is None else held.grad.add_(part)
+            parameter.grad = None
 
     def reduce(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the gradients, and some numbers besides, over all servers. Every server must call it.
@@ -263,7 +268,12 @@ class GradientStepper:
         """A copy counts as long as it rounds to its weight; where something else changed the
         weight, start from there.
         """
-        for parameter, held in self._rounded:
-            held.copy_(
-                torch.where(held.to(parameter.dtype) == parameter, held, parameter.to(held.dtype))
-            )
+        if not self._rounded:
+            return
+        weights, copies = ([pair[place] for pair in self._rounded] for place in (0, 1))
+        apart = [torch.empty_like(weight) for weight in weights]
+        torch._foreach_copy_(apart, copies)
+        torch._foreach_sub_(apart, weights)
+        for place in sizes(apart, math.inf).nonzero().flatten().tolist():
+            weight, held = self._rounded[place]
+            held.copy_(torch.where(held.to(weight.dtype) == weight, held, weight.to(held.dtype)))
