@@ -26,6 +26,7 @@ from tests.llm.tiny_models import (
     make_tokenizer,
     make_unpaddable,
     plain_next,
+    skip_where_a_cache_changes_texts,
 )
 
 CONTEXTS = ["you see a red ball", "action :", "goal of the agent : go left"]
@@ -124,6 +125,8 @@ def test_texts_are_the_same_in_any_company(name: str) -> None:
     if name in LEARNT:
         model.base_model.generation_config.eos_token_id = None
         model.generation_config.eos_token_id = None
+    else:
+        skip_where_a_cache_changes_texts(model)
     wrapper = served(model, "0.3", False)
 
     def texts(*contexts: str) -> list[list[int]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -156,6 +157,17 @@ UNPADDABLE: dict[str, dict[str, Any]] = {
 """Decoder-only models that read the padding before a text, count positions by themselves, or count
 otherwise beside a longer text.
 """
+
+
+def skip_where_a_cache_changes_texts(model: Any) -> None:
+    """transformers 5.17 goes on with keys of the short frequencies where a text of a model with
+    LongRoPE grows beyond their limit; without a cache, and in 5.23, all keys are of the long ones.
+    """
+    prompt = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
+    options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
+    texts = [model.generate(prompt, use_cache=cached, **options) for cached in (True, False)]
+    if model.config.model_type == "phi3" and not torch.equal(*texts):
+        pytest.skip(f"transformers {transformers.__version__} continues otherwise with a cache")
 
 
 def make_unpaddable(architecture: str) -> Any:
