@@ -6,10 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.bench.scale.measure import Report, Spent
+from experiments.bench.scale.measure import Report, Spent, by_turns
 from experiments.bench.scale.model import Costs, Machines, Work, predict, rings, throughput
-from experiments.bench.scale.simulate import SERVERS, Curve, curve_rows, fit, table
-from experiments.bench.scale.soak import rows
+from experiments.bench.scale.simulate import (
+    SERVERS,
+    Curve,
+    busiest_tokens,
+    curve_rows,
+    fit,
+    table,
+)
 
 COSTS = Costs(
     env_step=0.001,
@@ -17,10 +23,11 @@ COSTS = Costs(
     client_prompt=0.0001,
     client_sample=0.0001,
     merge_prompt=0.00005,
+    prompt_tokens=10,
     server_call=0.003,
-    server_prompt=0.01,
+    server_token=0.001,
     update_step=0.5,
-    update_sample=0.04,
+    update_token=0.004,
     ring_share=0.3,
     parameters=1e6,
     latency=0.0005,
@@ -68,21 +75,39 @@ def test_with_more_servers_than_prompts_the_others_have_nothing_to_read() -> Non
 
 
 def test_costs_are_found_again_from_the_calls_that_they_make() -> None:
+    def tokens(_kind: str, size: int, servers: int) -> int:
+        return size**2 // servers  # later prompts are longer
+
     def spent(server: float, client: float) -> Spent:
         return Spent(client, server, 1.0)
 
     def report(servers: int) -> Report:
+        read = {n: tokens("", n, servers) for n in (4, 8, 32)}
         shared = COSTS.ring_share * rings(servers)
         return Report(
-            {n: spent(0.003 + n // servers * 0.01, 0.002 + n * 0.0001) for n in (8, 32)},
-            {n: spent(0.5 + n // servers * 0.04 + shared, n * 0.0001) for n in (8, 32)},
+            {n: spent(0.003 + at * 0.001, 0.002 + n * 0.0001) for n, at in read.items()},
+            {n: spent(0.5 + at * 0.004 + shared, n * 0.0001) for n, at in read.items()},
             COSTS.latency,
             1000,
         )
 
-    found = fit({1: report(1), 2: report(2)}, 8, 32, COSTS.env_step, COSTS.merge_prompt)
-    wanted = replace(COSTS, parameters=1000)
+    found = fit({1: report(1), 2: report(2)}, tokens, 4, 32, COSTS.env_step, COSTS.merge_prompt)
+    wanted = replace(COSTS, parameters=1000, prompt_tokens=32)
     assert vars(found) == pytest.approx(vars(wanted))
+
+
+def test_scores_are_shared_out_in_their_order_and_samples_by_length() -> None:
+    lengths = [10, 1, 2, 20, 30, 3]
+    prompts = ["x" * length for length in lengths]
+    assert busiest_tokens(prompts, lengths, "score", 6, 2) == 20 + 30 + 3
+    assert busiest_tokens(prompts, lengths, "update", 6, 2) == 2 + 10 + 30
+    assert busiest_tokens(prompts, lengths, "score", 3, 1) == 10 + 1 + 2
+    assert busiest_tokens(prompts, lengths, "update", 3, 4) == 10  # of four one has nothing
+
+
+def test_a_server_that_is_disturbed_once_is_not_the_busiest() -> None:
+    turns = [(1.0, 5.0, 4.0, 9.0), (3.0, 6.0, 12.0, 7.0), (2.0, 5.5, 4.5, 8.0)]
+    assert by_turns(turns) == Spent(2.0, 5.5, 8.0, spread=1.0)
 
 
 def test_the_curve_has_a_row_for_each_number_of_clients_and_a_line_for_each_of_servers() -> None:
@@ -96,20 +121,3 @@ def test_the_curve_has_a_row_for_each_number_of_clients_and_a_line_for_each_of_s
     assert rows[1].value == 4096 and rows[1].detail["servers_2"] == "8 score"
     lines = table(curve).splitlines()
     assert len(lines) == 2 + len(SERVERS) and lines[-1].startswith("| 1024 | 1,024 score | ")
-
-
-def test_a_soak_judges_memory_once_it_has_settled_and_by_the_rank_that_grew_most() -> None:
-    samples = [
-        {"time": float(at), "env_steps": float(at), "env_steps_per_s": speed}
-        | {"memory_mib_rank_0": 100.0, "memory_mib_rank_1": memory}
-        | {f"answer_seconds_p{percentile}": 0.1 * at for percentile in (50, 95, 99)}
-        for at, speed, memory in [(0, 9.0, 50.0), (300, 2.0, 200.0), (400, 4.0, 210.0)]
-    ]
-    found = {row.name: row for row in rows(samples)}
-    memory = found["soak_memory"]
-    assert memory.value == pytest.approx(0.05) and memory.passed is False
-    assert memory.detail["memory_mib_rank_1"] == "200 to 210 MiB"
-    assert found["soak_steps"].value == 3.0
-    assert found["soak_answer_p99"].value == 35.0
-    with pytest.raises(RuntimeError, match="1 samples after 300 s"):
-        rows(samples[:2])

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 from experiments.bench.launching import be_rank, run_ranks
 from experiments.bench.updates import Transitions
-from experiments.bench.workloads import ppo_data, same_candidates
+from experiments.bench.workloads import ppo_data
 from lamorel_ext.processes.ranks import rank_and_size
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.types import ScoreRequest
@@ -31,7 +33,7 @@ class Spec:
         prompts: Distinct ones, enough for every size.
         servers: How many.
         sizes: Prompts of a scoring call and samples of an optimiser step.
-        repetitions: Of each; the least CPU time counts.
+        repetitions: Turns in which every call is made once; medians count.
     """
 
     folder: str
@@ -49,11 +51,13 @@ class Spent:
         client: At the client.
         server: At the busiest server.
         clock: Seconds that passed.
+        spread: The highest of ``server`` minus the lowest in all turns, where it is their median.
     """
 
     client: float
     server: float
     clock: float
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,17 @@ def launch(spec: Spec) -> Report:
     return Report(scores, updates, told["latency"], told["parameters"])
 
 
+def by_turns(turns: Sequence[Sequence[float]]) -> Spent:
+    """A call by its turns, each the seconds of the client, of each server and on the clock.
+
+    The busiest server is the one with the highest median: the highest figure of each turn would
+    mostly be that of the server that was disturbed.
+    """
+    client, *servers, clock = zip(*turns, strict=True)
+    busiest = max(servers, key=median)
+    return Spent(median(client), median(busiest), median(clock), max(busiest) - min(busiest))
+
+
 def cpu_seconds(pid: int) -> float:
     """Of all threads of a process so far, also of those that have ended; to the nanosecond, where
     ``times`` counts hundredths.
@@ -103,28 +118,28 @@ def main(path: Path) -> None:
 
 
 def _measure(caller: Caller, spec: Spec, pids: list[int]) -> Report:
-    def spent(call: Callable[[], object]) -> Spent:
-        found = []
+    def seconds(call: Callable[[], object]) -> list[float]:
+        caller.forget()  # or a prompt would go to the server that had it in a call of another size
+        before, begun = [cpu_seconds(pid) for pid in (os.getpid(), *pids)], time.perf_counter()
         call()
-        for _ in range(spec.repetitions):
-            before, begun = [cpu_seconds(pid) for pid in (os.getpid(), *pids)], time.perf_counter()
-            call()
-            clock = time.perf_counter() - begun
-            after = [cpu_seconds(pid) for pid in (os.getpid(), *pids)]
-            client, *servers = (end - start for start, end in zip(before, after, strict=True))
-            found.append(Spent(client, max(servers), clock))
-        return min(found, key=lambda each: each.server)
+        clock = time.perf_counter() - begun
+        after = [cpu_seconds(pid) for pid in (os.getpid(), *pids)]
+        return [end - start for start, end in zip(before, after, strict=True)] + [clock]
 
-    def score(size: int) -> Callable[[], object]:
-        prompts = tuple(spec.prompts[:size])
-        return lambda: caller.score_batch(ScoreRequest(prompts, same_candidates(prompts)))
-
-    def update(size: int) -> Callable[[], object]:
-        transitions = Transitions(tuple(spec.prompts[:size]), ppo_data(size, seed=0))
-        return lambda: caller.update_batch(transitions.request(size))
-
-    scores = {size: spent(score(size)) for size in spec.sizes}
-    updates = {size: spent(update(size)) for size in spec.sizes}
+    calls: dict[tuple[str, int], Callable[[], object]] = {}
+    for size in spec.sizes:
+        batch = Transitions(tuple(spec.prompts[:size]), ppo_data(size, seed=0))
+        scored, update = ScoreRequest(batch.prompts, batch.candidates), batch.request(size)
+        calls["score", size] = partial(caller.score_batch, scored)
+        calls["update", size] = partial(caller.update_batch, update)
+    for kind in ("score", "update"):
+        calls[kind, max(spec.sizes)]()  # it reads every text, and makes the optimiser's moments
+    # In turns, so that what else the machine does falls on every size alike.
+    turns = [{key: seconds(call) for key, call in calls.items()} for _ in range(spec.repetitions)]
+    scores, updates = (
+        {size: by_turns([turn[kind, size] for turn in turns]) for size in spec.sizes}
+        for kind in ("score", "update")
+    )
     ways = []
     for _ in range(ROUND_TRIPS):
         begun = time.perf_counter()

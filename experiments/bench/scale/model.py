@@ -22,10 +22,11 @@ class Costs:
         client_prompt: One prompt of such a request.
         client_sample: One sample of an update on its way.
         merge_prompt: One prompt of the whole batch, put back in order and exchanged among clients.
+        prompt_tokens: Tokens of a prompt, in the mean.
         server_call: A request at a server, but for its prompts.
-        server_prompt: One distinct prompt scored.
+        server_token: One token of a distinct prompt scored, with its part of the candidates.
         update_step: An optimiser step, whatever the batch: Adam on every weight.
-        update_sample: One sample of it, forwards and backwards.
+        update_token: One token of a sample's prompt, forwards and backwards.
         ring_share: The sum of the gradients over servers, for each time that all of them pass
             through a server.
         parameters: Numbers in a gradient, each of 4 bytes.
@@ -37,10 +38,11 @@ class Costs:
     client_prompt: float
     client_sample: float
     merge_prompt: float
+    prompt_tokens: float
     server_call: float
-    server_prompt: float
+    server_token: float
     update_step: float
-    update_sample: float
+    update_token: float
     ring_share: float
     parameters: float
     latency: float
@@ -113,15 +115,16 @@ def rings(servers: int) -> float:
     return 2 * (servers - 1) / servers
 
 
-def score_seconds(costs: Costs, prompts: float, servers: int) -> float:
-    """CPU seconds of the busiest server for a batch of distinct prompts."""
-    return costs.server_call + math.ceil(prompts / servers) * costs.server_prompt
+def score_seconds(costs: Costs, tokens: float) -> float:
+    """CPU seconds of a server for a request of distinct prompts with so many tokens together."""
+    return costs.server_call + tokens * costs.server_token
 
 
-def update_seconds(costs: Costs, samples: float, servers: int) -> tuple[float, float, float]:
-    """CPU seconds of the busiest server for an optimiser step: its samples, Adam, the sum."""
-    summed = costs.ring_share * rings(servers)
-    return math.ceil(samples / servers) * costs.update_sample, costs.update_step, summed
+def update_seconds(costs: Costs, tokens: float, servers: int) -> tuple[float, float, float]:
+    """CPU seconds of a server for an optimiser step: so many tokens of its samples, Adam, the
+    sum over the servers.
+    """
+    return tokens * costs.update_token, costs.update_step, costs.ring_share * rings(servers)
 
 
 def predict(
@@ -133,7 +136,9 @@ def predict(
     asked = min(servers, batch)
     calls = math.ceil(asked / clients)
     samples = batch * work.steps / work.optimiser_steps
-    gradient, step, summed = update_seconds(costs, samples, servers)
+    prompts, own_samples = math.ceil(batch / asked), math.ceil(samples / servers)
+    score = score_seconds(costs, prompts * costs.prompt_tokens)
+    gradient, step, summed = update_seconds(costs, own_samples * costs.prompt_tokens, servers)
     if servers > 1:
         wire = rings(servers) * 4 * costs.parameters / where.bytes_per_s
         summed = max(summed, wire) + 2 * (servers - 1) * costs.latency
@@ -149,7 +154,7 @@ def predict(
         environment=work.steps * shared(work.copies * costs.env_step, clients),
         client=work.steps * (shared(asking, clients) + costs.latency) + teaching,
         merge=work.steps * shared(exchange, clients) if clients > 1 else 0.0,
-        score=work.steps * shared(score_seconds(costs, batch, asked), asked),
+        score=work.steps * shared(score, asked),
         gradient=work.optimiser_steps * shared(gradient, servers),
         step=work.optimiser_steps * shared(step, servers),
         sum=work.optimiser_steps * shared(summed, servers),

@@ -9,8 +9,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
@@ -26,9 +27,12 @@ from experiments.bench.scale.model import (
     update_seconds,
 )
 from experiments.bench.subjects import LOCAL_LEVEL, Subjects
-from experiments.bench.workloads import distinct_calls, walk
+from experiments.bench.updates import Transitions
+from experiments.bench.workloads import distinct_calls, ppo_data, walk
+from lamorel_ext.llm.updaters.batches import make_batch
 from lamorel_ext.rpc.clients import make_thread_clients
 from lamorel_ext.rpc.requests import PromptPlaces, put_back, take_score
+from lamorel_ext.rpc.topology import split_evenly
 from lamorel_ext.types import ScoreRequest, ScoreResult
 
 BAR = 0.15
@@ -37,14 +41,19 @@ CLIENTS = (1, 4, 16, 64, 256)
 WORK = Work()
 WARM_STEPS, TIMED_STEPS = 5, 100
 
+Tokens = Callable[[str, int, int], int]
+"""Tokens at the busiest server, of ``score`` or ``update``, prompts and servers."""
+
 
 def simulate(subjects: Subjects) -> list[Row]:
     """Measure, check, predict."""
     large = subjects.setting.num_envs
-    small, middle = large // 4 or 1, large * 5 // 8
-    sizes = {1: [small, middle, large], 2: [middle, large]}
+    small, middle = large // 8 or 1, large * 5 // 8
+    sizes = {1: [small, middle, large], 2: [2 * small, middle]}
     env = subjects.make_env(LOCAL_LEVEL)
     prompts = [text for call in distinct_calls(env, 1, large) for text in call]
+    ids = subjects.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    tokens = partial(busiest_tokens, prompts, [len(own) for own in ids])
     reports = {}
     for servers in subjects.setting.check_servers:
         spec = Spec(
@@ -55,33 +64,62 @@ def simulate(subjects: Subjects) -> list[Row]:
             subjects.setting.repetitions,
         )
         reports[servers] = launch(spec)
-    costs = fit(reports, small, large, env_step_seconds(subjects), merge_seconds(prompts))
+    costs = fit(reports, tokens, small, large, env_step_seconds(subjects), merge_seconds(prompts))
     curve = _curve(costs)
     print(table(curve), file=sys.stderr)
-    return [_costs_row(costs), _check_row(costs, reports, middle), *curve_rows(curve)]
+    return [_costs_row(costs), _check_row(costs, reports, tokens, middle), *curve_rows(curve)]
+
+
+def busiest_tokens(
+    prompts: Sequence[str], lengths: Sequence[int], kind: str, size: int, servers: int
+) -> int:
+    """Tokens at the server that has most of the first ``size`` prompts, shared out as a call is.
+
+    Args:
+        prompts: Distinct ones.
+        lengths: Tokens of each.
+        kind: ``score``, whose prompts are shared out in their order, or ``update``.
+        size: Prompts of the call.
+        servers: How many share it.
+    """
+    shares: list[Sequence[int]] = [*split_evenly(size, servers)]
+    if kind == "update":
+        samples = Transitions(tuple(prompts[:size]), ppo_data(size, seed=0))
+        batch, places = make_batch([samples.request(size)]), torch.arange(size)
+        shares = [batch.share(places, rank, servers).tolist() for rank in range(servers)]
+    return max(sum(lengths[place] for place in share) for share in shares)
 
 
 def fit(
-    reports: Mapping[int, Report], small: int, large: int, env_step: float, merge_prompt: float
+    reports: Mapping[int, Report],
+    tokens: Tokens,
+    small: int,
+    large: int,
+    env_step: float,
+    merge_prompt: float,
 ) -> Costs:
-    """Costs from calls of two sizes to one server, and from the larger update of two."""
+    """Costs from calls of two sizes to one server, and from an update of two servers with the
+    smaller size at each: the less they compute, the better the sum between them is seen.
+    """
     one, two = reports[1], reports[2]
-    server_prompt, server_call = _line(small, large, lambda n: one.scores[n].server)
-    client_prompt, client_call = _line(small, large, lambda n: one.scores[n].client)
-    update_sample, update_step = _line(small, large, lambda n: one.updates[n].server)
-    client_sample, _ = _line(small, large, lambda n: one.updates[n].client)
-    half = update_step + (large // 2) * update_sample
-    ring_share = max(0.0, two.updates[large].server - half) / rings(2)
+    read = {n: tokens("score", n, 1) for n in (small, large)}
+    server_token, server_call = _line({at: one.scores[n].server for n, at in read.items()})
+    client_prompt, client_call = _line({n: one.scores[n].client for n in read})
+    update_token, update_step = _line({at: one.updates[n].server for n, at in read.items()})
+    client_sample, _ = _line({n: one.updates[n].client for n in read})
+    alone = update_step + tokens("update", 2 * small, 2) * update_token
+    ring_share = max(0.0, two.updates[2 * small].server - alone) / rings(2)
     return Costs(
         env_step=env_step,
         client_call=client_call,
         client_prompt=client_prompt,
         client_sample=client_sample,
         merge_prompt=merge_prompt,
+        prompt_tokens=read[large] / large,
         server_call=server_call,
-        server_prompt=server_prompt,
+        server_token=server_token,
         update_step=update_step,
-        update_sample=update_sample,
+        update_token=update_token,
         ring_share=ring_share,
         parameters=one.parameters,
         latency=one.latency,
@@ -129,15 +167,21 @@ def merge_seconds(prompts: list[str]) -> float:
     return (_cpu(cut_and_put_back) + _cpu(exchange) / len(clients)) / len(prompts)
 
 
-def _check_row(costs: Costs, reports: Mapping[int, Report], size: int) -> Row:
+def _check_row(costs: Costs, reports: Mapping[int, Report], tokens: Tokens, size: int) -> Row:
     """How far the model is off the busiest server's CPU seconds, in calls it was not fitted to."""
     off, detail = [], dict[str, Detail]({"prompts": size, "samples": size})
     for servers, report in reports.items():
-        found = report.scores[size].server, report.updates[size].server
-        said = score_seconds(costs, size, servers), sum(update_seconds(costs, size, servers))
-        for name, real, predicted in zip(("score", "update"), found, said, strict=True):
-            off.append(abs(predicted / real - 1))
-            detail[f"{name}_{servers}"] = f"{predicted:.4g} for {real:.4g} s"
+        found = {"score": report.scores[size], "update": report.updates[size]}
+        read = {name: tokens(name, size, servers) for name in found}
+        said = {
+            "score": score_seconds(costs, read["score"]),
+            "update": sum(update_seconds(costs, read["update"], servers)),
+        }
+        for name, real in found.items():
+            off.append(abs(said[name] / real.server - 1))
+            detail[f"{name}_{servers}"] = (
+                f"{said[name]:.4g} for {real.server:.4g} s (spread {real.spread:.2g})"
+            )
         detail[f"clock_update_{servers}"] = rounded(report.updates[size].clock)
     detail["cores"], detail["load"] = os.cpu_count() or 1, rounded(os.getloadavg()[0])
     return make_row("simulate_check", [max(off)], BAR, "off", "lower", detail)
@@ -146,7 +190,12 @@ def _check_row(costs: Costs, reports: Mapping[int, Report], size: int) -> Row:
 def _costs_row(costs: Costs) -> Row:
     detail: dict[str, Detail] = {name: rounded(value) for name, value in asdict(costs).items()}
     return make_row(
-        "simulate_costs", [score_seconds(costs, 1, 1)], None, "CPU s/prompt", "lower", detail
+        "simulate_costs",
+        [score_seconds(costs, costs.prompt_tokens)],
+        None,
+        "CPU s/prompt",
+        "lower",
+        detail,
     )
 
 
@@ -187,10 +236,11 @@ def table(curve: Curve) -> str:
     return "\n".join(lines)
 
 
-def _line(small: int, large: int, seconds: Callable[[int], float]) -> tuple[float, float]:
-    """Slope and start of the line through two sizes; neither is negative."""
-    slope = max(0.0, (seconds(large) - seconds(small)) / (large - small))
-    return slope, max(0.0, seconds(small) - small * slope)
+def _line(seconds: Mapping[int, float]) -> tuple[float, float]:
+    """Slope and start of the line through two sizes, in ascending order; neither is negative."""
+    (small, least), (large, most) = seconds.items()
+    slope = max(0.0, (most - least) / (large - small))
+    return slope, max(0.0, least - small * slope)
 
 
 def _cpu(work: Callable[[], object]) -> float:
