@@ -23,7 +23,10 @@ from lamorel_ext.llm.scoring.plain import PlainForward
 from lamorel_ext.llm.scoring.scorer import Scorer
 from lamorel_ext.llm.state import Memory
 
-REMEMBERED_TEXTS = 50_000
+REMEMBERED_TEXTS_BYTES = 2**23
+"""Full within minutes, and enough for those of a few thousand samples, which an update asks for
+again: to tokenise a text takes 3 % of a small model's update with it, of a large one's nothing.
+"""
 
 RELATIVE_POSITIONS = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
 """Architectures that take any length, whatever their configuration says about positions."""
@@ -44,6 +47,9 @@ class Answer:
     log_probs: Tensor
     modules: dict[str, Tensor] = field(default_factory=dict)
 
+
+_TEXT_BYTES = 250
+"""What a remembered text takes besides its characters and tokens, about."""
 
 ELSEWHERE = Answer(torch.zeros(0))
 """Remembered in place of an answer that the client has."""
@@ -73,7 +79,7 @@ class TextEncoder:
         rotary = bool(getattr(config, "rope_parameters", None))
         self._positions = None if rotary and not as_trained else _position_limit(config)
         self._max_prompt_tokens = max_prompt_tokens
-        self._known: Memory[str, Tokens] = Memory(REMEMBERED_TEXTS)
+        self._known: Memory[str, Tokens] = Memory(REMEMBERED_TEXTS_BYTES, _bytes_of)
         self._numbers: dict[int, int] = {}
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
@@ -129,6 +135,10 @@ class TextEncoder:
             raise RequestError(
                 f"{which} has {length} tokens{more}; the model has {self._positions} positions"
             )
+
+
+def _bytes_of(text: str, tokens: Tokens) -> int:
+    return _TEXT_BYTES + len(text) + 8 * len(tokens)
 
 
 def beginning(tokenizer: Any, which: str) -> int:

@@ -5,7 +5,7 @@ modules. And a bounded memory of answers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, SimpleNamespace
@@ -180,11 +180,18 @@ def _stamp(tensor: Tensor) -> Hashable:
 
 
 class Memory(Generic[K, V]):
-    """Remembers at most ``size`` values, 0 none; the least recently used one is forgotten first."""
+    """Remembers values of at most ``size`` together, 0 none; the least recently used one is
+    forgotten first.
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    Args:
+        size: Of all of them.
+        size_of: Of one; None means that each counts 1.
+    """
+
+    def __init__(self, size: int, size_of: Callable[[K, V], int] | None = None) -> None:
+        self._size, self._size_of = size, size_of
         self._values: OrderedDict[K, V] = OrderedDict()
+        self._held = 0
 
     def __len__(self) -> int:
         return len(self._values)
@@ -196,11 +203,19 @@ class Memory(Generic[K, V]):
         return value
 
     def put(self, key: K, value: V) -> None:
-        if self._size:
-            self._values[key] = value
-            self._values.move_to_end(key)
-            if len(self._values) > self._size:
-                self._values.popitem(last=False)
+        if (before := self._values.pop(key, None)) is not None:
+            self._held -= self._size_in(key, before)
+        own = self._size_in(key, value)
+        if own > self._size:  # it would drive out all the others
+            return
+        self._values[key] = value
+        self._held += own
+        while self._held > self._size:
+            self._held -= self._size_in(*self._values.popitem(last=False))
 
     def clear(self) -> None:
         self._values.clear()
+        self._held = 0
+
+    def _size_in(self, key: K, value: V) -> int:
+        return 1 if self._size_of is None else self._size_of(key, value)

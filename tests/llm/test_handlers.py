@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lamorel_ext.errors import RemoteError, RequestError
+from lamorel_ext.llm import handlers
 from lamorel_ext.llm.handlers import RequestHandler
 from lamorel_ext.llm.server import Server
 from lamorel_ext.llm.serving import Hosted, in_process
@@ -282,6 +283,30 @@ def test_a_server_begins_only_when_it_serves_and_returns_when_the_clients_are_do
     assert listener.answers == [] and not hasattr(updater, "_host")
     server.serve()
     assert [type(answer) for answer in listener.answers] == [InfoResult, Failure, Done, Done]
+
+
+def test_a_server_tidies_behind_an_answer_after_so_many_seconds_of_updates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handlers, "_timed", lambda stats, _: {**stats, "seconds": 3.0})
+    indices, data = torch.tensor([0]), {"signals": torch.ones(1)}
+    update = UpdateRequest("sum", ("p",), (ACTIONS,), indices, 1, data)
+    unknown = UpdateRequest("none", ("p",), (ACTIONS,), indices, 1, data)
+    score = ScoreRequest(("p",), (ACTIONS,))
+    listener = ListListener(update, score, score, unknown, update, update, score)
+    group, seen = make_thread_groups(1)[0], listener.answers
+
+    def tidy() -> None:
+        seen.append(Done())
+
+    server = Server(
+        FakeHost(), {"sum": SumUpdater()}, listener, group, Peer(1, "llm server 0"), tidy=tidy
+    )
+    server.serve()
+    assert [type(answer) for answer in seen] == [
+        UpdateResult, ScoreResult, ScoreResult, Failure, UpdateResult, Done, UpdateResult,
+        ScoreResult,
+    ]  # fmt: skip
 
 
 class BrokenGroup:

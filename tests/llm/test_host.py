@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.errors import RequestError
+from lamorel_ext.llm import answers
 from lamorel_ext.llm.answers import TextEncoder
 from lamorel_ext.llm.module_functions import BaseModuleFunction, ValueHead
+from lamorel_ext.llm.state import Memory
 from tests.llm.tiny_models import (
     ACTIONS,
     PROMPTS,
@@ -210,6 +212,33 @@ def test_remembered_texts_share_their_numbers() -> None:
     encoder = TextEncoder(make_tokenizer(words), make_t5().config)
     (first,), (second,) = encoder.encode([words[-1]]), encoder.encode([f"{words[0]} {words[-1]}"])
     assert first[0] > 256 and first[0] is second[1]
+
+
+def test_remembered_texts_take_no_more_than_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "REMEMBERED_TEXTS_BYTES", 3000)
+    encoder = TextEncoder(make_tokenizer(), make_t5().config)
+    texts = [f"You see {number} doors, and {number} keys" for number in range(20)]
+    told = encoder.encode(texts)
+    sizes = [250 + len(own) + 8 * len(tokens) for own, tokens in zip(texts, told, strict=True)]
+    last = [sum(sizes[-number:]) for number in range(20)]
+    fit = max(number for number, size in enumerate(last) if size <= 3000)
+    assert 2 < fit < 19 and len(encoder._known) == fit
+    assert [encoder._known.get(own) for own in texts[-fit:]] == told[-fit:]
+    assert encoder.encode(texts) == told
+
+
+def test_a_memory_counts_what_is_put_in_again_once_and_what_is_too_large_not_at_all() -> None:
+    memory: Memory[str, str] = Memory(10, lambda key, value: len(value))
+    for key, value in [("a", "1234"), ("b", "12"), ("a", "123456"), ("c", "12")]:
+        memory.put(key, value)
+    assert [memory.get(key) for key in "abc"] == ["123456", "12", "12"]
+    memory.put("d", "1")  # a is the least recently used one
+    assert [memory.get(key) for key in "abcd"] == [None, "12", "12", "1"]
+    memory.put("b", "12345678901")
+    assert [memory.get(key) for key in "bcd"] == [None, "12", "1"]
+    memory.clear()
+    memory.put("f", "1234567890")
+    assert memory.get("f") == "1234567890"
 
 
 def test_with_gradients_nothing_comes_from_memory() -> None:
