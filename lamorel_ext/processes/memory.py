@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
@@ -16,8 +16,9 @@ MEMORY_OF_SERVER, MEMORY_OF_RANK = f"{MEMORY}_server_", f"{MEMORY}_rank_"
 """Before the number, where several are told together."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of glibc's ``malloc.h``."""
+_SHARED = ((_M_ARENA_MAX, 1),)  # what one thread frees another one takes
 _KEPT = (
-    (_M_ARENA_MAX, 1),  # what one thread frees another one takes
+    *_SHARED,
     (_M_MMAP_THRESHOLD, 2**25),  # the most that glibc allows
     (_M_TRIM_THRESHOLD, -1),
 )
@@ -50,13 +51,25 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     Returns:
         Whether it was done; only glibc can.
     """
-    tunables = environment.get("GLIBC_TUNABLES", "").split(":")
-    if any(name.startswith(_ASKED_FOR) for name in (*environment, *tunables)):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(name, value) for name, value in _KEPT)
+    return _tell_malloc(_KEPT, environment)
+
+
+def share_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """Let the threads of this process take what another one has freed; as ``keep_freed_memory``.
+
+    By itself glibc gives each connection's thread room of its own, which grows now and then.
+    """
+    return _tell_malloc(_SHARED, environment)
 
 
 def return_freed_memory() -> None:
     """Return to the system what this process has freed; only after ``keep_freed_memory``."""
     ctypes.CDLL(None).malloc_trim(0)
+
+
+def _tell_malloc(options: Iterable[tuple[int, int]], environment: Mapping[str, str]) -> bool:
+    tunables = environment.get("GLIBC_TUNABLES", "").split(":")
+    if any(name.startswith(_ASKED_FOR) for name in (*environment, *tunables)):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(name, value) for name, value in options)
