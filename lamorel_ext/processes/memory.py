@@ -16,9 +16,12 @@ MEMORY_OF_SERVER, MEMORY_OF_RANK = f"{MEMORY}_server_", f"{MEMORY}_rank_"
 """Before the number, where several are told together."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of glibc's ``malloc.h``."""
-_ONE_ARENA = (_M_ARENA_MAX, 1)  # what one thread frees another one takes
-_KEPT = (_ONE_ARENA, (_M_MMAP_THRESHOLD, 2**25), (_M_TRIM_THRESHOLD, -1))  # 2**25 is glibc's most
-_STEADY = (_ONE_ARENA, (_M_MMAP_THRESHOLD, 2**22), (_M_TRIM_THRESHOLD, 2**23))
+_SHARED = ((_M_ARENA_MAX, 1),)  # what one thread frees another one takes
+_KEPT = (
+    *_SHARED,
+    (_M_MMAP_THRESHOLD, 2**25),  # the most that glibc allows
+    (_M_TRIM_THRESHOLD, -1),
+)
 _ASKED_FOR = ("MALLOC_", "glibc.malloc.")
 """What the names of variables, and of tunables in ``GLIBC_TUNABLES``, begin with."""
 
@@ -51,14 +54,12 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     return _tell_malloc(_KEPT, environment)
 
 
-def return_large_memory(environment: Mapping[str, str] = os.environ) -> bool:
-    """Let this process return what takes more than 4 MiB as soon as it is freed; as
-    ``keep_freed_memory``.
+def share_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """Let the threads of this process take what another one has freed; as ``keep_freed_memory``.
 
-    By itself glibc keeps room for the largest message so far from the second such one on, and gives
-    each connection's thread room of its own: memory that grows now and then.
+    By itself glibc gives each connection's thread room of its own, which grows now and then.
     """
-    return _tell_malloc(_STEADY, environment)
+    return _tell_malloc(_SHARED, environment)
 
 
 def return_freed_memory() -> None:

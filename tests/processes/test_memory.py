@@ -9,7 +9,7 @@ import pytest
 
 from lamorel_ext.config import LamorelArgs
 from lamorel_ext.llm import serving
-from lamorel_ext.processes.memory import keep_freed_memory, return_large_memory
+from lamorel_ext.processes.memory import keep_freed_memory, share_freed_memory
 
 glibc = pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc is told what to keep"
@@ -87,8 +87,8 @@ def test_tunables_of_the_processor_are_none_of_malloc(monkeypatch: pytest.Monkey
     assert keep_freed_memory({"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2"})
     assert asked == {-8: 1, -3: 2**25, -1: -1}  # as malloc.h of glibc has them
     asked.clear()
-    assert return_large_memory({}) and asked == {-8: 1, -3: 2**22, -1: 2**23}
-    assert not return_large_memory({"MALLOC_ARENA_MAX": "2"})
+    assert share_freed_memory({}) and asked == {-8: 1}
+    assert not share_freed_memory({"MALLOC_ARENA_MAX": "2"})
 
 
 def test_a_server_of_a_launch_keeps_what_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
