@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lamorel_ext.config import Config, LamorelArgs, Plug
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.portable import hold_portable
-from lamorel_ext.processes.memory import share_freed_memory
+from lamorel_ext.processes.memory import keep_freed_memory
 from lamorel_ext.rpc.topology import Placement, Role
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run_as_ranked(
     role = launched_role(args)
     if role is not None and not role.is_server:
         use_threads(config.run.num_threads)
-        share_freed_memory()
+        keep_freed_memory()
         with connect(args) as caller:
             return client(caller) if every_client or role.index == 0 else 0
     from lamorel_ext.llm.serving import in_process, serve  # never in a client, as below

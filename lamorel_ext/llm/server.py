@@ -5,10 +5,11 @@ clients together.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lamorel_ext.llm.handlers import Host, RequestHandler, Updater
+from lamorel_ext.processes.memory import return_freed_memory
 from lamorel_ext.rpc.groups import LockstepGroup
 from lamorel_ext.rpc.link import VERDICT_S, Peer
 from lamorel_ext.rpc.tcp_listener import Call, TcpListener
@@ -66,7 +67,6 @@ class Server:
         me: Global rank and role of this process.
         merging: Which requests are answered together; none where nothing is said.
         one_model: See ``RequestHandler``.
-        tidy: Returns memory that updates have used; None where nothing is to be done.
     """
 
     def __init__(
@@ -78,11 +78,10 @@ class Server:
         me: Peer,
         merging: Merging = ALONE,
         one_model: bool = False,
-        tidy: Callable[[], None] | None = None,
     ) -> None:
         self._listener, self._group = listener, LockstepGroup(group)
         self._merging = merging
-        self._tidy, self._untidy_s = tidy, 0.0
+        self._untidy_s = 0.0
         self._desk = RequestHandler(
             host, dict(updaters), self._group, me.rank, me.role, one_model=one_model
         )
@@ -109,11 +108,11 @@ class Server:
         """Once the client has its answer: memory goes with the largest update that ever was, else,
         and with the longest prompts that happened to come together in one.
         """
-        if self._tidy is None or not isinstance(answer, UpdateResult):
+        if not isinstance(answer, UpdateResult):
             return
         self._untidy_s += answer.stats["seconds"]
         if self._untidy_s >= TIDY_AFTER_S:
-            self._tidy()
+            return_freed_memory()
             self._untidy_s = 0.0
 
     def _answered(self, call: Call) -> list[tuple[Call, Answer]]:

@@ -13,7 +13,7 @@ from lamorel_ext.errors import ConfigError, PeerDiedError, RemoteError
 from lamorel_ext.llm.handlers import Host, RequestHandler, Updater
 from lamorel_ext.llm.server import ALONE, Merging, Server
 from lamorel_ext.processes import stopping
-from lamorel_ext.processes.memory import keep_freed_memory, return_freed_memory
+from lamorel_ext.processes.memory import keep_freed_memory
 from lamorel_ext.processes.presence import met
 from lamorel_ext.processes.secret import secret_of_environment
 from lamorel_ext.rpc.caller import Caller
@@ -56,7 +56,7 @@ def serve(
     if not launch.role.is_server:
         raise ConfigError(f"rank {launch.rank} is {launch.role}; only an LLM server serves")
     # Before the threads of the connections get memory of their own.
-    tidy = return_freed_memory if keep_freed_memory() else None
+    keep_freed_memory()
     setup = args.distributed_setup_args
     me = peer_of(launch.rank, setup)
     token = secret_of_environment(launch.one_machine)
@@ -70,7 +70,7 @@ def serve(
         # A client must be able to save first: this server ends when the clients have taken leave.
         with stopping.deferring(listener.ask_clients_to_stop, follows=True):
             placement = replace(_placement(launch.rank, args), model_group=launch.model_group)
-            _host_and_serve(args, build, placement, listener, me, group or _group(launch), tidy)
+            _host_and_serve(args, build, placement, listener, me, group or _group(launch))
             listener.close()
             stopping.settled()
     except (PeerDiedError, RemoteError) as error:
@@ -92,7 +92,6 @@ def _host_and_serve(
     listener: TcpListener,
     me: Peer,
     group: ServerGroup,
-    tidy: Callable[[], None] | None,
 ) -> None:
     if placement.gpus:
         # Pinned memory, kernels compiled on the way and NCCL go by the current device: or every
@@ -106,7 +105,7 @@ def _host_and_serve(
     torch.manual_seed(args.llm_args.seed + (0 if together else group.rank))
     # What waits at the same time differs from rank to rank: those of one model read one by one.
     merging = ALONE if together else Merging(setup.merge_prompts, setup.merge_wait_s)
-    Server(hosted.host, hosted.updaters, listener, group, me, merging, together, tidy).serve()
+    Server(hosted.host, hosted.updaters, listener, group, me, merging, together).serve()
 
 
 def in_process(hosted: Sequence[Hosted], shards: Shards = "contiguous") -> Caller:

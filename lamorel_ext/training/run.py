@@ -30,7 +30,7 @@ from lamorel_ext.methods.base import Method, MethodSetting, make_method
 from lamorel_ext.methods.feedback.credit import make_credit
 from lamorel_ext.methods.feedback.edge import FeedbackEdge
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
-from lamorel_ext.processes.memory import resident_mib
+from lamorel_ext.processes.memory import resident_mib, return_freed_memory
 from lamorel_ext.prompts import PLAIN
 from lamorel_ext.randomness import Draws, make_rng, restore_rng_states, rng_states
 from lamorel_ext.rpc.clients import Clients
@@ -355,6 +355,7 @@ class TrainingRun:
         clients = self._clients
         if not clients.lead(lambda: self.finished or self._meter.due):
             return None
+        return_freed_memory()  # or a client holds what the largest rollout so far took
         memory = clients.share(resident_mib)
         told = None if self.llm is None else self.llm.info()
         return self._meter.sample(self.counters(), memory_of_ranks(memory, told))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lamorel_ext.errors import RemoteError, RequestError
-from lamorel_ext.llm import handlers
+from lamorel_ext.llm import handlers, server
 from lamorel_ext.llm.handlers import RequestHandler
 from lamorel_ext.llm.server import Server
 from lamorel_ext.llm.serving import Hosted, in_process
@@ -299,10 +299,9 @@ def test_a_server_tidies_behind_an_answer_after_so_many_seconds_of_updates(
     def tidy() -> None:
         seen.append(Done())
 
-    server = Server(
-        FakeHost(), {"sum": SumUpdater()}, listener, group, Peer(1, "llm server 0"), tidy=tidy
-    )
-    server.serve()
+    monkeypatch.setattr(server, "return_freed_memory", tidy)
+    me = Peer(1, "llm server 0")
+    Server(FakeHost(), {"sum": SumUpdater()}, listener, group, me).serve()
     assert [type(answer) for answer in seen] == [
         UpdateResult, ScoreResult, ScoreResult, Failure, UpdateResult, Done, UpdateResult,
         ScoreResult,

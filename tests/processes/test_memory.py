@@ -9,7 +9,8 @@ import pytest
 
 from lamorel_ext.config import LamorelArgs
 from lamorel_ext.llm import serving
-from lamorel_ext.processes.memory import keep_freed_memory, share_freed_memory
+from lamorel_ext.processes import memory
+from lamorel_ext.processes.memory import keep_freed_memory, return_freed_memory
 
 glibc = pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc is told what to keep"
@@ -69,15 +70,18 @@ def test_an_environment_that_says_how_malloc_works_is_obeyed(
 ) -> None:
     monkeypatch.setattr(ctypes, "CDLL", None)  # nothing is asked
     assert keep_freed_memory(environment) is False
+    return_freed_memory()
 
 
 def test_where_the_library_is_not_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     assert keep_freed_memory({}) is False
+    return_freed_memory()
 
 
 def test_tunables_of_the_processor_are_none_of_malloc(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
+    monkeypatch.setattr(memory, "_keeps", False)  # as it was, afterwards
 
     def mallopt(name: int, value: int) -> int:
         asked[name] = value
@@ -86,9 +90,6 @@ def test_tunables_of_the_processor_are_none_of_malloc(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
     assert keep_freed_memory({"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2"})
     assert asked == {-8: 1, -3: 2**25, -1: -1}  # as malloc.h of glibc has them
-    asked.clear()
-    assert share_freed_memory({}) and asked == {-8: 1}
-    assert not share_freed_memory({"MALLOC_ARENA_MAX": "2"})
 
 
 def test_a_server_of_a_launch_keeps_what_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from lamorel_ext.agents.metering import Phases
 from lamorel_ext.config import Plug, Plugs
+from lamorel_ext.training import run as training_run
 from lamorel_ext.training.building import make_env
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.recorder import Checkpoint
@@ -426,11 +427,15 @@ def test_clients_stand_before_servers_in_the_memory_of_ranks():
 
 @pytest.mark.parametrize("arm", ["teacher_feedback", "student_alone", "bot"])
 def test_samples_change_no_curve(tmp_path, arm, monkeypatch):
+    told = []
+    monkeypatch.setattr(training_run, "return_freed_memory", lambda: told.append("returned"))
+    monkeypatch.setattr(training_run, "resident_mib", lambda: told.append("read") or 11.0)
     _, watched, _ = run(tmp_path, **ARMS[arm])
+    assert told == ["returned", "read"] * len(watched.samples)
     monkeypatch.setattr(TrainingRun, "system_sample", lambda self: None)
     assert without_seconds(watched.rows) == without_seconds(run(tmp_path, **ARMS[arm])[1].rows)
     last = watched.samples[-1]
     assert last["env_steps"] == watched.rows[-1]["env_steps"]
     phases = sum(value for name, value in last.items() if name.startswith("seconds_"))
-    assert 0 < phases <= last["seconds"] and last["memory_mib_rank_0"] > 10
+    assert 0 < phases <= last["seconds"] and last["memory_mib_rank_0"] == 11
     assert ("tokens_per_s" in last) == (arm == "teacher_feedback")
