@@ -101,10 +101,8 @@ def whole_as(part: Tensor, tensor: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool, tensors: Sequence[Tensor]) -> bool:
-    """Whether it is so on any of the ranks that hold these; here, where none is divided."""
-    divided = next((tensor for tensor in tensors if is_divided(tensor)), None)
-    if divided is None:
-        return flag
+    """Whether it is so on any of the ranks that hold these, one of which is divided."""
+    divided = next(tensor for tensor in tensors if is_divided(tensor))
     return bool(_summed(torch.tensor(float(flag), device=divided.device), divided) > 0)
 
 
@@ -115,13 +113,11 @@ def gradient_norm(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> 
     their mean over the ranks, so that these parameters stay the same to the last bit.
 
     Args:
-        parameters: Divided or not.
+        parameters: At least one of them divided.
         gradients: One for each, this rank's part of it.
     """
     pairs = list(zip(parameters, gradients, strict=True))
     parts = [gradient for parameter, gradient in pairs if is_divided(parameter)]
-    if not parts:
-        return get_total_norm(list(gradients))
     divided = next(parameter for parameter in parameters if is_divided(parameter))
     wholes = [gradient for parameter, gradient in pairs if not is_divided(parameter)]
     for gradient in wholes:

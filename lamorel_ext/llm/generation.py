@@ -5,10 +5,10 @@ out.
 from __future__ import annotations
 
 import inspect
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from lamorel_ext.errors import RequestError
-from lamorel_ext.llm.answers import TextEncoder
+from lamorel_ext.llm.answers import TextEncoder, merge
 from lamorel_ext.llm.devices import seeded
 from lamorel_ext.llm.fsdp import model_is_divided
 from lamorel_ext.llm.scoring.candidate_tree import Tokens
@@ -139,7 +139,7 @@ class Generator:
         places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         padded = self._model.config.is_encoder_decoder or takes_left_padding(self._model)
         found: dict[int, list[Tokens]] = {}
-        for _, same in groupby(
+        for _, same in itertools.groupby(
             places, lambda at: bool(prompts[at]) if padded else len(prompts[at])
         ):
             group = list(same)
@@ -199,24 +199,11 @@ class Generator:
         """``(total_tokens,)`` log-probabilities, sequence after sequence, and the positions
         computed.
         """
-        merged: dict[Tokens, dict[Tokens, None]] = {}
-        for prompt, own in zip(prompts, generated, strict=True):
-            merged.setdefault(prompt, {}).update(dict.fromkeys(own))
-        scores = self._scorer.score(
-            list(merged), [tuple(own) for own in merged.values()], per_token=True
-        )
-        values = scores.log_probs.cpu()
-        row = {
-            (prompt, sequence): i
-            for i, (prompt, sequence) in enumerate(
-                (prompt, one) for prompt, own in merged.items() for one in own
-            )
-        }
-        parts = [
-            values[row[prompt, one], : len(one)]
-            for prompt, own in zip(prompts, generated, strict=True)
-            for one in own
-        ]
+        asked = merge(list(prompts), [tuple(own) for own in generated])
+        scores = self._scorer.score(*asked.distinct, per_token=True)
+        rows = scores.log_probs.cpu()[asked.score_rows]
+        sequences = itertools.chain(*generated)
+        parts = [row[: len(one)] for row, one in zip(rows, sequences, strict=True)]
         return torch.cat([torch.zeros(0, dtype=self._scorer.dtype), *parts]), scores.num_tokens
 
 

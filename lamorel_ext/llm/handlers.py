@@ -102,7 +102,7 @@ class Updater(Protocol):
 
 @dataclass
 class RequestHandler:
-    """Where one server works.
+    """Answers the requests of one server.
 
     Attributes:
         host: The language model.

@@ -561,6 +561,9 @@ class ModelHost(nn.Module):
         A divided model takes them for so long: a second one would need its room once more. So does
         one with hooks or parts of somebody else's: a copy's might still look at the model.
         """
+        if self._reference is not None:
+            yield self._reference
+            return
         self._initial.check(self.model, self._start)
         if self._divided:
             present = {
@@ -577,8 +580,7 @@ class ModelHost(nn.Module):
             with self._at_start():
                 yield self._answerer
             return
-        if self._reference is None:
-            self._reference = self._make_answerer(self._frozen_copy())
+        self._reference = self._make_answerer(self._frozen_copy())
         yield self._reference
 
     @contextmanager

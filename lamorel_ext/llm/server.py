@@ -82,7 +82,7 @@ class Server:
         self._listener, self._group = listener, LockstepGroup(group)
         self._merging = merging
         self._untidy_s = 0.0
-        self._desk = RequestHandler(
+        self._handler = RequestHandler(
             host, dict(updaters), self._group, me.rank, me.role, one_model=one_model
         )
 
@@ -95,7 +95,7 @@ class Server:
             RpcError: A client or another server is gone.
             Exception: The servers cannot talk to each other any more.
         """
-        self._desk.open()
+        self._handler.open()
         while (call := self._listener.get()) is not None:
             for each, answer in self._answered(call):
                 each.answer(answer)
@@ -118,13 +118,13 @@ class Server:
     def _answered(self, call: Call) -> list[tuple[Call, Answer]]:
         """A call with its answer, and those of other clients that were answered with it."""
         if not isinstance(call.request, ScoreRequest):
-            return [(call, self._desk.handle(call.request))]
+            return [(call, self._handler.handle(call.request))]
         calls = [call]
-        if self._desk.together is not None and self._merging.may_begin(call.request):
+        if self._handler.together is not None and self._merging.may_begin(call.request):
             calls += self._listener.get_behind(call, self._merging.joins, self._merging.wait_s)
         begin = time.perf_counter()
         requests = [each.request for each in calls if isinstance(each.request, ScoreRequest)]
-        answers = self._desk.handle_together(requests)
+        answers = self._handler.handle_together(requests)
         return [
             (each, _queued(answer, begin - each.arrived))
             for each, answer in zip(calls, answers, strict=True)

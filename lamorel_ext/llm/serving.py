@@ -117,7 +117,7 @@ def in_process(hosted: Sequence[Hosted], shards: Shards = "contiguous") -> Calle
         shards: See ``Caller``.
     """
     random_state = threading.Lock()
-    desks = [
+    handlers = [
         RequestHandler(
             each.host,
             dict(each.updaters),
@@ -128,9 +128,9 @@ def in_process(hosted: Sequence[Hosted], shards: Shards = "contiguous") -> Calle
         )
         for each, group in zip(hosted, make_thread_groups(len(hosted)), strict=True)
     ]
-    for handler in desks:
+    for handler in handlers:
         handler.open()
-    return Caller(InProcessTransport([handler.handle for handler in desks]), shards=shards)
+    return Caller(InProcessTransport([handler.handle for handler in handlers]), shards=shards)
 
 
 def _placement(rank: int, args: LamorelArgs) -> Placement:

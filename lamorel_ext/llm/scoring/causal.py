@@ -8,7 +8,7 @@ minibatch begin with is computed once and kept as keys and values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lamorel_ext.llm.devices import put, put_integers
 from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens, TreeBatch, batch_trees
-from lamorel_ext.llm.scoring.packing import make_packing, row_budget
+from lamorel_ext.llm.scoring.packing import cut_rows, make_packing
 from lamorel_ext.llm.scoring.plain import rope_limit
 from lamorel_ext.llm.scoring.scorer import Reading
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits, edge_log_probs
@@ -91,11 +91,13 @@ class CausalEngine:
         shared = self._shared(prompts, rounds)
         past = self._read_shared(prompts[0][:shared]) if shared else None
         head = partial(compute_logits, self._model.get_output_embeddings())
+        lengths = [len(prompt) - shared for prompt in prompts]
         edges: list[Tensor] = []
         states: list[Tensor] = []
         for number, trees in enumerate(rounds):
             pieces = []
-            for chunk in _chunks(prompts, trees, shared, row_budget(self._device)):
+            widths = [tree.num_nodes for tree in trees]
+            for chunk in cut_rows(lengths, widths, self._device):
                 batch = batch_trees(trees[chunk], self._device)
                 nodes = self._read_chunk(
                     [prompt[shared:] for prompt in prompts[chunk]], batch, past, shared
@@ -208,16 +210,3 @@ def _shared_length(prompts: Sequence[Tokens]) -> int:
     first, last = min(prompts), max(prompts)
     most = min(len(prompt) for prompt in prompts) - 1
     return next((i for i in range(most) if first[i] != last[i]), most)
-
-
-def _chunks(
-    prompts: Sequence[Tokens], trees: Sequence[CandidateTree], shared: int, budget: int
-) -> Iterator[slice]:
-    """Neighbours, as many as fit into ``budget`` padded positions, at least one."""
-    start, widest = 0, 0
-    for stop, tree in enumerate(trees):
-        widest = max(widest, tree.num_nodes)
-        if stop > start and (stop + 1 - start) * (len(prompts[stop]) - shared + widest) > budget:
-            yield slice(start, stop)
-            start, widest = stop, tree.num_nodes
-    yield slice(start, len(prompts))

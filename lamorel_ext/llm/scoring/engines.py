@@ -15,8 +15,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lamorel_ext.llm.fsdp import model_is_divided, own_class
-from lamorel_ext.llm.scoring.any_model import PlainEngine
 from lamorel_ext.llm.scoring.causal import MASKED, CausalEngine, takes_trees
+from lamorel_ext.llm.scoring.plain import PlainEngine
 from lamorel_ext.llm.scoring.scorer import Engine
 from lamorel_ext.llm.scoring.t5_forward import CALLED, T5Engine, has_its_parts, is_t5
 from lamorel_ext.llm.state import GIVEN, HOOKS

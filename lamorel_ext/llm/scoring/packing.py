@@ -7,7 +7,7 @@ sequences lie one after the other. Attention sees them padded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,28 @@ costs more than the cache saves.
 GPU_ROWS = 65_536
 
 
-def row_budget(device: torch.device) -> int:
-    """Padded positions worked on at a time."""
-    if device.type != "cpu":
-        return GPU_ROWS
-    return (TRAINING_ROWS if torch.is_grad_enabled() else CPU_ROWS) * torch.get_num_threads()
+def cut_rows(
+    lengths: Sequence[int], behind: Sequence[int], device: torch.device
+) -> Iterator[slice]:
+    """Neighbours among sequences, as many as fit into the padded positions that are worked on at a
+    time, at least one.
+
+    Args:
+        lengths: Of at least one sequence, ascending.
+        behind: Positions behind each, padded to a width of their own.
+        device: Where they are worked on.
+    """
+    budget = GPU_ROWS
+    if device.type == "cpu":
+        rows = TRAINING_ROWS if torch.is_grad_enabled() else CPU_ROWS
+        budget = rows * torch.get_num_threads()
+    start, widest = 0, 0
+    for stop, (length, more) in enumerate(zip(lengths, behind, strict=True)):
+        widest = max(widest, more)
+        if stop > start and (stop + 1 - start) * (length + widest) > budget:
+            yield slice(start, stop)
+            start, widest = stop, more
+    yield slice(start, len(lengths))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ computing anything twice.
 
 Within a call every distinct prompt is read once, and the candidates that follow it are merged into
 one prefix tree. How a model reads prompts and trees is an engine's business (``t5_forward``,
-``causal``, ``any_model``).
+``causal``, ``plain``).
 """
 
 from __future__ import annotations
@@ -136,9 +136,10 @@ class Scorer:
         for unit in sorted(units, key=lambda unit: unit.index):
             own = [*itertools.chain(*places[unit.index])]
             order += own if len(unit.trees) == 1 else [own[k] for k in unit.order]
+        read = sorted(range(len(units)), key=lambda place: units[place].index)
         return Scores(
             self._in_order(values, order),
-            _unsort(states, units) if with_states else None,
+            self._in_order(states, read) if states else None,
             num_tokens,
         )
 
@@ -256,13 +257,3 @@ def _grow(
         for start in range(0, len(ordered), at_most)
     )
     return trees, tuple(sorted(range(len(ordered)), key=lambda place: ordered[place]))
-
-
-def _unsort(states: Sequence[Tensor], units: Sequence[_Unit]) -> Tensor | None:
-    if not states:
-        return None
-    flat, order = (
-        torch.cat(list(states)),
-        sorted(range(len(units)), key=lambda place: units[place].index),
-    )
-    return flat if order == list(range(len(order))) else flat[put_integers(order, flat.device)]

@@ -34,7 +34,7 @@ from lamorel_ext.llm.scoring.candidate_tree import (
     TreeBatch,
     batch_trees,
 )
-from lamorel_ext.llm.scoring.packing import Packing, make_packing, row_budget
+from lamorel_ext.llm.scoring.packing import Packing, cut_rows, make_packing
 from lamorel_ext.llm.scoring.scorer import Reading
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits, edge_log_probs
 
@@ -186,8 +186,8 @@ class T5Forward:
             first = _home(stack.block[0])
             bias = _Bias(stack, bidirectional=True).toeplitz(len(texts[-1]), first)
             states += [
-                self._encode_chunk(stack, chunk, bias, words)
-                for chunk in _chunks(texts, row_budget(device))
+                self._encode_chunk(stack, texts[chunk], bias, words)
+                for chunk in cut_rows([len(text) for text in texts], [0] * len(texts), device)
             ]
         return torch.cat(states), make_packing([max(1, len(prompt)) for prompt in prompts], device)
 
@@ -512,15 +512,3 @@ def _plus(x: Tensor, y: Tensor) -> Tensor:
 
 def _times(x: Tensor, y: Tensor) -> Tensor:
     return x * y if torch.is_grad_enabled() or x.dtype != y.dtype else x.mul_(y)
-
-
-def _chunks(prompts: Sequence[tuple[int, ...]], budget: int) -> list[list[tuple[int, ...]]]:
-    """Prompts in order of length, as many at a time as fit into ``budget`` padded positions, at
-    least one.
-    """
-    chunks: list[list[tuple[int, ...]]] = [[]]
-    for prompt in prompts:
-        if chunks[-1] and (len(chunks[-1]) + 1) * len(prompt) > budget:
-            chunks.append([])
-        chunks[-1].append(prompt)
-    return chunks

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.utils import clip_grads_with_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.adam import adam
 
 from lamorel_ext.finite import not_finite, sizes
-from lamorel_ext.llm.fsdp import any_rank, gradient_norm, own_part, part_of, whole_as
+from lamorel_ext.llm.fsdp import any_rank, gradient_norm, is_divided, own_part, part_of, whole_as
 from lamorel_ext.types import ServerGroup
 
 FULL_PRECISION = (torch.float32, torch.float64)
@@ -132,6 +132,7 @@ class GradientStepper:
         self.names = [name for name, _ in named_parameters]
         self.parameters = [parameter for _, parameter in named_parameters]
         self._group = group
+        self._divided = any(map(is_divided, self.parameters))
         self._parts = [own_part(parameter) for parameter in self.parameters]
         self._held: list[Tensor] = [
             part if part.dtype in FULL_PRECISION else part.detach().float() for part in self._parts
@@ -185,7 +186,9 @@ class GradientStepper:
             *gradients, sums = sum_over_servers([*gradients, sums], self._group, dtype)
         for place, held in enumerate(self._held):
             held.grad = gradients[place] = gradients[place].to(held.device, held.dtype)
-        return gradient_norm(self.parameters, gradients), sums
+        if self._divided:
+            return gradient_norm(self.parameters, gradients), sums
+        return get_total_norm(gradients), sums
 
     @torch.no_grad()
     def step(self, norm: Tensor, lr: float, eps: float, max_norm: float) -> None:
@@ -210,9 +213,9 @@ class GradientStepper:
         """
         weights = dict(zip(self.names, self._parts, strict=True))
         found = not_finite(weights) or not_finite(self.state())
-        if any_rank(bool(found), self.parameters):
+        if self._divided and any_rank(bool(found), self.parameters):
             return found or "a weight of which another rank holds a part is not finite"
-        return ""
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """Adam's moments, and the float32 copies, by ``kind/parameter name``; empty before the
