@@ -7,6 +7,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 from lamorel_ext.errors import ConfigError, RequestError
@@ -273,7 +275,13 @@ class Caller:
         parts = split_evenly(len(batch["contexts"]), len(llm.servers))
         for server, part in zip(llm.servers, parts, strict=True):
             if len(part) or everywhere:
-                own = {name: values[part.start : part.stop] for name, values in batch.items()}
+                own: dict[str, Any] = {
+                    name: values[part.start : part.stop] for name, values in batch.items()
+                }
+                seed = shared.get("seed")
+                if method == "generate" and isinstance(seed, Integral):
+                    # With one seed everywhere a text in two parts would be continued alike.
+                    own["seed"] = seed + part.start
                 requests[server] = CallRequest(method, {**shared, **own})
         return [row for answer in self._caller.call(requests) for row in answer["rows"]]
 
@@ -345,4 +353,6 @@ def _serve(
         host = make_host(llm, devices, rank, updater, functions, initializer)
         return Hosted(host, {"lamorel": host})
 
-    serve(settings.args, build, group)
+    # In 0.3 each LLM has a seed, which what is drawn without another one follows.
+    llm_args = replace(settings.args.llm_args, seed=llm.args.seed)
+    serve(replace(settings.args, llm_args=llm_args), build, group)

@@ -100,12 +100,12 @@ def _together(model: Any, rows: Sequence[Sequence[int]]) -> list[list[int]]:
 def _tokens(model: Any, tokenizer: Any, contexts: Sequence[str], filler: int) -> list[list[int]]:
     """Of each context; what stands for an empty one in its place."""
     seq2seq = model.config.is_encoder_decoder
-    rows = [
-        list(tokenizer(str(context), add_special_tokens=False)["input_ids"]) for context in contexts
-    ]
-    for place, row in enumerate(rows):
-        if not row:
-            row.append(filler if seq2seq else beginning(tokenizer, f"contexts[{place}]"))
+    rows = []
+    for place, context in enumerate(contexts):
+        if not isinstance(context, str):
+            raise RequestError(f"contexts[{place}] is {context!r:.80}, expected a text")
+        row = list(tokenizer(context, add_special_tokens=False)["input_ids"])
+        rows.append(row or [filler if seq2seq else beginning(tokenizer, f"contexts[{place}]")])
     return rows
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import compress
+from itertools import accumulate, compress, pairwise
 from typing import Any
 
 import numpy as np
@@ -153,12 +153,9 @@ class LamorelModel(nn.Module):
             else:
                 columns = self._passes(functions, contexts, texts, options, kwargs)
         tidy(self.device, self._settings.args.parallelism)
-        starts = [0]
-        for own in texts:
-            starts.append(starts[-1] + len(own))
         return [
             {key: _rows(column, start, stop) for key, column in columns.items()}
-            for start, stop in zip(starts[:-1], starts[1:], strict=True)
+            for start, stop in pairwise(accumulate(map(len, texts), initial=0))
         ]
 
     # --- inside ----------------------------------------------------------------------------------
@@ -342,12 +339,8 @@ class LamorelModel(nn.Module):
         is outside of a text stands for padding.
         """
         width = max(len(each["input_ids"]) for each in texts)
-        rows = [self._padded(each, width) for each in texts]
         found = self._LLM_model(
-            input_ids=self._put([each["input_ids"] for each in rows]),
-            attention_mask=self._put([each["attention_mask"] for each in rows]),
-            output_hidden_states=with_states,
-            use_cache=False,
+            **self._batch(texts, width), output_hidden_states=with_states, use_cache=False
         )
 
         def at_places(values: Tensor) -> Tensor:
@@ -422,30 +415,27 @@ class LamorelModel(nn.Module):
         return inputs, rows
 
     def _context(self, context: Any, place: int) -> Sequences:
-        if not isinstance(context, str):
-            tokens = list(context)
-            if not all(isinstance(token, int) for token in tokens):
-                raise RequestError(
-                    f"contexts[{place}] is {context!r:.80}, expected a text or a list of tokens"
-                )
-        else:
+        if isinstance(context, str):
             tokens = list(self._LLM_tokenizer(context, add_special_tokens=False)["input_ids"])
+        elif isinstance(context, Sequence) and all(isinstance(token, int) for token in context):
+            tokens = list(context)
+        else:
+            raise RequestError(
+                f"contexts[{place}] is {context!r:.80}, expected a text or a list of tokens"
+            )
         if not tokens and self.model_type == "causal":
             tokens = [beginning(self._LLM_tokenizer, f"contexts[{place}]")]
         return _text(tokens or [self.pad_token])
 
     def _padded(self, sequence: Sequences, size: int, right: bool = True) -> Sequences:
         gap = size - len(sequence["input_ids"])
-        ids, mask = [self.pad_token] * gap, [0] * gap
-        if right:
-            return {
-                "input_ids": sequence["input_ids"] + ids,
-                "attention_mask": sequence["attention_mask"] + mask,
-            }
-        return {
-            "input_ids": ids + sequence["input_ids"],
-            "attention_mask": mask + sequence["attention_mask"],
-        }
+        padding = {"input_ids": [self.pad_token] * gap, "attention_mask": [0] * gap}
+        return _chain(sequence, padding) if right else _chain(padding, sequence)
+
+    def _batch(self, sequences: Sequence[Sequences], width: int) -> dict[str, Tensor]:
+        """As tensors ``(n, width)``."""
+        rows = [self._padded(each, width) for each in sequences]
+        return {name: self._put([each[name] for each in rows]) for name in rows[0]}
 
     def _read(self, inputs: Sequence[Sequences], options: _Options) -> Read:
         """What the model makes of the contexts, read once for all their candidates, in parts of the
@@ -479,12 +469,9 @@ class LamorelModel(nn.Module):
         if self.model_type == "seq2seq":
             start = _text([self._decoder_start])
             width = max(len(each["input_ids"]) for each in outputs) + 1
-            rows = [self._padded(_chain(start, each), width) for each in outputs]
-            minibatch: dict[str, Any] = {
-                "decoder_input_ids": self._put([each["input_ids"] for each in rows]),
-                "decoder_attention_mask": self._put([each["attention_mask"] for each in rows]),
-                "attention_mask": self._put([each["attention_mask"] for each in inputs]),
-            }
+            rows = self._batch([_chain(start, each) for each in outputs], width)
+            minibatch: dict[str, Any] = {f"decoder_{name}": ids for name, ids in rows.items()}
+            minibatch["attention_mask"] = self._put([each["attention_mask"] for each in inputs])
             if read is None:
                 minibatch["input_ids"] = self._put([each["input_ids"] for each in inputs])
             else:
@@ -503,26 +490,15 @@ class LamorelModel(nn.Module):
                         f" {width} tokens"
                     )
                 width = options.forced_sequence_len
-            rows = [self._padded(each, width) for each in whole]
-            return {
-                name: self._put([each[name] for each in rows])
-                for name in ("input_ids", "attention_mask")
-            }
+            return self._batch(whole, width)
         if options.forced_sequence_len is not None:
             raise RequestError(
                 "forced_sequence_len cannot be had with pre_encode_inputs: contexts are apart"
             )
         width = max(len(each["input_ids"]) for each in outputs)
-        rows = [self._padded(each, width) for each in outputs]
-        minibatch = {
-            "input_ids": self._put([each["input_ids"] for each in rows]),
-            "attention_mask": self._put(
-                [
-                    before["attention_mask"] + each["attention_mask"]
-                    for before, each in zip(inputs, rows, strict=True)
-                ]
-            ),
-        }
+        minibatch = self._batch(outputs, width)
+        before = self._put([each["attention_mask"] for each in inputs])
+        minibatch["attention_mask"] = torch.cat((before, minibatch["attention_mask"]), 1)
         if read:
             minibatch["past_key_values"] = _cache_of(read, self._put(owners))
         return minibatch
@@ -548,7 +524,8 @@ def _candidates(candidates: Sequence[Sequence[str]] | None, num_contexts: int) -
         )
     found = []
     for place, own in enumerate(candidates):
-        if isinstance(own, str) or not all(isinstance(text, str) for text in own):
+        listed = isinstance(own, Iterable) and not isinstance(own, str)
+        if not listed or not all(isinstance(text, str) for text in own):
             raise RequestError(f"candidates[{place}] is {own!r:.80}, expected a list of texts")
         found.append([str(text) for text in own] or [""])
     return found

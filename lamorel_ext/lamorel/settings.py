@@ -6,7 +6,7 @@ What is not needed here is accepted and named once, in one line.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -133,7 +133,10 @@ def read_settings(config: Any) -> Settings:
         raise ConfigError("lamorel_args: expected llm_args (Lamorel 0.2) or llm_configs (0.3)")
     read = _read_03 if new else _read_02
     args, llms = read(plain, config, problems, unused)
-    _check(args, llms, problems)
+    problems += out_of_bounds(args, "lamorel_args.")  # 0.2's LLM is among them
+    for llm in llms:
+        if llm.name:
+            problems += out_of_bounds(llm.args, f"lamorel_args.llm_configs.{llm.name}.")
     multinode = _multinode(plain, problems, unused) if new else None
     if problems:
         raise ConfigError(problems)
@@ -382,13 +385,6 @@ def _section(
         )
         section = {}
     return dict(section)
-
-
-def _check(args: LamorelArgs, llms: Sequence[LlmSettings], problems: list[str]) -> None:
-    problems += out_of_bounds(args, "lamorel_args.")  # 0.2's LLM is among them
-    for llm in llms:
-        if llm.name:
-            problems += out_of_bounds(llm.args, f"lamorel_args.llm_configs.{llm.name}.")
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 knows better.
 
 Each rank counts up a number of its own in the launch's store. Who waits for the others watches
-their
-numbers: a rank whose number stands still is given up and named with its machine. Where somebody
-knows that a rank is dead, because it shares the machine or started it, its word is in the store
-too.
+their numbers: a rank whose number stands still is given up and named with its machine. Where
+somebody knows that a rank is dead, because it shares the machine or started it, its word is in the
+store too.
 """
 
 from __future__ import annotations

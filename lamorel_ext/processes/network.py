@@ -27,7 +27,7 @@ def address_towards(target: str) -> str | None:
         with socket.socket(family, kind) as probe:
             probe.connect(address)
             return str(probe.getsockname()[0])
-    except OSError:
+    except (OSError, UnicodeError):
         return None
 
 
@@ -76,8 +76,9 @@ def why_nobody_meets_there(machine: int, address: str) -> str:
     """
     try:
         found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        return f"cannot be looked up on {socket.gethostname()}: {error.strerror or error}"
+    except (OSError, UnicodeError) as error:  # the latter for 10.0.0..1 and the like
+        reason = getattr(error, "strerror", None) or error
+        return f"cannot be looked up on {socket.gethostname()}: {reason}"
     numbers = sorted({str(entry[4][0]) for entry in found})
     literal = address == "localhost" or _is_number(address)
     # Machine 0 may know itself as 127.0.1.1: it learns its address from the others.

@@ -67,7 +67,7 @@ def on_death(listener: Callable[[str], None]) -> None:
 
 
 def share_a_host(port: str, machine: int, machines: int, patience_s: float) -> bool:
-    """Whether the launchers of all "machines" run on this host, as in a trial.
+    """Whether the launchers of all ``machines`` run on this host, as in a trial.
 
     Args:
         port: Where they meet.

@@ -44,7 +44,7 @@ def secret_of_environment(one_machine: bool) -> bytes | None:
             f" same random text on each of them before the ranks start (export {VARIABLE}=$(openssl"
             " rand -hex 32)); a script of launchers --slurm does"
         )
-    return hashlib.sha256(text.encode()).digest() if text else None
+    return hashlib.sha256(os.fsencode(text)).digest() if text else None
 
 
 def write_secret(name: str) -> bytes:

@@ -39,6 +39,7 @@ from lamorel_ext.rpc.topology import (
 
 LOOPBACK = "127.0.0.1"
 _found_address: list[str] = []
+_shows_life = threading.Event()
 
 
 def launched_role(args: LamorelArgs) -> Role | None:
@@ -129,8 +130,14 @@ def join(args: LamorelArgs) -> Launch:
 
 
 def meet(timeout_s: float = 1800.0) -> None:
-    """Join the launch's process group where this process is a rank; twice does no harm."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+    """Join the launch's process group where this process is a rank; twice does no harm.
+
+    Raises:
+        ConfigError: The launch's variables contradict each other.
+    """
+    if rank_and_size() is not None and not dist.is_initialized():
+        announce()
+        _show_life(timeout_s)
         _default_store(timedelta(seconds=timeout_s))
 
 
@@ -233,8 +240,11 @@ class TorchClients:
 def _show_life(peer_timeout_s: float) -> None:
     """Ranks on several machines show each other that they live until they have met."""
     found = rank_and_size()
-    if found is None or os.environ.get("LOCAL_WORLD_SIZE") == str(found[1]) or have_met().is_set():
+    if found is None or os.environ.get("LOCAL_WORLD_SIZE") == str(found[1]):
         return
+    if have_met().is_set() or _shows_life.is_set():
+        return
+    _shows_life.set()
     silence_s = min(peer_timeout_s, SILENCE_S)
 
     def begin() -> None:

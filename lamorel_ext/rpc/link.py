@@ -237,12 +237,8 @@ class Link:
 
     def _exactly(self, num_bytes: int) -> bytearray:
         received = bytearray(num_bytes)
-        view, filled = memoryview(received), 0
-        while filled < num_bytes:
-            count = self._reader.readinto(view[filled:])
-            if not count:
-                raise EOFError
-            filled += count
+        if self._reader.readinto(received) < num_bytes:  # waits for all of them
+            raise EOFError
         return received
 
 

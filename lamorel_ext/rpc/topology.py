@@ -145,30 +145,16 @@ def check_world_size(launched: int, setup: DistributedSetupArgs) -> None:
         )
 
 
-def placements(args: LamorelArgs, gpus_per_node: int | None = None) -> tuple[Placement, ...]:
-    """Every rank with its role, node and devices, in order of rank.
-
-    Args:
-        args: ``distributed_setup_args``, ``accelerate_args.num_machines`` and
-            ``llm_args.parallelism`` are read.
-        gpus_per_node: GPUs that each machine has; None, where nobody knows yet, means just as many
-            as are needed.
+def placements(args: LamorelArgs) -> tuple[Placement, ...]:
+    """Every rank with its role, node and devices, in order of rank, on machines that have just as
+    many GPUs as are needed.
 
     Raises:
         ConfigError: With every problem: a role without a process, processes that cannot be shared
-            out over the machines, too few GPUs.
+            out over the machines.
     """
-    _check_counts(args)
-    table: list[Placement] = []
-    problems: list[str] = []
-    for node in range(args.accelerate_args.num_machines):
-        try:
-            table += placements_on(node, args, gpus_per_node)
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    return tuple(table)
+    nodes = range(args.accelerate_args.num_machines)
+    return tuple(itertools.chain.from_iterable(placements_on(node, args) for node in nodes))
 
 
 def placements_on(
@@ -176,7 +162,13 @@ def placements_on(
 ) -> tuple[Placement, ...]:
     """The ranks of one machine, which may have another number of GPUs than the next.
 
-    See ``placements``.
+    Args:
+        node: Number of the machine.
+        args: ``distributed_setup_args``, ``accelerate_args`` and ``llm_args.parallelism`` are read.
+        num_gpus: GPUs that it has; None, where nobody knows yet, means just as many as are needed.
+
+    Raises:
+        ConfigError: As ``placements``, or it has too few GPUs.
     """
     ranks = ranks_by_machine(args)[node]
     setup, parallelism = args.distributed_setup_args, args.llm_args.parallelism

@@ -13,7 +13,7 @@ import torch
 from lamorel_ext import BaseModuleFunction, BaseUpdater
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ConfigError, ModelLoadError, RequestError
-from lamorel_ext.lamorel.caller import Caller
+from lamorel_ext.lamorel.caller import Caller, _serve
 from lamorel_ext.lamorel.hosting import LamorelHost, make_host
 from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, initialised
 from lamorel_ext.lamorel.settings import LlmSettings, read_settings
@@ -73,6 +73,26 @@ def test_an_adapter_is_activated_on_servers_without_a_part_of_the_batch_too() ->
         assert {each["peft_adapter"] for each in sent.requests.values()} == {"b"}
     caller.custom_module_fns(["a"], ["go"])
     assert sent.requests.keys() == {0}
+
+
+def test_a_seed_gives_one_text_in_two_parts_of_a_batch_two_continuations() -> None:
+    caller, sent = client(old())
+    caller.generate(["go"] * 4, seed=np.int64(5), do_sample=True)
+    assert [each["seed"] for each in sent.requests.values()] == [5, 7, 8]
+    caller.custom_module_fns(["a"], ["go"] * 4, seed=5)  # the module function's affair
+    assert [each["seed"] for each in sent.requests.values()] == [5, 5, 5]
+
+
+def test_a_server_of_03_draws_from_the_seed_of_its_llm(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(
+        "lamorel_ext.llm.serving.serve", lambda args, *_: seeds.append(args.llm_args.seed)
+    )
+    config = new()
+    config["llm_configs"]["main"]["seed"] = 7
+    settings = read_settings(config)
+    _serve(settings, settings.llms[0], None, 0, None, {}, None)
+    assert seeds == [7]
 
 
 def test_an_update_reaches_every_server_whole_and_answers_for_those_with_a_part() -> None:

@@ -132,6 +132,14 @@ def test_names_of_weights_are_lamorels(parts: Any) -> None:
             r"candidates\[0\]",
         ),
         (
+            {"module_function_keys": [SCORE_KEY], "contexts": ["go"], "candidates": [5]},
+            r"candidates\[0\] is 5, expected a list of texts",
+        ),
+        (
+            {"module_function_keys": [SCORE_KEY], "contexts": [None]},
+            r"contexts\[0\] is None, expected a text or a list of tokens",
+        ),
+        (
             {"module_function_keys": [SCORE_KEY], "contexts": ["go"], "minibatch_size": 0},
             "minibatch_size is 0",
         ),
@@ -214,6 +222,11 @@ def test_log_probabilities_of_beams_are_those_of_the_beam_that_was_kept(
     )  # fmt: skip
     for row in (row for own in rows for row in own):
         assert row["beam_score"] == pytest.approx(float(row["text_logprob"]), abs=1e-4)
+
+
+def test_what_is_no_text_is_not_continued_as_one(parts: Any) -> None:
+    with pytest.raises(RequestError, match=r"contexts\[1\] is \[3, 4\], expected a text"):
+        make(parts).generate(["go", [3, 4]])
 
 
 def test_an_argument_that_transformers_does_not_have_is_named(parts: Any) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -490,6 +491,8 @@ def test_several_machines_need_a_secret_in_the_environment(monkeypatch: pytest.M
     monkeypatch.setenv(secret.VARIABLE, "short")
     with pytest.raises(ConfigError, match="5 characters, expected at least 16"):
         secret.secret_of_environment(one_machine=True)
+    monkeypatch.setenv(secret.VARIABLE, os.fsdecode(b"\xff" * 16))  # random bytes as they are
+    assert secret.secret_of_environment(one_machine=False) == sha256(b"\xff" * 16).digest()
 
 
 FAILING = """

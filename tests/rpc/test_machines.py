@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from lamorel_ext.errors import RpcError
 from lamorel_ext.processes import network, presence, secret
-from lamorel_ext.rpc import machines
+from lamorel_ext.rpc import distributed, machines
 from lamorel_ext.rpc.machines import Machine, agree_on_addresses, machine_of_environment
 
 
@@ -138,6 +138,7 @@ def test_the_interface_is_named_to_torch_unless_the_user_did(
         (0, "head", ""),  # Debian's name of the own host
         (1, "192.0.2.1", ""),
         (1, "nobody", "cannot be looked up on"),
+        (1, "10.0.0..1", "cannot be looked up on"),  # no name at all, says Python's own exception
     ],
 )
 def test_a_meeting_place_that_is_one_machine_alone_is_told(
@@ -153,6 +154,24 @@ def test_a_meeting_place_that_is_one_machine_alone_is_told(
     monkeypatch.setattr(socket, "getaddrinfo", looked_up)
     found = network.why_nobody_meets_there(machine, address)
     assert problem in found and bool(found) == bool(problem)
+    assert address != "10.0.0..1" or not network.is_here(address)
+
+
+def test_a_script_shows_that_it_lives_before_it_waits_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[str] = []
+    for each in ("announce", "_show_life", "_default_store"):
+        monkeypatch.setattr(distributed, each, lambda *_, name=each: begun.append(name))
+    launch = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "head", "MASTER_PORT": "1"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    distributed.meet()
+    assert begun == ["announce", "_show_life", "_default_store"]
+    monkeypatch.setenv("WORLD_SIZE", "1")  # as containers have it: no launch
+    monkeypatch.delenv("MASTER_ADDR")
+    distributed.meet()
+    assert len(begun) == 3
 
 
 def test_launchers_of_a_trial_on_one_host_see_each_other(

@@ -17,6 +17,7 @@ from lamorel_ext.config import (
 )
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.rpc.topology import (
+    Placement,
     Role,
     check_world_size,
     client_ranks,
@@ -38,6 +39,12 @@ def lamorel_args(
         accelerate_args=AccelerateArgs(num_machines=machines),
         llm_args=LlmArgs(parallelism=ParallelismArgs(use_gpu=use_gpu, model_parallelism_size=size)),
     )
+
+
+def with_gpus(each: int, args: LamorelArgs) -> list[Placement]:
+    """Every rank, on machines of so many GPUs."""
+    nodes = range(args.accelerate_args.num_machines)
+    return [place for node in nodes for place in placements_on(node, args, each)]
 
 
 def test_first_ranks_are_clients_and_the_next_are_servers() -> None:
@@ -70,7 +77,7 @@ def test_another_number_of_launched_processes_is_a_config_error() -> None:
 
 def test_gpus_of_a_machine_are_divided_among_its_servers() -> None:
     # 5 GPUs over 2 servers: shares 0-2 and 3-4; each takes the first two of its share.
-    table = placements(lamorel_args(1, 2, use_gpu=True, size=2), gpus_per_node=5)
+    table = with_gpus(5, lamorel_args(1, 2, use_gpu=True, size=2))
     assert [place.gpus for place in table] == [(), (0, 1), (3, 4)]
     assert [place.device for place in table] == ["cpu", "cuda:0", "cuda:3"]
 
@@ -78,7 +85,7 @@ def test_gpus_of_a_machine_are_divided_among_its_servers() -> None:
 def test_several_machines_are_filled_one_after_the_other() -> None:
     # 8 processes on 2 machines: ranks 0-3 and 4-7; the two clients share the first machine with two
     # servers.
-    table = placements(lamorel_args(2, 6, machines=2, use_gpu=True), gpus_per_node=4)
+    table = with_gpus(4, lamorel_args(2, 6, machines=2, use_gpu=True))
     assert [place.node for place in table] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert [place.local_rank for place in table] == [0, 1, 2, 3, 0, 1, 2, 3]
     assert [place.gpus for place in table] == [(), (), (0,), (2,), (0,), (1,), (2,), (3,)]
@@ -93,21 +100,14 @@ def test_unknown_number_of_gpus_is_taken_as_just_enough() -> None:
 
 
 def test_without_gpus_everything_is_on_the_cpu() -> None:
-    assert {place.device for place in placements(lamorel_args(1, 2), gpus_per_node=8)} == {"cpu"}
+    assert {place.device for place in with_gpus(8, lamorel_args(1, 2))} == {"cpu"}
 
 
-def test_too_few_gpus_are_reported_for_every_machine() -> None:
-    with pytest.raises(ConfigError) as raised:
-        placements(lamorel_args(1, 5, machines=2, use_gpu=True, size=2), gpus_per_node=3)
-    assert len(raised.value.problems) == 2
-    assert (
-        "2 LLM servers on machine 0 need 2 GPUs each, 4 in all, and it has 3"
-        in raised.value.problems[0]
-    )
-    assert (
-        "3 LLM servers on machine 1 need 2 GPUs each, 6 in all, and it has 3"
-        in raised.value.problems[1]
-    )
+@pytest.mark.parametrize(("machine", "servers"), [(0, 2), (1, 3)])
+def test_too_few_gpus_of_a_machine_are_said(machine: int, servers: int) -> None:
+    problem = f"{servers} LLM servers on machine {machine} need 2 GPUs each, {2 * servers} in all"
+    with pytest.raises(ConfigError, match=f"{problem}, and it has 3"):
+        placements_on(machine, lamorel_args(1, 5, machines=2, use_gpu=True, size=2), 3)
 
 
 def laid_out(
@@ -121,7 +121,7 @@ def laid_out(
 
 
 def test_nine_processes_on_two_machines_with_four_gpus_each() -> None:
-    table = placements(lamorel_args(1, 8, machines=2, use_gpu=True), gpus_per_node=4)
+    table = with_gpus(4, lamorel_args(1, 8, machines=2, use_gpu=True))
     assert [place.node for place in table] == [0] * 5 + [1] * 4
     assert [place.local_rank for place in table] == [0, 1, 2, 3, 4, 0, 1, 2, 3]
     assert [place.gpus for place in table] == [(), (0,), (1,), (2,), (3,), (0,), (1,), (2,), (3,)]
@@ -129,7 +129,7 @@ def test_nine_processes_on_two_machines_with_four_gpus_each() -> None:
 
 def test_clients_may_have_a_machine_of_their_own() -> None:
     args = laid_out(lamorel_args(2, 4, machines=3, use_gpu=True), (2, 1, 3))
-    table = placements(args, gpus_per_node=3)
+    table = with_gpus(3, args)
     assert [(place.node, str(place.role), place.gpus) for place in table] == [
         (0, "rl client 0", ()),
         (0, "rl client 1", ()),
@@ -140,12 +140,12 @@ def test_clients_may_have_a_machine_of_their_own() -> None:
     ]
     # Two machines cut evenly would give the first one two servers of four.
     uneven = laid_out(lamorel_args(2, 8, machines=2, use_gpu=True), (6, 4))
-    assert [len(place.gpus) for place in placements(uneven, gpus_per_node=4)] == [0, 0, *[1] * 8]
+    assert [len(place.gpus) for place in with_gpus(4, uneven)] == [0, 0, *[1] * 8]
 
 
 def test_devices_may_be_named_by_hand_and_shared() -> None:
     args = lamorel_args(1, 4, machines=2, use_gpu=True)
-    table = placements(laid_out(args, (3, 2), ((3,), (3,), (), (1,))), gpus_per_node=4)
+    table = with_gpus(4, laid_out(args, (3, 2), ((3,), (3,), (), (1,))))
     assert [place.device for place in table] == ["cpu", "cuda:3", "cuda:3", "cpu", "cuda:1"]
 
 
@@ -173,20 +173,19 @@ def with_clients_on(args: LamorelArgs, *gpus: int) -> LamorelArgs:
 
 def test_servers_leave_the_clients_gpus_to_them() -> None:
     args = with_clients_on(lamorel_args(1, 3, use_gpu=True), 0)
-    for there in (None, 4):
-        table = placements(args, gpus_per_node=there)
+    for table in (list(placements(args)), with_gpus(4, args)):
         assert [place.gpus for place in table] == [(0,), (1,), (2,), (3,)]
     # Each client's is counted on its own machine, by hand nothing is divided, and a client alone
     # may have one.
     args = laid_out(lamorel_args(2, 3, machines=2, use_gpu=True), (1, 4))
-    table = placements(with_clients_on(args, 3, 1), gpus_per_node=4)
+    table = with_gpus(4, with_clients_on(args, 3, 1))
     assert [place.gpus for place in table] == [(3,), (1,), (0,), (2,), (3,)]
     shared = with_clients_on(laid_out(lamorel_args(1, 1, use_gpu=True), (), ((2,),)), 2)
     assert [place.device for place in placements(shared)] == ["cuda:2", "cuda:2"]
     alone = placements(with_clients_on(lamorel_args(1, 1), 1))
     assert [place.device for place in alone] == ["cuda:1", "cpu"]
     with pytest.raises(ConfigError, match="need 1 GPUs each, 3 in all, and it has 2 for them"):
-        placements(with_clients_on(lamorel_args(1, 3, use_gpu=True), 0), gpus_per_node=3)
+        with_gpus(3, with_clients_on(lamorel_args(1, 3, use_gpu=True), 0))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +210,7 @@ def test_servers_leave_the_clients_gpus_to_them() -> None:
 )
 def test_a_layout_by_hand_that_cannot_be_is_said(args: LamorelArgs, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        placements(args, gpus_per_node=4)
+        with_gpus(4, args)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6))
@@ -255,7 +254,7 @@ def test_no_gpu_belongs_to_two_servers_and_every_rank_has_one_place(
 ) -> None:
     args = replace(lamorel_args(clients, servers, machines, use_gpu=True, size=size))
     try:
-        table = placements(args, gpus)
+        table = with_gpus(gpus, args)
     except ConfigError:
         per_node = (clients + servers) / machines
         most = max(
