@@ -34,7 +34,7 @@ import numpy as np
 from lamorel_ext.config import EnvArgs
 from lamorel_ext.envs.own_copies import REST, CopiesHere, Shown, close_quietly
 from lamorel_ext.envs.own_keys import made, offers
-from lamorel_ext.envs.own_offers import as_saved, fault_of_texts
+from lamorel_ext.envs.own_offers import as_saved, fault_of_texts, finite_numbers
 from lamorel_ext.envs.own_workers import CopiesInWorkers
 from lamorel_ext.errors import CheckpointError, EnvError
 from lamorel_ext.types import BatchedEnv, ObservationBatch, StepBatch, TaskSpec
@@ -267,12 +267,19 @@ class BroughtBatch:
         over = np.zeros(len(actions), dtype=bool) if ended is None else ended
         if len(actions) != num_envs or not all(map(len, itertools.compress(actions, ~over))):
             raise self._error("actions", "action_texts, or a list of texts per copy", seen.actions)
-        features = np.array(seen.features, dtype=np.float32)
+        if (features := finite_numbers(seen.features)) is None or not features.ndim:
+            raise self._error("features", "rows of finite numbers", seen.features)
         features = features.reshape(len(features), int(np.prod(features.shape[1:])))
         self._size = features.shape[1] if self._size is None else self._size
         if len(features) not in (0, num_envs) or features.shape[1] != self._size:
             raise self._error("features", f"shape ({num_envs}, {self._size})", features.shape)
         missions, said = tuple(seen.missions), tuple(tuple(one) for one in seen.descriptions)
+        if not all(isinstance(mission, str) for mission in missions):
+            raise self._error("missions", "texts", missions)
+        if any(isinstance(one, str) for one in seen.descriptions) or not all(
+            isinstance(sentence, str) for sentence in itertools.chain(*said)
+        ):
+            raise self._error("descriptions", "a tuple of sentences per copy", seen.descriptions)
         return ObservationBatch(
             missions, said, features=features, actions=tuple(map(tuple, actions))
         )

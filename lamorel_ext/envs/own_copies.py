@@ -16,7 +16,13 @@ import numpy as np
 from lamorel_ext.config import EnvArgs
 from lamorel_ext.config.plugs import why
 from lamorel_ext.envs.own_keys import made
-from lamorel_ext.envs.own_offers import as_saved, fault_of_texts, keeps_state, offer_of
+from lamorel_ext.envs.own_offers import (
+    as_saved,
+    fault_of_texts,
+    finite_numbers,
+    keeps_state,
+    offer_of,
+)
 from lamorel_ext.errors import CheckpointError, EnvError
 
 log = logging.getLogger(__name__)
@@ -237,13 +243,9 @@ class OwnCopy:
             raise self._error("features", f"{size} numbers, as at first", len(self.shown.features))
 
     def _features(self, values: Any) -> np.ndarray:
-        try:
-            flat = np.array(values, dtype=np.float32).ravel()  # the environment may reuse its own
-        except (TypeError, ValueError, OverflowError):
-            raise self._error("the observation's features", "numbers", values) from None
-        if not np.isfinite(flat).all():
+        if (numbers := finite_numbers(values)) is None:
             raise self._error("the observation's features", "finite numbers", values)
-        return flat
+        return numbers.ravel()
 
     def _offered(self, info: Mapping[str, Any], ended: bool) -> tuple[str, ...]:
         space = getattr(self._env, "action_space", None)

@@ -8,6 +8,7 @@ import inspect
 import json
 from typing import Any
 
+import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
 from lamorel_ext.as_json import changed_by_json
@@ -48,6 +49,17 @@ def fault_of_texts(texts: Any) -> str:
     if not all(isinstance(text, str) and text for text in texts):
         return "texts that are not empty"
     return "texts that differ" if len(set(texts)) < len(texts) else ""
+
+
+def finite_numbers(values: Any) -> np.ndarray | None:
+    """A copy in float32, since an environment may fill its own anew; None where these are no finite
+    numbers.
+    """
+    try:
+        numbers = np.array(values, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return numbers if np.isfinite(numbers).all() else None
 
 
 def as_saved(place: str, state: Any) -> Any:

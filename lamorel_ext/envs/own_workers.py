@@ -31,7 +31,7 @@ from lamorel_ext.errors import CheckpointError, ConfigError, EnvError, EnvWorker
 from lamorel_ext.processes.identity import how_it_ended
 from lamorel_ext.processes.stopping import HEARD
 
-PATIENCE_S = 600.0
+_PATIENCE_S = 600.0
 """Without an answer for so long, a worker counts as stuck."""
 _FAREWELL_S = 5.0
 _OURS = {error.__name__: error for error in (CheckpointError, EnvError)}
@@ -119,24 +119,17 @@ class CopiesInWorkers:
         args: The ``env`` group.
         num_copies: How many.
         first_copy: Number of the first one, for messages.
-        patience_s: Seconds without an answer after which a worker counts as stuck.
 
     Raises:
         ConfigError: The environment cannot be had.
-        EnvError: It is no environment.
-        EnvWorkerError: A process cannot start.
+        EnvError: It is no environment, or the processes cannot start.
+        EnvWorkerError: A process died or is stuck.
     """
 
-    def __init__(
-        self,
-        args: EnvArgs,
-        num_copies: int,
-        first_copy: int = 0,
-        patience_s: float = PATIENCE_S,
-    ) -> None:
+    def __init__(self, args: EnvArgs, num_copies: int, first_copy: int = 0) -> None:
         shares = np.array_split(np.arange(num_copies), min(args.num_workers, num_copies))
         self._shares: list[list[int]] = [share.tolist() for share in shares]
-        self._patience_s = patience_s
+        self._patience_s = _PATIENCE_S
         self.shown = [Shown("") for _ in range(num_copies)]
         made = [partial(CopiesEnv, args, len(own), first_copy + own[0]) for own in self._shares]
         try:

@@ -262,7 +262,7 @@ def test_what_is_wrong_is_named(cls: type, words: str) -> None:
 @pytest.mark.parametrize(
     "place, value, words",
     [
-        (0, {"text": "a", "features": [10**400]}, "features: expected numbers, got"),
+        (0, {"text": "a", "features": [10**400]}, "features: expected finite numbers, got"),
         (1, 10**400, "the reward: expected a finite number, got 1000"),
         (2, [True, False], r"terminated: expected one truth value, got \[True, False\]"),
         (3, [True, False], "truncated: expected one truth value"),

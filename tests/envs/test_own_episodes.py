@@ -575,6 +575,26 @@ def test_a_batch_of_ones_own_is_held_to_the_same(change: dict[str, Any], words: 
         env.state()
 
 
+@pytest.mark.parametrize(
+    "shown, words",
+    [
+        ({"descriptions": ("You see", "a door")}, "descriptions: expected a tuple of sentences"),
+        ({"descriptions": (("go",), (None,))}, "descriptions: expected a tuple of sentences"),
+        ({"missions": (None, "go")}, "missions: expected texts"),
+        ({"features": np.array([[0.0], [np.nan]])}, "features: expected rows of finite numbers"),
+        ({"features": [[0.0], [1.0, 2.0]]}, "features: expected rows of finite numbers"),
+        ({"features": 3.0}, "features: expected rows of finite numbers"),
+    ],
+)
+def test_what_a_batch_of_ones_own_shows_is_text_and_numbers(
+    monkeypatch: pytest.MonkeyPatch, shown: dict[str, Any], words: str
+) -> None:
+    made = Reuses(2)
+    monkeypatch.setattr(made, "reset", lambda: dataclasses.replace(Reuses.reset(made), **shown))
+    with pytest.raises(EnvError, match=words):
+        brought(made).reset()
+
+
 def test_a_number_without_end_from_a_batch_of_ones_own_is_named() -> None:
     made = Reuses(2)
     made.experts = np.array([0, 10**400])

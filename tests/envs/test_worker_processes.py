@@ -176,10 +176,9 @@ def test_errors_of_this_package_are_raised_as_in_this_process() -> None:
     for state in ({}, {"episodes": [0, 0], "lengths": [0, 0], "actions": [], "experts": [-1] * 4}):
         with pytest.raises(CheckpointError):
             env.restore(state)  # type: ignore[arg-type]
-    with pytest.raises(LevelError, match="did you mean"):
-        workers(level="BabyAI-GoToLocal")
-    with pytest.raises(LevelError, match="at least 1"):
-        workers(num_workers=0)
+    for level, number, words in (("BabyAI-GoToLocal", 1, "did you mean"), (LEVEL, 0, "at least 1")):
+        with pytest.raises(LevelError, match=words):
+            make_batched_env(level, 1, backend="processes", num_workers=number)
 
 
 def test_where_the_system_refuses_another_process_the_worker_is_named_and_none_is_left(
@@ -200,12 +199,11 @@ def test_where_the_system_refuses_another_process_the_worker_is_named_and_none_i
     assert is_gone(started[0].pid)
 
 
-def test_a_worker_that_is_stuck_is_given_up() -> None:
+def test_a_worker_that_is_stuck_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     env = workers(num_envs=1)
     env.reset()
     (pid,) = env.pids
-    assert env._pool is not None
-    env._pool.patience_s = 1.0
+    monkeypatch.setattr(worker_pool, "_PATIENCE_S", 1.0)
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(EnvWorkerError, match="no answer for 1 s"):
         env.step(np.zeros(1, dtype=np.int64))

@@ -202,18 +202,13 @@ def reward_at(step: int) -> float:
 
 
 def _index(
-    x: np.ndarray | int,
-    y: np.ndarray | int,
-    direction: np.ndarray | int,
-    ball_x: np.ndarray | int,
-    ball_y: np.ndarray | int,
+    x: np.ndarray, y: np.ndarray, direction: np.ndarray, ball_x: np.ndarray, ball_y: np.ndarray
 ) -> np.ndarray:
     """Number of a state: cell by cell, direction by direction, ball by ball; the ball skips the
     agent's cell.
     """
-    cell = (np.asarray(y) - 1) * _SIDE + np.asarray(x) - 1
-    ball = (np.asarray(ball_y) - 1) * _SIDE + np.asarray(ball_x) - 1
-    number: np.ndarray = (cell * 4 + np.asarray(direction)) * (_CELLS - 1) + ball - (ball > cell)
+    cell, ball = (y - 1) * _SIDE + x - 1, (ball_y - 1) * _SIDE + ball_x - 1
+    number: np.ndarray = (cell * 4 + direction) * (_CELLS - 1) + ball - (ball > cell)
     return number
 
 

@@ -7,8 +7,8 @@ order is what looks odd below.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from minigrid.core.constants import COLOR_NAMES
@@ -31,6 +31,8 @@ from minigrid.envs.babyai.core.verifier import (
 )
 
 from lamorel_ext.errors import LevelError
+
+Drawn = TypeVar("Drawn")
 
 MIXED_KINDS = ("goto", "pickup", "open", "putnext", "pickup_goto")
 """Kinds of task of the Mixed levels, in the order in which a seed's draw counts them."""
@@ -274,8 +276,28 @@ class PutNextAnywhere(RoomGridLevel):
         self.instrs = PutNextInstr(*(_describe(thing) for thing in self._rand_subset(objects, 2)))
 
 
-def draw_level(level: RoomGridLevel, width: int, height: int) -> None:
+def draw_level(level: Any, width: int, height: int) -> None:
     """Draw scenes and missions until one is valid, without minigrid's remarks on standard output.
+
+    Raises:
+        LevelError: See ``first_valid``.
+    """
+
+    def draw() -> None:
+        RoomGrid._gen_grid(level, width, height)
+        level.gen_mission()
+        level.validate_instrs(level.instrs)
+
+    first_valid(draw, type(level).__name__)
+    level.surface = level.mission = level.instrs.surface(level)
+
+
+def first_valid(draw: Callable[[], Drawn], name: str) -> Drawn:
+    """Draw scenes of the level called ``name`` until one is valid.
+
+    Args:
+        draw: Raises ``RejectSampling`` where a scene is not valid, ``RecursionError`` where
+            something could not be placed, as minigrid does.
 
     Raises:
         LevelError: No valid scene turns up, for one because the objects do not fit into the room.
@@ -283,20 +305,14 @@ def draw_level(level: RoomGridLevel, width: int, height: int) -> None:
     rejected = stuck = 0
     while rejected < MAX_REJECTED and stuck < MAX_STUCK:
         try:
-            RoomGrid._gen_grid(level, width, height)
-            level.gen_mission()
-            # minigrid's levels set instrs in gen_mission
-            level.validate_instrs(level.instrs)  # type: ignore[attr-defined]
+            return draw()
         except RejectSampling:
             rejected, stuck = rejected + 1, 0
         except RecursionError:
             stuck += 1
-        else:
-            level.surface = level.mission = level.instrs.surface(level)  # type: ignore[attr-defined]
-            return
     raise LevelError(
-        f"{rejected + stuck} scenes of {type(level).__name__} were invalid; are there too many"
-        " objects for the room?"
+        f"{rejected + stuck} scenes of {name} were invalid; are there too many objects for the"
+        " room?"
     )
 
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from lamorel_ext.envs.babyai.batch_checks import EpisodeSeed, checked_actions, read_episodes
 from lamorel_ext.envs.babyai.describe import Language
-from lamorel_ext.envs.babyai.levels import make_level
-from lamorel_ext.envs.babyai.worker_pool import PATIENCE_S, WorkerPool
+from lamorel_ext.envs.babyai.worker_pool import WorkerPool
 from lamorel_ext.errors import LevelError
 from lamorel_ext.types import ObservationBatch, StepBatch
 
@@ -34,10 +33,6 @@ class ProcessBatch:
         num_distractors: See ``levels.make_level``.
         num_workers: Processes, of which each steps an equal share of the copies; not more than
             there are copies.
-        patience_s: See ``WorkerPool``.
-
-    Raises:
-        LevelError: The level is unknown, or ``num_workers`` is below 1.
     """
 
     def __init__(
@@ -48,13 +43,7 @@ class ProcessBatch:
         episode_seed: EpisodeSeed,
         num_distractors: int | None = None,
         num_workers: int = 1,
-        patience_s: float = PATIENCE_S,
     ) -> None:
-        if num_workers < 1:
-            raise LevelError(
-                f"num_workers must be at least 1 for the processes backend, got {num_workers}"
-            )
-        make_level(level, num_distractors)
         self.num_envs = num_envs
         self.episode_seed = episode_seed
         self._shares = [
@@ -71,7 +60,6 @@ class ProcessBatch:
             }
             for share in self._shares
         ]
-        self._patience_s = patience_s
         self._pool: WorkerPool | None = None
         self._running = False
         self._episodes = [0] * num_envs
@@ -198,7 +186,7 @@ class ProcessBatch:
     def _ask(self, commands: Mapping[int, Mapping[str, Any]]) -> Answers:
         """After an error there are neither workers nor a running batch."""
         try:
-            self._pool = self._pool or WorkerPool(self._options, self._patience_s)
+            self._pool = self._pool or WorkerPool(self._options)
             return self._pool.ask(commands)
         except BaseException:
             self._pool, self._running = None, False

@@ -16,7 +16,7 @@ from typing import Any
 from lamorel_ext.errors import CheckpointError, EnvWorkerError, LevelError
 from lamorel_ext.processes.identity import how_it_ended
 
-PATIENCE_S = 600.0
+_PATIENCE_S = 600.0
 """Without an answer for so long, a worker counts as stuck.
 
 Drawing one crowded level can take minutes.
@@ -41,16 +41,12 @@ class WorkerPool:
 
     Args:
         options: Of each worker's ``Share``.
-        patience_s: Seconds without an answer after which a worker counts as stuck.
 
     Raises:
         EnvWorkerError: A worker cannot start.
     """
 
-    def __init__(
-        self, options: Sequence[Mapping[str, Any]], patience_s: float = PATIENCE_S
-    ) -> None:
-        self.patience_s = patience_s
+    def __init__(self, options: Sequence[Mapping[str, Any]]) -> None:
         self._workers: list[_Worker] = []
         self._end = weakref.finalize(self, _end, self._workers)
         for number in range(len(options)):
@@ -101,13 +97,11 @@ class WorkerPool:
     def _answers(self, commands: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
         waiting = {self._workers[number].connection: number for number in commands}
         answers = {}
-        deadline = time.monotonic() + self.patience_s
+        deadline = time.monotonic() + _PATIENCE_S
         while waiting:
             ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise EnvWorkerError(
-                    min(waiting.values()), f"gave no answer for {self.patience_s:g} s"
-                )
+                raise EnvWorkerError(min(waiting.values()), f"gave no answer for {_PATIENCE_S:g} s")
             for connection in ready:
                 # wait also takes sockets, which none of these is
                 number = waiting.pop(connection)  # type: ignore[call-overload]

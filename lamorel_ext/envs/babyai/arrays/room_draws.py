@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from minigrid.core.constants import COLOR_NAMES, COLOR_TO_IDX
+from minigrid.envs.babyai.core.roomgrid_level import RejectSampling
 
 from lamorel_ext.envs.babyai.arrays.room_codes import (
     KINDS,
@@ -30,11 +31,11 @@ _WORD = 2**32 - 1
 _STEP_X, _STEP_Y = (1, 0, -1, 0), (0, 1, 0, -1)  # right, down, left, up
 
 
-class Rejected(Exception):
+class Rejected(RejectSampling):
     """The scene is not valid; the next one follows in the same stream of random words."""
 
 
-class Stuck(Exception):
+class Stuck(RecursionError):
     """Something could not be placed, or no description fits."""
 
 

@@ -49,8 +49,7 @@ from lamorel_ext.envs.babyai.arrays.room_draws import (
 from lamorel_ext.envs.babyai.arrays.scene_blocks import MAX_SIZE
 from lamorel_ext.envs.babyai.episodes import words_of_seeds
 from lamorel_ext.envs.babyai.levels import make_level
-from lamorel_ext.envs.babyai.original_levels import MAX_REJECTED, MAX_STUCK, OriginalLevelGen
-from lamorel_ext.errors import LevelError
+from lamorel_ext.envs.babyai.original_levels import OriginalLevelGen, first_valid
 
 Task = Literal[
     "goto", "pickup", "putnext", "pickup_goto", "pickup_pickup", "goto_both", "open", "open_open"
@@ -148,21 +147,12 @@ class RoomLevel:
         """
         law = self.laws[self._law_of(seed, words)]
         stream = Words(seed, words)
-        rejected = stuck = 0
-        while rejected < MAX_REJECTED and stuck < MAX_STUCK:
+
+        def draw() -> Start:
             scene = Scene(self.size, stream)
-            try:
-                mission = law(scene)
-            except Rejected:
-                rejected, stuck = rejected + 1, 0
-            except Stuck:
-                stuck += 1
-            else:
-                return self._start(scene, mission)
-        raise LevelError(
-            f"{rejected + stuck} scenes of {self.name} were invalid; are there too many objects for"
-            " the room?"
-        )
+            return self._start(scene, law(scene))
+
+        return first_valid(draw, self.name)
 
     def _law_of(self, seed: int, words: list[int]) -> int:
         return Words(seed, words).below(len(self.laws))
@@ -235,17 +225,12 @@ def room_level(level_id: str, num_distractors: int | None = None) -> RoomLevel |
     kind = type(level).__mro__[1]
     if level.fixed_max_steps:
         return None
+    known = door_law(level, kind)
     if (level.num_rows, level.num_cols) == (1, 1) and (found := _known(level, kind)) is not None:
-        return RoomLevel(
-            level.room_size,
-            (found[0],),
-            (found[1],),
-            (getattr(level, "debug", False), False),
-            name=level_id,
-        )
-    if (with_doors := door_law(level, kind)) is None:
+        known = (found[0],), (found[1],), (getattr(level, "debug", False), False)
+    if known is None:
         return None
-    tasks, laws, strict = with_doors
+    tasks, laws, strict = known
     columns = 2 if "open" in getattr(level, "kinds", ()) else level.num_cols
     return RoomLevel(
         level.room_size,

@@ -1,8 +1,8 @@
 """What is seen in rooms, for many agents at once: where to look is tabulated per pose, and every
 sentence is written beforehand.
 
-In a single room nothing hides anything but its walls, so that the cells that are seen follow from
-the agent's pose alone. Where there are doors, light is followed row by row as minigrid does.
+In a single room nothing hides anything but its walls: all of its cells that a view covers are seen.
+Where there are doors, light is followed row by row as minigrid does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from minigrid.core.grid import Grid
 
 from lamorel_ext.envs.babyai.arrays.room_codes import (
     CLOSED,
@@ -22,12 +21,12 @@ from lamorel_ext.envs.babyai.arrays.room_codes import (
     OPEN,
     UNSEEN,
     WALL,
+    empty_room,
     maze_shape,
     view_codes,
 )
 from lamorel_ext.envs.babyai.describe import Language, describe
-from lamorel_ext.envs.babyai.levels import make_level
-from lamorel_ext.envs.babyai.view import light, symbolic_view
+from lamorel_ext.envs.babyai.view import light
 
 VIEW = 7
 _CELLS = VIEW * VIEW
@@ -89,16 +88,11 @@ def view_table(size: int, columns: int = 1, rows: int = 1) -> ViewTable:
     x = (cell % width)[:, None] + dx[:, None] * forward - dy[:, None] * right
     y = (cell // width)[:, None] + dy[:, None] * forward + dx[:, None] * right
     has_doors = columns * rows > 1
-    if has_doors:
-        seen, walls = (
-            (x >= 0) & (x < width) & (y >= 0) & (y < height),
-            np.zeros((0, len(_RAYS)), dtype=np.uint8),
-        )
-    else:
-        looks = _empty_looks(size)
-        seen, walls = looks > 0, _wall_distances(looks)
-    shown = np.where(seen, y * width + x, num_cells)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    shown = np.where(inside, y * width + x, num_cells)
     shown[:, _OWN] = num_cells + 1
+    empty = np.array([*empty_room(size, columns, rows), UNSEEN, EMPTY], dtype=np.uint8)
+    walls = _wall_distances(empty[shown[:0] if has_doors else shown])
     for array in (shown, walls, ahead, moves):
         array.flags.writeable = False
     return ViewTable(width, has_doors, shown, walls, ahead, moves)
@@ -124,14 +118,7 @@ def look_around(
         things = np.stack([looks[:, ray].max(axis=1) > WALL for ray in _RAYS], axis=1)
         return looks, np.where(things, np.uint8(0), table.walls.take(poses, axis=0))
     looks *= _lit_cells(looks)
-    walls = np.zeros((len(looks), len(_RAYS)), dtype=np.uint8)
-    for place, ray in enumerate(_RAYS):
-        outwards = looks[:, _outwards(ray)]
-        first = (outwards > EMPTY).argmax(axis=1)
-        walls[:, place] = np.where(
-            outwards[np.arange(len(looks)), first] == WALL, first + 1 + WALL, 0
-        )
-    return looks, walls
+    return looks, _wall_distances(looks)
 
 
 def _lit_cells(looks: np.ndarray) -> np.ndarray:
@@ -256,26 +243,12 @@ def _outwards(ray: slice) -> list[int]:
 
 
 def _wall_distances(looks: np.ndarray) -> np.ndarray:
-    distances = np.zeros((len(looks), len(_RAYS)), dtype=np.uint8)
+    """``(n, 3)`` uint8: the second of what ``look_around`` gives."""
+    walls = np.zeros((len(looks), len(_RAYS)), dtype=np.uint8)
     for place, ray in enumerate(_RAYS):
-        walls = looks[:, _outwards(ray)] == WALL
-        distances[:, place] = np.where(walls.any(axis=1), walls.argmax(axis=1) + 1 + WALL, 0)
-    return distances
-
-
-def _empty_looks(size: int) -> np.ndarray:
-    """``(poses, 49)``: object codes of minigrid's views of an empty room; zero for poses inside
-    walls.
-    """
-    level = make_level("BabyAI-GoToObj-v0")
-    level.grid = Grid(size, size)
-    level.grid.wall_rect(0, 0, size, size)
-    looks = np.zeros((4 * size * size, _CELLS), dtype=np.uint8)
-    for y in range(1, size - 1):
-        for x in range(1, size - 1):
-            level.agent_pos = (x, y)
-            for level.agent_dir in range(4):
-                looks[4 * (y * size + x) + level.agent_dir] = symbolic_view(level)[:, :, 0].reshape(
-                    -1
-                )
-    return looks
+        outwards = looks[:, _outwards(ray)]
+        first = (outwards > EMPTY).argmax(axis=1)
+        walls[:, place] = np.where(
+            outwards[np.arange(len(looks)), first] == WALL, first + 1 + WALL, 0
+        )
+    return walls

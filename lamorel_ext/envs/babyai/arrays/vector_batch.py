@@ -5,11 +5,12 @@ handful of operations on arrays over all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
 from lamorel_ext.envs.babyai.arrays.room_expert import knows_paths, path_actions
-from lamorel_ext.envs.babyai.arrays.room_levels import room_level
+from lamorel_ext.envs.babyai.arrays.room_levels import RoomLevel, room_level
 from lamorel_ext.envs.babyai.arrays.room_views import images_of, look_around, sentences_of
 from lamorel_ext.envs.babyai.arrays.rooms import Rooms
 from lamorel_ext.envs.babyai.batch_checks import EpisodeSeed, checked_actions, read_episodes
@@ -27,14 +28,11 @@ class VectorBatch:
     states.
 
     Args:
-        level: Id of the level.
+        level: Id of a level for which ``choose_backend`` allows this backend.
         num_envs: Environments.
         language: Language of the sentences.
         episode_seed: Seed of each episode.
         num_distractors: See ``levels.make_level``.
-
-    Raises:
-        LevelError: The level is unknown, or not one that this backend knows.
     """
 
     def __init__(
@@ -45,12 +43,7 @@ class VectorBatch:
         episode_seed: EpisodeSeed,
         num_distractors: int | None = None,
     ) -> None:
-        rules = room_level(level, num_distractors)
-        if rules is None:
-            raise LevelError(
-                "the vector backend knows levels that lie in one room, with doors or without, not"
-                f" {level}"
-            )
+        rules = cast(RoomLevel, room_level(level, num_distractors))
         self.num_envs = num_envs
         self.level = rules
         self.episode_seed = episode_seed
