@@ -10,28 +10,35 @@ from lamorel_ext.experience import Actor, Decision, Discount, Rollout, Scene
 from lamorel_ext.randomness import Draws, sample_rows, uniform
 
 
-class UniformActor:
+class _UnlearntActor(Actor):
+    """Draws its actions from ``action_probs``, which a subclass has."""
+
+    reads_prompts = False
+    enumerable = True
+    discount = Discount(1.0, 1.0)
+
+    def decide(self, scene: Scene, draws: Draws) -> Decision:
+        """See ``Actor``."""
+        with np.errstate(divide="ignore"):
+            log_probs = np.log(self.action_probs(scene))
+        actions = sample_rows(log_probs, draws.actions)
+        taken = log_probs[np.arange(len(actions)), actions]
+        return Decision(actions, taken, self.values(scene))
+
+    def values(self, scene: Scene) -> np.ndarray:
+        """There is no critic."""
+        return np.zeros(len(scene))
+
+
+class UniformActor(_UnlearntActor):
     """Takes every action alike.
 
     Args:
         actions: Ids of the actions to choose from; None means all that a state offers.
     """
 
-    reads_prompts = False
-    enumerable = True
-    discount = Discount(1.0, 1.0)
-
     def __init__(self, actions: tuple[int, ...] | None = None) -> None:
         self._actions = actions
-
-    def decide(self, scene: Scene, draws: Draws) -> Decision:
-        """See ``Actor``."""
-        probs = self.action_probs(scene)
-        return _decision(probs, scene, draws)
-
-    def values(self, scene: Scene) -> np.ndarray:
-        """There is no critic."""
-        return np.zeros(len(scene))
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
@@ -48,29 +55,13 @@ class UniformActor:
         return probs
 
 
-class ExpertActor:
+class ExpertActor(_UnlearntActor):
     """Does what the environment's expert does; its scenes need expert actions."""
-
-    reads_prompts = False
-    enumerable = True
-    discount = Discount(1.0, 1.0)
-
-    def decide(self, scene: Scene, draws: Draws) -> Decision:
-        """See ``Actor``."""
-        return _decision(self.action_probs(scene), scene, draws)
-
-    def values(self, scene: Scene) -> np.ndarray:
-        """There is no critic."""
-        return np.zeros(len(scene))
 
     def action_probs(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
-        if scene.experts is None:
-            raise ValueError(
-                "this scene has no expert actions: PromptedEnv needs with_experts=True"
-            )
         size = max(len(texts) for texts in scene.candidates)
-        probs: np.ndarray = np.eye(size)[scene.experts]
+        probs: np.ndarray = np.eye(size)[expert_actions(scene)]
         return probs
 
 
@@ -114,8 +105,8 @@ class FixedAgent:
         """See ``tensors``."""
 
 
-def _decision(probs: np.ndarray, scene: Scene, draws: Draws) -> Decision:
-    with np.errstate(divide="ignore"):
-        log_probs = np.log(probs)
-    actions = sample_rows(log_probs, draws.actions)
-    return Decision(actions, log_probs[np.arange(len(actions)), actions], np.zeros(len(scene)))
+def expert_actions(scene: Scene) -> np.ndarray:
+    """What the environment's expert would do in each state, ``(n,)`` int64."""
+    if scene.experts is None:
+        raise ValueError("this scene has no expert actions: PromptedEnv needs with_experts=True")
+    return scene.experts

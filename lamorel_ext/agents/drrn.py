@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lamorel_ext.agents.drrn_network import DrrnNetwork
-from lamorel_ext.agents.optimizer import FlatAdam, expect_tensor, load_weights, weights_of
+from lamorel_ext.agents.optimizer import FlatAdam, below, expect_tensor, load_weights, weights_of
 from lamorel_ext.agents.replay import Replay, Transitions
 from lamorel_ext.agents.word_places import word_places
 from lamorel_ext.config import DrrnArgs
@@ -109,13 +109,7 @@ class DrrnAgent:
         if self.target is not self.network:
             load_weights(self.target, tensors, "target.")
         self.optimizer.load(tensors)
-        self.replay.load(
-            {
-                key.removeprefix("replay."): tensor
-                for key, tensor in tensors.items()
-                if key.startswith("replay.")
-            }
-        )
+        self.replay.load(below("replay.", tensors))
         self._env_steps, self._updates = expect_tensor(
             tensors, "counters", torch.Size([2])
         ).tolist()
@@ -149,11 +143,8 @@ class DrrnAgent:
         if self.args.target_every and self._updates % self.args.target_every == 0:
             self.target.load_state_dict(self.network.state_dict())
         targets = drrn_targets(self.target, batch, self.args)
-        q = (
-            self.network(batch.before, batch.offered_before)
-            .gather(1, torch.from_numpy(batch.actions)[:, None])
-            .squeeze(1)
-        )
+        taken = torch.from_numpy(batch.actions)[:, None]
+        q = self.network(batch.before, batch.offered_before).gather(1, taken).squeeze(1)
         loss = F.smooth_l1_loss(q, targets)
         norm = self.optimizer.minimise(loss, self.args.lr, self.args.max_grad_norm)
         self._updates += 1

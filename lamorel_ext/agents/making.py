@@ -103,11 +103,8 @@ def make_agent(
             raise ConfigError(f"arm.agent: {kind} needs an LLM server")
         if kind == "cloning":
             return CloningAgent(llm, config.cloning)
-        return (
-            ActionHeadsAgent(llm, config.ppo)
-            if config.arm.action_heads
-            else LlmPolicyAgent(llm, config.ppo)
-        )
+        policy = ActionHeadsAgent if config.arm.action_heads else LlmPolicyAgent
+        return policy(llm, config.ppo)
     seed = _weights_seed(config)
     if kind == "drrn":
         return DrrnAgent(config.drrn, seed, task)

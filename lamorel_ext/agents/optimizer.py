@@ -8,6 +8,7 @@ step of ``torch.optim`` also imports the compiler, some seconds.)
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -97,9 +98,8 @@ class FlatAdam:
             .mul_(1 / math.sqrt(1 - beta_2**self._steps))
             .add_(self._eps)
         )
-        size = min(
-            lr / (1 - beta_1**self._steps), torch.finfo(torch.float32).max
-        )  # PyTorch refuses what a float32 cannot hold
+        # PyTorch refuses what a float32 cannot hold.
+        size = min(lr / (1 - beta_1**self._steps), torch.finfo(torch.float32).max)
         self._weights.addcdiv_(self._first, spread, value=-size)
         held = {
             "weights": self._weights,
@@ -145,6 +145,11 @@ def load_weights(network: nn.Module, tensors: dict[str, Tensor], prefix: str = "
     with torch.no_grad():
         for name, own in network.named_parameters():
             own.copy_(expect_tensor(tensors, f"{prefix}{name}", own.shape))
+
+
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The saved tensors whose names begin with ``prefix``, without it."""
+    return {name[len(prefix) :]: own for name, own in tensors.items() if name.startswith(prefix)}
 
 
 def expect_tensor(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:

@@ -81,9 +81,8 @@ class StudentAgent:
     def values(self, scene: Scene) -> np.ndarray:
         """See ``Actor``."""
         with torch.inference_mode():
-            values: np.ndarray = (
-                self.network.value(torch.from_numpy(self._encode(scene))).double().numpy()
-            )
+            seen = torch.from_numpy(self._encode(scene))
+            values: np.ndarray = self.network.value(seen).double().numpy()
         return values
 
     def action_probs(self, scene: Scene) -> np.ndarray:
@@ -200,16 +199,9 @@ class StudentAgent:
         features, offered = self._encode(scene), self._offered(scene)
         with torch.inference_mode():
             seen = torch.from_numpy(features)
-            log_probs = (
-                self.network.policy(
-                    seen,
-                    torch.from_numpy(heard.codes),
-                    torch.from_numpy(heard.hints),
-                    action_table(offered),
-                )
-                .double()
-                .numpy()
-            )
+            codes, hints = torch.from_numpy(heard.codes), torch.from_numpy(heard.hints)
+            policy = self.network.policy(seen, codes, hints, action_table(offered))
+            log_probs = policy.double().numpy()
             values = self.network.value(seen).double().numpy()
         actions = sample_rows(log_probs, draws.actions)
         taken = log_probs[np.arange(len(actions)), actions]

@@ -107,9 +107,8 @@ def ppo_losses(
     if term is not None:
         total = total + term(log_probs)
     with torch.no_grad():
-        kl = (
-            ratio - 1 - log_ratio
-        ).mean()  # non-negative estimate of KL(old || new), Schulman 2020
+        # A non-negative estimate of KL(old || new), Schulman 2020.
+        kl = (ratio - 1 - log_ratio).mean()
         clip_fraction = ((ratio - 1).abs() > args.clip_eps).float().mean()
     return Losses(total, policy_loss, value_loss, entropy, kl, clip_fraction)
 

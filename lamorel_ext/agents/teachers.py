@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from lamorel_ext.agents.actors import expert_actions
 from lamorel_ext.agents.guidance import (
     NO_HINT,
     OfferedActions,
@@ -50,12 +51,12 @@ class OracleTeacher:
 
     def guide(self, scene: Scene, draws: Draws) -> Guidance:
         """See ``Teacher``."""
-        return self.vocabulary.choose(self.vocabulary.of(scene), _experts(scene))
+        return self.vocabulary.choose(self.vocabulary.of(scene), expert_actions(scene))
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
         size = max(map(len, self.vocabulary.of(scene)))
-        every: np.ndarray = np.eye(size)[_experts(scene)]
+        every: np.ndarray = np.eye(size)[expert_actions(scene)]
         return every
 
 
@@ -110,9 +111,3 @@ def _vocabulary(
 
 def _silence(n: int) -> Guidance:
     return Guidance(np.zeros((n, 1), dtype=np.float32), np.full(n, NO_HINT, dtype=np.int64))
-
-
-def _experts(scene: Scene) -> np.ndarray:
-    if scene.experts is None:
-        raise ValueError("this scene has no expert actions: PromptedEnv needs with_experts=True")
-    return scene.experts

@@ -42,15 +42,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell in one line; a folder's name."""
-        return "+".join(
-            [
-                self.base,
-                *(
-                    f"{key.removeprefix(USUAL_GROUP)}={_text(value)}"
-                    for key, value in self.values.items()
-                ),
-            ]
-        )
+        return "+".join([self.base, *(each.removeprefix(USUAL_GROUP) for each in self.overrides)])
 
     @property
     def overrides(self) -> list[str]:
@@ -115,12 +107,8 @@ def expand_cells(items: Sequence[Any], problems: list[str]) -> list[Any]:
         choices = [
             item[key] if isinstance(item[key], (list, tuple)) else [item[key]] for key in keys
         ]
-        odd = [
-            key
-            for key, values in zip(keys, choices, strict=True)
-            for value in values
-            if not _plain(value)
-        ]
+        pairs = zip(keys, choices, strict=True)
+        odd = [key for key, values in pairs if not all(map(_plain, values))]
         problems += [
             f"compare.arms[{place}].{key}: expected a number, a word or a list of them"
             for key in odd

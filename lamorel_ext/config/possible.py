@@ -102,7 +102,7 @@ def _impossible_curriculum(stages: Sequence[StageArgs]) -> Iterator[str]:
 
 def _impossible_method(config: Config) -> Iterator[str]:
     """Combinations of arm and feedback that mean nothing."""
-    feedback, arm = config.feedback, config.arm
+    feedback, arm, vocabulary = config.feedback, config.arm, config.guidance.vocabulary
     used = feedback.signal
     yield from _impossible_credit(config)
     yield from _impossible_rollouts(config)
@@ -124,23 +124,13 @@ def _impossible_method(config: Config) -> Iterator[str]:
             f"feedback.signal: must be none where arm.teacher is {arm.teacher}: there is no LLM to"
             f" teach, got {feedback.signal}"
         )
-    if (
-        arm.agent == "student"
-        and arm.teacher in ("random", "oracle")
-        and config.guidance.vocabulary == "free"
-    ):
-        yield f"guidance.vocabulary: free text needs an LLM, but arm.teacher is {arm.teacher}"
-    if (
-        arm.agent == "student"
-        and arm.teacher == "oracle"
-        and config.guidance.vocabulary == "subgoal"
-    ):
+    teacher = arm.teacher if arm.agent == "student" else "none"
+    if teacher in ("random", "oracle") and vocabulary == "free":
+        yield f"guidance.vocabulary: free text needs an LLM, but arm.teacher is {teacher}"
+    if teacher == "oracle" and vocabulary == "subgoal":
         yield "guidance.vocabulary: must be action_hint where arm.teacher is oracle, got subgoal"
-    if (
-        config.guidance.vocabulary == "free"
-        and config.feedback_trains
-        and (feedback.entropy_coef or feedback.kl_coef)
-    ):
+    regularised = feedback.entropy_coef or feedback.kl_coef
+    if vocabulary == "free" and config.feedback_trains and regularised:
         yield (
             "guidance.vocabulary: free text has no list of candidates; feedback.entropy_coef and"
             " feedback.kl_coef must be 0"
@@ -150,10 +140,10 @@ def _impossible_method(config: Config) -> Iterator[str]:
             f"feedback.signal: must be none where arm.agent is {arm.agent}: nobody gives guidance,"
             f" got {feedback.signal}"
         )
-    if arm.agent not in ("student", "own") and config.guidance.vocabulary != "action_hint":
+    if arm.agent not in ("student", "own") and vocabulary != "action_hint":
         yield (
             f"guidance.vocabulary: must be action_hint where arm.agent is {arm.agent}, got"
-            f" {config.guidance.vocabulary}"
+            f" {vocabulary}"
         )
     if feedback.loss == "unlikelihood":
         weighing = [
@@ -277,16 +267,12 @@ def _impossible_fsdp(llm: LlmArgs) -> Iterator[str]:
 
 
 def _impossible_comparison(compare: CompareArgs) -> Iterator[str]:
-    for key, values in (
-        ("compare.tasks", compare.tasks),
-        ("compare.arms", compare.arms),
-        ("compare.seeds", compare.seeds),
-        ("compare.controls", compare.controls),
-    ):
-        if not values and key in ("compare.arms", "compare.seeds"):
-            yield f"{key}: must not be empty"
+    for name in ("tasks", "arms", "seeds", "controls"):
+        values = getattr(compare, name)
+        if not values and name in ("arms", "seeds"):
+            yield f"compare.{name}: must not be empty"
         if len(set(values)) < len(values):
-            yield f"{key}: names one twice: {list(values)}"
+            yield f"compare.{name}: names one twice: {list(values)}"
 
 
 def _impossible_portability(config: Config) -> Iterator[str]:

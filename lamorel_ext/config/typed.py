@@ -43,9 +43,8 @@ def build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
         else:
             known = len(problems)
             value = _convert(hint, mapping[name], f"{prefix}{name}", problems)
-            if (
-                len(problems) == known
-            ):  # otherwise the default stands in, so that the rest can be checked too
+            # Otherwise the default stands in, so that the rest can be checked too.
+            if len(problems) == known:
                 values[name] = value
     return kind(**values)
 

@@ -67,6 +67,7 @@ def with_rewards(rollout: Rollout, rewards: np.ndarray, discount: Discount) -> R
     Raises:
         UpdateError: They have another shape, or are not finite.
     """
+    rewards = np.asarray(rewards, dtype=np.float64)  # a user's method may give nested lists
     if rewards.shape != rollout.rewards.shape or not np.isfinite(rewards).all():
         raise UpdateError(
             f"rewards of a method: expected finite numbers of shape {rollout.rewards.shape}, got"
@@ -90,13 +91,9 @@ def _next_values(turns: Sequence[Turn], actor: Actor, values: np.ndarray) -> np.
     if len(known) == len(turns):
         return np.stack(known)
     next_values = np.concatenate([values[1:], np.zeros_like(values[:1])])
-    cut = np.stack(
-        [
-            np.logical_and(turn.step.truncated, np.logical_not(turn.step.terminated))
-            for turn in turns
-        ]
-    )
-    cut[-1] = np.logical_not(turns[-1].step.terminated)
+    steps = [turn.step for turn in turns]
+    cut = np.stack([np.logical_and(one.truncated, np.logical_not(one.terminated)) for one in steps])
+    cut[-1] = np.logical_not(steps[-1].terminated)
     places = [
         (turn.stepped.reached, np.flatnonzero(row))
         for turn, row in zip(turns, cut, strict=True)

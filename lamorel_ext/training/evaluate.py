@@ -172,9 +172,6 @@ class Evaluator:
         if self._env is None:
             self._env = self._make_env()
         seed = self._config.run.seed
-        copied = (
-            None
-            if signals is None
-            else signals.fork(self._env.num_envs, make_rng(seed, "evaluation"))
-        )
-        return run_episodes(self._env, actor, Draws.of_evaluation(seed), copied)
+        if signals is not None:
+            signals = signals.fork(self._env.num_envs, make_rng(seed, "evaluation"))
+        return run_episodes(self._env, actor, Draws.of_evaluation(seed), signals)

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from lamorel_ext.agents.kept_answers import MOST_ANSWERS, KeptAnswers
 from lamorel_ext.agents.llm_policy import VALUE
 from lamorel_ext.agents.making import make_agent
 from lamorel_ext.agents.metering import LLM_COUNTERS, MeteredClient, Phases
+from lamorel_ext.agents.optimizer import below
 from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.as_json import changed_by_json
 from lamorel_ext.config import Config
@@ -113,12 +113,7 @@ class TrainingRun:
     def __enter__(self) -> TrainingRun:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.env.close()
         self.evaluator.close()
 
@@ -181,9 +176,8 @@ class TrainingRun:
 
     def _take_over(self, checkpoint: Checkpoint) -> None:
         signals = checkpoint.state.get("signals", {})
-        strangers = [
-            None
-        ] * self.config.env.num_envs  # the last advantages belong to the environments left behind
+        # The last advantages belong to the environments left behind.
+        strangers = [None] * self.config.env.num_envs
         self.edge.signals.restore({**signals, "previous": strangers})
         if self.method is not None:  # how it has the LLM asked is part of the policy
             with _reading(checkpoint):
@@ -395,15 +389,10 @@ class TrainingRun:
 
     def _load_agent(self, checkpoint: Checkpoint) -> None:
         checkpoint.check_finite()
-        of_method, of_agent = {}, {}
-        for name, tensor in checkpoint.tensors.items():
-            if name.startswith(METHOD):
-                of_method[name.removeprefix(METHOD)] = tensor
-            else:
-                of_agent[name] = tensor
-        self.agent.load_tensors(of_agent)
+        found = checkpoint.tensors
+        self.agent.load_tensors({n: own for n, own in found.items() if not n.startswith(METHOD)})
         if self.method is not None:
-            self.method.load_tensors(of_method)
+            self.method.load_tensors(below(METHOD, found))
         if self.llm is not None:
             if checkpoint.llm_folder is None:
                 raise CheckpointError(

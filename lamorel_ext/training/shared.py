@@ -197,11 +197,9 @@ class SharedClient:
 
     def score_batch(self, request: ScoreRequest) -> ScoreResult:
         """See ``LlmClient``."""
-        return (
-            self._llm.score_batch(request)
-            if self._clients.leading
-            else self.submit_score(request).result()
-        )
+        if self._clients.leading:
+            return self._llm.score_batch(request)
+        return self.submit_score(request).result()
 
     def generate_batch(self, request: GenerateRequest) -> GenerateResult:
         """See ``LlmClient``."""

@@ -290,15 +290,12 @@ class Tracer:
 
     def _steps(self, recording: _Recording, rollout: Rollout) -> Iterator[Line]:
         """Episodes and steps; the course goes along."""
-        cold = len(rollout.turns) - (0 if recording.signals is None else len(recording.signals))
+        signals = [] if recording.signals is None else list(recording.signals)
+        cold = len(rollout.turns) - len(signals)
         for t, (turn, scene) in enumerate(_places(recording.scene, rollout)):
             if t == 0 or rollout.done[t - 1, ENV]:
                 yield episode_line(self._config, self._course, turn, scene)
-            f = (
-                None
-                if recording.signals is None or t < cold
-                else float(recording.signals[t - cold, ENV])
-            )
+            f = None if t < cold else float(signals[t - cold][ENV])
             yield step_line(
                 self._config,
                 rollout,

@@ -145,6 +145,8 @@ def test_advantages_of_other_rewards_by_hand() -> None:
     assert np.allclose(shaped.errors[:, 0], [2.3, -0.4])
     assert np.allclose(shaped.advantages[:, 0], [2.12, -0.4])
     assert (shaped.rewards == rewards).all()
+    listed = with_rewards(rollout, [[1.0], [0.5]], discount)
+    assert (listed.advantages == shaped.advantages).all() and listed.learnt_rewards.shape == (2, 1)
 
 
 def test_rewards_that_are_none_end_the_run_with_their_shape() -> None:

@@ -109,9 +109,8 @@ class FeedbackSignals:
             )
         if self.sign == "shuffled":
             return self._rng.permutation(f.ravel()).reshape(f.shape)
-        return np.stack(
-            [self._signed(row) for row in f]
-        )  # row by row, so that a coin is drawn as in ``step``
+        # Row by row, so that a coin is drawn as in ``step``.
+        return np.stack([self._signed(row) for row in f])
 
     def draw_seed(self) -> int:
         """Of an update's minibatches."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lamorel_ext.agents.features import views_of
 from lamorel_ext.agents.llm_teachers import candidate_table, sample_texts, told_shares
+from lamorel_ext.agents.optimizer import below
 from lamorel_ext.agents.student import StudentAgent
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import Note, Rollout, Turn
@@ -197,10 +198,7 @@ class RewardProgram(Method):
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """See ``Method``."""
-        self._start, self._best = (
-            {name.removeprefix(of): own for name, own in tensors.items() if name.startswith(of)}
-            for of in ("start.", "best.")
-        )
+        self._start, self._best = below("start.", tensors), below("best.", tensors)
 
     def _begin_round(self, mission: str) -> None:
         """Ask for programs, and put the best of the round before first among them."""
