@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from experiments.bench.subjects import Subjects
 
 MODULES = {
-    "scoring": ("score_rollout", "score_distinct", "score_two", "score_growth"),
+    "scoring": ("score_rollout", "score_distinct", "score_two", "score_growth", "score_bf16"),
     "updates": ("update_64", "update_320", "update_script"),
     "transport": ("transport_share",),
     "servers": ("update_shares", "two_servers"),
     "pipeline": ("pipeline",),
-    "environments": ("env_text", "env_paper"),
+    "environments": ("env_text", "env_paper", "env_maze_16", "env_copies"),
+    "starting": ("help_s", "client_start_s"),
     "iterations": ("figure2_2100", "iterations"),
     "scale.simulate": ("simulate",),
     "gpu": ("score_gpu",),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -27,7 +27,11 @@ CLIENT = "student"
 MODEL_PARTS = ("forward", "backward", "optimiser")
 SERVER_PARTS = ("server", "memory", "tokenising", "loss", *MODEL_PARTS)
 
-SEAMS: tuple[tuple[type, str, str], ...] = (
+Seam = tuple[object, str, str]
+"""Class or module, its function, and the part that the function's own time belongs to; what it
+calls on the same list counts for itself.
+"""
+SEAMS: tuple[Seam, ...] = (
     (PromptHistory, "reset", "prompts"),
     (PromptHistory, "step", "prompts"),
     (Caller, "score_batch", "waiting"),
@@ -45,9 +49,7 @@ SEAMS: tuple[tuple[type, str, str], ...] = (
     (GradientStepper, "reduce", "optimiser"),
     (GradientStepper, "step", "optimiser"),
 )
-"""Class, method, and the part that its own time belongs to; what it calls on the list counts for
-itself.
-"""
+"""Of a training run, its environments aside."""
 
 
 class Stopwatch:
@@ -90,18 +92,20 @@ class Stopwatch:
 
 
 @contextmanager
-def watching(env: object, watch: Stopwatch) -> Iterator[None]:
-    """Time the seams, and the steps of environments like ``env``, while the block runs."""
+def watching(seams: Iterable[Seam], watch: Stopwatch) -> Iterator[None]:
+    """Time the seams while the block runs."""
     with ExitStack() as patches:
-        for owner, name, part in (
-            *SEAMS,
-            (type(env), "reset", "environment"),
-            (type(env), "step", "environment"),
-        ):
+        for owner, name, part in seams:
             patches.enter_context(
                 mock.patch.object(owner, name, watch.timed(part, getattr(owner, name)))
             )
         yield
+
+
+def seams_with(env: object) -> tuple[Seam, ...]:
+    """``SEAMS``, and the steps of environments like ``env``."""
+    own = ((type(env), name, "environment") for name in ("reset", "step"))
+    return (*SEAMS, *own)
 
 
 def shares(watch: Stopwatch, total: float) -> dict[str, float]:

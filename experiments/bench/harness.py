@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,8 @@ import torch
 from experiments.runs.versions import processor_name
 
 Detail = bool | int | float | str | None
+
+UNKNOWN = "no reason is known"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Row:
         spread: Highest minus lowest value over the repetitions; None with fewer than two.
         threads: Threads of PyTorch in each process while it was measured.
         better: Whether the bar is a floor (``higher``) or a ceiling (``lower``).
-        detail: What else was seen: the contenders' own figures, sizes, how a sample was scaled.
+        detail: What else was seen: the contenders' own figures, sizes, how a sample was scaled;
+            where the bar is missed, ``in_the_way`` says what keeps the value from it.
         processor: Name of the machine's.
     """
 
@@ -113,6 +116,15 @@ def _time_once(contender: Contender) -> float:
     return result.value if isinstance(result, Seconds) else elapsed
 
 
+def seconds_of(work: Callable[[], object]) -> float:
+    """Seconds of one run of it."""
+    return _time_once(Contender(work))
+
+
+def warm() -> None:
+    """The warm-up of a contender that has just run already, or needs none."""
+
+
 def ratios(slower: Sequence[float], faster: Sequence[float]) -> list[float]:
     """How many times faster, turn by turn."""
     return [slow / fast for slow, fast in zip(slower, faster, strict=True)]
@@ -125,11 +137,17 @@ def make_row(
     unit: str,
     better: Literal["higher", "lower"] = "higher",
     detail: Mapping[str, Detail] | None = None,
+    in_the_way: str = UNKNOWN,
 ) -> Row:
-    """A row from the values of the repetitions: their median and how far they lie apart."""
-    detail = {"repetitions": len(values), **(detail or {})}
+    """A row from the values of the repetitions: their median and how far they lie apart.
+
+    Args:
+        in_the_way: One sentence, for the details of a row that misses its bar.
+    """
+    own = {"repetitions": len(values), **(detail or {})}
     spread = max(values) - min(values) if len(values) > 1 else None
-    return Row(name, statistics.median(values), bar, unit, spread, better=better, detail=detail)
+    row = Row(name, statistics.median(values), bar, unit, spread, better=better, detail=own)
+    return row if row.passed is not False else replace(row, detail=own | {"in_the_way": in_the_way})
 
 
 def missing_row(name: str, bar: float | None, unit: str, reason: str) -> Row:

@@ -4,15 +4,14 @@ steps.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
-from experiments.bench.breakdown import MODEL_PARTS, Stopwatch, shares, watching
-from experiments.bench.harness import Detail, Row, make_row, rounded
+from experiments.bench.breakdown import MODEL_PARTS, Stopwatch, seams_with, shares, watching
+from experiments.bench.harness import Detail, Row, make_row, rounded, seconds_of
 from experiments.bench.subjects import Subjects
 from experiments.bench.whole import FIGURE_ARMS, FIGURE_BAR_MIN, FIGURE_THREADS, whole_figure
 from experiments.runs.build import alone, build_server, llm_of
@@ -62,11 +61,21 @@ def _iteration(subjects: Subjects, arm: str) -> Row:
         student=replace(config.student, num_steps=steps),
         run=replace(config.run, total_steps=10 * steps * subjects.setting.num_envs),
     )
+    # A frozen model is not asked again what it has answered: there the first rollout is whole.
+    learns = config.arm.agent == "llm_policy" or config.feedback_trains
+    first = 1 if learns else steps
     watch = Stopwatch()
-    with watching(make_batched_env(config.env.level, 1), watch), _running(config) as run:
+    seams = seams_with(make_batched_env(config.env.level, 1))
+    with watching(seams, watch), _running(config) as run:
+        run.config = replace(
+            config,
+            ppo=replace(config.ppo, num_steps=first),
+            student=replace(config.student, num_steps=first),
+        )
         run.rollout()  # optimisers are made, critics leave zero
+        run.config = config
         watch.seconds.clear()
-        seconds = _seconds_of(run.rollout)
+        seconds = seconds_of(run.rollout)
     parts = shares(watch, seconds)
     outside = {
         part: share
@@ -122,10 +131,10 @@ def _estimated_seconds(config: Config, steps: int, detail: dict[str, Detail]) ->
         config, student=replace(config.student, num_steps=min(steps, config.student.num_steps))
     )
     with _running(config) as run:
-        evaluation = _seconds_of(run.evaluate)
+        evaluation = seconds_of(run.evaluate)
         trained = 0.0
         while run.progress.env_steps < steps:
-            trained += _seconds_of(run.rollout)
+            trained += seconds_of(run.rollout)
         per_step = trained / run.progress.env_steps
     detail |= {
         f"{name}_s_per_step": rounded(per_step),
@@ -134,12 +143,6 @@ def _estimated_seconds(config: Config, steps: int, detail: dict[str, Detail]) ->
     return per_step * run_args.total_steps + evaluation * (
         run_args.total_steps // run_args.eval_every + 2
     )
-
-
-def _seconds_of(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def _config(

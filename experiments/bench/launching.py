@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import torch
 
@@ -31,38 +32,73 @@ TIMEOUT_S = 600.0
 
 
 def run_ranks(module: str, spec: Mapping[str, Any], num_servers: int = 1) -> Any:
-    """Start client and servers, each of which calls ``main`` of ``module`` with the path of a file
-    that holds ``spec`` as JSON.
-
-    Returns:
-        What the client printed in its last line, read as JSON.
+    """What the client of a launch says, which measures once.
 
     Raises:
         RuntimeError: A rank failed.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with launched(module, spec, num_servers) as ask:
+        return ask("")
+
+
+@contextmanager
+def launched(
+    module: str, spec: Mapping[str, Any], num_servers: int = 1
+) -> Iterator[Callable[[str], Any]]:
+    """Client and servers, each of which calls ``main`` of ``module`` with the path of a file that
+    holds ``spec`` as JSON.
+
+    Yields:
+        A function that writes a line to the client's standard input, and gives the next line of
+        JSON that the client prints.
+
+    Raises:
+        RuntimeError: A rank failed, or the client gave no answer in ten minutes.
+    """
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as ranks_end:
         path = Path(scratch) / "spec.json"
         path.write_text(json.dumps(spec), encoding="utf-8")
-        port = free_port()
-        size = 1 + num_servers
-        ranks = [_start(module, rank, size, port, path) for rank in range(size)]
+        port, size = free_port(), 1 + num_servers
+        logs = [ranks_end.enter_context((path.parent / f"log {n}").open("w+")) for n in range(size)]
+        ranks = [
+            ranks_end.enter_context(_start(module, rank, size, port, path, log))
+            for rank, log in enumerate(logs)
+        ]
+        client = ranks[0]
+        asked, answers = cast(TextIO, client.stdin), cast(TextIO, client.stdout)
+
+        def failure() -> RuntimeError:
+            client.wait(TIMEOUT_S)
+            said = "\n".join(Path(log.name).read_text() for log in logs)
+            return RuntimeError(f"a rank failed {[rank.poll() for rank in ranks]}:\n{said}")
+
+        def ask(question: str) -> Any:
+            watchdog = threading.Timer(TIMEOUT_S, client.kill)
+            watchdog.start()
+            try:
+                with suppress(BrokenPipeError):  # its end is told below
+                    os.write(asked.fileno(), f"{question}\n".encode())
+                for line in answers:
+                    with suppress(ValueError):  # what libraries print
+                        return json.loads(line)
+            finally:
+                watchdog.cancel()
+            raise failure()
+
         try:
-            printed, complaints = ranks[0].communicate(timeout=TIMEOUT_S)
-            more = "\n".join(rank.communicate(timeout=TIMEOUT_S)[1] for rank in ranks[1:])
+            yield ask
+            client.communicate(timeout=TIMEOUT_S)
+            if any([rank.wait(TIMEOUT_S) for rank in ranks]):
+                raise failure()
         finally:
             for rank in ranks:
                 rank.kill()
-                rank.wait()
-    if any(rank.returncode for rank in ranks):
-        codes = [rank.returncode for rank in ranks]
-        raise RuntimeError(f"a rank failed {codes}:\n{complaints}\n{more}")
-    return json.loads(printed.splitlines()[-1])
 
 
 def be_rank(
     folder: str, num_threads: int, num_servers: int, measure: Callable[[Caller], Any]
 ) -> None:
-    """Be one rank of ``run_ranks``: a server of the model in ``folder``, with a value head and
+    """Be one rank of a launch: a server of the model in ``folder``, with a value head and
     without memory (else nothing would be computed), or the client, which prints what ``measure``
     gives as JSON.
     """
@@ -80,7 +116,9 @@ def be_rank(
             print(json.dumps(measure(caller)))
 
 
-def _start(module: str, rank: int, size: int, port: int, spec: Path) -> subprocess.Popen[str]:
+def _start(
+    module: str, rank: int, size: int, port: int, spec: Path, log: TextIO
+) -> subprocess.Popen[str]:
     launch = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -93,8 +131,9 @@ def _start(module: str, rank: int, size: int, port: int, spec: Path) -> subproce
         command,
         cwd=REPOSITORY,
         env=os.environ | launch,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE if rank == 0 else log,
+        stderr=log,
         text=True,
     )
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PreTrainedTokenizerBase
 
@@ -131,6 +132,15 @@ def multiplies_of(shape: Shape, tokens: int, nodes: int) -> dict[Multiply, int]:
 class MultiplyLimit:
     """Products of a call's sizes, one after the other, nothing between them: as fast as the machine
     multiplies.
+
+    Args:
+        shape: Sizes of the model.
+        tokens: Prompt tokens of the call.
+        nodes: Decoder positions of the call.
+        device: Where it multiplies; the CPU where nothing is said.
+        dtype: Of the factors.
+        with_gradients: A training step's: each product, and the two that give the gradients of its
+            factors.
     """
 
     def __init__(
@@ -140,10 +150,12 @@ class MultiplyLimit:
         nodes: int,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        with_gradients: bool = False,
     ) -> None:
         self._counts = multiplies_of(shape, tokens, nodes)
         self._device, self._dtype = device or torch.device("cpu"), dtype
-        self.operations = sum(
+        self._run = _with_gradients if with_gradients else linear
+        self.operations = (3 if with_gradients else 1) * sum(
             multiply.operations * times for multiply, times in self._counts.items()
         )
 
@@ -158,17 +170,48 @@ class MultiplyLimit:
             torch.randn(rows, multiply.inner, device=self._device, dtype=self._dtype)
             for rows in (multiply.rows, multiply.columns)
         )
-        samples = []
         with torch.no_grad():
-            linear(left, weight)
-            for _ in range(SAMPLES):
-                self._synchronize()
-                start = time.perf_counter()
-                linear(left, weight)
-                self._synchronize()
-                samples.append(time.perf_counter() - start)
-        return statistics.median(samples)
+            return _median_seconds(lambda: self._run(left, weight), self._synchronize)
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+class StepLimit:
+    """What an optimiser's step takes besides products: PyTorch's fused Adam over as many numbers as
+    the model has, and the sum where gradients come in several parts.
+
+    Args:
+        numbers: Of the model's parameters.
+    """
+
+    def __init__(self, numbers: int) -> None:
+        self._weights, self._part = torch.zeros(numbers, requires_grad=True), torch.ones(numbers)
+        self._weights.grad = torch.ones(numbers)
+        self._adam = torch.optim.Adam([self._weights], fused=True)
+
+    def run(self, steps: int, parts: int) -> Seconds:
+        """Seconds of this many steps, whose gradients came in this many parts in all."""
+        sums = _median_seconds(lambda: self._part.add_(self._part)) if parts > steps else 0.0
+        return Seconds(steps * _median_seconds(self._adam.step) + (parts - steps) * sums)
+
+
+def _median_seconds(
+    work: Callable[[], object], synchronize: Callable[[], object] = lambda: None
+) -> float:
+    work()
+    samples = []
+    for _ in range(SAMPLES):
+        synchronize()
+        start = time.perf_counter()
+        work()
+        synchronize()
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples)
+
+
+def _with_gradients(left: Tensor, weight: Tensor) -> None:
+    product = linear(left, weight)
+    product @ weight
+    product.T @ left

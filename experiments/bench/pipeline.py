@@ -119,8 +119,8 @@ def _config(spec: Spec, level: str, backend: Backend, num_envs: int) -> Config:
 
 def _measure(spec: Spec, config: Config, caller: Caller) -> Report:
     contenders = {
-        "together": _Collector(config, caller, False),
-        "halves": _Collector(config, caller, True),
+        "together": Collector(config, caller, False),
+        "halves": Collector(config, caller, True),
     }
     seconds = take_turns(
         {name: Contender(each.collect, prepare=caller.forget) for name, each in contenders.items()},
@@ -130,8 +130,14 @@ def _measure(spec: Spec, config: Config, caller: Caller) -> Report:
     return Report(seconds["together"], seconds["halves"], float(np.mean(actions[0] == actions[1])))
 
 
-class _Collector:
-    """Collects one rollout after the other, from episodes of one seed."""
+class Collector:
+    """Collects one rollout after the other, from episodes of one seed.
+
+    Args:
+        config: The arm, the environments, and ``student.num_steps`` of a rollout.
+        caller: Asks the servers.
+        halved: Whether the environments are stepped in two halves.
+    """
 
     def __init__(self, config: Config, caller: Caller, halved: bool) -> None:
         self._num_steps = config.student.num_steps

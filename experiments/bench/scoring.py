@@ -1,11 +1,12 @@
 """Scoring: a rollout as it comes, all-distinct prompts, two candidates, many candidates; and the
-share of the machine's limit.
+share of the machine's limit, in bfloat16 too.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,25 +16,30 @@ from experiments.bench.harness import (
     Detail,
     Row,
     make_row,
+    missing_row,
     rates,
     ratios,
     rounded,
     take_turns,
+    warm,
 )
 from experiments.bench.operations import MultiplyLimit, count_operations, work_of
 from experiments.bench.peers.plain import score_pairs
-from experiments.bench.subjects import LOCAL_LEVEL, PAPER_LEVEL, Subjects
+from experiments.bench.subjects import DEVICE, LOCAL_LEVEL, PAPER_LEVEL, Subjects
 from experiments.bench.workloads import (
     SUBGOALS,
+    Calls,
     cut,
     distinct_calls,
     rollout_calls,
     same_candidates,
     spaced,
 )
+from lamorel_ext.llm.loading import fitting_dtype, load_host
 from lamorel_ext.prompts import ACTION_NAMES
 
 HISTORIES = (1, 3)
+BFLOAT16_BAR = 0.85
 Measured = tuple[list[float], dict[str, Detail]]
 """The value of each turn, and what else was seen."""
 
@@ -51,11 +57,12 @@ def score_rollout(subjects: Subjects) -> list[Row]:
             "lamorel": Contender(
                 lambda: [_lamorels(subjects, call, True) for call in sample],
                 scale=len(calls) / len(sample),
-                warm_up=_is_warm,
+                warm_up=warm,
             ),
             "ours": Contender(
                 lambda: [_ours(subjects, call, ("value",)) for call in calls],
                 prepare=subjects.host.weights_changed,
+                warm_up=warm,
             ),
         },
         setting.repetitions,
@@ -108,30 +115,25 @@ def _distinct(subjects: Subjects, history: int) -> tuple[Measured, Measured]:
     prompts = [prompt for call in calls for prompt in call]
     sample = cut(prompts[: setting.lamorel_distinct], setting.num_envs)
     share_of_work = sum(map(len, sample)) / len(prompts)
-    works = work_of(subjects.tokenizer, prompts, ACTION_NAMES)
-    tokens, nodes = (
-        sum(work.prompt_tokens for work in works),
-        sum(len(work.node_depths) for work in works),
-    )
-    limit = MultiplyLimit(setting.shape, tokens // len(calls), nodes // len(calls))
+    limit, needed, tokens = _limit(subjects, calls)
     difference = _difference(_ours(subjects, sample[0]), _lamorels(subjects, sample[0]))
     seconds = take_turns(
         {
             "lamorel": Contender(
                 lambda: [_lamorels(subjects, call) for call in sample],
                 scale=1 / share_of_work,
-                warm_up=_is_warm,
+                warm_up=warm,
             ),
             "ours": Contender(
                 lambda: [_ours(subjects, call) for call in calls],
                 prepare=subjects.host.weights_changed,
+                warm_up=warm,
             ),
             "limit": Contender(limit.run),
         },
         setting.repetitions,
     )
     most = [limit.operations / turn for turn in seconds.pop("limit")]
-    needed = sum(count_operations(setting.shape, work) for work in works)
     shares = [needed / ours / rate for ours, rate in zip(seconds["ours"], most, strict=True)]
     speed: dict[str, Detail] = {
         "lamorel_sample": f"{sum(map(len, sample))} of {len(prompts)} prompts, scaled"
@@ -144,6 +146,62 @@ def _distinct(subjects: Subjects, history: int) -> tuple[Measured, Measured]:
         "limit_prompts_per_s": rounded(statistics.median(most) * len(prompts) / needed),
     }
     return (ratios(seconds["lamorel"], seconds["ours"]), speed), (shares, share)
+
+
+def _limit(
+    subjects: Subjects, calls: Calls, dtype: torch.dtype = torch.float32
+) -> tuple[MultiplyLimit, float, int]:
+    """The products of one of the calls, the operations that all need, and all their tokens."""
+    shape, prompts = subjects.setting.shape, [prompt for call in calls for prompt in call]
+    works = work_of(subjects.tokenizer, prompts, ACTION_NAMES)
+    tokens = sum(work.prompt_tokens for work in works)
+    nodes = sum(len(work.node_depths) for work in works)
+    limit = MultiplyLimit(shape, tokens // len(calls), nodes // len(calls), dtype=dtype)
+    return limit, sum(count_operations(shape, work) for work in works), tokens
+
+
+def score_bf16(subjects: Subjects) -> list[Row]:
+    """All-distinct prompts of GoToLocal in bfloat16: the share of the CPU's own products in
+    bfloat16, and how far the scores are off float32's; where ``dtype: auto`` takes it.
+    """
+    if fitting_dtype(subjects.setting.shape.to_config(), DEVICE) == "bfloat16":
+        return [bfloat16_row(subjects)]
+    reason = "dtype: auto takes float32: no instructions for bfloat16, or too narrow a model"
+    return [missing_row("score_bf16", BFLOAT16_BAR, "share", reason)]
+
+
+def bfloat16_row(subjects: Subjects) -> Row:
+    """The measurement itself, on any CPU."""
+    setting = subjects.setting
+    env = subjects.make_env(LOCAL_LEVEL)
+    calls = distinct_calls(env, setting.distinct_calls, setting.num_envs)
+    host = load_host(replace(subjects.llm_args, dtype="bfloat16"), DEVICE)
+    limit, needed, tokens = _limit(subjects, calls, torch.bfloat16)
+
+    def ours() -> Tensor:
+        return torch.cat([host.score(call, same_candidates(call)).log_probs for call in calls])
+
+    difference = _difference(ours(), torch.cat([_ours(subjects, call) for call in calls]))
+    seconds = take_turns(
+        {
+            "ours": Contender(ours, prepare=host.weights_changed, warm_up=warm),
+            "limit": Contender(limit.run),
+        },
+        setting.repetitions,
+    )
+    most = [limit.operations / turn for turn in seconds.pop("limit")]
+    shares = [needed / turn / rate for turn, rate in zip(seconds["ours"], most, strict=True)]
+    prompts = sum(map(len, calls))
+    detail = difference | rates(prompts, "prompts", seconds)
+    detail |= {
+        "tokens_per_prompt": rounded(tokens / prompts),
+        "limit_gflop_per_s": rounded(statistics.median(most) / 1e9),
+    }
+    in_the_way = (
+        f"products of matrices are {statistics.median(shares):.0%} of the time, the rest lies"
+        " between them: attention, normalisations, activations and look-ups"
+    )
+    return make_row("score_bf16", shares, BFLOAT16_BAR, "share", "higher", detail, in_the_way)
 
 
 def score_two(subjects: Subjects) -> list[Row]:
@@ -162,7 +220,7 @@ def score_two(subjects: Subjects) -> list[Row]:
     difference = _difference(host.score(prompts, two).log_probs, plain())
     seconds = take_turns(
         {
-            "plain": Contender(plain, warm_up=_is_warm),
+            "plain": Contender(plain, warm_up=warm),
             "lamorel": Contender(lambda: subjects.lamorel.forward(prompts, two, with_value=False)),
             "ours": Contender(lambda: host.score(prompts, two), prepare=host.weights_changed),
         },
@@ -206,10 +264,6 @@ def score_growth(subjects: Subjects) -> list[Row]:
             detail=detail,
         )
     ]
-
-
-def _is_warm() -> None:
-    """The contender has just run to be compared with ours."""
 
 
 def _ours(subjects: Subjects, prompts: Sequence[str], modules: Sequence[str] = ()) -> Tensor:

@@ -49,6 +49,8 @@ class Setting:
         env_steps: Steps of the batched environments.
         minigrid_steps: Steps of one minigrid environment.
         large_batch: Environments in the environment benchmarks.
+        copies: Copies of the level that ``env_copies`` compares, ascending.
+        rollout_steps: Steps of a rollout of ``large_batch`` copies.
         check_servers: Servers of the launches from which ``simulate`` is fitted and on which it is
             checked; 1 and 2 among them.
         gpu_calls: The call on a GPU has this many times ``num_envs`` prompts.
@@ -60,15 +62,17 @@ class Setting:
     num_steps: int = 40
     lamorel_calls: int = 4
     distinct_calls: int = 4
-    lamorel_distinct: int = 24
-    lamorel_transitions: int = 16
-    update_minibatches: tuple[int, int] = (6, 2)
+    lamorel_distinct: int = 16
+    lamorel_transitions: int = 12
+    update_minibatches: tuple[int, int] = (3, 1)
     iteration_steps: int = 32
     online_steps: int = 40
     whole_steps: int = 0
     env_steps: int = 500
     minigrid_steps: int = 2000
     large_batch: int = 256
+    copies: tuple[int, ...] = (16, 64, 256, 1024)
+    rollout_steps: int = 2
     check_servers: tuple[int, ...] = (1, 2, 4)
     gpu_calls: int = 128
 
@@ -78,7 +82,6 @@ QUICK = Setting(
     repetitions=2,
     lamorel_calls=2,
     distinct_calls=1,
-    lamorel_distinct=16,
     lamorel_transitions=10,
     update_minibatches=(2, 1),
     iteration_steps=2,
@@ -101,6 +104,8 @@ MINIATURE = Setting(
     env_steps=5,
     minigrid_steps=5,
     large_batch=4,
+    copies=(1, 2),
+    rollout_steps=1,
     check_servers=(1, 2),
     gpu_calls=2,
 )

@@ -230,6 +230,7 @@ def test_a_row_holds_median_and_spread_and_knows_its_bar(tmp_path: Path) -> None
     )
     ceiling = harness.make_row("share", [0.4], bar=0.3, unit="share", better="lower")
     assert (ceiling.spread, ceiling.passed) == (None, False)
+    assert (ceiling.detail["in_the_way"], "in_the_way" in floor.detail) == (harness.UNKNOWN, False)
     absent = harness.missing_row("env", 50.0, "x", "not built")
     harness.write_rows([floor, ceiling, absent], tmp_path / "bench.json")
     rows = json.loads((tmp_path / "bench.json").read_text())

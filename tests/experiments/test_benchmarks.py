@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from experiments.bench import __main__ as program
-from experiments.bench import breakdown, gpu, launching, transport, whole, workloads
+from experiments.bench import breakdown, gpu, launching, scoring, transport, whole, workloads
 from experiments.bench.__main__ import BENCHMARKS
 from experiments.bench.harness import Row
 from experiments.bench.peers.lamorel_way import LamorelPpo
@@ -42,7 +42,7 @@ ROWS = {
     "env_paper": ["env_paper", "env_paper_16"],
     "transport_share": ["transport_share", "rpc_round_trip"],
     "update_shares": ["update_shares_2", "update_shares_4", "update_shares_8"],
-    "two_servers": ["two_servers_score", "two_servers_update"],
+    "two_servers": ["two_servers_score", "two_servers_update", "rollout_256"],
     "simulate": ["simulate_costs", "simulate_check", *(f"simulate_{n}" for n in CLIENTS)],
     "iterations": [
         "iteration_llm_policy",
@@ -62,6 +62,7 @@ BARS = {
     "two_servers_score": 1.7, "two_servers_update": 1.7, "update_64_distinct": 6.0,
     "env_text_16": 50.0, "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0,
     "figure2_2100": 40.0, "score_gpu": 20_000.0, "simulate_check": 0.15,
+    "score_bf16": 0.85, "env_maze_16": 15.0, "help_s": 1.0,
 }  # fmt: skip
 
 
@@ -114,6 +115,7 @@ def test_a_benchmark_gives_well_formed_rows(rows: dict[str, list[Row]], name: st
             assert isinstance(row.detail["reason"], str)
         else:
             assert math.isfinite(row.value) and row.value > 0
+        assert isinstance(row.detail.get("in_the_way"), str) == (row.passed is False)
         assert all(
             value is None or isinstance(value, (bool, int, float, str))
             for value in row.detail.values()
@@ -130,6 +132,33 @@ def test_contenders_are_compared_on_the_same_numbers(rows: dict[str, list[Row]])
     ]
     assert len(differences) == 4
     assert all(isinstance(value, float) and value < 1e-4 for value in differences)
+
+
+def test_a_cpus_bfloat16_is_held_to_its_own_products_and_to_float32(subjects: Subjects) -> None:
+    row = scoring.bfloat16_row(subjects)
+    assert (row.name, row.bar) == ("score_bf16", 0.85) and row.value is not None and row.value > 0
+    off = row.detail["max_difference_nats"]
+    assert isinstance(off, float) and 0 < off < 1  # rounded differently, of the same prompts
+
+
+def test_shares_of_a_maze_are_of_our_time(rows: dict[str, list[Row]]) -> None:
+    detail = rows["env_maze_16"][0].detail
+    shares = [value for key, value in detail.items() if key.startswith("share_")]
+    assert len(shares) == 4 and all(isinstance(share, float) and share > 0 for share in shares)
+    assert sum(float(share or 0) for share in shares) < 1
+
+
+def test_a_launch_answers_line_by_line_and_says_which_rank_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    python = warm.interpreter(PYTHONPATH=str(launching.REPOSITORY))
+    monkeypatch.setattr(launching, "sys", SimpleNamespace(executable=python))
+    module = "tests.experiments.echoing_rank"
+    with launching.launched(module, {"n": 1}) as ask:
+        assert [ask("one"), ask("two")] == [["one", {"n": 1}], ["two", {"n": 1}]]
+    with pytest.raises(RuntimeError, match=r"(?s)a rank failed \[1, .*rank 0 has had enough"):
+        with launching.launched(module, {"n": 1}) as ask:
+            ask("end")
 
 
 def test_the_measurement_for_gpus_holds_bfloat16_to_float32(
@@ -338,7 +367,8 @@ def test_shares_of_a_run_add_up_to_one() -> None:
 
 def test_seams_are_put_back(subjects: Subjects) -> None:
     encode = TextEncoder.encode
-    with breakdown.watching(make_batched_env(PAPER_LEVEL, 1), breakdown.Stopwatch()):
+    seams = breakdown.seams_with(make_batched_env(PAPER_LEVEL, 1))
+    with breakdown.watching(seams, breakdown.Stopwatch()):
         assert TextEncoder.encode is not encode
     assert TextEncoder.encode is encode
 

@@ -169,7 +169,7 @@ def merge_seconds(prompts: list[str]) -> float:
 
 def _check_row(costs: Costs, reports: Mapping[int, Report], tokens: Tokens, size: int) -> Row:
     """How far the model is off the busiest server's CPU seconds, in calls it was not fitted to."""
-    off, detail = [], dict[str, Detail]({"prompts": size, "samples": size})
+    off, detail = dict[str, float](), dict[str, Detail]({"prompts": size, "samples": size})
     for servers, report in reports.items():
         found = {"score": report.scores[size], "update": report.updates[size]}
         read = {name: tokens(name, size, servers) for name in found}
@@ -178,13 +178,18 @@ def _check_row(costs: Costs, reports: Mapping[int, Report], tokens: Tokens, size
             "update": sum(update_seconds(costs, read["update"], servers)),
         }
         for name, real in found.items():
-            off.append(abs(said[name] / real.server - 1))
+            off[f"{name}_{servers}"] = abs(said[name] / real.server - 1)
             detail[f"{name}_{servers}"] = (
                 f"{said[name]:.4g} for {real.server:.4g} s (spread {real.spread:.2g})"
             )
         detail[f"clock_update_{servers}"] = rounded(report.updates[size].clock)
     detail["cores"], detail["load"] = os.cpu_count() or 1, rounded(os.getloadavg()[0])
-    return make_row("simulate_check", [max(off)], BAR, "off", "lower", detail)
+    worst = max(off, key=lambda name: off[name])
+    in_the_way = (
+        f"{worst} is furthest off, {detail[worst]}, where up to {1 + max(reports)} processes share"
+        f" {detail['cores']} cores"
+    )
+    return make_row("simulate_check", [off[worst]], BAR, "off", "lower", detail, in_the_way)
 
 
 def _costs_row(costs: Costs) -> Row:
