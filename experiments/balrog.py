@@ -53,6 +53,11 @@ import numpy as np
 from experiments.runs import entry
 from experiments.runs.build import llm_of, run_as_ranked
 from experiments.runs.checks import check_configs
+from experiments.runs.files import csv_cell, folder_to_write, replace_json, writing
+from experiments.runs.planning import ZERO_SHOT, split_policy
+from lamorel_ext.config import Config, EnvArgs
+from lamorel_ext.errors import ConfigError
+from lamorel_ext.prompts import ACTION_NAMES
 
 if TYPE_CHECKING:
     from lamorel_ext.experience import Actor, Decision, Scene
@@ -62,11 +67,6 @@ if TYPE_CHECKING:
     from lamorel_ext.training.recorder import Checkpoint
     from lamorel_ext.training.scenes import PromptedEnv
     from lamorel_ext.types import LlmClient, Scalar
-from experiments.runs.files import csv_cell, folder_to_write, replace_json, writing
-from experiments.runs.planning import ZERO_SHOT, split_policy
-from lamorel_ext.config import Config, EnvArgs
-from lamorel_ext.errors import ConfigError
-from lamorel_ext.prompts import ACTION_NAMES
 
 log = logging.getLogger(__name__)
 

@@ -96,14 +96,7 @@ def check_file(path: Path) -> Comparison:
     for episode in read_episodes(path):
         try:
             check_episode(episode, comparison)
-        except (
-            KeyError,
-            ValueError,
-            TypeError,
-            IndexError,
-            AttributeError,
-            AssertionError,
-        ) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
             raise TranscriptError(
                 f"{path}: episode {episode[0]['episode']} describes no possible state: {error!r}"
             ) from error

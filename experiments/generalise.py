@@ -35,6 +35,7 @@ from experiments.runs.planning import policy_config
 from experiments.runs.versions import command_line
 from experiments.suites.generalisation.conditions import CONDITIONS, GROUPS, Condition, choose
 from lamorel_ext.config import ArmArgs, Config, Plug
+from lamorel_ext.config.overrides import key_of
 from lamorel_ext.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def run(argv: Sequence[str]) -> int:
     problems = [
         f"{text}: {SET_HERE[key]}"
         for text in options.overrides
-        if (key := text.partition("=")[0].strip().lstrip("+")) in SET_HERE
+        if (key := key_of(text)) in SET_HERE
     ]
     if options.episodes < 1:
         problems.append(f"--episodes: must be at least 1, got {options.episodes}")

@@ -4,15 +4,14 @@
 Written down before training, and kept:
 
 * The checkpoint is the one after the last step of a fixed number of steps, with a learning rate
-    that falls to zero there. Nothing is
-  evaluated on the way and nothing is chosen along the curve.
+  that falls to zero there. Nothing is evaluated on the way and nothing is chosen along the curve.
 * The strength of the prior is decided by the label noise alone (``noisy_bot``): half of the answers
-    are random, and each place is
-  misjudged with probability 0.6. Which places these are is drawn from the first seed, counted from
-  0, with which a perfect learner of the labels would succeed in 45 to 55 % of the episodes of
-  GoToRedBallNoDists (computed exactly, from the labels alone: ``label_value``).
+  are random, and each place is misjudged with probability 0.6. Which places these are is drawn from
+  the first seed, counted from 0, with which a perfect learner of the labels would succeed in 45 to
+  55 % of the episodes of GoToRedBallNoDists (computed exactly, from the labels alone:
+  ``label_value``).
 * Training states come from seeds below 1,000,000,000; evaluation seeds begin there. No mission
-    about a red ball has a labelled action.
+  about a red ball has a labelled action.
 
 Everything runs in one thread and depends on the seed alone: the same machine makes the same bytes.
 """
@@ -88,17 +87,11 @@ class Recipe:
 
     seed: int = 0
     levels: Mapping[str, int] = field(default_factory=lambda: dict(LEVELS))
-    shape: ModelShape = field(default_factory=ModelShape)
-    reading: Stage = field(
-        default_factory=lambda: Stage(
-            2000, Mixture(spans=0.0, question=1.0, action=0.0, subgoal=0.0, longest_text=3)
-        )
+    shape: ModelShape = ModelShape()
+    reading: Stage = Stage(
+        2000, Mixture(spans=0.0, question=1.0, action=0.0, subgoal=0.0, longest_text=3)
     )
-    mixed: Stage = field(
-        default_factory=lambda: Stage(
-            2500, Mixture(spans=0.15, question=0.35, action=0.4, subgoal=0.1)
-        )
-    )
+    mixed: Stage = Stage(2500, Mixture(spans=0.15, question=0.35, action=0.4, subgoal=0.1))
     tokens_per_batch: int = 2048
     trust: float = 0.5
     misjudged_share: float = 0.6
@@ -127,18 +120,14 @@ def pretrain(folder: Path, recipe: Recipe) -> int:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer, bot = (
-        make_tokenizer(),
-        make_noisy_bot(recipe.trust, recipe.misjudged_share, recipe.misjudged_seed),
-    )
+    tokenizer = make_tokenizer()
+    bot = make_noisy_bot(recipe.trust, recipe.misjudged_share, recipe.misjudged_seed)
     episodes = collect_episodes(
         {f"BabyAI-{level}-v0": number for level, number in recipe.levels.items()}, recipe.seed
     )
     _LOG.info("%d states", sum(map(len, episodes)))
     model = make_model(recipe.shape, tokenizer.get_vocab_size(), recipe.seed)
-    plan = TrainingPlan(
-        recipe.reading.num_steps + recipe.mixed.num_steps, tokens_per_batch=recipe.tokens_per_batch
-    )
+    plan = TrainingPlan(recipe.reading.num_steps + recipe.mixed.num_steps)
     _log_losses(train(model, _batches(recipe, episodes, bot, tokenizer), plan))
     save_model(model, folder)
     save_tokenizer(tokenizer, folder)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.report.making import earlier_files, make_report
-from experiments.runs.entry import run_main
+from experiments.runs.entry import run_main, say
 from experiments.runs.files import folder_to_write, writing
 from experiments.runs.provenance import CONFIGS, PROVENANCE
 
@@ -57,13 +57,13 @@ def run(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     files = publish(options.runs, options.target)
-    print(f"published: {options.target} ({len(files)} files)")
+    say(f"published: {options.target} ({len(files)} files)")
     return 0
 
 
 def main() -> int:
     """Entry of ``lamorel-ext-publish``."""
-    return run_main(run)
+    return run_main(run, reads=True)
 
 
 if __name__ == "__main__":

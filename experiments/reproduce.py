@@ -24,7 +24,7 @@ from experiments.report.results import RETURN, STEPS, SUCCESS, read_json, read_r
 from experiments.report.statistics import TIE
 from experiments.runs.build import run_as_ranked
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import add_trust_argument, run_main, start_log
+from experiments.runs.entry import add_trust_argument, run_main, say, start_log
 from experiments.runs.files import folder_to_write
 from experiments.runs.planning import Planned
 from experiments.runs.provenance import PROVENANCE, read_configs
@@ -278,13 +278,13 @@ def _run_again(folder: Path, planned: Mapping[Key, Planned], argv: Sequence[str]
         check_fresh(planned.values(), versions)
         compare(list(planned.values()), llm, versions)
         unlike = unlike_machine(folder, versions)
-        print(
+        say(
             f"this machine is not the one that made them: {'; '.join(unlike)}"
             if unlike
             else "the same kind of machine and versions"
         )
         if changed := unlike_code(folder, versions):
-            print(f"this code is not the one that made them: {'; '.join(changed)}")
+            say(f"this code is not the one that made them: {'; '.join(changed)}")
         scales = {
             task: return_scale(curve for (its, *_), curve in curves.items() if its == task)
             for task, *_ in planned
@@ -297,7 +297,7 @@ def _run_again(folder: Path, planned: Mapping[Key, Planned], argv: Sequence[str]
         for key, largest in found.items():
             portable = planned[key].config.run.portable
             here = unlike_machine(folder, versions, portable)
-            print(f"{planned[key].name}: {words(largest, here, portable, scales[key[0]])}")
+            say(f"{planned[key].name}: {words(largest, here, portable, scales[key[0]])}")
             status |= int(largest > (TOLERANCE if here else TIE))
         return status
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from operator import attrgetter
 
 from experiments.runs.checks import check_configs
 from experiments.runs.entry import (
@@ -99,25 +100,16 @@ def checked_config(
 
 def _check_servers_alike(configs: Sequence[Config]) -> None:
     """One script starts every job of an array."""
-    first, wanted = configs[0], _shape(configs[0])
-    for config in configs:
-        for name, other in _shape(config).items():
-            if other != (value := wanted[name]):
+    first = configs[0]
+    for name in ("distributed_setup_args", "accelerate_args", "llm_args.parallelism"):
+        of = attrgetter(f"lamorel_args.{name}")
+        for config in configs:
+            if of(config) != of(first):
                 raise ConfigError(
-                    f"lamorel_args.{name}: the jobs of one array start alike, but"
-                    f" {first.arm.name} has {value} and {config.arm.name} has {other}; make an"
-                    " array for each"
+                    f"lamorel_args.{name}: the jobs of one array start alike, but {first.arm.name}"
+                    f" has {of(first)} and {config.arm.name} has {of(config)}; make an array for"
+                    " each"
                 )
-
-
-def _shape(config: Config) -> dict[str, object]:
-    """What the script of a job depends on."""
-    args = config.lamorel_args
-    return {
-        "distributed_setup_args": args.distributed_setup_args,
-        "accelerate_args": args.accelerate_args,
-        "llm_args.parallelism": args.llm_args.parallelism,
-    }
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -130,6 +122,11 @@ def launch(argv: Sequence[str]) -> int:
     slurm = _slurm_options(options)
     where = (options.config_name, options.config_dir)
     lines = [options.overrides]
+    if options.trust and options.task != "evaluate":
+        raise ConfigError(
+            f"--trust: only evaluate reads a run folder; {options.task} imports what its own"
+            " configuration names"
+        )
     if options.multirun:
         if options.task == "evaluate":
             raise ConfigError("-m: evaluate has one policy at a time")
@@ -157,7 +154,7 @@ def _launch_one(
         arguments = ["--config-dir", options.config_dir, *arguments]
     for package in options.trust:
         arguments = ["--trust", package, *arguments]
-    if options.slurm or options.slurm_array or options.slurm_report:
+    if _writes_batch_script(options):
         jobs = _jobs(options, config, arguments, slurm)
         if options.submit and not options.dry_run:
             return submit(jobs)
@@ -166,8 +163,9 @@ def _launch_one(
         print(chain if options.submit else jobs[0].text.rstrip())
         return 0
     if options.dry_run:
-        text = batch_script(config, options.task, arguments, slurm)
-        print(_dry_run(config, _by_hand(options, config, arguments), text))
+        table = format_table(placements(config.lamorel_args), config.env.num_envs)
+        text = batch_script(config, options.task, arguments, slurm).rstrip()
+        print(f"# ranks\n{table}\n\n{_by_hand(options, config, arguments)}\n\n# for sbatch\n{text}")
         return 0
     if options.one_process:
         return run_here(one_process(options.task, arguments, sys.executable))
@@ -256,11 +254,6 @@ def _slurm_options(options: argparse.Namespace) -> SlurmOptions:
 
 def _writes_batch_script(options: argparse.Namespace) -> bool:
     return bool(options.slurm or options.slurm_array or options.slurm_report)
-
-
-def _dry_run(config: Config, by_hand: str, script: str) -> str:
-    table = format_table(placements(config.lamorel_args), config.env.num_envs)
-    return f"# ranks\n{table}\n\n{by_hand}\n\n# for sbatch\n{script.rstrip()}"
 
 
 def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:

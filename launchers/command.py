@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lamorel_ext.config import Config
+from lamorel_ext.config.overrides import key_of
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.rpc.topology import ranks_by_machine, world_size
 
@@ -14,9 +15,7 @@ MODULES = {task: f"lamorel_ext {task}" for task in ("train", "compare", "evaluat
 """What can be launched on several ranks, and the module behind it with its first argument."""
 LATE_S = 60
 """Seconds by which a machine may come later than the others, where ``peer_timeout`` is less."""
-
-RENDEZVOUS = "--rdzv_endpoint"
-"""Option of torch's launcher, for launches of one process each that meet there."""
+ACCELERATE = ("accelerate", "launch")
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ def accelerate_arguments(config: Config) -> list[str]:
     """What stands between ``accelerate launch`` and the module.
 
     ``--multi_gpu`` is also the way to several processes on CPUs: accelerate's own CPU mode starts
-        one process only, and the environment
-    variable ``ACCELERATE_USE_CPU`` keeps the ranks off the GPUs.
+    one process only, and the environment variable ``ACCELERATE_USE_CPU`` keeps the ranks off the
+    GPUs.
 
     Raises:
         ConfigError: This machine has an impossible number, or several machines have no fixed port
@@ -101,7 +100,7 @@ def machine_commands(config: Config, task: str, arguments: Sequence[str]) -> lis
     for machine in range(config.lamorel_args.accelerate_args.num_machines):
         accelerate = replace(config.lamorel_args.accelerate_args, machine_rank=machine)
         lamorel = replace(config.lamorel_args, accelerate_args=accelerate)
-        words = [word for word in arguments if word.split("=")[0].lstrip("+") != key]
+        words = [word for word in arguments if key_of(word) != key]
         words += [f"{key}={machine}"] if machine else []
         commands.append(accelerate_launch(replace(config, lamorel_args=lamorel), task, words))
     return commands
@@ -110,7 +109,7 @@ def machine_commands(config: Config, task: str, arguments: Sequence[str]) -> lis
 def accelerate_launch(config: Config, task: str, arguments: Sequence[str]) -> Command:
     """The whole line: ``accelerate launch ... -m lamorel_ext <task> <arguments>``."""
     module = ("-m", *MODULES[task].split())
-    argv = ("accelerate", "launch", *accelerate_arguments(config), *module, *arguments)
+    argv = (*ACCELERATE, *accelerate_arguments(config), *module, *arguments)
     return Command(argv, rank_environment(config))
 
 

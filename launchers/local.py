@@ -11,10 +11,10 @@ from types import FrameType
 
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.processes import stopping
-from lamorel_ext.processes.identity import how_it_ended, this_process
+from lamorel_ext.processes.identity import how_it_ended, read, this_process
 from lamorel_ext.processes.ranks import LAUNCH_VARIABLES
 from lamorel_ext.processes.secret import VARIABLE, new_secret
-from launchers.command import RENDEZVOUS, Command
+from launchers.command import ACCELERATE, Command
 
 
 def run_here(command: Command) -> int:
@@ -22,16 +22,15 @@ def run_here(command: Command) -> int:
     the ranks can finish their files.
 
     The command has a session of its own: Ctrl-C on a terminal would otherwise reach it twice, and
-        break off what the first one has begun.
-    ``accelerate launch`` runs as ``launchers.elastic`` under this interpreter: the same ranks, a
-    shorter last word when one fails.
+    break off what the first one has begun. ``accelerate launch`` runs as ``launchers.elastic``
+    under this interpreter: the same ranks, a shorter last word when one fails.
 
     Raises:
         ConfigError: There is no such program.
     """
-    argv = list(command.argv)
-    if argv[:2] == ["accelerate", "launch"]:
-        argv = [sys.executable, "-m", "lamorel_ext", "elastic", *argv[2:]]
+    argv = command.argv
+    if argv[:2] == ACCELERATE:
+        argv = (sys.executable, "-m", "lamorel_ext", "elastic", *argv[2:])
     children: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
     first: list[float] = []
@@ -73,12 +72,15 @@ def run_here(command: Command) -> int:
 
 
 def child_environment(command: Command) -> dict[str, str]:
-    """For the process that starts the ranks: who its launcher is, the launch's secret, and nothing
-    of a launch around this one.
+    """For the process that starts the ranks: who its launchers are, a secret where it starts all of
+    them, and nothing else of a launch around this one.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in LAUNCH_VARIABLES}
-    secret = inherited.get(VARIABLE) or new_secret()
-    # Of several launches, whose secret must be a common one, which the ranks ask for.
-    several = "--machine_rank" in command.argv or RENDEZVOUS in command.argv
-    own = {stopping.PARENTS: this_process().text, **({} if several else {VARIABLE: secret})}
-    return {**inherited, **own, **command.environment}
+    # Several launches need a common secret, which their ranks ask for.
+    all_ranks = command.argv[:2] == ACCELERATE and "--machine_rank" not in command.argv
+    secret = {VARIABLE: new_secret()} if all_ranks else {}
+    # Of Lamorel's own command line under ``alias`` there are two.
+    above = [read(text) for text in inherited.get(stopping.PARENTS, "").split(",")]
+    launchers = [each.text for each in (*above, this_process()) if each is not None and each.alive]
+    own = {stopping.PARENTS: ",".join(launchers)}
+    return {**secret, **inherited, **own, **command.environment}

@@ -25,13 +25,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
+from experiments.runs.entry import run_main
 from lamorel_ext.config import Config, DistributedSetupArgs
 from lamorel_ext.config.overrides import quote
-from lamorel_ext.errors import ConfigError, LamorelExtError
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.lamorel.alias import ROOT, environment
 from lamorel_ext.lamorel.settings import Multinode, Settings, read_settings
 from lamorel_ext.rpc.topology import world_size
-from launchers.command import RENDEZVOUS, Command, accelerate_arguments, rank_environment
+from launchers.command import ACCELERATE, Command, accelerate_arguments, rank_environment
 from launchers.local import run_here
 
 DEFAULT_PORT = 12345
@@ -90,7 +91,7 @@ def launch_script(argv: Sequence[str]) -> int:
 
 def lamorel_launch(argv: Sequence[str]) -> int:
     """``python -m lamorel_launcher.launch`` under the alias."""
-    return _reported(lambda: launch_script(["--alias", *argv]))
+    return run_main(launch_script, ["--alias", *argv])
 
 
 def run_with_alias(argv: Sequence[str]) -> int:
@@ -118,7 +119,7 @@ def run_with_alias(argv: Sequence[str]) -> int:
 
 def main(task: str, argv: Sequence[str]) -> int:
     """``script`` or ``alias`` of ``lamorel-ext-launch``."""
-    return _reported(lambda: (launch_script if task == "script" else run_with_alias)(argv))
+    return run_main(launch_script if task == "script" else run_with_alias, argv)
 
 
 def script_command(folder: Path, name: str, overrides: Sequence[str]) -> Command:
@@ -142,7 +143,7 @@ def script_command(folder: Path, name: str, overrides: Sequence[str]) -> Command
     own = [*overrides, "hydra.run.dir=.", "--config-path", str(folder), "--config-name", name]
     gpus = any(llm.args.parallelism.use_gpu or any(llm.devices) for llm in settings.llms)
     surroundings = {} if gpus else rank_environment(config)
-    launcher = ("accelerate", "launch", *accelerate_arguments(config))
+    launcher = (*ACCELERATE, *accelerate_arguments(config))
     if settings.multinode is not None:
         launcher = _one_of_many(settings.args.distributed_setup_args, settings.multinode)
     return Command((*launcher, str(script), *own), surroundings)
@@ -152,7 +153,7 @@ def _one_of_many(setup: DistributedSetupArgs, meeting: Multinode) -> tuple[str, 
     """0.3's ``multinode``: as many launches as processes, each of one, that meet at an address."""
     return (
         sys.executable, "-m", "torch.distributed.run", "--nnodes", str(world_size(setup)),
-        "--nproc_per_node", "1", "--rdzv_backend", "c10d", RENDEZVOUS,
+        "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint",
         f"{meeting.main_process_ip}:{meeting.main_process_port}",
         "--rdzv_id", str(meeting.experiment_id),
     )  # fmt: skip
@@ -249,11 +250,3 @@ def _accelerate_file(folder: Path, name: str | None) -> Mapping[str, Any]:
 def _with_root() -> str:
     """The script's own folder comes first in its path; this package must be found too."""
     return os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
-
-
-def _reported(work: Any) -> int:
-    try:
-        return int(work())
-    except LamorelExtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status

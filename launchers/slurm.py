@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lamorel_ext.config import Config
+from lamorel_ext.config.overrides import key_of
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.processes.secret import VARIABLE
 from lamorel_ext.processes.stopping import SAVE_S
@@ -129,7 +130,7 @@ def array_script(
     options, compare = options or SlurmOptions(), config.compare
     own_keys = (*OWN_KEYS, *(["task"] if compare.tasks else []))
     own_keys += ("policy",) if task == "evaluate" else ()
-    taken = [text for text in arguments if text.split("=")[0].lstrip("+") in own_keys]
+    taken = [text for text in arguments if "=" in text and key_of(text) in own_keys]
     if taken:
         raise ConfigError(
             [

@@ -95,9 +95,8 @@ def label_value(bot: NoisyBot) -> ExactValue:
         action = bot.misjudged.get(target_place(MISSION, sentences))
         if action is not None:
             policy[text] = np.eye(NUM_ACTIONS)[action]
-    policy[policy.sum(axis=1) == 0] = (
-        1 / NUM_ACTIONS
-    )  # texts of ends alone: no action is taken there
+    # Texts of ends alone: no action is taken there.
+    policy[policy.sum(axis=1) == 0] = 1 / NUM_ACTIONS
     return evaluate_policy((bot.trust * policy + (1 - bot.trust) / NUM_ACTIONS)[table.texts])
 
 

@@ -2,10 +2,9 @@
 about some places, always in the same way.
 
 Noise that is random alone does not make a weak teacher: in 64 steps a policy that follows the bot
-    once in ten steps and is random otherwise
-still succeeds in two episodes of three, though its every action is close to a guess. Language
-models fail otherwise: they are sure of some things, and some of these are wrong. So this bot has
-fixed *misjudged places*.
+once in ten steps and is random otherwise still succeeds in two episodes of three, though its every
+action is close to a guess. Language models fail otherwise: they are sure of some things, and some
+of these are wrong. So this bot has fixed *misjudged places*.
 """
 
 from __future__ import annotations

@@ -39,13 +39,8 @@ class Mixture:
 
     def draw_kind(self, rng: np.random.Generator) -> str:
         """``spans``, ``question``, ``action`` or ``subgoal``."""
-        kinds = {
-            "spans": self.spans,
-            "question": self.question,
-            "action": self.action,
-            "subgoal": self.subgoal,
-        }
-        return str(rng.choice(list(kinds), p=list(kinds.values())))
+        kinds = ("spans", "question", "action", "subgoal")
+        return str(rng.choice(kinds, p=[getattr(self, kind) for kind in kinds]))
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,10 @@ class TrainingPlan:
     Attributes:
         num_steps: Optimiser steps; the learning rate rises linearly over ``warmup_steps`` and falls
             to zero at the last one (cosine).
-        tokens_per_batch: Source tokens of a batch at most, padding included.
     """
 
     num_steps: int
     warmup_steps: int = 100
-    tokens_per_batch: int = 2048
     lr: float = 1e-3
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -99,10 +97,8 @@ def train(
     )
     model.train()
     for batch in islice(batches, plan.num_steps):
-        source, target = (
-            _padded([sample.source for sample in batch], PAD_ID),
-            _padded([sample.target for sample in batch], _IGNORED),
-        )
+        source = _padded([sample.source for sample in batch], PAD_ID)
+        target = _padded([sample.target for sample in batch], _IGNORED)
         loss = model(input_ids=source, attention_mask=(source != PAD_ID).long(), labels=target).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -22,6 +22,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's palette (2008), without its yellow, which vanishes on paper; and brown."""
 Dashes = tuple[int, tuple[float, ...]] | str
 MARKERS = ("o", "s", "^")
+"""Where there are more series than colours, as many arms give."""
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -114,10 +115,8 @@ def dots(
                 for row, i in enumerate(intervals)
                 if i is not None
             ]
-            colour, marker = (
-                COLOURS[number % len(COLOURS)],
-                MARKERS[number // len(COLOURS) % len(MARKERS)],
-            )
+            colour = COLOURS[number % len(COLOURS)]
+            marker = MARKERS[number // len(COLOURS) % len(MARKERS)]
             named_rows = [row for row, i in zip(rows, intervals, strict=True) if i is not None]
             for row, (place, interval) in zip(named_rows, shown, strict=True):
                 axes.plot(
@@ -182,12 +181,24 @@ def _name_rows(axes: Axes, names: Sequence[str], above: float) -> None:
 def _render(
     name: str, caption: str, draw: Callable[[Axes, Values], None], height_inches: float
 ) -> Picture:
-    """Without dates or random ids, so that equal runs give equal files."""
+    told = Values()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-        told = Values()
         draw(figure.add_subplot(), told)
-        vector, pixels = io.StringIO(), io.BytesIO()
-        figure.savefig(vector, format="svg", metadata={"Date": None})
+    return Picture(name, caption, as_svg(figure, told), as_png(figure))
+
+
+def as_svg(figure: Figure, told: Values) -> str:
+    """Without dates or random ids, so that equal runs give equal files."""
+    text = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return told.put_into(text.getvalue(), figure)
+
+
+def as_png(figure: Figure) -> bytes:
+    """Likewise."""
+    pixels = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
         figure.savefig(pixels, format="png", dpi=200, metadata={"Software": None})
-    return Picture(name, caption, told.put_into(vector.getvalue(), figure), pixels.getvalue())
+    return pixels.getvalue()

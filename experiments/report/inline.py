@@ -90,16 +90,16 @@ def dark_colours(body: str) -> str:
 def in_the_dark(colour: str) -> str:
     """Grounds become dark ones; lines and words are as clear on the dark ground as on white."""
     tone, ground = np.array(to_rgb(colour)), np.array(to_rgb(DARK))
-    if _luminance(tone) > 0.8:  # white, and stripes that are nearly white
+    if luminance(tone) > 0.8:  # white, and stripes that are nearly white
         return str(to_hex(np.clip(ground + 1 - tone, 0, 1)))
     shares = np.linspace(0.0, 1.0, 101)[:, None]
     tones = np.concatenate([shares * tone, tone + shares * (1 - tone)])
-    wanted = np.clip(1.05 / (_luminance(tone) + 0.05), *CONTRASTS)
-    contrast = (_luminance(tones) + 0.05) / (_luminance(ground) + 0.05)
+    wanted = np.clip(1.05 / (luminance(tone) + 0.05), *CONTRASTS)
+    contrast = (luminance(tones) + 0.05) / (luminance(ground) + 0.05)
     return str(to_hex(tones[np.argmax(contrast >= wanted)]))
 
 
-def _luminance(tones: np.ndarray) -> np.ndarray:
+def luminance(tones: np.ndarray) -> np.ndarray:
     """WCAG's, of ``(..., 3)`` shares of red, green and blue."""
     linear = np.where(tones <= 0.04045, tones / 12.92, ((tones + 0.055) / 1.055) ** 2.4)
     return np.asarray(linear @ np.array((0.2126, 0.7152, 0.0722)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import os
 import re
 import threading
 import time
@@ -35,7 +36,7 @@ from experiments.report.results import (
 from experiments.report.roles import unknown_controls
 from experiments.report.summary import COSTS, Summary, summarise
 from experiments.report.tables import all_tables, resampling_settings
-from experiments.runs.entry import run_main
+from experiments.runs.entry import run_main, say
 from experiments.runs.files import folder_to_write, replace_json, writing
 from experiments.runs.provenance import write_provenance
 from lamorel_ext.errors import CheckpointError, NotThereError
@@ -111,7 +112,7 @@ def watch(
             except CheckpointError as error:  # nothing is complete yet, or a line is half written
                 line = f"no report yet: {str(error).splitlines()[0]}"
             if line != said:
-                print(line, flush=True)
+                say(line)
                 said = line
         sleep(every_s)
 
@@ -223,8 +224,8 @@ def write_report(findings: Findings, output: Path) -> Path:
 
 
 def file_names(labels: Sequence[str]) -> list[str]:
-    """Labels as parts of files' names, no two alike."""
-    plain = [re.sub("[^A-Za-z0-9_]+", "_", label).strip("_") for label in labels]
+    """Labels as parts of files' names, no two alike and none too long to be one."""
+    plain = [re.sub("[^A-Za-z0-9_]+", "_", label).strip("_")[:200] for label in labels]
     return distinct(plain, "_{}")
 
 
@@ -270,7 +271,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--watch",
-        type=_seconds,
+        type=seconds,
         nargs="?",
         const=10.0,
         metavar="SECONDS",
@@ -279,7 +280,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Of ``--watch``; argparse names a type by its function."""
     number = float(text)
     if not 0 < number < threading.TIMEOUT_MAX:
         raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
@@ -290,10 +292,10 @@ def report(argv: Sequence[str]) -> int:
     """Make the report and print its path."""
     options = parse(argv)
     if options.watch is not None:
-        if not options.folder.is_dir():
+        if not os.path.isdir(options.folder):  # False too where it is closed to us
             raise NotThereError(f"{options.folder}: no such folder")
         watch(options.folder, options.output, options.watch)
-    print(f"report: {make_report(options.folder, options.output)}")
+    say(f"report: {make_report(options.folder, options.output)}")
     return 0
 
 

@@ -8,7 +8,6 @@ whose width decides how many stand side by side, and as a whole, for a paper.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +18,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from experiments.report.figures import STYLE, Dashes, Picture
-from experiments.report.inline import Values
+from experiments.report.figures import STYLE, Dashes, Picture, as_png, as_svg
+from experiments.report.inline import Values, luminance
 from experiments.report.results import Arm
 from experiments.report.roles import has_edge, is_control, is_online, without_edge
 
@@ -222,11 +221,11 @@ def draw(
     room = LABEL_SAMPLE_INCHES if label_heights else 0.0
     whole = _figure(shown, columns, fill, room)
     parts = tuple(
-        (panel.title, _svg(*(_figure([panel], 1, fill, room) if len(shown) > 1 else whole)))
+        (panel.title, as_svg(*(_figure([panel], 1, fill, room) if len(shown) > 1 else whole)))
         for panel in shown
     )
     return Picture(
-        name, caption, parts[0][1] if len(parts) == 1 else _svg(*whole), _png(whole[0]), parts
+        name, caption, parts[0][1] if len(parts) == 1 else as_svg(*whole), as_png(whole[0]), parts
     )
 
 
@@ -385,9 +384,7 @@ def readable(colour: str) -> str:
     """The colour, darkened as little as words on white need (WCAG 2, level AA)."""
     shares = np.linspace(1.0, 0.0, 101)
     tones = shares[:, None] * np.array(to_rgb(colour))
-    linear = np.where(tones <= 0.04045, tones / 12.92, ((tones + 0.055) / 1.055) ** 2.4)
-    contrast = 1.05 / (linear @ (0.2126, 0.7152, 0.0722) + 0.05)
-    return str(to_hex(tones[np.argmax(contrast >= AA_CONTRAST)]))
+    return str(to_hex(tones[np.argmax(1.05 / (luminance(tones) + 0.05) >= AA_CONTRAST)]))
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -413,18 +410,3 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _svg(figure: Figure, told: Values) -> str:
-    """Without dates or random ids, so that equal runs give equal files."""
-    text = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return told.put_into(text.getvalue(), figure)
-
-
-def _png(figure: Figure) -> bytes:
-    pixels = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(pixels, format="png", dpi=200, metadata={"Software": None})
-    return pixels.getvalue()

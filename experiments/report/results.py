@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report.statistics import area_under_curve, steps_to
+from experiments.report.statistics import area_under_curve
 from experiments.runs.identity import differing_keys, flat, method
 from experiments.runs.planning import place_of
 from lamorel_ext.config import Config, read_config
@@ -67,8 +68,8 @@ class Run:
     Attributes:
         folder: Where it lies.
         config: Its resolved configuration.
-        state: ``running``, ``complete`` or ``failed``; ``running`` is also what a killed process
-            leaves behind.
+        state: ``running``, ``complete``, ``stopped`` or ``failed``; ``running`` is also what a
+            killed process leaves behind.
         status: All of ``status.json``.
         versions: All of ``versions.json``.
         columns: The learning curve, column by column, each ``(evaluations,)`` float64; NaN where
@@ -138,15 +139,13 @@ class Run:
         last = np.append(np.diff(spent) > 0, True)
         return area_under_curve(spent[last], success[last], until)
 
-    def cost_to(self, threshold: float, cost: str = STEPS) -> float | None:
+    def cost_to(self, threshold: float, cost: str = STEPS) -> float:
         """What was spent of ``cost``, environment steps by default, until an evaluation succeeds
-        this often.
+        this often; infinite where none does, or the curve does not say.
         """
-        return (
-            steps_to(self.columns[cost], self.columns[SUCCESS], threshold)
-            if cost in self.columns
-            else None
-        )
+        reached = self.columns[SUCCESS] >= threshold
+        known = cost in self.columns and reached.any()
+        return float(self.columns[cost][reached.argmax()]) if known else math.inf
 
 
 def _makes_task(key: str) -> bool:
@@ -269,9 +268,8 @@ def read_run(folder: Path) -> Run:
     """Read one run folder.
 
     What is not needed to understand a curve may be damaged: without ``versions.json`` its makers
-        are unknown, without ``status.json`` a
-    curve up to the end of the budget is complete, and what stands in the way of a run that is not
-    complete is its error.
+    are unknown, without ``status.json`` a curve up to the end of the budget is complete, and what
+    stands in the way of a run that is not complete is its error.
 
     Raises:
         CheckpointError: A file is missing or cannot be read.
@@ -377,11 +375,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no file.
 
     Raises:
-        CheckpointError: It is no JSON object.
+        CheckpointError: It cannot be read, or is no JSON object.
     """
-    if not path.exists():
-        return {}
     try:
+        if not path.exists():  # which raises where the folder is closed to us
+            return {}
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error

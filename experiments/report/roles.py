@@ -4,7 +4,7 @@ edge, and which controls cannot be.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from experiments.report.results import Arm
@@ -132,15 +132,29 @@ def without_edge(arm: Arm, arms: Iterable[Arm]) -> Arm | None:
     """The same arm without feedback, ``teacher_frozen`` or ``llm_policy``: nothing but keys of
     ``feedback`` differ.
     """
-    nearest = _nearest(arm, _frozen(arm, arms))
+    nearest = nearly_without_edge(arm, arms)
     return None if nearest is None or beyond_feedback(arm, nearest) else nearest
 
 
 def nearly_without_edge(arm: Arm, arms: Iterable[Arm]) -> Arm | None:
-    """Of those with the same agent and teacher and no feedback, the one that differs in fewest
-    other keys, which may be too many to compare it with.
+    """Of those with the same agent and teacher and no feedback, the one with the fewest differences
+    outside ``feedback``, which may be too many to compare it with, then with the fewest at all;
+    among equals the first.
     """
-    return _nearest(arm, _frozen(arm, arms))
+    kind = (arm.config.arm.agent, arm.config.arm.teacher, "none")
+    return min(
+        (
+            other
+            for other in arms
+            if (other.config.arm.agent, other.config.arm.teacher, other.config.feedback.signal)
+            == kind
+        ),
+        key=lambda other: (
+            len(beyond_feedback(arm, other)),
+            len(differing_keys([method(arm.config), method(other.config)])),
+        ),
+        default=None,
+    )
 
 
 def beyond_feedback(arm: Arm, other: Arm) -> list[str]:
@@ -151,46 +165,26 @@ def beyond_feedback(arm: Arm, other: Arm) -> list[str]:
     return [key for key in keys if not key.startswith("feedback.")]
 
 
-def _frozen(arm: Arm, arms: Iterable[Arm]) -> list[Arm]:
-    """Those with the same agent and teacher and no feedback."""
-    kind = (arm.config.arm.agent, arm.config.arm.teacher, "none")
-    return [
-        other
-        for other in arms
-        if (other.config.arm.agent, other.config.arm.teacher, other.config.feedback.signal) == kind
-    ]
-
-
 def control_of(arm: Arm, kind: str, arms: Iterable[Arm]) -> Arm | None:
     """The arm with the same configuration but for ``feedback.sign``, which is ``kind``.
 
     A control whose signal is ``constant`` has no meaning that could be the arm's or another's, as
-    those of
-    earlier run folders: it controls every arm that differs in nothing but the signal.
+    those of earlier run folders: it controls every arm that differs in nothing but the signal.
     """
-    same = [
-        other for other in arms if other.config.feedback.sign == kind and has_edge(other.config)
-    ]
-    return next((other for other in same if not other_differences(arm, other)), None)
-
-
-def other_differences(arm: Arm, control: Arm) -> list[str]:
-    """Keys beyond the sign in which a control differs from the arm that it would control."""
-    free = {"feedback.sign"}
-    if control.config.feedback.signal == "constant":
-        free |= {"feedback.signal", "feedback.ties"}
-    return [
-        key
-        for key in differing_keys([method(arm.config), method(control.config)])
-        if key not in free
-    ]
+    for other in arms:
+        if other.config.feedback.sign != kind or not has_edge(other.config):
+            continue
+        free = {"feedback.sign"}
+        if other.config.feedback.signal == "constant":
+            free |= {"feedback.signal", "feedback.ties"}
+        if free.issuperset(differing_keys([method(arm.config), method(other.config)])):
+            return other
+    return None
 
 
 def impossible_control(config: Config, kind: str) -> str | None:
     """Why a control of this kind cannot be; None where it can."""
-    if kind != "shuffled":
-        return None
-    if config.env.num_envs > 1:
+    if kind != "shuffled" or config.env.num_envs > 1:
         return None
     if is_online(config):
         often = (
@@ -204,17 +198,3 @@ def impossible_control(config: Config, kind: str) -> str | None:
             "the next prompt tells the sign of one environment at once: there is nothing to permute"
         )
     return None
-
-
-def _nearest(arm: Arm, others: Sequence[Arm]) -> Arm | None:
-    """The one with the fewest differences outside ``feedback``, then with the fewest at all; among
-    equals the first.
-    """
-    return min(
-        others,
-        key=lambda other: (
-            len(beyond_feedback(arm, other)),
-            len(differing_keys([method(arm.config), method(other.config)])),
-        ),
-        default=None,
-    )

@@ -334,14 +334,6 @@ def area_under_curve(steps: Values, values: Values, until: float | None = None) 
     return float(np.trapezoid(y, x) / (end - x[0]))
 
 
-def steps_to(steps: Values, values: Values, threshold: float) -> float | None:
-    """First step of an evaluation that reaches ``threshold``; None where none does."""
-    reached = np.asarray(values, dtype=np.float64) >= threshold
-    return (
-        float(np.asarray(steps, dtype=np.float64)[int(reached.argmax())]) if reached.any() else None
-    )
-
-
 def wilson_interval(successes: int, trials: int) -> Interval:
     """Wilson's score interval of a success rate.
 

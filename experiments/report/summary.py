@@ -269,16 +269,12 @@ def summarise(tasks: Sequence[Task], samples: int = 2000) -> Summary:
     against_baseline = _corrected(
         [table.difference(label, labels[0], BASELINE) for label in labels[1:]]
     )
-    against_frozen = (
-        _corrected(
-            [
-                table.difference(label, frozen.label, FROZEN)
-                for label in labels
-                if label != frozen.label
-            ]
-        )
-        if frozen
-        else ()
+    against_frozen = _corrected(
+        [
+            table.difference(label, frozen.label, FROZEN)
+            for label in labels
+            if frozen and label != frozen.label
+        ]
     )
     return Summary(
         label=tasks[0].label if len(tasks) == 1 else f"{len(tasks)} tasks",
@@ -361,7 +357,8 @@ class _Table:
     def __init__(self, tasks: Sequence[Task], labels: Sequence[str], samples: int) -> None:
         self._samples = samples
         self._runs = {
-            label: {task.label: _arm_of(task, label) for task in tasks} for label in labels
+            label: {task.label: arm for task in tasks if (arm := task.arm(label))}
+            for label in labels
         }
         until = {task.label: task.until for task in tasks}
         self._areas = self._scores(lambda task, run: run.area(SUCCESS, until[task]))
@@ -450,22 +447,13 @@ class _Table:
         return mean_interval(strata).within(1, len(self._runs)) if all(strata) else UNKNOWN.interval
 
     def _sampled(self, ours: str, theirs: str) -> tuple[str, ...]:
-        exact = [
-            {
-                label: is_exact(list(self._runs[label][task].runs.values()))
-                for label in (ours, theirs)
-            }
-            for task in self._runs[ours]
-        ]
-        return tuple(
-            dict.fromkeys(
-                label
-                for sides in exact
-                if len(set(sides.values())) > 1
-                for label in sides
-                if not sides[label]
-            )
-        )
+        found: dict[str, None] = {}
+        for task in self._runs[ours]:
+            sides = {label: self._runs[label][task].runs.values() for label in (ours, theirs)}
+            sampled = [label for label, runs in sides.items() if not is_exact(list(runs))]
+            if len(sampled) == 1:
+                found[sampled[0]] = None
+        return tuple(found)
 
     def _areas_by(self, label: str, cost: str, total: float) -> dict[int, float]:
         """On the only task, by seed."""
@@ -505,8 +493,7 @@ def is_exact(runs: Sequence[Run]) -> bool:
 
 def median_cost(runs: Sequence[Run], threshold: float, cost: str) -> float | None:
     """Of the median run, one that never gets there counting as infinite."""
-    spent = [run.cost_to(threshold, cost) for run in runs]
-    median = float(np.median([math.inf if value is None else value for value in spent]))
+    median = float(np.median([run.cost_to(threshold, cost) for run in runs]))
     return median if math.isfinite(median) else None
 
 
@@ -525,13 +512,6 @@ def plain(value: float) -> str:
 def bracket(interval: Interval, show: Callable[[float], str] = plain) -> str:
     """The two ends of an interval."""
     return f"[{show(interval.low)}, {show(interval.high)}]"
-
-
-def _arm_of(task: Task, label: str) -> Arm:
-    arm = task.arm(label)
-    if arm is None:
-        raise ValueError(f"{label} has no complete run on {task.label}")
-    return arm
 
 
 def _strata(by_task: Mapping[str, Mapping[int, float]]) -> list[list[float]]:

@@ -27,7 +27,6 @@ ALIKE = "evaluated_alike"
 """1 where both sides of a difference were evaluated the same way, exactly or on episodes; 0 where
 they were not.
 """
-TESTS = ("p", "p_corrected", "compared", "paired", "correlation")
 PROFILE_STEPS = 100
 """Performance profiles ask for success above 0, 1/100, ..., 1."""
 
@@ -88,25 +87,12 @@ def summary_table(tasks: Sequence[Summary]) -> Table:
 
 def difference_table(tasks: Sequence[Summary]) -> Table:
     """One row per comparison and seed, and one without a seed for the mean and its interval."""
-    header = [
-        "task",
-        "arm",
-        "minus",
-        "against",
-        "seed",
-        "area_difference",
-        "low",
-        "high",
-        *TESTS,
-        *_ends("success_difference"),
-        *_ends("probability_of_improvement"),
-        ALIKE,
-        *(
-            name
-            for cost in COSTS
-            for name in (*_ends(f"area_by_{cost}_difference"), f"area_by_{cost}_until")
-        ),
+    by_costs = [
+        name
+        for cost in COSTS
+        for name in (*_ends(f"area_by_{cost}_difference"), f"area_by_{cost}_until")
     ]
+    header = ["task", "arm", "minus", "against", "seed", *_difference_columns(), *by_costs]
     rows = []
     for summary in tasks:
         for difference in summary.differences:
@@ -168,20 +154,7 @@ def overall_table(overall: Summary) -> Table:
 
 def overall_difference_table(overall: Summary) -> Table:
     """One row per comparison, over all tasks."""
-    header = [
-        "arm",
-        "minus",
-        "against",
-        "pairs",
-        "area_difference",
-        "low",
-        "high",
-        *TESTS,
-        *_ends("success_difference"),
-        *_ends("probability_of_improvement"),
-        ALIKE,
-    ]
-    return header, [
+    return ["arm", "minus", "against", "pairs", *_difference_columns()], [
         [d.ours, d.theirs, d.against, str(d.pairs), *_difference_cells(d)]
         for d in overall.differences
     ]
@@ -214,24 +187,24 @@ def profile(
     )
 
 
+def _difference_columns() -> list[str]:
+    tests = ["p", "p_corrected", "compared", "paired", "correlation"]
+    others = [*_ends("success_difference"), *_ends("probability_of_improvement")]
+    return ["area_difference", "low", "high", *tests, *others, ALIKE]
+
+
 def _difference_cells(difference: Difference) -> list[str]:
-    return [
-        *_cells(difference.interval),
-        *_tests(difference),
-        *_cells(difference.success),
-        *_cells(difference.improvement),
-        str(int(difference.alike)),
-    ]
-
-
-def _tests(difference: Difference) -> list[str]:
     known = not math.isnan(difference.p)
     counts = [str(difference.compared), str(int(difference.paired))] if known else ["", ""]
     return [
+        *_cells(difference.interval),
         csv_cell(difference.p),
         csv_cell(difference.p_corrected),
         *counts,
         csv_cell(difference.correlation),
+        *_cells(difference.success),
+        *_cells(difference.improvement),
+        str(int(difference.alike)),
     ]
 
 

@@ -34,7 +34,7 @@ def run_as_ranked(
     """Be what this rank is: an LLM server until every client is done, or the client.
 
     A process that was started on its own is both: one server in a thread of its own, behind the
-        same caller.
+    same caller.
 
     Args:
         config: Went through ``check_configs``.

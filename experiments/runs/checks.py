@@ -2,8 +2,8 @@
 ranks, devices or models are looked at.
 
 A mistake in the configuration is there wherever the run is started; what this machine lacks, or
-what lies in a folder, is only worth hearing of
-once the configuration itself is possible. Free of torch: the launchers ask too.
+what lies in a folder, is only worth hearing of once the configuration itself is possible. Free of
+torch: the launchers ask too.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def folder_to_write(text: str) -> Path:
 def file_to_write(text: str) -> Path:
     """The same for a file."""
     file = Path(os.path.expanduser(text))
-    if file.is_dir():
+    if os.path.isdir(file):  # Path.is_dir would raise where a folder above it is closed to us
         raise argparse.ArgumentTypeError(f"{text} cannot be written: it is a folder")
     if reason := why_not_writable(file.parent):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: {reason}")

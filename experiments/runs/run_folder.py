@@ -271,8 +271,9 @@ class RunFolder:
                 if isinstance(error, KeyboardInterrupt)
                 else str(error) or type(error).__name__
             )
+            status = getattr(error, "exit_status", 1)
             self._set_status(
-                "failed", exit_status=1, error=message, error_type=type(error).__name__
+                "failed", exit_status=status, error=message, error_type=type(error).__name__
             )
         except CheckpointError as second:  # a full disk: what made the run fail is the error to see
             log.warning("the failure of this run could not be noted: %s", second)

@@ -184,7 +184,7 @@ class WeightsAndBiases:
     ``wandb_id.txt``.
 
     Raises:
-        ConfigError: The package is not installed.
+        ConfigError: The package is not installed, or refuses the run, such as for want of a login.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
@@ -205,15 +205,21 @@ class WeightsAndBiases:
         """See ``Tracker``."""
         if self._run is None:
             arm, seed = self._config.arm.name, self._config.run.seed
-            self._run = self._wandb.init(
-                project="lamorel-ext",
-                group=arm,
-                name=f"{arm}/seed_{seed}",
-                dir=str(self._folder),
-                config=to_mapping(self._config),
-                id=self._id(),
-                resume="allow",
-            )
+            try:
+                self._run = self._wandb.init(
+                    project="lamorel-ext",
+                    group=arm,
+                    name=f"{arm}/seed_{seed}",
+                    dir=str(self._folder),
+                    config=to_mapping(self._config),
+                    id=self._id(),
+                    resume="allow",
+                )
+            except self._wandb.errors.Error as error:
+                raise ConfigError(
+                    f"run.tracker: wandb does not begin a run: {error}; WANDB_MODE=offline keeps it"
+                    " on this machine"
+                ) from error
         self._run.log(_measured(row), step=step)
 
     def trace(self, trace: Trace) -> None:
@@ -231,7 +237,7 @@ class WeightsAndBiases:
         """Of the run at wandb: drawn once, and kept in the run's folder."""
         path = self._folder / "wandb_id.txt"
         with writing(path):
-            kept = path.read_text(encoding="ascii").strip() if path.exists() else ""
+            kept = path.read_text("ascii", "replace").strip() if path.exists() else ""
         if not (kept.isalnum() and kept.isascii()):
             kept = uuid.uuid4().hex
             replace_text(path, f"{kept}\n")

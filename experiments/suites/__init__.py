@@ -1,1 +1,1 @@
-"""Test suites for trained policies: GLAM's generalisation tests, BALROG's tasks."""
+"""Test suites for trained policies: GLAM's generalisation tests."""

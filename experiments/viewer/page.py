@@ -19,7 +19,7 @@ from typing import Any
 
 MARK = "<title>Loop viewer: "
 """In the head of every page of a viewer."""
-_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
 def make_page(data: Mapping[str, Any]) -> str:
@@ -49,12 +49,7 @@ def make_page(data: Mapping[str, Any]) -> str:
 
 def embedded_json(data: Mapping[str, Any]) -> str:
     """JSON that cannot end the element it stands in: no ``<``, ``>`` or ``&``, and ASCII only."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return (
-        "".join(_ESCAPES.get(character, character) for character in text)
-        if set(text) & set(_ESCAPES)
-        else text
-    )
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
 
 
 def _hash(text: str) -> str:

@@ -145,7 +145,7 @@ class Reader:
             name = str(folder.relative_to(self.folder))
             seen = _read(folder, name, stamps)
             if name == ".":
-                seen = replace(seen, name=folder.name)
+                seen = replace(seen, name=folder.absolute().name)
             known = self._known[folder] = (stamps, seen)
         seen = known[1]
         return _gone(folder, seen) if seen.state == "running" else seen

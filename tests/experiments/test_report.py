@@ -701,3 +701,4 @@ def test_an_evaluation_that_does_not_say_that_it_is_exact_is_not(tmp_path: Path)
 def test_labels_that_give_one_file_name_are_numbered() -> None:
     labels = ["go-to local", "go_to_local", "go to local", "open"]
     assert file_names(labels) == ["go_to_local", "go_to_local_2", "go_to_local_3", "open"]
+    assert [len(name) for name in file_names(2 * ["x" * 300])] == [200, 202]

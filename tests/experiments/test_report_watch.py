@@ -1,11 +1,14 @@
 """``report --watch``: the page follows the runs."""
 
+import io
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from made_runs import make_config, make_run
 
+from experiments import publish
 from experiments.report import making
 
 
@@ -65,10 +68,29 @@ def test_a_curve_that_is_half_written_is_waited_for(
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
-def test_seconds_that_are_none_are_refused(seconds: str) -> None:
+def test_seconds_that_are_none_are_refused(
+    seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         making.parse(["runs", "--watch", seconds])
-    assert ended.value.code == 2
+    assert ended.value.code == 2 and "_seconds" not in capsys.readouterr().err
+
+
+class Closed(io.StringIO):
+    """A pipe whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_reader_that_is_gone_fails_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(make_config("llm_policy", 1, tmp_path, ["llm_policy"]), [0.5, 0.75])
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert making.report([str(tmp_path)]) == 0
+    watched(tmp_path)
+    assert publish.run([str(tmp_path), str(tmp_path / "published")]) == 0
 
 
 def test_tables_link_their_files(tmp_path: Path) -> None:

@@ -181,6 +181,11 @@ def test_curves_that_are_not_there_are_named(
         plan(folder, 1, [], tmp_path)
 
 
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="configs.json cannot be read: .*too long"):
+        read_configs(tmp_path / ("x" * 300))
+
+
 @pytest.mark.parametrize("text", [None, "{", "{}", '{"made_with": []}', '{"made_with": [{}]}'])
 def test_a_folder_that_does_not_say_what_made_its_runs_is_refused_before_any_is_done(
     published: Path, tmp_path: Path, text: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -19,7 +20,7 @@ import torch
 from made_runs import VERSIONS, make_config, make_row, make_run
 
 from experiments.report.results import read_columns, read_run
-from experiments.runs.files import held_alone, why_not_writable
+from experiments.runs.files import file_to_write, held_alone, why_not_writable
 from experiments.runs.run_folder import (
     RunFolder,
     check_folders,
@@ -70,6 +71,7 @@ def test_a_complete_run_reads_back_with_everything(config: Config) -> None:
         1.0,
     ]
     assert run.area("success", 20) == 0.5625 and run.cost_to(0.5) == 10
+    assert run.cost_to(0.25) == 0 and run.cost_to(1.1) == math.inf
 
 
 def test_the_rows_are_events_of_tensorboard_too(config: Config) -> None:
@@ -642,6 +644,8 @@ def test_a_name_that_no_file_system_takes_is_refused_at_once(name: str, tmp_path
     for folder in (tmp_path / name, tmp_path / "none" / name / "run"):
         assert "a name has at most 255 bytes" in why_not_writable(folder)
     assert why_not_writable(tmp_path / "none" / name[:60]) == ""
+    with pytest.raises(argparse.ArgumentTypeError, match="a name has at most 255 bytes"):
+        file_to_write(str(tmp_path / name / "page.html"))
 
 
 def test_a_disk_that_is_full_where_a_folder_is_taken_is_named(tmp_path: Path) -> None:
@@ -754,7 +758,23 @@ def test_weights_and_biases_gets_every_measured_value_with_its_step(
     run.finish.assert_called_once_with()
 
 
-@pytest.mark.parametrize("between, same", [(None, True), ("no id!", False), ("", False)])
+def test_why_weights_and_biases_refuses_a_run_is_said_with_the_key(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = MagicMock()
+    wandb.errors.Error = type("Error", (Exception,), {})
+    wandb.init.side_effect = wandb.errors.Error("api_key not configured (no-tty)")
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    asked = dataclasses.replace(config, run=dataclasses.replace(config.run, tracker="wandb"))
+    with pytest.raises(ConfigError, match=r"run\.tracker: .* api_key not configured \(no-tty\)"):
+        make_run(asked, [0.25])
+    status = json.loads((Path(config.run.output_dir) / "status.json").read_text())
+    assert (status["state"], status["exit_status"]) == ("failed", 2)  # as the program ends
+
+
+@pytest.mark.parametrize(
+    "between, same", [(None, True), ("no id!", False), ("", False), ("\xe9", False)]
+)
 def test_a_run_that_goes_on_is_the_same_one_at_weights_and_biases(
     config: Config, monkeypatch: pytest.MonkeyPatch, between: str | None, same: bool
 ) -> None:

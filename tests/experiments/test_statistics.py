@@ -23,7 +23,6 @@ from experiments.report.statistics import (
     mean_of_tasks,
     paired_differences,
     ranks,
-    steps_to,
     stratified_bootstrap,
     wilson_interval,
 )
@@ -153,11 +152,6 @@ def test_a_curve_that_goes_back_or_ends_early_is_refused() -> None:
         area_under_curve([0, 0], [1.0, 1.0])
     with pytest.raises(ValueError, match="asked for 11"):
         area_under_curve([0, 10], [1.0, 1.0], until=11)
-
-
-def test_steps_to_a_threshold_is_the_first_evaluation_at_or_above_it() -> None:
-    assert steps_to([0, 512, 1024, 1536], [0.1, 0.8, 0.7, 0.9], 0.8) == 512
-    assert steps_to([0, 512], [0.1, 0.79], 0.8) is None
 
 
 def test_wilsons_interval_of_known_rates() -> None:

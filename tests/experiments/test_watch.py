@@ -202,6 +202,13 @@ def test_runs_behind_links_are_watched_as_they_are_reported(tmp_path: Path, leve
     assert [run.state for run in read_runs(watched)] == ["complete"]
 
 
+def test_a_run_watched_from_within_has_its_folders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(complete(tmp_path))
+    assert only(Path()).name == "seed_0"
+
+
 def test_folders_that_vanish_meanwhile_are_passed_over(tmp_path: Path) -> None:
     """A run writes and removes folders below ``checkpoints`` after each of its rollouts."""
     folder, ended = complete(tmp_path), threading.Event()

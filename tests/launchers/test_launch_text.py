@@ -18,6 +18,8 @@ from experiments.runs.planning import plan
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.errors import CheckpointError, ConfigError, LamorelExtError
 from lamorel_ext.processes import stopping
+from lamorel_ext.processes.identity import process, this_process
+from lamorel_ext.processes.secret import VARIABLE
 from lamorel_ext.processes.stopping import SAVE_S
 from launchers import elastic
 from launchers.__main__ import launch
@@ -28,7 +30,7 @@ from launchers.command import (
     machine_commands,
     one_process,
 )
-from launchers.local import run_here
+from launchers.local import child_environment, run_here
 from launchers.slurm import SlurmOptions, array_script, batch_script, report_script
 from launchers.submit import Job, submit
 
@@ -286,6 +288,28 @@ def test_a_client_with_a_gpu_is_not_kept_off_it() -> None:
     assert "#SBATCH --gpus-per-node=3\n" in batch_script(config, "train", [])
 
 
+def test_who_starts_only_a_part_of_the_ranks_makes_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or another launcher: ``alias`` starts Lamorel's own, perhaps one of several."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    port = "lamorel_args.accelerate_args.main_process_port=20000"
+    several = machine_commands(demo(*NINE_PROCESSES, port), "train", [])
+    alias = Command(("python", "-m", "lamorel_launcher.launch"))
+    commands = (accelerate_launch(demo(), "train", []), *several, alias)
+    assert [VARIABLE in child_environment(each) for each in commands] == [True] + [False] * 3
+
+
+def test_the_ranks_end_with_any_of_the_launchers_above_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``alias`` starts Lamorel's own; who has ended already started nothing of this."""
+    outer, ended = process(1).text, dataclasses.replace(this_process(), started=1).text
+    monkeypatch.setenv(stopping.PARENTS, f"{outer},{ended}")
+    named = child_environment(Command(("a",)))[stopping.PARENTS]
+    assert named == f"{outer},{this_process().text}"
+
+
 def test_an_accelerate_config_file_comes_first() -> None:
     words = accelerate_arguments(demo("lamorel_args.accelerate_args.config_file=my.yaml"))
     assert words[:2] == ["--config_file", "my.yaml"]
@@ -370,6 +394,7 @@ def test_words_with_spaces_survive_the_shell() -> None:
         (["--slurm", "--chain=2", "compare"], "--chain: needs --submit"),
         (["--slurm", "--max-concurrent=2", "compare"], "--max-concurrent: needs --slurm-array"),
         (["--slurm", "--save-before-limit=-1", "compare"], "must be at least 0, got -1"),
+        (["train", "--trust", "mine", "--dry-run"], "--trust: only evaluate reads a run folder"),
     ],
 )
 def test_a_mistake_is_reported_before_any_rank_starts(argv: list[str], message: str) -> None:
@@ -545,6 +570,10 @@ def test_an_array_covers_every_arm_and_seed_once(tmp_path: Path) -> None:
         for seed in (0, 4, 7)
     }
     assert ends == expected
+
+
+def test_an_experiments_file_may_be_called_like_a_key_that_an_array_sets() -> None:
+    assert "policy=$folder" in array_script(demo(), "evaluate", ["--config-name", "policy"])
 
 
 def test_an_array_over_tasks_covers_every_task_arm_and_seed_once(tmp_path: Path) -> None:

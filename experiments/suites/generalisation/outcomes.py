@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -108,28 +108,23 @@ class LeftOut:
     reason: str
 
 
+@dataclass
 class Bench:
     """One policy and everything it is tested with.
 
-    Args:
+    Attributes:
         policy: Whose configuration says how.
         actor: The policy itself.
         signals: What prompts say of the last guidance, where the run has them say it.
         client: Says things in other words; None where there is no LLM.
+        unchanged: How it does in the condition it was trained in, as far as that was needed.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        actor: Actor,
-        signals: FeedbackSignals | None,
-        client: RewordedClient | None,
-    ) -> None:
-        self._policy = policy
-        self._actor = actor
-        self._signals = signals
-        self._client = client
-        self._unchanged: dict[Kind, Evaluation] = {}
+    policy: Policy
+    actor: Actor
+    signals: FeedbackSignals | None = None
+    client: RewordedClient | None = None
+    unchanged: dict[Kind, Evaluation] = field(default_factory=dict)
 
     def examine(self, condition: Condition) -> Outcome:
         """Evaluate under a condition.
@@ -138,27 +133,20 @@ class Bench:
             ConfigError: Its missions cannot be said in the run's prompts.
             LevelError: It has no valid scenes.
         """
-        config = changed(self._policy.config, condition)
+        arm, trained, reads = self.policy.arm, self.policy.config, self.actor.reads_prompts
+        config = changed(trained, condition)
         result = self._evaluate(config, condition, "auto")
         kind: Kind = "auto" if result.exact else "episodes"
-        if kind not in self._unchanged:
-            self._unchanged[kind] = self._evaluate(self._policy.config, UNCHANGED, kind)
-        seed = self._policy.config.run.seed
-        return Outcome(
-            self._policy.arm,
-            seed,
-            condition,
-            self._actor.reads_prompts,
-            config,
-            result,
-            self._unchanged[kind],
-        )
+        if kind not in self.unchanged:
+            self.unchanged[kind] = self._evaluate(trained, UNCHANGED, kind)
+        unchanged = self.unchanged[kind]
+        return Outcome(arm, trained.run.seed, condition, reads, config, result, unchanged)
 
     def _evaluate(self, config: Config, condition: Condition, kind: Kind) -> Evaluation:
         how = dataclasses.replace(config, run=dataclasses.replace(config.run, evaluation=kind))
-        worded = nullcontext() if self._client is None else self._client.speaking(condition.wording)
+        worded = nullcontext() if self.client is None else self.client.speaking(condition.wording)
         with closing(make_evaluator(how, make_env)) as evaluator, worded:
-            return evaluator.evaluate(self._actor, self._signals)
+            return evaluator.evaluate(self.actor, self.signals)
 
 
 def examine_policy(
@@ -171,24 +159,18 @@ def examine_policy(
         RpcError: A server is gone.
     """
     if not policy.acts:
-        return _examine(
-            Bench(policy, UniformActor(), None, None),
-            policy,
-            [c for c in conditions if c.group not in TEXT_GROUPS],
-        )
+        others = [each for each in conditions if each.group not in TEXT_GROUPS]
+        return _examine(Bench(policy, UniformActor()), others)
     llm = llm_of(policy.config, client)
     with TrainingRun(policy.config, llm, make_env) as run:
         run.take_over(policy.load() if policy.load is not None else None)
         signals = run.edge.signals if run.edge.speaks else None
-        return _examine(
-            Bench(policy, run.agent, signals, None if llm is None else client), policy, conditions
-        )
+        bench = Bench(policy, run.agent, signals, None if llm is None else client)
+        return _examine(bench, conditions)
 
 
-def _examine(
-    bench: Bench, policy: Policy, conditions: Sequence[Condition]
-) -> tuple[list[Outcome], list[LeftOut]]:
-    outcomes, left_out = [], []
+def _examine(bench: Bench, conditions: Sequence[Condition]) -> tuple[list[Outcome], list[LeftOut]]:
+    outcomes, left_out, policy = [], [], bench.policy
     for condition in conditions:
         reason = hindrance(policy.config, condition)
         if not reason:

@@ -34,11 +34,6 @@ class Cell:
     success: Interval
     change: Interval
 
-    @property
-    def reads(self) -> bool:
-        """True for arms that read prompts."""
-        return self.outcomes[0].reads
-
 
 def summarise(outcomes: Sequence[Outcome]) -> list[Cell]:
     """Join the seeds of each arm under each condition, in the order in which they were tested."""
@@ -104,7 +99,8 @@ def _row(outcome: Outcome, seed: str, success: Interval, change: Interval) -> di
 
 def headline(cells: Sequence[Cell]) -> list[str]:
     """The answer, the most important sentence first."""
-    texts = [cell for cell in cells if cell.reads and cell.condition.group in TEXT_GROUPS]
+    reading = [cell for cell in cells if cell.outcomes[0].reads]
+    texts = [cell for cell in reading if cell.condition.group in TEXT_GROUPS]
     distractors = [
         cell for cell in cells if cell.condition.group == "distractors" and cell.arm != RANDOM
     ]
