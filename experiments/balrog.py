@@ -422,7 +422,7 @@ def run(argv: Sequence[str]) -> int:
             "first_seeds": {task: task_seeds(task, config.run.eval_seed, 1)[0] for task in TASKS},
         }
         write(options.output, rows, facts)
-        print(f"{show(rows)}\n{json.dumps(facts)}\nbalrog: {options.output / 'balrog.json'}")
+        entry.say(f"{show(rows)}\n{json.dumps(facts)}\nbalrog: {options.output / 'balrog.json'}")
         return 0
 
     return run_as_ranked(config, client)

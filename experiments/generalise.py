@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -228,7 +229,7 @@ def run(argv: Sequence[str]) -> int:
     if problems:
         raise ConfigError(problems)
     output = options.output or options.folder / "generalisation"
-    if options.folder.is_dir() and (reason := why_not_writable(output)):
+    if os.path.isdir(options.folder) and (reason := why_not_writable(output)):
         raise ConfigError(f"--output: {output} cannot be written: {reason}")
     conditions = choose(_names(options.tests))
     policies = plan(

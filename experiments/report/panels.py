@@ -58,8 +58,8 @@ LETTER_INCHES = 0.064
 """Width of a letter of a label, on average and with room to spare."""
 LABEL_SAMPLE_INCHES = 0.24
 """What the piece of a line before its label takes."""
-LABEL_GAP = 0.062
-"""Least distance of two labels, as a share of the panel's height."""
+LABEL_INCHES = 0.124
+"""Least distance of the middles of two labels."""
 
 
 @dataclass(frozen=True)
@@ -252,18 +252,18 @@ def _figure(
     panels: Sequence[Panel], columns: int, fill: Callable[[Axes, Panel, Values], None], room: float
 ) -> tuple[Figure, Values]:
     """Panels of one size, each with room for its labels, whatever they are; and their values."""
-    rows, (width, height) = -(-len(panels) // columns), PANEL_INCHES
-    labels = (
-        0.22
-        + room
-        + LETTER_INCHES * max(len(line.label) for panel in panels for line in panel.lines)
-    )
+    longest = max(len(line.label) for panel in panels for line in panel.lines)
+    labels = 0.22 + room + LETTER_INCHES * longest
+    most = max(len(panel.lines) for panel in panels)
+    rows = -(-len(panels) // columns)
+    width = max(PANEL_INCHES[0], 0.52 + PANEL_INCHES[0] / 3 + labels)
+    height = max(PANEL_INCHES[1], 0.7 + LABEL_INCHES * (most - 1))
     told = Values()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(columns * width, rows * height))
         for place, panel in enumerate(panels):
             left, top = place % columns * width + 0.52, (rows - place // columns) * height - 0.24
-            box = (left, top - height + 0.7, max(width - 0.52 - labels, width / 3), height - 0.7)
+            box = (left, top - height + 0.7, width - 0.52 - labels, height - 0.7)
             fill(
                 figure.add_axes(
                     (
@@ -328,7 +328,7 @@ def _label_ends(
     for line in panel.lines:
         x, y = float(series[line.arm].x[-1]), float(series[line.arm].y[-1])
         tips.append((x / x_max, (y - ends[0]) / (ends[1] - ends[0]), line))
-    for (x, y, line), place in zip(tips, spread([y for _, y, _ in tips], LABEL_GAP), strict=True):
+    for (x, y, line), place in zip(tips, spread([y for _, y, _ in tips], _gap(axes)), strict=True):
         axes.annotate(
             line.label,
             xy=(x, y),
@@ -353,7 +353,7 @@ def _label_ends(
 
 def _label_samples(axes: Axes, panel: Panel, heights: Mapping[str, float]) -> None:
     """Write each line's name behind a piece of it, the highest first."""
-    places = spread([heights[line.arm] for line in panel.lines], LABEL_GAP)
+    places = spread([heights[line.arm] for line in panel.lines], _gap(axes))
     for line, place in zip(panel.lines, places, strict=True):
         axes.plot(
             [1.02, 1.09],
@@ -373,6 +373,13 @@ def _label_samples(axes: Axes, panel: Panel, heights: Mapping[str, float]) -> No
             fontsize=8,
             color=_ink(line),
         )
+
+
+def _gap(axes: Axes) -> float:
+    """``LABEL_INCHES`` as a share of the height."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return LABEL_INCHES / (axes.get_position().height * figure.get_figheight())
 
 
 def _ink(line: Line) -> str:

@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path, metavar="RUN|COMPARISON", help="folder of runs")
     parser.add_argument("--once", action="store_true", help="print what there is, and end")
     parser.add_argument(
-        "--every", type=_seconds, default=2.0, metavar="SECONDS", help="seconds between looks (2)"
+        "--every", type=seconds, default=2.0, metavar="SECONDS", help="seconds between looks (2)"
     )
     options = parser.parse_args(argv)
     from experiments.watch.reading import Reader
@@ -116,7 +116,8 @@ def picture(runs: Sequence[Seen]) -> Any:
     return Group(table, own) if own.row_count else table
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Of ``--every``; argparse names a type by its function."""
     value = float(text)
     if not 0.1 <= value <= 3600:
         raise argparse.ArgumentTypeError(f"must be between 0.1 and 3600 seconds, got {text}")

@@ -4,6 +4,7 @@ other.
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -12,15 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import compose_cell
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from experiments.report.inline import DARK, Values, in_the_dark
 from experiments.report.panels import (
     BLACK,
     GREY,
-    LABEL_GAP,
     PALETTE,
+    Line,
+    Panel,
     Series,
+    _figure,
+    _fill,
     _heights,
     draw,
     lay_out,
@@ -154,6 +160,22 @@ def test_a_figure_is_drawn_as_a_whole_and_panel_by_panel() -> None:
     assert len(alone.parts) == 1
 
 
+def test_many_and_long_labels_lie_within_the_picture() -> None:
+    steps = np.array([0.0, 10.0])
+    names = [f"teacher_feedback/previous/credit=posterior/kappa={n}" for n in range(30)]
+    curves = {n: Series(steps, np.full(2, 0.5), steps * np.nan, steps * np.nan) for n in names}
+    panel = Panel("", tuple(Line(name, name, BLACK, "-", False) for name in names))
+
+    def fill(axes: Axes, panel: Panel, told: Values) -> None:
+        _fill(axes, panel, curves, ("steps", "success"), 10.0, (0.0, 1.0), None)
+
+    figure, _ = _figure([panel], 1, fill, 0.0)
+    figure.draw_without_rendering()  # places them
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]
+    assert all(box.x1 <= figure.bbox.x1 and 0 <= box.y0 < box.y1 <= figure.bbox.y1 for box in boxes)
+    assert all(above.y0 > below.y0 for below, above in itertools.pairwise(boxes))
+
+
 @pytest.mark.parametrize(
     ("heights", "ends"),
     [
@@ -174,11 +196,11 @@ def test_an_axis_holds_every_value_and_begins_at_zero_where_none_is_below(
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=14))
 def test_labels_keep_their_distance_and_their_order(places: list[float]) -> None:
-    moved = spread(places, LABEL_GAP)
+    gap = 0.062
+    moved = spread(places, gap)
     ordered = sorted(moved)
     assert all(
-        above - below >= LABEL_GAP - 1e-9
-        for below, above in zip(ordered, ordered[1:], strict=False)
+        above - below >= gap - 1e-9 for below, above in zip(ordered, ordered[1:], strict=False)
     )
     assert min(moved) >= -1e-9 and max(moved) <= 1 + 1e-9
     for i, j in zip(*np.triu_indices(len(places), 1), strict=True):
