@@ -51,6 +51,11 @@ def test_a_curve_that_is_none_is_named(
     assert "metrics.csv" in errors and message in errors and "Traceback" not in errors
 
 
+def test_a_share_that_is_rounded_to_just_above_one_is_read(tmp_path: Path) -> None:
+    make_run(make_config("llm_policy", 0, tmp_path, ["llm_policy"]), [0.25, 1 + 2**-52])
+    assert run_main(report, [str(tmp_path)]) == 0
+
+
 HEADER = {
     "kind": "trace", "version": VERSION, "env_steps": 0, "rollout": 0, "env": 0, "seed": 0,
     "level": "x", "num_distractors": None, "agent": "student", "teacher": None, "vocabulary": "v",
