@@ -28,7 +28,7 @@ from experiments.bench.harness import (
     rounded,
     take_turns,
 )
-from experiments.bench.operations import MultiplyLimit, count_operations, work_of
+from experiments.bench.operations import MultiplyLimit, work_of
 from experiments.bench.subjects import FULL, LOCAL_LEVEL, QUICK, Subjects
 from experiments.bench.workloads import distinct_calls, same_candidates
 from experiments.runs.files import file_to_write
@@ -218,13 +218,10 @@ class Measurement:
         """How near the call comes to the card's own products of these sizes."""
         shape = self._subjects.setting.shape
         works = work_of(self._subjects.tokenizer, self._prompts, ACTION_NAMES)
-        tokens, nodes = (
-            sum(work.prompt_tokens for work in works),
-            sum(len(work.node_depths) for work in works),
-        )
-        limit = MultiplyLimit(shape, tokens, nodes, self._device, torch.bfloat16)
+        tokens = sum(work.prompt_tokens for work in works)
+        limit = MultiplyLimit.of(shape, works, device=self._device, dtype=torch.bfloat16)
         rate = limit.operations / limit.run().value
-        needed = sum(count_operations(shape, work) for work in works)
+        needed = limit.needed(works)
         return {
             "tokens_per_prompt": rounded(tokens / len(works)),
             "limit_tflop_per_s": rounded(rate / 1e12),

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,10 +155,29 @@ class MultiplyLimit:
     ) -> None:
         self._counts = multiplies_of(shape, tokens, nodes)
         self._device, self._dtype = device or torch.device("cpu"), dtype
+        self._shape, self._times = shape, 3 if with_gradients else 1
         self._run = _with_gradients if with_gradients else linear
-        self.operations = (3 if with_gradients else 1) * sum(
+        self.operations = self._times * sum(
             multiply.operations * times for multiply, times in self._counts.items()
         )
+
+    @classmethod
+    def of(cls, shape: Shape, works: Sequence[Work], calls: int = 1, **how: Any) -> MultiplyLimit:
+        """For one of so many calls, which share out the works.
+
+        Args:
+            shape: Sizes of the model.
+            works: Of all the prompts.
+            calls: How many.
+            how: ``device``, ``dtype`` and ``with_gradients``.
+        """
+        tokens = sum(work.prompt_tokens for work in works)
+        nodes = sum(len(work.node_depths) for work in works)
+        return cls(shape, tokens // calls, nodes // calls, **how)
+
+    def needed(self, works: Sequence[Work]) -> float:
+        """Operations that works need, attention included; a training step's where it is one's."""
+        return self._times * sum(count_operations(self._shape, work) for work in works)
 
     def run(self) -> Seconds:
         """Seconds of all products: each one's median time, times how often a call has it."""

@@ -154,10 +154,8 @@ def _limit(
     """The products of one of the calls, the operations that all need, and all their tokens."""
     shape, prompts = subjects.setting.shape, [prompt for call in calls for prompt in call]
     works = work_of(subjects.tokenizer, prompts, ACTION_NAMES)
-    tokens = sum(work.prompt_tokens for work in works)
-    nodes = sum(len(work.node_depths) for work in works)
-    limit = MultiplyLimit(shape, tokens // len(calls), nodes // len(calls), dtype=dtype)
-    return limit, sum(count_operations(shape, work) for work in works), tokens
+    limit = MultiplyLimit.of(shape, works, len(calls), dtype=dtype)
+    return limit, limit.needed(works), sum(work.prompt_tokens for work in works)
 
 
 def score_bf16(subjects: Subjects) -> list[Row]:

@@ -23,7 +23,7 @@ from experiments.bench.harness import (
     take_turns,
     warm,
 )
-from experiments.bench.operations import MultiplyLimit, StepLimit, count_operations, work_of
+from experiments.bench.operations import MultiplyLimit, StepLimit, work_of
 from experiments.bench.peers.lamorel_way import Answer, LamorelPpo, LamorelScorer
 from experiments.bench.subjects import LOCAL_LEVEL, PAPER_LEVEL, Subjects
 from experiments.bench.workloads import (
@@ -82,9 +82,7 @@ def update_script(subjects: Subjects) -> list[Row]:
         with fused_adam() if name == "ours" else nullcontext():
             ways[name].update(sample.prompts, sample.candidates, sample.data)
 
-    contenders = {
-        name: Contender(partial(epoch, name), warm_up=partial(epoch, name)) for name in ways
-    }
+    contenders = {name: Contender(partial(epoch, name)) for name in ways}
     seconds = take_turns(
         contenders | {"needed": _needed(subjects, sample, 4, 1)}, subjects.setting.repetitions
     )
@@ -193,11 +191,8 @@ def _needed(
         work_of(tokenizer, sample.prompts[i : i + gradients_of], ACTION_NAMES)
         for i in range(0, len(sample.prompts), gradients_of)
     ]
-    tokens = sum(work.prompt_tokens for work in parts[0])
-    nodes = sum(len(work.node_depths) for work in parts[0])
-    products = MultiplyLimit(shape, tokens, nodes, with_gradients=True)
-    share = 3 * sum(count_operations(shape, work) for part in parts for work in part)
-    share /= products.operations
+    products = MultiplyLimit.of(shape, parts[0], with_gradients=True)
+    share = sum(map(products.needed, parts)) / products.operations
     optimiser = StepLimit(sum(p.numel() for p in subjects.host.model.parameters()))
 
     def run() -> Seconds:

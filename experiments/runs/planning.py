@@ -21,7 +21,7 @@ from lamorel_ext.config import (
     search_folders,
     sweep,
 )
-from lamorel_ext.config.overrides import quote
+from lamorel_ext.config.overrides import key_of, quote
 from lamorel_ext.errors import ConfigError, NotThereError
 
 ZERO_SHOT = "zero_shot"
@@ -73,7 +73,7 @@ def plan(
     Raises:
         ConfigError: With the problems of every task and arm.
     """
-    named = [(text, text.partition("=")[0].strip().lstrip("+")) for text in overrides]
+    named = [(text, key_of(text)) for text in overrides]
     taken = [
         f"{text}: a comparison sets this itself; set {SET_HERE[key]}"
         for text, key in named
@@ -177,7 +177,7 @@ def swept_lines(
             problems += problems_of(one.name, error)
             continue
         whole = config.compare.output_dir if task == "compare" else config.run.output_dir
-        kept = [text for text in one.overrides if text.partition("=")[0].strip().lstrip("+") != key]
+        kept = [text for text in one.overrides if key_of(text) != key]
         lines.append([*kept, f"{key}={quote(str(Path(whole) / one.name))}"])
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
