@@ -30,11 +30,13 @@ from experiments.bench.harness import (
 )
 from experiments.bench.operations import MultiplyLimit, work_of
 from experiments.bench.subjects import FULL, LOCAL_LEVEL, QUICK, Subjects
-from experiments.bench.workloads import distinct_calls, same_candidates
+from experiments.bench.updates import Transitions
+from experiments.bench.workloads import distinct_calls, ppo_data, same_candidates
 from experiments.runs.files import file_to_write
 from lamorel_ext.llm.host import ModelHost
 from lamorel_ext.llm.loading import load_host
 from lamorel_ext.llm.module_functions import ValueHead
+from lamorel_ext.llm.updaters import PPOUpdater
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.types import ScoreResult
 
@@ -47,6 +49,8 @@ MAX_ERROR = 0.1
 among prompts: bfloat16 keeps 8 bits, which some layers of rounding make some hundredths; the
 answers of other prompts would be off by more than one. A figure of wrong numbers is none."""
 NO_GPU = "no GPU on this machine"
+UPDATED, UPDATED_TOGETHER = 640, 64
+"""Transitions of the epoch of PPO, and of a minibatch."""
 TOP = 12
 """Kernels in the breakdown."""
 
@@ -85,10 +89,13 @@ class Measurement:
         self._host: ModelHost = load_host(
             args, device, {"value": ValueHead(args.value_head_hidden)}
         )
+        self._taught = self._prompts[:UPDATED]
+        self._updater = PPOUpdater()
+        self._updater.set_llm_module(self._host)
 
     def rows(self) -> list[Row]:
-        """``score_gpu``, the large call's prompts in a second, and ``score_gpu_call``, a small
-        call's milliseconds.
+        """``score_gpu``, the large call's prompts in a second, and the milliseconds of a small call
+        (``score_gpu_call``) and of an epoch of PPO over distinct prompts (``update_gpu``).
         """
         differences = self._differences_to_float32()
         wrong = [
@@ -109,10 +116,12 @@ class Measurement:
         seconds = take_turns(
             {
                 "large": Contender(partial(self._score, self._prompts)),
-                "small": Contender(partial(self._score, self._small)),
+                "small": Contender(partial(self._score, self._small), warm_up=self._capture_small),
             },
             repetitions,
         )
+        # By itself, and last: it changes the weights.
+        epochs = take_turns({"update": Contender(self._epoch)}, repetitions)["update"]
         on_gpu = self._device.type == "cuda"
         setting: dict[str, Detail] = {
             "device": torch.cuda.get_device_name(self._device) if on_gpu else "cpu",
@@ -130,6 +139,7 @@ class Measurement:
                 f"{name}_std": rounded(wide),
             }
         small = setting | {"prompts_per_call": len(self._small)}
+        update = setting | {"transitions": len(self._taught), "minibatch_size": UPDATED_TOGETHER}
         return [
             make_row(
                 "score_gpu",
@@ -145,6 +155,14 @@ class Measurement:
                 "ms",
                 better="lower",
                 detail=small,
+            ),
+            make_row(
+                "update_gpu",
+                [1e3 * turn for turn in epochs],
+                None,
+                "ms",
+                better="lower",
+                detail=update,
             ),
         ]
 
@@ -189,6 +207,17 @@ class Measurement:
 
     def _score(self, prompts: Sequence[str]) -> ScoreResult:
         return self._host.score(prompts, same_candidates(prompts), modules=("value",))
+
+    def _capture_small(self) -> None:
+        """Its second call is the one that a CUDA graph is made of."""
+        self._score(self._small)
+        self._score(self._small)
+
+    def _epoch(self) -> None:
+        transitions = Transitions(self._taught, ppo_data(len(self._taught), seed=0))
+        self._updater.update(transitions.request(UPDATED_TOGETHER))
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _differences_to_float32(self) -> list[tuple[str, float, float]]:
         """Of scores and values of prompts spread over the large call: name, root mean square, and

@@ -7,6 +7,7 @@ end-of-sequence token is appended.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -351,21 +352,22 @@ def merge(
     prompts: list[Tokens], candidates: list[tuple[Tokens, ...]], with_score: bool = True
 ) -> Asked:
     """Find the distinct prompts, and what is to be scored after each; without scores nothing is."""
-    merged: dict[Tokens, dict[Tokens, int]] = {}
-    for prompt, own in zip(prompts, candidates, strict=True):
-        places = merged.setdefault(prompt, {})
+    # Each prompt is looked up once: a long one is slow to hash.
+    row_of: dict[Tokens, int] = {}
+    prompt_rows = [row_of.setdefault(prompt, len(row_of)) for prompt in prompts]
+    scored: list[dict[Tokens, int]] = [{} for _ in row_of]
+    for row, own in zip(prompt_rows, candidates, strict=True):
+        places = scored[row]
         for candidate in own if with_score else ():
             places.setdefault(candidate, len(places))
-    rows, starts, total = {}, {}, 0
-    for row, (prompt, places) in enumerate(merged.items()):
-        rows[prompt], starts[prompt] = row, total
-        total += len(places)
-    score_rows: list[int] = []
-    for prompt, own in zip(prompts, candidates, strict=True) if with_score else ():
-        # Looked up once for all candidates: a long prompt is slow to hash.
-        start, places = starts[prompt], merged[prompt]
-        score_rows += [start + places[candidate] for candidate in own]
-    return Asked(prompts, candidates, merged, [rows[prompt] for prompt in prompts], score_rows)
+    starts = [0, *itertools.accumulate(map(len, scored))]
+    score_rows = [
+        starts[row] + scored[row][candidate]
+        for row, own in zip(prompt_rows, candidates, strict=True)
+        for candidate in (own if with_score else ())
+    ]
+    merged = dict(zip(row_of, scored, strict=True))
+    return Asked(prompts, candidates, merged, prompt_rows, score_rows)
 
 
 def _cut(

@@ -51,7 +51,9 @@ ROWS = {
         "iteration_teacher_feedback",
         "iteration_student_alone",
     ],
-    "score_gpu": ["score_gpu", "score_gpu_call"] if torch.cuda.is_available() else ["score_gpu"],
+    "score_gpu": ["score_gpu", "score_gpu_call", "update_gpu"]
+    if torch.cuda.is_available()
+    else ["score_gpu"],
 }
 """Benchmarks whose rows are not just one of their own name."""
 
@@ -165,7 +167,9 @@ def test_the_measurement_for_gpus_holds_bfloat16_to_float32(
     subjects: Subjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measurement = gpu.Measurement(subjects, torch.device("cpu"))
-    large, small = measurement.rows()
+    large, small, update = measurement.rows()
+    assert update.value is not None and update.value > 0
+    assert update.detail["transitions"] == len(measurement._taught)
     assert large.value is not None and large.value > 0 and large.bar == 20_000
     assert (large.detail["prompts_per_call"], small.detail["prompts_per_call"]) == (6, 3)
     assert large.detail["minibatch_size"] == small.detail["minibatch_size"] == 36

@@ -8,6 +8,7 @@ from itertools import islice
 from types import FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules import module as calling
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lamorel_ext.llm.fsdp import model_is_divided, own_class
 from lamorel_ext.llm.scoring.causal import MASKED, CausalEngine, takes_trees
+from lamorel_ext.llm.scoring.graphs import GraphEngine
 from lamorel_ext.llm.scoring.plain import PlainEngine
 from lamorel_ext.llm.scoring.scorer import Engine
 from lamorel_ext.llm.scoring.t5_forward import CALLED, T5Engine, has_its_parts, is_t5
@@ -46,10 +48,23 @@ def make_engine(model: PreTrainedModel, minibatch_size: int) -> Engine:
     config: Any = called.config
     if is_as_made(model):
         if is_t5(called):
-            return T5Engine(called)
+            return GraphEngine(called) if can_capture(called) else T5Engine(called)
         if not config.is_encoder_decoder and takes_trees(called):
             return CausalEngine(called)
     return PlainEngine(called, config.is_encoder_decoder, minibatch_size)
+
+
+def can_capture(model: PreTrainedModel) -> bool:
+    """Whether a call of this model is nothing but kernels on one GPU of NVIDIA's: layers of others
+    than transformers and PEFT might ask the GPU for a value in between.
+    """
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    return (
+        {device.type for device in devices} == {"cuda"}
+        and len(devices) == 1
+        and torch.version.hip is None
+        and all(_is_by(module, (*_MAKERS, "peft.")) for module in model.modules())
+    )
 
 
 def unwrap(model: Any) -> Any:

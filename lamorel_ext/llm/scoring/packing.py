@@ -60,9 +60,9 @@ class Packing:
         lengths: Rows of each sequence, each at least 1.
         width: The longest length.
         spread: ``(n, width)`` int64, the row that belongs at each place, some other row on padding;
-            None where nothing is padded.
-        keep: ``(rows,)`` int64, the place of each row in the flattened ``(n * width,)``; None where
-            nothing is padded.
+            None where the rows have their padding, or need none.
+        keep: ``(rows,)`` int64, the place of each row in the flattened ``(n * width,)``; None like
+            ``spread``.
         mask: ``(n, width)`` bool, True on real places; None where nothing is padded.
     """
 
@@ -74,7 +74,7 @@ class Packing:
 
     def to(self, device: torch.device) -> Packing:
         """The same on a device."""
-        if self.spread is None or self.spread.device == device:
+        if self.mask is None or self.mask.device == device:
             return self
         spread, keep, mask = (
             None if own is None else own.to(device) for own in (self.spread, self.keep, self.mask)

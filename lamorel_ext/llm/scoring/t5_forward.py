@@ -183,22 +183,31 @@ class T5Forward:
         weight = stack.final_layer_norm.weight
         states = [weight.new_zeros(empty, self.config.d_model)] if empty else []
         if texts:
-            first = _home(stack.block[0])
-            bias = _Bias(stack, bidirectional=True).toeplitz(len(texts[-1]), first)
-            states += [
-                self._encode_chunk(stack, texts[chunk], bias, words)
-                for chunk in cut_rows([len(text) for text in texts], [0] * len(texts), device)
-            ]
+            bias = self.encoder_bias(len(texts[-1]))
+            for chunk in cut_rows([len(text) for text in texts], [0] * len(texts), device):
+                packing = make_packing([len(text) for text in texts[chunk]], bias.device)
+                tokens = put_integers(itertools.chain(*texts[chunk]), device)
+                states.append(self.encode_rows(tokens, packing, bias, words))
         return torch.cat(states), make_packing([max(1, len(prompt)) for prompt in prompts], device)
 
-    def _encode_chunk(
-        self, stack: Any, prompts: Sequence[tuple[int, ...]], bias: Tensor, words: Words
-    ) -> Tensor:
-        packing = make_packing([len(prompt) for prompt in prompts], bias.device)
+    def encoder_bias(self, length: int) -> Tensor:
+        """What attention adds for so many positions, ``(1, heads, length, length)``."""
+        stack = self.model.encoder
+        return _Bias(stack, bidirectional=True).toeplitz(length, _home(stack.block[0]))
+
+    def encode_rows(self, tokens: Tensor, packing: Packing, bias: Tensor, words: Words) -> Tensor:
+        """Last hidden states of the encoder, ``(rows, d)``.
+
+        Args:
+            tokens: ``(rows,)``.
+            packing: Where the rows are.
+            bias: ``encoder_bias`` of so many positions at least.
+            words: Has the tokens.
+        """
+        stack = self.model.encoder
         bias = bias[:, :, : packing.width, : packing.width]
         if packing.mask is not None:
             bias = bias.masked_fill(~packing.mask[:, None, None, :], torch.finfo(bias.dtype).min)
-        tokens = put_integers(itertools.chain(*prompts), self.device)
         x = words.embed(stack.embed_tokens, tokens)
         for block in stack.block:
             device = _home(block)

@@ -110,8 +110,8 @@ def edge_log_probs(
     rows, tokens = put(edge_rows, states.device), put(edge_tokens, states.device)
     step = max(1, _budget(states.device) // vocab_size)
     if len(nodes) <= step:
-        return _token_log_probs(head, states, rows, tokens)
-    work = _recomputed if torch.is_grad_enabled() else _token_log_probs
+        return token_log_probs(head, states, rows, tokens)
+    work = _recomputed if torch.is_grad_enabled() else token_log_probs
     starts = range(0, len(nodes), step)
     bounds = np.searchsorted(edge_rows, [*starts, len(nodes)]).tolist()
     return torch.cat(
@@ -122,14 +122,14 @@ def edge_log_probs(
     )
 
 
-def _token_log_probs(head: Head, states: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+def token_log_probs(head: Head, states: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
     logits = head(states)
     log_probs = torch.log_softmax(logits, dim=-1, dtype=_accurate(logits.dtype))
     return log_probs[rows.to(log_probs.device), tokens.to(log_probs.device)]
 
 
 def _recomputed(*inputs: Any) -> Tensor:
-    result: Tensor = checkpoint(_token_log_probs, *inputs, use_reentrant=False)
+    result: Tensor = checkpoint(token_log_probs, *inputs, use_reentrant=False)
     return result
 
 
