@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import PreTrainedTokenizerBase
 
 from experiments.bench.checkpoint import Shape
 from experiments.bench.harness import Seconds
+from lamorel_ext.llm.scoring.products import linear
 
 SAMPLES = 5
 """Times that a product is run to measure it."""
@@ -233,5 +233,5 @@ def _median_seconds(
 
 def _with_gradients(left: Tensor, weight: Tensor) -> None:
     product = linear(left, weight)
-    product @ weight
-    product.T @ left
+    linear(product, weight.T)
+    linear(product.T, left.T)

@@ -21,6 +21,7 @@ from lamorel_ext.llm.devices import put, put_integers
 from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens, TreeBatch, batch_trees
 from lamorel_ext.llm.scoring.packing import cut_rows, make_packing
 from lamorel_ext.llm.scoring.plain import rope_limit
+from lamorel_ext.llm.scoring.products import fast_linears
 from lamorel_ext.llm.scoring.scorer import Reading
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits, edge_log_probs
 
@@ -83,6 +84,15 @@ class CausalEngine:
         return device
 
     def read(
+        self,
+        prompts: Sequence[Tokens],
+        rounds: Sequence[Sequence[CandidateTree]],
+        with_states: bool,
+    ) -> Reading:
+        with fast_linears(self._model):
+            return self._read(prompts, rounds, with_states)
+
+    def _read(
         self,
         prompts: Sequence[Tokens],
         rounds: Sequence[Sequence[CandidateTree]],

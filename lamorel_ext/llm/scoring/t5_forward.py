@@ -35,6 +35,7 @@ from lamorel_ext.llm.scoring.candidate_tree import (
     batch_trees,
 )
 from lamorel_ext.llm.scoring.packing import Packing, cut_rows, make_packing
+from lamorel_ext.llm.scoring.products import apply_linear
 from lamorel_ext.llm.scoring.scorer import Reading
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits, edge_log_probs
 
@@ -270,15 +271,14 @@ class T5Forward:
         projects = attention.q, attention.k, attention.v
         if x.device.type == "cuda":  # fewer calls there are worth a little padding multiplied
             padded = packing.pad(normed)
-            projected = [project(padded) for project in projects]
+            projected = [apply_linear(project, padded) for project in projects]
         else:
-            projected = [packing.pad(project(normed)) for project in projects]
+            projected = [packing.pad(apply_linear(project, normed)) for project in projects]
         q, k, v = (
             each.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2) for each in projected
         )
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-        result: Tensor = attention.o(packing.unpad(mixed.transpose(1, 2)).flatten(1))
-        return result
+        return apply_linear(attention.o, packing.unpad(mixed.transpose(1, 2)).flatten(1))
 
 
 class Words:
@@ -354,7 +354,8 @@ class _Memory:
 
     def attend(self, layer: Any, x: Tensor) -> Tensor:
         attention = layer.EncDecAttention
-        queries = attention.q(_rms_norm(layer.layer_norm, x)).unflatten(-1, (attention.n_heads, -1))
+        normed = _rms_norm(layer.layer_norm, x)
+        queries = apply_linear(attention.q, normed).unflatten(-1, (attention.n_heads, -1))
         # A module in the place of a plain linear one (LoRA) hides what it multiplies by.
         plain = type(attention.k) is nn.Linear and type(attention.v) is nn.Linear
         mixed = (
@@ -362,15 +363,14 @@ class _Memory:
             if self.carry and plain
             else self._project(attention, queries)
         )
-        result: Tensor = attention.o(mixed.flatten(1))
-        return result
+        return apply_linear(attention.o, mixed.flatten(1))
 
     def _project(self, attention: Any, queries: Tensor) -> Tensor:
         """The textbook's order: keys and values of every encoder position, then attention. ``(rows,
         heads, d_kv)`` both ways.
         """
         k, v = (
-            self.prompts.pad(project(self.states))
+            self.prompts.pad(apply_linear(project, self.states))
             .unflatten(-1, (attention.n_heads, -1))
             .transpose(1, 2)
             for project in (attention.k, attention.v)
@@ -460,13 +460,13 @@ def _last_norm(stack: Any, x: Tensor) -> Tensor:
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
     inner, normed = layer.DenseReluDense, _rms_norm(layer.layer_norm, x)
     if hasattr(inner, "wi_0"):
-        gate, hidden = _activate(inner.act, inner.wi_0(normed)), inner.wi_1(normed)
+        gate = _activate(inner.act, apply_linear(inner.wi_0, normed))
+        hidden = apply_linear(inner.wi_1, normed)
         # What another activation gives may be kept by whoever made it.
         hidden = _times(gate, hidden) if type(inner.act) is NewGELUActivation else gate * hidden
     else:
-        hidden = _activate(inner.act, inner.wi(normed))
-    result: Tensor = inner.wo(hidden.to(_weight_dtype(inner.wo, hidden)))
-    return result
+        hidden = _activate(inner.act, apply_linear(inner.wi, normed))
+    return apply_linear(inner.wo, hidden.to(_weight_dtype(inner.wo, hidden)))
 
 
 def _weight_dtype(linear: Any, like: Tensor) -> torch.dtype:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lamorel_ext.llm.devices import put
+from lamorel_ext.llm.scoring.products import apply_linear
 
 MAX_LOGITS = 2**23
 """Logits held at a time: 32 MiB in float32, above which the C library asks the system for fresh
@@ -51,9 +52,8 @@ def compute_logits(layer: nn.Module, states: Tensor, scale: float = 1.0) -> Tens
     if type(layer) is nn.Linear:
         states = states.to(layer.weight.device)
     if type(layer) is not nn.Linear or not states.dtype == layer.weight.dtype == torch.bfloat16:
-        logits: Tensor = layer(states if scale == 1.0 else states * scale)
-        return logits
-    logits = _Product.apply(states, layer.weight)  # type: ignore[no-untyped-call]
+        return apply_linear(layer, states if scale == 1.0 else states * scale)
+    logits: Tensor = _Product.apply(states, layer.weight)  # type: ignore[no-untyped-call]
     if scale != 1.0:
         logits = logits.mul_(scale)
     return logits if layer.bias is None else logits.add_(layer.bias)

@@ -1,0 +1,125 @@
+"""Products of matrices in float32 by the faster of the two libraries that PyTorch comes with.
+
+PyTorch multiplies by Intel's MKL, which holds processors of other makers back: an AMD one with
+512-bit instructions does twice as many operations in a second through oneDNN. Which one is asked
+depends on the processor and the size alone, never on a measurement, so that a seed gives the same
+curve each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+LEAST = 2**21
+"""Multiplications from which oneDNN is ahead: each of its calls takes some microseconds more."""
+CPUINFO = Path("/proc/cpuinfo")
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def apply_linear(layer: Any, x: Tensor) -> Tensor:
+    """What a layer gives for ``(..., in_features)``, as the layer itself up to rounding.
+
+    Args:
+        layer: Any module; one that is no plain ``nn.Linear`` is called.
+        x: What it is given.
+    """
+    if type(layer) is nn.Linear and _suits(x, layer.weight):
+        return _multiplied(x, layer.weight, layer.bias)
+    called: Tensor = layer(x)
+    return called
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """PyTorch's function of this name."""
+    return (_multiplied if _suits(x, weight) else F.linear)(x, weight, bias)
+
+
+def fast_linears(model: nn.Module) -> AbstractContextManager[object]:
+    """Where a model's own layers are called: they ask the faster library too."""
+    # One that is training may compute parts again for its backward pass, outside of this.
+    return _Linears() if prefers_onednn() and not model.training else nullcontext()
+
+
+def prefers_onednn() -> bool:
+    """Whether oneDNN is the faster library here, and allowed: ``run.portable`` switches it off."""
+    return _is_wide_amd() and bool(torch.backends.mkldnn.enabled)
+
+
+@cache
+def _is_wide_amd() -> bool:
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and CPUINFO.is_file()
+        and "AuthenticAMD" in CPUINFO.read_text(encoding="utf-8", errors="replace")
+    )
+
+
+class _Linears(TorchFunctionMode):
+    """Takes the place of ``F.linear``."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return (linear if func is F.linear else func)(*args, **(kwargs or {}))
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.numel() * len(weight) >= LEAST
+        and x.device.type == weight.device.type == "cpu"
+        and type(x) in _PLAIN
+        and type(weight) in _PLAIN
+        and prefers_onednn()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    product: Tensor = _Product.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    return product.view(*x.shape[:-1], len(weight))
+
+
+class _Product(torch.autograd.Function):
+    """``(n, in)`` times the transposed ``(out, in)`` weights, plus ``(out,)``; gradients by the
+    same library.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            _multiply(gradient, weight.t()) if to_x else None,
+            _multiply(gradient.t(), x.t()) if to_weight else None,
+            gradient.sum(0) if to_bias else None,
+        )
+
+
+def _multiply(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``(n, k)`` times the transposed ``(m, k)``, plus ``(m,)``: what PyTorch's compiler makes of a
+    linear layer on a CPU.
+    """
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+    return product
