@@ -27,7 +27,7 @@ MODULES = {
     "transport": ("transport_share",),
     "servers": ("update_shares", "two_servers"),
     "pipeline": ("pipeline",),
-    "environments": ("env_text", "env_paper", "env_maze_16", "env_copies"),
+    "environments": ("env_text", "env_paper", "env_maze_16", "env_copies", "env_navix"),
     "starting": ("help_s", "client_start_s"),
     "iterations": ("figure2_2100", "iterations"),
     "scale.simulate": ("simulate",),

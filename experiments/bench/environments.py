@@ -16,12 +16,14 @@ from experiments.bench.harness import (
     Detail,
     Row,
     make_row,
+    missing_row,
     ratios,
     rounded,
     seconds_of,
     take_turns,
 )
 from experiments.bench.peers.minigrid_text import VERSION, MinigridText
+from experiments.bench.peers.navix_rooms import ROOM, make_rollout
 from experiments.bench.subjects import LOCAL_LEVEL, PAPER_LEVEL, Subjects
 from lamorel_ext.envs.babyai import level_copies, levels
 from lamorel_ext.envs.babyai.batched import make_batched_env
@@ -106,6 +108,36 @@ def env_copies(subjects: Subjects) -> list[Row]:
         )
     few, *_, most = seconds.values()
     return [make_row("env_copies", ratios(most, few), None, "x", better="lower", detail=detail)]
+
+
+def env_navix(subjects: Subjects) -> list[Row]:
+    """One room with objects, our sentences included, against navix's nearest, which has none."""
+    setting = subjects.setting
+    rows = []
+    for name, number, bar in (
+        ("env_navix", setting.large_batch, 1.0),
+        ("env_navix_16", setting.num_envs // 2, None),
+    ):
+        try:
+            rollout = make_rollout(number, setting.env_steps)
+        except ImportError as error:
+            reason = f"navix is not installed (pip install -e '.[bench]'): {error}"
+            rows.append(missing_row(name, bar, "x", reason))
+            continue
+        seconds = take_turns(
+            {
+                "navix": Contender(rollout, scale=1 / (number * setting.env_steps)),
+                "ours": _ours(LOCAL_LEVEL, number, setting.env_steps),
+            },
+            setting.repetitions,
+        )
+        detail: dict[str, Detail] = {"num_envs": number, "navix": ROOM, "ours": LOCAL_LEVEL}
+        detail |= {
+            f"{who}_steps_per_s": rounded(1.0 / statistics.median(turns))
+            for who, turns in seconds.items()
+        }
+        rows.append(make_row(name, ratios(*seconds.values()), bar, "x", detail=detail))
+    return rows
 
 
 Race = dict[str, list[float]]

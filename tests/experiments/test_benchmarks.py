@@ -40,6 +40,7 @@ ROWS = {
     "update_64": ["update_64", "update_64_distinct"],
     "env_text": ["env_text", "env_text_16"],
     "env_paper": ["env_paper", "env_paper_16"],
+    "env_navix": ["env_navix", "env_navix_16"],
     "transport_share": ["transport_share", "rpc_round_trip"],
     "update_shares": ["update_shares_2", "update_shares_4", "update_shares_8"],
     "two_servers": ["two_servers_score", "two_servers_update", "rollout_256"],
@@ -65,6 +66,7 @@ BARS = {
     "env_text_16": 50.0, "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0,
     "figure2_2100": 40.0, "score_gpu": 20_000.0, "simulate_check": 0.15,
     "score_bf16": 0.85, "env_maze_16": 15.0, "help_s": 1.0,
+    "env_navix": 1.0,
 }  # fmt: skip
 
 
