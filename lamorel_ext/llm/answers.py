@@ -28,6 +28,8 @@ REMEMBERED_TEXTS_BYTES = 2**23
 """Full within minutes, and enough for those of a few thousand samples, which an update asks for
 again: to tokenise a text takes 3 % of a small model's update with it, of a large one's nothing.
 """
+_TEXT_BYTES = 250
+"""What a remembered text takes besides its characters and tokens, about."""
 
 RELATIVE_POSITIONS = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
 """Architectures that take any length, whatever their configuration says about positions."""
@@ -48,9 +50,6 @@ class Answer:
     log_probs: Tensor
     modules: dict[str, Tensor] = field(default_factory=dict)
 
-
-_TEXT_BYTES = 250
-"""What a remembered text takes besides its characters and tokens, about."""
 
 ELSEWHERE = Answer(torch.zeros(0))
 """Remembered in place of an answer that the client has."""

@@ -58,6 +58,7 @@ def prefers_onednn() -> bool:
 def _is_wide_amd() -> bool:
     return (
         torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # PyTorch's own, which may change it
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and CPUINFO.is_file()
         and "AuthenticAMD" in CPUINFO.read_text(encoding="utf-8", errors="replace")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lamorel_ext.llm.devices import put
-from lamorel_ext.llm.scoring.products import apply_linear
+from lamorel_ext.llm.scoring.products import apply_linear, linear, prefers_onednn
 
 MAX_LOGITS = 2**23
 """Logits held at a time: 32 MiB in float32, above which the C library asks the system for fresh
@@ -74,7 +74,10 @@ class _Product(torch.autograd.Function):
         logits = states.new_empty(len(states), len(weight), dtype=torch.float32)
         exact, rows = states.float(), max(1, CAST_WEIGHTS // weight.shape[1])
         for block, part in zip(weight.split(rows), logits.split(rows, dim=1), strict=True):
-            torch.mm(exact, block.float().t(), out=part)
+            if prefers_onednn():
+                part.copy_(linear(exact, block.float()))
+            else:
+                torch.mm(exact, block.float().t(), out=part)
         return logits
 
     @staticmethod
