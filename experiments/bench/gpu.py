@@ -120,6 +120,11 @@ class Measurement:
             },
             repetitions,
         )
+        whole, busy = 1e3 * statistics.median(seconds["large"]), self.breakdown()["device_ms"]
+        in_the_way = (
+            f"the device works {busy:.0f} of the {whole:.0f} ms of a call; in the rest the host"
+            " tokenises, sorts, lays out and takes apart"
+        )
         # By itself, and last: it changes the weights.
         epochs = take_turns({"update": Contender(self._epoch)}, repetitions)["update"]
         on_gpu = self._device.type == "cuda"
@@ -147,6 +152,7 @@ class Measurement:
                 BAR,
                 UNIT,
                 detail=detail,
+                in_the_way=in_the_way,
             ),
             make_row(
                 "score_gpu_call",
