@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,18 @@ from torch import Tensor
 
 from lamorel_ext.config import ParallelismArgs
 
+CPUINFO = Path("/proc/cpuinfo")
+"""What Linux says of the processor."""
 _GENERATORS = threading.RLock()
+
+
+def said_of_cpu(key: str, cpuinfo: Path = CPUINFO) -> str:
+    """The first value of a key, such as ``flags``; empty where there is none."""
+    if not cpuinfo.is_file():
+        return ""
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
 
 
 def put(values: np.ndarray, device: torch.device) -> Tensor:

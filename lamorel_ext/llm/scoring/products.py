@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lamorel_ext.llm.devices import CPUINFO, said_of_cpu
+
 LEAST = 2**21
 """Multiplications from which oneDNN is ahead: each of its calls takes some microseconds more."""
-CPUINFO = Path("/proc/cpuinfo")
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -60,8 +60,7 @@ def _is_wide_amd() -> bool:
         torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # PyTorch's own, which may change it
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and CPUINFO.is_file()
-        and "AuthenticAMD" in CPUINFO.read_text(encoding="utf-8", errors="replace")
+        and said_of_cpu("vendor_id", CPUINFO) == "AuthenticAMD"
     )
 
 
