@@ -169,9 +169,9 @@ def fitting_dtype(
 ) -> Literal["float32", "bfloat16"]:
     """What ``dtype: auto`` means: bfloat16 where it was measured to pay, float32 elsewhere.
 
-    On CPUs with instructions for it, flan-t5-small's shape takes .57 to .63 of the time of float32 by
-    MKL; where ``scoring.products`` asks oneDNN, bfloat16 gains little. A
-    narrower model is all overhead, and was not measured to gain anything.
+    On CPUs with instructions for it, flan-t5-small's shape takes .57 to .63 of the time of float32
+    by MKL; where ``scoring.products`` asks oneDNN, bfloat16 gains little. A narrower model is all
+    overhead, and was not measured to gain anything.
 
     Args:
         config: Of the model.
