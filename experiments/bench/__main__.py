@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MODULES = {
     "scoring": ("score_rollout", "score_distinct", "score_two", "score_growth", "score_bf16"),
+    "runtimes": ("score_two_onnx",),
     "updates": ("update_64", "update_320", "update_script"),
     "transport": ("transport_share",),
     "servers": ("update_shares", "two_servers"),

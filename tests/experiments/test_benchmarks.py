@@ -9,6 +9,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +21,21 @@ import pytest
 import torch
 
 from experiments.bench import __main__ as program
-from experiments.bench import breakdown, gpu, launching, scoring, transport, whole, workloads
+from experiments.bench import (
+    breakdown,
+    gpu,
+    launching,
+    runtimes,
+    scoring,
+    transport,
+    whole,
+    workloads,
+)
 from experiments.bench.__main__ import BENCHMARKS
 from experiments.bench.harness import Row
 from experiments.bench.peers.lamorel_way import LamorelPpo
+from experiments.bench.peers.onnx_t5 import make_scorers
+from experiments.bench.peers.plain import score_pairs
 from experiments.bench.scale.measure import cpu_seconds
 from experiments.bench.scale.simulate import CLIENTS
 from experiments.bench.subjects import MINIATURE, PAPER_LEVEL, Subjects
@@ -66,7 +78,7 @@ BARS = {
     "env_text_16": 50.0, "transport_share": 0.05, "env_text": 50.0, "env_paper": 300.0,
     "figure2_2100": 40.0, "score_gpu": 20_000.0, "simulate_check": 0.15,
     "score_bf16": 0.85, "env_maze_16": 15.0, "help_s": 1.0,
-    "env_navix": 1.0,
+    "env_navix": 1.0, "score_two_onnx": 1.0,
 }  # fmt: skip
 
 
@@ -143,6 +155,44 @@ def test_a_cpus_bfloat16_is_held_to_its_own_products_and_to_float32(subjects: Su
     assert (row.name, row.bar) == ("score_bf16", 0.85) and row.value is not None and row.value > 0
     off = row.detail["max_difference_nats"]
     assert isinstance(off, float) and 0 < off < 1  # rounded differently, of the same prompts
+
+
+def test_onnxruntimes_int8_is_compared_with_each_of_ours_and_errors_are_said(
+    subjects: Subjects,
+) -> None:
+    pytest.importorskip("onnxruntime.quantization", reason="onnxruntime, onnx: extra bench")
+    ours = runtimes.variations(subjects.llm_args)
+    row = runtimes.onnx_row(subjects, ours, "ours_bfloat16")
+    assert row.value is not None and row.value > 0
+    assert row.detail["ours_bfloat16_x"] == pytest.approx(row.value, rel=1e-3)  # is rounded
+    assert isinstance(row.detail["ours_float32_x"], float)
+    errors = [
+        row.detail[f"{name}_max_error_nats"]
+        for name in ("onnx_float32", "ours_bfloat16", "onnx_int8")
+    ]
+    exact, half, eighth = (error for error in errors if isinstance(error, float))
+    assert exact < 1e-4 < half < 1 and exact < eighth < 1
+
+
+def test_onnxruntime_scores_prompts_and_candidates_of_all_lengths_as_transformers_does(
+    subjects: Subjects,
+) -> None:
+    pytest.importorskip("onnxruntime.quantization", reason="onnxruntime, onnx: extra bench")
+    prompts = ["go " * count for count in (9, 1, 30, 4, 150, 2)]
+    candidates = [("toggle", "pick up the red ball", "turn left")] * 6
+    model, tokenizer = subjects.plain_model, subjects.tokenizer
+    whole, _ = make_scorers(model, tokenizer, num_threads=1)
+    expected = score_pairs(model, tokenizer, prompts, candidates)
+    torch.testing.assert_close(whole.score(prompts, candidates), expected, rtol=0, atol=1e-4)
+
+
+def test_without_onnxruntime_its_row_is_missing_and_says_how_to_get_it(
+    subjects: Subjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)  # as if not installed
+    (row,) = BENCHMARKS["score_two_onnx"](subjects)
+    assert row.value is None and row.bar == 1.0
+    assert "pip install -e '.[bench]'" in str(row.detail["reason"])
 
 
 def test_shares_of_a_maze_are_of_our_time(rows: dict[str, list[Row]]) -> None:
