@@ -232,6 +232,8 @@ def _impossible_llm(config: Config) -> Iterator[str]:
             "lamorel_args.llm_args.load_in_4bit: not supported, must be false; dtype=bfloat16"
             " halves the memory"
         )
+    if llm.quantize is not None:
+        yield from _impossible_quantize(llm)
     if llm.parallelism.fsdp:
         yield from _impossible_fsdp(llm)
     if arm.action_heads and arm.agent != "llm_policy":
@@ -249,6 +251,18 @@ def _impossible_llm(config: Config) -> Iterator[str]:
         yield (
             "arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is"
             " false, got embeddings"
+        )
+
+
+def _impossible_quantize(llm: LlmArgs) -> Iterator[str]:
+    where, wanted = "lamorel_args.llm_args", f"where quantize is {llm.quantize}"
+    if llm.parallelism.use_gpu:
+        yield f"{where}.parallelism.use_gpu: must be false {wanted}: a GPU has bfloat16"
+    if llm.parallelism.fsdp:
+        yield f"{where}.parallelism.fsdp: must be false {wanted}: a server needs whole weights"
+    if llm.dtype != "float32":
+        yield (
+            f"{where}.dtype: must be float32 {wanted}: bfloat16 would gain nothing, got {llm.dtype}"
         )
 
 

@@ -116,6 +116,9 @@ class LlmArgs:
             without gradients. Candidates that share prefixes are merged into trees, and then count
             by the decoder positions that they take together: at most as many as this number of
             sequences of their own would have.
+        quantize: ``int8`` answers from 8-bit copies of the weights of linear layers where no
+            gradient is taken, on a CPU and in float32; the first scores' error is logged. Updates
+            are in full precision, and take the trained model's own old log-probabilities.
         max_prompt_tokens: A longer prompt is refused; null takes the model's own limit where it has
             one.
         cache_size: Answers remembered between two updates; 0 switches the memory off.
@@ -135,6 +138,7 @@ class LlmArgs:
     minibatch_size: int = number(192, at_least=1)
     pre_encode_inputs: bool = True
     load_in_4bit: bool = False
+    quantize: Literal["int8"] | None = None
     max_prompt_tokens: int | None = number(None, at_least=1)
     cache_size: int = number(100_000, at_least=0)
     num_threads: int = number(0, at_least=0, at_most=MAX_THREADS)

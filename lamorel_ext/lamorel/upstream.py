@@ -64,6 +64,8 @@ class LamorelsHost:
         scores: See ``for_lamorel``.
     """
 
+    rounded = False
+
     def __init__(self, model: Any, scores: str) -> None:
         self._model, self._scores = model.eval(), scores
         self._start: dict[str, Tensor] = {}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ from lamorel_ext.llm.fsdp import model_is_divided, own_class, own_part, whole_as
 from lamorel_ext.llm.generation import Generator
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.scoring.engines import callable_of, is_steady, make_engine, unwrap
-from lamorel_ext.llm.scoring.plain import PlainForward
+from lamorel_ext.llm.scoring.int8 import Int8Engine, RoundedWeights
+from lamorel_ext.llm.scoring.plain import PlainEngine, PlainForward
 from lamorel_ext.llm.scoring.scorer import Scorer
 from lamorel_ext.llm.start import Start, unsaved_buffers
 from lamorel_ext.llm.state import Memory, State, state_of
@@ -59,8 +61,12 @@ from lamorel_ext.types import (
 
 MODEL_FILE = "model.safetensors"
 MODULES_FILE = "modules.safetensors"
+COMPARED = 64
+"""Questions that are answered in full precision too, to tell what 8 bits cost."""
 KNOWN_SETTINGS = 64
 """Of a model that are told apart; one that comes back after so many others counts as new."""
+
+log = logging.getLogger(__name__)
 
 
 class ModelHost(nn.Module):
@@ -103,7 +109,9 @@ class ModelHost(nn.Module):
         self._initial, self._begun = Start(model), False
         self._divided = model_is_divided(model)
         self._encoder = TextEncoder(tokenizer, model.config, args.max_prompt_tokens)
-        self._answerer = self._make_answerer(model)
+        self._rounded = RoundedWeights(model.config.vocab_size) if args.quantize == "int8" else None
+        self._rounding_error: float | None = None
+        self._answerer = self._make_answerer(model, self._rounded)
         self._made_for = 0
         self._steady = self._told = self._remembers = True
         self._memory: Memory[tuple[Question, tuple[str, ...], bool, int], Answer] = Memory(
@@ -132,6 +140,11 @@ class ModelHost(nn.Module):
     def score_dtype(self) -> torch.dtype:
         """Of everything that leaves the host: float64 for a float64 model, else float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def rounded(self) -> bool:
+        """Whether answers without a gradient come from weights in 8 bits; those with one never."""
+        return self._rounded is not None
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: no dropout."""
@@ -290,6 +303,8 @@ class ModelHost(nn.Module):
             with torch.set_grad_enabled(require_grad):
                 fresh, stats = self._answerer.answer(missing, functions, with_score)
             answers |= zip(missing, fresh, strict=True)
+            if self.rounded and self._rounding_error is None and with_score and not require_grad:
+                self._tell_rounding_error(missing[:COMPARED], fresh[:COMPARED])
             # A module may count its calls: that is no other model.
             self._settings.put(self._state(with_weights=False).settings, settings)
         if given and unasked:
@@ -343,7 +358,7 @@ class ModelHost(nn.Module):
         """
         self._present_settings()
         generator = Generator(
-            callable_of(self.model), self.tokenizer, self._encoder, self._answerer.scorer
+            callable_of(self.model), self.tokenizer, self._encoder, self._exact.scorer
         )
         return generator.generate(request, self.args.minibatch_size)
 
@@ -478,6 +493,7 @@ class ModelHost(nn.Module):
             ),
             "vocab_size": int(self.model.config.vocab_size),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "quantize": self.args.quantize or "",
             "device": str(self.device),
             "module_functions": ",".join(self.module_functions),
             "weights_version": self.weights_version,
@@ -544,15 +560,39 @@ class ModelHost(nn.Module):
             )
         return {each: tensor.to(initial[each].dtype) for each, tensor in tensors.items()}
 
-    def _make_answerer(self, model: PreTrainedModel) -> Answerer:
+    def _make_answerer(
+        self, model: PreTrainedModel, rounded: RoundedWeights | None = None
+    ) -> Answerer:
         size = self.args.minibatch_size
         plain = PlainForward(callable_of(model), self.model_type == "seq2seq", size)
-        return Answerer(
-            self._encoder,
-            Scorer(make_engine(model, size), size, self.score_dtype),
-            plain,
-            self.args.pre_encode_inputs,
+        engine = make_engine(model, size)
+        if rounded is not None and not isinstance(engine, PlainEngine):
+            engine = Int8Engine(engine, rounded)
+        scorer = Scorer(engine, size, self.score_dtype)
+        return Answerer(self._encoder, scorer, plain, self.args.pre_encode_inputs)
+
+    @property
+    def _exact(self) -> Answerer:
+        """In the model's own precision."""
+        return self._make_answerer(self.model) if self.rounded else self._answerer
+
+    def _tell_rounding_error(
+        self, questions: Sequence[Question], rounded: Sequence[Answer]
+    ) -> None:
+        with torch.no_grad():
+            exact, _ = self._exact.answer(questions, {}, True)
+        off = torch.cat(
+            [(a.log_probs - b.log_probs).abs() for a, b in zip(rounded, exact, strict=True)]
         )
+        if len(off):
+            self._rounding_error = float(off.mean())
+            log.info(
+                "lamorel_args.llm_args.quantize: int8: the first %d scores are off by %.3f nats on"
+                " average, by %.3f at most",
+                len(off),
+                self._rounding_error,
+                float(off.max()),
+            )
 
     @contextmanager
     def _reference_answerer(self) -> Iterator[Answerer]:
@@ -572,13 +612,13 @@ class ModelHost(nn.Module):
             }
             copy_into(self.model, self._start)
             try:
-                yield self._answerer
+                yield self._exact
             finally:
                 copy_into(self.model, present)
             return
         if not (self._steady and self._told):
             with self._at_start():
-                yield self._answerer
+                yield self._exact
             return
         self._reference = self._make_answerer(self._frozen_copy())
         yield self._reference
@@ -662,15 +702,20 @@ class ModelHost(nn.Module):
         """
         self._begin()
         state = self._state()
-        if (stamp := (self.weights_version, state.weights)) != self._remembered_at:
+        stamp = self.weights_version, state.weights
+        changed = stamp != self._remembered_at
+        if changed:
             self._memory.clear()
             self._remembered_at = stamp
+        if self._rounded is not None and (changed or not self._remembers):
+            self._rounded.clear()
         number = self._settings.get(state.settings)
         if number is None:
             number = self._settings_met = self._settings_met + 1
             self._settings.put(state.settings, number)
         if number != self._made_for:
-            self._answerer, self._made_for = self._make_answerer(self.model), number
+            self._answerer = self._make_answerer(self.model, self._rounded)
+            self._made_for = number
             self._steady = is_steady(self.model)
         self._told = state.told
         return number

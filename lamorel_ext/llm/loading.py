@@ -84,7 +84,8 @@ def load_host(
 
     Raises:
         ModelLoadError: The model cannot be had; see ``load_model``. Or it has adapters and is to be
-            divided. Or the initializer put in a number that is not finite, or gave no model.
+            divided, or no engine whose products could be in 8 bits. Or the initializer put in a
+            number that is not finite, or gave no model.
     """
     if model_group is not None and args.lora.r:
         raise ModelLoadError(
@@ -105,7 +106,13 @@ def load_host(
             _move(model, device)
     if model_group is not None:
         divide(model, model_group, device)
-    return ModelHost(model, tokenizer, args, module_functions)
+    host = ModelHost(model, tokenizer, args, module_functions)
+    if args.quantize is not None and host.info()["engine"] == "PlainEngine":
+        raise ModelLoadError(
+            f"{args.model_path}: quantize: {args.quantize} is not for a {model.config.model_type},"
+            " which is read by passes of transformers' own"
+        )
+    return host
 
 
 def load_model(

@@ -52,6 +52,7 @@ class FakeHost(nn.Module):
         self.scored: list[int] = []
         self.fail_at = -1
         self.versions = 0
+        self.rounded = False
         self._initial = copy.deepcopy([self.read, self.speak])
 
     def _scores(

@@ -3,7 +3,7 @@
 PyTorch multiplies by Intel's MKL, which holds processors of other makers back: an AMD one with
 512-bit instructions does twice as many operations in a second through oneDNN. Which one is asked
 depends on the processor and the size alone, never on a measurement, so that a seed gives the same
-curve each time.
+curve each time. Where answers are to be in 8 bits (``int8``), their products are.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lamorel_ext.llm.devices import CPUINFO, said_of_cpu
+from lamorel_ext.llm.scoring.int8 import in_use
 
 LEAST = 2**21
 """Multiplications from which oneDNN is ahead: each of its calls takes some microseconds more."""
 _PLAIN = (Tensor, nn.Parameter)
+_Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def apply_linear(layer: Any, x: Tensor) -> Tensor:
@@ -32,21 +34,22 @@ def apply_linear(layer: Any, x: Tensor) -> Tensor:
         layer: Any module; one that is no plain ``nn.Linear`` is called.
         x: What it is given.
     """
-    if type(layer) is nn.Linear and _suits(x, layer.weight):
-        return _multiplied(x, layer.weight, layer.bias)
+    if type(layer) is nn.Linear and (product := _faster(x, layer.weight)):
+        return product(x, layer.weight, layer.bias)
     called: Tensor = layer(x)
     return called
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """PyTorch's function of this name."""
-    return (_multiplied if _suits(x, weight) else F.linear)(x, weight, bias)
+    return (_faster(x, weight) or F.linear)(x, weight, bias)
 
 
 def fast_linears(model: nn.Module) -> AbstractContextManager[object]:
-    """Where a model's own layers are called: they ask the faster library too."""
+    """Where a model's own layers are called: their products are the faster ones too."""
     # One that is training may compute parts again for its backward pass, outside of this.
-    return _Linears() if prefers_onednn() and not model.training else nullcontext()
+    wanted = prefers_onednn() or in_use() is not None
+    return _Linears() if wanted and not model.training else nullcontext()
 
 
 def prefers_onednn() -> bool:
@@ -75,6 +78,14 @@ class _Linears(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return (linear if func is F.linear else func)(*args, **(kwargs or {}))
+
+
+def _faster(x: Tensor, weight: Tensor) -> _Linear | None:
+    """What takes the place of ``F.linear``, if anything does."""
+    rounded = in_use()
+    if rounded is not None and rounded.suits(x, weight):
+        return rounded.multiply
+    return _multiplied if _suits(x, weight) else None
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:

@@ -23,6 +23,9 @@ class Host(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def rounded(self) -> bool: ...
+
     def score(
         self,
         prompts: Sequence[str],

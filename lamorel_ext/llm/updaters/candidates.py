@@ -141,6 +141,14 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         """Per-sample terms ``(n,)``, named as in ``terms``; only ``loss`` is differentiated."""
         raise NotImplementedError
 
+    def uses_old_log_probs(self, options: OptionsT) -> bool:
+        """Whether ``loss`` looks at ``data["old_log_probs"]``."""
+        return False
+
+    def said_log_probs(self, scored: Scored, data: dict[str, Tensor], options: OptionsT) -> Tensor:
+        """``(n,)``, what ``data["old_log_probs"]`` would be of the model as it is."""
+        raise NotImplementedError
+
     def summarise(self, reports: Sequence[StepReport]) -> dict[str, float]:
         """Statistics of the update: means over all samples of all steps."""
         samples = sum(report.size for report in reports)
@@ -168,6 +176,9 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
                 are left so, and no checkpoint is made of them.
         """
         options, batch, stepper = self._agree(request)
+        spent: dict[str, float] = {}
+        if self._host.rounded and self.uses_old_log_probs(options):
+            batch, spent = self._with_own_log_probs(batch, options)
         try:
             reports = [
                 self._train_step(stepper, batch, minibatch, options)
@@ -175,7 +186,8 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
             ]
         finally:
             stepper.clear()
-        return UpdateResult(self.summarise(reports))
+        stats = self.summarise(reports)
+        return UpdateResult(stats | {name: stats[name] + count for name, count in spent.items()})
 
     def perform_update(
         self,
@@ -303,6 +315,38 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
                 )
         return self._stepper
 
+    def _with_own_log_probs(
+        self, batch: Batch, options: OptionsT
+    ) -> tuple[Batch, dict[str, float]]:
+        """The batch with the old log-probabilities of the model that is about to be trained, and
+        ``COUNTERS``: those that came are of its weights in 8 bits, so that the first ratio would
+        not be 1.
+        """
+        size = options.gradient_minibatch_size or options.minibatch_size
+        own = torch.zeros(len(batch.pair_ids) + len(COUNTERS) + 1, dtype=torch.float64)
+        counts = own[-1 - len(COUNTERS) : -1]
+        failure: Exception | None = None
+        try:
+            every = torch.arange(len(batch.pair_ids))
+            rows = batch.share(every, self._group.rank, self._group.size)
+            for chunk in cut_chunks(batch, rows, size):
+                scored, data, spent = self._read(batch, chunk, options)
+                said = self.said_log_probs(scored, data, options)
+                own[chunk.rows] = said.detach().to("cpu", torch.float64)
+                counts += torch.tensor(spent, dtype=torch.float64)
+        except Exception as error:  # raised below, after the other servers have heard of it
+            if self._group.size == 1:
+                raise
+            failure = error
+            own[-1] = 1.0
+        self._group.all_reduce_sum(own)
+        if failure is not None:
+            raise failure
+        if own[-1]:
+            raise OtherServerFailed(f"{self.name}: another server failed; no step was taken")
+        data = batch.data | {"old_log_probs": own[: len(batch.pair_ids)]}
+        return replace(batch, data=data), dict(zip(COUNTERS, counts.tolist(), strict=True))
+
     def _train_step(
         self, stepper: GradientStepper, batch: Batch, minibatch: Minibatch, options: OptionsT
     ) -> StepReport:
@@ -337,17 +381,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         """Add a chunk's share to the gradients; gives its share of the sums ``(len(terms) +
         len(COUNTERS),)``.
         """
-        scored, (pairs, tokens) = score_chunk(
-            self._host, chunk, self.modules, self.uses_reference, self.logits_module(options)
-        )
-        scores = scored.scores
-        data = {
-            # Numbers in the precision of the scores.
-            key: values[chunk.rows].to(
-                scores.device, scores.dtype if values.is_floating_point() else None
-            )
-            for key, values in batch.data.items()
-        }
+        scored, data, (pairs, tokens) = self._read(batch, chunk, options)
         terms = self.loss(scored, data, options)
         share = terms["loss"].sum() / size
         # Not where every candidate is the empty text, whose score is the constant 0.
@@ -358,6 +392,23 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
             tokens += scored.reference_tokens
         counts = torch.tensor([pairs, tokens], dtype=torch.float64)
         return torch.cat([sums.to("cpu", torch.float64), counts])
+
+    def _read(
+        self, batch: Batch, chunk: Chunk, options: OptionsT
+    ) -> tuple[Scored, dict[str, Tensor], tuple[float, float]]:
+        """What ``loss`` is made of, and the values of ``COUNTERS``."""
+        scored, counts = score_chunk(
+            self._host, chunk, self.modules, self.uses_reference, self.logits_module(options)
+        )
+        scores = scored.scores
+        data = {
+            # Numbers in the precision of the scores.
+            key: values[chunk.rows].to(
+                scores.device, scores.dtype if values.is_floating_point() else None
+            )
+            for key, values in batch.data.items()
+        }
+        return scored, data, counts
 
     def _step(
         self,

@@ -48,7 +48,7 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
 
     def data_spec(self, options: FeedbackOptions) -> DataSpec:
         """See the class."""
-        optional = () if options.loss == "clipped" else ("old_log_probs",)
+        optional = () if self.uses_old_log_probs(options) else ("old_log_probs",)
         tables = ("likelihoods",) if options.posterior else ()
         return DataSpec(("chosen",), ("signals", "old_log_probs"), tables, optional)
 
@@ -97,6 +97,21 @@ class FeedbackUpdater(CandidateUpdater[FeedbackOptions]):
     def reference_counts(self, options: FeedbackOptions) -> bool:
         """Without the KL penalty only the statistic ``kl`` needs the initial teacher."""
         return options.kl_coef != 0.0
+
+    def uses_old_log_probs(self, options: FeedbackOptions) -> bool:
+        """By the loss."""
+        return options.loss == "clipped"
+
+    def said_log_probs(
+        self, scored: Scored, data: dict[str, Tensor], options: FeedbackOptions
+    ) -> Tensor:
+        """Of what is taught."""
+        if not options.normalise:
+            return scored.scores[:, 0]
+        log_probs = scored.scores.log_softmax(dim=-1)
+        if options.posterior:
+            return pair_log_probs(log_probs, data["likelihoods"])
+        return chosen_log_probs(log_probs, data["chosen"])
 
     def loss(
         self, scored: Scored, data: dict[str, Tensor], options: FeedbackOptions

@@ -64,6 +64,16 @@ class PPOUpdater(CandidateUpdater[PPOOptions]):
         """As the options say."""
         return options.policy_module
 
+    def uses_old_log_probs(self, options: PPOOptions) -> bool:
+        """Always."""
+        return True
+
+    def said_log_probs(
+        self, scored: Scored, data: dict[str, Tensor], options: PPOOptions
+    ) -> Tensor:
+        """Of the actions that were taken."""
+        return chosen_log_probs(scored.scores.log_softmax(dim=-1), data["actions"])
+
     def loss(
         self, scored: Scored, data: dict[str, Tensor], options: PPOOptions
     ) -> dict[str, Tensor]:
