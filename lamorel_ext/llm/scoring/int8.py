@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens
+from lamorel_ext.llm.scoring.products import ROUNDED
 from lamorel_ext.llm.scoring.scorer import Engine, Reading
 
 LARGEST = 127
@@ -24,12 +24,6 @@ NARROWEST = 64
 precision."""
 LEAST = 2**19
 """Multiplications from which 8 bits are ahead: to find the scales takes some microseconds."""
-_IN_USE: ContextVar[RoundedWeights | None] = ContextVar("_IN_USE", default=None)
-
-
-def in_use() -> RoundedWeights | None:
-    """The rounded weights that a product of this moment may take, if any."""
-    return _IN_USE.get()
 
 
 class RoundedWeights:
@@ -53,11 +47,11 @@ class RoundedWeights:
     @contextmanager
     def used(self) -> Iterator[None]:
         """Products of linear layers take them meanwhile."""
-        token = _IN_USE.set(self)
+        token = ROUNDED.set(self)
         try:
             yield
         finally:
-            _IN_USE.reset(token)
+            ROUNDED.reset(token)
             self._last = None
 
     def suits(self, x: Tensor, weight: Tensor) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +20,23 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lamorel_ext.llm.devices import CPUINFO, said_of_cpu
-from lamorel_ext.llm.scoring.int8 import in_use
 
 LEAST = 2**21
 """Multiplications from which oneDNN is ahead: each of its calls takes some microseconds more."""
 _PLAIN = (Tensor, nn.Parameter)
 _Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Rounded(Protocol):
+    """Weights of less precision (``int8``)."""
+
+    def suits(self, x: Tensor, weight: Tensor) -> bool: ...
+
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor: ...
+
+
+ROUNDED: ContextVar[Rounded | None] = ContextVar("ROUNDED", default=None)
+"""What products take in place of a layer's weights where it suits."""
 
 
 def apply_linear(layer: Any, x: Tensor) -> Tensor:
@@ -48,7 +60,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def fast_linears(model: nn.Module) -> AbstractContextManager[object]:
     """Where a model's own layers are called: their products are the faster ones too."""
     # One that is training may compute parts again for its backward pass, outside of this.
-    wanted = prefers_onednn() or in_use() is not None
+    wanted = prefers_onednn() or ROUNDED.get() is not None
     return _Linears() if wanted and not model.training else nullcontext()
 
 
@@ -82,7 +94,7 @@ class _Linears(TorchFunctionMode):
 
 def _faster(x: Tensor, weight: Tensor) -> _Linear | None:
     """What takes the place of ``F.linear``, if anything does."""
-    rounded = in_use()
+    rounded = ROUNDED.get()
     if rounded is not None and rounded.suits(x, weight):
         return rounded.multiply
     return _multiplied if _suits(x, weight) else None
