@@ -23,7 +23,7 @@ import numpy as np
 from experiments.report.statistics import Interval, mean_interval, wilson_interval
 from experiments.runs.build import llm_of, run_as_ranked
 from experiments.runs.checks import check_configs
-from experiments.runs.entry import add_trust_argument, make_parser, run_main, start_log
+from experiments.runs.entry import add_trust_argument, make_parser, run_main, say, start_log
 from experiments.runs.planning import ZERO_SHOT, policy_config, split_policy
 from lamorel_ext.config import Config
 
@@ -214,7 +214,7 @@ def run(argv: Sequence[str]) -> int:
     def client(llm: LlmClient) -> int:
         learnt = 0 if checkpoint is None else checkpoint.env_steps
         scores = evaluate_all(config, llm_of(config, llm), checkpoint, name)
-        print(f"{show(config, scores)}\n{as_json(config, name, scores, learnt)}")
+        say(f"{show(config, scores)}\n{as_json(config, name, scores, learnt)}")
         return 0
 
     return run_as_ranked(config, client)

@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from experiments.runs.entry import say
+
 LARGEST = 1e-6
 COSTS = ("llm_calls", "llm_tokens", "seconds")
 TABLES = ("summary", "differences", "curves", "overall", "overall_differences", "profiles")
@@ -618,13 +620,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {folder} holds no report that can be checked: {error!r}", file=sys.stderr)
         return 2
     for column, deviation in deviations.items():
-        print(f"{deviation:.1e}  {column}")
+        say(f"{deviation:.1e}  {column}")
     for remark in remarks:
-        print(remark)
+        say(remark)
     for problem in problems:
-        print(f"wrong: {problem}")
+        say(f"wrong: {problem}")
     largest = max(deviations.values(), default=math.inf)
-    print(
+    say(
         f"largest deviation: {largest:.1e}; at most {LARGEST:.0e} is allowed; {len(problems)} other"
         " problem(s)"
     )

@@ -26,6 +26,8 @@ from lamorel_ext.llm.scoring.plain import nothing_read, rope_limit
 from lamorel_ext.llm.scoring.scorer import Scorer
 from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar
 
+MAX_SEED = 2**63 - 1
+"""What PyTorch's generators take, to either side of 0."""
 DEFAULT_NEW_TOKENS = 20
 OPTIONS = frozenset(
     {
@@ -311,4 +313,6 @@ def _checked(options: Mapping[str, Scalar]) -> tuple[dict[str, Any], int | None]
             )
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise RequestError(f"seed of generate must be an integer, got {seed!r}")
+    if seed is not None and not -MAX_SEED <= seed <= MAX_SEED:
+        raise RequestError(f"seed of generate must be within ±{MAX_SEED}, got {seed}")
     return chosen, seed

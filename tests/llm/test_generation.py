@@ -137,6 +137,7 @@ def test_beams_give_their_best_sequences() -> None:
         ({"num_return_sequences": 3}, "generate cannot be run with"),
         ({"do_sample": True, "temperature": -1.0}, "generate cannot be run with .*temperature"),
         ({"seed": "x"}, "seed of generate must be an integer, got 'x'"),
+        ({"seed": 2**63}, "seed of generate must be within ±9223372036854775807"),
         (
             {"max_new_tokens": 60},
             "has 10 tokens and up to 60 behind it; the model has 64 positions",
