@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from lamorel_ext.config import ParallelismArgs
 
 CPUINFO = Path("/proc/cpuinfo")
 """What Linux says of the processor."""
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _GENERATORS = threading.RLock()
 
 
@@ -27,6 +29,12 @@ def said_of_cpu(key: str, cpuinfo: Path = CPUINFO) -> str:
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     pairs = (line.partition(":") for line in lines)
     return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
+
+
+@cache
+def has_bfloat16(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether the CPU has instructions for products of bfloat16."""
+    return not BFLOAT16_FLAGS.isdisjoint(said_of_cpu("flags", cpuinfo).split())
 
 
 def put(values: np.ndarray, device: torch.device) -> Tensor:

@@ -31,7 +31,7 @@ from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ModelLoadError
 from lamorel_ext.finite import not_finite
 from lamorel_ext.llm.device_map import spread_over_gpus
-from lamorel_ext.llm.devices import CPUINFO, choose_attention, said_of_cpu
+from lamorel_ext.llm.devices import CPUINFO, choose_attention, has_bfloat16
 from lamorel_ext.llm.fresh import draw_model
 from lamorel_ext.llm.fsdp import divide
 from lamorel_ext.llm.host import ModelHost
@@ -50,7 +50,6 @@ LOOK_AHEAD = 5
 """Tokens of the inputs that show whether a model sees what comes later."""
 LOOK_AHEAD_NOISE = 1e-2
 """Difference of logits, in their standard deviations, that rounding may make in half precision."""
-BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 ModelType = Literal["seq2seq", "causal"]
 
 
@@ -188,8 +187,7 @@ def fitting_dtype(
     wide = config.model_type in ("t5", "mt5") and config.d_model >= AUTO_WIDTH
     if device.type != "cpu" or not wide:
         return "float32"
-    flags = said_of_cpu("flags", cpuinfo).split()
-    return "bfloat16" if BFLOAT16_FLAGS & set(flags) else "float32"
+    return "bfloat16" if has_bfloat16(cpuinfo) else "float32"
 
 
 def _refuse_unsupported(args: LlmArgs, device: torch.device, num_devices: int) -> None:

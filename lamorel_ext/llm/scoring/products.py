@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lamorel_ext.llm.devices import CPUINFO, said_of_cpu
+from lamorel_ext.llm.devices import CPUINFO, has_bfloat16, said_of_cpu
 
 LEAST = 2**21
 """Multiplications from which oneDNN is ahead: each of its calls takes some microseconds more."""
@@ -55,6 +55,22 @@ def apply_linear(layer: Any, x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """PyTorch's function of this name."""
     return (_faster(x, weight) or F.linear)(x, weight, bias)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention without a scale, ``(b, heads, n, d)`` for queries ``(b, heads, n, d)``, keys and
+    values ``(b, heads, m, d)`` and a bias that broadcasts to ``(b, heads, n, m)``.
+
+    PyTorch's kernel for CPUs multiplies in pieces too small for instructions for bfloat16. Where
+    answers are in bfloat16 or in 8 bits, both products are in bfloat16, softmax is in float32.
+    """
+    coarse = q.dtype == torch.bfloat16 or (q.dtype == torch.float32 and ROUNDED.get() is not None)
+    if torch.is_grad_enabled() or q.device.type != "cpu" or not (coarse and has_bfloat16()):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+    scores = (q.bfloat16() @ k.bfloat16().transpose(-1, -2)).float()
+    if bias is not None:
+        scores += bias
+    return (scores.softmax(-1).bfloat16() @ v.bfloat16()).to(q.dtype)
 
 
 def fast_linears(model: nn.Module) -> AbstractContextManager[object]:

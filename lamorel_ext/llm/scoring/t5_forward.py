@@ -35,7 +35,7 @@ from lamorel_ext.llm.scoring.candidate_tree import (
     batch_trees,
 )
 from lamorel_ext.llm.scoring.packing import Packing, cut_rows, make_packing
-from lamorel_ext.llm.scoring.products import apply_linear
+from lamorel_ext.llm.scoring.products import apply_linear, attend
 from lamorel_ext.llm.scoring.scorer import Reading
 from lamorel_ext.llm.scoring.vocabulary_head import compute_logits, edge_log_probs
 
@@ -277,7 +277,7 @@ class T5Forward:
         q, k, v = (
             each.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2) for each in projected
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+        mixed = attend(q, k, v, bias)
         return apply_linear(attention.o, packing.unpad(mixed.transpose(1, 2)).flatten(1))
 
 
@@ -376,9 +376,7 @@ class _Memory:
             for project in (attention.k, attention.v)
         )
         bias = None if self.bias is None else self.bias[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(
-            self.nodes.pad(queries).transpose(1, 2), k, v, attn_mask=bias, scale=1.0
-        )
+        mixed = attend(self.nodes.pad(queries).transpose(1, 2), k, v, bias)
         return self.nodes.unpad(mixed.transpose(1, 2))
 
     def _carry(self, attention: Any, queries: Tensor) -> Tensor:
