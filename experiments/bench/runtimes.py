@@ -41,6 +41,7 @@ def variations(args: LlmArgs) -> dict[str, LlmArgs]:
     return {
         "ours_float32": replace(args, dtype="float32"),
         "ours_bfloat16": replace(args, dtype="bfloat16"),
+        "ours_int8": replace(args, dtype="float32", quantize="int8"),
     }
 
 
@@ -81,7 +82,7 @@ def onnx_row(subjects: Subjects, ours: Mapping[str, LlmArgs], judged: str) -> Ro
     scores |= {"onnx_float32": whole.score(prompts, two), "onnx_int8": small.score(prompts, two)}
     contenders = {"onnx_int8": Contender(lambda: small.score(prompts, two), warm_up=warm)}
     for name, host in hosts.items():
-        contenders[name] = Contender(partial(score, host), host.weights_changed, warm_up=warm)
+        contenders[name] = Contender(partial(score, host), host.forget, warm_up=warm)
     seconds = take_turns(contenders, setting.repetitions)
     races = {name: ratios(seconds["onnx_int8"], seconds[name]) for name in hosts}
     # For the record, not for a ratio: once.

@@ -61,11 +61,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Attention without a scale, ``(b, heads, n, d)`` for queries ``(b, heads, n, d)``, keys and
     values ``(b, heads, m, d)`` and a bias that broadcasts to ``(b, heads, n, m)``.
 
-    PyTorch's kernel for CPUs multiplies in pieces too small for instructions for bfloat16. Where
-    answers are in bfloat16 or in 8 bits, both products are in bfloat16, softmax is in float32.
+    Where answers are in 8 bits, both products are in bfloat16, whole: PyTorch's kernel for CPUs
+    cuts them into pieces that are too small for its instructions.
     """
-    coarse = q.dtype == torch.bfloat16 or (q.dtype == torch.float32 and ROUNDED.get() is not None)
-    if torch.is_grad_enabled() or q.device.type != "cpu" or not (coarse and has_bfloat16()):
+    if ROUNDED.get() is None or not has_bfloat16():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
     scores = (q.bfloat16() @ k.bfloat16().transpose(-1, -2)).float()
     if bias is not None:
