@@ -95,6 +95,8 @@ class AveragedModule(nn.Module):
 
     def _hook(self) -> None:
         """Watch every parameter that takes gradients now; an updater may freeze and free them."""
+        if not self._several:
+            return  # nothing is averaged, and 200 calls in each backward pass are spared
         for parameter in self.module.parameters():
             if parameter.requires_grad and id(parameter) not in self._hooked:
                 self._hooked[id(parameter)] = parameter

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lamorel_ext.llm.devices import CPUINFO, has_bfloat16, said_of_cpu
+from lamorel_ext.llm.scoring.gradient_sums import LARGE, add_product, running_sum
 
 LEAST = 2**21
 """Multiplications from which oneDNN is ahead: each of its calls takes some microseconds more."""
@@ -122,9 +123,14 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and type(x) in _PLAIN
         and type(weight) in _PLAIN
-        and prefers_onednn()
+        and (prefers_onednn() or _learns_at_once(weight))
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _learns_at_once(weight: Tensor) -> bool:
+    """Whether its gradient is better added to the sum of the passes before at once."""
+    return weight.numel() >= LARGE and weight.requires_grad and torch.is_grad_enabled()
 
 
 def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -150,14 +156,24 @@ class _Product(torch.autograd.Function):
         to_x, to_weight, to_bias = ctx.needs_input_grad
         return (
             _multiply(gradient, weight.t()) if to_x else None,
-            _multiply(gradient.t(), x.t()) if to_weight else None,
+            _to_weight(ctx.next_functions[1][0], gradient, x) if to_weight else None,
             gradient.sum(0) if to_bias else None,
         )
 
 
+def _to_weight(node: Any, gradient: Tensor, x: Tensor) -> Tensor:
+    large = gradient.shape[1] * x.shape[1] >= LARGE
+    total = running_sum(node) if large else None
+    if total is None or total.dtype != gradient.dtype:
+        return _multiply(gradient.t(), x.t())
+    return add_product(total, gradient, x, _multiply)
+
+
 def _multiply(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``(n, k)`` times the transposed ``(m, k)``, plus ``(m,)``: what PyTorch's compiler makes of a
-    linear layer on a CPU.
+    """``(n, k)`` times the transposed ``(m, k)``, plus ``(m,)``: by oneDNN what PyTorch's compiler
+    makes of a linear layer on a CPU.
     """
+    if not prefers_onednn():
+        return F.linear(left, right, bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return product

@@ -34,6 +34,7 @@ from lamorel_ext.llm.scoring.candidate_tree import (
     TreeBatch,
     batch_trees,
 )
+from lamorel_ext.llm.scoring.gradient_sums import look_up
 from lamorel_ext.llm.scoring.packing import Packing, cut_rows, make_packing
 from lamorel_ext.llm.scoring.products import apply_linear, attend
 from lamorel_ext.llm.scoring.scorer import Reading
@@ -318,7 +319,8 @@ class Words:
         # A module in the place of a plain table may do more than look up.
         key = id(table.weight) if type(table) is nn.Embedding else id(table)
         if key not in self._rows:
-            self._rows[key] = table(self._distinct)
+            plain = type(table) is nn.Embedding
+            self._rows[key] = look_up(table, self._distinct) if plain else table(self._distinct)
         rows = self._rows[key]
         return F.embedding(self._places[tokens].to(rows.device), rows)
 
