@@ -98,6 +98,14 @@ def test_what_a_product_is_of_is_rounded_anew_when_it_changed() -> None:
         torch.testing.assert_close(weights.multiply(x, layer.weight), 2 * first)
 
 
+def test_weights_that_are_made_for_one_product_and_the_head_keep_their_precision() -> None:
+    weights, layer, x = RoundedWeights(VOCAB), nn.Linear(64, 64), torch.randn(5, 64)
+    assert weights.suits(x, layer.weight)
+    assert not weights.suits(x, layer.weight * 2.0)  # another one may have its id next
+    assert not weights.suits(x, nn.Linear(64, VOCAB).weight)
+    assert not weights.suits(x.double(), layer.double().weight)
+
+
 @pytest.mark.parametrize("counted", [True, False], ids=["in place", "through .data"])
 def test_scores_follow_the_weights(counted: bool) -> None:
     host, other = host_of(), host_of(seed=1)

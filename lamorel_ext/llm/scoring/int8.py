@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens
 from lamorel_ext.llm.scoring.products import ROUNDED
@@ -55,9 +55,12 @@ class RoundedWeights:
             self._last = None
 
     def suits(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether a product is to be one of integers."""
+        """Whether a product is to be one of integers: weights that were computed for it alone
+        would be rounded each time.
+        """
         return (
-            len(weight) != self._vocab_size
+            type(weight) is nn.Parameter
+            and len(weight) != self._vocab_size
             and min(weight.shape) >= NARROWEST
             and x.numel() * len(weight) >= LEAST
             and x.dtype == weight.dtype == torch.float32
