@@ -46,6 +46,8 @@ class Setting:
         online_steps: Environment steps of each arm from which ``figure2_2100`` is estimated.
         whole_steps: Environment steps of each arm where ``figure2_2100`` is launched and run from
             beginning to end; 0 estimates it.
+        demo_steps: Steps of each arm of the demonstration.
+        demo_seeds: Of its seeds those that are run; from fewer than all the rest is estimated.
         env_steps: Steps of the batched environments.
         minigrid_steps: Steps of one minigrid environment.
         large_batch: Environments in the environment benchmarks.
@@ -68,6 +70,8 @@ class Setting:
     iteration_steps: int = 32
     online_steps: int = 40
     whole_steps: int = 0
+    demo_steps: int = 2100
+    demo_seeds: int = 3
     env_steps: int = 500
     minigrid_steps: int = 2000
     large_batch: int = 256
@@ -86,6 +90,8 @@ QUICK = Setting(
     update_minibatches=(2, 1),
     iteration_steps=2,
     online_steps=8,
+    demo_steps=700,
+    demo_seeds=1,
     env_steps=200,
     minigrid_steps=1000,
 )
@@ -101,6 +107,8 @@ MINIATURE = Setting(
     update_minibatches=(2, 1),
     iteration_steps=2,
     online_steps=2,
+    demo_steps=16,
+    demo_seeds=1,
     env_steps=5,
     minigrid_steps=5,
     large_batch=4,
