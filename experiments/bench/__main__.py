@@ -30,7 +30,7 @@ MODULES = {
     "pipeline": ("pipeline",),
     "environments": ("env_text", "env_paper", "env_maze_16", "env_copies", "env_navix"),
     "starting": ("help_s", "client_start_s"),
-    "demonstration": ("demo_s",),
+    "whole": ("demo_s",),
     "iterations": ("figure2_2100", "iterations"),
     "scale.simulate": ("simulate",),
     "gpu": ("score_gpu",),

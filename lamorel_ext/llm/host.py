@@ -110,7 +110,7 @@ class ModelHost(nn.Module):
         self._divided = model_is_divided(model)
         self._encoder = TextEncoder(tokenizer, model.config, args.max_prompt_tokens)
         self._rounded = RoundedWeights(model.config.vocab_size) if args.quantize == "int8" else None
-        self._rounding_error: float | None = None
+        self._rounding_is_told = False
         self._answerer = self._make_answerer(model, self._rounded)
         self._made_for = 0
         self._steady = self._told = self._remembers = True
@@ -303,7 +303,7 @@ class ModelHost(nn.Module):
             with torch.set_grad_enabled(require_grad):
                 fresh, stats = self._answerer.answer(missing, functions, with_score)
             answers |= zip(missing, fresh, strict=True)
-            if self.rounded and self._rounding_error is None and with_score and not require_grad:
+            if not (self._rounding_is_told or require_grad) and self.rounded and with_score:
                 self._tell_rounding_error(missing[:COMPARED], fresh[:COMPARED])
             # A module may count its calls: that is no other model.
             self._settings.put(self._state(with_weights=False).settings, settings)
@@ -585,12 +585,12 @@ class ModelHost(nn.Module):
             [(a.log_probs - b.log_probs).abs() for a, b in zip(rounded, exact, strict=True)]
         )
         if len(off):
-            self._rounding_error = float(off.mean())
+            self._rounding_is_told = True
             log.info(
                 "lamorel_args.llm_args.quantize: int8: the first %d scores are off by %.3f nats on"
                 " average, by %.3f at most",
                 len(off),
-                self._rounding_error,
+                float(off.mean()),
                 float(off.max()),
             )
 

@@ -23,7 +23,6 @@ import torch
 from experiments.bench import __main__ as program
 from experiments.bench import (
     breakdown,
-    demonstration,
     gpu,
     launching,
     runtimes,
@@ -102,7 +101,7 @@ def rows(subjects: Subjects) -> dict[str, list[Row]]:
     torch.set_num_threads(1)
     python = warm.interpreter(PYTHONPATH=str(launching.REPOSITORY))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (launching, demonstration):
+        for module in (launching, whole):
             patch.setattr(module, "sys", SimpleNamespace(executable=python))
         found = {name: run(subjects) for name, run in BENCHMARKS.items()}
     torch.set_num_threads(threads)

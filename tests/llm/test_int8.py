@@ -224,6 +224,19 @@ def test_an_update_is_that_of_rollouts_in_full_precision(
     assert float((wrong - right).abs().max()) > 1e-4
 
 
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_scoring_the_old_policy_costs_one_pass_whatever_else_the_loss_needs(kl_coef: float) -> None:
+    wanted = request(host_of(), "feedback", lr=1e-3, loss="clipped", kl_coef=kl_coef)
+    tokens = []
+    for quantize in ("int8", None):
+        host, own = host_of(quantize=quantize), make_updaters()["feedback"]
+        own.set_llm_module(host)
+        tokens.append(own.update(wanted).stats["scored_tokens"])
+    pairs = sorted({*zip(wanted.prompts, wanted.candidates, strict=True)})
+    once = host_of().score(*zip(*pairs, strict=True)).stats["tokens"]
+    assert tokens[0] - tokens[1] == once
+
+
 def test_all_servers_give_up_where_one_cannot_score_before_the_first_step() -> None:
     wanted = request(host_of(), "ppo", lr=1e-3)
     hosts = [host_of(), host_of()]

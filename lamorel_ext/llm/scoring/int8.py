@@ -75,8 +75,7 @@ class RoundedWeights:
             self._known[id(weight)] = numbers.t(), scales[:, 0]
         columns, by_column = self._known[id(weight)]
         rows, by_row = self._rows(x)
-        product = torch._int_mm(rows, columns) * by_row
-        product = product.mul_(by_column)
+        product = (torch._int_mm(rows, columns) * by_row).mul_(by_column)
         return (product if bias is None else product.add_(bias)).view(*x.shape[:-1], len(weight))
 
     def _rows(self, x: Tensor) -> tuple[Tensor, Tensor]:

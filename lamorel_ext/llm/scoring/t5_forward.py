@@ -317,9 +317,9 @@ class Words:
             # A module of somebody else's may keep what it gives, and sums go on in place.
             return found if type(table) is nn.Embedding else found.clone()
         # A module in the place of a plain table may do more than look up.
-        key = id(table.weight) if type(table) is nn.Embedding else id(table)
+        plain = type(table) is nn.Embedding
+        key = id(table.weight) if plain else id(table)
         if key not in self._rows:
-            plain = type(table) is nn.Embedding
             self._rows[key] = look_up(table, self._distinct) if plain else table(self._distinct)
         rows = self._rows[key]
         return F.embedding(self._places[tokens].to(rows.device), rows)

@@ -5,7 +5,7 @@ servers, stepping.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
@@ -325,20 +325,15 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         size = options.gradient_minibatch_size or options.minibatch_size
         own = torch.zeros(len(batch.pair_ids) + len(COUNTERS) + 1, dtype=torch.float64)
         counts = own[-1 - len(COUNTERS) : -1]
-        failure: Exception | None = None
-        try:
-            every = torch.arange(len(batch.pair_ids))
-            rows = batch.share(every, self._group.rank, self._group.size)
-            for chunk in cut_chunks(batch, rows, size):
-                scored, data, spent = self._read(batch, chunk, options)
-                said = self.said_log_probs(scored, data, options)
-                own[chunk.rows] = said.detach().to("cpu", torch.float64)
-                counts += torch.tensor(spent, dtype=torch.float64)
-        except Exception as error:  # raised below, after the other servers have heard of it
-            if self._group.size == 1:
-                raise
-            failure = error
-            own[-1] = 1.0
+
+        def work(chunk: Chunk) -> None:
+            scored, data, spent = self._read(batch, chunk, options, with_reference=False)
+            said = self.said_log_probs(scored, data, options)
+            own[chunk.rows] = said.detach().to("cpu", torch.float64)
+            counts.add_(torch.tensor(spent, dtype=torch.float64))
+
+        failure = self._do_share(batch, torch.arange(len(batch.pair_ids)), size, work)
+        own[-1] = float(failure is not None)
         self._group.all_reduce_sum(own)
         if failure is not None:
             raise failure
@@ -347,25 +342,40 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         data = batch.data | {"old_log_probs": own[: len(batch.pair_ids)]}
         return replace(batch, data=data), dict(zip(COUNTERS, counts.tolist(), strict=True))
 
+    def _do_share(
+        self, batch: Batch, places: Tensor, max_pairs: int, work: Callable[[Chunk], None]
+    ) -> Exception | None:
+        """Do this server's share of the samples at ``places``, chunk by chunk.
+
+        Returns:
+            What it failed of, to be raised once the other servers have heard of it; without others
+            it is raised at once.
+        """
+        try:
+            rows = batch.share(places, self._group.rank, self._group.size)
+            for chunk in cut_chunks(batch, rows, max_pairs):
+                work(chunk)
+        except Exception as error:
+            if self._group.size == 1:
+                raise
+            return error
+        return None
+
     def _train_step(
         self, stepper: GradientStepper, batch: Batch, minibatch: Minibatch, options: OptionsT
     ) -> StepReport:
         size = len(minibatch.places)
-        failure: Exception | None = None
         stepper.clear()
         sums = torch.zeros(len(self.terms) + len(COUNTERS) + 1, dtype=torch.float64)
-        try:
-            rows = batch.share(minibatch.places, self._group.rank, self._group.size)
-            for chunk in cut_chunks(batch, rows, options.gradient_minibatch_size):
-                sums[:-1] += self._accumulate(batch, chunk, size, options)
-                stepper.collect()
-        except Exception as error:  # raised below, after the other servers have heard of it
-            if self._group.size == 1:
-                raise
-            failure = error
-            sums[-1] = 1.0
-        norm, sums = stepper.reduce(sums)
-        *numbers, failures = sums.tolist()
+
+        def work(chunk: Chunk) -> None:
+            sums[:-1] += self._accumulate(batch, chunk, size, options)
+            stepper.collect()
+
+        failure = self._do_share(batch, minibatch.places, options.gradient_minibatch_size, work)
+        sums[-1] = float(failure is not None)
+        norm, totals = stepper.reduce(sums)
+        *numbers, failures = totals.tolist()
         if failure is not None:
             raise failure
         if failures:
@@ -381,7 +391,7 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         """Add a chunk's share to the gradients; gives its share of the sums ``(len(terms) +
         len(COUNTERS),)``.
         """
-        scored, data, (pairs, tokens) = self._read(batch, chunk, options)
+        scored, data, (pairs, tokens) = self._read(batch, chunk, options, self.uses_reference)
         terms = self.loss(scored, data, options)
         share = terms["loss"].sum() / size
         # Not where every candidate is the empty text, whose score is the constant 0.
@@ -394,11 +404,11 @@ class CandidateUpdater(BaseUpdater, Generic[OptionsT]):
         return torch.cat([sums.to("cpu", torch.float64), counts])
 
     def _read(
-        self, batch: Batch, chunk: Chunk, options: OptionsT
+        self, batch: Batch, chunk: Chunk, options: OptionsT, with_reference: bool
     ) -> tuple[Scored, dict[str, Tensor], tuple[float, float]]:
         """What ``loss`` is made of, and the values of ``COUNTERS``."""
         scored, counts = score_chunk(
-            self._host, chunk, self.modules, self.uses_reference, self.logits_module(options)
+            self._host, chunk, self.modules, with_reference, self.logits_module(options)
         )
         scores = scored.scores
         data = {
