@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from lamorel_ext.errors import RequestError
@@ -451,7 +453,8 @@ class LamorelModel(nn.Module):
                 return []
             else:
                 positions = self._positions(batch["attention_mask"], len(part[0]["input_ids"]))
-                found = self._LLM_model(**batch, **positions, use_cache=True)
+                cache = _whole_cache(unwrap(self._LLM_model).config)
+                found = self._LLM_model(**batch, **positions, past_key_values=cache, use_cache=True)
                 read.append(_layers(found.past_key_values))
         return [
             tuple(torch.cat(each) for each in zip(*layer, strict=True))
@@ -584,10 +587,20 @@ def _joined(key: str, parts: Sequence[Any], num_rows: int) -> Any:
     return column
 
 
+def _whole_cache(config: Any) -> Any:
+    """The model's own, but that layers of a sliding window keep the whole context: each candidate's
+    window begins elsewhere.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer
+        for layer in cache.layers
+    ]
+    return cache
+
+
 def _cache_of(read: Read, rows: Tensor) -> Any:
     """Keys and values of these rows, each layer's on its device, as a cache of their own."""
-    from transformers import DynamicCache
-
     cache = DynamicCache()
     for place, layer in enumerate(read):
         keys, values = (each.index_select(0, rows.to(each.device)) for each in layer)

@@ -32,7 +32,17 @@ from tests.llm.tiny_models import (
 CONTEXTS = ["you see a red ball", "action :", "goal of the agent : go left"]
 CANDIDATES = [["turn left", "drop"], ["toggle"], ["go forward and turn right", "turn"]]
 TOKENIZER = make_tokenizer()
+
+
+def make_windowed() -> Any:
+    """Attention reaches back less far than the contexts are long."""
+    model = make_causal("mistral")
+    model.config.sliding_window = 3
+    return model
+
+
 MODELS = {
+    "window": make_windowed,
     **{name: lambda name=name: make_unpaddable(name) for name in UNPADDABLE},
     **{kind: lambda kind=kind: with_prompt(make_causal(), kind) for kind in LEARNT},
     **{
