@@ -229,6 +229,17 @@ def test_long_candidates_attend_either_way(monkeypatch: pytest.MonkeyPatch) -> N
     assert set(orders) == {True, False}
 
 
+def test_a_bias_that_somebody_gave_keys_and_values_takes_part() -> None:
+    model = copy.deepcopy(T5)
+    for block in model.decoder.block:
+        attention = block.layer[1].EncDecAttention
+        for project in (attention.k, attention.v):
+            size = project.out_features
+            project.bias = torch.nn.Parameter(torch.arange(size, dtype=torch.float64) / size)
+    # Short enough to be carried to the encoder's states.
+    check(model, ["you see a red ball 2 steps forward and 1 step left"], [["drop"]])
+
+
 def test_token_log_probs_are_those_of_each_step() -> None:
     prompts = [tuple(ids(TOKENIZER, prompt)) for prompt in PROMPTS]
     candidates = (

@@ -358,8 +358,12 @@ class _Memory:
         attention = layer.EncDecAttention
         normed = _rms_norm(layer.layer_norm, x)
         queries = apply_linear(attention.q, normed).unflatten(-1, (attention.n_heads, -1))
-        # A module in the place of a plain linear one (LoRA) hides what it multiplies by.
-        plain = type(attention.k) is nn.Linear and type(attention.v) is nn.Linear
+        # A module in the place of a plain linear one (LoRA) hides what it multiplies by, and one
+        # that somebody gave a bias (BitFit) does more.
+        plain = all(
+            type(project) is nn.Linear and project.bias is None
+            for project in (attention.k, attention.v)
+        )
         mixed = (
             self._carry(attention, queries)
             if self.carry and plain
