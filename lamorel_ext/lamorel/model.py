@@ -564,22 +564,37 @@ def _chain(first: Sequences, second: Sequences) -> Sequences:
 
 def _rows(column: Any, start: int, stop: int) -> Any:
     if isinstance(column, dict):
-        return {name: values[start:stop] for name, values in column.items()}
+        return {name: _rows(values, start, stop) for name, values in column.items()}
     return column[start:stop]
 
 
 def _joined(key: str, parts: Sequence[Any], num_rows: int) -> Any:
-    if isinstance(parts[0], dict):
+    """What a module function gave for all minibatches."""
+    if all(isinstance(part, dict) for part in parts):
+        for part in parts:
+            if part.keys() != parts[0].keys():
+                raise RequestError(
+                    f"module function {key} gave {list(parts[0])} for one minibatch, {list(part)}"
+                    " for another"
+                )
         return {
             name: _joined(f"{key}[{name!r}]", [part[name] for part in parts], num_rows)
             for name in parts[0]
         }
-    if not all(isinstance(part, Tensor) for part in parts):
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise RequestError(
+                f"module function {key} gave a {type(part).__name__}, expected a tensor or a"
+                " dictionary of tensors"
+            )
+    columns = [part.reshape(1) if not part.dim() else part for part in parts]
+    shapes = {tuple(part.shape[1:]): None for part in columns}
+    if len(shapes) > 1:
         raise RequestError(
-            f"module function {key} gave a {type(parts[0]).__name__}, expected a tensor or a"
-            " dictionary of tensors"
+            f"module function {key} gave rows of the shapes {', '.join(map(str, shapes))} for the"
+            " minibatches of one call; pad them to one"
         )
-    column = torch.cat([part.reshape(1) if not part.dim() else part for part in parts])
+    column = torch.cat(columns)
     if len(column) != num_rows:
         raise RequestError(
             f"module function {key} gave {len(column)} rows for {num_rows} candidates"

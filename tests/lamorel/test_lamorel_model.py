@@ -1,6 +1,6 @@
 """What module functions, scores and generation give under Lamorel's names."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -84,6 +84,46 @@ def test_no_candidates_mean_the_empty_text_which_scores_nothing(parts: Any) -> N
     for candidates in (None, [[]], [[""]], []):
         (row,) = model([SCORE_KEY], ["go"], candidates=candidates)
         assert row[SCORE_KEY].tolist() == [0.0]
+
+
+class Given(BaseModuleFunction):
+    """Gives what a function of the number of rows gives."""
+
+    def __init__(self, values: Callable[[int], Any]) -> None:
+        super().__init__()
+        self.values = values
+
+    def initialize(self) -> None:
+        pass
+
+    def forward(
+        self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
+    ) -> Any:
+        return self.values(len(tokenized_contexts))
+
+
+def test_dictionaries_may_be_nested(parts: Any) -> None:
+    head = Given(lambda n: {"actor": {"logits": torch.zeros(n, 2)}, "critic": torch.ones(n)})
+    rows = make(parts, head=head)(["head"], CONTEXTS, candidates=CANDIDATES)
+    assert [row["head"]["actor"]["logits"].shape for row in rows] == [(2, 2), (1, 2), (3, 2)]
+    assert [row["head"]["critic"].shape for row in rows] == [(2,), (1,), (3,)]
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        (lambda n: torch.zeros(n, n), r"head gave rows of the shapes \(4,\), \(2,\) for"),
+        (lambda n: {"a": torch.zeros(n, n)}, r"head\['a'\] gave rows of the shapes"),
+        (lambda n: {f"of {n}": torch.zeros(n)}, r"head gave \['of 4'\] for one .*\['of 2'\] for"),
+        (lambda n: torch.zeros(n) if n == 4 else {}, "head gave a dict, expected a tensor"),
+    ],
+)
+def test_what_a_module_function_gives_must_fit_between_minibatches(
+    values: Callable[[int], Any], complaint: str, parts: Any
+) -> None:
+    model = make(parts, head=Given(values))
+    with pytest.raises(RequestError, match=f"module function {complaint}"):
+        model(["head"], CONTEXTS, candidates=CANDIDATES, minibatch_size=4)
 
 
 def test_keyword_arguments_reach_module_functions_and_the_minibatch_size_counts(parts: Any) -> None:
