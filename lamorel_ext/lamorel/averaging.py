@@ -118,9 +118,8 @@ class AveragedModule(nn.Module):
 
     def _average(self, active: bool) -> bool:
         """Average once, if any server is at it; gives whether one was."""
-        parameters = [
-            parameter for parameter in self.module.parameters() if parameter.requires_grad
-        ]
+        # All of them: where there is no part of the batch nobody has frozen or freed any.
+        parameters = list(self.module.parameters())
         servers = torch.tensor([float(active)], dtype=torch.float64)
         self.group.all_reduce_sum(servers)
         count = int(servers)
@@ -128,7 +127,9 @@ class AveragedModule(nn.Module):
             return False
         # Parameters that no server has a gradient for stay without one: an optimiser passes them
         # over.
-        has = torch.tensor([float(active and p.grad is not None) for p in parameters])
+        has = torch.tensor(
+            [float(active and p.requires_grad and p.grad is not None) for p in parameters]
+        )
         self.group.all_reduce_sum(has)
         wanted = [p for p, number in zip(parameters, has.tolist(), strict=True) if number]
         if not wanted:

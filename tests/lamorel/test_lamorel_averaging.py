@@ -150,6 +150,25 @@ def test_a_server_without_a_part_of_the_batch_keeps_up(parts: Callable[[int, int
     assert same(run(2, parts, adam))
 
 
+def test_an_updater_may_freeze_parts_where_another_server_has_no_part_of_the_batch() -> None:
+    """Nobody freezes there, as nobody calls the updater."""
+
+    def one_layer_at_a_time(module: AveragedModule, server: int, number: int) -> None:
+        first, last = module.module[0], module.module[2]  # type: ignore[index]
+        first.requires_grad_(number % 2 == 0)
+        last.requires_grad_(number % 2 == 1)
+        before = [first.weight.detach().clone(), last.weight.detach().clone()]
+        torch.optim.SGD(module.parameters(), lr=0.1).zero_grad()
+        (module(torch.full((2, 3), float(number + 1))) ** 2).mean().backward()
+        torch.optim.SGD(module.parameters(), lr=0.1).step()
+        kept = [
+            torch.equal(*pair) for pair in zip(before, (first.weight, last.weight), strict=True)
+        ]
+        assert kept == [number % 2 == 1, number % 2 == 0]
+
+    assert same(run(2, lambda server, number: server == 0 or number > 1, one_layer_at_a_time, 4))
+
+
 def test_unequal_numbers_of_passes_neither_hang_nor_part_the_weights() -> None:
     assert same(
         run(
