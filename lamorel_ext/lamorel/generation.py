@@ -49,7 +49,8 @@ def generate(
         ``beam_score`` where beams were searched.
 
     Raises:
-        RequestError: transformers refuses an argument; the message has its reason.
+        RequestError: transformers refuses an argument, and the message has its reason; or one
+            stands for the contexts.
     """
     if not contexts:
         return []
@@ -60,6 +61,12 @@ def generate(
             raise RequestError(
                 f"{name}={options[name]!r} of generate cannot be had: the answer is built from its"
                 " outputs"
+            )
+    for name in _OF_CONTEXTS:
+        if options.get(name) is not None:
+            raise RequestError(
+                f"{name} of generate cannot be had: it has a row for each context, and is made of"
+                " the contexts"
             )
     if options.get("stop_strings") is not None:
         options["tokenizer"] = tokenizer
@@ -74,7 +81,7 @@ def generate(
                 found = model.generate(**{**inputs, **options})
                 rows = _rows(model, tokenizer, found, behind, len(places), options, return_logprobs)
                 answers |= zip(places, rows, strict=True)
-    except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
+    except _REFUSALS as error:
         shown = ", ".join(f"{name}={value!r:.40}" for name, value in arguments.items())
         raise RequestError(
             f"generate cannot be run with {shown}: {' '.join(str(error).split())}"
@@ -82,7 +89,21 @@ def generate(
     return [answers[place] for place in range(len(contexts))]
 
 
+_REFUSALS = (ValueError, TypeError, AttributeError, NotImplementedError, ImportError, OSError)
 _FORCED = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+_OF_CONTEXTS = (
+    "inputs",
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "position_ids",
+    "decoder_input_ids",
+    "decoder_inputs_embeds",
+    "decoder_attention_mask",
+    "encoder_outputs",
+    "past_key_values",
+)
+"""Arguments that have a row for each context; contexts are cut among servers and padded here."""
 
 
 def _together(model: Any, rows: Sequence[Sequence[int]]) -> list[list[int]]:

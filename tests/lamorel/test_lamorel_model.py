@@ -272,3 +272,15 @@ def test_what_is_no_text_is_not_continued_as_one(parts: Any) -> None:
 def test_an_argument_that_transformers_does_not_have_is_named(parts: Any) -> None:
     with pytest.raises(RequestError, match="no_such_argument"):
         make(parts).generate(["go"], no_such_argument=1)
+
+
+@pytest.mark.parametrize("name", ["decoder_input_ids", "input_ids", "attention_mask"])
+def test_what_is_made_of_the_contexts_cannot_be_given_besides(parts: Any, name: str) -> None:
+    """Tokens put in front would stand among the generated ones, with the numbers of others."""
+    with pytest.raises(RequestError, match=f"^{name} of generate cannot be had"):
+        make(parts).generate(["go"], max_new_tokens=2, **{name: torch.tensor([[0, 5, 6]])})
+
+
+def test_a_configuration_that_is_none_is_named(parts: Any) -> None:
+    with pytest.raises(RequestError, match="generate cannot be run with generation_config="):
+        make(parts).generate(["go"], generation_config={"max_new_tokens": 2})
