@@ -143,11 +143,7 @@ def make_host(
     shared = _attributes(settings, wrapper, rank)
     wrapper = initialised(wrapper, custom_module_functions, settings, shared)
     if custom_model_initializer is not None:
-        if not callable(getattr(custom_model_initializer, "initialize_model", None)):
-            raise TypeError(
-                f"custom_model_initializer is a {type(custom_model_initializer).__name__}, not a"
-                " BaseModelInitializer"
-            )
+        _check("custom_model_initializer", custom_model_initializer, "initialize_model")
         give(custom_model_initializer, shared)
         wrapper = custom_model_initializer.initialize_model(wrapper)
         if not isinstance(wrapper, LamorelModel):
@@ -158,12 +154,18 @@ def make_host(
     if custom_updater is not None:
         if isinstance(custom_updater, CandidateUpdater):  # one of ours, by itself
             custom_updater = for_lamorel(custom_updater)
-        if not callable(getattr(custom_updater, "perform_update", None)):
-            raise TypeError(
-                f"custom_updater is a {type(custom_updater).__name__}, not a BaseUpdater"
-            )
+        _check("custom_updater", custom_updater, "perform_update")
         give(custom_updater, shared)
     return LamorelHost(wrapper, custom_updater)
+
+
+def _check(key: str, given: Any, method: str) -> None:
+    kind = "BaseUpdater" if method == "perform_update" else "BaseModelInitializer"
+    if isinstance(given, type):
+        name = given.__name__
+        raise TypeError(f"{key} is the class {name}, not a {kind}: hand over {name}()")
+    if not callable(getattr(given, method, None)):
+        raise TypeError(f"{key} is a {type(given).__name__}, not a {kind}")
 
 
 def _attributes(settings: LlmSettings, model: LamorelModel, rank: int) -> dict[str, Any]:

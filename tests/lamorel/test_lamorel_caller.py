@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lamorel_ext import BaseModuleFunction, BaseUpdater
+from lamorel_ext import BaseModelInitializer, BaseModuleFunction, BaseUpdater
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ConfigError, ModelLoadError, RequestError
 from lamorel_ext.lamorel.caller import Caller, _serve
@@ -124,6 +124,22 @@ def test_what_is_no_updater_or_initialiser_is_refused(place: int, given: Any) ->
     arguments: list[Any] = [settings, [CPU], 1, None, {}, None]
     arguments[place] = given
     with pytest.raises(TypeError, match="not a Base(Updater|ModelInitializer)"):
+        make_host(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("place", "given", "complaint"),
+    [
+        (3, BaseUpdater, r"custom_updater is the class .*: hand over BaseUpdater\(\)"),
+        (5, BaseModelInitializer, "custom_model_initializer is the class BaseModelInitializer"),
+    ],
+)
+def test_a_class_in_the_place_of_an_object_is_refused_by_its_name(
+    place: int, given: Any, complaint: str
+) -> None:
+    arguments: list[Any] = [LlmSettings("", "0.2", LlmArgs(), range(1)), [CPU], 1, None, {}, None]
+    arguments[place] = given
+    with pytest.raises(TypeError, match=complaint):
         make_host(*arguments)
 
 
