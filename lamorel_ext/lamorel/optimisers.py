@@ -39,6 +39,9 @@ def _fuse(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         other_ways = group.get("differentiable") or isinstance(group["lr"], torch.Tensor)
         if not asked and not other_ways and all(_suits(each) for each in group["params"]):
             group["fused"] = True
+        if group.get("fused"):
+            for each in group["params"]:
+                _lay_out(each)
 
 
 def _suits(parameter: torch.Tensor) -> bool:
@@ -46,8 +49,18 @@ def _suits(parameter: torch.Tensor) -> bool:
     return (
         parameter.device.type == "cpu"
         and parameter.is_floating_point()
+        and parameter.is_contiguous()
         and (gradient is None or gradient.layout == torch.strided)
     )
+
+
+def _lay_out(parameter: torch.Tensor) -> None:
+    """The kernel reads what follows in memory: of a gradient that the updater cut out of a matrix,
+    as gradient surgery does, the neighbours.
+    """
+    gradient = parameter.grad
+    if parameter.is_contiguous() and gradient is not None and gradient.layout == torch.strided:
+        parameter.grad = gradient.contiguous()
 
 
 # Once and for good: PyTorch walks through its list of hooks unguarded, while other servers that are

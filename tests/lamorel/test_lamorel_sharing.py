@@ -231,6 +231,27 @@ def test_adam_in_one_kernel_steps_as_the_plain_one() -> None:
     torch.testing.assert_close(fused, plain, atol=1e-6, rtol=1e-6)
 
 
+def cut_out(shape: tuple[int, int], turned: bool) -> torch.Tensor:
+    """A parameter after two steps: the first gradient as it is, the second a column of several
+    tasks' gradients.
+    """
+    torch.manual_seed(0)
+    layer = torch.nn.Parameter(torch.zeros(shape[::-1]).t() if turned else torch.zeros(shape))
+    optimizer = torch.optim.AdamW([layer], lr=0.1)
+    for each in (torch.randn(*shape), torch.randn(*shape, 3)[..., 1]):
+        layer.grad = each
+        optimizer.step()
+    return layer.detach()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_gradients_cut_out_of_a_matrix_are_read_where_they_are(turned: bool) -> None:
+    plain = cut_out((4, 5), turned)
+    with fused_adam():
+        fused = cut_out((4, 5), turned)
+    torch.testing.assert_close(fused, plain, atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kwargs", [{"foreach": False}, {"fused": False}, {"foreach": True}])
 def test_an_optimiser_that_was_told_how_keeps_its_way(kwargs: dict[str, Any]) -> None:
     with fused_adam():
