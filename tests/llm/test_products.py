@@ -54,6 +54,19 @@ def test_products_and_gradients_are_those_of_the_layer(
     assert preferred == [3]
 
 
+@pytest.mark.filterwarnings("error")
+def test_second_derivatives_are_those_of_the_layer(preferred: list[int]) -> None:
+    layer, x = nn.Linear(8, 6), torch.randn(5, 8, requires_grad=True)
+    tensors, found = [x, layer.weight], []
+    for product in (apply_linear(layer, x), layer(x)):
+        first = torch.autograd.grad(product.pow(3).sum(), tensors, create_graph=True)
+        penalty = torch.stack([each.square().sum() for each in first]).sum()
+        found.append(torch.autograd.grad(penalty, tensors))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-3)
+    assert preferred[0]
+
+
 def test_a_gradient_that_is_one_number_everywhere(preferred: list[int]) -> None:
     layer, x = nn.Linear(64, 96, bias=False), torch.randn(ROWS, 64)
     apply_linear(layer, x).sum().backward()

@@ -171,9 +171,10 @@ def _to_weight(node: Any, gradient: Tensor, x: Tensor) -> Tensor:
 
 def _multiply(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """``(n, k)`` times the transposed ``(m, k)``, plus ``(m,)``: by oneDNN what PyTorch's compiler
-    makes of a linear layer on a CPU.
+    makes of a linear layer on a CPU. That has no derivative: with one asked for, in a backward pass
+    of which there will be another one, by PyTorch's own.
     """
-    if not prefers_onednn():
+    if not prefers_onednn() or torch.is_grad_enabled():
         return F.linear(left, right, bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return product
