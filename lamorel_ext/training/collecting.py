@@ -11,6 +11,7 @@ from lamorel_ext.errors import UpdateError
 from lamorel_ext.experience import Actor, Discount, Rollout, Scene, StepListener, Turn
 from lamorel_ext.randomness import Draws
 from lamorel_ext.rl import gae, td_errors
+from lamorel_ext.training import deciding
 from lamorel_ext.training.joining import join
 from lamorel_ext.training.scenes import PromptedEnv
 
@@ -30,9 +31,9 @@ def collect(
     """
     turns = []
     for _ in range(num_steps):
-        decision = actor.decide(scene, draws)
+        decision = deciding.decide(actor, scene, draws)
         stepped = env.step(decision.actions)
-        next_values = actor.values(stepped.reached) if listener.online else None
+        next_values = deciding.values(actor, stepped.reached) if listener.online else None
         turn = Turn(scene.prompts, decision, stepped, next_values, scene.candidates)
         turns.append(turn)
         scene = stepped.current.saying(listener.after_step(turn, actor.discount))
@@ -100,5 +101,6 @@ def _next_values(turns: Sequence[Turn], actor: Actor, values: np.ndarray) -> np.
         if row.any()
     ]
     if places:
-        next_values[cut] = actor.values(join([reached.take(envs) for reached, envs in places]))
+        cut_off = join([reached.take(envs) for reached, envs in places])
+        next_values[cut] = deciding.values(actor, cut_off)
     return next_values

@@ -17,6 +17,7 @@ from lamorel_ext.experience import Actor
 from lamorel_ext.methods.feedback.signals import FeedbackSignals
 from lamorel_ext.randomness import Draws, make_rng
 from lamorel_ext.rl import td_errors
+from lamorel_ext.training import deciding
 from lamorel_ext.training.exact import ExactEvaluator
 from lamorel_ext.training.exactness import why_not_exact
 from lamorel_ext.training.scenes import PromptedEnv
@@ -67,7 +68,7 @@ def run_episodes(
     said = None
     while len(running):
         shown = scene.take(running).saying(said)
-        decision = actor.decide(shown, draws)
+        decision = deciding.decide(actor, shown, draws)
         actions = np.zeros(env.num_envs, dtype=np.int64)
         actions[running] = decision.actions
         stepped = env.step(actions, running)
@@ -79,7 +80,7 @@ def run_episodes(
         successes[running] = returns[running] > 0 if told is None else told[running]
         failures[running] = terminated & ~successes[running]
         if signals is not None:
-            next_values = actor.values(stepped.reached.take(running))
+            next_values = deciding.values(actor, stepped.reached.take(running))
             errors = td_errors(
                 rewards * actor.discount.reward_scale,
                 decision.values,

@@ -21,6 +21,7 @@ from lamorel_ext.experience import Actor, AskingActor, Rollout, Scene, StepListe
 from lamorel_ext.randomness import Draws
 from lamorel_ext.rpc.topology import world_size
 from lamorel_ext.training.collecting import collect, make_rollout
+from lamorel_ext.training.deciding import checked
 from lamorel_ext.training.joining import join
 from lamorel_ext.training.saved_envs import as_halves
 from lamorel_ext.training.scenes import PromptedEnv
@@ -129,18 +130,18 @@ def collect_rollout(
             " at the same step"
         )
     scenes = env.divide(scene)
-    deciding = [actor.ask(own) for own in scenes]
+    pending = [actor.ask(own) for own in scenes]
     turns = []
     for left in reversed(range(num_steps)):
         parts = []
         for i, half in enumerate(env.halves):
-            decision = deciding[i](draws)
+            decision = checked(actor, scenes[i], pending[i](draws))
             stepped = half.step(decision.actions)
             told = scenes[i]
             parts.append(Turn(told.prompts, decision, stepped, candidates=told.candidates))
             scenes[i] = stepped.current
             if left:
-                deciding[i] = actor.ask(scenes[i])
+                pending[i] = actor.ask(scenes[i])
         turns.append(join(parts))
         listener.after_step(turns[-1], actor.discount)
     return make_rollout(turns, actor), join(scenes)

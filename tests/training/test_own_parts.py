@@ -350,6 +350,70 @@ def test_what_is_no_number_is_named_with_its_column(
         run.rollout()
 
 
+class Decides(Agent):
+    answer: Any = None
+    worth: Any = None
+
+    def decide(self, scene: Any, draws: Any) -> Any:
+        return self.answer(super().decide(scene, draws))
+
+    def values(self, scene: Any) -> Any:
+        return self.worth(super().values(scene))
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda own: None, "decide: expected a Decision, got None"),
+        ({"values": np.zeros((2, 1))}, r"decide: values: .*float64 of shape \(2, 1\)"),
+        ({"log_probs": 0.0}, r"decide: log_probs: .*of shape \(\)"),
+        ({"log_probs": torch.zeros(2, requires_grad=True)}, r"decide: log_probs: .*requires grad"),
+        ({"actions": np.zeros(1, int)}, r"decide: actions: .* numbers, .*shape \(1,\)"),
+        ({"actions": np.full(4, 0.7)}, r"decide: actions: .*here from 0 to 5, got 0.7"),
+        ({"actions": np.full(4, -1)}, r"decide: actions: .*here from 0 to 5, got -1"),
+        ({"actions": np.full(4, 6)}, r"decide: actions: .*here from 0 to 5, got 6"),
+    ],
+)
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_what_is_no_decision_is_named(
+    monkeypatch: pytest.MonkeyPatch, answer: Any, told: str, evaluates: bool
+) -> None:
+    replaced = answer if callable(answer) else lambda own: dataclasses.replace(own, **answer)
+    monkeypatch.setattr(Decides, "answer", staticmethod(replaced))
+    monkeypatch.setattr(Decides, "worth", staticmethod(lambda own: own))
+    config = config_of(Decides)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, eval_episodes=4))
+    with TrainingRun(config, TableLlm(), make_corridor) as run:
+        run.start(None)
+        with pytest.raises(ConfigError, match=rf"agent: Decides\.{told}"):
+            run.evaluate() if evaluates else run.rollout()
+
+
+def test_values_of_another_shape_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decides, "answer", staticmethod(lambda own: own))
+    monkeypatch.setattr(Decides, "worth", staticmethod(lambda own: own[:, None]))
+    with TrainingRun(config_of(Decides), TableLlm(), make_corridor) as run:
+        run.start(None)
+        with pytest.raises(ConfigError, match=r"agent: Decides\.values: .* of shape \(4, 1\)"):
+            run.rollout()
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_lists_and_tensors_of_numbers_decide_too(
+    monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    def answer(own: Any) -> Any:
+        names = ("actions", "log_probs", "values")
+        return dataclasses.replace(own, **{name: kind(getattr(own, name)) for name in names})
+
+    monkeypatch.setattr(Decides, "answer", staticmethod(answer))
+    monkeypatch.setattr(Decides, "worth", staticmethod(kind))
+    with TrainingRun(config_of(Decides), TableLlm(), make_corridor) as run:
+        run.start(None)
+        run.rollout()
+        assert isinstance(run.evaluate()["success"], float)
+
+
 def test_a_tensor_with_a_name_of_the_methods_is_not_saved(tmp_path: Path) -> None:
     with TrainingRun(config_of(Takes), TableLlm(), make_corridor) as run:
         run.start(None)
