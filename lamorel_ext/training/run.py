@@ -514,7 +514,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 def _announced(
     whose: str, numbers: Mapping[str, float], columns: Collection[str]
 ) -> dict[str, float]:
-    """The numbers as plain floats: they may be NumPy's or torch's, which JSON cannot hold."""
+    """The numbers as plain floats: they may be NumPy's or torch's, which JSON cannot hold. NaN, as
+    the mean of nothing is, means not measured as it does in a row.
+    """
     if not isinstance(numbers, Mapping):
         raise ConfigError(f"{whose} gives {numbers!r:.80}, expected a dictionary of numbers")
     if strangers := set(numbers) - set(columns):
@@ -525,9 +527,11 @@ def _announced(
     plain = {}
     for name, value in numbers.items():
         try:
-            plain[name] = float(value)
+            number = float(value)
         except (TypeError, ValueError, RuntimeError) as error:  # torch raises the last one
             raise ConfigError(
                 f"{whose}: column {name}: expected a number, got {value!r:.80}"
             ) from error
+        if not math.isnan(number):
+            plain[name] = number
     return plain

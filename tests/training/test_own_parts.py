@@ -350,6 +350,17 @@ def test_what_is_no_number_is_named_with_its_column(
         run.rollout()
 
 
+def test_a_mean_of_nothing_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = MemoryRecorder(tmp_path)
+    with TrainingRun(config_of(Says), TableLlm(), make_corridor) as run:
+        run.start(None)
+        for mood in (float("nan"), 0.5, np.float32("nan")):
+            monkeypatch.setattr(Says, "mood", mood)
+            run.rollout()
+        run.save(recorder)  # refused where the mean were NaN
+        assert run.evaluate()["mood"] == 0.5
+
+
 class Decides(Agent):
     answer: Any = None
     worth: Any = None
