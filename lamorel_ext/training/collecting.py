@@ -68,7 +68,10 @@ def with_rewards(rollout: Rollout, rewards: np.ndarray, discount: Discount) -> R
     Raises:
         UpdateError: They have another shape, or are not finite.
     """
-    rewards = np.asarray(rewards, dtype=np.float64)  # a user's method may give nested lists
+    try:
+        rewards = np.asarray(rewards, dtype=np.float64)  # a user's method may give nested lists
+    except (TypeError, ValueError, RuntimeError) as error:  # torch raises the last one
+        raise UpdateError(f"rewards of a method: expected finite numbers: {error}") from error
     if rewards.shape != rollout.rewards.shape or not np.isfinite(rewards).all():
         raise UpdateError(
             f"rewards of a method: expected finite numbers of shape {rollout.rewards.shape}, got"

@@ -267,7 +267,7 @@ class TrainingRun:
             LamorelExtError: The clients' agents are not the same.
         """
         self._clients.same(
-            lambda: fingerprint(self.agent.tensors()),
+            lambda: fingerprint(self._agent_tensors()),
             f"at step {self.progress.env_steps} the agent",
         )
         if self.method is not None:
@@ -326,7 +326,7 @@ class TrainingRun:
             "llm": {} if self.llm is None else dict(self.llm.counts),
         }
         kept = None if self.llm is None else self.llm.kept
-        tensors = self.agent.tensors() | ({} if kept is None else kept.tensors())
+        tensors = self._agent_tensors() | ({} if kept is None else kept.tensors())
         if self.method is not None:
             if taken := [name for name in tensors if name.startswith(METHOD)]:
                 raise ConfigError(f"agent: its tensor {taken[0]!r} has a name of the method's")
@@ -336,7 +336,8 @@ class TrainingRun:
                 raise ConfigError(
                     f"method: {self.config.method.target}.state: JSON would change {changed}"
                 )
-            tensors |= {f"{METHOD}{name}": own for name, own in self.method.tensors().items()}
+            kept_by_it = _tensors(f"method: {self.config.method.target}", self.method.tensors())
+            tensors |= {f"{METHOD}{name}": own for name, own in kept_by_it.items()}
         checkpoint = Checkpoint(self.progress.env_steps, tensors, state)
         checkpoint.check_finite()  # before anything is written: the last good one stays
         with self._phases.phase("saving"):
@@ -353,6 +354,9 @@ class TrainingRun:
         memory = clients.share(resident_mib)
         told = None if self.llm is None else self.llm.info()
         return self._meter.sample(self.counters(), memory_of_ranks(memory, told))
+
+    def _agent_tensors(self) -> dict[str, Tensor]:
+        return _tensors(f"agent: {type(self.agent).__name__}", self.agent.tensors())
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state: dict[str, Any] = checkpoint.state
@@ -509,6 +513,18 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         numbers = tensor.clone(memory_format=torch.contiguous_format).reshape(-1)
         found.update(name.encode() + numbers.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def _tensors(whose: str, found: Any) -> dict[str, Tensor]:
+    """What is to be saved, held to what can be."""
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{whose}.tensors: expected torch tensors by name, got {found!r:.80}")
+    for name, tensor in found.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ConfigError(
+                f"{whose}.tensors: {name!r}: expected a name and a torch tensor, got {tensor!r:.80}"
+            )
+    return dict(found)
 
 
 def _announced(

@@ -21,7 +21,7 @@ from lamorel_ext.agents.student_ppo import ppo_losses
 from lamorel_ext.agents.word_places import word_places
 from lamorel_ext.as_json import changed_by_json
 from lamorel_ext.config import Config, Plug
-from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.errors import CheckpointError, ConfigError, UpdateError
 from lamorel_ext.experience import Rollout, Said
 from lamorel_ext.methods.base import Method
 from lamorel_ext.methods.feedback.credit import Lesson
@@ -430,6 +430,60 @@ def test_a_tensor_with_a_name_of_the_methods_is_not_saved(tmp_path: Path) -> Non
         run.start(None)
         with pytest.raises(ConfigError, match=r"agent: its tensor 'method.head'"):
             run.save(MemoryRecorder(tmp_path))
+
+
+class Keeps(Agent):
+    kept: Any = None
+
+    def tensors(self) -> Any:
+        return self.kept
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (None, "expected torch tensors by name, got None"),
+        ({"p": np.zeros(2)}, r"'p': expected a name and a torch tensor, got array\("),
+        ({1: torch.zeros(2)}, "1: expected a name and a torch tensor"),
+        ({"step": 3}, "'step': expected a name and a torch tensor, got 3"),
+    ],
+)
+@pytest.mark.parametrize("whose", ["agent", "method"])
+def test_what_is_no_tensor_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Any, told: str, whose: str
+) -> None:
+    monkeypatch.setattr(Keeps, "kept", kept)
+    if whose == "method":
+        monkeypatch.setattr(Best, "tensors", Keeps.tensors)
+        monkeypatch.setattr(Best, "kept", kept, raising=False)
+    config = config_of(Agent if whose == "method" else Keeps)
+    name = f"{__name__}.Best" if whose == "method" else "Keeps"
+    recorder = MemoryRecorder(tmp_path)
+    with TrainingRun(config, TableLlm(), make_corridor) as run:
+        run.start(None)
+        with pytest.raises(ConfigError, match=rf"{whose}: {name}.tensors: {told}"):
+            run.save(recorder)
+    assert recorder.last is None
+
+
+class PaysOddly(Method):
+    paid: Any = None
+
+    def rewards(self, turns: Any) -> Any:
+        return self.paid
+
+
+@pytest.mark.parametrize(
+    "paid", [[[1.0], [1.0, 2.0]], [["much"]], torch.zeros(4, 4, requires_grad=True), [[None]]]
+)
+def test_rewards_that_are_no_numbers_are_the_methods(
+    monkeypatch: pytest.MonkeyPatch, paid: Any
+) -> None:
+    monkeypatch.setattr(PaysOddly, "paid", paid)
+    with TrainingRun(config_with(PaysOddly), TableLlm(), make_corridor) as run:
+        run.start(None)
+        with pytest.raises(UpdateError, match="rewards of a method: expected finite numbers"):
+            run.rollout()
 
 
 # --- numbers --------------------------------------------------------------------------------------
