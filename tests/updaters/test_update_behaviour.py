@@ -666,6 +666,17 @@ def test_a_lamorel_style_updater_gets_its_own_samples_by_their_ids() -> None:
     assert updater.seen.tolist() == [7.0, 5.0]
 
 
+@pytest.mark.parametrize("stats", [3, {"loss": torch.ones(3)}, {"loss": "x"}, torch.ones(2)])
+def test_statistics_that_are_no_numbers_are_the_updaters(stats: Any) -> None:
+    class Odd(BaseUpdater):
+        def perform_update(self, *args: Any, **kwargs: Any) -> Any:
+            return stats
+
+    request = dataclasses.replace(FEEDBACK_REQUEST, updater="own")
+    with pytest.raises(UpdateError, match=r"updater 'own': Odd.perform_update: expected statist"):
+        Odd().update(request)
+
+
 def test_the_base_class_alone_does_not_pretend_to_update() -> None:
     with pytest.raises(NotImplementedError, match="perform_update"):
         BaseUpdater().update(FEEDBACK_REQUEST)

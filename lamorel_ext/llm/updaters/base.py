@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from lamorel_ext.errors import UpdateError
 from lamorel_ext.llm.updaters.gradients import sum_dtype, sum_over_servers
 from lamorel_ext.types import ScoreResult, ServerGroup, UpdateRequest, UpdateResult
 
@@ -127,7 +128,13 @@ class BaseUpdater:
         stats = self.perform_update(
             request.prompts, request.candidates, request.indices, **data, **request.options
         )
-        return UpdateResult({key: float(value) for key, value in (stats or {}).items()})
+        try:
+            return UpdateResult({str(key): float(own) for key, own in (stats or {}).items()})
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UpdateError(
+                f"updater {request.updater!r}: {type(self).__name__}.perform_update: expected"
+                f" statistics, a dictionary of numbers, got {stats!r:.200}"
+            ) from error
 
     def average_gradients(self) -> None:
         """Average the gradients over all servers: to be called between ``loss.backward()`` and
