@@ -26,8 +26,11 @@ from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
 log = logging.getLogger(__name__)
 
+CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 """Folder of a run in which none is."""
+WANDB = "wandb"
+"""The same, of wandb: what it sends has a ``config.yaml`` too."""
 STEPS = "env_steps"
 SUCCESS = "success"
 RETURN = "return"
@@ -202,7 +205,7 @@ def read_runs(folder: Path) -> list[Run]:
     Raises:
         CheckpointError: There is none, or a file of one cannot be read.
     """
-    runs = [read_run(path.parent) for path in sorted(files_below(folder, "config.yaml"))]
+    runs = [read_run(path.parent) for path in sorted(files_below(folder, CONFIG))]
     if not runs:
         raise NotThereError(f"{folder} holds no run: no config.yaml in it or below it")
     return runs
@@ -234,7 +237,7 @@ def never_begun(runs: Sequence[Run], folder: Path) -> list[Path]:
 def files_below(folder: Path, *names: str, leave_out: Collection[str] = ()) -> list[Path]:
     """Files of these names in a folder, below it, and below the folders that links in it lead to;
     none twice, whatever leads there, and nothing around ``folder`` itself. What vanishes meanwhile
-    is passed over.
+    is passed over, and so is what wandb has in the folder of a run.
 
     Args:
         folder: Where to begin.
@@ -251,7 +254,8 @@ def files_below(folder: Path, *names: str, leave_out: Collection[str] = ()) -> l
         for where, folders, files in os.walk(top):
             seen.add(_real(Path(where)))
             found += [Path(where, name) for name in names if name in files]
-            below = [Path(where, own) for own in sorted(folders) if own not in leave_out]
+            left_out = {*leave_out, *([WANDB] if CONFIG in files else [])}
+            below = [Path(where, own) for own in sorted(folders) if own not in left_out]
             links += [path for path in below if path.is_symlink()]
             folders[:] = [
                 path.name for path in below if not path.is_symlink() and _real(path) not in seen
@@ -275,7 +279,7 @@ def read_run(folder: Path) -> Run:
         CheckpointError: A file is missing or cannot be read.
     """
     try:
-        config = read_config(folder / "config.yaml")
+        config = read_config(folder / CONFIG)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     status, versions = _status(folder / "status.json"), readable_json(folder / "versions.json")

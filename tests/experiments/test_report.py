@@ -691,6 +691,14 @@ def test_links_to_folders_are_followed_once_and_loops_not_at_all(tmp_path: Path)
     assert len(read_runs(tmp_path / "link")) == 3
 
 
+def test_what_wandb_keeps_in_a_run_is_no_run(tmp_path: Path) -> None:
+    folder = make_run(make_config("random", 0, tmp_path / "wandb", ["random"]), [0.5, 0.5])
+    sent = folder / "wandb" / "run-20260101_000000-abc" / "files"
+    sent.mkdir(parents=True)
+    (sent / "config.yaml").write_text("arm:\n  value: {name: random}\n", encoding="utf-8")
+    assert [run.folder for run in read_runs(tmp_path)] == [folder]
+
+
 def test_an_evaluation_that_does_not_say_that_it_is_exact_is_not(tmp_path: Path) -> None:
     run = read_runs(make_run(make_config("student_alone", 0, tmp_path, ARMS), [0.5] * 3))[0]
     assert is_exact([run])
