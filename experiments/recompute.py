@@ -548,7 +548,8 @@ def missing_rows(curves: Curves, tables: dict[str, list[Row]]) -> list[str]:
         (row["task"], row["arm"], row["minus"], row["seed"])
         for row in tables.get("differences", [])
     }
-    for task, ours, theirs in dict.fromkeys(names[:3] for names in listed):
+    compared = dict.fromkeys(names[:3] for names in listed)
+    for task, ours, theirs in compared:
         wanted = [
             str(seed) for seed in curves.seeds(task, ours) if seed in curves.seeds(task, theirs)
         ]
@@ -557,12 +558,35 @@ def missing_rows(curves: Curves, tables: dict[str, list[Row]]) -> list[str]:
             f"differences.csv has no row for {ours} minus {theirs} on {task}, seed {seed or 'none'}"
             for seed in absent
         ]
-    if len(curves.tasks) > 1 and curves.everywhere():
-        overall = [row["arm"] for row in tables.get("overall", [])]
+    for task in curves.tasks:
+        first, *others = dict.fromkeys(arm for name, arm, _ in curves.runs if name == task)
         problems += [
-            f"overall.csv has no row for {arm}" for arm in curves.everywhere() if arm not in overall
+            f"differences.csv has no row for {arm} minus {first} on {task}"
+            for arm in others
+            if (task, arm, first) not in compared
         ]
-    return problems
+    return problems + (_missing_overall(curves, tables) if len(curves.tasks) > 1 else [])
+
+
+def _missing_overall(curves: Curves, tables: dict[str, list[Row]]) -> list[str]:
+    """The same of the tables over all tasks."""
+    arms = curves.everywhere()
+    named = {row["arm"] for row in tables.get("overall", [])}
+    problems = [f"overall.csv has no row for {arm}" for arm in arms if arm not in named]
+    pairs = {(row["arm"], row["minus"]) for row in tables.get("overall_differences", [])}
+    problems += [
+        f"overall_differences.csv has no row for {arm} minus {arms[0]}"
+        for arm in arms[1:]
+        if (arm, arms[0]) not in pairs
+    ]
+    shown = {(row["arm"], row["area_above"]) for row in tables.get("profiles", [])}
+    levels = [f"{level / 100:g}" for level in range(101)]
+    return problems + [
+        f"profiles.csv has no row for {arm} above {level}"
+        for arm in arms
+        for level in levels
+        if (arm, level) not in shown
+    ]
 
 
 def wrong_corrections(tables: dict[str, list[Row]]) -> list[str]:

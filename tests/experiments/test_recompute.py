@@ -118,7 +118,9 @@ def test_a_falsified_curve_is_noticed(tables: Path, tmp_path: Path) -> None:
     assert max(recompute.check(tmp_path)[0].values()) > 1e-6
 
 
-@pytest.mark.parametrize("table", ["summary", "differences", "overall"])
+@pytest.mark.parametrize(
+    "table", ["summary", "differences", "overall", "overall_differences", "profiles"]
+)
 def test_a_missing_row_is_noticed(tables: Path, tmp_path: Path, table: str) -> None:
     change(tables, tmp_path, table, lambda rows: rows.pop(1))
     assert [
@@ -126,6 +128,16 @@ def test_a_missing_row_is_noticed(tables: Path, tmp_path: Path, table: str) -> N
         for problem in recompute.check(tmp_path)[1]
         if problem.startswith(f"{table}.csv has no row for")
     ]
+
+
+@pytest.mark.parametrize(
+    "table", ["summary", "differences", "overall", "overall_differences", "profiles"]
+)
+def test_a_missing_table_is_noticed(tables: Path, tmp_path: Path, table: str) -> None:
+    shutil.copytree(tables / "tables", tmp_path / "tables")
+    (tmp_path / "tables" / f"{table}.csv").unlink()
+    problems = recompute.check(tmp_path)[1]
+    assert any(problem.startswith(f"{table}.csv has no row for") for problem in problems)
 
 
 def test_a_number_where_the_curves_give_none_is_noticed(tables: Path, tmp_path: Path) -> None:
