@@ -157,7 +157,8 @@ def compare_whole(whole: Sequence[Planned], share: tuple[int, int], argv: Sequen
 
     def client(caller: Caller) -> int:
         clients = clients_of(caller)
-        compare(runs, for_all(caller, clients), describe_versions("compare", argv), clients)
+        versions = describe_versions("compare", argv, config.lamorel_args)
+        compare(runs, for_all(caller, clients), versions, clients)
         return 0 if clients.rank else report()
 
     def report() -> int:

@@ -39,7 +39,7 @@ TOLERANCE = 0.05
 """Other processors and other builds of torch round differently; a curve was seen to move by up to
 this much per seed and evaluation, in BabyAI, whose returns lie between 0 and 1.
 """
-SAME_VERSIONS = ("torch", "numpy", "python")
+SAME_VERSIONS = ("torch", "numpy", "python", "servers")
 SAME_MACHINE = ("processor", "threads", *SAME_VERSIONS)
 """Where these are alike a seed gives the same curve to the last digit; of a run with
 ``run.portable`` the versions suffice, on x86.
@@ -189,13 +189,22 @@ def made_with(folder: Path) -> list[Mapping[str, Any]]:
     path = folder / PROVENANCE
     try:
         found: list[Mapping[str, Any]] = [
-            dict(entry["versions"]) for entry in read_json(path)["made_with"]
+            _with_servers(dict(entry["versions"])) for entry in read_json(path)["made_with"]
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise NotThereError(f"{path} does not say what made the runs: {error!r}") from error
     if not found:
         raise NotThereError(f"{path} does not say what made the runs")
     return found
+
+
+def _with_servers(versions: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the number of LLM servers, which an earlier version did not note: of a launch it is not
+    known, without one it is 1.
+    """
+    of_launches = ("python -m launchers ", "python -m lamorel_ext launch ")
+    launched = str(versions.get("command", "")).startswith(of_launches)
+    return versions if launched else {"servers": 1, **versions}
 
 
 def _unlike(folder: Path, versions: Mapping[str, object], keys: Sequence[str]) -> list[str]:
@@ -274,7 +283,7 @@ def _run_again(folder: Path, planned: Mapping[Key, Planned], argv: Sequence[str]
     curves = read_curves(folder)
 
     def client(llm: LlmClient) -> int:
-        versions = describe_versions("reproduce", argv)
+        versions = describe_versions("reproduce", argv, config.lamorel_args)
         check_fresh(planned.values(), versions)
         compare(list(planned.values()), llm, versions)
         unlike = unlike_machine(folder, versions)

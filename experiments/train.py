@@ -125,7 +125,7 @@ def run(argv: Sequence[str]) -> int:
             else:
                 ticker.skip(steps_done(folder))
                 name = f"{place}{config.arm.name}, seed {config.run.seed}"
-                versions = describe_versions("train", argv)
+                versions = describe_versions("train", argv, config.lamorel_args)
                 llm = for_all(caller, clients)
                 train_one(config, llm, versions, ticker.listener(name), clients)
             if clients.rank == 0:

@@ -17,19 +17,20 @@ from importlib import metadata
 from pathlib import Path
 
 from experiments.runs.identity import run_identity
-from lamorel_ext.config import Config
+from lamorel_ext.config import Config, LamorelArgs
 from lamorel_ext.processes.ranks import rank_of_log
 from lamorel_ext.programs import HOME, INSTALLED
 
 PACKAGES = "transformers accelerate minigrid gymnasium numpy scipy safetensors tokenizers".split()
 
 
-def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
+def describe_versions(task: str, argv: Sequence[str], args: LamorelArgs) -> dict[str, object]:
     """Everything that is needed to make the run again, apart from its configuration.
 
     Args:
         task: Name of the module below ``experiments``.
         argv: Its arguments.
+        args: Of the launch, where there is one.
     """
     import torch
 
@@ -45,6 +46,8 @@ def describe_versions(task: str, argv: Sequence[str]) -> dict[str, object]:
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        # Their gradients are added up, which rounds differently with each number of them.
+        "servers": 1 if rank_of_log() is None else args.distributed_setup_args.n_llm_processes,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         "commit": commit,
         "dirty": None if changes is None else bool(changes),

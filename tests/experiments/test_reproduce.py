@@ -33,7 +33,7 @@ from experiments.runs.identity import run_identity
 from experiments.runs.planning import Planned
 from experiments.runs.provenance import configs, provenance, read_configs
 from experiments.runs.versions import config_hash
-from lamorel_ext.config import Config, read_config
+from lamorel_ext.config import Config, LamorelArgs, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
 ARMS = ["llm_policy", "teacher_frozen"]
@@ -225,7 +225,7 @@ def test_where_git_does_not_answer_nobody_knows_of_changes(
     told: str | None, dirty: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions, "_git", lambda word, *_: told if word == "status" else "abc")
-    assert versions.describe_versions("train", [])["dirty"] is dirty
+    assert versions.describe_versions("train", [], LamorelArgs())["dirty"] is dirty
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,33 @@ def test_words_tell_rounding_from_other_code() -> None:
     assert "more than the 0.05" in words(0.2, ["processor A here, B there"])
 
 
+@pytest.mark.parametrize(
+    ("versions", "unlike"),
+    [({"command": "python -m experiments.compare --config-name launch"}, []),
+     ({"command": "python -m launchers compare"}, ["servers 1 here, None there"]),
+     ({"command": "python -m lamorel_ext launch compare"}, ["servers 1 here, None there"]),
+     ({"command": "python -m launchers compare", "servers": 1}, []),
+     ({"command": "python -m launchers compare", "servers": 2}, ["servers 1 here, 2 there"])],
+)  # fmt: skip
+@pytest.mark.parametrize("portable", [False, True])
+def test_another_number_of_servers_is_named(
+    versions: dict[str, object], unlike: list[str], portable: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "provenance.json").write_text(
+        json.dumps({"made_with": [{"versions": versions, "runs": []}]})
+    )
+    assert unlike_machine(tmp_path, {"servers": 1}, portable) == unlike
+
+
 def test_another_machine_is_named(tmp_path: Path) -> None:
-    there = {"processor": "A", "threads": 1, "torch": "2", "numpy": "2", "python": "3"}
+    there = {
+        "processor": "A",
+        "threads": 1,
+        "torch": "2",
+        "numpy": "2",
+        "python": "3",
+        "servers": 1,
+    }
     (tmp_path / "provenance.json").write_text(
         json.dumps({"made_with": [{"versions": there, "runs": []}]})
     )
@@ -286,7 +311,14 @@ def test_a_portable_run_is_the_same_on_every_x86_machine(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    there = {"processor": "A", "threads": 1, "torch": "2", "numpy": "2", "python": "3"}
+    there = {
+        "processor": "A",
+        "threads": 1,
+        "torch": "2",
+        "numpy": "2",
+        "python": "3",
+        "servers": 1,
+    }
     (tmp_path / "provenance.json").write_text(
         json.dumps({"made_with": [{"versions": there, "runs": []}]})
     )
