@@ -30,6 +30,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "report",
     "axes.grid": True,
     "grid.alpha": 0.25,
+    "text.parse_math": False,  # a dollar in a name is one
 }
 WIDTH_INCHES = 4.6
 

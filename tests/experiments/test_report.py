@@ -706,6 +706,17 @@ def test_an_evaluation_that_does_not_say_that_it_is_exact_is_not(tmp_path: Path)
     assert not is_exact([dataclasses.replace(run, columns={**run.columns, "eval_exact": unknown})])
 
 
+@pytest.mark.parametrize("name", ["$_$", "$x$ and $\\frac$"])
+def test_a_dollar_in_a_name_is_no_formula(name: str, tmp_path: Path) -> None:
+    for arm in ("llm_policy", "student_alone"):
+        config = make_config(arm, 0, tmp_path, ["llm_policy", "student_alone"])
+        named = dataclasses.replace(config.arm, name=f"{arm} {name}")
+        make_run(dataclasses.replace(config, arm=named), [0.25, 0.5, 0.75])
+    make_report(tmp_path)
+    for figure in ("success_by_steps", "difference_to_baseline"):
+        assert name in (tmp_path / "figures" / f"{figure}.svg").read_text(encoding="utf-8")
+
+
 def test_labels_that_give_one_file_name_are_numbered() -> None:
     labels = ["go-to local", "go_to_local", "go to local", "open"]
     assert file_names(labels) == ["go_to_local", "go_to_local_2", "go_to_local_3", "open"]
