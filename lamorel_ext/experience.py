@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from lamorel_ext.prompts import ACTION_NAMES, with_feedback
 from lamorel_ext.randomness import Draws
 from lamorel_ext.rl import td_errors
 from lamorel_ext.types import ObservationBatch, StepBatch, TaskSpec
+
+T = TypeVar("T")
 
 BABYAI = TaskSpec("BabyAI-Text", ACTION_NAMES, symbolic=True, has_expert=True)
 """What every level of BabyAI-Text asks of an agent."""
@@ -134,6 +137,36 @@ def join_rows(tables: Sequence[np.ndarray], missing: float = -np.inf) -> np.ndar
 
 PendingGuidance = Callable[[Draws], Guidance]
 """Guidance that was asked for: the call waits for the LLM's answer and draws from it."""
+
+
+def join(batches: Sequence[T]) -> T:
+    """Join batches of several groups of environments, in the order of the groups: dataclasses of
+    arrays and tuples with one row per environment, field by field; what is None is None in all of
+    them.
+
+    Raises:
+        ValueError: They are of different kinds, or of a kind without rows.
+    """
+    joined: T = batches[0] if len(batches) == 1 else _join(batches)
+    return joined
+
+
+def _join(batches: Sequence[Any]) -> Any:
+    first = batches[0]
+    if len({type(batch) for batch in batches}) == 1:
+        if first is None:
+            return None
+        if isinstance(first, np.ndarray):
+            return join_rows(batches)
+        if isinstance(first, tuple):
+            return tuple(itertools.chain.from_iterable(batches))
+        if dataclasses.is_dataclass(first) and not isinstance(first, type):
+            names = [field.name for field in dataclasses.fields(first)]
+            return dataclasses.replace(
+                first,
+                **{name: _join([getattr(batch, name) for batch in batches]) for name in names},
+            )
+    raise ValueError(f"cannot join {', '.join(type(batch).__name__ for batch in batches)}")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from lamorel_ext.errors import UpdateError
-from lamorel_ext.experience import Actor, Discount, Rollout, Scene, StepListener, Turn
+from lamorel_ext.experience import Actor, Discount, Rollout, Scene, StepListener, Turn, join
 from lamorel_ext.randomness import Draws
 from lamorel_ext.rl import gae, td_errors
 from lamorel_ext.training import deciding
-from lamorel_ext.training.joining import join
 from lamorel_ext.training.scenes import PromptedEnv
 
 

@@ -17,12 +17,11 @@ import numpy as np
 
 from lamorel_ext.config import LamorelArgs
 from lamorel_ext.envs.babyai.minigrid_batch import MinigridBatch
-from lamorel_ext.experience import Actor, AskingActor, Rollout, Scene, StepListener, Turn
+from lamorel_ext.experience import Actor, AskingActor, Rollout, Scene, StepListener, Turn, join
 from lamorel_ext.randomness import Draws
 from lamorel_ext.rpc.topology import world_size
 from lamorel_ext.training.collecting import collect, make_rollout
 from lamorel_ext.training.deciding import checked
-from lamorel_ext.training.joining import join
 from lamorel_ext.training.saved_envs import as_halves
 from lamorel_ext.training.scenes import PromptedEnv
 from lamorel_ext.types import BatchedEnv

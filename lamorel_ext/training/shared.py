@@ -18,13 +18,13 @@ import numpy as np
 from lamorel_ext.config import Config
 from lamorel_ext.envs.babyai.saved_states import cut_state, join_states
 from lamorel_ext.errors import CheckpointError, LamorelExtError
+from lamorel_ext.experience import join
 from lamorel_ext.processes import stopping
 from lamorel_ext.rpc.caller import Caller, ScoreShare
 from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.rpc.requests import merge_score
 from lamorel_ext.rpc.topology import split_evenly
 from lamorel_ext.training.building import EnvFactory
-from lamorel_ext.training.joining import join
 from lamorel_ext.training.recorder import Checkpoint, Recorder, SaveLlm
 from lamorel_ext.training.trace import Trace
 from lamorel_ext.types import (

@@ -19,13 +19,13 @@ from lamorel_ext.envs.babyai.batched import make_batched_env, training_seeds
 from lamorel_ext.envs.babyai.minigrid_batch import MinigridBatch
 from lamorel_ext.envs.babyai.saved_states import cut_state, join_states
 from lamorel_ext.errors import CheckpointError, ConfigError, PeerDiedError, RemoteError
+from lamorel_ext.experience import join
 from lamorel_ext.llm.serving import in_process
 from lamorel_ext.prompts import PromptHistory
 from lamorel_ext.randomness import Draws
 from lamorel_ext.rpc.caller import Caller
 from lamorel_ext.rpc.transport import InProcessTransport
 from lamorel_ext.training.building import make_halves
-from lamorel_ext.training.joining import join
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.pipeline import HalvedEnv, collect_rollout
 from lamorel_ext.training.run import TrainingRun
