@@ -572,6 +572,29 @@ def test_gradients_of_many_chunks_are_added_up_in_float32(servers: int) -> None:
         assert float(norm) == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_parameter_that_lies_transposed_in_memory_steps_on_its_own_gradients() -> None:
+    """Gradients that several servers have summed, and moments that were read, lie row by row."""
+
+    def work(group: ThreadGroup, transposed: bool) -> Tensor:
+        values = torch.arange(6.0).view(2, 3)
+        laid = values.t().contiguous().t() if transposed else values.clone()
+        parameter = torch.nn.Parameter(laid)
+        stepper = GradientStepper([("weight", parameter)], group)
+        for _ in range(2):
+            (parameter * values.square()).sum().backward()
+            stepper.step(stepper.reduce(torch.zeros(1))[0], 0.1, 1e-1, math.inf)
+            stepper.restore(stepper.whole_state())
+            stepper.clear()
+        return parameter.detach()
+
+    for plain, turned in zip(
+        on_servers(2, lambda group: work(group, False)),
+        on_servers(2, lambda group: work(group, True)),
+        strict=True,
+    ):
+        torch.testing.assert_close(turned, plain)
+
+
 def test_a_bfloat16_update_in_chunks_steps_on_the_float32_sum_of_their_gradients() -> None:
     updater = SupervisedUpdater()
     host = ready(updater, dtype=torch.bfloat16)

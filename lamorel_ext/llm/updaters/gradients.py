@@ -142,7 +142,10 @@ class GradientStepper:
         self._apart = [
             (p, held) for p, held in zip(self.parameters, self._held, strict=True) if held is not p
         ]
-        fused = all(held.device.type in FUSED_DEVICES for held in self._held)
+        # The fused kernel takes everything in the order in which it lies in memory.
+        fused = all(
+            held.device.type in FUSED_DEVICES and held.is_contiguous() for held in self._held
+        )
         self._adam = _Adam(self._held, fused)
 
     def clear(self) -> None:
