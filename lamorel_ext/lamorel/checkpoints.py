@@ -38,7 +38,11 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_TENSOR, _PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
+_TENSOR = "torch._utils _rebuild_tensor_v2"
+_PARAMETERS = (
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_parameter_with_state",  # where transformers left a note on it
+)
 _DICT = "collections OrderedDict"
 _MARK = object()
 
@@ -163,7 +167,7 @@ def _made(function: Any, arguments: Sequence[Any]) -> Any:
     name = function.name if isinstance(function, _Global) else repr(function)
     if name == _DICT and not arguments:
         return {}
-    if name == _PARAMETER:
+    if name in _PARAMETERS:
         return arguments[0]
     if name == _TENSOR:
         storage, offset, size, stride = arguments[:4]

@@ -17,7 +17,8 @@ write: Any = getattr(torch, "sa" + "ve")  # the tree writes no such file; its us
 
 
 def test_parameters_come_back_to_the_last_bit(tmp_path: Path) -> None:
-    layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Embedding(4, 3))
+    layer: Any = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Embedding(4, 3))
+    layer[0].weight._is_hf_initialized = True  # as transformers leaves them
     held = OrderedDict(layer.named_parameters())  # as the PPO example writes them
     write(held, tmp_path / "model.checkpoint")
     found = read_checkpoint(tmp_path / "model.checkpoint")
