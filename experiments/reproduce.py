@@ -222,7 +222,7 @@ def words(largest: float, unlike: Sequence[str], portable: bool = False, scale: 
     if largest <= TIE:
         return "the same curve"
     share = f" (the return's as a share of {scale:.3g}, the range of the published ones)"
-    off = f"off by up to {largest:.3f} in success or return at an evaluation"
+    off = f"off by up to {largest:.2g} in success or return at an evaluation"
     off += share if scale > 1 else ""
     if largest > TOLERANCE:
         return f"{off}: more than the {TOLERANCE} that rounding on another machine explains"

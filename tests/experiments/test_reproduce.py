@@ -258,6 +258,7 @@ def test_a_stopped_run_goes_on_with_the_code_that_began_it(
 def test_words_tell_rounding_from_other_code() -> None:
     assert words(0.0, []) == "the same curve"
     assert "the code gives something else today" in words(0.01, [])
+    assert words(2.5e-8, []).startswith("off by up to 2.5e-08 in success")  # rounding, by its looks
     assert "within the 0.05" in words(0.01, ["processor A here, B there"])
     assert "more than the 0.05" in words(0.2, ["processor A here, B there"])
 
