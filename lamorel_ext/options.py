@@ -16,6 +16,8 @@ OptionsT = TypeVar("OptionsT")
 
 MAX_FLOAT = (2 - 2**-23) * 2.0**127
 """The largest float32: PyTorch refuses to compute float32 tensors with a larger number."""
+MAX_WHOLE = 2**63 - 1
+"""The largest whole number of NumPy and PyTorch: sizes and counts above it fit into no array."""
 
 
 def number(
@@ -32,7 +34,7 @@ def number(
         default: Its default.
         at_least: The smallest value; -inf for none.
         above: What every value must exceed; -inf for none.
-        at_most: The largest value; inf for the largest float32.
+        at_most: The largest value; inf for the largest float32, or whole number of 64 bits.
         finite: False where infinity means something, as "no limit" does. Not-a-number never does.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "finite": finite}
@@ -54,7 +56,9 @@ def why_out_of_bounds(value: float, bounds: Mapping[str, Any]) -> str:
     if bounds.get("finite", True) and not -math.inf < value < math.inf:
         return f"must be finite, got {value}"
     if at_least <= value <= at_most and value > above:
-        too_large = isinstance(value, float) and bounds.get("finite") and abs(value) > MAX_FLOAT
+        if isinstance(value, int):
+            return f"must be at most {MAX_WHOLE}, got {value}" if value > MAX_WHOLE else ""
+        too_large = bounds.get("finite") and abs(value) > MAX_FLOAT
         return f"must be at most {MAX_FLOAT:.17g} in size, got {value}" if too_large else ""
     if value < at_least == 0:
         return f"must not be negative, got {value}"

@@ -340,11 +340,11 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
     [
         (
             "lamorel_args.distributed_setup_args.n_rl_processes=0",
-            "n_rl_processes: must be at least 1, got 0",
+            "n_rl_processes: must be between 1 and 65536, got 0",
         ),
         (
             "lamorel_args.distributed_setup_args.n_llm_processes=-1",
-            "n_llm_processes: must be at least 1, got -1",
+            "n_llm_processes: must be between 1 and 65536, got -1",
         ),
         ("run.total_steps=0", "run.total_steps: must be at least 1, got 0"),
         ("run.trace_every=-1", "run.trace_every: must not be negative, got -1"),
@@ -576,12 +576,21 @@ def test_a_number_just_outside_its_bounds_is_refused_and_one_inside_is_not(key: 
         ("lamorel_args.distributed_setup_args.merge_wait_s", 1e9, 1e10),  # threading.TIMEOUT_MAX
         ("lamorel_args.llm_args.num_threads", 2**15, 3 * 10**9),  # a C int
         ("run.num_threads", 2**15, 3 * 10**9),
+        ("lamorel_args.distributed_setup_args.n_llm_processes", 2**16, 10**8),  # a list of each
     ],
 )
 def test_what_fits_no_timer_and_no_c_int_is_refused(key: str, most: float, too_much: float) -> None:
     assert not out_of_bounds_of(mapping_with(key, most))
     (problem,) = out_of_bounds_of(mapping_with(key, too_much))
     assert problem.startswith(f"{key}: must be between ")
+
+
+@pytest.mark.parametrize("key", [key for key in NUMERIC if "int" in kinds_of(NUMERIC[key])])
+def test_a_whole_number_of_more_than_64_bits_is_refused(key: str) -> None:
+    name = re.sub(r"(\[0\])+$", "", key)
+    assert any(
+        text.startswith(f"{name}: must ") for text in out_of_bounds_of(mapping_with(key, 2**63))
+    )
 
 
 def out_of_bounds_of(mapping: dict[str, Any]) -> Sequence[str]:

@@ -9,14 +9,16 @@ from lamorel_ext.config.plugs import Plug, Plugs
 from lamorel_ext.methods.cloning.options import CloningArgs
 from lamorel_ext.methods.feedback.options import FeedbackArgs
 from lamorel_ext.methods.ppo.options import PpoArgs
-from lamorel_ext.options import number
+from lamorel_ext.options import MAX_WHOLE, number
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = MAX_WHOLE
 """What fits into the numbers that seeds travel in."""
 MAX_WAIT_S = 10**9
 """What fits into the timestamps that timeouts end at; 32 years."""
 MAX_THREADS = 2**15
 """More than any machine has cores; PyTorch takes no more than a C int."""
+MAX_PROCESSES = 2**16
+"""More than any launch has; what is known of each is listed before any starts."""
 
 
 # --- Lamorel's keys -------------------------------------------------------------------------------
@@ -44,8 +46,8 @@ class DistributedSetupArgs:
             to it, unless ``devices_per_process`` says otherwise; none for the CPU.
     """
 
-    n_rl_processes: int = number(1, at_least=1)
-    n_llm_processes: int = number(1, at_least=1)
+    n_rl_processes: int = number(1, at_least=1, at_most=MAX_PROCESSES)
+    n_llm_processes: int = number(1, at_least=1, at_most=MAX_PROCESSES)
     shards: Shards = "contiguous"
     merge_prompts: int = number(1024, at_least=0)
     merge_wait_s: float = number(0.0, at_least=0, at_most=MAX_WAIT_S)
@@ -81,7 +83,7 @@ class ParallelismArgs:
     """
 
     use_gpu: bool = False
-    model_parallelism_size: int = number(1, at_least=1)
+    model_parallelism_size: int = number(1, at_least=1, at_most=MAX_PROCESSES)
     fsdp: bool = False
     synchronize_gpus_after_scoring: bool = False
     empty_cuda_cache_after_scoring: bool = False

@@ -349,7 +349,7 @@ def test_words_with_spaces_survive_the_shell() -> None:
         ),
         (
             ["compare", "lamorel_args.distributed_setup_args.n_llm_processes=0"],
-            "n_llm_processes: must be at least 1, got 0",
+            "n_llm_processes: must be between 1 and 65536, got 0",
         ),
         (
             ["compare", "lamorel_args.accelerate_args.num_machines=2"],
