@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lamorel_ext.config import Config
-from lamorel_ext.config.overrides import key_of
+from lamorel_ext.config.overrides import key_of, quote
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.processes.secret import VARIABLE
 from lamorel_ext.processes.stopping import SAVE_S
@@ -144,7 +144,8 @@ def array_script(
     own = {"array": f"0-{jobs - 1}{at_once}", "output": "%x-%A_%a.out"}
     lines = _array_lines(config)
     if task == "evaluate":
-        name, last = task, f'-m {MODULES[task]} "policy=$folder" {shlex.join(_of_run(arguments))}'
+        words = shlex.join(_of_run(arguments, config))
+        name, last = task, f'-m {MODULES[task]} "policy=$folder" {words}'
     else:
         name = "train"
         # With the controls, which a run alone would not know to be part of its comparison.
@@ -215,13 +216,23 @@ def _array_lines(config: Config) -> list[str]:
     ]
 
 
-def _of_run(arguments: Sequence[str]) -> list[str]:
-    """What is left of a comparison's command line where a run's own configuration is the base."""
+def _of_run(arguments: Sequence[str], config: Config) -> list[str]:
+    """What is left of a comparison's command line where a run's own configuration is the base.
+
+    The files of groups would go over what the experiment's file had set in their place: a run has
+    its model's values already, and of a task those follow that the comparison has.
+    """
     words = list(arguments)
     if "--config-name" in words:
         place = words.index("--config-name")
         del words[place : place + 2]
-    return [word for word in words if not word.lstrip("+").startswith("compare.")]
+    words = [word for word in words if not word.lstrip("+").startswith(("compare.", "model="))]
+    if any(word.lstrip("+").startswith("task=") for word in words):
+        env = config.env
+        number = "null" if env.num_distractors is None else env.num_distractors
+        words += [f"env.level={quote(env.level)}", f"env.num_distractors={number}"]
+        words.append(f"env.name={quote(env.name)}")
+    return words
 
 
 def _script(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from experiments.runs.planning import plan
-from lamorel_ext.config import Config, load_config
+from lamorel_ext.config import Config, load_config, save_config
 from lamorel_ext.errors import CheckpointError, ConfigError, LamorelExtError
 from lamorel_ext.processes import stopping
 from lamorel_ext.processes.identity import process, this_process
@@ -574,6 +575,25 @@ def test_an_array_covers_every_arm_and_seed_once(tmp_path: Path) -> None:
 
 def test_an_experiments_file_may_be_called_like_a_key_that_an_array_sets() -> None:
     assert "policy=$folder" in array_script(demo(), "evaluate", ["--config-name", "policy"])
+
+
+def test_a_run_is_evaluated_with_what_the_experiments_file_sets_over_a_groups(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [default, _self_]\n"
+        "env: {num_distractors: 2}\n"
+        "lamorel_args: {llm_args: {value_head_hidden: 64}}\n"
+    )
+    own = ["model=embedded", "task=go_to_local", "run.eval_episodes=50"]
+    config = load_config([*own, "arm=llm_policy"], "mine", tmp_path)
+    save_config(config, tmp_path / "config.yaml")
+    script = array_script(config, "evaluate", ["--config-name", "mine", *own])
+    words = shlex.split(script.split('"policy=$folder" ')[1])
+    evaluated = load_config(words, "config", tmp_path)
+    assert evaluated.lamorel_args == config.lamorel_args
+    assert evaluated.env == config.env
+    assert evaluated.run.eval_episodes == 50
 
 
 def test_an_array_over_tasks_covers_every_task_arm_and_seed_once(tmp_path: Path) -> None:
