@@ -24,6 +24,7 @@ from lamorel_ext.llm.scoring.candidate_tree import Tokens
 from lamorel_ext.llm.scoring.engines import callable_of, unwrap
 from lamorel_ext.llm.scoring.plain import nothing_read, rope_limit
 from lamorel_ext.llm.scoring.scorer import Scorer
+from lamorel_ext.llm.scoring.t5_forward import decoder_start
 from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar
 
 MAX_SEED = 2**63 - 1
@@ -160,6 +161,8 @@ class Generator:
         self, prompts: Sequence[Tokens], options: Mapping[str, Any]
     ) -> list[list[Tokens]]:
         inputs, behind = self._inputs(prompts)
+        if self._model.config.is_encoder_decoder:  # as its scores begin
+            inputs["decoder_start_token_id"] = decoder_start(self._model)
         try:
             # Never "synced": that would sum over all ranks of the launch, the clients too.
             sequences = self._model.generate(

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.types import GenerateRequest
 from tests.llm.tiny_models import (
     PROMPTS,
     UNPADDABLE,
+    VOCAB,
     ids,
     make_causal,
     make_host,
@@ -124,6 +126,31 @@ def test_beams_give_their_best_sequences() -> None:
     own = [values.sum() for values in result.token_log_probs.split(list(result.lengths))][:3]
     best = host.generate(GenerateRequest(("go",), {"max_new_tokens": 3})).token_log_probs.sum()
     assert max(own) >= best - 1e-9
+
+
+@pytest.mark.parametrize("start", [None, 5])
+@pytest.mark.parametrize("architecture", ["t5", "longt5"])
+@torch.no_grad()
+def test_a_decoder_begins_as_generate_does_where_the_configuration_does_not_say(
+    architecture: str, start: int | None
+) -> None:
+    """A T5's configuration need not name its first token; then the padding is it."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(architecture, vocab_size=VOCAB, **sizes)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config).double().eval()
+    model.generation_config.decoder_start_token_id = start
+    model.shared.weight.normal_()
+    host = make_host(model)
+    prompt = torch.tensor([ids(host.tokenizer, "you see a wall")])
+    inputs = {"input_ids": prompt, "decoder_input_ids": torch.tensor([[start or 0]])}
+    first = model(**inputs).logits[0, -1].log_softmax(-1)
+    drop = ids(host.tokenizer, "drop")[0]
+    scored = host.score(["you see a wall"], [["drop"]]).log_probs
+    assert float(scored) == pytest.approx(float(first[drop]), abs=1e-6)
+    result = host.generate(GenerateRequest(("you see a wall",), {"max_new_tokens": 1}))
+    assert result.tokens.tolist() == [int(first.argmax())]
+    assert float(result.token_log_probs) == pytest.approx(float(first.max()), abs=1e-6)
 
 
 @pytest.mark.parametrize(

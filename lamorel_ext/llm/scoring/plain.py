@@ -23,7 +23,7 @@ from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.devices import put
 from lamorel_ext.llm.scoring.candidate_tree import CandidateTree, Tokens
 from lamorel_ext.llm.scoring.scorer import Reading
-from lamorel_ext.llm.scoring.t5_forward import is_t5
+from lamorel_ext.llm.scoring.t5_forward import decoder_start, is_t5
 
 Pair = tuple[Tokens, Tokens]
 """A prompt and a candidate that follows it."""
@@ -113,9 +113,7 @@ class PlainForward:
     def _encoder_decoder(
         self, pairs: Sequence[Pair]
     ) -> tuple[dict[str, Any], int, list[dict[str, list[int]]]]:
-        config = self.model.config
-        first = config.decoder_start_token_id
-        start = config.pad_token_id if first is None else first
+        start = decoder_start(self.model)
         decoder_ids, decoder_mask = _pad([(start, *candidate) for _, candidate in pairs])
         minibatch: dict[str, Any] = {
             "decoder_input_ids": self._put(decoder_ids),

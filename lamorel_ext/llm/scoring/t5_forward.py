@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import MT5ForConditionalGeneration, PreTrainedModel, T5ForConditionalGeneration
 from transformers.activations import NewGELUActivation
 
+from lamorel_ext.errors import RequestError
 from lamorel_ext.llm.devices import put, put_integers
 from lamorel_ext.llm.scoring.candidate_tree import (
     CandidateTree,
@@ -52,6 +53,28 @@ place; of all others the weights are read.
 def is_t5(model: nn.Module) -> bool:
     """Whether this file's forward pass is the model's own."""
     return isinstance(model, (T5ForConditionalGeneration, MT5ForConditionalGeneration))
+
+
+def decoder_start(model: Any) -> int:
+    """The token that the decoder begins with: the configuration's, or where it names none the one
+    that transformers' ``generate`` would take, or the padding.
+
+    Raises:
+        RequestError: There is none.
+    """
+    config, settings = model.config, getattr(model, "generation_config", None)
+    for holder, name in (
+        (config, "decoder_start_token_id"),
+        (settings, "decoder_start_token_id"),
+        (settings, "bos_token_id"),
+        (config, "pad_token_id"),
+    ):
+        if (token := getattr(holder, name, None)) is not None:
+            return int(token)
+    raise RequestError(
+        f"this {config.model_type} has no decoder_start_token_id in its config.json, and no other"
+        " token that its decoder could begin with"
+    )
 
 
 def has_its_parts(model: Any) -> bool:
@@ -156,8 +179,7 @@ class T5Forward:
 
     @property
     def _start(self) -> int:
-        first = self.config.decoder_start_token_id
-        return int(self.config.pad_token_id if first is None else first)
+        return decoder_start(self.model)
 
     def words(self, prompts: Sequence[tuple[int, ...]], trees: Iterable[CandidateTree]) -> Words:
         """The tokens of a call: prompts and trees are all that will be encoded and decoded."""
