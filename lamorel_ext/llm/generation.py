@@ -214,7 +214,9 @@ class Generator:
 
 def pad_token(model: Any, tokenizer: Any) -> int:
     """What fills a row of tokens up."""
-    known = (tokenizer.pad_token_id, model.config.pad_token_id, *end_tokens(model), 0)
+    # Not every model's configuration knows of padding (CodeGen's, RWKV's).
+    own = getattr(model.config, "pad_token_id", None)
+    known = (tokenizer.pad_token_id, own, *end_tokens(model), 0)
     return next(int(token) for token in known if token is not None)
 
 

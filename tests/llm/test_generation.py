@@ -177,6 +177,17 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
         host.generate(GenerateRequest(("go", "go " * 10), options))
 
 
+@pytest.mark.parametrize("architecture", ["codegen", "rwkv"])
+def test_a_configuration_without_padding(architecture: str) -> None:
+    sizes = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
+    sizes |= {"hidden_size": 16, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 1}
+    config = transformers.AutoConfig.for_model(architecture, **sizes)
+    assert not hasattr(config, "pad_token_id")
+    host = make_host(transformers.AutoModelForCausalLM.from_config(config))
+    result = host.generate(GenerateRequest(("go", "you see a wall"), {"max_new_tokens": 3}))
+    assert [len(texts) for texts in result.texts] == [1, 1]
+
+
 def test_no_prompts_no_texts() -> None:
     result = make_host(make_t5()).generate(GenerateRequest(()))
     assert (result.texts, result.lengths, len(result.tokens), len(result.token_log_probs)) == (
