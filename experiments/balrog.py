@@ -237,13 +237,14 @@ def evaluate_all(
         written_tokens: An LLM that is the policy writes its actions, this many tokens at most; None
             lets it choose.
     """
+    from experiments.evaluate import take_over
     from lamorel_ext.agents.actors import ExpertActor, UniformActor
     from lamorel_ext.training.building import make_env
     from lamorel_ext.training.run import TrainingRun
 
     used = llm_of(config, llm)
     with TrainingRun(config, used, make_env) as run:
-        run.take_over(checkpoint)
+        take_over(run, checkpoint, policy)
         if written_tokens is None:
             signals = run.edge.signals if run.edge.speaks else None
             rows = [evaluate(config, run.agent, policy, episodes, signals)]

@@ -26,11 +26,13 @@ from experiments.runs.checks import check_configs
 from experiments.runs.entry import add_trust_argument, make_parser, run_main, say, start_log
 from experiments.runs.planning import ZERO_SHOT, policy_config, split_policy
 from lamorel_ext.config import Config
+from lamorel_ext.errors import LamorelExtError
 
 if TYPE_CHECKING:
     from lamorel_ext.experience import Actor
     from lamorel_ext.methods.feedback.signals import FeedbackSignals
     from lamorel_ext.training.recorder import Checkpoint
+    from lamorel_ext.training.run import TrainingRun
     from lamorel_ext.types import LlmClient
 
 log = logging.getLogger(__name__)
@@ -91,18 +93,42 @@ def read_policy(
     return config, checkpoint
 
 
+def take_over(
+    run: TrainingRun, checkpoint: Checkpoint | None, policy: str, tries: int = 5
+) -> Checkpoint | None:
+    """Have ``run`` be what was learnt; gives the checkpoint that it came from.
+
+    A run that goes on removes its checkpoints: where this one is gone, its next one is taken.
+
+    Raises:
+        LamorelExtError: As ``TrainingRun.take_over``.
+    """
+    from experiments.runs.run_folder import read_checkpoint
+
+    try:
+        run.take_over(checkpoint)
+        return checkpoint
+    except LamorelExtError:
+        folder = None if checkpoint is None else checkpoint.llm_folder
+        if tries < 2 or folder is None or os.path.isdir(folder):
+            raise
+    later = read_checkpoint(Path(os.path.expanduser(policy)))
+    log.warning("%s went on meanwhile: now at %d steps", policy, later.env_steps)
+    return take_over(run, later, policy, tries - 1)
+
+
 def evaluate_all(
     config: Config, llm: LlmClient | None, checkpoint: Checkpoint | None, name: str
-) -> list[Score]:
+) -> tuple[list[Score], int]:
     """The policy, its teacher followed blindly where it has one, random actions and the bot, where
-    there is one, on the same episodes.
+    there is one, on the same episodes; and for how many environment steps the policy had learnt.
     """
     from lamorel_ext.agents.actors import ExpertActor, UniformActor
     from lamorel_ext.training.building import make_env, task_of
     from lamorel_ext.training.run import TrainingRun
 
     with TrainingRun(config, llm, make_env) as run:
-        run.take_over(checkpoint)
+        taken = take_over(run, checkpoint, name)
         signals = run.edge.signals if run.edge.speaks else None
         scores = [evaluate(config, run.agent, name, signals)]
         if run.agent.follower is not None:
@@ -110,7 +136,7 @@ def evaluate_all(
     scores.append(evaluate(config, UniformActor(), "random"))
     if task_of(config).has_expert:
         scores.append(evaluate(config, ExpertActor(), "bot", with_experts=True))
-    return scores
+    return scores, 0 if taken is None else taken.env_steps
 
 
 def evaluate(
@@ -212,8 +238,7 @@ def run(argv: Sequence[str]) -> int:
     name = policy if plain else f"{config.arm.name}, untrained"
 
     def client(llm: LlmClient) -> int:
-        learnt = 0 if checkpoint is None else checkpoint.env_steps
-        scores = evaluate_all(config, llm_of(config, llm), checkpoint, name)
+        scores, learnt = evaluate_all(config, llm_of(config, llm), checkpoint, name)
         say(f"{show(config, scores)}\n{as_json(config, name, scores, learnt)}")
         return 0
 

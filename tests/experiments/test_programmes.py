@@ -4,6 +4,7 @@ evaluating, and what goes wrong.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from experiments.runs.entry import run_main
 from experiments.runs.progress import Ticker, describe_seconds
 from experiments.runs.run_folder import read_checkpoint
 from lamorel_ext.config import CONFIG_DIR, load_config
-from lamorel_ext.errors import ConfigError
+from lamorel_ext.errors import ConfigError, LamorelExtError
 from lamorel_ext.llm.serving import in_process
 from lamorel_ext.training.building import make_env
 from lamorel_ext.training.run import TrainingRun
@@ -451,6 +452,24 @@ def test_a_run_is_evaluated_wherever_one_wants(
             .removeprefix("env.level=")
             .replace("env.backend=minigrid", "BabyAI-GoToRed")
         )
+
+
+def test_a_checkpoint_that_is_gone_gives_way_to_the_next_and_a_broken_one_does_not(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    """A run that goes on removes its checkpoints while the servers of an evaluation start."""
+    words = [*tiny, "arm=teacher_frozen"]
+    assert train.run([*words, f"run.output_dir={tmp_path / 'run'}"]) == 0
+    config, later = load_config(words), read_checkpoint(tmp_path / "run")
+    gone = dataclasses.replace(later, env_steps=1, llm_folder=str(tmp_path / "gone"))
+    broken = dataclasses.replace(gone, llm_folder=str(tmp_path))
+    with in_process([build_server(config.lamorel_args, alone(config.lamorel_args))]) as llm:
+        with TrainingRun(config, llm, make_env) as run:
+            taken = evaluate.take_over(run, gone, str(tmp_path / "run"))
+            assert taken is not None and taken.env_steps == later.env_steps
+            for lost, policy in ((broken, tmp_path / "run"), (gone, tmp_path)):
+                with pytest.raises(LamorelExtError):
+                    evaluate.take_over(run, lost, str(policy))
 
 
 def test_what_a_checkpoint_has_learnt_is_taken_over(tiny: list[str], tmp_path: Path) -> None:
