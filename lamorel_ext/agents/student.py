@@ -20,6 +20,7 @@ from lamorel_ext.agents.student_ppo import (
     update_student,
 )
 from lamorel_ext.config import StudentArgs
+from lamorel_ext.errors import ConfigError
 from lamorel_ext.experience import (
     BABYAI,
     Actor,
@@ -211,7 +212,18 @@ class StudentAgent:
         return encode_states(scene.observations, self.task)
 
     def _offered(self, scene: Scene) -> tuple[tuple[str, ...], ...]:
-        return scene.candidates if self.task.by_state else ()
+        task = self.task
+        if task.by_state:
+            return scene.candidates
+        if not task.symbolic:  # to the student an action is a number
+            for texts in scene.candidates:
+                if texts != task.action_texts:
+                    raise ConfigError(
+                        f"action_texts: {task.name} has {list(task.action_texts)} in one copy or"
+                        f" process and {list(texts)} in another: they need one order everywhere,"
+                        " which those of a set have not"
+                    )
+        return ()
 
 
 class BlindFollower:

@@ -92,6 +92,7 @@ class TrainingRun:
         }
         self._draws = Draws(self._streams["actions"], self._streams["guidance"])
         task = task_of(config, env_factory)
+        self._action_texts = list(task.action_texts)  # what the numbers of actions mean
         self.agent = make_agent(config, self.llm, task, clients.rank)
         signals = FeedbackSignals(config.feedback, config.env.num_envs, self._streams["feedback"])
         self.edge = FeedbackEdge(
@@ -317,6 +318,7 @@ class TrainingRun:
         said = self._scene.signals
         state = {
             "progress": self.progress.state(),
+            "action_texts": self._action_texts,
             "streams": rng_states(self._streams),
             "env": self.env.state(),
             "said": None if said is None else said.tolist(),
@@ -393,6 +395,13 @@ class TrainingRun:
 
     def _load_agent(self, checkpoint: Checkpoint) -> None:
         checkpoint.check_finite()
+        learnt = checkpoint.state.get("action_texts", self._action_texts)  # older ones have none
+        if learnt != self._action_texts and sorted(learnt) == sorted(self._action_texts):
+            raise CheckpointError(
+                f"action_texts: the checkpoint at step {checkpoint.env_steps} numbers the actions"
+                f" {learnt}, the environment {self._action_texts}: they need one order in every"
+                " process, which those of a set have not"
+            )
         found = checkpoint.tensors
         self.agent.load_tensors({n: own for n, own in found.items() if not n.startswith(METHOD)})
         if self.method is not None:

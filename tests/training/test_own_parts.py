@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from lamorel_ext.agents.replay import Replay
 from lamorel_ext.agents.student_ppo import ppo_losses
 from lamorel_ext.agents.word_places import word_places
 from lamorel_ext.as_json import changed_by_json
-from lamorel_ext.config import Config, Plug
+from lamorel_ext.config import Config, EnvArgs, Plug
 from lamorel_ext.errors import CheckpointError, ConfigError, UpdateError
 from lamorel_ext.experience import Rollout, Said
 from lamorel_ext.methods.base import Method
@@ -28,6 +29,7 @@ from lamorel_ext.methods.feedback.credit import Lesson
 from lamorel_ext.methods.feedback.edge import _less_mean, feedback_request
 from lamorel_ext.prompts import PLAIN, Wording
 from lamorel_ext.rl import normalise
+from lamorel_ext.training.building import make_env
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.run import TrainingRun, fingerprint
 from tests.training.student_fakes import MemoryRecorder, TableLlm, make_corridor, small_config
@@ -464,6 +466,55 @@ def test_what_is_no_tensor_is_not_saved(
         with pytest.raises(ConfigError, match=rf"{whose}: {name}.tensors: {told}"):
             run.save(recorder)
     assert recorder.last is None
+
+
+class Ordered(gymnasium.Env[str, str]):
+    """Its texts come in the order that is given, in every second copy the other way round."""
+
+    made, turned = 0, False
+    texts: tuple[str, ...] = ("stay", "go")
+
+    def __init__(self) -> None:
+        self.observation_space = self.action_space = gymnasium.spaces.Text(9)
+        Ordered.made += 1
+        odd = self.turned and Ordered.made % 2
+        self.action_texts = self.texts[::-1] if odd else self.texts
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        return "a room", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "a room", float(action == "go"), True, False, {}
+
+
+def in_order() -> Config:
+    env = EnvArgs(own=Plug(f"{__name__}.Ordered"), num_envs=2, name="rooms")
+    config = dataclasses.replace(small_config(**SILENT), env=env)
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, evaluation="episodes"))
+
+
+def test_a_students_actions_mean_the_same_in_every_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ordered, "turned", True)
+    with TrainingRun(in_order(), None, make_env) as run:
+        run.start(None)
+        with pytest.raises(ConfigError, match=r"action_texts: rooms has .* need one order every"):
+            run.rollout()
+
+
+def test_a_checkpoints_actions_mean_the_same_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = MemoryRecorder(tmp_path)
+    with TrainingRun(in_order(), None, make_env) as run:
+        run.start(None)
+        run.save(recorder)
+    monkeypatch.setattr(Ordered, "texts", ("halt", "walk"))  # other words in their places
+    with TrainingRun(in_order(), None, make_env) as run:
+        run.take_over(recorder.last)
+    monkeypatch.setattr(Ordered, "texts", ("go", "stay"))
+    with TrainingRun(in_order(), None, make_env) as run:
+        with pytest.raises(CheckpointError, match=r"numbers the actions \['stay', 'go'\], the env"):
+            run.take_over(recorder.last)
 
 
 class PaysOddly(Method):
