@@ -314,7 +314,7 @@ def close_quietly(env: Any, place: str) -> None:
     """Close what a user brought; what it raises then is no failure of a run, and is warned of."""
     try:
         env.close()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # as of pygame's quit(); exit()
         log.warning("%s: close: %s", place, why(error))
 
 

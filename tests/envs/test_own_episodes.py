@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import string
+import sys
 from typing import Any
 
 import gymnasium
@@ -761,6 +762,14 @@ def test_what_goes_wrong_in_closing_is_told_and_no_failure(
         env = brought(Reuses(2))
     env.close()
     assert "close: RuntimeError: the window is gone" in caplog.text
+
+
+def test_an_exit_in_closing_ends_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FailsToClose, "close", lambda self: sys.exit(3))
+    batch("FailsToClose").close()
+    assert "close: SystemExit: 3" in caplog.text
 
 
 @pytest.mark.parametrize("name, call", [("step", "step"), ("reset", "reset")])
