@@ -94,13 +94,18 @@ class AveragedModule(nn.Module):
     # --- inside ----------------------------------------------------------------------------------
 
     def _hook(self) -> None:
-        """Watch every parameter that takes gradients now; an updater may freeze and free them."""
+        """Watch every parameter, also those that take no gradients now: an updater may freeze and
+        free them, or name another adapter, at any time before a backward pass.
+        """
         if not self._several:
             return  # nothing is averaged, and 200 calls in each backward pass are spared
         for parameter in self.module.parameters():
-            if parameter.requires_grad and id(parameter) not in self._hooked:
+            if parameter.is_floating_point() and id(parameter) not in self._hooked:
                 self._hooked[id(parameter)] = parameter
+                takes = parameter.requires_grad
+                parameter.requires_grad_(True)  # PyTorch puts a hook on no other
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)
+                parameter.requires_grad_(takes)
 
     def _on_gradient(self, parameter: Tensor) -> None:
         if self._updating and not self._queued and not self._alone and self._several:

@@ -169,6 +169,29 @@ def test_an_updater_may_freeze_parts_where_another_server_has_no_part_of_the_bat
     assert same(run(2, lambda server, number: server == 0 or number > 1, one_layer_at_a_time, 4))
 
 
+class Frees(nn.Module):
+    """Frees a layer when it is called, as naming another adapter does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapter = nn.Linear(3, 1).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.adapter.requires_grad_(True)(x)
+        return found
+
+
+def test_parameters_that_a_pass_frees_are_averaged_in_it() -> None:
+    def once(module: AveragedModule, server: int, number: int) -> None:
+        module(torch.full((1, 3), float(server))).sum().backward()
+        with torch.no_grad():
+            module.module.adapter.weight -= module.module.adapter.weight.grad  # type: ignore[union-attr,operator]
+
+    modules = run(2, lambda server, number: True, once, updates=1, make=Frees)
+    assert same(modules)
+    assert modules[0].module.adapter.weight.grad.tolist() == [[0.5] * 3]  # type: ignore[union-attr]
+
+
 def test_unequal_numbers_of_passes_neither_hang_nor_part_the_weights() -> None:
     assert same(
         run(
