@@ -75,6 +75,7 @@ class TextEncoder:
         as_trained: bool = True,
     ) -> None:
         self._tokenizer: Any = tokenizer
+        self._config: Any = config
         self._seq2seq = bool(config.is_encoder_decoder)
         rotary = bool(getattr(config, "rope_parameters", None))
         self._positions = None if rotary and not as_trained else _position_limit(config)
@@ -83,7 +84,11 @@ class TextEncoder:
         self._numbers: dict[int, int] = {}
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """Tokens of each text, without special tokens."""
+        """Tokens of each text, without special tokens.
+
+        Raises:
+            RequestError: The tokenizer knows nothing of a text, or a token that the model does not.
+        """
         known = {
             text: tokens for text in set(texts) if (tokens := self._known.get(text)) is not None
         }
@@ -93,6 +98,7 @@ class TextEncoder:
                 new, add_special_tokens=False, return_attention_mask=False, verbose=False
             )["input_ids"]
             for text, ids in zip(new, encoded, strict=True):
+                self._check_tokens(text, ids)
                 # One object for each number: a tokenizer's own take four fifths of the memory.
                 known[text] = tuple(map(self._numbers.setdefault, ids, ids))
                 self._known.put(text, known[text])
@@ -120,6 +126,17 @@ class TextEncoder:
                 encoded[i] = (beginning(self._tokenizer, "a prompt"),)
             self._check_length(prompts[i], len(tokens), 0 if behind is None else behind[i])
         return encoded
+
+    def _check_tokens(self, text: str, tokens: Sequence[int]) -> None:
+        if text.strip() and not tokens:  # it would score as nothing does: 0, for certain
+            raise RequestError(f"{text!r:.80} has no tokens: the tokenizer knows nothing of it")
+        known, last = getattr(self._config, "vocab_size", None), max(tokens, default=0)
+        if known is not None and last >= known:  # on a GPU an assertion, behind which nothing works
+            name = self._tokenizer.convert_ids_to_tokens(last)
+            raise RequestError(
+                f"{text!r:.80} has the token {name!r} with number {last}; the model has"
+                f" {known} tokens: its tokenizer is another one's, or had tokens added"
+            )
 
     def _check_length(self, prompt: str, length: int, behind: int) -> None:
         # By its text: its place here is not that in the request of a client, which several servers

@@ -4,17 +4,21 @@ refusals.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm import answers
 from lamorel_ext.llm.answers import TextEncoder
 from lamorel_ext.llm.module_functions import BaseModuleFunction, ValueHead
 from lamorel_ext.llm.state import Memory
+from lamorel_ext.types import GenerateRequest
 from tests.llm.tiny_models import (
     ACTIONS,
     PROMPTS,
@@ -209,7 +213,7 @@ def test_memory_is_bounded_and_can_be_off() -> None:
 def test_remembered_texts_share_their_numbers() -> None:
     """Above 256 Python makes a number anew each time: 32 bytes in place of 8."""
     words = [f"word{place}" for place in range(400)]
-    encoder = TextEncoder(make_tokenizer(words), make_t5().config)
+    encoder = TextEncoder(make_tokenizer(words), make_t5(vocab=500).config)
     (first,), (second,) = encoder.encode([words[-1]]), encoder.encode([f"{words[0]} {words[-1]}"])
     assert first[0] > 256 and first[0] is second[1]
 
@@ -390,6 +394,27 @@ def test_a_model_with_positions_has_a_limit_of_its_own_and_t5_has_none() -> None
     model = make_t5()
     model.config.n_positions = 64
     assert make_host(model).score(["go " * 100], [["drop"]]).log_probs.isfinite().all()
+
+
+@pytest.mark.parametrize("model", [make_t5, make_causal])
+def test_a_token_that_the_model_does_not_know_is_named(model: Callable[[], Any]) -> None:
+    host = make_host(model())
+    host.tokenizer.add_tokens(["zonk"])
+    message = r"'go zonk' has the token 'zonk' with number 31; the model has 31 tokens"
+    for arguments in ((["go zonk"], [["drop"]]), (["go"], [["drop", "go zonk"]])):
+        with pytest.raises(RequestError, match=message):
+            host.score(*arguments)
+    with pytest.raises(RequestError, match=message):
+        host.generate(GenerateRequest(("go zonk",)))
+
+
+def test_a_text_of_which_the_tokenizer_knows_nothing_is_no_certain_candidate() -> None:
+    host = make_host(make_t5())
+    letters = Tokenizer(models.BPE({"<pad>": 0, "</s>": 1, "a": 2}, []))  # leaves out all others
+    host._encoder._tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
+    with pytest.raises(RequestError, match="'go' has no tokens: the tokenizer knows nothing of it"):
+        host.score(["a"], [["a", "go"]])
+    assert host.score(["a"], [[" ", "a"]]).log_probs[0] == 0
 
 
 def test_an_empty_prompt_needs_something_to_stand_for_it() -> None:
