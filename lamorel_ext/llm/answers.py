@@ -79,6 +79,7 @@ class TextEncoder:
         self._seq2seq = bool(config.is_encoder_decoder)
         rotary = bool(getattr(config, "rope_parameters", None))
         self._positions = None if rotary and not as_trained else _position_limit(config)
+        self._decoded = _position_limit(config, "decoder") if self._seq2seq else None
         self._max_prompt_tokens = max_prompt_tokens
         self._known: Memory[str, Tokens] = Memory(REMEMBERED_TEXTS_BYTES, _bytes_of)
         self._numbers: dict[int, int] = {}
@@ -117,8 +118,8 @@ class TextEncoder:
             behind: Tokens that will follow each prompt at most; None means none.
 
         Raises:
-            RequestError: A prompt is longer than allowed, or empty where the tokenizer has no
-                beginning-of-text token.
+            RequestError: A prompt, or what follows it, is longer than allowed, or a prompt is empty
+                where the tokenizer has no beginning-of-text token.
         """
         encoded = self.encode(prompts)
         for i, tokens in enumerate(encoded):
@@ -152,6 +153,11 @@ class TextEncoder:
             raise RequestError(
                 f"{which} has {length} tokens{more}; the model has {self._positions} positions"
             )
+        if self._decoded is not None and behind >= self._decoded:
+            raise RequestError(
+                f"{which} has up to {behind} tokens behind it; the model's decoder has"
+                f" {self._decoded} positions, the first for its start token"
+            )
 
 
 def _bytes_of(text: str, tokens: Tokens) -> int:
@@ -173,10 +179,11 @@ def beginning(tokenizer: Any, which: str) -> int:
     )
 
 
-def _position_limit(config: PretrainedConfig) -> int | None:
+def _position_limit(config: PretrainedConfig, part: str = "encoder") -> int | None:
     if config.model_type in RELATIVE_POSITIONS:
         return None
-    for name in ("max_position_embeddings", "n_positions"):
+    own = f"max_{part}_position_embeddings"  # LED's
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", own):
         limit = getattr(config, name, None)
         if isinstance(limit, int) and limit > 0:
             return limit

@@ -11,7 +11,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedTokenizerFast,
+)
 
 from lamorel_ext.errors import RequestError
 from lamorel_ext.llm import answers
@@ -394,6 +399,37 @@ def test_a_model_with_positions_has_a_limit_of_its_own_and_t5_has_none() -> None
     model = make_t5()
     model.config.n_positions = 64
     assert make_host(model).score(["go " * 100], [["drop"]]).log_probs.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "prompts", "steps"),
+    [
+        ("bart", {"max_position_embeddings": 16}, 16, 15),
+        ("led", {"max_encoder_position_embeddings": 32, "attention_window": 4}, 32, 15),
+        ("mpt", {"max_seq_len": 32, "n_heads": 2, "n_layers": 1}, 17, 15),
+    ],
+)
+def test_positions_of_encoder_and_decoder_are_limits_each(
+    architecture: str, sizes: dict[str, Any], prompts: int, steps: int
+) -> None:
+    sizes |= {"vocab_size": VOCAB, "d_model": 16, "max_decoder_position_embeddings": 16}
+    sizes |= {"encoder_layers": 1, "decoder_layers": 1, "pad_token_id": 0, "eos_token_id": 1}
+    sizes |= {
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "forced_eos_token_id": None,
+    }
+    config = AutoConfig.for_model(architecture, **sizes)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    host, go = make_host(auto.from_config(config)), "go " * prompts
+    most = {"max_new_tokens": steps, "min_new_tokens": steps}
+    assert host.score([go], [["go " * steps]]).log_probs.isfinite().all()
+    assert host.generate(GenerateRequest((go,), most)).lengths == (steps,)
+    for prompt, more in (("go " * (prompts + 1), steps), (go, steps + 1)):
+        with pytest.raises(RequestError, match=r"has (up to )?\d+ tokens.* positions"):
+            host.score([prompt], [["go " * more]])
+    with pytest.raises(RequestError, match=r"has (up to )?\d+ tokens.* positions"):
+        host.generate(GenerateRequest((go,), {"max_new_tokens": steps + 1}))
 
 
 @pytest.mark.parametrize("model", [make_t5, make_causal])
