@@ -218,7 +218,8 @@ class EnvArgs:
         history: Observations in a ``glam`` prompt; 1 makes the policy memoryless.
         backend: How the copies are stepped; all ways give the same steps. ``auto`` takes the
             fastest that knows the level: ``table``, ``vector`` (arrays over all copies), or
-            minigrid itself, in this process (``minigrid``) or in others (``processes``).
+            minigrid itself, in this process (``minigrid``) or in others (``processes``). The expert
+            is the BabyAI bot, but where walking is enough a shortest path with the first two.
         num_workers: Processes of each RL client that step levels that only minigrid knows, or, as
             Gymnasium's asynchronous vector environment, an environment of the user's own; 0 means
             none.
