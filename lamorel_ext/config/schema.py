@@ -373,7 +373,8 @@ class RunArgs:
         evaluation: ``exact`` enumerates (GoToRedBallNoDists, memoryless policies), ``episodes``
             simulates, ``auto`` takes the exact one where it can.
         eval_episodes: Episodes of a simulated evaluation.
-        eval_seed: Seed of the first held-out episode; training never uses it or the ones after it.
+        eval_seed: Seed of the first held-out episode. Training uses seeds below 1,000,000,000, so
+            that with a lower one an episode of an evaluation may, rarely, have been trained on.
         checkpoint_every: Rollouts between two checkpoints; 0 writes only the last.
         trace_every: Of so many rollouts one is recorded for the viewer, step by step, beginning
             with the first; the last full one and the rest after it are recorded too. 0 records

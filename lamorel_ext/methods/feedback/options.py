@@ -60,8 +60,8 @@ class FeedbackArgs(FeedbackLoss):
             and on average; every guidance by its ``posterior`` given the action; or the better one
             of the chosen guidance and a ``rival`` drawn in the same state.
         channel: Whether f_t changes the weights, is said in the next prompt, or both.
-        every: Steps of each environment between two teacher updates, or ``rollout``. 1 is Algorithm
-            1 as written.
+        every: Steps of each environment between two teacher updates, or ``rollout``; what is left
+            at the end of a rollout is sent there. 1 is Algorithm 1 as written.
         ties: What the sign of an exact tie is, for ``previous``.
         warmup_steps: Environment steps, over all environments, before the first feedback: the
             student's critic learns meanwhile.
