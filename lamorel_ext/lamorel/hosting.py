@@ -81,7 +81,24 @@ class LamorelHost:
             result = work()
         else:
             result = self.module.update(work if mine else None)
+            self._follow_adapter(mine, group)
         return {"result": result} if mine else {}
+
+    def _follow_adapter(self, mine: bool, group: ServerGroup) -> None:
+        """Activate the adapter that the updater left active where it was called."""
+        model = self._model._LLM_model
+        names = list(getattr(model, "peft_config", ()))
+        if len(names) < 2 or group.size == 1:
+            return
+        active = torch.zeros(group.size, len(names))
+        if mine:
+            own = model.active_adapters  # a method of transformers' own models
+            own = own() if callable(own) else own
+            active[group.rank] = torch.tensor([float(name in own) for name in names])
+        group.all_reduce_sum(active)
+        (chosen,) = active[active.any(1).int().argmax()].nonzero(as_tuple=True)
+        if not mine and len(chosen) == 1:
+            model.set_adapter(names[int(chosen)])
 
     # --- what a server asks of other hosts --------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Several adapters in one model: chosen per call, trained and saved alone."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ import torch
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lamorel_ext import BaseUpdater
 from lamorel_ext.config import LlmArgs
+from lamorel_ext.lamorel.hosting import LamorelHost
 from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.llm.loading import load_model
 from lamorel_ext.llm.module_functions import LogScores
+from lamorel_ext.rpc.groups import LockstepGroup
+from tests.updaters.updater_fakes import on_servers
 
 peft = pytest.importorskip("peft", reason="the extra lora is not installed")
 SETTINGS = LlmSettings("", "0.3", LlmArgs(), range(1))
@@ -72,3 +77,34 @@ def test_adapters_are_saved_alone_and_come_back(model: LamorelModel, tmp_path: P
     adapted.load_adapter(tmp_path / "second", adapter_name="again")
     model.eval()
     torch.testing.assert_close(scores(model, SCORE_KEY, "again"), expected)
+
+
+class Names(BaseUpdater):
+    """Names the second adapter in its pass."""
+
+    def perform_update(
+        self, contexts: Any, candidates: Any, _current_batch_ids: Any, **kwargs: Any
+    ) -> Any:
+        return self._llm_module(
+            ["plain"], contexts=contexts, candidates=candidates, peft_adapter="second"
+        )[0]["plain"].tolist()
+
+
+def test_a_server_without_a_part_of_an_update_follows_to_its_adapter(model: LamorelModel) -> None:
+    updaters = [Names(), Names()]
+    hosts = [
+        LamorelHost(each, updater)
+        for each, updater in zip((model, copy.deepcopy(model)), updaters, strict=True)
+    ]
+
+    def serve(group: LockstepGroup) -> list[float]:
+        host = hosts[group.rank]
+        host.set_group(group)
+        texts, own = ([], []) if group.rank else QUESTION
+        values = {"contexts": texts, "candidates": own, "_current_batch_ids": {}}
+        host.call("update", values, group)
+        return [float(each) for each in scores(host._model, SCORE_KEY, None)]
+
+    first, second = on_servers(2, lambda group: serve(LockstepGroup(group)))
+    assert first == pytest.approx(scores(model, SCORE_KEY, "second").tolist(), abs=1e-4)
+    assert second == first
