@@ -22,7 +22,7 @@ from lamorel_ext.llm.devices import seeded
 from lamorel_ext.llm.fsdp import model_is_divided
 from lamorel_ext.llm.scoring.candidate_tree import Tokens
 from lamorel_ext.llm.scoring.engines import callable_of, unwrap
-from lamorel_ext.llm.scoring.plain import nothing_read, rope_limit
+from lamorel_ext.llm.scoring.plain import nothing_read, padding_is_nan, rope_limit
 from lamorel_ext.llm.scoring.scorer import Scorer
 from lamorel_ext.llm.scoring.t5_forward import decoder_start
 from lamorel_ext.types import GenerateRequest, GenerateResult, Scalar
@@ -276,6 +276,7 @@ def takes_left_padding(model: Any) -> bool:
         and "past_key_values" in arguments
         and not getattr(inner, "_is_stateful", False)
         and rope_limit(inner.config) is None
+        and not padding_is_nan(inner)
         and not any(hasattr(part, _COUNTS) for part in inner.modules())
     )
 

@@ -177,6 +177,29 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
         host.generate(GenerateRequest(("go", "go " * 10), options))
 
 
+@torch.no_grad()
+def test_padding_that_is_nan_in_float64_changes_nothing() -> None:
+    sizes = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "head_dim": 8}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model("gemma2", **sizes, sliding_window=4)
+    model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    for parameter in model.parameters():
+        parameter.normal_(0, 0.3)
+    assert model.config._attn_implementation == "eager"
+    host, prompts = make_host(model), [prompt for prompt in PROMPTS if prompt]
+    found = host.generate(GenerateRequest(tuple(prompts), {"max_new_tokens": 4}))
+    texts = [greedy(model, ids(host.tokenizer, prompt), 4) for prompt in prompts]
+    assert [each.tolist() for each in found.tokens.split(list(found.lengths))] == texts
+    candidates = ["turn left left turn left go forward", "drop"]
+    for prompt in prompts:
+        scores = host.score([prompt], [candidates]).log_probs
+        for score, candidate in zip(scores, candidates, strict=True):
+            tokens = ids(host.tokenizer, candidate)
+            alone = plain_token_log_probs(model, ids(host.tokenizer, prompt), tokens).sum()
+            assert float(score) == pytest.approx(float(alone), abs=1e-6)
+
+
 @pytest.mark.parametrize("architecture", ["codegen", "rwkv"])
 def test_a_configuration_without_padding(architecture: str) -> None:
     sizes = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 4}

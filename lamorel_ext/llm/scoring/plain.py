@@ -56,7 +56,8 @@ class PlainForward:
 
     A decoder-only model only ever gets prompts of one length together, so that nothing is padded
     before a candidate: right for models that cannot mask (recurrent ones) or that count positions
-    by themselves. And none on both sides of its ``rope_limit``.
+    by themselves. And none on both sides of its ``rope_limit``. Nothing is padded at all where
+    ``padding_is_nan``.
 
     Args:
         model: Any model with an output head of transformers.
@@ -98,8 +99,12 @@ class PlainForward:
         attention = getattr(self.model.config, "_attn_implementation", None) or "eager"
         pads = self.seq2seq and attention in ALL_MASK_ATTENTION_FUNCTIONS
 
-        def kind(place: int) -> tuple[int, bool]:
+        alone = padding_is_nan(self.model)
+
+        def kind(place: int) -> tuple[int, int]:
             prompt, candidate = pairs[place]
+            if alone:
+                return len(prompt), len(candidate)
             if pads:
                 return int(bool(prompt)), False
             return len(prompt), limit is not None and len(prompt) + len(candidate) > limit
@@ -140,6 +145,16 @@ class PlainForward:
 
     def _put(self, values: np.ndarray) -> Tensor:
         return put(values, self.model.device)
+
+
+def padding_is_nan(model: Any) -> bool:
+    """Whether a position that sees nothing but padding is NaN, and with it what comes behind.
+
+    In transformers' eager attention, Gemma 2's own, a softmax is taken in float32, in which the
+    least number of float64 is an infinite one.
+    """
+    attention = getattr(model.config, "_attn_implementation", None)
+    return bool(model.dtype == torch.float64 and attention == "eager")
 
 
 def rope_limit(config: Any) -> int | None:
