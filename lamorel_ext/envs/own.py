@@ -34,7 +34,13 @@ import numpy as np
 from lamorel_ext.config import EnvArgs
 from lamorel_ext.envs.own_copies import REST, CopiesHere, Shown, close_quietly
 from lamorel_ext.envs.own_keys import made, offers
-from lamorel_ext.envs.own_offers import as_saved, fault_of_texts, finite_numbers
+from lamorel_ext.envs.own_offers import (
+    UNICODE,
+    as_saved,
+    fault_of_texts,
+    finite_numbers,
+    is_unicode,
+)
 from lamorel_ext.envs.own_workers import CopiesInWorkers
 from lamorel_ext.errors import CheckpointError, EnvError
 from lamorel_ext.types import BatchedEnv, ObservationBatch, StepBatch, TaskSpec
@@ -280,6 +286,9 @@ class BroughtBatch:
             isinstance(sentence, str) for sentence in itertools.chain(*said)
         ):
             raise self._error("descriptions", "a tuple of sentences per copy", seen.descriptions)
+        for name, shown in (("missions", missions), ("descriptions", itertools.chain(*said))):
+            if broken := [text for text in shown if not is_unicode(text)]:
+                raise self._error(name, UNICODE, broken[0])
         return ObservationBatch(
             missions, said, features=features, actions=tuple(map(tuple, actions))
         )

@@ -17,9 +17,11 @@ from lamorel_ext.config import EnvArgs
 from lamorel_ext.config.plugs import why
 from lamorel_ext.envs.own_keys import made
 from lamorel_ext.envs.own_offers import (
+    UNICODE,
     as_saved,
     fault_of_texts,
     finite_numbers,
+    is_unicode,
     keeps_state,
     offer_of,
 )
@@ -232,6 +234,9 @@ class OwnCopy:
             raise self._error("the observation", wanted, seen)
         if not isinstance(seen.get("mission", ""), str):
             raise self._error("the observation's mission", "a text", seen["mission"])
+        for part in ("text", "mission"):
+            if not is_unicode(seen.get(part, "")):
+                raise self._error(f"the observation's {part}", UNICODE, seen[part])
         self.shown = Shown(
             str(seen["text"]),
             str(seen.get("mission", "")),

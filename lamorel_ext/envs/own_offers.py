@@ -14,6 +14,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from lamorel_ext.as_json import changed_by_json
 from lamorel_ext.errors import EnvError
 
+UNICODE = "text that UTF-8 can hold, without lone surrogates"
 _TRANSPARENT = (OrderEnforcing, PassiveEnvChecker)
 """What ``gymnasium.make`` puts around everything: nothing of an episode is theirs."""
 
@@ -48,7 +49,20 @@ def fault_of_texts(texts: Any) -> str:
         return "a list or tuple of texts"
     if not all(isinstance(text, str) and text for text in texts):
         return "texts that are not empty"
+    if not all(map(is_unicode, texts)):
+        return UNICODE
     return "texts that differ" if len(set(texts)) < len(texts) else ""
+
+
+def is_unicode(text: str) -> bool:
+    """False where half a character is in it, as ``errors="surrogateescape"`` leaves it: no
+    tokenizer and no file takes that.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def finite_numbers(values: Any) -> np.ndarray | None:

@@ -242,6 +242,16 @@ def test_what_is_not_deterministic_needs_its_own_state() -> None:
             assert other.restore(state).descriptions == seen.descriptions
 
 
+@pytest.mark.parametrize("part", ["text", "mission"])
+def test_half_a_character_is_named_before_a_tokenizer_or_a_file_meets_it(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {"text": "a", "mission": "b", part: "x\udce9"}
+    monkeypatch.setattr(Many, "reset", lambda self, **keywords: (seen, {}))
+    with pytest.raises(EnvError, match=rf"copy 0.*the observation's {part}: .*UTF-8"):
+        own_batch(own(Many), 1, SEEDS).reset()
+
+
 @pytest.mark.parametrize(
     "cls, words",
     [
