@@ -306,9 +306,11 @@ class OwnCopy:
 
     def _truth(self, what: str, value: Any) -> bool:
         try:
-            return bool(np.array(value) if isinstance(value, list) else value)
+            if not isinstance(value, (str, bytes)):  # "False" would be true
+                return bool(np.array(value) if isinstance(value, list) else value)
         except (TypeError, ValueError, RuntimeError):
-            raise self._error(what, "one truth value", value) from None
+            pass
+        raise self._error(what, "one truth value", value)
 
     def _error(self, what: str, expected: str, got: Any) -> EnvError:
         step = f"episode {self.episode}, step {len(self.actions)}" if self.actions else "at first"

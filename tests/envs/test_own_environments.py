@@ -277,6 +277,8 @@ def test_what_is_wrong_is_named(cls: type, words: str) -> None:
         (2, [True, False], r"terminated: expected one truth value, got \[True, False\]"),
         (3, [True, False], "truncated: expected one truth value"),
         (4, {"won": [True, False]}, r"info\['won'\]: expected one truth value"),
+        (2, "False", "terminated: expected one truth value, got 'False'"),
+        (4, {"success": "no"}, r"info\['success'\]: expected one truth value, got 'no'"),
     ],
 )
 def test_what_is_no_number_and_no_truth_value_is_named(place: int, value: Any, words: str) -> None:

@@ -281,18 +281,17 @@ def test_another_number_of_servers_is_named(
     assert unlike_machine(tmp_path, {"servers": 1}, portable) == unlike
 
 
+def made_elsewhere(folder: Path) -> dict[str, object]:
+    """A provenance in the folder, and the versions in it."""
+    versions: dict[str, object] = {"processor": "A", "threads": 1, "servers": 1}
+    versions |= {"torch": "2", "numpy": "2", "python": "3"}
+    made_with = [{"versions": versions, "runs": []}]
+    (folder / "provenance.json").write_text(json.dumps({"made_with": made_with}))
+    return versions
+
+
 def test_another_machine_is_named(tmp_path: Path) -> None:
-    there = {
-        "processor": "A",
-        "threads": 1,
-        "torch": "2",
-        "numpy": "2",
-        "python": "3",
-        "servers": 1,
-    }
-    (tmp_path / "provenance.json").write_text(
-        json.dumps({"made_with": [{"versions": there, "runs": []}]})
-    )
+    there = made_elsewhere(tmp_path)
     assert unlike_machine(tmp_path, there) == []
     assert unlike_machine(tmp_path, {**there, "threads": 2}) == ["threads 2 here, 1 there"]
 
@@ -312,17 +311,7 @@ def test_a_portable_run_is_the_same_on_every_x86_machine(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    there = {
-        "processor": "A",
-        "threads": 1,
-        "torch": "2",
-        "numpy": "2",
-        "python": "3",
-        "servers": 1,
-    }
-    (tmp_path / "provenance.json").write_text(
-        json.dumps({"made_with": [{"versions": there, "runs": []}]})
-    )
+    there = made_elsewhere(tmp_path)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert unlike_machine(tmp_path, {**there, **here}, portable=True) == unlike
     assert ("with run.portable" in words(0.01, unlike, True)) == (not unlike)
