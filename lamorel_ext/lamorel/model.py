@@ -32,6 +32,7 @@ from lamorel_ext.llm.module_functions import LogScores, first_states
 from lamorel_ext.llm.scoring.engines import callable_of, is_as_made, make_engine, unwrap
 from lamorel_ext.llm.scoring.plain import rope_limit
 from lamorel_ext.llm.scoring.scorer import Scorer
+from lamorel_ext.llm.scoring.t5_forward import decoder_start
 from lamorel_ext.rpc.lamorel_shape import SCORE_KEY
 
 Sequences = dict[str, list[int]]
@@ -508,8 +509,7 @@ class LamorelModel(nn.Module):
 
     @property
     def _decoder_start(self) -> int:
-        start = getattr(self._LLM_model.config, "decoder_start_token_id", None)
-        return self.pad_token if start is None else int(start)
+        return decoder_start(unwrap(self._LLM_model))
 
     def _put(self, values: Any) -> Tensor:
         return torch.tensor(values, device=self.device, dtype=torch.int64)

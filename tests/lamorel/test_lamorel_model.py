@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lamorel_ext import BaseModuleFunction
 from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import RequestError
+from lamorel_ext.lamorel import model as lamorel_model
 from lamorel_ext.lamorel.model import SCORE_KEY, LamorelModel, initialised
 from lamorel_ext.lamorel.settings import LlmSettings
 from lamorel_ext.llm.loading import load_model
@@ -100,6 +101,21 @@ class Given(BaseModuleFunction):
         self, forward_outputs: Any, minibatch: Any, tokenized_contexts: Any, **kwargs: Any
     ) -> Any:
         return self.values(len(tokenized_contexts))
+
+
+@pytest.mark.parametrize("parts", ["seq2seq"], indirect=True)
+def test_a_decoder_begins_alike_whether_contexts_are_shared_or_not(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where only the settings of ``generate`` say how."""
+    monkeypatch.setattr(parts[0].config, "decoder_start_token_id", None)
+    monkeypatch.setattr(parts[0].generation_config, "decoder_start_token_id", 7)
+    found = []
+    for shares in (True, False):
+        monkeypatch.setattr(lamorel_model, "can_share", lambda _, shares=shares: shares)
+        rows = make(parts)([SCORE_KEY], CONTEXTS, candidates=CANDIDATES)
+        found.append(torch.cat([row[SCORE_KEY] for row in rows]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def test_dictionaries_may_be_nested(parts: Any) -> None:
