@@ -113,7 +113,8 @@ def test_a_decoder_begins_alike_whether_contexts_are_shared_or_not(
     found = []
     for shares in (True, False):
         monkeypatch.setattr(lamorel_model, "can_share", lambda _, shares=shares: shares)
-        rows = make(parts)([SCORE_KEY], CONTEXTS, candidates=CANDIDATES)
+        model = make(parts, head=Given(torch.zeros))  # scores alone always share them
+        rows = model([SCORE_KEY, "head"], CONTEXTS, candidates=CANDIDATES)
         found.append(torch.cat([row[SCORE_KEY] for row in rows]))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
