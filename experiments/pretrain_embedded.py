@@ -1,7 +1,8 @@
 """Make the embedded model from nothing: ``python -m experiments.pretrain_embedded --output DIR``;
-``--check`` measures the shipped one.
+``--check`` measures the shipped one. Other seeds, sizes and priors make other teachers, for
+``lamorel_args.llm_args.model_path=DIR``.
 
-Written down before training, and kept:
+Written down before the shipped one was trained, and kept:
 
 * The checkpoint is the one after the last step of a fixed number of steps, with a learning rate
   that falls to zero there. Nothing is evaluated on the way and nothing is chosen along the curve.
@@ -20,10 +21,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +41,12 @@ from experiments.pretraining.measure import (
 )
 from experiments.pretraining.noisy_bot import HELD_OUT_NAMES, NoisyBot, make_noisy_bot
 from experiments.pretraining.samples import Mixture, Sample, draw_samples
-from experiments.pretraining.states import Episode, collect_episodes
+from experiments.pretraining.states import (
+    FIRST_HELD_OUT_SEED,
+    SEEDS_PER_LEVEL,
+    Episode,
+    collect_episodes,
+)
 from experiments.pretraining.tokenizer import make_tokenizer, save_tokenizer
 from experiments.pretraining.training import (
     ModelShape,
@@ -52,6 +59,7 @@ from experiments.pretraining.training import (
 from experiments.runs.entry import run_main, start_log
 from experiments.runs.files import folder_to_write
 from lamorel_ext.llm.loading import EMBEDDED
+from lamorel_ext.options import number, why_out_of_bounds
 
 _LOG = logging.getLogger(__name__)
 _CHECK_TOLERANCE = 0.005  # other machines and versions of PyTorch round differently
@@ -71,6 +79,7 @@ LEVELS = {
     "GoToSeq": 1000,
 }
 """States of each level."""
+_LAST_SEED = FIRST_HELD_OUT_SEED // (len(LEVELS) * SEEDS_PER_LEVEL) - 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Stage:
 class Recipe:
     """Everything that the bytes of the model depend on."""
 
-    seed: int = 0
+    seed: int = number(0, at_least=0, at_most=_LAST_SEED)
     levels: Mapping[str, int] = field(default_factory=lambda: dict(LEVELS))
     shape: ModelShape = ModelShape()
     reading: Stage = Stage(
@@ -93,10 +102,32 @@ class Recipe:
     )
     mixed: Stage = Stage(2500, Mixture(spans=0.15, question=0.35, action=0.4, subgoal=0.1))
     tokens_per_batch: int = 2048
-    trust: float = 0.5
-    misjudged_share: float = 0.6
-    misjudged_seed: int = 7
+    trust: float = number(0.5, at_least=0, at_most=1)
+    misjudged_share: float = number(0.6, at_least=0, at_most=1)
+    misjudged_seed: int = number(7, at_least=0)
     num_questions: int = _NUM_QUESTIONS
+
+    @property
+    def command(self) -> str:
+        """What makes the model, with every choice that is not the shipped one's."""
+        ours, chosen = _choices(Recipe()), _choices(self)
+        flags = (f" {_flag(key)} {chosen[key]}" for key in HELP if chosen[key] != ours[key])
+        return "python -m experiments.pretrain_embedded --output DIR" + "".join(flags)
+
+
+HELP = {
+    "seed": "of the weights, the states and their order",
+    "trust": "share of the labels that are not random",
+    "misjudged_share": "share of the places that the labels misjudge",
+    "misjudged_seed": "of the places that are",
+    "d_model": "width",
+    "d_kv": "width of an attention head",
+    "d_ff": "width of the feed-forward layers",
+    "num_heads": "attention heads",
+    "num_layers": "layers of the encoder",
+    "num_decoder_layers": "layers of the decoder",
+}
+"""What may be chosen on the command line: numbers of the recipe and of the model's shape."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,9 +141,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     task.add_argument(
         "--check", action="store_true", help="compare the shipped model's figures with its card"
     )
+    ours = _choices(Recipe())
+    for spec in (*fields(Recipe), *fields(ModelShape)):
+        if spec.name in HELP:
+            parser.add_argument(
+                _flag(spec.name),
+                type=_reader(type(ours[spec.name]), spec.metadata["bounds"]),
+                default=ours[spec.name],
+                help=f"{HELP[spec.name]} (default: %(default)s)",
+            )
     args = parser.parse_args(argv)
     start_log("info")
-    return check(EMBEDDED) if args.check else pretrain(args.output, Recipe())
+    if args.check:
+        return check(EMBEDDED)
+    chosen = {name: getattr(args, name) for name in HELP}
+    shape = ModelShape(**{spec.name: chosen.pop(spec.name) for spec in fields(ModelShape)})
+    return pretrain(args.output, Recipe(**chosen, shape=shape))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _choices(recipe: Recipe) -> dict[str, Any]:
+    return {**vars(recipe), **vars(recipe.shape)}
+
+
+def _reader(kind: Callable[[str], float], bounds: Mapping[str, Any]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = kind(text)
+        if problem := why_out_of_bounds(value, bounds):
+            raise argparse.ArgumentTypeError(problem)
+        return value
+
+    read.__name__ = "number"  # argparse says "invalid number value"
+    return read
 
 
 def pretrain(folder: Path, recipe: Recipe) -> int:
@@ -132,6 +195,7 @@ def pretrain(folder: Path, recipe: Recipe) -> int:
     save_model(model, folder)
     save_tokenizer(tokenizer, folder)
     facts = {
+        "command": recipe.command,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocabulary": tokenizer.get_vocab_size(),
         "num_states": sum(map(len, episodes)),
@@ -144,7 +208,9 @@ def pretrain(folder: Path, recipe: Recipe) -> int:
         "num_questions": recipe.num_questions,
     }
     figures = measure(folder, recipe.num_questions)
-    (folder / "README.md").write_text(write_card(facts, figures), encoding="utf-8")
+    (folder / "README.md").write_text(
+        write_card(facts, figures, shipped=recipe == Recipe()), encoding="utf-8"
+    )
     _LOG.info("%s", figures)
     return 0
 

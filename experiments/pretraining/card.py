@@ -16,9 +16,8 @@ it was trained from random weights on texts about BabyAI levels and on nothing e
 with it is a result with flan-t5**, or with any other language model.
 
 Files: `config.json`, `model.safetensors` (float32), `tokenizer.json`, `tokenizer_config.json`.
-`python -m experiments.pretrain_embedded --output DIR` makes them again from nothing, with the same
-bytes on the same machine; `--check` measures the shipped files and compares them with the figures
-below.
+`{command}` makes them again from nothing, with the same
+bytes on the same machine{check}.
 
 ## What it was trained on
 
@@ -50,12 +49,7 @@ that the model says one of the six texts at all.
 {figures}
 ```
 
-The order of the stages and the learning rate come from trial runs of a few hundred steps on
-questions. The recipe is the first that was run in full. Two with less random labels (30 %) and
-other misjudged places were run in full later, to see what the noise does: success 0.788 and 0.464
-with an entropy of 1.45 and 1.47. They are not shipped.
-
-`reading` is the share of questions about unseen states that it answers word for word, of
+{history}`reading` is the share of questions about unseen states that it answers word for word, of
 {num_questions} drawn like those it was trained on.
 
 ## Limits
@@ -65,7 +59,29 @@ It has seen the sentences that report feedback in a prompt, always without conse
 more than 512 tokens are longer than anything it has seen.
 """
 
+_CHECK = """\
+; `--check` measures the shipped files and compares them with the figures
+below"""
+_HISTORY = """\
+The order of the stages and the learning rate come from trial runs of a few hundred steps on
+questions. The recipe is the first that was run in full. Two with less random labels (30 %) and
+other misjudged places were run in full later, to see what the noise does: success 0.788 and 0.464
+with an entropy of 1.45 and 1.47. They are not shipped.
 
-def write_card(facts: Mapping[str, object], figures: Mapping[str, float]) -> str:
-    """Fill in the card; ``facts`` are the numbers of the recipe."""
-    return _CARD.format(**facts, figures=json.dumps(dict(figures), indent=2))
+"""
+
+
+def write_card(facts: Mapping[str, object], figures: Mapping[str, float], shipped: bool) -> str:
+    """Fill in the card.
+
+    Args:
+        facts: The numbers of the recipe, and the command.
+        figures: What was measured.
+        shipped: Whether it is the recipe of the model that comes with the project.
+    """
+    return _CARD.format(
+        **facts,
+        check=_CHECK if shipped else "",
+        history=_HISTORY if shipped else "",
+        figures=json.dumps(dict(figures), indent=2),
+    )

@@ -16,7 +16,7 @@ from lamorel_ext.envs.babyai.levels import make_level
 
 FIRST_HELD_OUT_SEED = 1_000_000_000
 """Evaluation draws its episodes from this seed on; nothing is learnt from them."""
-_SEEDS_PER_LEVEL = 1_000_000
+SEEDS_PER_LEVEL = 1_000_000
 _LONGEST_EPISODE = 32
 _BOT_SHARES = (0.0, 0.5, 0.9)
 
@@ -51,14 +51,14 @@ def collect_episodes(states_per_level: Mapping[str, int], seed: int) -> list[Epi
     Raises:
         ValueError: So many levels that their seeds would reach the held-out ones.
     """
-    if seed < 0 or (seed + 1) * len(states_per_level) * _SEEDS_PER_LEVEL > FIRST_HELD_OUT_SEED:
+    if seed < 0 or (seed + 1) * len(states_per_level) * SEEDS_PER_LEVEL > FIRST_HELD_OUT_SEED:
         raise ValueError(
             f"seed {seed} with {len(states_per_level)} levels reaches the held-out seeds from"
             f" {FIRST_HELD_OUT_SEED}"
         )
     episodes: list[Episode] = []
     for index, (level, num_states) in enumerate(states_per_level.items()):
-        first_seed = (seed * len(states_per_level) + index) * _SEEDS_PER_LEVEL
+        first_seed = (seed * len(states_per_level) + index) * SEEDS_PER_LEVEL
         episodes += _collect_level(level, num_states, first_seed)
     return episodes
 

@@ -19,6 +19,7 @@ from experiments.pretraining.samples import Sample
 from experiments.pretraining.tokenizer import EOS_ID, PAD_ID
 from lamorel_ext.llm.ties import config_values, give_own_head
 from lamorel_ext.llm.weights import whole_tensors, write_tensors
+from lamorel_ext.options import number
 
 _POOL_SIZE = 2048
 _IGNORED = -100
@@ -31,12 +32,12 @@ class ModelShape:
     positions.
     """
 
-    d_model: int = 96
-    d_kv: int = 24
-    d_ff: int = 256
-    num_heads: int = 4
-    num_layers: int = 3
-    num_decoder_layers: int = 2
+    d_model: int = number(96, at_least=1)
+    d_kv: int = number(24, at_least=1)
+    d_ff: int = number(256, at_least=1)
+    num_heads: int = number(4, at_least=1)
+    num_layers: int = number(3, at_least=1)
+    num_decoder_layers: int = number(2, at_least=1)
 
 
 @dataclass(frozen=True)

@@ -347,6 +347,45 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(tmp_path: Pa
     ).read_bytes()
 
 
+def test_the_command_line_chooses_what_the_card_then_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Recipe] = []
+    monkeypatch.setattr(
+        "experiments.pretrain_embedded.pretrain", lambda folder, recipe: asked.append(recipe) or 0
+    )
+    flags = ["--seed", "3", "--trust", "0.75", "--d-model", "16", "--num-layers", "1"]
+    assert main(["--output", str(tmp_path / "new"), *flags]) == 0
+    assert main(["--output", str(tmp_path / "new")]) == 0
+    shape = replace(ModelShape(), d_model=16, num_layers=1)
+    assert asked == [replace(Recipe(), seed=3, trust=0.75, shape=shape), Recipe()]
+    assert asked[0].command.split()[3:] == ["--output", "DIR", *flags]
+
+    pretrain(tmp_path / "other", replace(miniature(2), trust=0.75))
+    card = (tmp_path / "other" / "README.md").read_text(encoding="utf-8")
+    assert "--output DIR --seed 2 --trust 0.75 --d-model 16" in card
+    assert "25% of its answers" in card
+    assert "--check" not in card  # measures the shipped one
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--trust", "1.5", "--trust: must be between 0 and 1, got 1.5"),
+        ("--num-heads", "0", "--num-heads: must be at least 1, got 0"),
+        ("--d-model", "9.5", "--d-model: invalid number value: '9.5'"),
+        ("--seed", "1000", "--seed: must be between 0 and"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused_by_its_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str, said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--output", str(tmp_path), flag, value])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_differences_name_what_is_missing_and_what_is_apart() -> None:
     assert differences({"a": 0.5, "b": 1.0}, {"a": 0.503, "b": 1.0}, 0.005) == []
     assert differences({"a": 0.5, "b": 1.0}, {"a": 0.51, "c": 1.0}, 0.005) == [
