@@ -36,12 +36,16 @@ class Command:
         return " ".join([*assignments, shlex.join(self.argv)])
 
 
-def accelerate_arguments(config: Config) -> list[str]:
+def accelerate_arguments(config: Config, threads: int = 0) -> list[str]:
     """What stands between ``accelerate launch`` and the module.
 
     ``--multi_gpu`` is also the way to several processes on CPUs: accelerate's own CPU mode starts
     one process only, and the environment variable ``ACCELERATE_USE_CPU`` keeps the ranks off the
     GPUs.
+
+    Args:
+        config: The launch.
+        threads: That PyTorch starts with in each process; 0 for ``threads_per_process``.
 
     Raises:
         ConfigError: This machine has an impossible number, or several machines have no fixed port
@@ -75,8 +79,10 @@ def accelerate_arguments(config: Config) -> list[str]:
         "no",
         "--dynamo_backend",
         "no",
+        "--num_cpu_threads_per_process",
+        str(threads or threads_per_process(config)),
     ]
-    return [*arguments, "--num_cpu_threads_per_process", str(threads_per_process(config))]
+    return arguments
 
 
 def num_processes(config: Config, machine: int) -> int:

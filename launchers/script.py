@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -31,7 +32,8 @@ from lamorel_ext.config.overrides import quote
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.lamorel.alias import ROOT, environment
 from lamorel_ext.lamorel.settings import Multinode, Settings, read_settings
-from lamorel_ext.rpc.topology import world_size
+from lamorel_ext.processes.cores import usable_cores
+from lamorel_ext.rpc.topology import client_ranks, ranks_by_machine, world_size
 from launchers.command import ACCELERATE, Command, accelerate_arguments, rank_environment
 from launchers.local import run_here
 
@@ -143,10 +145,28 @@ def script_command(folder: Path, name: str, overrides: Sequence[str]) -> Command
     own = [*overrides, "hydra.run.dir=.", "--config-path", str(folder), "--config-name", name]
     gpus = any(llm.args.parallelism.use_gpu or any(llm.devices) for llm in settings.llms)
     surroundings = {} if gpus else rank_environment(config)
-    launcher = (*ACCELERATE, *accelerate_arguments(config))
+    threads = settings.threads or _threads(config, gpus)
+    launcher = (*ACCELERATE, *accelerate_arguments(config, threads))
     if settings.multinode is not None:
         launcher = _one_of_many(settings.args.distributed_setup_args, settings.multinode)
     return Command((*launcher, str(script), *own), surroundings)
+
+
+def _threads(config: Config, gpus: bool) -> int:
+    """Of each process for PyTorch, where no key says it: ``OMP_NUM_THREADS``, which accelerate
+    reads too; else, on CPUs, the machine's cores shared among those that compute at a time: its
+    clients wait while its servers work.
+    """
+    if said := re.match(r"\s*(\d+)", os.environ.get("OMP_NUM_THREADS", "")):
+        return max(1, int(said[1]))
+    if gpus:
+        return 1
+    clients = client_ranks(config.lamorel_args.distributed_setup_args)
+    at_a_time = 1
+    for ranks in ranks_by_machine(config.lamorel_args):
+        asking = sum(rank in clients for rank in ranks)
+        at_a_time = max(at_a_time, asking, len(ranks) - asking)
+    return max(1, usable_cores() // at_a_time)
 
 
 def _one_of_many(setup: DistributedSetupArgs, meeting: Multinode) -> tuple[str, ...]:

@@ -30,6 +30,8 @@ DEFAULT_SEED = 42
 DEFAULT_TIMEOUT_S, DEFAULT_PEER_TIMEOUT_S = 1800, 300
 """Where ``gloo_timeout``, or 0.3's ``timeout``, and ``peer_timeout`` are missing."""
 
+THREADS = "num_cpu_threads_per_process"
+"""Accelerate's, which Lamorel's launcher hands on as every key of ``accelerate_args``."""
 _NEEDED_LATER = frozenset(
     {"handler", "constructor_kwargs", "pad_token_id", "allow_subgraph_use_whith_gradient"}
 )
@@ -103,12 +105,17 @@ class Multinode:
 class Settings:
     """A launch: Lamorel's keys for roles and addresses, and the LLMs; with ``multinode`` a launch
     is one process of it.
+
+    Attributes:
+        unused: Keys that are not needed here.
+        threads: Of each process for PyTorch; 0 where no key says it.
     """
 
     args: LamorelArgs
     llms: tuple[LlmSettings, ...]
     unused: tuple[str, ...] = field(default=())
     multinode: Multinode | None = None
+    threads: int = 0
 
     @property
     def version(self) -> Version:
@@ -138,9 +145,12 @@ def read_settings(config: Any) -> Settings:
         if llm.name:
             problems += out_of_bounds(llm.args, f"lamorel_args.llm_configs.{llm.name}.")
     multinode = _multinode(plain, problems, unused) if new else None
+    accelerate = _section(plain, "accelerate_args", [])
+    threads = _number(accelerate, THREADS, problems, "accelerate_args.", default=0)
+    threads = threads or max((llm.args.num_threads for llm in llms), default=0)
     if problems:
         raise ConfigError(problems)
-    return Settings(args, llms, tuple(unused), multinode)
+    return Settings(args, llms, tuple(unused), multinode, threads)
 
 
 def say_unused(settings: Settings) -> None:
@@ -165,7 +175,8 @@ def _read_02(
         unused,
     )
     accelerate = _section(plain, "accelerate_args", problems)
-    accelerate.pop("num_processes", None)  # the launcher's own
+    for key in ("num_processes", THREADS):  # the launcher's own
+        accelerate.pop(key, None)
     accelerated = _take(AccelerateArgs, accelerate, "accelerate_args", problems, unused)
     llm = _llm_args(_section(plain, "llm_args", problems), "llm_args", problems, unused)
     args = _lamorel_args(plain, problems, setup, accelerated, llm)

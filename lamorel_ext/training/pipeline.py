@@ -9,7 +9,6 @@ last bits differently.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from lamorel_ext.config import LamorelArgs
 from lamorel_ext.envs.babyai.minigrid_batch import MinigridBatch
 from lamorel_ext.experience import Actor, AskingActor, Rollout, Scene, StepListener, Turn, join
+from lamorel_ext.processes.cores import usable_cores
 from lamorel_ext.randomness import Draws
 from lamorel_ext.rpc.topology import world_size
 from lamorel_ext.training.collecting import collect, make_rollout
@@ -92,14 +92,8 @@ def worth_halving(env: BatchedEnv, args: LamorelArgs) -> bool:
             one to spare the halves wait for each other.
     """
     processes = world_size(args.distributed_setup_args) // args.accelerate_args.num_machines
-    return isinstance(env, MinigridBatch) and env.num_envs >= WORTH_HALVING and processes < cores()
-
-
-def cores() -> int:
-    """How many this process may use: a job is often confined to some of its machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    pays = isinstance(env, MinigridBatch) and env.num_envs >= WORTH_HALVING
+    return pays and processes < usable_cores()
 
 
 def collect_rollout(

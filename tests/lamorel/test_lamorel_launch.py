@@ -425,6 +425,37 @@ def test_a_script_may_lie_in_a_folder_of_any_name(
     assert OverridesParser.create().parse_override(told).value() == str(folder / "main.py")
 
 
+SETUP = "lamorel_args.distributed_setup_args"
+ACCELERATE = "lamorel_args.accelerate_args"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "exported", "threads"),
+    [
+        ([f"{SETUP}.n_llm_processes=1"], "3", 3),  # as accelerate reads it
+        ([f"{SETUP}.n_llm_processes=1"], "", 8),
+        ([f"{SETUP}.n_llm_processes=3"], "", 2),
+        ([f"{SETUP}.n_rl_processes=5"], "", 1),
+        ([f"{SETUP}.n_rl_processes=3", f"{SETUP}.n_llm_processes=3",
+          f"{ACCELERATE}.num_machines=2", f"+{ACCELERATE}.main_process_port=4242"], "", 2),
+        ([f"+{ACCELERATE}.num_cpu_threads_per_process=5"], "3", 5),
+        (["+lamorel_args.llm_args.num_threads=6"], "3", 6),
+        (["lamorel_args.llm_args.parallelism.use_gpu=true"], "", 1),
+    ],
+)  # fmt: skip
+def test_a_server_has_the_threads_that_are_said_or_its_share_of_the_cores(
+    overrides: list[str], exported: str, threads: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("OMP_NUM_THREADS", exported)
+    monkeypatch.setattr(script, "usable_cores", lambda: 8)
+    (tmp_path / "main.py").touch()
+    where = ["--config-path", str(EXAMPLE), "--config-name", "config", "--dry-run"]
+    assert launch_script([str(tmp_path / "main.py"), *overrides, *where]) == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert words[words.index("--num_cpu_threads_per_process") + 1] == str(threads)
+
+
 def test_a_configuration_may_name_the_folder_that_it_is_started_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

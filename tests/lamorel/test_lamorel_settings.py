@@ -63,6 +63,16 @@ def test_a_configuration_of_02_is_read_with_lamorels_seed() -> None:
     )
 
 
+def test_threads_are_accelerates_or_the_most_of_any_llm() -> None:
+    said = changed(old(), "accelerate_args.num_cpu_threads_per_process", 5)
+    said["llm_args"]["num_threads"] = 7
+    settings = read_settings(said)
+    assert (settings.threads, settings.unused) == (5, ())
+    both = changed(new(), "llm_configs.main.num_threads", 2)
+    both["llm_configs"]["other"]["num_threads"] = 3
+    assert read_settings(both).threads == 3
+
+
 def test_unknown_keys_are_accepted_and_named() -> None:
     config = old(updater_args=None, other={"a": 1})
     config["llm_args"].update(fancy=3, initializer={"_target_": "mine.Loud"})
@@ -272,6 +282,7 @@ def test_03_needs_an_llm() -> None:
         ("distributed_setup_args.n_llm_processes", 0), ("llm_args.minibatch_size", 0),
         ("llm_args.parallelism", True), ("llm_args.parallelism.model_parallelism_size", 0),
         ("distributed_setup_args.merge_wait_s", "soon"),
+        ("accelerate_args.num_cpu_threads_per_process", 0),
     ],
 )  # fmt: skip
 def test_a_mistake_in_02s_sections_is_told_by_its_key(key: str, value: Any) -> None:
