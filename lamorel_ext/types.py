@@ -32,7 +32,7 @@ class ObservationBatch:
     What an environment does not have has no rows.
 
     Attributes:
-        missions: Mission of each episode, empty where there is none.
+        missions: Mission in each state, empty where there is none.
         descriptions: Sentences of each state, in the order of BabyAI-Text.
         images: ``(num_envs, 7, 7, 3)`` uint8, the egocentric symbolic view; index ``[x, y,
             channel]``.

@@ -4,8 +4,9 @@ shows a text becomes a ``BatchedEnv``, in this process, one copy after the other
 
 What the environment has to offer (docs/own/environment/README.md has examples):
 
-* **Observations**: a text, or a dictionary with ``text`` and optionally ``mission`` (a text) and
-  ``features`` (numbers of any shape, always the same). Lines of the text become sentences.
+* **Observations**: a text, or a dictionary with ``text`` and optionally ``mission`` (a text; an
+  observation without it keeps the one before) and ``features`` (numbers of any shape, always the
+  same). Lines of the text become sentences.
 * **Actions**: fixed ones, whose texts are ``env.action_texts`` or an attribute ``action_texts``; or
   each state's own, as a list of texts ``admissible`` (or ``admissible_commands``) in ``info``; not
   both. A list or tuple without repeats: its order numbers the actions. ``step`` gets the text's

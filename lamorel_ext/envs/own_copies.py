@@ -237,9 +237,10 @@ class OwnCopy:
         for part in ("text", "mission"):
             if not is_unicode(seen.get(part, "")):
                 raise self._error(f"the observation's {part}", UNICODE, seen[part])
+        before = "" if name == "reset" else self.shown.mission
         self.shown = Shown(
             str(seen["text"]),
-            str(seen.get("mission", "")),
+            str(seen.get("mission", before)),
             self._features(seen.get("features", ())),
             self._offered(info, ended),
         )

@@ -46,6 +46,7 @@ class _Window:
     """The newest part of one episode: one action between every two observations."""
 
     mission: str
+    """Of the present state: an environment of the user's own may say another one in each."""
     observations: deque[tuple[str, ...]]
     actions: deque[str] = field(default_factory=deque)
     offered: tuple[str, ...] | None = None
@@ -101,6 +102,7 @@ class PromptHistory:
         ):
             offered = window.offered
             window.actions.append(action_name(int(action)) if offered is None else offered[action])
+            window.mission = step.reached.missions[place]
             window.offered = _offered(step.reached, place)
             window.observations.append(sentences)
             if len(window.observations) > self.history:

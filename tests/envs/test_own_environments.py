@@ -109,6 +109,14 @@ class Many(Count):
     action_space = gymnasium.spaces.Discrete(4)
 
 
+class Errands(Count):
+    """Says its mission where there is a new one."""
+
+    def seen(self) -> Any:
+        news = {"mission": f"leave {self.number}"} if self.number % 2 == 0 else {}
+        return {"text": f"You are at {self.number}"} | news
+
+
 class Silent(Count):
     action_texts = ()
 
@@ -158,6 +166,16 @@ def test_lines_of_the_text_are_sentences_and_fixed_texts_are_offered() -> None:
     assert seen.descriptions[0][1] == "Go on" and seen.missions == ("", "")
     assert seen.actions == (("stay", "one more", "stop"),) * 2
     assert not len(seen.images) and not len(seen.features)
+
+
+def test_a_mission_stays_until_another_one_is_said_or_the_episode_ends() -> None:
+    starts_at_8, starts_at_7 = 0, 4
+    env = own_batch(own(Errands), 1, lambda copy, episode: (starts_at_8, starts_at_7)[episode])
+    assert env.reset().missions == ("leave 8",)
+    steps = [env.step(np.array([action])) for action in (1, 1, 1, 2)]
+    said = [step.reached.missions[0] for step in steps]
+    assert said == ["leave 8", "leave 10", "leave 10", "leave 10"]
+    assert steps[-1].current.missions == ("",)
 
 
 def test_episodes_follow_from_copy_and_number_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -158,6 +159,16 @@ def test_an_ended_episode_is_seen_in_reached_and_forgotten_in_current() -> None:
     kept = glam_prompt("go to the red ball", [("a0",), ("a1",)], ["go forward"])
     assert step.reached == (kept, glam_prompt("go to the red ball", [("b0",), ("b1",)], ["toggle"]))
     assert step.current == (kept, glam_prompt("go to the red ball", [("new",)], []))
+
+
+@pytest.mark.parametrize("template", ["lamorel", "glam"])
+def test_a_mission_that_changes_within_an_episode_is_the_one_of_the_present_state(
+    template: Literal["lamorel", "glam"],
+) -> None:
+    history = PromptHistory(template, history=2)
+    history.reset(observe("o0", mission="find the key"))
+    (prompt,) = history.step([0], step_to(observe("o1", mission="open the door"))).current
+    assert "open the door" in prompt and "find the key" not in prompt
 
 
 def test_restored_history_goes_on_as_the_saved_one() -> None:
