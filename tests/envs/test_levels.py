@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -177,9 +179,18 @@ def test_steps_in_the_wrong_order_and_unknown_actions_are_refused() -> None:
     env.reset(seed=0)
     with pytest.raises(LevelError, match="got 7"):
         env.step(7)
+    for action in (2.5, "2", None, np.array([2])):
+        with pytest.raises(LevelError, match="actions are 0 to 6, got"):
+            env.step(action)  # type: ignore[arg-type]
     env.step(DONE)
     with pytest.raises(LevelError, match="after the end"):
         env.step(0)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, "10"])
+def test_a_step_limit_that_is_none_is_refused(limit: Any) -> None:
+    with pytest.raises(LevelError, match="max_steps must be a whole number from 1 on"):
+        BabyAITextEnv(max_steps=limit)
 
 
 def test_an_unknown_level_is_answered_with_close_names() -> None:
@@ -209,8 +220,9 @@ def test_number_of_distractors(level: str, asked: int, things: int) -> None:
 def test_distractors_where_there_are_none_or_too_many_are_refused() -> None:
     with pytest.raises(LevelError, match="does not take"):
         make_level("BabyAI-GoToRedBallNoDists-v0", num_distractors=4)
-    with pytest.raises(LevelError, match="negative"):
-        make_level("BabyAI-GoToLocal-v0", num_distractors=-1)
+    for number in (-1, 3.5, "3"):
+        with pytest.raises(LevelError, match="distractors must be a whole number from 0 on"):
+            make_level("BabyAI-GoToLocal-v0", num_distractors=number)  # type: ignore[arg-type]
     with pytest.raises(LevelError, match="too many objects"):
         make_level("BabyAI-GoToLocalS5N2-v0", num_distractors=16).reset(seed=0)
 

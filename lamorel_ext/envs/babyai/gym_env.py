@@ -4,6 +4,7 @@ words.
 
 from __future__ import annotations
 
+import operator
 import string
 from typing import Any
 
@@ -45,7 +46,7 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
         render_mode: ``human``, ``rgb_array`` or None, as in minigrid.
 
     Raises:
-        LevelError: The level is unknown, or does not take a number of distractors.
+        LevelError: See ``levels.make_level``; or the language is unknown.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 10}
@@ -91,9 +92,13 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
                 if self._running is None
                 else "step after the end of an episode: reset first"
             )
-        if not 0 <= action < NUM_ACTIONS:
-            raise LevelError(f"actions are 0 to {NUM_ACTIONS - 1}, got {action}")
-        observation, reward, terminated, truncated, _ = self.level.step(int(action))
+        try:
+            number = operator.index(action)
+        except TypeError:  # half an action is none
+            number = -1
+        if not 0 <= number < NUM_ACTIONS:
+            raise LevelError(f"actions are 0 to {NUM_ACTIONS - 1}, got {action!r}")
+        observation, reward, terminated, truncated, _ = self.level.step(number)
         self._running = not (terminated or truncated)
         info = self._say(observation)
         return observation, float(reward), bool(terminated), bool(truncated), info

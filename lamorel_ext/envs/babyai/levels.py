@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -115,7 +116,8 @@ def make_level(
             navigations that the mission needs.
 
     Raises:
-        LevelError: The level is unknown or does not take a number of distractors.
+        LevelError: The level is unknown or does not take a number of distractors, or a number is
+            not whole or too small.
     """
     spec = level_spec(level_id)
     options = dict(spec.options)
@@ -126,20 +128,28 @@ def make_level(
                 f"{level_id} does not take a number of distractors; BabyAI-GoToRedBall-v0 and"
                 " BabyAI-GoToLocal-v0 do"
             )
-        if num_distractors < 0:
-            raise LevelError(
-                f"{level_id}: the number of distractors must not be negative, got {num_distractors}"
-            )
+        num_distractors = _whole(num_distractors, 0, f"{level_id}: the number of distractors")
         most = _MOST_OBJECTS.get(name, num_distractors)
         if num_distractors > most:
             raise LevelError(f"{level_id}: at most {most} objects, got {num_distractors}")
         options[name] = max(num_distractors, _fewest_objects(spec))
     level = _refined(spec.build)(**options)
     if max_steps is not None:
-        level.max_steps, level.fixed_max_steps = max_steps, True
+        level.max_steps = _whole(max_steps, 1, f"{level_id}: max_steps")
+        level.fixed_max_steps = True
     elif not spec.keeps_max_steps:
         level.fixed_max_steps = False
     return level
+
+
+def _whole(number: Any, least: int, what: str) -> int:
+    try:
+        whole = operator.index(number)
+    except TypeError:
+        whole = least - 1
+    if whole < least:
+        raise LevelError(f"{what} must be a whole number from {least} on, got {number!r}")
+    return whole
 
 
 def _fewest_objects(spec: LevelSpec) -> int:
