@@ -69,7 +69,7 @@ class TcpListener:
         self._inbox: Inbox[Call] = Inbox()
         self._tickets = 0
         self._lock = threading.Lock()
-        self._num_open = len(clients)
+        self._staying = {link.peer.rank for link in clients}
         self._closed = threading.Event()
         for link in self._links:
             link.start(self._on_frame, self._on_lost)
@@ -80,11 +80,12 @@ class TcpListener:
         Raises:
             RpcError: A client or another server is gone.
         """
-        while self._num_open:
+        while self._staying:
             call = self._inbox.get()
             if not isinstance(call.request, CloseRequest):
                 return call
-            self._num_open -= 1
+            # Not counted: one whose leave was broken off takes it again at its end.
+            self._staying.discard(call.sender)
             call.answer(Done())
         return None
 
@@ -101,7 +102,7 @@ class TcpListener:
             senders = {each.sender for each in taken}
             return following.sender not in senders and joins(taken, following)
 
-        return self._inbox.get_behind([call], joining, self._num_open - 1, wait_s)
+        return self._inbox.get_behind([call], joining, len(self._staying) - 1, wait_s)
 
     def loss(self, timeout_s: float) -> BaseException | None:
         """Why a peer is gone, or None where none is within ``timeout_s`` seconds."""

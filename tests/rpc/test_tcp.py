@@ -177,6 +177,24 @@ def test_a_client_that_leaves_early_leaves_the_servers_to_the_others() -> None:
     assert launch.errors == {} and launch.ends == []
 
 
+def test_a_client_that_takes_leave_twice_leaves_the_servers_to_the_others() -> None:
+    """As where an interrupt broke off the first time: the end of the process is the second."""
+    with threaded_launch(2, 1) as launch:
+        leaving, staying = launch.callers
+        waits = staying.submit_score(ScoreRequest(("wait",), (("a",),)))
+        assert launch.hosts[0].busy.wait(10)
+        threads = [threading.Thread(target=leaving.close) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)  # both have said so
+        launch.hosts[0].gate.set()
+        for thread in threads:
+            thread.join(10)
+        assert len(waits.result(10).counts) == 1
+        assert len(staying.score(["a"], [["b"]])) == 1
+    assert launch.errors == {} and launch.ends == []
+
+
 def test_small_requests_of_several_clients_go_to_different_servers() -> None:
     with threaded_launch(2, 2) as launch:
         for rank, caller in enumerate(launch.callers):
