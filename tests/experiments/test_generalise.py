@@ -268,6 +268,15 @@ def test_the_answer_names_the_arm_that_loses_most_among_those_that_read() -> Non
     assert caution == "1 seed shows a tendency; a claim needs 10."
 
 
+def test_a_gain_is_called_no_cost() -> None:
+    tests = [outcome("a", 0, "distractors_8", episodes(1, 1), episodes(1, 0))]
+    first, _ = headline(summarise(tests))
+    assert first == (
+        "Other numbers of distractors cost no arm anything; the least change is "
+        "+0.500 [−1.000, +1.000], of a under num_distractors=8."
+    )
+
+
 def test_a_mean_over_tests_is_taken_seed_by_seed() -> None:
     changes = {1: (-0.4, 0.0), 2: (-0.2, -0.2), 3: (-0.1, -0.3)}
     tests = [

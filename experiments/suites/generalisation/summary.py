@@ -129,11 +129,15 @@ def _losses(what: str, cells: Sequence[Cell]) -> list[str]:
         f"{arm} {_with(mean_change(cells, arm))}"
         for arm in dict.fromkeys(cell.arm for cell in cells)
     )
+    cost = (
+        f"cost {worst.arm} most: {_with(worst.change)} under {worst.condition.title}, where it"
+        f" still succeeds in {plain(worst.success.estimate)}"
+        if worst.change.estimate < 0
+        else f"cost no arm anything; the least change is {_with(worst.change)}, of {worst.arm}"
+        f" under {worst.condition.title}"
+    )
     return [
-        (
-            f"{what} cost {worst.arm} most: {_with(worst.change)} under {worst.condition.title},"
-            f" where it still succeeds in {plain(worst.success.estimate)}."
-        ),
+        f"{what} {cost}.",
         *([f"Mean change of success over these {tests} tests: {means}."] if tests > 1 else []),
     ]
 
