@@ -9,6 +9,7 @@ need not be sent.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -144,7 +145,7 @@ def split_score(request: ScoreRequest, num_shards: int) -> list[ScoreRequest]:
 
 class PromptPlaces:
     """Cuts a batch by prompt: equal ones go to one server, and one that was asked before to the
-    server that remembers it.
+    server that remembers it. May be used from several threads.
 
     The other distinct prompts are divided evenly, in their order; or by their text alone, so that
     clients that ask each for themselves choose the same server, at the price of shards that are not
@@ -161,10 +162,12 @@ class PromptPlaces:
         self._num_shards = num_shards
         self.by_text = False
         self._places: dict[tuple[str, tuple[str, ...]], int] = {}
+        self._lock = threading.Lock()
 
     def forget(self) -> None:
         """The servers remember nothing any more."""
-        self._places.clear()
+        with self._lock:
+            self._places.clear()
 
     def cut(self, request: ScoreRequest) -> list[list[int]]:
         """The places in the batch of each server's prompts, in their order."""
@@ -176,14 +179,15 @@ class PromptPlaces:
                 [row for row, place in enumerate(places) if place == shard]
                 for shard in range(self._num_shards)
             ]
-        if len(self._places) + len(asked) > MAX_PLACES:
-            self.forget()
-        fresh = [each for each in dict.fromkeys(asked) if each not in self._places]
-        for server, part in enumerate(split_evenly(len(fresh), self._num_shards)):
-            self._places.update(dict.fromkeys(fresh[part.start : part.stop], server))
         rows: list[list[int]] = [[] for _ in range(self._num_shards)]
-        for row, each in enumerate(asked):
-            rows[self._places[each]].append(row)
+        with self._lock:
+            if len(self._places) + len(asked) > MAX_PLACES:
+                self._places.clear()
+            fresh = [each for each in dict.fromkeys(asked) if each not in self._places]
+            for server, part in enumerate(split_evenly(len(fresh), self._num_shards)):
+                self._places.update(dict.fromkeys(fresh[part.start : part.stop], server))
+            for row, each in enumerate(asked):
+                rows[self._places[each]].append(row)
         return rows
 
 

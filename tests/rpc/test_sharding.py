@@ -1,5 +1,7 @@
 """Splitting requests and merging answers, for any number of shards."""
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given
@@ -250,6 +252,25 @@ def test_a_prompt_has_one_server_until_the_servers_forget(
         assert max(fresh) - min(fresh) <= 1  # what is new is divided evenly
     places.forget()
     assert places.cut(ScoreRequest(("p9",), (("a",),)))[0] == [0]
+
+
+def test_another_thread_may_have_the_servers_forget_while_a_batch_is_cut() -> None:
+    places = PromptPlaces(2)
+    threads: list[threading.Thread] = []
+
+    class Prompt(str):
+        """Looked up, it has another thread forget."""
+
+        def __hash__(self) -> int:
+            threads.append(threading.Thread(target=places.forget))
+            threads[-1].start()
+            threads[-1].join(0.02)
+            return super().__hash__()
+
+    assert places.cut(ScoreRequest((Prompt("p"), Prompt("q")), (("a",),) * 2)) == [[0], [1]]
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_one_prompt_with_other_candidates_is_another_question() -> None:
