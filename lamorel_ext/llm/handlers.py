@@ -18,7 +18,12 @@ from torch import nn
 
 from lamorel_ext.errors import CheckpointError, LamorelExtError, RequestError, UpdateError
 from lamorel_ext.rpc.failures import failure_of
-from lamorel_ext.rpc.groups import LockstepGroup, make_thread_groups
+from lamorel_ext.rpc.groups import (
+    LockstepGroup,
+    OtherServerFailed,
+    gather_numbers,
+    make_thread_groups,
+)
 from lamorel_ext.rpc.requests import check_generate, check_score, check_update
 from lamorel_ext.types import (
     Answer,
@@ -112,7 +117,8 @@ class RequestHandler:
         role: Such as ``"llm server 0"``.
         known_version: Version of the weights when they were last the same on every server for sure:
             at the start, after a reset or a load. None after a reset or load that failed, or an
-            update of a user's own that left servers with different weights.
+            update that left servers with different weights: until the next good one nothing is
+            answered with them, and no checkpoint made of them.
         random_state: Held while random numbers are drawn: servers that are threads of one process
             share its random state.
         one_model: True where the servers of the group hold one model together: each gets the whole
@@ -162,7 +168,7 @@ class RequestHandler:
         """
         started = time.perf_counter()
         together = self.together
-        if together is not None and len(requests) > 1:
+        if together is not None and len(requests) > 1 and self.known_version is not None:
             try:
                 for request in requests:
                     check_score(request)
@@ -182,8 +188,10 @@ def score(handler: RequestHandler, request: ScoreRequest) -> ScoreResult:
     """Score candidates and evaluate module functions."""
     check_score(request)
     started = time.perf_counter()
-    result = handler.in_step(
-        lambda: handler.host.score(
+
+    def work() -> ScoreResult:
+        _check_sound(handler)
+        return handler.host.score(
             request.prompts,
             request.candidates,
             modules=request.modules,
@@ -191,7 +199,8 @@ def score(handler: RequestHandler, request: ScoreRequest) -> ScoreResult:
             # Named only where there are any: a host of the user's own need not take them.
             **({"known": request.known} if request.known else {}),
         )
-    )
+
+    result = handler.in_step(work)
     return replace(result, stats=_timed(result.stats, started))
 
 
@@ -199,25 +208,40 @@ def generate(handler: RequestHandler, request: GenerateRequest) -> GenerateResul
     """Continue prompts."""
     check_generate(request)
     started = time.perf_counter()
+
+    def work() -> GenerateResult:
+        _check_sound(handler)
+        return handler.host.generate(request)
+
     with handler.random_state:
-        result = handler.in_step(lambda: handler.host.generate(request))
+        result = handler.in_step(work)
     return replace(result, stats=_timed(result.stats, started))
 
 
 def update(handler: RequestHandler, request: UpdateRequest) -> UpdateResult:
     """Apply an updater to this server's shard, together with the other servers."""
     started = time.perf_counter()
+    before, unseen = handler.host.weights_version, False
 
     def work() -> UpdateResult:
+        nonlocal unseen
         check_update(request)
         updater = _updater(handler, request.updater)
         _check_same_weights(handler)
+        unseen = not _is_ours(updater)
         with _unremembered(handler, updater):
             result = updater.update(request)
         _check_after(handler, updater, request.updater)
         return result
 
-    return UpdateResult(_timed(handler.group.together(work).stats, started))
+    try:
+        result = handler.group.together(work)
+    except (Exception, SystemExit) as error:
+        name = request.updater or next(iter(handler.updaters), "")
+        steps = handler.host.weights_version - before
+        _compare_after_failure(handler, name, steps, unseen, error)
+        raise
+    return UpdateResult(_timed(result.stats, started))
 
 
 def reset(handler: RequestHandler, request: ResetRequest) -> Done:
@@ -334,19 +358,25 @@ def _updater(handler: RequestHandler, name: str) -> Updater:
     )
 
 
-def _check_same_weights(handler: RequestHandler) -> None:
-    """An update that failed after its last sum may have changed some servers and not others;
-    training must not go on like that.
-    """
+def _check_sound(handler: RequestHandler) -> int:
+    """The version at which the servers were last the same for sure."""
     if handler.known_version is None:
         raise UpdateError(f"{handler.role} has {UNSOUND}; load a checkpoint or reset")
+    return handler.known_version
+
+
+def _check_same_weights(handler: RequestHandler) -> None:
+    """Training must not go on where an updater of the user's own has made steps on some servers and
+    not on others.
+    """
+    known = _check_sound(handler)
     if handler.group.size == 1:
         return
-    steps = handler.host.weights_version - handler.known_version
+    steps = handler.host.weights_version - known
     handler.group.same(
         steps,
-        "steps behind it since its weights were last known to be the same, after an update that"
-        " failed; load a checkpoint or reset",
+        "steps behind it since its weights were last known to be the same; load a checkpoint or"
+        " reset",
     )
 
 
@@ -381,9 +411,41 @@ def _check_after(handler: RequestHandler, updater: Updater, name: str) -> None:
     handler.host.forget()  # a host of the user's own may remember too
     try:
         check_servers(handler.host, handler.learners, name or type(updater).__name__)
+    except OtherServerFailed:  # all compare what it has left behind
+        raise
     except UpdateError:
         handler.known_version = None
         raise
+
+
+def _compare_after_failure(
+    handler: RequestHandler, name: str, steps: int, unseen: bool, error: BaseException
+) -> None:
+    """After an update that failed, on every server: where it has left them with different weights
+    they answer nothing with these.
+
+    Args:
+        name: Of the updater.
+        steps: That this server has announced in it.
+        unseen: Whether it may have changed weights without a word.
+        error: Why it failed here; gets a note.
+    """
+    if handler.group.size == 1 or handler.one_model or handler.group.broken is not None:
+        return
+    # Here, as above.
+    from lamorel_ext.llm.updaters.agreement import check_servers
+
+    def work() -> None:
+        taken = gather_numbers([steps, int(unseen)], handler.group)
+        handler.group.same(steps, "steps of the update that failed")
+        if taken.any() and isinstance(handler.host, nn.Module):
+            check_servers(handler.host, handler.group, name)
+
+    try:
+        handler.group.together(work)
+    except Exception as second:
+        handler.known_version = None
+        error.add_note(f"the servers are not alike since: {second}")
 
 
 def _begin_part(handler: RequestHandler) -> None:

@@ -37,9 +37,13 @@ class Own(BaseUpdater):
             self._llm_module.score(
                 contexts, candidates, require_grad=True
             ).log_probs.sum().backward()
-        if self.how in ("averages", "one by data"):
+        if self.how in ("averages", "one by data", "one stops before", "one stops after"):
             self.average_gradients()
+        if self.how == "one stops before" and self._group.rank == 1:
+            raise LookupError("before its step")
         optimizer.step()
+        if self.how == "one stops after" and self._group.rank == 1:
+            raise LookupError("after its step")
         optimizer.zero_grad()
         if self.how == "one by data" and self._group.rank == 1:
             parameters[3].data.view(-1)[5] += 1e-3
@@ -95,6 +99,42 @@ def test_the_first_update_that_lets_servers_differ_fails_and_says_what_to_do(
         assert not (tmp_path / "bad").exists()
         caller.load(str(tmp_path / "good"))
         caller.save(str(tmp_path / "bad"))
+
+
+def test_servers_that_a_failed_update_left_apart_answer_nothing_until_they_are_alike(
+    tmp_path: Path,
+) -> None:
+    caller, hosts = updated("one stops before", 2)
+    asks = [
+        lambda: caller.score(PROMPTS[:1], [ACTIONS]),
+        lambda: caller.score(PROMPTS, [ACTIONS] * 3),
+        lambda: caller.generate(PROMPTS, max_new_tokens=2),
+        lambda: caller.update(PROMPTS, [ACTIONS] * 3),
+        lambda: caller.save(str(tmp_path / "bad")),
+    ]
+    with caller:
+        caller.save(str(tmp_path / "good"))
+        with pytest.raises(RemoteError, match="LookupError: before its step") as failed:
+            caller.update(PROMPTS, [ACTIONS] * 3)
+        assert "the servers are not alike" in str(failed.value)
+        for ask in asks:
+            with pytest.raises(RemoteError, match="no sound weights"):
+                ask()
+        caller.load(str(tmp_path / "good"))
+        scores = caller.score([PROMPTS[0]] * 2, [ACTIONS] * 2)
+        assert torch.equal(scores[0], scores[1])
+
+
+def test_servers_that_a_failed_update_left_alike_go_on(tmp_path: Path) -> None:
+    caller, hosts = updated("one stops after", 2)
+    with caller:
+        for _ in range(2):
+            with pytest.raises(RemoteError, match="LookupError: after its step") as failed:
+                caller.update(PROMPTS, [ACTIONS] * 3)
+            assert "the servers are not alike" not in str(failed.value)
+        scores = caller.score([PROMPTS[0]] * 2, [ACTIONS] * 2)
+        assert torch.equal(scores[0], scores[1])
+        caller.save(str(tmp_path / "state"))
 
 
 def test_one_number_of_one_tensor_changed_past_pytorchs_counting_is_enough() -> None:
