@@ -151,9 +151,11 @@ def array_script(
         # With the controls, which a run alone would not know to be part of its comparison.
         lines += ['every_arm=$(IFS=,; echo "${arms[*]}")', "export every_arm"]
         choice = '"task=$task" "arm=$arm"' if compare.tasks else '"arm=$arm"'
+        # Without Hydra's quotes what follows a comma is another value.
+        own_folder = "'$folder'" if "," in compare.output_dir else "$folder"
         last = (
             f'-m {MODULES["train"]} {shlex.join(arguments)} {choice} "run.seed=$seed"'
-            ' "run.output_dir=$folder" "compare.arms=[$every_arm]"'
+            f' "run.output_dir={own_folder}" "compare.arms=[$every_arm]"'
         )
     return _script(config, f"lamorel-ext-{name}", options, own, lines, last.rstrip())
 

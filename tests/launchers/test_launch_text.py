@@ -620,12 +620,15 @@ def test_an_array_over_tasks_covers_every_task_arm_and_seed_once(tmp_path: Path)
     }
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize(
+    ("nodes", "folder"), [(1, "runs/demo"), (2, "runs/demo"), (1, "a,b"), (2, "a,b")]
+)
 def test_a_run_of_an_array_is_the_one_of_the_comparison_and_knows_all_of_its_arms(
-    tmp_path: Path, nodes: int
+    tmp_path: Path, nodes: int, folder: str
 ) -> None:
     """Also the controls: whoever counts the runs that there are to be goes by ``compare.arms``."""
     overrides = ["compare.seeds=[4]", f"lamorel_args.accelerate_args.num_machines={nodes}"]
+    overrides.append(f"compare.output_dir='{folder}'")
     planned = plan(overrides, "demo")
     script = array_script(planned[0].config, "compare", arguments(*overrides))
     assert f"#SBATCH --array=0-{len(planned) - 1}\n" in script
