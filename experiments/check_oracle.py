@@ -18,12 +18,15 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lamorel_ext.errors import LamorelExtError
 from lamorel_ext.prompts.templates import action_name, glam_prompt, lamorel_prompt
+
+if TYPE_CHECKING:
+    from lamorel_ext.envs.babyai.describe import Language
 
 REWARD_TOLERANCE = 1e-9
 GLAM_HISTORY = 3
@@ -105,22 +108,39 @@ def check_file(path: Path) -> Comparison:
 
 def check_episode(episode: list[Record], comparison: Comparison) -> None:
     """Compare one episode."""
+    language = recorded_language(episode)
     for record in episode:
-        check_text(record, comparison)
+        check_text(record, comparison, language)
     check_prompts(episode, comparison)
     check_draw(episode[0], comparison)
-    check_replay(episode, comparison)
+    check_replay(episode, comparison, language)
 
 
-def check_text(record: Record, comparison: Comparison) -> None:
-    """Rebuild one state; compare the view and the sentences in both languages."""
+def recorded_language(episode: list[Record]) -> Language:
+    """That of ``descriptions``: English, or French throughout in a level that insists on it."""
+    from lamorel_ext.envs.babyai.levels import level_ids, level_spec
+
+    level = episode[0]["level"]
+    insists = level in level_ids() and level_spec(level).language == "fr"
+    french = all(record["descriptions"] == record["descriptions_fr"] for record in episode)
+    return "fr" if insists and french else "en"
+
+
+def check_text(record: Record, comparison: Comparison, language: Language = "en") -> None:
+    """Rebuild one state; compare the view and the sentences in both languages.
+
+    Args:
+        language: That of ``descriptions``.
+    """
     from lamorel_ext.envs.babyai.describe import describe
     from lamorel_ext.envs.babyai.transcripts import rebuild
     from lamorel_ext.envs.babyai.view import symbolic_view
 
     image = symbolic_view(rebuild(record))
     comparison.check("image", record, image.reshape(-1).tolist(), record["image"])
-    comparison.check("descriptions", record, list(describe(image)), record["descriptions"])
+    comparison.check(
+        "descriptions", record, list(describe(image, language)), record["descriptions"]
+    )
     comparison.check(
         "descriptions_fr", record, list(describe(image, language="fr")), record["descriptions_fr"]
     )
@@ -164,9 +184,12 @@ def check_draw(first: Record, comparison: Comparison) -> None:
     comparison.check("draw", first, ours, recorded)
 
 
-def check_replay(episode: list[Record], comparison: Comparison) -> None:
+def check_replay(episode: list[Record], comparison: Comparison, language: Language = "en") -> None:
     """Step from the first state with the recorded actions; compare mission, states, rewards and
     ends, as far as the rules are known.
+
+    Args:
+        language: That of ``descriptions``.
     """
     from lamorel_ext.envs.babyai.describe import describe
     from lamorel_ext.envs.babyai.transcripts import (
@@ -196,9 +219,8 @@ def check_replay(episode: list[Record], comparison: Comparison) -> None:
             continue
         observation, reward, terminated, truncated, _ = level.step(record["action_id"])
         after = record["after"]
-        comparison.check(
-            "after", record, list(describe(observation["image"])), after["descriptions"]
-        )
+        said = list(describe(observation["image"], language))
+        comparison.check("after", record, said, after["descriptions"])
         if not scored:
             comparison.skipped["reward"] += 1
             continue

@@ -20,11 +20,14 @@ RECORDED = Path(__file__).resolve().parents[3] / "shared" / "oracle" / "babyai_t
 LEFT, FORWARD = 0, 2
 
 
-def record_episode(seed: int, actions: list[int]) -> list[dict[str, Any]]:
-    """An episode of GoToRedBallNoDists in the format of the transcripts."""
-    env = BabyAITextEnv()
+def record_episode(
+    seed: int, actions: list[int], level_id: str = "BabyAI-GoToRedBallNoDists-v0"
+) -> list[dict[str, Any]]:
+    """An episode of a go-to level in one room in the format of the transcripts."""
+    env = BabyAITextEnv(level_id)
     observation, info = env.reset(seed=seed)
     level, lines = env.level, []
+    meant: Any = level.instrs.desc  # type: ignore[attr-defined]
     sentences: list[list[str]] = []
     names: list[str] = []
     for t, action in enumerate([*actions, None]):
@@ -37,8 +40,8 @@ def record_episode(seed: int, actions: list[int]) -> list[dict[str, Any]]:
             "step_count": level.step_count, "max_steps": level.max_steps,
             "see_through_walls": False, "rooms": {"size": 8, "rows": 1, "cols": 1},
             "instr": {
-                "kind": "goto", "desc": {"type": "ball", "color": "red", "loc": None},
-                "strict": False,
+                "kind": "goto", "strict": False,
+                "desc": {"type": meant.type, "color": meant.color, "loc": None},
             },
             "image": observation["image"].reshape(-1).tolist(),
             "descriptions": info["descriptions"],
@@ -96,6 +99,16 @@ def test_a_faithful_transcript_passes_and_the_last_line_counts(
         and report["compared"]["reward"] == 4
         and report["compared"]["draw"] == 1
     )
+
+
+def test_a_level_that_speaks_french_may_be_recorded_in_either_language(tmp_path: Path) -> None:
+    french = record_episode(3, [LEFT, FORWARD], "BabyAI-GoToFrench-v0")
+    assert french[0]["descriptions"] == french[0]["descriptions_fr"]
+    assert main([str(write(tmp_path / "french.jsonl.gz", french))]) == 0
+    english = record_episode(3, [LEFT, FORWARD], "BabyAI-GoToLocal-v0")
+    for line in english:
+        line["descriptions"] = line["descriptions_fr"]
+    assert main([str(write(tmp_path / "english.jsonl.gz", english))]) == 1
 
 
 TAMPERED: dict[str, Callable[[list[dict[str, Any]]], object]] = {
