@@ -200,6 +200,18 @@ class OwnCopy:
                 f"{self._place}: the saved episode looks different after its {len(self.actions)}"
                 f" actions ({', '.join(differing)} of {self._args.own.target}): {why_so}"
             )
+        if self._total != (total := float(saved["totals"])):
+            log.warning(
+                "%s: the saved episode looks the same after its %d actions, but they gave %g in all"
+                " and gave %g before: rewards of %s do not follow from seed and actions, so that"
+                " this run goes on otherwise than without the stop",
+                self._place,
+                len(self.actions),
+                self._total,
+                total,
+                self._args.own.target,
+            )
+            self._total = total  # what was really earned says whether the episode succeeds
 
     def close(self) -> None:
         """Free what is held."""

@@ -332,6 +332,33 @@ class Shows(Walk):
         return {"admissible": ["stay", f"go {self.of('actions')}"]}
 
 
+class Pays(Walk):
+    """What a step gives depends on how many were made in the process, as with a wrapper that
+    normalises rewards.
+    """
+
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        Pays.steps += 1
+        seen, _, *rest = super().step(action)
+        return seen, float(Pays.steps), *rest
+
+
+def test_rewards_that_come_out_differently_are_told_and_the_return_stays_what_it_was(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    env = batch("Pays")
+    for _ in range(2):
+        env.step(np.array([1]))
+    earned = env.state()["totals"]
+    again = resumed("Pays", env)
+    assert again.state()["totals"] == earned
+    (record,) = caplog.records
+    assert "copy 0: the saved episode looks the same" in record.message
+    assert "rewards of" in record.message and "Pays" in record.message
+
+
 @pytest.mark.parametrize("part", ["features", "mission", "actions"])
 def test_what_comes_back_is_compared_as_a_whole(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     monkeypatch.setattr(Shows, "part", part)
