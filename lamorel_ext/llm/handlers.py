@@ -265,7 +265,7 @@ def reset(handler: RequestHandler, request: ResetRequest) -> Done:
 
 def save(handler: RequestHandler, request: SaveRequest) -> Done:
     """Write everything below the folder, on the first server only; the servers hold the same."""
-    folder = Path(request.folder)
+    folder = Path(request.folder).resolve()  # a link stays one, and leads to what was written
 
     def work() -> None:
         if handler.known_version is None:

@@ -182,6 +182,21 @@ def test_a_save_that_fails_leaves_the_earlier_one_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
+def test_a_link_to_a_folder_elsewhere_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "scratch" / "mine").mkdir(parents=True)
+    folder = tmp_path / "state"
+    folder.symlink_to(tmp_path / "scratch" / "mine")
+    with servers(2) as (caller, _):
+        for weight in ("2.0", "4.0", "6.0"):
+            caller.update(["a"], [ACTIONS], signals=[2.0])
+            caller.save(str(folder))
+            assert (tmp_path / "scratch" / "mine" / "model" / "weight.txt").read_text() == weight
+        caller.load(str(folder))
+    assert folder.is_symlink() and [path.name for path in folder.resolve().parent.iterdir()] == [
+        "mine"
+    ]
+
+
 def test_a_folder_without_checkpoint_is_named_and_changes_nothing(tmp_path: Path) -> None:
     with servers(2) as (caller, hosts):
         caller.update(["a"], [ACTIONS], signals=[2.0])
