@@ -248,16 +248,18 @@ def _find(args: LlmArgs) -> _Source:
             str(folder), _existing(folder, args.gguf_file or "config.json"), args.gguf_file
         )
     if folder.exists():
-        raise ModelLoadError(f"{folder} is a file, neither a folder with a model nor a .gguf file")
+        raise ModelLoadError(
+            f"model_path: {folder} is a file, neither a folder with a model nor a .gguf file"
+        )
     # A name on the hub is "name" or "owner/name".
     if path.startswith((".", "~", os.sep)) or path.count("/") > 1 or "\\" in path:
-        raise ModelLoadError(f"{folder} does not exist")
+        raise ModelLoadError(f"model_path: {folder} does not exist")
     return _Source(path, None, args.gguf_file)
 
 
 def _existing(folder: Path, file: str) -> Path:
     if not (folder / file).is_file():
-        raise ModelLoadError(f"{folder} has no {file}")
+        raise ModelLoadError(f"model_path: {folder} has no {file}")
     return folder
 
 

@@ -281,9 +281,9 @@ def fails(path: Path | str, message: str, **more: Any) -> None:
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    fails(tmp_path / "gone", "gone does not exist")
-    fails("./gone", "gone does not exist")
-    fails(tmp_path, "has no config.json")
+    fails(tmp_path / "gone", "model_path: .*gone does not exist")
+    fails("./gone", "model_path: .*gone does not exist")
+    fails(tmp_path, "model_path: .*has no config.json")
     fails(tmp_path, "has no model.gguf", gguf_file="model.gguf")
     (tmp_path / "notes.txt").write_text("x")
     fails(tmp_path / "notes.txt", "is a file, neither a folder with a model nor a .gguf file")
