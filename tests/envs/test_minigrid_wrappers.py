@@ -37,6 +37,20 @@ def test_what_neither_the_environment_nor_its_level_has_is_refused() -> None:
         env.no_such_thing  # noqa: B018
 
 
+def test_what_is_set_of_the_level_is_set_as_in_minigrid() -> None:
+    ours, theirs = (
+        gymnasium.make(name) for name in ("BabyAI-Text/GoToObj-v0", "BabyAI-GoToObj-v0")
+    )
+    for env in (ours, theirs, ours):  # ours twice: an episode of before leaves nothing
+        env.reset(seed=0)
+        for name, value in {"agent_pos": (1, 1), "agent_dir": 3, "max_steps": 5}.items():
+            setattr(env.unwrapped, name, value)
+    seen, _, _, _, info = ours.step(1)
+    np.testing.assert_array_equal(seen["image"], theirs.step(1)[0]["image"])
+    assert "You see a wall 1 step left" in info["descriptions"]
+    assert [ours.step(6)[3] for _ in range(4)] == [False, False, False, True]
+
+
 def test_a_copy_of_a_running_environment_goes_on_equally() -> None:
     env = gymnasium.make("BabyAI-Text/GoToLocal-v0")
     env.reset(seed=5)

@@ -61,11 +61,12 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
     ) -> None:
         self.level_id = level
         self.language: Language = sentence_language(level, language)
-        self.level = make_level(level, num_distractors, max_steps)
-        self.level.render_mode = self.render_mode = render_mode
-        self.observation_space = _with_sentences(self.level.observation_space)
-        self.action_space = self.level.action_space
+        built = make_level(level, num_distractors, max_steps)
+        built.render_mode = self.render_mode = render_mode
+        self.observation_space = _with_sentences(built.observation_space)
+        self.action_space = built.action_space
         self._running: bool | None = None
+        self.level = built  # last: what it has is set there from now on
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -116,6 +117,17 @@ class BabyAITextEnv(gymnasium.Env[dict[str, Any], int]):
         if name.startswith("_") or name == "level":  # a copy asks before there is a level
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.level, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What is set of the level, such as the agent's place, is set where the level is stepped;
+        what this object has itself, here.
+        """
+        level = self.__dict__.get("level")
+        of_level = name in getattr(level, "__dict__", ()) and name not in self.__dict__
+        if of_level and not name.startswith("_"):
+            setattr(level, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _say(self, observation: dict[str, Any]) -> dict[str, Any]:
         """Put the sentences into the observation; gives what ``info`` holds."""
