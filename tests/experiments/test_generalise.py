@@ -124,6 +124,19 @@ def test_a_bare_room_gets_its_distractors_in_the_level_that_can_have_them() -> N
             "another phrase before the goal: in place of English words; the run reads French",
         ),
         (["env.language=fr", "env.prompt=glam"], "synonym_actions", ""),
+        (["env.level=BabyAI-GoToFrench-v0"], "french", "it was trained so"),
+        (
+            ["env.level=BabyAI-GoToFrench-v0"],
+            "invented_words",
+            "other and invented words: in place of English words; the run reads French",
+        ),
+        (
+            ["env.level=BabyAI-GoToFrench-v0"],
+            "go_to_any",
+            "BabyAI-GoToFrench-v0 alone speaks French where env.language does not",
+        ),
+        (["env.level=BabyAI-GoToFrench-v0", "env.language=fr"], "go_to_any", ""),
+        (["env.level=BabyAI-GoToFrench-v0", "env.prompt=glam"], "goal_as_wish", ""),
     ],
 )
 def test_a_test_that_makes_no_sense_is_named_with_its_reason(

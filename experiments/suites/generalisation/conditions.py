@@ -147,12 +147,18 @@ def hindrance(config: Config, condition: Condition) -> str:
     """Why a run cannot be tested under a condition; empty where it can."""
     if config.env.own and condition.group in BABYAI_GROUPS:
         return f"{GROUPS[condition.group]}: BabyAI's own; the run acts in {config.env.own.target}"
-    english = ("words", "goal") if config.env.prompt == "glam" else ("words",)
-    if config.env.language == "fr" and condition.group in english:
-        return f"{GROUPS[condition.group]}: in place of English words; the run reads French"
+    from lamorel_ext.envs.babyai.gym_env import sentence_language
     from lamorel_ext.envs.babyai.levels import level_spec
 
     wanted = changed(config, condition).env
+    read, asked = (sentence_language(env.level, env.language) for env in (config.env, wanted))
+    goal_in_french = config.env.prompt == "glam" and config.env.language == "fr"
+    if {"words": read == "fr", "goal": goal_in_french}.get(condition.group):
+        return f"{GROUPS[condition.group]}: in place of English words; the run reads French"
+    if condition.group == "language" and asked == read:
+        return "it was trained so"
+    if condition.group != "language" and asked != read:
+        return f"{config.env.level} alone speaks French where env.language does not"
     if condition.group == "distractors" and level_spec(wanted.level).distractor_argument is None:
         return f"{config.env.level} takes no number of distractors"
     bare = (
