@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments.runs.entry import run_main, start_log
+from experiments.runs.entry import run_main, say, start_log
 from experiments.runs.files import folder_to_write, replace_text
 from lamorel_ext.errors import ConfigError
 
@@ -121,7 +121,7 @@ def run(argv: Sequence[str]) -> int:
     if not options.levels:
         replace_text(EXPERTS, as_csv(rows))
         replace_text(options.docs / "experts.md", as_page(rows, FIRST_SEED))
-        print(f"experts: {options.docs / 'experts.md'}")
+        say(f"experts: {options.docs / 'experts.md'}")
     return 0
 
 

@@ -56,7 +56,7 @@ from experiments.pretraining.training import (
     save_model,
     train,
 )
-from experiments.runs.entry import run_main, start_log
+from experiments.runs.entry import run_main, say, start_log
 from experiments.runs.files import folder_to_write
 from lamorel_ext.llm.loading import EMBEDDED
 from lamorel_ext.options import number, why_out_of_bounds
@@ -221,7 +221,7 @@ def check(folder: Path) -> int:
     lines = differences(
         figures, card_figures((folder / "README.md").read_text(encoding="utf-8")), _CHECK_TOLERANCE
     )
-    print("\n".join(lines) or f"as in the card: {figures}")
+    say("\n".join(lines) or f"as in the card: {figures}")
     return 1 if lines else 0
 
 

@@ -24,6 +24,7 @@ from experiments.runs.entry import (
     add_sweep_argument,
     add_trust_argument,
     run_main,
+    say,
 )
 from experiments.runs.planning import plan, policy_config, split_policy, swept_lines
 from lamorel_ext.config import CONFIG_DIR, Config, load_config, load_matrix
@@ -160,12 +161,12 @@ def _launch_one(
             return submit(jobs)
         # "id=": the first job of a launch waits for none.
         chain = "\n".join(["id=", *(job.shell() for job in jobs)])
-        print(chain if options.submit else jobs[0].text.rstrip())
+        say(chain if options.submit else jobs[0].text.rstrip())
         return 0
     if options.dry_run:
         table = format_table(placements(config.lamorel_args), config.env.num_envs)
         text = batch_script(config, options.task, arguments, slurm).rstrip()
-        print(f"# ranks\n{table}\n\n{_by_hand(options, config, arguments)}\n\n# for sbatch\n{text}")
+        say(f"# ranks\n{table}\n\n{_by_hand(options, config, arguments)}\n\n# for sbatch\n{text}")
         return 0
     if options.one_process:
         return run_here(one_process(options.task, arguments, sys.executable))

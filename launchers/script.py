@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
-from experiments.runs.entry import run_main
+from experiments.runs.entry import run_main, say
 from lamorel_ext.config import Config, DistributedSetupArgs
 from lamorel_ext.config.overrides import quote
 from lamorel_ext.errors import ConfigError
@@ -82,7 +82,7 @@ def launch_script(argv: Sequence[str]) -> int:
         overrides.append(f"++rl_script_args.path={path}")
     command = script_command(folder, name, overrides)
     if options.dry_run:
-        print(command.shell())
+        say(command.shell())
         return 0
     with ExitStack() as stack:
         added = (

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from experiments.runs.entry import say
 from lamorel_ext.errors import ConfigError, LamorelExtError
 
 SBATCH = ("sbatch", "--parsable")
@@ -49,5 +50,5 @@ def submit(jobs: Sequence[Job]) -> int:
         waits = f", after {number}" if number else ""
         # On a federation the name of the cluster follows the number.
         number = done.stdout.strip().split(";")[0]
-        print(f"{job.name}: {number}{waits}")
+        say(f"{job.name}: {number}{waits}")
     return 0

@@ -211,7 +211,7 @@ class ConfigParser(argparse.ArgumentParser):
         """Parse; with ``--cfg job``, print the configuration, or each of a sweep, and exit."""
         options = super().parse_intermixed_args(args, namespace)
         if options.cfg:
-            print("---\n".join(map(to_yaml, self._configurations(options))), end="")
+            say("---\n".join(map(to_yaml, self._configurations(options))).removesuffix("\n"))
             self.exit()
         return options
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.runs.entry import run_main
+from experiments.runs.entry import run_main, say
 from lamorel_ext.errors import NotThereError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         runs = reader.look()
         if options.once or not sys.stdout.isatty():
-            print(plain(runs))
+            say(plain(runs))
         else:
             show(reader, runs, options.every)
     finally:

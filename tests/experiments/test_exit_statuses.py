@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -75,6 +76,27 @@ def test_a_full_disk_ends_with_one(file: str, tmp_path: Path) -> None:
     (tmp_path / file).symlink_to("/dev/full")
     code, said = status(FULL[file], tmp_path)
     assert code == 1 and "No space left" in said and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiments.watch", "run", "--once"],
+        ["experiments.train", "--cfg", "job"],
+        ["launchers", "compare", "-m", "student.lr=1e-3,1e-4", "--dry-run"],
+    ],
+    ids=" ".join,
+)
+def test_a_reader_that_is_gone_changes_no_status(words: list[str], tmp_path: Path) -> None:
+    make_run(make_config("student_alone", 0, tmp_path / "run", ["student_alone"]), [0.25, 0.5])
+    read, write = os.pipe()
+    os.close(read)
+    python = warm.interpreter(PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
+    with os.fdopen(write, "w") as gone:
+        done = subprocess.run(
+            [python, "-m", *words], cwd=tmp_path, stdout=gone, stderr=subprocess.PIPE, timeout=300
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_every_program_is_walked() -> None:
