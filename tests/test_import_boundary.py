@@ -226,6 +226,14 @@ def test_a_client_starts_without_transformers_and_the_model_side() -> None:
     assert (started.stdout.splitlines(), started.returncode) == (expected, 0), started.stderr
 
 
+@pytest.mark.parametrize("method", ["cloning", "feedback", "pairs", "ppo"])
+def test_a_methods_updater_can_be_what_a_program_imports_first(method: str) -> None:
+    """An updater of the user's own derives from it."""
+    script = f"import lamorel_ext.methods.{method}.updater"
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
 SLOW = ("torch._dynamo", "torch.distributed.tensor", "sympy", "accelerate", "scipy", "matplotlib")
 LEARNS = """
 import sys
