@@ -147,6 +147,23 @@ class RequestHandler:
             updater.set_group(self.learners)
 
     @property
+    def comparable(self) -> bool:
+        """Whether there are other servers that hold the same, and it can be told."""
+        return self.group.size > 1 and not self.one_model and isinstance(self.host, nn.Module)
+
+    def unlike(self) -> str:
+        """How another server's model differs from the first one's; empty where it does not, or
+        cannot be told. Every server must call it.
+        """
+        if not (self.comparable and isinstance(self.host, nn.Module)):
+            return ""
+        # Here, so that a client, which has this file for servers of its own, need not load
+        # updaters.
+        from lamorel_ext.llm.updaters.agreement import unlike
+
+        return unlike(self.host, self.host.info(), self.group)
+
+    @property
     def learners(self) -> ServerGroup:
         """The servers that have each a part of a batch."""
         return make_thread_groups(1)[0] if self.one_model else self.group
@@ -300,6 +317,10 @@ def load(handler: RequestHandler, request: LoadRequest) -> Done:
                     updater.load(_state(folder, name))
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be read: {error}") from error
+        if found := handler.unlike():
+            raise CheckpointError(
+                f"{folder} is not the same on every machine, as it must be: {found}"
+            )
 
     handler.group.together(work)
     handler.known_version = handler.host.weights_version

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from lamorel_ext.errors import ModelLoadError
 from lamorel_ext.llm.handlers import Host, RequestHandler, Updater
 from lamorel_ext.processes.memory import return_freed_memory
 from lamorel_ext.rpc.groups import LockstepGroup
@@ -92,10 +93,12 @@ class Server:
         A request that raises is answered with a ``Failure``; the server goes on.
 
         Raises:
+            ModelLoadError: The servers have not loaded the same model.
             RpcError: A client or another server is gone.
             Exception: The servers cannot talk to each other any more.
         """
         self._handler.open()
+        self._compare()
         while (call := self._listener.get()) is not None:
             for each, answer in self._answered(call):
                 each.answer(answer)
@@ -103,6 +106,21 @@ class Server:
             if self._group.broken is not None:
                 # The group tells that something broke, the connections tell which rank it was.
                 raise self._listener.loss(VERDICT_S) or self._group.broken
+
+    def _compare(self) -> None:
+        if not self._handler.comparable:
+            return
+        try:
+            found = self._group.together(self._handler.unlike)
+        except Exception:
+            if self._group.broken is None:
+                raise
+            raise self._listener.loss(VERDICT_S) or self._group.broken from None
+        if found:
+            raise ModelLoadError(
+                f"{found}: each machine needs the same model files and the same lamorel_args"
+                ".llm_args; dtype: auto goes by the processor"
+            )
 
     def _tidy_after(self, answer: Answer) -> None:
         """Once the client has its answer: memory goes with the largest update that ever was, else,

@@ -253,7 +253,8 @@ def threaded_launch(
         yield launch
     finally:
         for host in launch.hosts:
-            host.gate.set()
+            if isinstance(host, FakeHost):
+                host.gate.set()
         for caller in launch.callers:
             caller.close()
         launch.join()

@@ -1,5 +1,5 @@
-"""Updaters of a user's own: what they did to the weights is checked after each update, on all
-servers together.
+"""Servers hold the same: models as each has loaded them, and weights after an update of a user's
+own.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from lamorel_ext.errors import RemoteError
+from lamorel_ext.errors import ModelLoadError, RemoteError
+from lamorel_ext.llm.module_functions import ValueHead
 from lamorel_ext.llm.serving import Hosted, in_process
 from lamorel_ext.llm.updaters import BaseUpdater
 from lamorel_ext.llm.updaters.agreement import checksum
 from tests.llm.tiny_models import ACTIONS, make_host, make_t5
+from tests.rpc.rpc_fakes import threaded_launch
 
 PROMPTS = ["you see a wall", "action :", "you see a red ball"]
 
@@ -154,6 +156,62 @@ def test_weights_that_are_not_finite_after_an_update_of_ones_own_are_named(
         with pytest.raises(RemoteError, match="CheckpointError: .*was not written"):
             caller.save(str(tmp_path / "state"))
     assert not (tmp_path / "state").exists()
+
+
+def other_model(how: str) -> Any:
+    if how == "precision":
+        return make_host(make_t5(dtype=torch.bfloat16))
+    if how == "heads":
+        return make_host(make_t5(dtype=torch.float32), {"value": ValueHead(4)})
+    host = make_host(make_t5(dtype=torch.float32), quantize="int8" if how == "answers" else None)
+    with torch.no_grad():
+        parameter = next(host.parameters())
+        if how == "one number":
+            parameter.view(-1)[7] += 0.1
+        if how == "rounding":
+            parameter *= 1 + 1e-7
+    return host
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("precision", "its dtype is 'bfloat16', not 'float32'"),
+        ("answers", "its quantize is 'int8', not ''"),
+        ("heads", "module_functions.value.layers.0.weight is there alone"),
+        ("one number", "shared.weight has other numbers"),
+        ("rounding", ""),
+    ],
+)
+def test_servers_that_have_not_loaded_the_same_model_end_before_they_answer(
+    how: str, named: str
+) -> None:
+    hosts = [make_host(make_t5(dtype=torch.float32)), other_model(how)]
+    with threaded_launch(1, 2, hosts=hosts) as launch:
+        if not named:
+            assert len(launch.callers[0].score(PROMPTS, [ACTIONS] * 3)) == 3
+            return
+        with pytest.raises(RemoteError, match=f"ModelLoadError: llm server 1 .*{named}"):
+            launch.callers[0].score(PROMPTS, [ACTIONS] * 3)
+        launch.join()
+        assert {type(error) for error in launch.errors.values()} == {ModelLoadError}
+
+
+def test_a_checkpoint_that_is_another_one_on_another_machine_is_refused(tmp_path: Path) -> None:
+    caller, hosts = updated("averages", 2)
+    with caller:
+        caller.save(str(tmp_path / "first"))
+        caller.update(PROMPTS, [ACTIONS] * 3)
+        caller.save(str(tmp_path / "second"))
+        load = hosts[1].load
+        hosts[1].load = lambda _: load(tmp_path / "first" / "model")
+        with pytest.raises(RemoteError, match="is not the same on every machine.*llm server 1"):
+            caller.load(str(tmp_path / "second"))
+        with pytest.raises(RemoteError, match="no sound weights"):
+            caller.score(PROMPTS, [ACTIONS] * 3)
+        hosts[1].load = load
+        caller.load(str(tmp_path / "second"))
+        assert len(caller.score(PROMPTS, [ACTIONS] * 3)) == 3
 
 
 @pytest.mark.parametrize(
