@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from experiments.runs.entry import run_main, say, start_log
 from experiments.runs.files import folder_to_write, replace_text
-from lamorel_ext.errors import ConfigError
+from lamorel_ext.errors import ConfigError, LevelError
 
 if TYPE_CHECKING:
     from lamorel_ext.envs.babyai.expert import Measured
@@ -109,11 +109,16 @@ def run(argv: Sequence[str]) -> int:
     """Measure, and write the two files where every level was measured."""
     options = parse(argv)
     from lamorel_ext.envs.babyai.expert import EXPERTS
-    from lamorel_ext.envs.babyai.levels import level_ids
+    from lamorel_ext.envs.babyai.levels import level_ids, level_spec
 
     start_log("info")
     if options.episodes < 1:
         raise ConfigError("--episodes: must be at least 1")
+    for level in options.levels:
+        try:
+            level_spec(level)
+        except LevelError as error:  # before the others are measured
+            raise ConfigError(str(error)) from error
     rows = []
     for level in options.levels or level_ids():
         rows.append(measure(level, options.episodes, FIRST_SEED))

@@ -33,6 +33,7 @@ SAID_WRONG = [
     ["experiments.pretrain_embedded"],
     ["experiments.check_oracle", MISSING],
     ["experiments.expert_table", "--episodes", "0"],
+    ["experiments.expert_table", "BabyAI-Nope-v0"],
     ["experiments.coverage", "--nonsense"],
     ["experiments.bench", "nothing"],
     ["experiments.bench.gpu", "--nonsense"],
