@@ -40,9 +40,5 @@ def __getattr__(name: str) -> Any:
 
 def make_updaters() -> dict[str, BaseUpdater]:
     """The updaters that every server offers, by name."""
-    from lamorel_ext.methods.cloning.updater import SupervisedUpdater
-    from lamorel_ext.methods.feedback.updater import FeedbackUpdater
-    from lamorel_ext.methods.ppo.updater import PPOUpdater
-
-    updaters: tuple[BaseUpdater, ...] = (PPOUpdater(), FeedbackUpdater(), SupervisedUpdater())
+    updaters: list[BaseUpdater] = [__getattr__(name)() for name in _OF_METHODS]
     return {updater.name: updater for updater in updaters}
