@@ -40,6 +40,7 @@ from lamorel_ext.envs.own_offers import (
     as_saved,
     fault_of_texts,
     finite_numbers,
+    is_fraction,
     is_unicode,
 )
 from lamorel_ext.envs.own_workers import CopiesInWorkers
@@ -257,6 +258,8 @@ class BroughtBatch:
             read = np.zeros(0)
         if read.shape != (self.num_envs,) or not np.isfinite(read).all():
             raise self._error(name, f"{self.num_envs} finite numbers", values)
+        if kind is not np.float64 and is_fraction(read):
+            raise self._error(name, f"{self.num_envs} whole numbers or truth values", values)
         return np.array(values, dtype=kind)
 
     def _checked(self, seen: ObservationBatch, ended: np.ndarray | None = None) -> ObservationBatch:

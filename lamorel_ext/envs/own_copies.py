@@ -21,6 +21,7 @@ from lamorel_ext.envs.own_offers import (
     as_saved,
     fault_of_texts,
     finite_numbers,
+    is_fraction,
     is_unicode,
     keeps_state,
     offer_of,
@@ -318,8 +319,9 @@ class OwnCopy:
         return self._truth(f"info[{name!r}]", told)
 
     def _truth(self, what: str, value: Any) -> bool:
+        """``"False"`` would be true, and so would a success of 0.3."""
         try:
-            if not isinstance(value, (str, bytes)):  # "False" would be true
+            if not isinstance(value, (str, bytes)) and not is_fraction(value):
                 return bool(np.array(value) if isinstance(value, list) else value)
         except (TypeError, ValueError, RuntimeError):
             pass

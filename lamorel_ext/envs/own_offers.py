@@ -76,6 +76,15 @@ def finite_numbers(values: Any) -> np.ndarray | None:
     return numbers if np.isfinite(numbers).all() else None
 
 
+def is_fraction(values: Any) -> bool:
+    """True where one of these numbers is not whole, as NaN is not."""
+    try:
+        numbers = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return numbers.dtype.kind == "f" and bool((numbers % 1 != 0).any())
+
+
 def as_saved(place: str, state: Any) -> Any:
     """A state as it comes back from a checkpoint: a copy, which nobody goes on changing.
 

@@ -297,6 +297,9 @@ def test_what_is_wrong_is_named(cls: type, words: str) -> None:
         (4, {"won": [True, False]}, r"info\['won'\]: expected one truth value"),
         (2, "False", "terminated: expected one truth value, got 'False'"),
         (4, {"success": "no"}, r"info\['success'\]: expected one truth value, got 'no'"),
+        (4, {"success": 0.3}, r"info\['success'\]: expected one truth value, got 0.3"),
+        (4, {"won": [float("nan")]}, r"info\['won'\]: expected one truth value, got \[nan\]"),
+        (2, 0.5, "terminated: expected one truth value, got 0.5"),
     ],
 )
 def test_what_is_no_number_and_no_truth_value_is_named(place: int, value: Any, words: str) -> None:
@@ -304,6 +307,15 @@ def test_what_is_no_number_and_no_truth_value_is_named(place: int, value: Any, w
     env.reset()
     with pytest.raises(EnvError, match=f"copy 0.*step 1: .*{words}"):
         env.step(np.array([2]))
+
+
+@pytest.mark.parametrize(
+    "value, truth", [(None, False), (1.0, True), (0.0, False), (1, True), (2, True)]
+)
+def test_whole_numbers_and_nothing_at_all_are_truth_values(value: Any, truth: bool) -> None:
+    env = own_batch(own(Gives, keywords={"place": 3, "value": value}), 1, SEEDS)
+    env.reset()
+    assert env.step(np.array([0])).truncated == [truth]
 
 
 @pytest.mark.parametrize("value", [True, False])

@@ -603,6 +603,22 @@ def test_a_batch_of_ones_own_is_held_to_the_same(change: dict[str, Any], words: 
         env.state()
 
 
+def test_a_fraction_from_a_batch_of_ones_own_is_no_success_and_no_action(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Reuses(2)
+    monkeypatch.setattr(made, "expert_actions", lambda: [0.7, 1.0])
+    env = brought(made)
+    env.reset()
+    with pytest.raises(EnvError, match="expert_actions: expected 2 whole numbers"):
+        env.expert_actions()
+    plain = made.step(np.zeros(2))
+    graded = dataclasses.replace(plain, succeeded=np.array([0.3, 1.0]))
+    monkeypatch.setattr(made, "step", lambda actions: graded)
+    with pytest.raises(EnvError, match="succeeded: expected 2 whole numbers or truth values"):
+        env.step(np.zeros(2))
+
+
 @pytest.mark.parametrize(
     "shown, words",
     [
