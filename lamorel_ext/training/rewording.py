@@ -36,12 +36,13 @@ class RewordedClient(PassingClient):
     Attributes:
         wording: In force; ``PLAIN`` at first.
         told: True once it was told what to use, ``PLAIN`` included.
+        changed: True where a text was changed since ``speaking`` was entered last.
     """
 
     def __init__(self, llm: LlmClient) -> None:
         super().__init__(llm)
         self.wording = PLAIN
-        self.told = False
+        self.told = self.changed = False
 
     @property
     def wordings(self) -> tuple[Wording, ...]:
@@ -55,7 +56,7 @@ class RewordedClient(PassingClient):
     @contextmanager
     def speaking(self, wording: Wording) -> Iterator[None]:
         """Use ``wording`` meanwhile."""
-        before, self.wording = self.wording, wording
+        before, self.wording, self.changed = self.wording, wording, False
         try:
             yield
         finally:
@@ -89,12 +90,16 @@ class RewordedClient(PassingClient):
         )
 
     def _prompts(self, prompts: Texts) -> Texts:
-        return tuple(self.wording.prompt(prompt) for prompt in prompts)
+        return self._noted(prompts, tuple(self.wording.prompt(prompt) for prompt in prompts))
 
     def _candidates(self, candidates: tuple[Texts, ...]) -> tuple[Texts, ...]:
         """Each distinct tuple once: most prompts of a batch have the same candidates."""
         said = {
-            texts: tuple(self.wording.candidate(text) for text in texts)
+            texts: self._noted(texts, tuple(self.wording.candidate(text) for text in texts))
             for texts in dict.fromkeys(candidates)
         }
         return tuple(said[texts] for texts in candidates)
+
+    def _noted(self, texts: Texts, reworded: Texts) -> Texts:
+        self.changed = self.changed or reworded != texts
+        return reworded

@@ -25,13 +25,24 @@ from experiments.suites.generalisation.conditions import (
     choose,
     hindrance,
 )
-from experiments.suites.generalisation.outcomes import RANDOM, Outcome, Policy, examine_policy
+from experiments.suites.generalisation.outcomes import (
+    RANDOM,
+    Bench,
+    Outcome,
+    Policy,
+    _examine,
+    examine_policy,
+)
 from experiments.suites.generalisation.summary import headline, mean_change, rows_of, summarise
+from lamorel_ext.agents.actors import UniformActor
 from lamorel_ext.config import Config, load_config
 from lamorel_ext.envs.babyai.levels import level_ids
 from lamorel_ext.errors import ConfigError
+from lamorel_ext.experience import Decision, Scene
+from lamorel_ext.randomness import Draws
 from lamorel_ext.training.evaluate import Evaluation
 from lamorel_ext.training.rewording import RewordedClient
+from lamorel_ext.types import ScoreRequest
 
 SMALL = [
     "env.num_envs=4",
@@ -446,6 +457,30 @@ def test_missions_that_french_prompts_cannot_say_are_left_out_with_the_reason() 
     assert [item.condition.name for item in left_out] == [
         "french"
     ] and "can only say go-to missions, got 'pick up" in left_out[0].reason
+
+
+class Asks(UniformActor):
+    """Asks the LLM, and does not listen."""
+
+    reads_prompts, enumerable = True, False
+
+    def __init__(self, llm: RewordedClient) -> None:
+        super().__init__()
+        self._llm = llm
+
+    def decide(self, scene: Scene, draws: Draws) -> Decision:
+        self._llm.score_batch(ScoreRequest(scene.shown, scene.candidates))
+        return super().decide(scene, draws)
+
+
+def test_words_of_which_the_policy_reads_none_are_no_test_that_it_passes() -> None:
+    config = load_config(["env.level=BabyAI-OpenDoor-v0", "run.eval_episodes=1"])
+    client = RewordedClient(Mock())
+    bench = Bench(Policy("a", config), Asks(client), client=client)
+    outcomes, left_out = _examine(bench, choose(["other_nouns", "other_colours"]))
+    assert [outcome.condition.name for outcome in outcomes] == ["other_colours"]
+    (nouns,) = left_out  # key, ball and box: there are doors alone
+    assert nouns.condition.name == "other_nouns" and "has these words" in nouns.reason
 
 
 def test_what_cannot_be_tested_is_said_without_a_traceback(

@@ -130,12 +130,15 @@ class Bench:
         """Evaluate under a condition.
 
         Raises:
-            ConfigError: Its missions cannot be said in the run's prompts.
+            ConfigError: Its missions cannot be said in the run's prompts, or it changes nothing
+                that the policy reads.
             LevelError: It has no valid scenes.
         """
         arm, trained, reads = self.policy.arm, self.policy.config, self.actor.reads_prompts
         config = changed(trained, condition)
         result = self._evaluate(config, condition, "auto")
+        if condition.wording and self.client is not None and not self.client.changed:
+            raise ConfigError("nothing that the policy reads or chooses from has these words")
         kind: Kind = "auto" if result.exact else "episodes"
         if kind not in self.unchanged:
             self.unchanged[kind] = self._evaluate(trained, UNCHANGED, kind)
