@@ -156,7 +156,7 @@ def compare_whole(whole: Sequence[Planned], share: tuple[int, int], argv: Sequen
     folder = Path(config.compare.output_dir)
 
     def client(caller: Caller) -> int:
-        clients = clients_of(caller)
+        clients = clients_of(caller, [planned.config for planned in runs])
         versions = describe_versions("compare", argv, config.lamorel_args)
         compare(runs, for_all(caller, clients), versions, clients)
         return 0 if clients.rank else report()

@@ -118,7 +118,7 @@ def run(argv: Sequence[str]) -> int:
         folder = Path(config.run.output_dir)
 
         def client(caller: Caller) -> int:
-            clients = clients_of(caller)
+            clients = clients_of(caller, [config])
             if clients.lead(lambda: complete_already(folder, config)):
                 log.info("%s is complete already", folder)
                 ticker.leave_out(config.run.total_steps)

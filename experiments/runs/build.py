@@ -5,9 +5,10 @@ that talks to the servers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from experiments.runs.identity import differing_keys, run_identity
 from lamorel_ext.config import Config, LamorelArgs, Plug
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.portable import hold_portable
@@ -25,7 +26,9 @@ log = logging.getLogger(__name__)
 Client = Callable[["Caller"], int]
 """What the RL client does with the servers; gives the exit status."""
 
-INITIALIZER = "lamorel_args.llm_args.initializer"
+LLM_ARGS = "lamorel_args.llm_args"
+INITIALIZER = f"{LLM_ARGS}.initializer"
+ALIKE = "every machine needs the same command, configuration files and version"
 
 
 def run_as_ranked(
@@ -162,14 +165,46 @@ def use_threads(num_threads: int) -> None:
         torch.set_num_threads(num_threads)
 
 
-def clients_of(caller: LlmClient) -> Clients:
+def clients_of(caller: LlmClient, runs: Sequence[Config]) -> Clients:
     """The RL clients of this launch; one where this process was started on its own, whatever is
     configured.
+
+    Args:
+        runs: What this client was started for.
+
+    Raises:
+        ConfigError: Another client was started for other runs, on another machine.
     """
     from lamorel_ext.rpc.caller import Caller
     from lamorel_ext.rpc.clients import Clients
 
-    return Clients(caller.clients if isinstance(caller, Caller) else None)
+    clients = Clients(caller.clients if isinstance(caller, Caller) else None)
+    if clients.size > 1:
+        _check_started_alike(clients.share(lambda: [_started_for(config) for config in runs]))
+    return clients
+
+
+def _started_for(config: Config) -> dict[str, str]:
+    """What clients must have alike; a model may lie elsewhere on each machine."""
+    asked = run_identity(config).items()
+    return {key: repr(value) for key, value in asked if key != f"{LLM_ARGS}.model_path"}
+
+
+def _check_started_alike(told: Sequence[Sequence[dict[str, str]]]) -> None:
+    first, *others = told
+    for client, other in enumerate(others, start=1):
+        if len(other) != len(first):
+            raise ConfigError(
+                f"rl client {client} was started for {len(other)} runs, rl client 0 for"
+                f" {len(first)}: {ALIKE}"
+            )
+        problems = [
+            f"{key}: {theirs.get(key)} at rl client {client}, {own.get(key)} at rl client 0"
+            for own, theirs in zip(first, other, strict=True)
+            for key in differing_keys([own, theirs])
+        ]
+        if problems:
+            raise ConfigError([*dict.fromkeys(problems), ALIKE])
 
 
 def for_all(caller: LlmClient, clients: Clients) -> LlmClient:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.runs.build import clients_of
 from lamorel_ext.config import Config, StageArgs
 from lamorel_ext.envs.babyai.batched import make_batched_env
 from lamorel_ext.errors import (
@@ -301,6 +302,32 @@ def test_one_of_several_clients_cannot_train_by_itself(tmp_path: Path) -> None:
         assert isinstance(
             error, ConfigError
         ) and "n_rl_processes: several clients train a run with" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("of_second", "said"),
+    [
+        ([{"env": {"num_envs": 8}}], "env.num_envs: 8 at rl client 1, "),
+        ([{}, {}], "rl client 1 was started for 2 runs, rl client 0 for 1"),
+        ([{"run": {"output_dir": "elsewhere", "num_threads": 3}}], ""),
+    ],
+)
+def test_clients_that_were_started_for_other_runs_are_told_so(
+    of_second: list[dict[str, Any]], said: str
+) -> None:
+    def work(clients: Clients) -> Any:
+        runs = [small_config(**groups) for groups in (of_second if clients.rank == 1 else [{}])]
+        group: Any = clients._group
+        with Caller(InProcessTransport([]), clients=group) as caller:
+            return clients_of(caller, runs).rank
+
+    told = together(3, work)
+    if not said:
+        assert told == [0, 1, 2]
+        return
+    for error in told:
+        assert isinstance(error, ConfigError) and said in str(error)
+        assert "every machine needs the same command" in str(error)
 
 
 def test_clients_that_choose_differently_are_found() -> None:
