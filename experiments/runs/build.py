@@ -5,11 +5,12 @@ that talks to the servers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from experiments.runs.identity import differing_keys, run_identity
-from lamorel_ext.config import Config, LamorelArgs, Plug
+from lamorel_ext.config import Config, LamorelArgs, LlmArgs, Plug
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.portable import hold_portable
 from lamorel_ext.processes.memory import keep_freed_memory
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from lamorel_ext.llm.serving import Hosted
     from lamorel_ext.rpc.caller import Caller
     from lamorel_ext.rpc.clients import Clients
-    from lamorel_ext.types import LlmClient
+    from lamorel_ext.types import LlmClient, Scalar
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,8 @@ def run_as_ranked(
         others: Further runs that the same servers are for: they get what all of them bring.
 
     Raises:
-        ConfigError: The launch is not the one that is configured, or ``run.portable`` cannot be had
-            in this process.
+        ConfigError: The launch is not the one that is configured, also on another machine, or
+            ``run.portable`` cannot be had in this process.
     """
     from lamorel_ext.rpc.distributed import launched_role
     from lamorel_ext.rpc.runtime import connect
@@ -61,6 +62,8 @@ def run_as_ranked(
         use_threads(config.run.num_threads)
         keep_freed_memory()
         with connect(args) as caller:
+            if args.accelerate_args.num_machines > 1:
+                check_hosted(args.llm_args, caller.info())
             return client(caller) if every_client or role.index == 0 else 0
     from lamorel_ext.llm.serving import in_process, serve  # never in a client, as below
 
@@ -70,6 +73,27 @@ def run_as_ranked(
     use_threads(config.run.num_threads)
     with in_process([build_server(args, alone(args), [config, *others])]) as caller:
         return client(caller)
+
+
+def check_hosted(asked: LlmArgs, info: Mapping[str, Scalar]) -> None:
+    """Make sure that the servers, which other machines may have started, host what this client's
+    runs will say that they were made with. A model may lie elsewhere on each machine.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    wanted: dict[str, Scalar] = {"dtype": asked.dtype, "quantize": asked.quantize or ""}
+    if not any(map(os.path.isabs, (asked.model_path, str(info.get("model_path"))))):
+        wanted["model_path"] = asked.model_path
+    if asked.dtype == "auto":
+        del wanted["dtype"]
+    problems = [
+        f"{LLM_ARGS}.{key}: {info[key]!r} at the llm servers, {value!r} at the rl client"
+        for key, value in wanted.items()
+        if info.get(key, value) != value
+    ]
+    if problems:
+        raise ConfigError([*problems, ALIKE])
 
 
 def build_server(args: LamorelArgs, placement: Placement, runs: Iterable[Config] = ()) -> Hosted:

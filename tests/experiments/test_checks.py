@@ -16,6 +16,7 @@ from tiny_llm import save_tiny_llm
 from experiments import balrog, compare, evaluate, generalise, pretrain_embedded, train
 from experiments.bench import __main__ as benchmarks
 from experiments.bench import gpu
+from experiments.runs.build import check_hosted
 from experiments.runs.checks import check_configs
 from experiments.runs.entry import run_main
 from lamorel_ext.config import load_config, to_yaml
@@ -396,3 +397,25 @@ def test_a_policy_lies_below_home_where_it_says_so(
     (tmp_path / "of mine" / "config.yaml").write_text(to_yaml(load_config(["arm=llm_policy"])))
     assert run_main(program, [f"policy={policy}"], reads=True) == 2
     assert f"{tmp_path / 'of mine' / 'checkpoints'} holds no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("hosted", "named"),
+    [
+        ({}, []),
+        ({"dtype": "bfloat16"}, ["dtype: 'bfloat16' at the llm servers, 'float32' at the rl"]),
+        ({"quantize": "int8", "model_path": "smollm2"}, ["quantize: 'int8'", "path: 'smollm2'"]),
+        ({"model_path": "/scratch/embedded"}, []),
+    ],
+)
+def test_a_client_whose_servers_host_another_model_than_its_runs_say_is_told_so(
+    hosted: dict[str, Any], named: list[str]
+) -> None:
+    asked = load_config(["lamorel_args.llm_args.dtype=float32"]).lamorel_args.llm_args
+    info = {"dtype": "float32", "quantize": "", "model_path": asked.model_path, **hosted}
+    if not named:
+        check_hosted(asked, info)
+        return
+    with pytest.raises(ConfigError) as refused:
+        check_hosted(asked, info)
+    assert all(words in str(refused.value) for words in named)
