@@ -73,16 +73,18 @@ def config_hash(config: Config) -> str:
 
 
 @cache
-def processor_name() -> str:
-    """The processor's name, as the system has it."""
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name as the system has it, on x86 with family and model: virtual machines
+    have one name for several processors, such as AMD EPYC, which round differently.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
+        lines = []
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = said.get("model name") or platform.processor()
+    kind = [f"{key.split()[-1]} {said[key]}" for key in ("cpu family", "model") if key in said]
+    return f"{name} ({', '.join(kind)})" if kind else name
 
 
 def _version(package: str) -> str | None:

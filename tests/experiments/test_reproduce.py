@@ -32,7 +32,7 @@ from experiments.runs.entry import run_main
 from experiments.runs.identity import run_identity
 from experiments.runs.planning import Planned
 from experiments.runs.provenance import configs, provenance, read_configs
-from experiments.runs.versions import config_hash
+from experiments.runs.versions import config_hash, processor_name
 from lamorel_ext.config import Config, LamorelArgs, read_config
 from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 
@@ -294,6 +294,18 @@ def test_another_machine_is_named(tmp_path: Path) -> None:
     there = made_elsewhere(tmp_path)
     assert unlike_machine(tmp_path, there) == []
     assert unlike_machine(tmp_path, {**there, "threads": 2}) == ["threads 2 here, 1 there"]
+
+
+def test_processors_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    def called(name: str, *lines: str) -> str:
+        text = ["model name\t: AMD EPYC", *lines, "", "model\t: 0"]
+        (tmp_path / name).write_text("\n".join(text))
+        return processor_name(tmp_path / name)
+
+    assert called("zen 3", "cpu family\t: 25", "model\t: 1") == "AMD EPYC (family 25, model 1)"
+    assert called("zen 5", "cpu family\t: 26", "model\t: 2") == "AMD EPYC (family 26, model 2)"
+    assert called("other", "CPU part\t: 0xd40") == "AMD EPYC"
+    assert processor_name(tmp_path / "none") == platform.processor()
 
 
 @pytest.mark.parametrize(
