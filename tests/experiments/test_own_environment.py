@@ -43,9 +43,12 @@ def test_an_own_environment_is_compared_and_named_in_the_report(
     assert "random" in tested.stdout and f"{target}, 2 held-out episodes" in tested.stdout
     words = ["--trust", package, "--episodes", "2"]
     suite = program(folder, "generalise", str(run), *words, "--tests", "words,tasks")
-    assert suite.returncode == 0, suite.stderr[-2000:]
-    found = rows(folder / run / "generalisation" / "generalisation.csv")
-    assert {(row["group"], row["level"]) for row in found} == {("words", target)}
+    if "Kitchen" in target:  # has a key
+        assert suite.returncode == 0, suite.stderr[-2000:]
+        found = rows(folder / run / "generalisation" / "generalisation.csv")
+        assert {(row["group"], row["level"]) for row in found} == {("words", target)}
+    else:
+        assert suite.returncode == 2 and "chooses from has these words" in suite.stderr
     refused = program(folder, "balrog", f"policy={run}", *words)
     assert refused.returncode == 2 and "BALROG's tasks are levels of BabyAI" in refused.stderr
 
