@@ -120,8 +120,8 @@ class OwnBatch:
 
     def state(self) -> dict[str, list[Any]]:
         """One entry per copy: episode, return so far, checksums of the text and of the rest that it
-        shows, what the expert said of it where one is asked, and the environment's own state
-        where it offers one; and the actions of the running episodes.
+        shows, its mission, what the expert said of it where one is asked, and the environment's own
+        state where it offers one; and the actions of the running episodes.
         """
         saved = self._copies.states()
         columns = {name: [own[name] for own in saved] for name in saved[0] if name != "actions"}
@@ -136,8 +136,9 @@ class OwnBatch:
             CheckpointError: The state is of another batch, or the environment is not deterministic.
         """
         none = [None] * self.num_envs
-        state = {"shown": [{} for _ in none], "experts": none, **state}  # older ones have neither
-        names = ("episodes", "totals", "texts", "shown", "experts", "own", "lengths")
+        # what older ones have not
+        state = {"shown": [{} for _ in none], "experts": none, "missions": none, **state}
+        names = ("episodes", "totals", "texts", "shown", "missions", "experts", "own", "lengths")
         lists = [state.get(name) for name in (*names, "actions")]
         if any(not isinstance(values, list) for values in lists) or any(
             len(state[name]) != self.num_envs for name in names

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -165,6 +165,7 @@ class OwnCopy:
             "totals": self._total,
             "texts": sums.pop("text"),
             "shown": sums,
+            "missions": self.shown.mission,
             "experts": self._advice,
             "own": as_saved(f"{self._place}: get_state", own),
         }
@@ -179,6 +180,8 @@ class OwnCopy:
         by_state = saved["own"] is not None and keeps_state(self._env)
         advice = saved["experts"]  # None where nobody asks, else the expert is asked in each state
         if by_state:
+            if saved["missions"] is not None:  # it stays where set_state's observation has none
+                self.shown = replace(self.shown, mission=saved["missions"])
             self._note("set_state", self._call("set_state", saved["own"]))
             self.actions, self._total = list(saved["actions"]), float(saved["totals"])
         else:

@@ -332,6 +332,21 @@ class Shows(Walk):
         return {"admissible": ["stay", f"go {self.of('actions')}"]}
 
 
+class Errands(Keeps):
+    """Says its mission where there is a new one."""
+
+    def seen(self) -> Any:
+        news = {"mission": f"leave {self.place}"} if self.place % 2 == 0 else {}
+        return {"text": f"place {self.place}"} | news
+
+
+def test_a_mission_said_before_the_saved_state_comes_back() -> None:
+    env = batch("Errands")
+    seen = [env.step(np.array([1])).current for _ in range(3)][-1]
+    assert (seen.descriptions, seen.missions) == ((("place 11",),), ("leave 10",))
+    assert resumed("Errands", env)._observe().missions == ("leave 10",)
+
+
 class Pays(Walk):
     """What a step gives depends on how many were made in the process, as with a wrapper that
     normalises rewards.
