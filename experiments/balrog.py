@@ -50,6 +50,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments.report.results import distinct
 from experiments.runs import entry
 from experiments.runs.build import llm_of, run_as_ranked
 from experiments.runs.checks import check_configs
@@ -251,11 +252,19 @@ def evaluate_all(
         else:
             writer = WritingActor(run.llm or llm, written_tokens)  # in a method's wording, too
             rows = [_evaluate_writing(config, writer, policy, episodes)]
-    return [
-        *rows,
-        evaluate(config, UniformActor(), "random", episodes),
-        evaluate(config, ExpertActor(), "bot", episodes),
-    ]
+    return apart(
+        [
+            *rows,
+            evaluate(config, UniformActor(), "random", episodes),
+            evaluate(config, ExpertActor(), "bot", episodes),
+        ]
+    )
+
+
+def apart(rows: Sequence[Row]) -> list[Row]:
+    """No two of one name, as a run folder called ``random`` would give."""
+    names = distinct([row.name for row in rows], " ({})")
+    return [Row(name, row.tasks) for name, row in zip(names, rows, strict=True)]
 
 
 def _evaluate_writing(config: Config, actor: WritingActor, policy: str, episodes: int) -> Row:

@@ -20,12 +20,14 @@ from experiments.balrog import (
     TASKS,
     Row,
     WritingActor,
+    apart,
     evaluate,
     progression,
     progressions,
     read_action,
     task_env,
     task_seeds,
+    write,
 )
 from experiments.runs.entry import run_main
 from lamorel_ext.agents.actors import ExpertActor
@@ -177,6 +179,16 @@ def test_what_is_written_answers_the_words_of_the_runs_method(
 def made(*successes: int, steps: int = 10) -> Evaluation:
     found = np.array(successes, dtype=bool)
     return Evaluation(float(found.mean()), 0.0, False, found, found / 2, np.full(len(found), steps))
+
+
+def test_a_policy_whose_folder_is_called_random_keeps_its_numbers(tmp_path: Path) -> None:
+    rows = [Row("random", {"goto": made(1, 1)}), Row("random", {"goto": made(0, 0)})]
+    write(tmp_path, apart(rows), {})
+    found = json.loads((tmp_path / "balrog.json").read_text())["progression"]
+    assert {name: row["goto"]["mean"] for name, row in found.items()} == {
+        "random": 100,
+        "random (2)": 0,
+    }
 
 
 def test_progression_is_a_mean_in_percent_with_the_error_over_n() -> None:
