@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.report.results import Run, group_arms, read_runs
 from experiments.runs.run_folder import trace_files
-from experiments.viewer.reading import Episode, Line, RecordedRollout, read_trace
+from experiments.viewer.reading import LARGEST, Episode, Line, RecordedRollout, read_trace
 from experiments.viewer.replay import replay
 from lamorel_ext.errors import CheckpointError, NotThereError
 
@@ -65,8 +65,9 @@ class Content:
         self.size += len(json.dumps(made))
         facts = {key: recorded.header.get(key) for key in _FACTS}
         facts["sign"] = run.config.feedback.sign
+        shown = seed if seed <= LARGEST else str(seed)
         entry = self.runs.setdefault(
-            (name, seed), {"label": name, "seed": seed, "facts": facts, "rollouts": []}
+            (name, seed), {"label": name, "seed": shown, "facts": facts, "rollouts": []}
         )
         entry["rollouts"].append(made)
 

@@ -44,8 +44,8 @@ _KINDS: dict[str, dict[str, tuple[type, ...]]] = {
 }
 """What is needed of each kind of line, with the types of the values."""
 _TEXTS = ("sentences", "candidates", "offered")
-_LARGEST = 2**53
-"""Of any number: the page's script counts no further."""
+LARGEST = 2**53
+"""Of any number but the seed, which the page has as a text then: its script counts no further."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _wrong_value(kind: str, line: Line) -> str:
         if not isinstance(value, kinds) or isinstance(value, bool):
             names = " or ".join("null" if one is _NULL else one.__name__ for one in kinds)
             return f"{key} is {value!r:.60}, expected {names}"
-        if isinstance(value, (int, float)) and abs(value) > _LARGEST:
+        if isinstance(value, (int, float)) and abs(value) > LARGEST and key != "seed":
             return f"{key} is {value!r:.60}, too large"
     if not isinstance(won := line.get("won"), bool | None):
         return f"won is {won!r:.60}, expected bool or null"

@@ -79,7 +79,7 @@ EPISODE = {"kind": "episode", "number": 0, "actions": [], "mission": "go", "cand
             [json.dumps(HEADER), json.dumps({**EPISODE, "candidates": [1]})],
             "candidates holds something else than texts",
         ),
-        ([json.dumps({**HEADER, "seed": 2**60})], "too large"),
+        ([json.dumps({**HEADER, "env_steps": 2**60})], "too large"),
         ([json.dumps(HEADER), json.dumps({**EPISODE, "kind": [1]})], "line 2: not a line of a"),
         ([json.dumps({**HEADER, "kind": {"a": 1}})], "line 1: not a line of a trace"),
         (

@@ -152,6 +152,15 @@ def test_the_page_says_what_the_traces_say(compared: Path, page: Path) -> None:
                         )
 
 
+def test_seeds_beyond_what_the_script_counts_are_told_apart(tmp_path: Path) -> None:
+    seeds = [2**60, 2**60 + 1]
+    for seed in seeds:
+        folder = tmp_path / "student_alone" / f"seed_{seed}"
+        make_traced_run(config_of("student_alone", folder, f"run.seed={seed}"))
+    shown = [run["seed"] for run in data_of(viewer.make_viewer(tmp_path))["runs"]]
+    assert shown == list(map(str, seeds))
+
+
 def test_a_trace_of_another_arm_is_not_shown_as_this_ones(compared: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(compared, tmp_path / "compared"))
     traces = (folder / arm / "seed_0" / "traces" / "step_000000.jsonl" for arm in ARMS)
