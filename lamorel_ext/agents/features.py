@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import zlib
 from collections.abc import Sequence
 
@@ -79,8 +80,8 @@ def encode_states(observations: ObservationBatch, task: TaskSpec) -> np.ndarray:
 
 
 def encode_actions(offered: Sequence[Sequence[str]]) -> np.ndarray:
-    """The texts of the actions that states list: a 1 and hashed words each; zeros behind the end of
-    a list.
+    """The texts of the actions that states list: a 1 and their words' signs each; zeros behind the
+    end of a list.
 
     Returns:
         ``(n, longest list, ACTION_SIZE)`` float32.
@@ -89,7 +90,7 @@ def encode_actions(offered: Sequence[Sequence[str]]) -> np.ndarray:
     table = np.zeros((len(offered), longest, ACTION_SIZE), dtype=np.float32)
     for rows, texts in zip(table, offered, strict=True):
         for row, text in zip(rows, texts, strict=False):
-            row[0], row[1:] = 1.0, hashed_words(text, TEXT_SIZE)
+            row[0], row[1:] = 1.0, word_signs(text)
     return table
 
 
@@ -102,13 +103,33 @@ def hashed_words(text: str, size: int) -> np.ndarray:
     Returns:
         ``(size,)`` float32. Shared between calls: do not change it.
     """
-    words = text.lower().split()
     vector = np.zeros(size, dtype=np.float32)
-    for gram in (
-        *words,
-        *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False)),
-    ):
+    for gram in _grams(text):
         code = zlib.crc32(gram.encode(errors="surrogatepass"))
         vector[(code >> 1) % size] += 1.0 if code & 1 else -1.0
     length = float(np.linalg.norm(vector))
     return vector / length if length else vector
+
+
+@functools.lru_cache(maxsize=65536)
+def word_signs(text: str) -> np.ndarray:
+    """Words and pairs of neighbouring words, each as signs that are the bits of its hash, added up
+    and scaled to length 1: what is chosen between may differ in a single word, and of any hundred
+    words some have the one place and sign of ``hashed_words`` in common.
+
+    Returns:
+        ``(TEXT_SIZE,)`` float32, zeros for an empty text. Shared between calls: do not change it.
+    """
+    vector = np.zeros(TEXT_SIZE, dtype=np.float32)
+    for gram in _grams(text):
+        code = hashlib.blake2b(gram.encode(errors="surrogatepass"), digest_size=TEXT_SIZE // 8)
+        vector += 2.0 * np.unpackbits(np.frombuffer(code.digest(), dtype=np.uint8)) - 1.0
+    length = float(np.linalg.norm(vector))
+    return vector / length if length else vector
+
+
+def _grams(text: str) -> tuple[str, ...]:
+    """Its words, and pairs of neighbouring words."""
+    words = text.lower().split()
+    pairs = zip(words, words[1:], strict=False)
+    return (*words, *(f"{first} {second}" for first, second in pairs))

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
+from lamorel_ext.agents.features import TEXT_SIZE, word_signs
 from lamorel_ext.experience import Guidance, PendingGuidance, Said, Scene
 from lamorel_ext.prompts import ACTION_NAMES
 from lamorel_ext.randomness import Draws
@@ -106,7 +106,7 @@ class OfferedActions:
     ) -> Guidance:
         """See ``Vocabulary``."""
         pairs = zip(candidates, chosen.tolist(), strict=True)
-        codes = np.stack([hashed_words(texts[place], TEXT_SIZE) for texts, place in pairs])
+        codes = np.stack([word_signs(texts[place]) for texts, place in pairs])
         return Guidance(codes, chosen.astype(np.int64), said)
 
 

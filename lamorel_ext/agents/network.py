@@ -76,7 +76,7 @@ class StudentNetwork(nn.Module):
             self.actor_out_bias = bias(num_actions)
             self._hinted = torch.cat([torch.eye(num_actions), torch.zeros(1, num_actions)])
         else:
-            self.action_in = weight(hidden_size, ACTION_SIZE, hot)
+            self.signs_in = weight(hidden_size, ACTION_SIZE, hot)
             self.actor_join = weight(hidden_size, hidden_size, hot)
             self.actor_out = weight(1, hidden_size, 0.01)
             self._hinted = torch.ones(1)
@@ -145,7 +145,7 @@ class StudentNetwork(nn.Module):
     def _choose_offered(self, both: Tensor, hints: Tensor, offered: Tensor, bias: Tensor) -> Tensor:
         """As in a DRRN state and action meet in a layer of rectified units."""
         state = F.linear(both, self.actor_join)[:, None]
-        joined = torch.relu(state + F.linear(offered, self.action_in))
+        joined = torch.relu(state + F.linear(offered, self.signs_in))
         logits = F.linear(joined, self.actor_out).squeeze(2)
         hinted = torch.arange(offered.shape[1]) == hints[:, None]
         logits = (logits + bias * hinted).masked_fill(offered[:, :, 0] == 0, IMPOSSIBLE)

@@ -1,12 +1,19 @@
 """The student's features, network, optimiser and PPO."""
 
+import hashlib
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from lamorel_ext.agents.features import FEATURE_SIZE, encode_observations, hashed_words
+from lamorel_ext.agents.features import (
+    FEATURE_SIZE,
+    encode_actions,
+    encode_observations,
+    hashed_words,
+    word_signs,
+)
 from lamorel_ext.agents.guidance import NO_HINT
 from lamorel_ext.agents.network import StudentNetwork
 from lamorel_ext.agents.optimizer import FlatAdam
@@ -76,6 +83,19 @@ def test_the_hash_of_words_is_the_same_in_every_process():
     expected[0x13] = -1.0
     np.testing.assert_array_equal(hashed_words("123456789", 64), expected)
     assert not hashed_words("", 64).any()
+
+
+def test_actions_that_differ_in_a_single_word_do_not_look_alike():
+    words = "west examine down attack right lock exit unlock go fight a b c d".split()
+    texts = [*words, *(f"action {digit}" for digit in range(10))]
+    table = encode_actions([texts, ["go", "lock"]])
+    assert len(np.unique(table[0], axis=0)) == len(texts)
+    np.testing.assert_array_equal(table[1, :2, 1:], [word_signs("go"), word_signs("lock")])
+    assert not table[1, 2:].any() and not word_signs("").any()
+    np.testing.assert_allclose(np.linalg.norm(table[0, :, 1:], axis=1), 1.0, rtol=1e-6)
+    # BLAKE2b's first eight bytes for "go".
+    bits = np.unpackbits(np.frombuffer(hashlib.blake2b(b"go", digest_size=8).digest(), np.uint8))
+    np.testing.assert_array_equal(word_signs("go") > 0, bits == 1)
 
 
 # --- network --------------------------------------------------------------------------------------
