@@ -24,8 +24,10 @@ WORDS = tuple(
         """.split()
     )
 )
-BUCKETS = 64
-"""Places for words that are not among ``WORDS``; each has one of them, by its hash."""
+BUCKETS, DIGITS = 64, 3
+"""Places for words that are not among ``WORDS``; such a word is read as so many of them one after
+the other, digits of its hash: a single one would be that of other words too.
+"""
 VOCABULARY_SIZE = 1 + len(WORDS) + BUCKETS
 """Place 0 is padding."""
 
@@ -38,13 +40,15 @@ def word_places(text: str) -> tuple[int, ...]:
     """The places of a text's words and punctuation marks, in lower case; at least one, padding for
     an empty text.
     """
-    first_bucket = 1 + len(WORDS)
     found = (match.group() for match in _TOKEN.finditer(text.lower()))
-    return tuple(
-        _PLACES.get(word)
-        or first_bucket + zlib.crc32(word.encode(errors="surrogatepass")) % BUCKETS
-        for word in found
-    ) or (0,)
+    return tuple(place for word in found for place in _places_of(word)) or (0,)
+
+
+def _places_of(word: str) -> tuple[int, ...]:
+    if known := _PLACES.get(word):
+        return (known,)
+    code = zlib.crc32(word.encode(errors="surrogatepass"))
+    return tuple(1 + len(WORDS) + code // BUCKETS**digit % BUCKETS for digit in range(DIGITS))
 
 
 def padded(texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
