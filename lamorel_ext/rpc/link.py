@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lamorel_ext.errors import PeerDiedError, ProtocolError, RpcError
@@ -107,6 +107,7 @@ class Link:
         self._reader = sock.makefile("rb")
         self._sending = threading.Lock()
         self._closing = False
+        self._broken_off_by = ""
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
 
@@ -127,14 +128,14 @@ class Link:
         self._thread.start()
 
     def send(self, buffers: Sequence[Buffer]) -> None:
-        """Write one frame.
+        """Write one frame. An interrupt meanwhile ends the connection.
 
         Raises:
             PeerDiedError: The peer is gone; not on the thread that reads, which hears of it next.
             RemoteError: It said why before it went.
         """
         try:
-            with self._sending:
+            with self._sending, self._unbroken():
                 for start in range(0, len(buffers), _MAX_BUFFERS):
                     self._write(list(buffers[start : start + _MAX_BUFFERS]))
         except OSError as error:
@@ -165,6 +166,21 @@ class Link:
         self._sock.close()
         if self._thread is None:
             self._reader.close()
+
+    @contextlib.contextmanager
+    def _unbroken(self) -> Iterator[None]:
+        """Half a frame may be out where something is raised in here, by a handler of signals: the
+        peer would take whatever comes next for its rest.
+        """
+        try:
+            yield
+        except OSError:
+            raise
+        except BaseException as error:
+            self._broken_off_by = type(error).__name__
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            raise
 
     def _part(self, buffers: Sequence[Buffer]) -> None:
         self._closing = True
@@ -200,6 +216,11 @@ class Link:
             verdict: RpcError = PeerDiedError(
                 self.peer.rank, self.peer.role, _what_happened(error, self._silence_s)
             )
+            if self._broken_off_by:
+                verdict = RpcError(
+                    f"the connection to {self.peer} was ended: {self._broken_off_by} was raised"
+                    " here while something was sent"
+                )
         except RpcError as error:
             verdict = error
         except Exception as error:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import queue
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -463,6 +464,36 @@ def test_a_ticket_that_comes_too_late_does_not_block_the_other_clients(
         for caller in (second, first):
             assert len(caller.update(["a"], [ACTIONS], signals=[1.0])) == 2
     assert launch.errors == {}
+
+
+def test_nothing_follows_half_a_frame() -> None:
+    """What raises out of a handler of signals, a limit of the user's own for one, and goes on."""
+
+    class TooSlow(Exception):
+        pass
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise TooSlow
+
+    lost: queue.Queue[RpcError] = queue.Queue()
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        link = Link(socket.create_connection(door.getsockname()), Peer(1, "llm server 0"))
+        peer, _ = door.accept()
+    link.start(lambda *_: None, lambda _, error: lost.put(error))
+    data = bytes(2**26)  # more than a connection holds that nobody reads from
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(TooSlow):
+            link.send([data])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert "rank 1 (llm server 0) was ended: TooSlow was raised here" in str(lost.get(timeout=10))
+    with pytest.raises(RpcError, match="TooSlow was raised here"):
+        link.send([b"what comes next"])
+    with peer, peer.makefile("rb") as stream:
+        arrived = stream.read()
+    assert 0 < len(arrived) < len(data) and not arrived.strip(b"\0")
 
 
 def test_nonsense_on_an_open_connection_is_a_protocol_error_at_the_other_end() -> None:
