@@ -156,6 +156,14 @@ class Link:
         """Take leave of the peer, if it still listens, and close."""
         self._part(frame(kind=Kind.GOODBYE))
 
+    def break_off(self, error: BaseException) -> None:
+        """End the connection, on which less came than the peer must have: ``error`` was raised
+        meanwhile.
+        """
+        self._broken_off_by = type(error).__name__
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End the connection. May be called twice."""
         self._closing = True
@@ -177,9 +185,7 @@ class Link:
         except OSError:
             raise
         except BaseException as error:
-            self._broken_off_by = type(error).__name__
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
+            self.break_off(error)
             raise
 
     def _part(self, buffers: Sequence[Buffer]) -> None:

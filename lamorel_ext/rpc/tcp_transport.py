@@ -88,10 +88,17 @@ class TcpTransport:
         # the ticket does.
         with self._together:
             ticket = self._ticket() if self._with_tickets else 0
-            return [
-                self._send(index, name, each, ticket)
-                for index, (name, each) in enumerate(zip(names, packed, strict=True))
-            ]
+            try:
+                return [
+                    self._send(index, name, each, ticket)
+                    for index, (name, each) in enumerate(zip(names, packed, strict=True))
+                ]
+            except RpcError:  # a lost link ends them all
+                raise
+            except BaseException as error:  # an interrupt: some servers may wait for the others
+                for link in self._links:
+                    link.break_off(error)
+                raise
 
     def loss(self, timeout_s: float) -> RpcError | None:
         """Why a server is gone, which may be what it heard of another client; None where none is

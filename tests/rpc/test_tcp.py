@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -494,6 +495,28 @@ def test_nothing_follows_half_a_frame() -> None:
     with peer, peer.makefile("rb") as stream:
         arrived = stream.read()
     assert 0 < len(arrived) < len(data) and not arrived.strip(b"\0")
+
+
+def test_an_update_that_reached_some_servers_alone_is_not_completed_by_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with threaded_launch(1, 2) as launch:
+        caller = launch.callers[0]
+        transport: Any = caller._transport
+        send = transport._send
+
+        def interrupted(server: int, *message: Any) -> Any:
+            if server == 1:
+                raise KeyboardInterrupt
+            return send(server, *message)
+
+        update = lambda *signals: caller.update(["a", "b"], [ACTIONS] * 2, signals=[*signals])  # noqa: E731
+        with monkeypatch.context() as patched:
+            patched.setattr(transport, "_send", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                update(1.0, 2.0)
+        assert seconds_until(lambda: update(10.0, 20.0), RpcError, "KeyboardInterrupt was") < 10
+    assert [host.weight for host in launch.hosts] == [0.0, 0.0]
 
 
 def test_nonsense_on_an_open_connection_is_a_protocol_error_at_the_other_end() -> None:
