@@ -10,6 +10,7 @@ from lamorel_ext.errors import PeerDiedError, RemoteError
 from lamorel_ext.types import Failure
 
 MAX_TRACEBACK_CHARACTERS = 100_000
+MAX_MESSAGE_CHARACTERS = 100_000
 
 
 def failure_of(error: BaseException, rank: int, role: str) -> Failure:
@@ -30,7 +31,17 @@ def failure_of(error: BaseException, rank: int, role: str) -> Failure:
     if isinstance(error, PeerDiedError):
         return Failure(error.rank, error.role, PeerDiedError.__name__, error.detail, "")
     text = "".join(traceback.format_exception(error))
-    return Failure(rank, role, type(error).__name__, str(error), text[-MAX_TRACEBACK_CHARACTERS:])
+    return Failure(
+        rank, role, type(error).__name__, _message_of(error), text[-MAX_TRACEBACK_CHARACTERS:]
+    )
+
+
+def _message_of(error: BaseException) -> str:
+    """Whatever somebody's exception is like: it must not take the place of the failure."""
+    try:
+        return str(error)[:MAX_MESSAGE_CHARACTERS]
+    except Exception as second:
+        return f"without a text: its __str__ raised {type(second).__name__}"
 
 
 def error_of(failure: Failure) -> RemoteError | PeerDiedError:

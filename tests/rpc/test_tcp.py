@@ -35,7 +35,7 @@ from lamorel_ext.rpc.tcp_listener import TcpListener
 from lamorel_ext.rpc.tcp_transport import TcpTransport
 from lamorel_ext.rpc.wire.codec import MAGIC, PREFIX, VERSION, Kind, frame, pack
 from lamorel_ext.types import Failure, ScoreRequest, UpdateRequest
-from tests.rpc.rpc_fakes import ACTIONS, fake_log_prob, threaded_launch
+from tests.rpc.rpc_fakes import ACTIONS, FakeHost, fake_log_prob, threaded_launch
 
 
 def links_of(transport: object) -> list[Link]:
@@ -245,6 +245,33 @@ def test_servers_whose_weights_differ_after_a_failure_answer_nothing_until_a_res
                 call()
         caller.reset(0)
         assert [stats["weight"] for stats in update()] == [2.0, 2.0]
+
+
+class Unsayable(Exception):
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Unsayable(), "Unsayable: without a text: its __str__ raised IndexError"),
+        (Unsayable("x" * 65 * 2**20), "Unsayable: xxx"),
+    ],
+)
+def test_a_server_outlives_an_exception_whose_text_cannot_be_had_or_sent(
+    error: Exception, said: str
+) -> None:
+    class Raises(FakeHost):
+        def score(self, prompts: Any, *rest: Any, **more: Any) -> Any:
+            if prompts[0] == "raise":
+                raise error
+            return super().score(prompts, *rest, **more)
+
+    with threaded_launch(1, 1, hosts=[Raises()]) as launch:
+        with pytest.raises(RemoteError, match=f"llm server 0. raised {said}"):
+            launch.callers[0].score(["raise"], [["a"]])
+        assert len(launch.callers[0].score(["a"], [["b"]])) == 1
 
 
 def test_an_updater_that_forgets_a_sum_fails_instead_of_hanging() -> None:
