@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -300,9 +300,12 @@ def load(handler: RequestHandler, request: LoadRequest) -> Done:
     """Read what ``save`` wrote. An updater that was not there then stays as it is: a comparison's
     servers have those of arms that joined it later, too.
     """
-    folder = Path(request.folder)
+    folder = Path(request.folder).resolve()
 
     def work() -> None:
+        if handler.group.rank == 0:
+            _bring_back(folder)
+        handler.group.barrier()
         if not _model(folder).is_dir():
             raise CheckpointError(
                 f"{folder} is no checkpoint of a server: it has no folder {_model(folder).name!r}"
@@ -498,6 +501,21 @@ def _state(folder: Path, name: str) -> Path:
     return folder / "updaters" / name
 
 
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _bring_back(folder: Path) -> None:
+    """A process that was killed between the two renames of a save has left none of this name."""
+    if not folder.exists() and _model(_old(folder)).is_dir():
+        with suppress(OSError):
+            _old(folder).rename(folder)
+
+
 def _save_whole(handler: RequestHandler, folder: Path) -> None:
     """Write beside the place and move there in the end, so that a folder of this name is always a
     whole one. Only what was written so is replaced.
@@ -510,10 +528,8 @@ def _save_whole(handler: RequestHandler, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds something else than a checkpoint of the servers; it was left as it is"
         )
-    unfinished, old = (
-        folder.with_name(f".{folder.name}.unfinished"),
-        folder.with_name(f".{folder.name}.old"),
-    )
+    unfinished, old = _unfinished(folder), _old(folder)
+    _bring_back(folder)
     try:
         for leftover in (unfinished, old):
             shutil.rmtree(leftover, ignore_errors=True)

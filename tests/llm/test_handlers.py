@@ -182,6 +182,31 @@ def test_a_save_that_fails_leaves_the_earlier_one_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
+def test_what_a_kill_between_the_renames_of_a_save_left_aside_is_brought_back(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "state"
+
+    def fail(folder: Path) -> None:
+        raise OSError("disk full")
+
+    with servers(2) as (caller, hosts):
+        caller.update(["a"], [ACTIONS], signals=[2.0])
+        caller.save(str(folder))
+        caller.update(["a"], [ACTIONS], signals=[2.0])
+        folder.rename(tmp_path / ".state.old")
+        caller.load(str(folder))
+        assert [host.weight for host in hosts] == [2.0, 2.0]
+        folder.rename(tmp_path / ".state.old")
+        good, hosts[0].save = hosts[0].save, fail  # type: ignore[method-assign]
+        with pytest.raises(RemoteError, match="disk full"):
+            caller.save(str(folder))
+        hosts[0].save = good  # type: ignore[method-assign]
+        caller.load(str(folder))
+        caller.save(str(folder))
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
 def test_a_link_to_a_folder_elsewhere_stays_one(tmp_path: Path) -> None:
     (tmp_path / "scratch" / "mine").mkdir(parents=True)
     folder = tmp_path / "state"
