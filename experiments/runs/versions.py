@@ -18,6 +18,7 @@ from pathlib import Path
 
 from experiments.runs.identity import run_identity
 from lamorel_ext.config import Config, LamorelArgs
+from lamorel_ext.processes.cores import CPUINFO, said_of_cpu
 from lamorel_ext.processes.ranks import rank_of_log
 from lamorel_ext.programs import HOME, INSTALLED
 
@@ -73,17 +74,13 @@ def config_hash(config: Config) -> str:
 
 
 @cache
-def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def processor_name(cpuinfo: Path = CPUINFO) -> str:
     """The processor's name as the system has it, on x86 with family and model: virtual machines
     have one name for several processors, such as AMD EPYC, which round differently.
     """
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = said.get("model name") or platform.processor()
-    kind = [f"{key.split()[-1]} {said[key]}" for key in ("cpu family", "model") if key in said]
+    name = said_of_cpu("model name", cpuinfo) or platform.processor()
+    told = ((key, said_of_cpu(key, cpuinfo)) for key in ("cpu family", "model"))
+    kind = [f"{key.split()[-1]} {value}" for key, value in told if value]
     return f"{name} ({', '.join(kind)})" if kind else name
 
 

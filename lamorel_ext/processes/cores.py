@@ -1,12 +1,23 @@
-"""How many cores this process may use."""
+"""The processor: what the system says of it, and how many cores this process may use."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
+"""What Linux says of the processor."""
 _CPUS = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def said_of_cpu(key: str, cpuinfo: Path = CPUINFO) -> str:
+    """Of the first processor by a key, such as ``flags``; empty where nothing is said."""
+    if not cpuinfo.is_file():
+        return ""
+    first = cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
 
 
 def usable_cores(cpus: Path = _CPUS, quota: Path = _QUOTA) -> int:

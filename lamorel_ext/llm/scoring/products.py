@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lamorel_ext.llm.devices import CPUINFO, has_bfloat16, said_of_cpu
+from lamorel_ext.llm.devices import has_bfloat16
 from lamorel_ext.llm.scoring.gradient_sums import LARGE, add_product, running_sum
+from lamorel_ext.processes.cores import CPUINFO, said_of_cpu
 
 LEAST = 2**21
 """Multiplications from which oneDNN is ahead: each of its calls takes some microseconds more."""
