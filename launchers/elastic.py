@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 SHUTDOWN_S = 45
 """Seconds that the ranks have after a signal: more than ``stopping.Stop`` gives them."""
 ORPHAN_S = 9.0
-TOGETHER_S = 15.0
-"""Seconds in which the launchers of a trial on one host are started."""
+TOGETHER_S = 60.0
+"""Seconds in which somebody starts the launchers of a trial on one host, each in its terminal."""
 NOTICE_S, NOTICES_S = 15.0, 60.0
 """Seconds after which, and then between which, a machine says what it waits for."""
 CALL_S = 5.0
@@ -200,9 +200,18 @@ def _meeting_problem(options: argparse.Namespace) -> str:
     if machines == 1 or not address:
         return ""
     problem = why_nobody_meets_there(machine, address)
+    if not problem:
+        return ""
     try:
-        if not problem or (is_here(address) and share_a_host(port, machine, machines, TOGETHER_S)):
-            return ""
+        if is_here(address):
+            print(
+                f"launch: machine {machine} meets the others of {machines} at {address}, which is"
+                f" this host alone; waits {TOGETHER_S:.0f} s for their launches on it",
+                file=sys.stderr,
+                flush=True,
+            )
+            if share_a_host(port, machine, machines, TOGETHER_S):
+                return ""
     except LamorelExtError as error:
         return str(error)
     return f"lamorel_args.accelerate_args.main_process_ip: {address} {problem}"

@@ -114,8 +114,10 @@ from lamorel_ext.lamorel.alias import install
 
 install()
 here = os.path.dirname(os.path.abspath(__file__))
-others = [folder for folder in sys.path if os.path.abspath(folder or ".") != here]
-spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+folders = [os.path.abspath(folder or ".") for folder in sys.path]
+# Those behind this one: a launch within a launch has two such files, which must not call in turn.
+behind = folders[folders.index(here) + 1 :]
+spec = importlib.machinery.PathFinder.find_spec("sitecustomize", behind)
 if spec is not None and spec.loader is not None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 '''

@@ -19,9 +19,13 @@ from torch import Tensor, nn
 from lamorel_ext.lamorel.optimisers import fused_adam
 from lamorel_ext.llm.updaters.base import SingleServer
 from lamorel_ext.llm.updaters.gradients import sum_dtype, sum_over_servers
+from lamorel_ext.rpc.groups import gather_numbers
 from lamorel_ext.types import ServerGroup
 
 T = TypeVar("T")
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers to read numbers of so many bytes as."""
 
 
 class AveragedModule(nn.Module):
@@ -40,6 +44,7 @@ class AveragedModule(nn.Module):
         self.module = module
         self.group: ServerGroup = SingleServer()
         self._hooked: dict[int, nn.Parameter] = {}
+        self._averaged: set[int] = set()
         self._queued = False
         self._updating = False
         self._alone = self._next_alone = False
@@ -139,6 +144,7 @@ class AveragedModule(nn.Module):
         wanted = [p for p, number in zip(parameters, has.tolist(), strict=True) if number]
         if not wanted:
             return True
+        self._averaged.update(map(id, wanted))
         gradients = [
             p.grad if active and p.grad is not None else torch.zeros_like(p) for p in wanted
         ]
@@ -169,8 +175,23 @@ class AveragedModule(nn.Module):
         self.group.all_reduce_sum(counts)
         now, ever = counts.tolist()
         self._uneven = self._uneven or len(set(now)) > 1
-        weights = self.module.parameters() if self._uneven else ()
+        weights = self._unlike() if self._uneven else ()
         self._copy_from(ever.index(max(ever)), [*weights, *_kept_buffers(self.module)])
+
+    def _unlike(self) -> list[nn.Parameter]:
+        """The weights that have had gradients, and those whose bits add up to another number on
+        another server: an updater may write into them itself. The rest, most of a frozen model, is
+        the same everywhere and need not travel.
+        """
+        weights = [each for each in self.module.parameters() if each.is_floating_point()]
+        bits = (each.detach().contiguous().view(_BITS[each.element_size()]) for each in weights)
+        sums = gather_numbers([int(each.sum(dtype=each.dtype)) for each in bits], self.group)
+        same = (sums == sums[0]).all(0).tolist()
+        return [
+            each
+            for each, is_same in zip(weights, same, strict=True)
+            if id(each) in self._averaged or not is_same
+        ]
 
     def _copy_from(self, leader: int, tensors: Iterable[Tensor]) -> None:
         if not self._several:

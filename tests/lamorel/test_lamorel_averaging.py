@@ -202,6 +202,46 @@ def test_unequal_numbers_of_passes_neither_hang_nor_part_the_weights() -> None:
     )
 
 
+def test_after_unequal_passes_only_what_may_have_changed_travels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The frozen layer does not, unless the updater writes into it, here as an average that follows
+    the trained weights pass by pass.
+    """
+    sizes: list[int] = []
+    summed = LockstepGroup.all_reduce_sum
+
+    def counted(self: LockstepGroup, *tensors: torch.Tensor) -> None:
+        sizes.append(sum(each.numel() for each in tensors))
+        summed(self, *tensors)
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen = nn.Linear(40, 3, bias=False).requires_grad_(False)
+            self.head = nn.Linear(3, 1)
+
+    def update(module: AveragedModule, server: int, number: int, follow: bool) -> None:
+        inner = module.module
+        for _ in range(1 + server):
+            module.zero_grad()
+            inner.head(inner.frozen(torch.full((2, 40), 1.0 + server))).sum().backward()  # type: ignore[operator]
+            with torch.no_grad():
+                for each in inner.head.parameters():  # type: ignore[union-attr]
+                    each -= 0.1 * each.grad
+                if follow:
+                    inner.frozen.weight.mul_(0.9)  # type: ignore[union-attr,operator]
+
+    monkeypatch.setattr(LockstepGroup, "all_reduce_sum", counted)
+    travelled = {}
+    for follow in (False, True):
+        sizes.clear()
+        assert same(run(2, lambda *_: True, partial(update, follow=follow), 3, Frozen))
+        travelled[follow] = sum(size >= 120 for size in sizes)
+    # On both servers: once for everybody's first weights; then after each of three updates.
+    assert travelled == {False: 2, True: 2 + 6}
+
+
 def test_a_parameter_that_nobody_used_stays_without_a_gradient() -> None:
     def last_only(module: AveragedModule, server: int, number: int) -> None:
         module.module[2].bias.sum().backward()  # type: ignore[index]

@@ -270,7 +270,8 @@ def test_lamorels_own_command_line_runs_under_the_alias(tmp_path: Path) -> None:
         *options,
         f"rl_script_args.path={tmp_path / 'main.py'}",
     ]
-    run(["alias", *line, "lamorel_args.accelerate_args.machine_rank=0"], tmp_path)
+    out = run(["alias", *line, "lamorel_args.accelerate_args.machine_rank=0"], tmp_path)
+    assert "sitecustomize" not in out  # one launch within the other: each has such a file
     found = answer(tmp_path)
     assert found["first"] == 1 and found["scaled"] == 0 and found["group"] == 1
     (only,) = found["results"]
