@@ -187,6 +187,7 @@ rl_script_args: {{path: "???", output: "???"}}
 """
 
 
+ACCELERATE = "lamorel_args.accelerate_args"
 VARIABLES = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -201,6 +202,20 @@ def run(arguments: list[str], folder: Path, **variables: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def together(launches: list[list[str]], folder: Path, **variables: str) -> list[str]:
+    """What launches say that are started at a time and end well."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "launchers", *arguments], cwd=folder, env=VARIABLES | variables,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for arguments in launches
+    ]  # fmt: skip
+    said = [each.communicate(timeout=400)[0] for each in processes]
+    assert not any(each.returncode for each in processes), said
+    return said
 
 
 def written(folder: Path, script: str, config: str) -> list[str]:
@@ -303,17 +318,18 @@ def test_launches_of_one_process_each_of_03_meet(tmp_path: Path) -> None:
         "n_processes: 1, devices_per_process: [cpu]",
     )
     options = ["script", "--alias", "main.py", *written(tmp_path, SCRIPT_03, config)]
-    environment = VARIABLES | {"LAMOREL_EXT_TOKEN": "a secret that all of them have"}
-    launches = [
-        subprocess.Popen(
-            [sys.executable, "-m", "launchers", *options], cwd=tmp_path, env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for _ in range(3)
-    ]  # fmt: skip
-    said = [launch.communicate(timeout=400)[0] for launch in launches]
-    assert not any(launch.returncode for launch in launches), said
+    together([options] * 3, tmp_path, LAMOREL_EXT_TOKEN="a secret that all of them have")
     assert [each["ids"]["contexts"] for each in answer(tmp_path)["results"]] == [[0, 1, 2]]
+
+
+def test_two_machines_of_lamorel_on_one_host_meet_at_127_0_0_1(tmp_path: Path) -> None:
+    options = ["script", "--alias", "main.py", *written(tmp_path, SCRIPT_02, CONFIG_02)]
+    meeting = [f"{ACCELERATE}.num_machines=2", f"+{ACCELERATE}.main_process_port={free_port()}"]
+    said = together(
+        [[*options, *meeting, f"{ACCELERATE}.machine_rank={rank}"] for rank in (0, 1)], tmp_path
+    )
+    assert all("at 127.0.0.1, which is this host alone" in each for each in said)
+    assert [each["rank"] for each in answer(tmp_path)["results"]] == [1]
 
 
 def test_an_updater_that_raises_ends_the_script_with_its_reason(tmp_path: Path) -> None:
@@ -427,7 +443,6 @@ def test_a_script_may_lie_in_a_folder_of_any_name(
 
 
 SETUP = "lamorel_args.distributed_setup_args"
-ACCELERATE = "lamorel_args.accelerate_args"
 
 
 @pytest.mark.parametrize(
