@@ -386,6 +386,11 @@ def test_a_group_in_place_of_a_value_and_a_value_in_place_of_a_group_are_problem
         ("drrn.update_every=0", "drrn.update_every: must be at least 1, got 0"),
         ("cloning.epochs=0", "cloning.epochs: must be at least 1, got 0"),
         ("feedback.warmup_steps=-1", "feedback.warmup_steps: must not be negative, got -1"),
+        (
+            "feedback.warmup_steps=2100",
+            "feedback.warmup_steps: must be below run.total_steps=2100, or there is no feedback at"
+            " all, got 2100",
+        ),
         ("feedback.every=0", "feedback.every: must be at least 1 or 'rollout', got 0"),
         ("feedback.every=1", "feedback.signal: weighted needs the whole rollout"),
         (

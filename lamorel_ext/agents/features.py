@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,7 @@ def encode_observations(observations: ObservationBatch) -> np.ndarray:
     features[rows[:, None], (observations.images.reshape(n, 49, 3) + _OFFSETS).reshape(n, -1)] = 1.0
     features[rows, _VIEW + observations.directions] = 1.0
     for row, mission in enumerate(observations.missions):
-        features[row, _VIEW + 4 :] = hashed_words(mission, _MISSION)
+        features[row, _VIEW + 4 :] = hashed_mission(mission)
     return features
 
 
@@ -70,7 +71,7 @@ def encode_states(observations: ObservationBatch, task: TaskSpec) -> np.ndarray:
     """
     if task.symbolic:
         return encode_observations(observations)
-    missions = np.stack([hashed_words(mission, _MISSION) for mission in observations.missions])
+    missions = np.stack([hashed_mission(mission) for mission in observations.missions])
     if task.feature_size:
         seen = observations.features
     else:
@@ -92,6 +93,22 @@ def encode_actions(offered: Sequence[Sequence[str]]) -> np.ndarray:
         for row, text in zip(rows, texts, strict=False):
             row[0], row[1:] = 1.0, word_signs(text)
     return table
+
+
+@functools.lru_cache(maxsize=65536)
+def hashed_mission(mission: str) -> np.ndarray:
+    """``hashed_words``, where a word that comes again counts as another word: "put the red ball
+    next to the green ball" and its reverse have the same words and pairs.
+
+    Returns:
+        ``(64,)`` float32. Shared between calls: do not change it.
+    """
+    seen = Counter[str]()
+    words = []
+    for word in mission.lower().split():
+        seen[word] += 1
+        words.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
+    return hashed_words(" ".join(words), _MISSION)
 
 
 @functools.lru_cache(maxsize=65536)

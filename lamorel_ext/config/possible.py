@@ -113,6 +113,11 @@ def _impossible_method(config: Config) -> Iterator[str]:
             f"feedback.signal: {used} needs the whole rollout; with feedback.every={feedback.every}"
             f" it can be {', '.join(ONLINE_SIGNALS)}"
         )
+    if used != "none" and 0 < config.run.total_steps <= feedback.warmup_steps:
+        yield (
+            f"feedback.warmup_steps: must be below run.total_steps={config.run.total_steps}, or"
+            f" there is no feedback at all, got {feedback.warmup_steps}"
+        )
     if feedback.channel != "loss" and used not in ONLINE_SIGNALS:
         yield (
             f"feedback.signal: {used} needs the whole rollout, but"

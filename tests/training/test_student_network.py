@@ -1,16 +1,20 @@
 """The student's features, network, optimiser and PPO."""
 
 import hashlib
+import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from minigrid.core.constants import COLOR_NAMES
 
 from lamorel_ext.agents.features import (
     FEATURE_SIZE,
     encode_actions,
     encode_observations,
+    hashed_mission,
     hashed_words,
     word_signs,
 )
@@ -70,10 +74,18 @@ def test_every_cell_channel_and_direction_has_a_place_of_its_own():
 
 
 def test_missions_are_told_apart_by_words_and_by_their_order():
+    things = [f"{colour} {kind}" for colour in COLOR_NAMES for kind in ("key", "ball", "box")]
+    missions = [
+        f"put the {one} next to the {other}" for one, other in itertools.permutations(things, 2)
+    ]
+    assert len({hashed_mission(each).tobytes() for each in missions}) == len(missions)
     texts = ["put the ball next to the box", "put the box next to the ball", "go to the ball"]
-    first, second, third = (hashed_words(text, 64) for text in texts)
-    assert not np.array_equal(first, second) and not np.array_equal(first, third)
-    assert np.linalg.norm(first) == pytest.approx(1.0)
+    for read in (hashed_mission, partial(hashed_words, size=64)):
+        first, second, third = map(read, texts)
+        assert not np.array_equal(first, second) and not np.array_equal(first, third)
+        assert np.linalg.norm(first) == pytest.approx(1.0)
+    # Where no word comes again the two are one: what was learnt of such missions holds.
+    np.testing.assert_array_equal(hashed_mission(texts[2]), hashed_words(texts[2], 64))
 
 
 def test_the_hash_of_words_is_the_same_in_every_process():
