@@ -93,7 +93,7 @@ class AveragedModule(nn.Module):
             self._sit_by()
         finally:
             self._updating = self._queued = False
-        self._even_out()
+        self._even_out(took_part=work is not None)
         return result
 
     # --- inside ----------------------------------------------------------------------------------
@@ -163,20 +163,19 @@ class AveragedModule(nn.Module):
         while self._several and self._average(active=False):
             pass
 
-    def _even_out(self) -> None:
-        """Take the buffers of the server that has made most passes; where the servers made
-        different numbers of them, its weights too.
+    def _even_out(self, took_part: bool) -> None:
+        """Take the buffers of the server that made most passes in this update, or at least had a
+        part of the batch; where the servers differ in that, its weights too.
         """
         if not self._several:
             return
-        counts = torch.zeros(2, self.group.size, dtype=torch.float64)
         self._all_passes += self._passes
-        counts[0, self.group.rank], counts[1, self.group.rank] = self._passes, self._all_passes
-        self.group.all_reduce_sum(counts)
-        now, ever = counts.tolist()
-        self._uneven = self._uneven or len(set(now)) > 1
+        mine = [self._passes if took_part else -1, self._all_passes]
+        counts = [tuple(each) for each in gather_numbers(mine, self.group).tolist()]
+        self._uneven = self._uneven or len({now for now, _ in counts}) > 1
         weights = self._unlike() if self._uneven else ()
-        self._copy_from(ever.index(max(ever)), [*weights, *_kept_buffers(self.module)])
+        # Among equals whoever has made most passes before: its optimiser has seen most.
+        self._copy_from(counts.index(max(counts)), [*weights, *_kept_buffers(self.module)])
 
     def _unlike(self) -> list[nn.Parameter]:
         """The weights that have had gradients, and those whose bits add up to another number on

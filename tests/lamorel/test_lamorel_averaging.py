@@ -202,6 +202,36 @@ def test_unequal_numbers_of_passes_neither_hang_nor_part_the_weights() -> None:
     )
 
 
+def test_an_update_counts_whoever_made_most_passes_before() -> None:
+    """One server stops early in the first update, the other has no part of the second."""
+    passes = [(1, 4), (2, 0)]
+
+    def step(module: AveragedModule, server: int, number: int) -> None:
+        for _ in range(passes[number][server]):
+            module.zero_grad()
+            bias = module.module[2].bias  # type: ignore[index]
+            bias.sum().backward()
+            with torch.no_grad():
+                bias -= bias.grad
+
+    def bias(updates: int) -> float:
+        modules = run(2, lambda server, number: passes[number][server] > 0, step, updates)
+        assert same(modules)
+        return modules[0].module[2].bias.item()  # type: ignore[index]
+
+    assert bias(1) - bias(2) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_weights_that_are_set_without_a_pass_reach_a_server_without_a_part(first: int) -> None:
+    def load(module: AveragedModule, server: int, number: int) -> None:
+        ones = {name: torch.ones_like(value) for name, value in module.state_dict().items()}
+        module.load_state_dict(ones)
+
+    modules = run(2, lambda server, number: server == first, load, updates=1)
+    assert same(modules) and modules[1 - first].module[2].bias.item() == 1  # type: ignore[index]
+
+
 def test_after_unequal_passes_only_what_may_have_changed_travels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
