@@ -4,7 +4,8 @@ DistributedDataParallel is to Lamorel's updaters.
 A hook on the parameters averages their gradients at the end of every backward pass, before anybody
 can clip them or step. Servers need not make equally many passes: one that is done, or has no part
 of the batch, sits by while the others average among themselves, and takes over their weights
-afterwards. Buffers, such as running statistics, are taken from one server after every update.
+afterwards. Buffers, such as running statistics, are taken from one server after every update, and
+so are weights that are no longer the same: drawn anew, or stepped by a server's own loss.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class AveragedModule(nn.Module):
 
     def _even_out(self, took_part: bool) -> None:
         """Take the buffers of the server that made most passes in this update, or at least had a
-        part of the batch; where the servers differ in that, its weights too.
+        part of the batch, and its weights where the servers' are not the same.
         """
         if not self._several:
             return
@@ -173,14 +174,14 @@ class AveragedModule(nn.Module):
         mine = [self._passes if took_part else -1, self._all_passes]
         counts = [tuple(each) for each in gather_numbers(mine, self.group).tolist()]
         self._uneven = self._uneven or len({now for now, _ in counts}) > 1
-        weights = self._unlike() if self._uneven else ()
         # Among equals whoever has made most passes before: its optimiser has seen most.
-        self._copy_from(counts.index(max(counts)), [*weights, *_kept_buffers(self.module)])
+        leader = counts.index(max(counts))
+        self._copy_from(leader, [*self._unlike(), *_kept_buffers(self.module)])
 
     def _unlike(self) -> list[nn.Parameter]:
-        """The weights that have had gradients, and those whose bits add up to another number on
-        another server: an updater may write into them itself. The rest, most of a frozen model, is
-        the same everywhere and need not travel.
+        """The weights whose bits add up to another number on another server: an updater may write
+        into them itself, or step by what it alone sees. After unequal passes also all that have had
+        gradients. The rest, most of a frozen model, is the same everywhere and need not travel.
         """
         weights = [each for each in self.module.parameters() if each.is_floating_point()]
         bits = (each.detach().contiguous().view(_BITS[each.element_size()]) for each in weights)
@@ -189,7 +190,7 @@ class AveragedModule(nn.Module):
         return [
             each
             for each, is_same in zip(weights, same, strict=True)
-            if id(each) in self._averaged or not is_same
+            if (self._uneven and id(each) in self._averaged) or not is_same
         ]
 
     def _copy_from(self, leader: int, tensors: Iterable[Tensor]) -> None:

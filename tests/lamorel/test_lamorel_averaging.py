@@ -232,6 +232,25 @@ def test_weights_that_are_set_without_a_pass_reach_a_server_without_a_part(first
     assert same(modules) and modules[1 - first].module[2].bias.item() == 1  # type: ignore[index]
 
 
+def by_its_own_loss(module: AveragedModule, server: int, number: int) -> None:
+    if number == 0:
+        module.optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        module.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(module.optimizer, patience=0)
+    module.zero_grad()
+    module(torch.ones(2, 3)).sum().backward()
+    module.optimizer.step()
+    module.scheduler.step(-float(number * server))  # the first server sees no progress
+
+
+def drawn_anew(module: AveragedModule, server: int, number: int) -> None:
+    module.module[0].weight.data += server  # type: ignore[index]
+
+
+@pytest.mark.parametrize("update", [by_its_own_loss, drawn_anew])
+def test_weights_that_an_updater_lets_differ_become_one_servers(update: Update) -> None:
+    assert same(run(3, lambda server, number: True, update, updates=3))
+
+
 def test_after_unequal_passes_only_what_may_have_changed_travels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
