@@ -97,6 +97,11 @@ class AveragedModule(nn.Module):
         self._even_out(took_part=work is not None)
         return result
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, such as a reference model: it is this server's own, and averages nothing."""
+        alone = {"group": SingleServer(), "_hooked": {}, "_averaged": set(), "_updating": False}
+        return {**self.__dict__, **alone}
+
     # --- inside ----------------------------------------------------------------------------------
 
     def _hook(self) -> None:

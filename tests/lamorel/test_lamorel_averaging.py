@@ -1,7 +1,9 @@
 """Servers hold the same weights under an updater that knows nothing of averaging."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -344,6 +346,27 @@ def test_buffers_are_those_of_one_server_from_the_beginning_and_after_every_upda
     assert first.mask.dtype == torch.bool  # type: ignore[union-attr]
     assert int(first.layers[1].num_batches_tracked) == 2  # type: ignore[union-attr, index, arg-type]
     assert {"computed" in dict(each.module.named_buffers()) for each in modules} == {True, False}
+
+
+def test_a_copy_is_a_servers_own_and_may_be_written_to_a_file(tmp_path: Path) -> None:
+    """As a reference model, which DistributedDataParallel can be copied for too."""
+
+    def update(module: AveragedModule, server: int, number: int) -> None:
+        if number == 0:
+            module.reference = [copy.deepcopy(module)]  # a list, so that it is no part of the model
+        adam(module, server, number)
+        torch.save(module, tmp_path / f"{server}.pt")
+        (reference,) = module.reference
+        reference(torch.full((1, 3), server + 2.0)).sum().backward()
+        if server == 0:
+            reference(torch.ones(1, 3)).sum().backward()  # alone, and nobody waits for it
+
+    modules = run(2, lambda server, number: True, update, updates=2)
+    assert same(modules)
+    first, second = (module.reference[0] for module in modules)
+    assert same([first, second]) and not same([first, modules[0]])
+    assert not torch.equal(first.module[0].weight.grad, second.module[0].weight.grad)
+    assert same([torch.load(tmp_path / "1.pt", weights_only=False), modules[1]])
 
 
 def test_an_updater_that_fails_on_one_server_fails_on_all() -> None:
