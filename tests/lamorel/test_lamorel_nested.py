@@ -39,11 +39,13 @@ def test_tensors_and_arrays_keep_kind_type_and_shape() -> None:
         "action": torch.arange(6).reshape(2, 3),
         "prompt": np.array(["ab", "c"]),
         "adv": np.ones((2, 0), np.float32),
+        "read": np.arange(3, dtype=">i4"),  # in the other order of bytes, as some files have it
     }
     back = sent(exps=exps)["exps"]
     assert torch.equal(back["action"], exps["action"])
     assert back["prompt"].tolist() == ["ab", "c"] and back["prompt"].dtype.kind == "U"
     assert back["adv"].shape == (2, 0) and back["adv"].dtype == np.float32
+    assert back["read"].tolist() == [0, 1, 2] and back["read"].dtype == np.int32
 
 
 def test_numpy_numbers_and_texts_stay_usable() -> None:
@@ -60,7 +62,12 @@ def test_numpy_numbers_and_texts_stay_usable() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, b"x", lambda: 0, {"a": [0, {"b": object()}]}, {(1, 2): 3}]
+    "value",
+    [
+        *(object(), {1, 2}, b"x", lambda: 0, {"a": [0, {"b": object()}]}, {(1, 2): 3}),
+        torch.ones(1, device="meta"),
+        torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
+    ],
 )
 def test_what_cannot_be_sent_is_refused_by_name(value: Any) -> None:
     with pytest.raises(RequestError, match="CallRequest.values cannot be sent: odd"):
@@ -74,6 +81,8 @@ def test_what_cannot_be_sent_is_refused_by_name(value: Any) -> None:
         (OmegaConf.create({"lr": 1}), "is a DictConfig; .*OmegaConf.to_container"),
         (Counter("ab"), "is a Counter; .*make it a dict"),
         (namedtuple("Pair", "a b")(1, 2), "is a Pair; .*make it a tuple or a dict"),
+        (np.ma.array([1.0, 2.0], mask=[0, 1]), "is a MaskedArray; .*make it an array and its mask"),
+        (np.ones((1, 1)).view(np.matrix), "is a matrix; .*make it an array"),
     ],
 )
 def test_what_would_lose_its_class_is_refused_with_what_to_hand_in_its_place(

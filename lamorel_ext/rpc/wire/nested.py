@@ -33,7 +33,10 @@ MAX_CHARACTERS = 2**28
 """Of an array of texts, in which a short text takes as much room as the longest one."""
 _PLAIN = (bool, int, float, str)
 _DICTIONARIES = (dict, OrderedDict, defaultdict)
+_MORE_THAN_ARRAYS = (np.ma.MaskedArray, np.matrix)
 _INSTEAD: dict[type, str] = {
+    np.ma.MaskedArray: "an array and its mask, as value.data and value.mask are",
+    np.matrix: "an array",
     Set: "a list",
     Mapping: "a dict, as dict(...) or OmegaConf.to_container(...) does",
     tuple: "a tuple or a dict",
@@ -75,7 +78,7 @@ def _pack(value: Any, tensors: TensorWriter, where: str, depth: int) -> Any:
         return str(value)
     if isinstance(value, np.generic):
         return {"number": _add(_numbers(np.asarray(value), where), tensors, where)}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and not isinstance(value, _MORE_THAN_ARRAYS):
         return _pack_array(value, tensors, where, depth)
     for kind in _PLAIN:  # bool first: it is an int too
         if isinstance(value, kind):
@@ -121,7 +124,8 @@ def _pack_array(array: np.ndarray, tensors: TensorWriter, where: str, depth: int
 
 def _numbers(array: np.ndarray, where: str) -> Tensor:
     try:
-        return torch.from_numpy(np.array(array, order="C", copy=True))
+        native = array.dtype.newbyteorder("=")  # PyTorch knows no other
+        return torch.from_numpy(np.array(array, dtype=native, order="C", copy=True))
     except TypeError as error:
         raise ValueError(f"{where} is an array of {array.dtype}, which cannot be sent") from error
 
@@ -129,7 +133,7 @@ def _numbers(array: np.ndarray, where: str) -> Tensor:
 def _add(tensor: Tensor, tensors: TensorWriter, where: str) -> int:
     try:
         return tensors.add(tensor)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # the latter of masked and nested ones
         raise ValueError(f"{where}: {error}") from error
 
 
