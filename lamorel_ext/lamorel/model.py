@@ -40,7 +40,8 @@ Sequences = dict[str, list[int]]
 
 Read = list[tuple[Tensor, ...]]
 """What was read of contexts, with a row for each: an encoder's states alone, or a causal model's
-keys and values of each layer; empty where no context has a token but its last.
+keys and values of each layer, nothing for one that the model has lost; empty where no context has a
+token but its last.
 """
 
 
@@ -618,14 +619,15 @@ def _cache_of(read: Read, rows: Tensor) -> Any:
     """Keys and values of these rows, each layer's on its device, as a cache of their own."""
     cache = DynamicCache()
     for place, layer in enumerate(read):
-        keys, values = (each.index_select(0, rows.to(each.device)) for each in layer)
-        cache.update(keys, values, place)
+        if layer:
+            keys, values = (each.index_select(0, rows.to(each.device)) for each in layer)
+            cache.update(keys, values, place)
     return cache
 
 
 def _layers(cache: Any) -> Read:
     try:
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        return [() if layer.keys is None else (layer.keys, layer.values) for layer in cache.layers]
     except AttributeError as error:
         raise RequestError(
             f"a {type(cache).__name__} cannot be shared by candidates: set pre_encode_inputs to"

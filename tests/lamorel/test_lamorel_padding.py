@@ -41,8 +41,16 @@ def make_windowed() -> Any:
     return model
 
 
+def make_pruned() -> Any:
+    """An initialiser has cut off a layer, which the configuration still counts."""
+    model = make_causal()
+    del model.model.layers[-1]
+    return model
+
+
 MODELS = {
     "window": make_windowed,
+    "pruned": make_pruned,
     **{name: lambda name=name: make_unpaddable(name) for name in UNPADDABLE},
     **{kind: lambda kind=kind: with_prompt(make_causal(), kind) for kind in LEARNT},
     **{
