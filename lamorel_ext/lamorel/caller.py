@@ -42,6 +42,9 @@ class Caller:
         SystemExit: This is an LLM rank, and every client is done.
     """
 
+    _connected = False
+    """Whether this process has made one."""
+
     def __init__(
         self,
         config: Any,
@@ -51,6 +54,10 @@ class Caller:
     ) -> None:
         from lamorel_ext.rpc.distributed import launched_role, server_subgroups
 
+        if Caller._connected:
+            raise ConfigError(
+                "Caller: this process has made one before; a launch's servers answer that one alone"
+            )
         self._settings = read_settings(config)
         custom = {
             "custom_updater": custom_updater,
@@ -89,6 +96,7 @@ class Caller:
         from lamorel_ext.rpc.runtime import connect
 
         self._caller = connect(args)
+        Caller._connected = True
 
     # --- Lamorel's calls -------------------------------------------------------------------------
 

@@ -97,12 +97,16 @@ def main(config):
     for _ in range(10):
         results = lm.update(prompts, None, exps=dict(exps), nothing=None)
     import torch.distributed as dist
+    try:
+        Caller(config.lamorel_args)
+    except Exception as error:
+        second = str(error)
     with open(config.rl_script_args.output, "w") as file:
         json.dump({"results": results, "scaled": rows[0]["value"].abs().sum().item(),
                    "rows": len(rows[0]["__score"]), "words": infos[0]["descriptions"],
                    "first": len(first), "empty": lm.score(["go"], [[]])[0].tolist(),
                    "group": dist.get_world_size(lm.get_rl_dist_group()),
-                   "mean": utils.synthesize([1, 3])["mean"]}, file)
+                   "mean": utils.synthesize([1, 3])["mean"], "second": second}, file)
     lm.close()
 
 if __name__ == "__main__":
@@ -273,6 +277,7 @@ def test_a_script_of_02_runs_under_the_alias(tmp_path: Path) -> None:
         and found["empty"] == [0.0]
     )
     assert found["words"] and found["group"] == 1 and found["mean"] == 2
+    assert "Caller: this process has made one before" in found["second"]
     assert out.count("not used here: lamorel_args.updater_args") == 1
 
 
