@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -160,7 +160,7 @@ class Caller:
         """
         llm = self._llm(llm_to_call)
         shared = {
-            "module_function_keys": list(module_function_keys),
+            "module_function_keys": list(texts_of(module_function_keys, "module_function_keys")),
             "pad_contexts": pad_contexts,
             "forced_context_len": forced_context_len,
             "forced_sequence_len": forced_sequence_len,
@@ -171,8 +171,10 @@ class Caller:
             **kwargs,
         }
         batch = {"contexts": _listed(contexts, "contexts")}
+        _check("contexts", batch["contexts"], _can_be_read, "a text or a list of tokens")
         if candidates is not None and len(candidates):
             batch["candidates"] = _listed(candidates, "candidates", like=batch["contexts"])
+            _check("candidates", batch["candidates"], _are_texts, "a list of texts")
         return self._rows(llm, "forward", batch, shared)
 
     def generate(
@@ -185,6 +187,7 @@ class Caller:
     ) -> list[list[dict[str, Any]]]:
         """Continue each context; see ``generation.generate`` for arguments and results."""
         batch = {"contexts": _listed(contexts, "contexts")}
+        _check("contexts", batch["contexts"], lambda each: isinstance(each, str), "a text")
         shared = {"return_logprobs": return_logprobs, "peft_adapter": peft_adapter, **kwargs}
         return self._rows(self._llm(llm_to_call), "generate", batch, shared)
 
@@ -335,6 +338,29 @@ def _listed(values: Any, name: str, like: list[Any] | None = None) -> list[Any]:
     if like is not None and len(rows) != len(like):
         raise RequestError(f"{name} has {len(rows)} lists, expected {len(like)}, one per context")
     return rows
+
+
+def _check(name: str, rows: Sequence[Any], fits: Callable[[Any], bool], expected: str) -> None:
+    """Here and not on a server, which knows the place of a row in its own part of the batch."""
+    for place, row in enumerate(rows):
+        if not fits(row):
+            raise RequestError(f"{name}[{place}] is {row!r:.80}, expected {expected}")
+
+
+def _can_be_read(context: Any) -> bool:
+    return isinstance(context, str) or _is_list_of(int, context)
+
+
+def _are_texts(candidates: Any) -> bool:
+    return _is_list_of(str, candidates)
+
+
+def _is_list_of(kind: type, values: Any) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and not isinstance(values, str)
+        and all(isinstance(each, kind) for each in values)
+    )
 
 
 def _serve(

@@ -75,6 +75,28 @@ def test_an_adapter_is_activated_on_servers_without_a_part_of_the_batch_too() ->
     assert sent.requests.keys() == {0}
 
 
+@pytest.mark.parametrize(
+    ("ask", "complaint"),
+    [
+        (lambda lm: lm.score(["a", "b", "c"], [["x"], ["y"], "z"]), r"candidates\[2\] is 'z'"),
+        (lambda lm: lm.score(["a", "b", "c"], [["x"], ["y"], [1]]), r"candidates\[2\] is \[1\]"),
+        (lambda lm: lm.score(["a", [1, 2], None], [["x"]] * 3), r"contexts\[2\] is None"),
+        (lambda lm: lm.generate(["a", "b", [1, 2]]), r"contexts\[2\] is \[1, 2\], expected a text"),
+        (
+            lambda lm: lm.custom_module_fns("value", ["a"]),
+            "module_function_keys is a single string",
+        ),
+    ],
+)
+def test_a_mistake_is_told_by_its_place_in_the_call_and_not_in_a_servers_part(
+    ask: Any, complaint: str
+) -> None:
+    caller, sent = client(old())
+    with pytest.raises(RequestError, match=complaint):
+        ask(caller)
+    assert not sent.requests
+
+
 def test_a_seed_gives_one_text_in_two_parts_of_a_batch_two_continuations() -> None:
     caller, sent = client(old())
     caller.generate(["go"] * 4, seed=np.int64(5), do_sample=True)
