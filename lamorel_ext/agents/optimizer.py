@@ -49,6 +49,11 @@ class FlatAdam:
             parameter.grad = self._gradients[place].view_as(parameter)
             start = place.stop
 
+    @property
+    def steps(self) -> int:
+        """Steps that were taken, also before a checkpoint."""
+        return self._steps
+
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self._gradients.zero_()

@@ -515,6 +515,24 @@ def test_episodes_are_ranked_by_their_return() -> None:
     assert ranked_episodes(rollout) == [((("a", "left"), ("b", "left")), (("c", "left"),))]
 
 
+def test_a_reward_model_that_has_seen_no_pair_pays_nobody() -> None:
+    """What its initial weights pay is noise, which would be scaled to the size of a signal."""
+    llm = PairLlm()
+    method = Preferences(setting(llm), PreferencesOptions(learn="reward_model"))
+    a_tie: Any = SimpleNamespace(
+        turns=[said("a", 0), said("a", 1)], advantages=np.array([[1.0], [1.0]])
+    )
+    assert method.learn(a_tie) == {"pairs": 0.0}
+    assert not llm.requests
+    a_pair: Any = SimpleNamespace(turns=a_tie.turns, advantages=np.array([[1.0], [0.0]]))
+    assert method.learn(a_pair)["pairs"] == 1.0
+    assert len(llm.requests) == 1
+    resumed = Preferences(setting(llm), PreferencesOptions(learn="reward_model"))
+    resumed.load_tensors(method.tensors())
+    resumed.learn(a_tie)
+    assert len(llm.requests) == 2
+
+
 def test_a_reward_models_first_ratio_is_one_for_free_guidance_too() -> None:
     """The student was told what a generation said of a text, which counts its end token too."""
     llm = TableLlm()

@@ -135,7 +135,7 @@ class Preferences(PairMethod):
         numbers = {"pairs": float(len(pairs))}
         if pairs:
             numbers |= model.learn(pairs, self._args.model_lr, self._args.model_epochs)
-        if told := told_in(rollout):
+        if model.has_learnt and (told := told_in(rollout)):
             self._teach(told, normalise(payments(model, told)), "clipped")
         return numbers
 

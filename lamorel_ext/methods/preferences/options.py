@@ -17,7 +17,8 @@ class PreferencesOptions(PairLoss):
         learn: ``pairs``: from the best and the worst guidance for a state, by ``loss``.
             ``returns``: all guidance becomes likelier, weighted by the exponential of the advantage
             after it (reward-weighted regression, Peters & Schaal 2007). ``reward_model``: a model
-            of the ranks pays the guidance, which the LLM learns by the clipped surrogate of PPO.
+            of the ranks pays the guidance, which the LLM learns by the clipped surrogate of PPO,
+            from the first rollout on with which anything has been ranked.
         of: What is ranked for a reward model: single ``guidances``, or ``episodes``, by the return
             of each, the model's payments summed over it (Christiano et al. 2017, arXiv 1706.03741).
         ranks: Who says which of two is better: the student, or a fair ``coin``, as a control. With

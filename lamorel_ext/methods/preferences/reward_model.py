@@ -32,6 +32,11 @@ class RewardModel:
         self._network = TwoLayers(1, 2 * TEXT_SIZE, size, generator)
         self._optimizer = FlatAdam(list(self._network.parameters()), name="reward model")
 
+    @property
+    def has_learnt(self) -> bool:
+        """False until the first pair: it pays by its initial weights."""
+        return self._optimizer.steps > 0
+
     def rewards(self, said: Sequence[tuple[str, str]]) -> Tensor:
         """What each text after its prompt is paid, ``(n,)``."""
         rows = [
