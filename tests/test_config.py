@@ -467,6 +467,23 @@ def test_an_impossible_value_is_named_with_its_key(override: str, message: str) 
             ),
         ),
         (
+            ("arm=npae", "lamorel_args.llm_args.lora.r=4"),
+            "arm.weights: must be pretrained where lamorel_args.llm_args.lora.r is above 0",
+        ),
+        (
+            ("lamorel_args.llm_args.lora.target_modules=[q,v]",),
+            "lamorel_args.llm_args.lora.target_modules: there are no adapters without a rank",
+        ),
+        (
+            ("lamorel_args.llm_args.lora.alpha=16",),
+            "lamorel_args.llm_args.lora.alpha: there are no adapters without a rank",
+        ),
+        (
+            ("lamorel_args.llm_args.gguf_file=mine.gguf",),
+            "lamorel_args.llm_args.gguf_file: names a file in the folder model_path, but that is"
+            " embedded",
+        ),
+        (
             ("drrn.batch_size=10", "drrn.replay_size=9"),
             "drrn.replay_size: must be at least drrn.batch_size=10, got 9",
         ),

@@ -237,6 +237,7 @@ def _impossible_llm(config: Config) -> Iterator[str]:
             "lamorel_args.llm_args.load_in_4bit: not supported, must be false; dtype=bfloat16"
             " halves the memory"
         )
+    yield from _impossible_files(llm)
     if llm.quantize is not None:
         yield from _impossible_quantize(llm)
     if llm.parallelism.fsdp:
@@ -257,6 +258,24 @@ def _impossible_llm(config: Config) -> Iterator[str]:
             "arm.weights: there are no embeddings to keep where lamorel_args.llm_args.pretrained is"
             " false, got embeddings"
         )
+    if arm.weights != "pretrained" and llm.lora.r:
+        yield (
+            "arm.weights: must be pretrained where lamorel_args.llm_args.lora.r is above 0:"
+            f" adapters alone are trained, got {arm.weights}"
+        )
+
+
+def _impossible_files(llm: LlmArgs) -> Iterator[str]:
+    """What is said of a file or of adapters that there are not."""
+    where, path = "lamorel_args.llm_args", llm.model_path
+    if llm.gguf_file is not None and path in ("embedded", "smollm2"):
+        yield (
+            f"{where}.gguf_file: names a file in the folder model_path, but that is {path}, got"
+            f" {llm.gguf_file}"
+        )
+    for name, value in (("alpha", llm.lora.alpha), ("target_modules", llm.lora.target_modules)):
+        if value and not llm.lora.r:
+            yield f"{where}.lora.{name}: there are no adapters without a rank: set lora.r"
 
 
 def _impossible_quantize(llm: LlmArgs) -> Iterator[str]:

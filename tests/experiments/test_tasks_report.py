@@ -383,7 +383,7 @@ def test_an_arm_that_ran_longer_on_one_task_leaves_the_others_together(tmp_path:
 
 def test_labels_that_would_read_alike_are_numbered(tmp_path: Path) -> None:
     for value in ("null", "'None'"):
-        more = f"lamorel_args.llm_args.gguf_file={value}"
+        more = f"lamorel_args.llm_args.model_path=mine lamorel_args.llm_args.gguf_file={value}"
         make_sweep(tmp_path / value.strip("'"), {("one", "student_alone", more): 0.1})
     (task,) = group_tasks(read_runs(tmp_path))
     start = "student_alone (lamorel_args.llm_args.gguf_file=None)"
