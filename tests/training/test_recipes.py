@@ -496,6 +496,14 @@ def test_a_reward_models_loss_and_step_by_hand() -> None:
     assert model.learn([pair], lr=0.0, epochs=1)["accuracy"] == 1.0
 
 
+@pytest.mark.parametrize(("better", "worse"), [("west", "examine"), ("exit", "lock")])
+def test_a_reward_model_tells_single_words_apart(better: str, worse: str) -> None:
+    model = RewardModel(8, torch.Generator().manual_seed(0))
+    pair = ((("p", better),), (("p", worse),))
+    model.learn([pair], lr=0.01, epochs=40)
+    assert model.learn([pair], lr=0.0, epochs=1)["margin"] > 0.5
+
+
 def test_a_payment_is_what_a_text_is_paid_above_the_mean() -> None:
     model = RewardModel(8, torch.Generator().manual_seed(0))
     left, right = model.rewards([("a", "left"), ("a", "right")]).tolist()

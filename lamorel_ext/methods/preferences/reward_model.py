@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamorel_ext.agents.features import TEXT_SIZE, hashed_words
+from lamorel_ext.agents.features import TEXT_SIZE, hashed_words, word_signs
 from lamorel_ext.agents.network import TwoLayers
 from lamorel_ext.agents.optimizer import FlatAdam, load_weights, weights_of
 from lamorel_ext.experience import Rollout
@@ -21,7 +21,8 @@ Texts = tuple[tuple[str, str], ...]
 
 
 class RewardModel:
-    """Pays guidance by the words of prompt and text, hashed.
+    """Pays guidance by the words of prompt and text, hashed; those of the text, which may be a
+    single word, by ``word_signs``.
 
     Args:
         size: Of the hidden layer.
@@ -40,7 +41,7 @@ class RewardModel:
     def rewards(self, said: Sequence[tuple[str, str]]) -> Tensor:
         """What each text after its prompt is paid, ``(n,)``."""
         rows = [
-            np.concatenate([hashed_words(prompt, TEXT_SIZE), hashed_words(text, TEXT_SIZE)])
+            np.concatenate([hashed_words(prompt, TEXT_SIZE), word_signs(text)])
             for prompt, text in said
         ]
         paid: Tensor = self._network(torch.from_numpy(np.stack(rows))).squeeze(1)
