@@ -114,11 +114,14 @@ class Guidance:
         codes: ``(n, guidance_codes)`` float32.
         hints: ``(n,)`` int64, hinted actions or ``NO_HINT``.
         said: Where an LLM said it: what and how likely.
+        drawn: ``(n, options)``, the probabilities by which it was drawn, where those are not the
+            LLM's.
     """
 
     codes: np.ndarray
     hints: np.ndarray
     said: Said | None = None
+    drawn: np.ndarray | None = None
 
 
 def join_rows(tables: Sequence[np.ndarray], missing: float = -np.inf) -> np.ndarray:

@@ -223,7 +223,7 @@ def _student_entries(config: Config, agent: StudentAgent, turn: Turn, scene: Sce
         own = row(_policy(agent, features, [_only(heard)], offered)[0])
         return {"guidance": None, "policy": {"heard": own, "silent": None, "mixed": None}}
     silence = Guidance(np.zeros_like(heard.codes[[ENV]]), np.array([NO_HINT]))
-    weights = _teacher_weights(agent, turn.decision.said, scene)
+    weights = _teacher_weights(agent, heard, scene)
     options = [] if weights is None else [agent.options_in(offered, 1)]
     probs = _policy(agent, features, [_only(heard), silence, *options], offered)
     mixed = None if weights is None else row(weights[: len(probs) - 2] @ probs[2:])
@@ -277,13 +277,17 @@ def _policy(
     return probs
 
 
-def _teacher_weights(agent: StudentAgent, said: Said | None, scene: Scene) -> np.ndarray | None:
+def _teacher_weights(agent: StudentAgent, heard: Guidance, scene: Scene) -> np.ndarray | None:
     """M(x | s) over a fixed vocabulary.
 
     An LLM is not asked again: what it said has its scores with it.
     """
+    said = heard.said
     if not agent.lists_guidance:
         return None
+    if heard.drawn is not None:
+        drawn: np.ndarray = heard.drawn[ENV]
+        return drawn
     if said is not None:
         return None if said.scores is None else np.exp(log_softmax(said.scores[[ENV]])[0])
     weights: np.ndarray = agent.teacher.distribution(scene.take(np.array([ENV])))[0]

@@ -47,6 +47,7 @@ from lamorel_ext.rpc.clients import Clients
 from lamorel_ext.training.loop import train
 from lamorel_ext.training.run import TrainingRun
 from lamorel_ext.training.shared import LedRecorder, SharedClient
+from lamorel_ext.training.trace_lines import _teacher_weights
 from lamorel_ext.types import UpdateRequest, UpdateResult
 from tests.training.student_fakes import MemoryRecorder, TableLlm, make_corridor, small_config
 from tests.training.test_several_clients import together
@@ -1034,6 +1035,25 @@ def test_skills_are_chosen_by_the_product_of_probability_and_value() -> None:
     product = chosen["llm"] * chosen["values"]
     assert chosen["product"] == pytest.approx(product / product.sum(axis=1, keepdims=True))
     assert np.allclose(chosen["product"].sum(axis=1), 1.0)
+
+
+def test_who_teaches_the_llm_of_skills_hears_what_it_says_itself() -> None:
+    """The ratio of PPO is about its own probabilities, not about the product that was drawn by."""
+    from lamorel_ext.training.building import make_prompted_env
+
+    llm, config = TableLlm(), config_of("skills")
+    scene = make_prompted_env(config, make_corridor(config, False)).reset()
+    agent = skills(llm)
+    teacher = agent.teacher
+    heard = teacher.guide(scene, Draws(np.random.default_rng(0), np.random.default_rng(1)))
+    own = np.log(skills(llm, choose="llm").teacher.distribution(scene))
+    assert heard.said is not None and heard.said.scores == pytest.approx(own)
+    chosen = own[np.arange(len(own)), heard.said.chosen]
+    assert heard.said.log_probs == pytest.approx(chosen)
+    assert heard.drawn == pytest.approx(teacher.distribution(scene))
+    assert not np.allclose(heard.drawn, np.exp(own))
+    # a recorded rollout mixes the student's policies by what was drawn by
+    assert _teacher_weights(agent, heard, scene) == pytest.approx(heard.drawn[0])
 
 
 def test_the_llm_is_told_how_the_last_action_came_out() -> None:

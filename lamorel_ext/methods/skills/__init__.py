@@ -106,9 +106,10 @@ class SkillTeacher:
         self.notes.append(Note(scene.shown[0], answered, changed, len(self.notes)))
         if self._choose == "values":
             return self._vocabulary.choose(texts, chosen)
-        taken = log_probs[np.arange(len(chosen)), chosen]
-        said = Said(scene.shown, texts, chosen, taken, entropies(log_probs), log_probs)
-        return self._vocabulary.choose(texts, chosen, said)
+        own_logs = np.log(llm)  # who teaches the LLM needs what it says itself
+        taken = own_logs[np.arange(len(chosen)), chosen]
+        said = Said(scene.shown, texts, chosen, taken, entropies(log_probs), own_logs)
+        return dataclasses.replace(self._vocabulary.choose(texts, chosen, said), drawn=probs)
 
     def distribution(self, scene: Scene) -> np.ndarray:
         """See ``Teacher``."""
