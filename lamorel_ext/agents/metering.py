@@ -209,8 +209,11 @@ class MeteredClient(PassingClient):
 
     @property
     def _about(self) -> str:
-        """Clients that reword what they are asked give another answer in each wording."""
-        return repr(getattr(self._llm, "wordings", None))
+        """Clients that reword what they are asked give another answer in each wording; one of the
+        user's own may hang on more than the fields by which wordings are equal.
+        """
+        wordings = getattr(self._llm, "wordings", None)
+        return repr(wordings and [(type(each), vars(each)) for each in wordings])
 
     @contextmanager
     def _hearing(self) -> Iterator[Heard]:

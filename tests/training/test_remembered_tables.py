@@ -9,7 +9,7 @@ import torch
 from lamorel_ext.agents.llm_teachers import distribution_over
 from lamorel_ext.agents.metering import MeteredClient
 from lamorel_ext.experience import AllStates, Scene
-from lamorel_ext.prompts import PLAIN, WORDINGS
+from lamorel_ext.prompts import PLAIN, WORDINGS, Wording
 from lamorel_ext.training.rewording import RewordedClient
 from lamorel_ext.types import ObservationBatch, ScoreRequest, ScoreResult, UpdateRequest
 
@@ -111,3 +111,23 @@ def test_another_wording_is_asked_anew_whichever_client_says_it(behind: int) -> 
         with speaker.speaking(wording):
             distribution_over(meter, scene(), TEXTS)
     assert llm.asked == 2  # of the pretrained weights every answer is remembered
+
+
+class Hint(Wording):
+    """Of a user's own, whose text is no field of the dataclass: equal to every other hint."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("hint")
+        object.__setattr__(self, "text", text)
+
+
+def test_wordings_of_ones_own_are_told_apart_by_all_that_they_hold() -> None:
+    llm = CountingLlm()
+    rewording = RewordedClient(llm)  # type: ignore[arg-type]
+    meter = MeteredClient(rewording)
+    meter.reset(0)
+    assert Hint("look") == Hint("turn")
+    for text in ("look", "turn", "look"):
+        rewording.reword(Hint(text))
+        distribution_over(meter, scene(), TEXTS)
+    assert llm.asked == 2
