@@ -773,6 +773,9 @@ def test_a_recorded_rollout_that_is_none_is_told_by_its_line(
         ({"rankings": "a", "traces": "b"}, "one of them"),
         ({"rankings": "a", "learn": "returns"}, "rankings have no returns"),
         ({"of": "episodes"}, "needs method.learn=reward_model"),
+        ({"kl_coef": 0.1}, "method.kl_coef: is of method.learn=returns and reward_model, which is"),
+        ({"learn": "returns", "loss": "filtered"}, "method.loss: is of method.learn=pairs"),
+        ({"learn": "reward_model", "temperature": 2.0}, "method.temperature: is of"),
         ({"of": "episodes", "learn": "reward_model", "traces": "b"}, "own episodes"),
     ],
 )

@@ -19,7 +19,7 @@ from lamorel_ext.experience import Note, Rollout
 from lamorel_ext.methods.base import MethodSetting
 from lamorel_ext.methods.feedback.options import FeedbackOptions
 from lamorel_ext.methods.pairs import Pair, PairMethod, read_rankings
-from lamorel_ext.methods.preferences.options import PreferencesOptions
+from lamorel_ext.methods.preferences.options import USED_BY, PreferencesOptions
 from lamorel_ext.methods.preferences.reward_model import RewardModel, Texts, ranked_episodes
 from lamorel_ext.methods.told import Told, fingerprint_of, read_traces, told_in
 from lamorel_ext.options import in_common
@@ -227,6 +227,13 @@ def _check(setting: MethodSetting, options: PreferencesOptions) -> None:
         problems.append(
             "method.of=episodes: needs method.learn=reward_model and this run's own episodes"
         )
+    usual = PreferencesOptions()
+    for name, learns in USED_BY.items():
+        if options.learn not in learns and getattr(options, name) != getattr(usual, name):
+            problems.append(
+                f"method.{name}: is of method.learn={' and '.join(learns)}, which is"
+                f" {options.learn} here"
+            )
     if options.kl_coef and setting.config.guidance.vocabulary == "free":
         problems.append("method.kl_coef: free guidance has no distribution to stay close to")
     if problems:

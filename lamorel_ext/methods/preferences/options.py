@@ -8,6 +8,18 @@ from typing import Literal
 from lamorel_ext.methods.pairs.options import PairLoss
 from lamorel_ext.options import number
 
+USED_BY = {
+    "loss": ("pairs",),
+    "beta": ("pairs",),
+    "temperature": ("returns",),
+    "kl_coef": ("returns", "reward_model"),
+    "clip_eps": ("reward_model",),
+    "model_lr": ("reward_model",),
+    "model_epochs": ("reward_model",),
+    "model_size": ("reward_model",),
+}
+"""By option the values of ``learn`` that look at it, where that is not all of them."""
+
 
 @dataclass(frozen=True)
 class PreferencesOptions(PairLoss):
