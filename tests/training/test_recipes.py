@@ -732,6 +732,26 @@ def test_a_run_is_not_resumed_with_another_file_of_rankings(tmp_path: Path) -> N
     check_source({"rankings": str(path)}, grow, tmp_path, "method.rankings")
 
 
+def test_what_was_learnt_is_evaluated_without_the_file_that_it_was_learnt_from(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "p", "better": "a", "worse": "b"}\n')
+    plug = Plug("lamorel_ext.methods.preferences.Preferences", json.dumps({"rankings": str(path)}))
+    config = dataclasses.replace(config_of("preferences"), method=plug)
+    fragile = FragileRecorder(tmp_path / "run")
+    with pytest.raises(Stops):
+        train(config, PairLlm(), fragile, make_corridor)
+    fragile.rollouts_left = 9
+    path.unlink()
+    for recorder in (fragile, MemoryRecorder(tmp_path / "anew")):
+        with pytest.raises(NotThereError, match=r"method.rankings: .*mine.jsonl: no such file"):
+            train(config, PairLlm(), recorder, make_corridor)
+    with TrainingRun(config, PairLlm(), make_corridor) as run:
+        run.take_over(fragile.last)
+        run.evaluate()
+
+
 def test_a_checkpoint_that_does_not_know_what_was_learnt_from_is_resumed(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text('{"prompt": "p", "better": "a", "worse": "b"}\n')

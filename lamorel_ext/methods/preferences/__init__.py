@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lamorel_ext.agents.llm_teachers import rescored
-from lamorel_ext.errors import CheckpointError, ConfigError
+from lamorel_ext.errors import CheckpointError, ConfigError, NotThereError
 from lamorel_ext.experience import Note, Rollout
 from lamorel_ext.methods.base import MethodSetting
 from lamorel_ext.methods.feedback.options import FeedbackOptions
@@ -40,9 +40,16 @@ class Preferences(PairMethod):
         super().__init__(setting, options)
         self._args = options
         _check(setting, options)
-        self._file = read_rankings(Path(options.rankings)) if options.rankings else None
-        traces = Path(options.traces)
-        self._recorded = read_traces(traces, setting.config) if options.traces else None
+        self._file: list[Pair] | None = None
+        self._recorded: list[Told] | None = None
+        self._missing: NotThereError | None = None
+        try:
+            if options.rankings:
+                self._file = read_rankings(Path(options.rankings))
+            if options.traces:
+                self._recorded = read_traces(Path(options.traces), setting.config)
+        except NotThereError as error:  # what was learnt from it is evaluated without it
+            self._missing = error
         known = self._file if self._recorded is None else self._recorded
         self._source: dict[str, Any] = {}
         if known is not None:
@@ -52,6 +59,15 @@ class Preferences(PairMethod):
         if options.learn == "reward_model":
             generator = torch.Generator().manual_seed(int(setting.rng.integers(2**31)))
             self._model = RewardModel(options.model_size, generator)
+
+    def begin_run(self) -> None:
+        """See ``Method``.
+
+        Raises:
+            NotThereError: There is no such file or folder.
+        """
+        if self._missing is not None:
+            raise self._missing
 
     def pairs(self, rollout: Rollout) -> list[Pair]:
         """See ``PairMethod``."""
@@ -71,9 +87,11 @@ class Preferences(PairMethod):
         """See ``Method``.
 
         Raises:
-            CheckpointError: The run was saved when its file or folder held something else. An
-                evaluation of what was learnt from it is none the worse for that.
+            CheckpointError: The run was saved when its file or folder held something else, or was
+                there at all. An evaluation of what was learnt from it is none the worse for that.
         """
+        if self._missing is not None:
+            raise self._missing
         before, self._source_before = self._source_before, None
         if before and before != self._source:
             key = "rankings" if self._args.rankings else "traces"
