@@ -64,19 +64,20 @@ def encode_states(observations: ObservationBatch, task: TaskSpec) -> np.ndarray:
     none, its text; and the mission.
 
     Of a text these are its words and pairs of neighbouring words, hashed: a linear layer on them
-    learns a vector for each.
+    learns a vector for each. Mission and text may be single words, or differ in the last one; so
+    neither is read by ``hashed_words``.
 
     Returns:
         ``(n, feature_size(task))`` float32.
     """
     if task.symbolic:
         return encode_observations(observations)
-    missions = np.stack([hashed_mission(mission) for mission in observations.missions])
+    missions = np.stack([word_signs(_counted(mission)) for mission in observations.missions])
     if task.feature_size:
         seen = observations.features
     else:
         said = observations.descriptions
-        seen = np.stack([hashed_words(" ".join(lines), _SENTENCES) for lines in said])
+        seen = np.stack([hashed_text(" ".join(lines)) for lines in said])
     return np.concatenate([seen, missions], axis=1)
 
 
@@ -103,12 +104,27 @@ def hashed_mission(mission: str) -> np.ndarray:
     Returns:
         ``(64,)`` float32. Shared between calls: do not change it.
     """
-    seen = Counter[str]()
-    words = []
-    for word in mission.lower().split():
-        seen[word] += 1
-        words.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
-    return hashed_words(" ".join(words), _MISSION)
+    return hashed_words(_counted(mission), _MISSION)
+
+
+@functools.lru_cache(maxsize=65536)
+def hashed_text(text: str) -> np.ndarray:
+    """Words and pairs of neighbouring words, each hashed to two places and signs, scaled to length
+    1.
+
+    With ``hashed_words`` 128 of "you are at 0" to "you are at 499" would look like another: CRC-32
+    is linear, so that two last words with one place have pairs with one place too.
+
+    Returns:
+        ``(512,)`` float32. Shared between calls: do not change it.
+    """
+    vector = np.zeros(_SENTENCES, dtype=np.float32)
+    for gram in _grams(text):
+        digest = hashlib.blake2b(gram.encode(errors="surrogatepass"), digest_size=8).digest()
+        for code in np.frombuffer(digest, dtype="<u4").tolist():
+            vector[(code >> 1) % _SENTENCES] += 1.0 if code & 1 else -1.0
+    length = float(np.linalg.norm(vector))
+    return vector / length if length else vector
 
 
 @functools.lru_cache(maxsize=65536)
@@ -143,6 +159,16 @@ def word_signs(text: str) -> np.ndarray:
         vector += 2.0 * np.unpackbits(np.frombuffer(code.digest(), dtype=np.uint8)) - 1.0
     length = float(np.linalg.norm(vector))
     return vector / length if length else vector
+
+
+def _counted(mission: str) -> str:
+    """Its words, with a number behind one that came before."""
+    seen = Counter[str]()
+    words = []
+    for word in mission.lower().split():
+        seen[word] += 1
+        words.append(word if seen[word] == 1 else f"{word}#{seen[word]}")
+    return " ".join(words)
 
 
 def _grams(text: str) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from lamorel_ext.agents.features import (
     FEATURE_SIZE,
     encode_actions,
     encode_observations,
+    encode_states,
+    feature_size,
     hashed_mission,
     hashed_words,
     word_signs,
@@ -23,7 +25,7 @@ from lamorel_ext.agents.network import StudentNetwork
 from lamorel_ext.agents.optimizer import FlatAdam
 from lamorel_ext.agents.student_ppo import STATS, StudentBatch, ppo_losses, update_student
 from lamorel_ext.config import StudentArgs
-from lamorel_ext.types import ObservationBatch
+from lamorel_ext.types import ObservationBatch, TaskSpec
 from tests.training.student_fakes import observe
 
 
@@ -86,6 +88,20 @@ def test_missions_are_told_apart_by_words_and_by_their_order():
         assert np.linalg.norm(first) == pytest.approx(1.0)
     # Where no word comes again the two are one: what was learnt of such missions holds.
     np.testing.assert_array_equal(hashed_mission(texts[2]), hashed_words(texts[2], 64))
+
+
+@pytest.mark.parametrize("form", ["{}", "state {}", "you are at {}"])
+def test_states_and_missions_of_ones_own_are_told_apart_by_their_last_word(form: str):
+    """Also where their CRC-32, and with it those of all pairs that end in them, are alike."""
+    texts = [form.format(number) for number in range(500)]
+    task = TaskSpec("Mine", ("left", "right"))
+    for missions, lines in ((texts, [()] * 500), (["go"] * 500, [(text,) for text in texts])):
+        seen = ObservationBatch(
+            tuple(missions), tuple(lines), np.zeros((500, 0)), np.zeros(500, np.int64)
+        )
+        features = encode_states(seen, task)
+        assert features.shape == (500, feature_size(task))
+        assert len({row.tobytes() for row in features}) == 500
 
 
 def test_the_hash_of_words_is_the_same_in_every_process():
