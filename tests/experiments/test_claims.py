@@ -137,6 +137,19 @@ def test_the_same_is_not_said_of_the_same_arm_twice() -> None:
     assert [sentence.count("not shown to be ahead of") for sentence in answer[1:3]] == [1, 0]
 
 
+def test_an_arm_whose_signs_help_answers_before_one_with_a_larger_lead_alone() -> None:
+    above = [level + 0.2 for level in GAE]
+    td = {"teacher_feedback+signal=td": above, "teacher_feedback+signal=td+sign=random": above}
+    gae = dict(zip(FOUR, (FAR, GAE, FAR, FAR, FAR), strict=True))
+    assert headline(compare({**gae, **td}))[0].startswith(
+        "Did the feedback help? Yes: teacher_feedback/gae against teacher_frozen and ahead of every"
+        " control: area +0.200 "
+    )
+    # Nor does an arm of which nothing is shown stand before it, however large its mean.
+    wild = {"teacher_feedback+signal=td": [1.0 if seed % 2 else 0.5 for seed in range(SEEDS)]}
+    assert "Yes: teacher_feedback/gae against" in headline(compare({**gae, **wild}))[0]
+
+
 # --- the baseline ---------------------------------------------------------------------------------
 
 
