@@ -242,11 +242,17 @@ def _says_sign(summary: Summary, difference: Difference) -> str:
 
 
 def _baseline_first(summary: Summary, next_best: Difference) -> str:
-    others = (
-        "every other arm that does not follow the bot" if _experts(summary) else "every other arm"
-    )
+    rivals = _rivals(summary)
+    behind = [difference for difference in rivals if difference.is_behind]
+    if len(behind) == len(rivals):
+        others, do = "every other arm", "does"
+    else:
+        others, do = f"{len(behind)} of {len(rivals)} other arms", "do"
+    if len(rivals) < len(summary.against_baseline):
+        others += f" that {do} not follow the bot"
+    fewest = min(behind, key=lambda difference: difference.seeds)
     return (
-        f"{summary.baseline} is ahead of {others}{_tendency(next_best)}; next comes"
+        f"{summary.baseline} is ahead of {others}{_tendency(fewest)}; next comes"
         f" {next_best.ours}. {verdict(next_best)}"
     )
 
@@ -485,15 +491,16 @@ def _expert_failures(summary: Summary) -> str:
 
 
 def _best_arm(summary: Summary) -> Difference:
-    """The best that does not follow the bot, which knows the answer; the best of all where there is
-    no other.
+    return _best(_rivals(summary))
+
+
+def _rivals(summary: Summary) -> Sequence[Difference]:
+    """Against the baseline, those that do not follow the bot, which knows the answer; all where
+    there is no other.
     """
-    free = [
-        difference
-        for difference in summary.against_baseline
-        if difference.ours not in _experts(summary)
-    ]
-    return _best(free or summary.against_baseline)
+    experts = _experts(summary)
+    free = [difference for difference in summary.against_baseline if difference.ours not in experts]
+    return free or summary.against_baseline
 
 
 def _experts(summary: Summary) -> list[str]:

@@ -166,6 +166,24 @@ def test_a_baseline_that_the_comparison_did_not_name_is_told_of(tmp_path: Path) 
     assert warnings(find(tmp_path / "student_alone").tasks) == []  # nothing is compared
 
 
+def test_a_baseline_is_ahead_of_every_other_arm_only_where_each_is_shown_to_be_behind() -> None:
+    near, wild = [level - 0.1 for level in GAE], [0.88 * (seed % 2) for seed in range(SEEDS)]
+    sentences = [
+        headline(compare({"llm_policy": [level + 0.2 for level in GAE], **others}))[1]
+        for others in (
+            {"teacher_frozen": near, "student_alone": wild},
+            {"teacher_frozen": near, "student_alone": FAR},
+            {"teacher_frozen": near, "student_alone": FAR[:3]},
+        )
+    ]
+    assert [sentence.partition("; next")[0] for sentence in sentences] == [
+        "llm_policy is ahead of 1 of 2 other arms",
+        "llm_policy is ahead of every other arm",
+        "llm_policy is ahead of every other arm on 3 seeds, which is a tendency",
+    ]
+    assert all("; next comes teacher_frozen. teacher_frozen is worse" in one for one in sentences)
+
+
 # --- few seeds ------------------------------------------------------------------------------------
 
 
