@@ -292,13 +292,12 @@ def literal_rule(summary: Summary) -> list[str]:
 
 
 def _helps(edges: Sequence[EdgeCheck]) -> str:
-    few = any(
-        difference.is_tendency
-        for edge in edges
-        if _benefits(edge)
-        for difference in _decisive(edge)
-    )
-    return "is ahead, on so few seeds a tendency" if few else "helps"
+    found = [edge for edge in edges if _benefits(edge)]
+    if any(difference.is_tendency for edge in found for difference in _decisive(edge)):
+        return "is ahead, on so few seeds a tendency"
+    if absent := dict.fromkeys(kind for edge in found for kind in edge.not_run):
+        return f"is ahead, but not of the {_and(list(absent))} sign, which was not run"
+    return "helps"
 
 
 def _variant(others: Sequence[EdgeCheck]) -> str:

@@ -305,6 +305,24 @@ def test_where_the_papers_rule_helps_nothing_else_is_looked_for(tmp_path: Path) 
     )
 
 
+def test_the_papers_rule_helps_only_where_no_control_is_missing(tmp_path: Path) -> None:
+    arms = {
+        "teacher_frozen": 0.25,
+        "teacher_feedback+signal=previous": 0.5,
+        "teacher_feedback+signal=previous+sign=random": 0.25,
+        "teacher_feedback+signal=previous+sign=inverted": 0.25,
+    }
+    heights = {arm: 10 * [level] for arm, level in arms.items()}
+    (sentence,) = literal_rule(compare(tmp_path / "16", heights))
+    assert sentence.startswith(
+        "The paper's literal rule (previous) is ahead, but not of the shuffled sign, which was not"
+        " run: teacher_feedback/previous +0.250"
+    )
+    shuffled = {"teacher_feedback+signal=previous+sign=shuffled": 10 * [0.25]}
+    (sentence,) = literal_rule(compare(tmp_path / "all", {**heights, **shuffled}))
+    assert sentence.startswith("The paper's literal rule (previous) helps: ")
+
+
 def test_the_papers_rule_has_to_beat_every_control_that_was_run(tmp_path: Path) -> None:
     heights = {
         "teacher_frozen": [0.25],
