@@ -51,6 +51,7 @@ class Curves:
     def __init__(self, rows: Sequence[Row], settings: dict[str, Any]) -> None:
         # Tables of an earlier version have bootstrapped means, and all ends cut, returns' too.
         self.students = settings.get("intervals") == "t"
+        self.exchanged = "same_on_episodes" in settings
         self.cut: list[str] = settings.get("cut_at_0_and_1", ["success", "area", "return"])
         self.samples, self.seed = int(settings["samples"]), int(settings["seed"])
         self.tail, self.tie = (1 - settings["level"]) / 2, settings["tie"]
@@ -167,9 +168,11 @@ class Curves:
         return estimate, max(low, lowest), min(high, highest)
 
     def difference(
-        self, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
+        self, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], exact: bool
     ) -> tuple[Triple, dict[str, float]]:
-        """Ours minus theirs, seed by seed on each task, and the columns of its test."""
+        """Ours minus theirs, seed by seed on each task, and the columns of its test; ``exact``
+        where both arms went through all states.
+        """
         if not all(ours):
             return NOTHING, {"p": math.nan, "paired": math.nan, "correlation": math.nan}
         r, paired = pairing(ours, theirs)
@@ -186,6 +189,10 @@ class Curves:
             turned = [[-value for value in y] for y in theirs]
             half = mean_test([*ours, *turned], level)
             estimate, low, high, p = 2 * half[0], 2 * half[1], 2 * half[2], half[3]
+        if self.exchanged and not exact and low == high:
+            low = high = math.nan
+            ways = [2 ** len(x) if paired else math.comb(2 * len(x), len(x)) for x in ours]
+            p = 1.0 if abs(estimate) <= self.tie else 2 / math.prod(ways)
         return (estimate, low, high), {
             "p": p,
             "paired": math.nan if math.isnan(p) else float(paired),
@@ -381,16 +388,19 @@ def expected_difference(curves: Curves, row: Row, tasks: Sequence[str]) -> dict[
         }
     paired = list(zip(tasks, shared, strict=True))
 
-    def sides(score: Callable[..., float], *options: str) -> list[list[list[float]]]:
-        return [
+    exact = all(curves.is_exact(task, arm) for task in tasks for arm in (ours, theirs))
+
+    def apart(score: Callable[..., float], *options: str) -> tuple[Triple, dict[str, float]]:
+        first, second = (
             [[score(task, arm, seed, *options) for seed in seeds] for task, seeds in paired]
             for arm in (ours, theirs)
-        ]
+        )
+        return curves.difference(first, second, exact)
 
     every = [[curves.areas(task, arm) for task in tasks] for arm in (ours, theirs)]
-    (mean, low, high), test = curves.difference(*sides(curves.area))
+    (mean, low, high), test = apart(curves.area)
     found = {"area_difference": mean, "low": low, "high": high} | test
-    found |= triple("success_difference", curves.difference(*sides(curves.end, "success"))[0])
+    found |= triple("success_difference", apart(curves.end, "success")[0])
     found |= {"pairs": float(sum(map(len, shared)))} if "pairs" in row else {}
     found["evaluated_alike"] = float(
         all(curves.is_exact(task, ours) == curves.is_exact(task, theirs) for task in tasks)
@@ -398,11 +408,11 @@ def expected_difference(curves: Curves, row: Row, tasks: Sequence[str]) -> dict[
     for cost in COSTS if "seed" in row else ():
         total = curves.cheapest(tasks[0], [ours, theirs], cost)
         seeds = shared[0] if total == total else []
-        heights = [
+        first, second = (
             [[curves.area_by(tasks[0], arm, seed, cost, total) for seed in seeds]]
             for arm in (ours, theirs)
-        ]
-        found |= triple(f"area_by_{cost}_difference", curves.difference(*heights)[0])
+        )
+        found |= triple(f"area_by_{cost}_difference", curves.difference(first, second, exact)[0])
         found[f"area_by_{cost}_until"] = total
     return found | triple("probability_of_improvement", curves.improvement(every[0], every[1]))
 

@@ -188,7 +188,7 @@ def verdict(difference: Difference) -> str:
     interval = difference.interval
     if not difference.pairs or math.isnan(interval.estimate):
         return f"{difference.ours} and {difference.theirs} share no seed."
-    if math.isnan(interval.low):
+    if math.isnan(difference.p):
         word = "compared on one seed, which gives no interval, with"
     elif not (difference.is_ahead or difference.is_behind):
         word = "not distinguishable from"
@@ -375,9 +375,7 @@ def _fails(edge: EdgeCheck) -> bool:
 
 def _is_judged(edge: EdgeCheck) -> bool:
     complete = NO_EDGE in edge.differences and "random" in edge.differences
-    return complete and not any(
-        math.isnan(difference.interval.low) for difference in _decisive(edge)
-    )
+    return complete and not any(math.isnan(difference.p) for difference in _decisive(edge))
 
 
 def _benefits(edge: EdgeCheck) -> bool:

@@ -348,14 +348,21 @@ def _compared(differences: Sequence[Difference]) -> str:
 
 def _method(differences: Sequence[Difference]) -> list[str]:
     """Which interval stands beside which number, and what the correction is for."""
-    welch = [
-        difference.ours
-        for difference in differences
-        if not difference.paired and not math.isnan(difference.p)
-    ]
-    paired = [difference.ours for difference in differences if difference.paired]
+    with_ends = [one for one in differences if not math.isnan(one.interval.low)]
+    welch = [one.ours for one in with_ends if not one.paired]
+    paired = [one.ours for one in with_ends if one.paired]
+    alike = [one.ours for one in differences if one not in with_ends and not math.isnan(one.p)]
     kinds = [f"Student's t of the paired differences ({', '.join(paired)})"] if paired else []
     kinds += [f"Welch's t of unpaired seeds ({', '.join(welch)})"] if welch else []
+    kinds += (
+        [
+            f"none where the episodes of every seed show the same difference ({', '.join(alike)}),"
+            " as its spread is finer than they can show; p is then the least that exchanging the"
+            " two arms' labels can give"
+        ]
+        if alike
+        else []
+    )
     few = any(difference.is_tendency for difference in differences)
     words = (
         f" Fewer than {SEEDS_FOR_A_CLAIM} seeds are called a tendency whatever the p value."

@@ -7,7 +7,9 @@ Means, and differences of means, have Student's t intervals. Over several tasks 
 the tasks' means add up and the degrees of freedom are Welch's and Satterthwaite's. Two arms are
 paired by seed only where their correlation over seeds is above zero in a one-sided test at 5 %;
 otherwise their variances add up as Welch (1947) has it. ``experiments.coverage`` simulates what
-these intervals cover.
+these intervals cover. Where arms were evaluated on episodes and every seed shows the same
+difference, its spread is finer than so many episodes can show: there is no interval, and p is the
+least that exchanging the arms' labels can give, within pairs or over all seeds.
 
 Interquartile means, performance profiles and the probability of improvement have rliable's
 percentile bootstrap over the seeds within each task. No word of a report rests on those. One
@@ -158,12 +160,14 @@ def mean_columns(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return np.array(estimates), np.array(low), np.array(high)
 
 
-def contrast(pairs: Sequence[tuple[Values, Values]]) -> Contrast:
+def contrast(pairs: Sequence[tuple[Values, Values]], exact: bool = True) -> Contrast:
     """Ours minus theirs, paired by seed where that gives something and with Welch's variance
     otherwise.
 
     Args:
         pairs: Per task ours and theirs, each ``(n,)``, the same seeds in the same order.
+        exact: False where values come from episodes, so that they may be equal without being known
+            to be.
 
     Raises:
         ValueError: There are no tasks, or one has no values.
@@ -176,7 +180,17 @@ def contrast(pairs: Sequence[tuple[Values, Values]]) -> Contrast:
     variances = np.array([_variance_of_mean(values) for values in samples]) / len(both) ** 2
     degrees = np.array([values.size - 1 for values in samples])
     interval, p = _t_interval(estimate, variances, degrees)
+    if not exact and variances.sum() == 0:
+        interval = Interval(estimate, math.nan, math.nan)
+        p = 1.0 if abs(estimate) <= TIE else _least_p([x.size for x, _ in both], paired)
     return Contrast(interval, p, paired, correlation)
+
+
+def _least_p(sizes: Sequence[int], paired: bool) -> float:
+    """Two-sided, of the one arrangement of labels among all that puts every higher value on one
+    side.
+    """
+    return 2.0 / math.prod(2**size if paired else math.comb(2 * size, size) for size in sizes)
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -116,7 +116,7 @@ class Difference:
         interval: Of the mean over tasks of the mean over seeds.
         success: The same for success where the task ends.
         improvement: Chance that a run of ours beats a run of theirs.
-        p: Two-sided, of the difference of areas; NaN where there is no interval.
+        p: Two-sided, of the difference of areas; NaN where a task has one pair or none.
         p_corrected: The same, after Holm's correction for all differences with the same
             ``against``.
         compared: How many those are.
@@ -411,13 +411,16 @@ class _Table:
         Without a common seed on every task the intervals are NaN.
         """
         cut_at = self._cheapest([ours, theirs])
+        exact = is_exact([*self._all_runs(ours), *self._all_runs(theirs)])
         by_cost = {
             cost: _contrast(
-                {"": self._areas_by(ours, cost, total)}, {"": self._areas_by(theirs, cost, total)}
+                {"": self._areas_by(ours, cost, total)},
+                {"": self._areas_by(theirs, cost, total)},
+                exact,
             ).interval
             for cost, total in cut_at.items()
         }
-        found = _contrast(self._areas[ours], self._areas[theirs])
+        found = _contrast(self._areas[ours], self._areas[theirs], exact)
         return Difference(
             ours=ours,
             theirs=theirs,
@@ -428,7 +431,7 @@ class _Table:
                 for seed, value in paired_differences(areas, self._areas[theirs][task]).items()
             },
             interval=found.interval,
-            success=_contrast(self._finals[ours], self._finals[theirs]).interval,
+            success=_contrast(self._finals[ours], self._finals[theirs], exact).interval,
             improvement=improvement_over_tasks(
                 _strata(self._areas[ours]), _strata(self._areas[theirs]), self._samples
             ),
@@ -519,7 +522,9 @@ def _strata(by_task: Mapping[str, Mapping[int, float]]) -> list[list[float]]:
 
 
 def _contrast(
-    ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]
+    ours: Mapping[str, Mapping[int, float]],
+    theirs: Mapping[str, Mapping[int, float]],
+    exact: bool,
 ) -> Contrast:
     """Over the seeds that both arms have; unknown where there is none on some task."""
     shared = {task: sorted(by_seed.keys() & theirs[task].keys()) for task, by_seed in ours.items()}
@@ -529,7 +534,8 @@ def _contrast(
         [
             ([ours[task][s] for s in seeds], [theirs[task][s] for s in seeds])
             for task, seeds in shared.items()
-        ]
+        ],
+        exact,
     )
 
 

@@ -50,6 +50,7 @@ def resampling_settings(samples: int) -> dict[str, object]:
     return {
         "intervals": "t",
         "cut_at_0_and_1": ["success", "area"],
+        "same_on_episodes": "no interval, least p of exchanged labels",
         "generator": "numpy.random.default_rng",
         "seed": 0,
         "samples": samples,

@@ -245,6 +245,37 @@ def test_a_difference_between_unlike_evaluations_says_so() -> None:
     }
 
 
+def test_few_episodes_that_show_the_same_on_every_seed_are_no_certainty() -> None:
+    def sampled(arm: str, lead: float, seeds: int) -> list[Run]:
+        return flat(arm, [lead + level for level in [0.3, 0.5, 0.4, 0.6] * 3][:seeds], eval_exact=0)
+
+    leads = dict(zip(FOUR, (0.0, 0.1, 0.0, 0.0, 0.0), strict=True))
+    few, many = (
+        summary_of(*(sampled(arm, lead, seeds) for arm, lead in leads.items())) for seeds in (3, 12)
+    )
+    assert headline(few)[0].startswith(
+        "Did the feedback help? That is not shown: the best feedback arm, teacher_feedback/gae,"
+        " against teacher_frozen: area +0.100 [–, –], corrected p = 0.250, 3 seeds"
+    )
+    assert headline(few)[1].startswith("teacher_feedback/gae is not distinguishable from")
+    assert headline(many)[1].startswith("teacher_feedback/gae is better than teacher_frozen")
+    shown = sections(few)["Against the baseline, teacher_frozen"].replace("<wbr>", "")
+    assert "none where the episodes of every seed show the same difference" in shown
+    assert "<td>teacher_feedback/gae</td><td>+0.100</td><td>1.000</td>" in shown
+    for summary in (few, many):
+        tables = [
+            [dict(zip(header, row, strict=True)) for row in rows]
+            for header, rows in (curve_table(summary.tasks), difference_table([summary]))
+        ]
+        curves = recompute.Curves(tables[0], resampling_settings(200))
+        for row in tables[1]:
+            wanted = recompute.expected_difference(curves, row, curves.tasks)
+            for name in ("low", "p", "success_difference_low"):
+                assert row["seed"] or recompute.number(row[name]) == pytest.approx(
+                    wanted[name], abs=1e-12, nan_ok=True
+                )
+
+
 def test_equal_evaluations_need_no_word() -> None:
     summary = summary_of(
         *(

@@ -94,6 +94,25 @@ def test_an_arm_that_does_not_vary_has_no_correlation() -> None:
     )
 
 
+def test_a_difference_that_is_the_same_on_the_episodes_of_every_seed_has_no_interval() -> None:
+    # In steps of a tenth, as ten episodes are counted: 2 of the 8 ways to turn three signs, and 2
+    # of the 20 to label six values, show as much.
+    paired = contrast([([0.7, 0.9, 0.8], [0.6, 0.8, 0.7])], exact=False)
+    apart = contrast([([0.7, 0.7, 0.7], [0.6, 0.6, 0.6])], exact=False)
+    none = contrast([([0.7, 0.9, 0.8], [0.7, 0.9, 0.8])], exact=False)
+    assert [(got.paired, got.p) for got in (paired, apart, none)] == [
+        (True, 0.25),
+        (False, 0.1),
+        (True, 1.0),
+    ]
+    assert paired.interval.estimate == pytest.approx(0.1, abs=1e-12)
+    assert all(math.isnan(got.interval.low + got.interval.high) for got in (paired, apart, none))
+    two = contrast([([0.7, 0.9, 0.8], [0.6, 0.8, 0.7])] * 2, exact=False)
+    assert two.p == 2 / 64
+    varying = [([0.7, 0.9, 0.8], [0.6, 0.8, 0.6])]
+    assert contrast(varying, exact=False) == contrast(varying)
+
+
 def test_holms_correction_is_the_step_down_one() -> None:
     # Sorted .01, .02, .03: times 3, 2, 1 is .03, .04, .03; none may be below the one before it. NaN
     # counts for nothing.
