@@ -289,7 +289,7 @@ def read_run(folder: Path) -> Run:
         if state == "complete" or columns:
             _check_curve(path, columns)
         if state == "complete":
-            _check_end(path, columns, config.run.total_steps)
+            _check_whole(path, columns[STEPS], config)
             _check_unchanged(path)
     except CheckpointError as error:
         if state == "complete":
@@ -351,16 +351,31 @@ def _check_curve(path: Path, columns: Mapping[str, np.ndarray]) -> None:
         raise CheckpointError(f"{path}: {STEPS} does not go up from one row to the next")
 
 
-def _check_end(path: Path, columns: Mapping[str, np.ndarray], total_steps: int) -> None:
-    """Raises CheckpointError where the last evaluations of a complete run are gone.
+def _check_whole(path: Path, steps: np.ndarray, config: Config) -> None:
+    """Raises CheckpointError where evaluations of a complete run are gone.
 
-    Training goes on to the first multiple of ``env.num_envs`` that is not below the budget, and a
-    row stands at such a multiple: one below that is below the budget itself.
+    The first comes before any training, and each other one with the first rollout that ends at the
+    next multiple of ``run.eval_every`` or later. Training goes on to the first multiple of
+    ``env.num_envs`` that is not below the budget, and a row stands at such a multiple: one below
+    that is below the budget itself.
     """
-    if columns[STEPS][-1] < total_steps:
+    if steps[0] > 0:
         raise CheckpointError(
-            f"{path} has lost its last rows: the run is complete, expected one at {total_steps}"
-            f" {STEPS} or later, the last is at {columns[STEPS][-1]:g}"
+            f"{path} has lost its first rows: a run is evaluated at 0 {STEPS}, the first one is at"
+            f" {steps[0]:g}"
+        )
+    every, rollout = config.run.eval_every, config.num_steps * config.env.num_envs
+    late = steps[1:] >= (steps[:-1] // every + 1) * every + rollout
+    if late.any():
+        place = int(late.argmax())
+        raise CheckpointError(
+            f"{path} has lost rows between {steps[place]:g} and {steps[place + 1]:g} {STEPS}:"
+            f" run.eval_every is {every}, a rollout {rollout}"
+        )
+    if steps[-1] < config.run.total_steps:
+        raise CheckpointError(
+            f"{path} has lost its last rows: the run is complete, expected one at"
+            f" {config.run.total_steps} {STEPS} or later, the last is at {steps[-1]:g}"
         )
 
 

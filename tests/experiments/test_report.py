@@ -598,6 +598,29 @@ def test_a_complete_curve_that_ends_before_the_budget_is_damage(tmp_path: Path, 
     assert [run.seed for run in find(tmp_path).unfinished] == [1]
 
 
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ((512, 1024), "lost its first rows: a run is evaluated at 0 env_steps, the first one is"),
+        ((0, 1024), "lost rows between 0 and 1024 env_steps: run.eval_every is 10, a rollout 512"),
+        ((0, 512), "lost its last rows"),
+        ((0, 512, 1024), ""),
+    ],
+)
+def test_a_complete_curve_that_lacks_a_row_is_damage(
+    tmp_path: Path, kept: tuple[int, ...], words: str
+) -> None:
+    config = make_config("student_alone", 0, tmp_path, ARMS, "run.total_steps=1024")
+    with RunFolder(Path(config.run.output_dir), config, VERSIONS) as run:
+        for steps in kept:
+            run.write(make_row(steps, 0.5))
+    if words:
+        with pytest.raises(CheckpointError, match=words):
+            find(tmp_path)
+    else:
+        assert find(tmp_path).tasks[0].arms[0].area.estimate == 0.5
+
+
 def test_a_curve_may_end_beyond_the_budget_as_copies_are_stepped_together(tmp_path: Path) -> None:
     config = make_config("llm_policy", 0, tmp_path, ARMS, "run.total_steps=17")
     assert find(make_run(config, [0.0, 0.25, 0.5]).parents[1]).tasks[0].arms[0].runs

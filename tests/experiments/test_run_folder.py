@@ -189,8 +189,9 @@ def test_a_run_without_a_checkpoint_starts_over(config: Config) -> None:
     make_run(config, [0.25, 0.5])
     with RunFolder(folder_of(config), config, VERSIONS) as run:
         assert run.resume() is None
-        run.write(make_row(20, 0.125))
-    assert read_run(folder_of(config)).columns["success"].tolist() == [0.125]
+        run.write(make_row(0, 0.125))
+        run.write(make_row(20, 0.75))
+    assert read_run(folder_of(config)).columns["success"].tolist() == [0.125, 0.75]
 
 
 def test_a_checkpoint_comes_back_whole_and_later_rows_are_dropped(config: Config) -> None:
@@ -520,10 +521,11 @@ def test_a_complete_run_whose_curve_is_damaged_is_done_again_from_its_checkpoint
 
 def test_a_changed_digit_of_a_complete_curve_is_not_reported(config: Config) -> None:
     with RunFolder(folder_of(config), config, VERSIONS) as run:
+        run.write(make_row(0, 0.25))
         run.write(make_row(config.run.total_steps, 0.5))
         run.checkpoint(a_checkpoint(config.run.total_steps), None)
     path = folder_of(config) / "metrics.csv"
-    assert read_run(folder_of(config)).columns["success"].tolist() == [0.5]
+    assert read_run(folder_of(config)).columns["success"].tolist() == [0.25, 0.5]
     path.write_text(path.read_text().replace("0.5", "0.6"))
     with pytest.raises(CheckpointError, match=r"not the curve that its checkpoint holds\. The run"):
         read_run(folder_of(config))

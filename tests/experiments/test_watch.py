@@ -100,6 +100,7 @@ def test_the_budget_is_what_the_copies_reach_together(
     config = make_config("llm_policy", 0, tmp_path, ARMS, f"env.num_envs={copies}")
     with RunFolder(Path(config.run.output_dir), config, VERSIONS) as folder:
         folder.resume()
+        folder.write(make_row(0, 0.25))
         folder.write(make_row(budget, 0.25))
         folder.progress(budget, budget, {})
     assert f"{budget} of {budget}" in plain([only(tmp_path)])
