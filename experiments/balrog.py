@@ -55,7 +55,7 @@ from experiments.runs import entry
 from experiments.runs.build import llm_of, run_as_ranked
 from experiments.runs.checks import check_configs
 from experiments.runs.files import csv_cell, folder_to_write, replace_json, writing
-from experiments.runs.planning import ZERO_SHOT, split_policy
+from experiments.runs.planning import ZERO_SHOT, name_of_policy, split_policy
 from lamorel_ext.config import Config, EnvArgs
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.prompts import ACTION_NAMES
@@ -229,12 +229,15 @@ def evaluate_all(
     llm: LlmClient,
     checkpoint: Checkpoint | None,
     policy: str,
+    name: str,
     episodes: int,
     written_tokens: int | None,
 ) -> list[Row]:
     """The policy, random actions and the bot.
 
     Args:
+        policy: ``zero_shot``, or the folder of ``checkpoint``.
+        name: Of the policy's row.
         written_tokens: An LLM that is the policy writes its actions, this many tokens at most; None
             lets it choose.
     """
@@ -248,10 +251,10 @@ def evaluate_all(
         take_over(run, checkpoint, policy)
         if written_tokens is None:
             signals = run.edge.signals if run.edge.speaks else None
-            rows = [evaluate(config, run.agent, policy, episodes, signals)]
+            rows = [evaluate(config, run.agent, name, episodes, signals)]
         else:
             writer = WritingActor(run.llm or llm, written_tokens)  # in a method's wording, too
-            rows = [_evaluate_writing(config, writer, policy, episodes)]
+            rows = [_evaluate_writing(config, writer, name, episodes)]
     return apart(
         [
             *rows,
@@ -411,17 +414,20 @@ def run(argv: Sequence[str]) -> int:
     if shortfall := expert_shortfall(LEVEL):
         log.warning("%s", shortfall)
 
+    name = policy if checkpoint is None else name_of_policy(policy, overrides)
+
     def client(llm: LlmClient) -> int:
         rows = evaluate_all(
             config,
             llm,
             checkpoint,
             policy,
+            name,
             options.episodes,
             options.max_new_tokens if options.choose == "generate" else None,
         )
         facts = {
-            "policy": policy,
+            "policy": name,
             "model": config.lamorel_args.llm_args.model_path if config.asks_llm else None,
             "choose": options.choose,
             "level": LEVEL,

@@ -24,7 +24,12 @@ from experiments.report.statistics import Interval, mean_interval, wilson_interv
 from experiments.runs.build import llm_of, run_as_ranked
 from experiments.runs.checks import check_configs
 from experiments.runs.entry import add_trust_argument, make_parser, run_main, say, start_log
-from experiments.runs.planning import ZERO_SHOT, policy_config, split_policy
+from experiments.runs.planning import (
+    ZERO_SHOT,
+    name_of_policy,
+    policy_config,
+    split_policy,
+)
 from lamorel_ext.config import Config
 from lamorel_ext.errors import LamorelExtError
 
@@ -118,17 +123,18 @@ def take_over(
 
 
 def evaluate_all(
-    config: Config, llm: LlmClient | None, checkpoint: Checkpoint | None, name: str
+    config: Config, llm: LlmClient | None, checkpoint: Checkpoint | None, policy: str, name: str
 ) -> tuple[list[Score], int]:
-    """The policy, its teacher followed blindly where it has one, random actions and the bot, where
-    there is one, on the same episodes; and for how many environment steps the policy had learnt.
+    """The policy, called ``name``, its teacher followed blindly where it has one, random actions,
+    and the bot where there is one, on the same episodes; and for how many environment steps the
+    policy had learnt.
     """
     from lamorel_ext.agents.actors import ExpertActor, UniformActor
     from lamorel_ext.training.building import make_env, task_of
     from lamorel_ext.training.run import TrainingRun
 
     with TrainingRun(config, llm, make_env) as run:
-        taken = take_over(run, checkpoint, name)
+        taken = take_over(run, checkpoint, policy)
         signals = run.edge.signals if run.edge.speaks else None
         scores = [evaluate(config, run.agent, name, signals)]
         if run.agent.follower is not None:
@@ -234,11 +240,15 @@ def run(argv: Sequence[str]) -> int:
         log.warning("%s", shortfall)
 
     # The LLM as it is is a policy; another arm is one that has not learnt.
-    plain = checkpoint is not None or config.arm.agent in ("llm_policy", "own")
-    name = policy if plain else f"{config.arm.name}, untrained"
+    if checkpoint is not None:
+        name = name_of_policy(policy, overrides)
+    elif config.arm.agent in ("llm_policy", "own"):
+        name = policy
+    else:
+        name = f"{config.arm.name}, untrained"
 
     def client(llm: LlmClient) -> int:
-        scores, learnt = evaluate_all(config, llm_of(config, llm), checkpoint, name)
+        scores, learnt = evaluate_all(config, llm_of(config, llm), checkpoint, policy, name)
         say(f"{show(config, scores)}\n{as_json(config, name, scores, learnt)}")
         return 0
 

@@ -49,6 +49,7 @@ SET_HERE = {
     "run.eval_episodes": "take --episodes",
     "run.evaluation": "exact where that is possible, else on --episodes episodes",
     "run.seed": "each run keeps its own",
+    "arm": "each run keeps its own; lamorel-ext-evaluate policy=RUN takes another",
 }
 """Keys that mean nothing on the command line, and what does."""
 
@@ -220,9 +221,10 @@ def run(argv: Sequence[str]) -> int:
     from experiments.suites.generalisation.summary import summarise
 
     problems = [
-        f"{text}: {SET_HERE[key]}"
+        f"{text}: {instead}"
         for text in options.overrides
-        if (key := key_of(text)) in SET_HERE
+        for key, instead in SET_HERE.items()
+        if f"{key_of(text)}.".startswith(f"{key}.")
     ]
     if options.episodes < 1:
         problems.append(f"--episodes: must be at least 1, got {options.episodes}")

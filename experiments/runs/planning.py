@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.runs.identity import HOW_IT_RUNS
 from lamorel_ext.config import (
     CONFIG_DIR,
     Config,
@@ -196,6 +197,15 @@ def split_policy(overrides: Sequence[str]) -> tuple[str, list[str]]:
     return (policies or [ZERO_SHOT])[0], [
         text for text in overrides if not text.startswith("policy=")
     ]
+
+
+def name_of_policy(policy: str, overrides: Sequence[str]) -> str:
+    """Of a run folder, with what the command line has it act with instead, such as ``arm=random``;
+    where and how that is tested, and how it runs, is left out.
+    """
+    elsewhere = (*HOW_IT_RUNS, "run.", "env.", "task", "hydra.")
+    changed = [text for text in overrides if not key_of(text).startswith(elsewhere)]
+    return f"{policy} with {', '.join(changed)}" if changed else policy
 
 
 def policy_config(

@@ -171,7 +171,7 @@ def test_what_is_written_answers_the_words_of_the_runs_method(
     config = load_config(["arm=llm_policy", "env.num_envs=1"])
     writer = Always()
     config = dataclasses.replace(config, method=Plug(method))
-    balrog.evaluate_all(config, writer, None, "written", 1, 4)  # type: ignore[arg-type]
+    balrog.evaluate_all(config, writer, None, "written", "written", 1, 4)  # type: ignore[arg-type]
     goal = "Wish" if method else "Goal"
     assert writer.heard and all(goal in request.prompts[0] for request in writer.heard)
 
@@ -285,6 +285,10 @@ def test_a_run_folder_keeps_its_prompt_and_may_write_only_where_the_llm_acts(
     found = json.loads((tmp_path / "balrog.json").read_text())
     assert found["prompt"] == "lamorel" and found["history"] == 1 and found["choose"] == "generate"
     assert next(iter(found["progression"])).startswith(f"{tmp_path / 'llm_policy'}, writing (")
+    other = [f"policy={tmp_path / 'llm_policy'}", "arm=random", *options[:2], *options[-2:]]
+    assert balrog.run(other) == 0
+    found = json.loads((tmp_path / "balrog.json").read_text())
+    assert next(iter(found["progression"])) == f"{tmp_path / 'llm_policy'} with arm=random"
     assert run_main(balrog.run, [f"policy={tmp_path / 'teacher_frozen'}", *options]) == 2
     assert "the LLM acts itself only where arm.agent is llm_policy" in capsys.readouterr().err
 

@@ -371,6 +371,8 @@ def test_the_configuration_of_a_trusted_run_is_printed(
     ("word", "instead"),
     [
         ("run.eval_episodes=500", "take --episodes"),
+        ("arm=random", "each run keeps its own"),
+        ("arm.agent=random", "each run keeps its own"),
         ("run.evaluation=episodes", "exact where that is possible"),
         ("++run.seed=3", "each run keeps its own"),
     ],

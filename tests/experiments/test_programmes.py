@@ -431,6 +431,16 @@ def test_a_run_is_evaluated_beside_random_and_the_bot(
     )
 
 
+def test_a_run_that_acts_with_something_else_says_so(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished / "teacher_feedback+signal=previous" / "seed_5"
+    words = ["arm=random", "run.eval_episodes=2", "env.num_envs=4", "run.num_threads=1"]
+    assert evaluate.run([f"policy={folder}", *words]) == 0
+    found = scores_of(capsys.readouterr().out)
+    assert list(found) == [f"{folder} with arm=random", "random", "bot"]
+
+
 @pytest.mark.parametrize(
     "arm", ["teacher_feedback+signal=previous", "llm_policy_feedback+signal=gae"]
 )
