@@ -345,6 +345,19 @@ def test_single_files_of_a_group_are_found_in_folders_of_the_users_own(
     assert load_config(["arm=there", f"hydra.searchpath=[{tmp_path}/other]"]).arm.name == "there"
 
 
+@pytest.mark.parametrize("name", ["tâche à moi", "my task", "2000", "a=b", "it's #1"])
+def test_a_file_of_a_group_may_have_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / f"{name}.yaml").write_text(
+        "# @package _global_\nenv: {level: BabyAI-OpenDoor-v0}\n"
+    )
+    chosen = load_config([f"task={quote(name)}"], config_dir=tmp_path)
+    listed = load_matrix(
+        [f"compare.tasks=[{quote(name)}]", "compare.arms=[bot]"], "default", tmp_path
+    )
+    assert {chosen.env.level, *(one.env.level for one in listed.values())} == {"BabyAI-OpenDoor-v0"}
+
+
 def test_a_home_of_nobody_is_no_folder(tmp_path: Path) -> None:
     nobody = "~nosuchuser/x"
     with pytest.raises(ConfigError, match=f"--config-dir {nobody}: no such folder"):

@@ -102,6 +102,13 @@ def quote(value: str) -> str:
     return f"'{escaped}{ending[0] if ending else ''}'"
 
 
+def quote_if_needed(value: str) -> str:
+    """A value in Hydra's quotes unless it is a plain word."""
+    return (
+        value if re.fullmatch(r"[a-z_][\w./-]*", value, re.ASCII | re.IGNORECASE) else quote(value)
+    )
+
+
 def _quoted_item(item: str) -> str:
     return quote(item) if "=" in item and item[:1] not in ("'", '"') else item
 

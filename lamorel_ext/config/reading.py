@@ -23,7 +23,13 @@ from yaml import YAMLError
 
 from lamorel_ext.config.cells import Cell, expand_cells, named, read_cell
 from lamorel_ext.config.former import translated
-from lamorel_ext.config.overrides import Parsed, key_of, parse_override, search_path
+from lamorel_ext.config.overrides import (
+    Parsed,
+    key_of,
+    parse_override,
+    quote_if_needed,
+    search_path,
+)
 from lamorel_ext.config.plugs import leaves, plain
 from lamorel_ext.config.possible import PATH_KEYS, impossible_values
 from lamorel_ext.config.schema import CompareArgs, Config, EnvArgs
@@ -330,7 +336,10 @@ def _own_search_path(primary: Path) -> list[str]:
 
 def _compose_groups(name: str, chosen: Mapping[str, str], folders: Sequence[Path]) -> DictConfig:
     """Choose files of groups, also of those that the defaults list does not name."""
-    listed = {key: f"~{key}" if file == "null" else f"{key}={file}" for key, file in chosen.items()}
+    listed = {
+        key: f"~{key}" if file == "null" else f"{key}={quote_if_needed(file)}"
+        for key, file in chosen.items()
+    }
     while True:
         try:
             return compose(name, list(listed.values()), folders)
@@ -340,7 +349,7 @@ def _compose_groups(name: str, chosen: Mapping[str, str], folders: Sequence[Path
             if not added or "No match in the defaults list" not in str(error):
                 raise
             for key in added:
-                listed[key] = f"+{key}={chosen[key]}"
+                listed[key] = f"+{key}={quote_if_needed(chosen[key])}"
 
 
 def _set(composed: DictConfig, key: str, value: Any) -> str:
