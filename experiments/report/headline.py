@@ -92,7 +92,8 @@ def _answer(summary: Summary) -> str:
     best = max(judged, key=lambda edge: (_shown(edge), _estimate(edge.differences[NO_EDGE])))
     alone = best.differences[NO_EDGE]
     if alone.is_behind:
-        text = f"No, it did harm: {best.label} against {alone.theirs}"
+        word = "Tentatively, no" if alone.is_tendency else "No"
+        text = f"{word}, it did harm: {best.label} against {alone.theirs}"
     elif not alone.is_ahead:
         text = f"That is not shown: the best feedback arm, {best.label}, against {alone.theirs}"
     elif best.unbeaten:

@@ -210,6 +210,12 @@ def test_on_few_seeds_the_first_sentence_calls_a_lead_a_tendency() -> None:
     )
 
 
+@pytest.mark.parametrize(("seeds", "word"), [(3, "Tentatively, no"), (SEEDS, "No")])
+def test_harm_on_few_seeds_is_a_tendency_too(seeds: int, word: str) -> None:
+    summary = compare({"teacher_frozen": GAE[:seeds], FOUR[1]: FAR[:seeds]})
+    assert headline(summary)[0].startswith(f"Did the feedback help? {word}, it did harm: teacher_")
+
+
 def test_with_ten_seeds_nothing_is_called_a_tendency() -> None:
     summary = compare(dict(zip(FOUR, (FAR, GAE, FAR, FAR, FAR), strict=True)))
     assert "tendency" not in " ".join(headline(summary))
