@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from experiments.report.figures import Picture
 from experiments.report.inline import dark_colours, inlined
+from experiments.report.results import distinct
 
 Row = Sequence[str]
 
@@ -53,7 +54,7 @@ def page(
         warnings: What a reader must know before believing the answer; stands right below its first
             sentence.
     """
-    body = "\n".join(sections)
+    body = "\n".join(_apart(sections))
     return str(
         _PARTS.document(
             title,
@@ -65,6 +66,17 @@ def page(
             Markup(dark_colours(body)),
         )
     )
+
+
+def _apart(sections: Sequence[str]) -> list[str]:
+    """The sections, none in the place of another one, as names of two tasks may be alike in small
+    letters and digits.
+    """
+    places = [found[1] if (found := re.match(_HEADING, text)) else "" for text in sections]
+    return [
+        text.replace(f'<section id="{place}">', f'<section id="{own}">', 1)
+        for text, place, own in zip(sections, places, distinct(places, "-{}"), strict=True)
+    ]
 
 
 def _contents(body: str) -> dict[str, list[tuple[str, Markup]]]:

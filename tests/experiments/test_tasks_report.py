@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from made_runs import make_config, make_run
 
+from experiments.report.figures import Picture
 from experiments.report.headline import headline
-from experiments.report.making import find, make_report
+from experiments.report.making import compose_page, find, make_report
 from experiments.report.results import group_tasks, read_runs
 
 ARMS = [
@@ -68,6 +69,21 @@ def rows(report: Path, name: str) -> list[dict[str, str]]:
 
 def numbers(row: dict[str, str], *names: str) -> list[float]:
     return [float(row[name]) for name in names]
+
+
+def test_links_of_the_contents_lead_to_the_task_they_name(tmp_path: Path) -> None:
+    names = {"任务一": "GoToLocal", "任务二": "OpenDoor", "a b": "PickupLoc", "a-b": "GoToObj"}
+    for name, level in names.items():
+        own = (f"env.name={name}", f"env.level=BabyAI-{level}-v0")
+        make_run(make_config("bot", 0, tmp_path / level, ["bot"], *own), [0.5] * 3)
+    findings = find(tmp_path)
+    nothing: dict[str, list[Picture]] = dict.fromkeys(
+        ("curves", "costs", "differences", "controls", "aggregates", "profiles"), []
+    )
+    text = compose_page(findings, nothing, [nothing] * len(findings.tasks))
+    places = re.findall(r'<section id="([^"]*)">\n<h2>(.*?)</h2>', text)
+    assert len(dict(places)) == len(places)
+    assert sorted(re.findall(r'<a href="#([^"]*)"', text)) == sorted(dict(places))
 
 
 def test_runs_are_grouped_by_task_and_arms_have_the_same_name_everywhere(report: Path) -> None:
