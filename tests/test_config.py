@@ -129,6 +129,17 @@ def test_no_two_tasks_are_the_same() -> None:
             "go_to_local and go_to_local_d4 have the same env values",
         ),
         (
+            ["compare.arms=[teacher_feedback,teacher_feedback+signal=weighted]"],
+            "teacher_feedback and teacher_feedback+signal=weighted have the same values",
+        ),
+        (
+            [
+                "compare.arms=[teacher_feedback,teacher_feedback+signal=weighted+sign=random]",
+                "compare.controls=[random]",
+            ],
+            "teacher_feedback+sign=random and teacher_feedback+signal=weighted+sign=random have",
+        ),
+        (
             ["compare.tasks=[go_to_local,open_door]", "run.total_steps=0"],
             "\n  - run.total_steps: must be at least 1",
         ),

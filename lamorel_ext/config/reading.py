@@ -142,6 +142,7 @@ def load_matrix(
             [_concerning(problem, concerned, compare) for problem, concerned in problems.items()]
         )
     configs = _with_controls(configs, cells)
+    _check_arms_differ(configs)
     arms = tuple(dict.fromkeys(arm for _, arm in configs))
     configs = {
         key: dataclasses.replace(config, compare=dataclasses.replace(config.compare, arms=arms))
@@ -226,6 +227,21 @@ def _concerning(problem: str, concerned: Sequence[tuple[str, str]], compare: Com
     words = [f"task={', '.join(tasks)}"] if len(tasks) < len(set(compare.tasks)) else []
     words += [f"arm={', '.join(arms)}"] if len(arms) < len(set(compare.arms)) else []
     return f"with {' and '.join(words)}: {problem}" if words else problem
+
+
+def _check_arms_differ(configs: Mapping[tuple[str, str], Config]) -> None:
+    """A cell may name a value that its base has already: two arms under the same seeds would be one
+    arm, trained twice and counted twice in every correction.
+    """
+    seen: list[tuple[str, str, Config]] = []
+    for (task, arm), config in configs.items():
+        own = dataclasses.replace(config, arm=dataclasses.replace(config.arm, name=""))
+        for its_task, other, theirs in seen:
+            if its_task == task and theirs == own:
+                raise ConfigError(
+                    f"compare.arms: {other} and {arm} have the same values; leave one of them out"
+                )
+        seen.append((task, arm, own))
 
 
 def _check_tasks_differ(configs: Mapping[tuple[str, str], Config], compare: CompareArgs) -> None:
