@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lamorel_ext.agents.features import encode_observations, views_of
-from lamorel_ext.config import Plug
+from lamorel_ext.config import Plug, load_config
 from lamorel_ext.errors import ConfigError
 from lamorel_ext.methods.base import MethodSetting
 from lamorel_ext.methods.reward_program import RewardProgram, RewardProgramOptions
@@ -311,6 +311,15 @@ def test_an_agent_without_views_is_refused(tmp_path: Path) -> None:
     config = dataclasses.replace(config, arm=dataclasses.replace(config.arm, agent="llm_policy"))
     with pytest.raises(ConfigError, match="reward_program needs a student that sees BabyAI's"):
         train(config, TableLlm(), MemoryRecorder(tmp_path), make_corridor)
+
+
+def test_a_teacher_that_learns_from_trial_to_trial_is_refused(tmp_path: Path) -> None:
+    config = config_of("reward_program")
+    for channel in ("loss", "both"):
+        taught = load_config(["arm=teacher_feedback+signal=td", f"feedback.channel={channel}"])
+        with pytest.raises(ConfigError, match="feedback.signal: must be none beside reward_progr"):
+            both = dataclasses.replace(config, arm=taught.arm, feedback=taught.feedback)
+            train(both, TableLlm(), MemoryRecorder(tmp_path), make_corridor)
 
 
 # --- within a run's budget ------------------------------------------------------------------------

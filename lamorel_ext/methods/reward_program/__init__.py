@@ -111,6 +111,11 @@ class RewardProgram(Method):
         if not isinstance(agent, StudentAgent) or not agent.task.symbolic:
             raise ConfigError("method: reward_program needs a student that sees BabyAI's views")
         problems = []
+        if setting.config.feedback_trains:
+            problems.append(
+                "feedback.signal: must be none beside reward_program, whose trials begin with the"
+                " same student: the teacher would keep what it learnt in the others"
+            )
         for place, text in enumerate(options.programs):
             try:
                 read_program(text)
