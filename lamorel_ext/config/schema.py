@@ -119,8 +119,10 @@ class LlmArgs:
             by the decoder positions that they take together: at most as many as this number of
             sequences of their own would have.
         quantize: ``int8`` answers from 8-bit copies of the weights of linear layers where no
-            gradient is taken, on a CPU and in float32; the first scores' error is logged. Updates
-            are in full precision, and take the trained model's own old log-probabilities.
+            gradient is taken, on a CPU and in float32; the first scores' error is logged. Products
+            of few rows stay in float32, so that a score depends, within that error, on how many
+            prompts a server gets at once. Updates are in full precision, and take the trained
+            model's own old log-probabilities.
         max_prompt_tokens: A longer prompt is refused; null takes the model's own limit where it has
             one.
         cache_size: Answers remembered between two updates; 0 switches the memory off.
