@@ -82,7 +82,7 @@ class LamorelModel(nn.Module):
         self.pad_token = _pad_token(tokenizer, settings)
         self.device = self.main_device = model.device
         self._module_functions = nn.ModuleDict()
-        self._scorer: tuple[tuple[int, int], Scorer, TextEncoder] | None = None
+        self._scorer: tuple[tuple[int, ...], Scorer, TextEncoder] | None = None
 
     def get_model_config(self) -> Any:
         """The transformers configuration."""
@@ -200,11 +200,13 @@ class LamorelModel(nn.Module):
     def _scores(
         self, contexts: Sequence[str], candidates: Sequence[Sequence[str]], options: _Options
     ) -> Tensor:
-        stamp = (id(self._LLM_model), options.minibatch_size)
+        size, tokenizer = options.minibatch_size, self._LLM_tokenizer
+        # An updater may put others in their places, or add words to the tokenizer.
+        stamp = (id(self._LLM_model), size, id(tokenizer), len(tokenizer))
         if self._scorer is None or self._scorer[0] != stamp:
-            scorer = Scorer(make_engine(self._LLM_model, stamp[1]), stamp[1], torch.float32)
+            scorer = Scorer(make_engine(self._LLM_model, size), size, torch.float32)
             encoder = TextEncoder(
-                self._LLM_tokenizer,
+                tokenizer,
                 unwrap(self._LLM_model).config,
                 self._settings.args.max_prompt_tokens,
                 as_trained=False,  # as Lamorel, and as passes for module functions

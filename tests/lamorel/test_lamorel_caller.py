@@ -265,6 +265,19 @@ def test_a_generated_text_scores_what_generation_said_once_its_end_token_counts(
     assert 0 < ends < 12
 
 
+def test_words_that_the_tokenizer_learns_between_calls_are_read_as_such() -> None:
+    model = served()
+
+    def scores(key: str) -> list[float]:
+        return [float(row[key]) for row in model([key], ["go left"] * 2, [["left"], ["drop"]])]
+
+    before = scores(SCORE_KEY)
+    model._LLM_tokenizer.add_tokens(["left"])
+    model._LLM_model.resize_token_embeddings(len(model._LLM_tokenizer))
+    assert scores(SCORE_KEY) == pytest.approx(scores("score"), abs=1e-4)
+    assert scores(SCORE_KEY)[0] != pytest.approx(before[0], abs=1e-2)
+
+
 @pytest.mark.parametrize("version", ["0.2", "0.3"])
 def test_fresh_weights_follow_from_the_seed_and_drop_nothing_out(version: str) -> None:
     def scores(seed: int) -> list[float]:
