@@ -336,7 +336,8 @@ def _llm_args(
         values["seed"] = DEFAULT_SEED
     for key in (*_NEEDED_LATER, "parallelism", "lora"):
         values.pop(key, None)
-    for key in ("initializer", "cache_size", "value_head_hidden"):  # for our own programs
+    # for our own programs
+    for key in ("initializer", "cache_size", "value_head_hidden", "quantize"):
         if values.pop(key, None) is not None:
             unused.append(f"{where}.{key}")
     adapters = _take(LoraArgs, lora, f"{where}.lora", problems, unused)

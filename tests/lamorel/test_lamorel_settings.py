@@ -75,12 +75,13 @@ def test_threads_are_accelerates_or_the_most_of_any_llm() -> None:
 
 def test_unknown_keys_are_accepted_and_named() -> None:
     config = old(updater_args=None, other={"a": 1})
-    config["llm_args"].update(fancy=3, initializer={"_target_": "mine.Loud"})
+    config["llm_args"].update(fancy=3, initializer={"_target_": "mine.Loud"}, quantize="int8")
     assert set(read_settings(config).unused) == {
         "lamorel_args.updater_args",
         "lamorel_args.other",
         "llm_args.fancy",
         "llm_args.initializer",
+        "llm_args.quantize",
     }
 
 
