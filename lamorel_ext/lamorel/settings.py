@@ -330,6 +330,11 @@ def _llm_args(
                 f"{where}.constructor_kwargs.{key}: {value!r:.80} may change what the model says,"
                 " and is not here; there are dtype, load_in_4bit and trust_remote_code"
             )
+    if values.get("model_path") is None:  # else it would be our own programs' default
+        problems.append(
+            f"lamorel_args.{where}.model_path: a value is missing; name a model, or embedded, which"
+            " is this package's own"
+        )
     if values.get("handler") not in (None, "hf_llm"):
         problems.append(f"{where}.handler: {values['handler']!r} is not here; hf_llm is")
     if not values.get("seed"):  # Lamorel takes 0 for none, too

@@ -97,6 +97,16 @@ def test_values_that_are_missing_matter_only_where_they_are_needed() -> None:
         read_settings(OmegaConf.create(config))
 
 
+@pytest.mark.parametrize("version", ["0.2", "0.3"])
+def test_a_model_must_be_named(version: str) -> None:
+    config = old() if version == "0.2" else new()
+    where = "llm_args" if version == "0.2" else "llm_configs.main"
+    llm = config["llm_args"] if version == "0.2" else config["llm_configs"]["main"]
+    llm["model_pth"] = llm.pop("model_path")
+    with pytest.raises(ConfigError, match=f"lamorel_args.{where}.model_path: a value is missing"):
+        read_settings(OmegaConf.create(config))
+
+
 def test_every_problem_is_said_at_once() -> None:
     config = old(log_level="loud")
     config["llm_args"].update(minibatch_size="many", pretrained=3, model_type="rnn")
