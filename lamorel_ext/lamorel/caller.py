@@ -5,10 +5,10 @@ process; on an RL rank it asks.
 from __future__ import annotations
 
 import logging
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 from lamorel_ext.errors import ConfigError, RequestError
@@ -290,9 +290,9 @@ class Caller:
                     name: values[part.start : part.stop] for name, values in batch.items()
                 }
                 seed = shared.get("seed")
-                if method == "generate" and isinstance(seed, Integral):
+                if method == "generate" and seed is not None:
                     # With one seed everywhere a text in two parts would be continued alike.
-                    own["seed"] = seed + part.start
+                    own["seed"] = _whole(seed, "seed") + part.start
                 requests[server] = CallRequest(method, {**shared, **own})
         return [row for answer in self._caller.call(requests) for row in answer["rows"]]
 
@@ -338,6 +338,13 @@ def _listed(values: Any, name: str, like: list[Any] | None = None) -> list[Any]:
     if like is not None and len(rows) != len(like):
         raise RequestError(f"{name} has {len(rows)} lists, expected {len(like)}, one per context")
     return rows
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise RequestError(f"{name} is {value!r:.80}, expected a whole number") from error
 
 
 def _check(name: str, rows: Sequence[Any], fits: Callable[[Any], bool], expected: str) -> None:

@@ -101,6 +101,10 @@ def test_a_seed_gives_one_text_in_two_parts_of_a_batch_two_continuations() -> No
     caller, sent = client(old())
     caller.generate(["go"] * 4, seed=np.int64(5), do_sample=True)
     assert [each["seed"] for each in sent.requests.values()] == [5, 7, 8]
+    caller.generate(["go"] * 4, seed=torch.tensor(5), do_sample=True)
+    assert [each["seed"] for each in sent.requests.values()] == [5, 7, 8]
+    with pytest.raises(RequestError, match=r"seed is 5\.0, expected a whole number"):
+        caller.generate(["go"] * 4, seed=5.0, do_sample=True)
     caller.custom_module_fns(["a"], ["go"] * 4, seed=5)  # the module function's affair
     assert [each["seed"] for each in sent.requests.values()] == [5, 5, 5]
 
