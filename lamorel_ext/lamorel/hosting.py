@@ -168,6 +168,12 @@ def make_host(
                 f"initialize_model gave a {type(wrapper).__name__}, expected the model that it was"
                 " given"
             )
+        inner = wrapper._LLM_model
+        if not hasattr(inner, "config"):
+            raise TypeError(
+                f"initialize_model put a {type(inner).__name__} in the place of _LLM_model, which"
+                " has no config: give it the model's"
+            )
     if custom_updater is not None:
         if isinstance(custom_updater, CandidateUpdater):  # one of ours, by itself
             custom_updater = for_lamorel(custom_updater)

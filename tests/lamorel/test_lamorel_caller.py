@@ -143,6 +143,18 @@ def test_names_that_no_llm_of_03_has_are_refused(custom: dict[str, Any], complai
         Caller(new(), **custom)
 
 
+class Wraps(BaseModelInitializer):
+    def initialize_model(self, model: Any) -> Any:
+        model._LLM_model = torch.nn.Sequential(model._LLM_model)
+        return model
+
+
+def test_a_model_of_ones_own_needs_a_configuration() -> None:
+    settings = LlmSettings("", "0.2", LlmArgs(), range(1))
+    with pytest.raises(TypeError, match="put a Sequential in the place of _LLM_model.* no config"):
+        make_host(settings, [CPU], 1, None, {}, Wraps())
+
+
 @pytest.mark.parametrize("given", [{"main": 1}, object(), "x"])
 @pytest.mark.parametrize("place", [3, 5])
 def test_what_is_no_updater_or_initialiser_is_refused(place: int, given: Any) -> None:
