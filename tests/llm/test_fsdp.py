@@ -133,10 +133,10 @@ def test_every_server_gets_every_request_and_what_fails_on_one_is_raised() -> No
 
 
 def test_lamorels_interface_refuses_it_by_name() -> None:
-    config = {"parallelism": {"use_gpu": False, "model_parallelism_size": 1, "fsdp": True}}
+    parallelism = {"use_gpu": False, "model_parallelism_size": 1, "fsdp": True}
     problems: list[str] = []
-    _llm_args(config, "lamorel_args.llm_args", problems, [])
-    assert len(problems) == 1 and problems[0].startswith("lamorel_args.llm_args.parallelism.fsdp:")
+    _llm_args({"model_path": "mine", "parallelism": parallelism}, "llm_args", problems, [])
+    assert len(problems) == 1 and problems[0].startswith("llm_args.parallelism.fsdp:")
 
 
 FSDP = "lamorel_args.llm_args.parallelism.fsdp=true"
