@@ -96,7 +96,6 @@ def encode_actions(offered: Sequence[Sequence[str]]) -> np.ndarray:
     return table
 
 
-@functools.lru_cache(maxsize=65536)
 def hashed_mission(mission: str) -> np.ndarray:
     """``hashed_words``, where a word that comes again counts as another word: "put the red ball
     next to the green ball" and its reverse have the same words and pairs.
@@ -123,8 +122,7 @@ def hashed_text(text: str) -> np.ndarray:
         digest = hashlib.blake2b(gram.encode(errors="surrogatepass"), digest_size=8).digest()
         for code in np.frombuffer(digest, dtype="<u4").tolist():
             vector[(code >> 1) % _SENTENCES] += 1.0 if code & 1 else -1.0
-    length = float(np.linalg.norm(vector))
-    return vector / length if length else vector
+    return _unit(vector)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -140,8 +138,7 @@ def hashed_words(text: str, size: int) -> np.ndarray:
     for gram in _grams(text):
         code = zlib.crc32(gram.encode(errors="surrogatepass"))
         vector[(code >> 1) % size] += 1.0 if code & 1 else -1.0
-    length = float(np.linalg.norm(vector))
-    return vector / length if length else vector
+    return _unit(vector)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -157,10 +154,16 @@ def word_signs(text: str) -> np.ndarray:
     for gram in _grams(text):
         code = hashlib.blake2b(gram.encode(errors="surrogatepass"), digest_size=TEXT_SIZE // 8)
         vector += 2.0 * np.unpackbits(np.frombuffer(code.digest(), dtype=np.uint8)) - 1.0
+    return _unit(vector)
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    """The vector scaled to length 1; zeros stay zeros."""
     length = float(np.linalg.norm(vector))
     return vector / length if length else vector
 
 
+@functools.lru_cache(maxsize=65536)
 def _counted(mission: str) -> str:
     """Its words, with a number behind one that came before."""
     seen = Counter[str]()

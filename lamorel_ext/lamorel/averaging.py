@@ -18,15 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from lamorel_ext.lamorel.optimisers import fused_adam
+from lamorel_ext.llm.updaters.agreement import bit_sum
 from lamorel_ext.llm.updaters.base import SingleServer
 from lamorel_ext.llm.updaters.gradients import sum_dtype, sum_over_servers
 from lamorel_ext.rpc.groups import gather_numbers
 from lamorel_ext.types import ServerGroup
 
 T = TypeVar("T")
-
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integers to read numbers of so many bytes as."""
 
 
 class AveragedModule(nn.Module):
@@ -189,8 +187,7 @@ class AveragedModule(nn.Module):
         gradients. The rest, most of a frozen model, is the same everywhere and need not travel.
         """
         weights = [each for each in self.module.parameters() if each.is_floating_point()]
-        bits = (each.detach().contiguous().view(_BITS[each.element_size()]) for each in weights)
-        sums = gather_numbers([int(each.sum(dtype=each.dtype)) for each in bits], self.group)
+        sums = gather_numbers([bit_sum(each) for each in weights], self.group)
         same = (sums == sums[0]).all(0).tolist()
         return [
             each
